@@ -1,0 +1,166 @@
+"""What input must be, and the wording of every error of the linear algebra."""
+
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether every leaf has a value now (none is traced)."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def array_of_reals(value: Any, name: str, *, finite: bool = True) -> Array:
+    """`value` as a floating-point JAX array; refuses integers, complex numbers, NaN, infinity."""
+    if value is None or isinstance(value, str | dict | set):
+        raise TypeError(f"{name} must be an array of real numbers; got {value!r}.")
+    dtype = getattr(value, "dtype", None)
+    if dtype is None:
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise TypeError(
+                f"{name} must be a rectangular array of real numbers; got {value!r}."
+            ) from error
+        dtype = value.dtype
+    if not jnp.issubdtype(dtype, jnp.floating):
+        advice = (
+            "Take its real part or model real and imaginary parts as an axis."
+            if jnp.issubdtype(dtype, jnp.complexfloating)
+            else "Convert it, for example with `.astype(float)`."
+        )
+        raise TypeError(f"{name} must hold floating-point numbers; got dtype {dtype}. {advice}")
+    array = jnp.asarray(value)
+    if finite and is_concrete(array):
+        check_finite(array, name)
+    return array
+
+
+def check_finite(array: Array, name: str) -> None:
+    """Refuse concrete NaN and infinity, naming the first place."""
+    values = np.asarray(array)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        where = f" at index {place}" if place else ""
+        raise ValueError(
+            f"{name} must be finite; got {values[place]}{where} ({int(bad.sum())} such "
+            f"{'entry' if bad.sum() == 1 else 'entries'}). Remove or replace them first."
+        )
+
+
+def matrix(value: Any, name: str, *, square: bool = False) -> Array:
+    """`value` as a real matrix `(*batch, m, n)`."""
+    array = array_of_reals(value, name)
+    if array.ndim < 2:
+        raise ValueError(
+            f"{name} must be a matrix of shape (*batch, m, n); got shape {array.shape}. "
+            "For a diagonal factor pass kx.Diagonal(vector)."
+        )
+    if 0 in array.shape[-2:]:
+        raise ValueError(f"{name} must not be empty; got shape {array.shape}. Drop that axis.")
+    if square:
+        check_square(array.shape, name)
+    return array
+
+
+def check_square(shape: tuple[int, ...], name: str) -> None:
+    """Refuse a matrix that is not square."""
+    if shape[-1] != shape[-2]:
+        raise ValueError(
+            f"{name} must be square; got shape {tuple(shape)}. "
+            "Pass a covariance matrix, not a cross-covariance."
+        )
+
+
+def check_symmetric(array: Any, name: str) -> None:
+    """Refuse a concrete matrix that is not symmetric up to rounding."""
+    if not is_concrete(array):
+        return
+    values = np.asarray(array)
+    gap = np.abs(values - np.swapaxes(values, -1, -2))
+    if gap.size and gap.max() > 64 * np.finfo(values.dtype).eps * np.abs(values).max():
+        *_, i, j = (int(k) for k in np.unravel_index(gap.argmax(), gap.shape))
+        raise ValueError(
+            f"{name} must be symmetric to be used as a covariance; entries ({i}, {j}) and "
+            f"({j}, {i}) differ by {gap.max():.3g}. Symmetrise it, or use kx.solve and kx.logdet "
+            "without noise, which take general square factors."
+        )
+
+
+def check_triangular(array: Any, name: str, lower: bool) -> None:
+    """Refuse a concrete matrix with entries on the wrong side of its diagonal."""
+    if not is_concrete(array):
+        return
+    values = np.asarray(array)
+    wrong = np.triu(values, 1) if lower else np.tril(values, -1)
+    if wrong.any():
+        place = tuple(int(k) for k in np.argwhere(wrong)[0])
+        raise ValueError(
+            f"{name} must be {'lower' if lower else 'upper'} triangular; got {wrong[place]:.3g} "
+            f"at index {place}. Pass the triangle alone, for example `jnp.tril(matrix)`."
+        )
+
+
+def grid_of(
+    y: Any, grid_shape: tuple[int, ...], name: str, dtype: Any, *, finite: bool = True
+) -> tuple[Array, bool]:
+    """`y` as `(*batch, *grid)` in `dtype`, and whether it came in the flat layout.
+
+    Where the trailing shape is the grid's, `y` is a grid; else its last size must be `N`.
+    """
+    check_precision(y, name, dtype)
+    array = array_of_reals(y, name, finite=finite).astype(dtype)
+    num_axes, num_cells = len(grid_shape), prod(grid_shape)
+    if array.ndim >= num_axes and array.shape[array.ndim - num_axes :] == grid_shape:
+        return array, False
+    if array.ndim and array.shape[-1] == num_cells:
+        return array.reshape(*array.shape[:-1], *grid_shape), True
+    raise ValueError(_layout_message(array.shape, grid_shape, num_cells, name))
+
+
+def _layout_message(shape, grid_shape, num_cells, name) -> str:
+    start = (
+        f"{name} must have shape (*batch, {', '.join(map(str, grid_shape))}) or "
+        f"(*batch, {num_cells}); got shape {tuple(shape)}."
+    )
+    trailing = shape[-len(grid_shape) :]
+    if len(shape) >= len(grid_shape) and sorted(trailing) == sorted(grid_shape):
+        return f"{start} The axes are in another order than the factors: transpose {name}."
+    columns = len(shape) >= 2 and shape[-2] == num_cells
+    if columns or (len(shape) > len(grid_shape) and shape[-len(grid_shape) - 1 : -1] == grid_shape):
+        return (
+            f"{start} A trailing column axis is not a batch: use `op @ X` to multiply and "
+            "`kx.inverse(op) @ X` to solve for the columns of X, or move that axis to the front."
+        )
+    return f"{start} Check that it lies on the grid of the operator."
+
+
+def check_precision(value: Any, name: str, dtype: Any) -> None:
+    """Refuse data of higher precision than the parameters: that precision would be lost."""
+    given = getattr(value, "dtype", None)
+    if given is None or not jnp.issubdtype(given, jnp.floating):
+        return
+    if jnp.finfo(given).bits > jnp.finfo(dtype).bits:
+        raise TypeError(
+            f"{name} must not be of higher precision than the parameters; got {given} with "
+            f"{jnp.dtype(dtype)} parameters. Enable double precision with "
+            "`jax.config.update('jax_enable_x64', True)` before creating them, or convert with "
+            f"`.astype('{jnp.dtype(dtype)}')`."
+        )
+
+
+def check_broadcast(shapes: list[tuple[int, ...]], name: str) -> tuple[int, ...]:
+    """The broadcast of several batch shapes."""
+    try:
+        return jnp.broadcast_shapes(*shapes)
+    except ValueError as error:
+        listed = ", ".join(str(tuple(s)) for s in shapes)
+        raise ValueError(
+            f"The batch shapes of {name} must broadcast against each other; got {listed}. "
+            "Insert axes of size one where a batch is to be shared."
+        ) from error

@@ -1,0 +1,56 @@
+"""Attach a decomposition to an operator, for reuse outside jit."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kronax.linalg.checks import is_concrete
+from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.kronecker import Kronecker, as_kronecker
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators import AbstractOperator
+
+
+def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
+    """The same operator carrying its decomposition, so that later calls need none.
+
+    Inside one `jit` this is not needed: identical decompositions are merged there. Gradients flow
+    to the factors as before. The decomposition belongs to these factors: make a new operator
+    rather than editing the factors of a decomposed one.
+
+    Args:
+        op: with noise, one eigenbasis per axis is attached; without, Cholesky factors where a
+            concrete factor is positive definite, else LU.
+
+    Raises:
+        ValueError: if a factor is not square, or the operator is singular or indefinite.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> op = kx.decompose(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0)
+        >>> round(kx.logdet(op).item(), 4)
+        4.1589
+    """
+    if isinstance(op, KroneckerPlusNoise):
+        bases = _eigenbases(op)
+        explain_not_finite([b.values for b in bases], op)
+        return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases)
+    op = as_kronecker(op)
+    op.check_square("a decomposition")
+    held = tuple(f.factorize(_is_positive_definite(f)) for f in op.factors)
+    return Kronecker(*op.factors, decomposition=held)
+
+
+@eqx.filter_jit
+def _eigenbases(op: KroneckerPlusNoise):
+    return op.eigenbases()
+
+
+def _is_positive_definite(factor: AbstractFactor) -> bool:
+    if not is_concrete(factor):
+        return False
+    matrix = np.asarray(factor.to_dense())
+    symmetric = np.array_equal(matrix, np.swapaxes(matrix, -1, -2))
+    return symmetric and bool(jnp.isfinite(jnp.linalg.cholesky(matrix)).all())

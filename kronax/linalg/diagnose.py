@@ -1,0 +1,55 @@
+"""Say why a result on concrete values is not finite."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from kronax.linalg.checks import is_concrete
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.noise import KroneckerPlusNoise
+
+
+def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> None:
+    """Raise if a concrete result has NaN or infinities, with the factor that is to blame.
+
+    Traced values pass: there NaN lets a sampler reject a proposal.
+    """
+    if not is_concrete(result, op):
+        return
+    if all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(result)):
+        return
+    if isinstance(op, KroneckerPlusNoise):
+        _blame_indefinite(op.kronecker, "signal")
+        if isinstance(op.noise, Kronecker):
+            _blame_indefinite(op.noise, "noise")
+        raise np.linalg.LinAlgError(
+            "The operator must be positive definite; signal plus noise has an eigenvalue that is "
+            f"not above zero in {op.dtype}. Add noise: `op + variance` with a larger variance."
+        )
+    if covariance:
+        _blame_indefinite(op, "covariance", definite=True)
+    for k, factor in enumerate(op.factors):
+        condition = np.linalg.cond(np.asarray(factor.to_dense())).max()
+        if not condition < 1 / np.finfo(op.dtype).eps:
+            raise np.linalg.LinAlgError(
+                f"Kronecker factor {k} must be invertible; got condition number {condition:.3g}. "
+                "Remove repeated rows, or add noise to the operator: `op + variance`."
+            )
+    raise np.linalg.LinAlgError(
+        f"The result overflows {op.dtype}: rescale the operator or the data."
+    )
+
+
+def _blame_indefinite(kronecker: Kronecker, what: str, definite: bool = False) -> None:
+    for k, factor in enumerate(kronecker.factors):
+        values = np.linalg.eigvalsh(np.asarray(factor.to_dense(), dtype=np.float64))
+        smallest, largest = float(values.min()), float(np.abs(values).max())
+        slack = factor.size * np.finfo(kronecker.dtype).eps * largest
+        if smallest < -slack or (definite and smallest <= slack):
+            kind = "definite" if definite else "semidefinite"
+            raise np.linalg.LinAlgError(
+                f"Kronecker factor {k} of the {what} must be positive {kind}; its smallest "
+                f"eigenvalue is {smallest:.3g} (largest {largest:.3g}). Check the kernel, or add "
+                "noise: `op + variance`."
+            )

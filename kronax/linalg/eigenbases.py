@@ -1,0 +1,223 @@
+"""Symmetric blocks, and the basis in which both terms of a two-term sum are diagonal.
+
+One axis of a Kronecker product is a *fixed* orthonormal transform around symmetric blocks. From a
+factor's own parameters to its blocks everything is ordinary automatic differentiation; the
+derivative rules see blocks only, so a new structure needs no derivative code.
+"""
+
+from typing import NoReturn
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.modes import apply_along, matmul
+from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
+
+# Eigenvalues below zero by at most this many `n · eps · λ_max` are rounding, and count as zero.
+ROUNDING = 4.0
+
+
+class SymmetricBlocks(eqx.Module):
+    """A symmetric matrix along one axis: a direct sum of blocks.
+
+    Args:
+        arrays: one per block: `(*batch, m, m)` a full block, `(*batch, m)` a diagonal one, or
+            `(*batch,)` a multiple of the identity.
+        ndims: the number of axes of each block without its batch: 2, 1 or 0.
+        sizes: the size `m` of each block; they add up to the size of the axis.
+    """
+
+    arrays: tuple[Array, ...]
+    ndims: tuple[int, ...] = eqx.field(static=True)
+    sizes: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        """Size of the axis."""
+        return sum(self.sizes)
+
+    @property
+    def event_ndims(self) -> "SymmetricBlocks":
+        """The number of axes of every leaf without its batch, as a matching pytree."""
+        return SymmetricBlocks(self.ndims, self.ndims, self.sizes)  # type: ignore[arg-type]
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes shared by the blocks."""
+        shapes = (a.shape[: a.ndim - n] for a, n in zip(self.arrays, self.ndims, strict=True))
+        return jnp.broadcast_shapes(*shapes)
+
+
+class Eigenbasis(eqx.Module):
+    """`Wᵀ K W = diag(values)` and `Wᵀ N W = diag(noise_values)` along one axis.
+
+    `W` is block diagonal: `blocks[k]` is one block's matrix, or `None` for the identity. It is
+    orthonormal unless both terms are general; then `log_abs_det` is `log|det W|`. The arrays are
+    held constant: the derivative rules contain what depends on them. `vectors` hands them out
+    guarded, so that a derivative through eigenvectors raises and never returns a wrong number.
+    """
+
+    blocks: tuple[Array | None, ...]
+    values: Array
+    noise_values: Array
+    log_abs_det: Array | None
+    anchor: Array
+    sizes: tuple[int, ...] = eqx.field(static=True)
+
+    @property
+    def vectors(self) -> tuple[Array | None, ...]:
+        """The blocks of `W`; differentiating through them raises."""
+        return tuple(None if w is None else _guard(self.anchor, w) for w in self.blocks)
+
+    @property
+    def event_ndims(self) -> "Eigenbasis":
+        """The number of axes of every leaf without its batch, as a matching pytree."""
+        return Eigenbasis(
+            blocks=tuple(None if w is None else 2 for w in self.blocks),  # type: ignore[arg-type]
+            values=1,  # type: ignore[arg-type]
+            noise_values=1,  # type: ignore[arg-type]
+            log_abs_det=None if self.log_abs_det is None else 0,  # type: ignore[arg-type]
+            anchor=0,  # type: ignore[arg-type]
+            sizes=self.sizes,
+        )
+
+    def rotate(self, x: Array, axis: int) -> Array:
+        """`Wᵀ` along `axis < 0` of `x` (no batch)."""
+        return self._apply([None if w is None else w.T for w in self.blocks], x, axis)
+
+    def unrotate(self, x: Array, axis: int) -> Array:
+        """`W` along `axis < 0` of `x` (no batch)."""
+        return self._apply(self.blocks, x, axis)
+
+    def _apply(self, matrices, x: Array, axis: int) -> Array:
+        if all(m is None for m in matrices):
+            return x
+        pieces = [
+            piece if m is None else apply_along(m, piece, axis)
+            for m, piece in zip(matrices, split_blocks(x, self.sizes, axis), strict=True)
+        ]
+        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+
+
+def split_blocks(x: Array, sizes: tuple[int, ...], axis: int) -> list[Array]:
+    """The pieces of `x` that belong to the blocks of one axis."""
+    if len(sizes) == 1:
+        return [x]
+    return jnp.split(x, [sum(sizes[:k]) for k in range(1, len(sizes))], axis)
+
+
+def expand(array: Array, ndim: int, size: int) -> Array:
+    """The diagonal of a block that is diagonal (1) or a multiple of the identity (0)."""
+    return jnp.broadcast_to(array[..., None], (*array.shape, size)) if ndim == 0 else array
+
+
+def eigenbasis(signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
+    """Diagonalise both terms of one axis together: one `eigh` per block that is not diagonal.
+
+    A block whose term is indefinite beyond rounding gets NaN values.
+    """
+    anchor = _zero_of(signal) + _zero_of(noise)
+    signal, noise = lax.stop_gradient((signal, noise))
+    vectors, values, noise_values, log_abs_dets = [], [], [], []
+    for block in zip(
+        signal.arrays, signal.ndims, noise.arrays, noise.ndims, signal.sizes, strict=True
+    ):
+        w, value, noise_value, log_abs_det = _block_basis(*block)
+        vectors.append(w)
+        values.append(value)
+        noise_values.append(noise_value)
+        log_abs_dets.append(log_abs_det)
+    general = [v for v in log_abs_dets if v is not None]
+    return Eigenbasis(
+        blocks=tuple(vectors),
+        values=_concatenate(values),
+        noise_values=_concatenate(noise_values),
+        log_abs_det=sum(general[1:], general[0]) if general else None,
+        anchor=anchor,
+        sizes=signal.sizes,
+    )
+
+
+def _block_basis(k: Array, k_ndim: int, n: Array, n_ndim: int, size: int):
+    """`(W, λ, μ, log|det W|)` of one block; `None` for an identity and for a zero."""
+    if k_ndim < 2 and n_ndim < 2:
+        return None, _positive(expand(k, k_ndim, size)), _positive(expand(n, n_ndim, size)), None
+    if n_ndim == 0:
+        values, vectors = jnp.linalg.eigh(k)
+        return vectors, _rounded(values), _positive(expand(n, 0, size)), None
+    if k_ndim == 0:
+        values, vectors = jnp.linalg.eigh(n)
+        return vectors, _positive(expand(k, 0, size)), _rounded(values), None
+    return _whitened(_full(k, k_ndim), _full(n, n_ndim))
+
+
+def _whitened(k: Array, n: Array):
+    """Diagonalise two general terms, whitening by their trace-balanced sum.
+
+    For positive semidefinite terms that sum is positive definite whenever the two-term operator
+    is, so neither term is singled out and either may be singular.
+    """
+    size = k.shape[-1]
+    k_scale, n_scale = (_mean_diagonal(m)[..., None, None] for m in (k, n))
+    root = jnp.linalg.cholesky(k / k_scale + n / n_scale)
+    half = lax.linalg.triangular_solve(root, k / k_scale, left_side=True, lower=True)
+    white = lax.linalg.triangular_solve(
+        root, half, left_side=False, lower=True, transpose_a=True
+    )
+    share, vectors = jnp.linalg.eigh(white)
+    share = _rounded(share)
+    rest = 1 - share
+    slack = ROUNDING * size * jnp.finfo(k.dtype).eps
+    rest = jnp.where(rest < -slack, jnp.nan, jnp.maximum(rest, 0))
+    w = lax.linalg.triangular_solve(root, vectors, left_side=True, lower=True, transpose_a=True)
+    log_abs_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
+    return w, share * k_scale[..., 0], rest * n_scale[..., 0], log_abs_det
+
+
+def _mean_diagonal(matrix: Array) -> Array:
+    mean = jnp.trace(matrix, axis1=-2, axis2=-1) / matrix.shape[-1]
+    return jnp.where(mean > 0, mean, 1)
+
+
+def _full(array: Array, ndim: int) -> Array:
+    if ndim == 2:
+        return array
+    return array[..., None] * jnp.eye(array.shape[-1], dtype=array.dtype)
+
+
+def _rounded(values: Array) -> Array:
+    """Eigenvalues with negative rounding set to zero, and NaN where they are truly negative."""
+    largest = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
+    slack = ROUNDING * values.shape[-1] * jnp.finfo(values.dtype).eps * largest
+    return jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0))
+
+
+def _positive(values: Array) -> Array:
+    return jnp.where(values < 0, jnp.nan, values)
+
+
+def _concatenate(pieces: list[Array]) -> Array:
+    if len(pieces) == 1:
+        return pieces[0]
+    batch = jnp.broadcast_shapes(*(p.shape[:-1] for p in pieces))
+    return jnp.concatenate([jnp.broadcast_to(p, (*batch, p.shape[-1])) for p in pieces], -1)
+
+
+def _zero_of(blocks: SymmetricBlocks) -> Array:
+    """A zero that carries the derivative of the blocks: what the guard watches."""
+    first = blocks.arrays[0]
+    return jnp.zeros((), first.dtype) * first.ravel()[0]
+
+
+def _refuse(operands, constants, tangents) -> NoReturn:
+    raise DerivativeOrderError(
+        "The eigenvectors of a decomposition cannot be differentiated: where eigenvalues repeat "
+        "their derivative does not exist. Differentiate kx.solve, kx.logdet, kx.inv_quad or "
+        "kx.normal_logpdf of the operator instead; these are exact at any spectrum."
+    )
+
+
+_guard = RulePrimitive("kronax_guarded_basis", lambda anchor, vectors: vectors, _refuse)

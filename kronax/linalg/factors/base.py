@@ -1,0 +1,182 @@
+"""Operators on one axis: what a Kronecker product is made of.
+
+A factor says how it multiplies, and which fixed transform and symmetric blocks it is. Solving,
+determinants, sampling and every derivative follow from that.
+"""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from kronax.linalg import checks
+from kronax.linalg.eigenbases import SymmetricBlocks
+from kronax.linalg.factorizations import (
+    AbstractFactorization,
+    CholeskyFactorization,
+    LUFactorization,
+)
+from kronax.linalg.modes import map_batch
+from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.roots import symmetric_root
+
+
+class AbstractFactor(AbstractOperator):
+    """An operator on one axis. Subclass it with `size`, `mv` and `to_dense`.
+
+    Everything else follows, derivatives included; override `blocks`, `mv_along`, `root` or
+    `factorize` where the structure allows something faster.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> class Exchangeable(kx.AbstractFactor):
+        ...     rho: jnp.ndarray
+        ...     size: int = eqx.field(static=True)
+        ...     def mv(self, x):
+        ...         return (1 - self.rho) * x + self.rho * x.sum(-1, keepdims=True)
+        ...     def to_dense(self):
+        ...         return (1 - self.rho) * jnp.eye(self.size) + self.rho
+        >>> factor = Exchangeable(jnp.array(0.5), 3)
+        >>> kx.logdet(kx.Kronecker(factor, jnp.eye(2)) + 0.1).shape
+        ()
+    """
+
+    size: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def mv(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
+        """Multiply along the last axis of `x`."""
+
+    @abc.abstractmethod
+    def to_dense(self) -> Float[Array, "*batch m n"]:
+        """The factor as a matrix."""
+
+    @property
+    def factors(self) -> tuple["AbstractFactor", ...]:
+        """The factor itself."""
+        return (self,)
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """`(size,)`."""
+        return (self.size,)
+
+    @property
+    def dtype(self) -> Any:
+        """Floating-point type of the entries."""
+        return jax.eval_shape(self.to_dense).dtype
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """Leading axes of the parameters."""
+        return jax.eval_shape(self.to_dense).shape[:-2]
+
+    @property
+    def T(self) -> "AbstractFactor":  # noqa: N802
+        """The transpose; a factor of your own is taken to be symmetric unless it overrides this."""
+        return self
+
+    def mv_grid(self, x: Array) -> Array:
+        """Multiply along the last axis, batches included."""
+        if not self.batch_shape:
+            return self.mv_along(x, -1)
+        batch = checks.check_broadcast([self.batch_shape, x.shape[:-1]], "the factor and x")
+        return map_batch(
+            lambda factor, v: factor.mv_along(v, -1), batch, (self, self.event_ndims()), (x, 1)
+        )
+
+    def mv_along(self, x: Array, axis: int) -> Array:
+        """Multiply along `axis < 0` of `x`; the factor has no batch here."""
+        return jnp.moveaxis(self.mv(jnp.moveaxis(x, axis, -1)), -1, axis)
+
+    def check_covariance(self, name: str) -> None:
+        """Refuse a factor that cannot be a covariance; the base class trusts."""
+
+    def event_ndims(self) -> Any:
+        """The number of axes of every leaf without its batch, as a matching pytree."""
+        batch = len(self.batch_shape)
+        return jax.tree.map(lambda leaf: max(leaf.ndim - batch, 0), self)
+
+    def diagonal(self) -> Array:
+        """The diagonal, `(*batch, n)`."""
+        return jnp.diagonal(self.to_dense(), axis1=-2, axis2=-1)
+
+    def scaled(self, scalar: Array) -> "AbstractFactor":
+        """`scalar * self`, which keeps its structure."""
+        return Scaled(self, scalar)
+
+    def blocks(self) -> SymmetricBlocks:
+        """The symmetric blocks, by ordinary differentiable code from the parameters."""
+        return SymmetricBlocks((self.to_dense(),), (2,), (self.size,))
+
+    def factorize(self, positive_definite: bool = False) -> AbstractFactorization:
+        """LU or Cholesky factors, held constant: `solve` and `logdet` carry the derivative."""
+        kind = CholeskyFactorization if positive_definite else LUFactorization
+        return kind.of(jax.lax.stop_gradient(self.to_dense()))
+
+    def log_abs_det(self, factorization: AbstractFactorization) -> Array:
+        """`log|det|`, right at every order."""
+        return factorization.log_abs_det(self.to_dense())
+
+    def root(self) -> Array:
+        """A matrix `R` with `R Rᵀ` equal to this one, at every positive semidefinite matrix.
+
+        A diagonal factor gives `(*batch, n)`, the diagonal of its root.
+        """
+        return symmetric_root(self.to_dense())
+
+
+class Scaled(AbstractFactor):
+    """A number times a factor that has no cheaper way to scale."""
+
+    factor: AbstractFactor
+    scalar: Array
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """Length of the axis."""
+        return self.factor.size
+
+    @property
+    def output_grid_shape(self) -> tuple[int, ...]:
+        """That of the factor."""
+        return self.factor.output_grid_shape
+
+    @property
+    def T(self) -> "Scaled":  # noqa: N802
+        """The transpose."""
+        return Scaled(self.factor.T, self.scalar)
+
+    def mv(self, x: Array) -> Array:
+        """Multiply along the last axis of `x`."""
+        return self.scalar * self.factor.mv(x)
+
+    def mv_along(self, x: Array, axis: int) -> Array:
+        """Multiply along `axis < 0` of `x`."""
+        return self.scalar * self.factor.mv_along(x, axis)
+
+    def to_dense(self) -> Array:
+        """The matrix."""
+        return self.scalar * self.factor.to_dense()
+
+    def diagonal(self) -> Array:
+        """The diagonal."""
+        return self.scalar * self.factor.diagonal()
+
+    def blocks(self) -> SymmetricBlocks:
+        """The blocks of the factor, scaled."""
+        inner = self.factor.blocks()
+        return SymmetricBlocks(
+            tuple(self.scalar * a for a in inner.arrays), inner.ndims, inner.sizes
+        )
+
+
+def cast(factor: AbstractFactor, dtype: Any) -> AbstractFactor:
+    """The factor with its parameters in another floating-point type."""
+    return jax.tree.map(
+        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+        factor,
+    )

@@ -1,0 +1,222 @@
+"""A Kronecker product plus noise, and the exact sum of two Kronecker products: one case."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg import checks
+from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
+from kronax.linalg.kronecker import Kronecker, as_kronecker
+from kronax.linalg.operators import AbstractOperator, define_sums
+
+
+class KroneckerPlusNoise(AbstractOperator):
+    """`⊗K_i + σ² I`, or `⊗K_i + ⊗N_i` with any positive semidefinite `N_i`.
+
+    Both terms are diagonalised together, axis by axis: one `eigh` per axis that is not diagonal.
+    Either term may be singular as long as the sum is positive definite. `kx.Kronecker(A, B) + 0.1`
+    makes one.
+
+    Args:
+        kronecker: the signal, symmetric positive semidefinite factors.
+        noise: the variance σ² (not σ), a number or an array that broadcasts to the batch shape of
+            the signal; or a `kx.Kronecker` of covariances over the same grid.
+
+    Raises:
+        ValueError: if a factor is not square or not symmetric, if the noise is negative, or if the
+            two grids differ.
+        TypeError: if `noise` is neither a number nor a Kronecker product.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> op = kx.KroneckerPlusNoise(kx.Kronecker(jnp.eye(3), jnp.eye(2)), 1.0)
+        >>> round(kx.logdet(op).item(), 4)
+        4.1589
+    """
+
+    kronecker: Kronecker
+    noise: Array | Kronecker
+    decomposition: tuple[Eigenbasis, ...] | None
+
+    def __init__(self, kronecker: Any, noise: Any, *, decomposition: Any = None):
+        self.kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusNoise")
+        self.kronecker.check_covariance("a sum with noise")
+        self.noise = _checked_noise(noise, self.kronecker)
+        self.decomposition = decomposition
+
+    @property
+    def factors(self) -> tuple[AbstractFactor, ...]:
+        """The factors of the signal."""
+        return self.kronecker.factors
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """`(n_1, …, n_d)`."""
+        return self.kronecker.grid_shape
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The broadcast batch of signal and noise."""
+        noise = self.noise
+        extra = noise.batch_shape if isinstance(noise, Kronecker) else noise.shape
+        return jnp.broadcast_shapes(self.kronecker.batch_shape, extra)
+
+    @property
+    def dtype(self) -> Any:
+        """Floating-point type of the entries."""
+        return self.kronecker.dtype
+
+    @property
+    def T(self) -> "KroneckerPlusNoise":  # noqa: N802
+        """Itself: it is symmetric."""
+        return self
+
+    def mv_grid(self, x: Array) -> Array:
+        """Both terms, added."""
+        if isinstance(self.noise, Kronecker):
+            return self.kronecker.mv_grid(x) + self.noise.mv_grid(x)
+        return self.kronecker.mv_grid(x) + self._noise_grid() * x
+
+    def diagonal(self) -> Array:
+        """The diagonal, `(*batch, *grid)`."""
+        if isinstance(self.noise, Kronecker):
+            return self.kronecker.diagonal() + self.noise.diagonal()
+        return self.kronecker.diagonal() + self._noise_grid()
+
+    def to_dense(self) -> Array:
+        """The `(*batch, N, N)` matrix: for tests and small grids only."""
+        if isinstance(self.noise, Kronecker):
+            return self.kronecker.to_dense() + self.noise.to_dense()
+        identity = jnp.eye(self.shape[-1], dtype=self.dtype)
+        return self.kronecker.to_dense() + self.noise[..., None, None] * identity
+
+    def scaled(self, scalar: Array) -> "KroneckerPlusNoise":
+        """`scalar * self`: both terms are scaled."""
+        return KroneckerPlusNoise(scalar * self.kronecker, scalar * self.noise)
+
+    def event_ndims(self) -> "KroneckerPlusNoise":
+        """The number of axes of every leaf without its batch, as a matching pytree."""
+        noise = self.noise.event_ndims() if isinstance(self.noise, Kronecker) else 0
+        return _unchecked(self.kronecker.event_ndims(), noise)
+
+    def blocks(self) -> tuple[tuple[SymmetricBlocks, ...], tuple[SymmetricBlocks, ...]]:
+        """The symmetric blocks of signal and noise, per axis."""
+        signal = tuple(f.blocks() for f in self.kronecker.factors)
+        if isinstance(self.noise, Kronecker):
+            return signal, tuple(f.blocks() for f in self.noise.factors)
+        one = jnp.ones((), self.dtype)
+        scales = [self.noise, *(one for _ in signal[1:])]
+        return signal, tuple(
+            SymmetricBlocks((scale,) * len(s.sizes), (0,) * len(s.sizes), s.sizes)
+            for scale, s in zip(scales, signal, strict=True)
+        )
+
+    def eigenbases(self) -> tuple[Eigenbasis, ...]:
+        """One basis per axis, held constant: computed, or the ones that the operator carries."""
+        if self.decomposition is not None:
+            return lax.stop_gradient(self.decomposition)
+        return tuple(eigenbasis(k, n) for k, n in zip(*self.blocks(), strict=True))
+
+    def _noise_grid(self) -> Array:
+        assert not isinstance(self.noise, Kronecker)
+        return self.noise.reshape(*self.noise.shape, *(1,) * len(self.grid_shape))
+
+
+def _checked_noise(noise: Any, kronecker: Kronecker) -> Array | Kronecker:
+    if isinstance(noise, AbstractOperator):
+        noise = as_kronecker(noise, "The noise")
+        noise.check_covariance("noise")
+        if noise.grid_shape != kronecker.grid_shape:
+            raise ValueError(
+                "Signal and noise must be over the same grid; got "
+                f"{kronecker.grid_shape} and {noise.grid_shape}. Give one noise factor per axis, "
+                "kx.ScaledIdentity(1.0, n) where the noise does not vary."
+            )
+        checks.check_precision(noise, "The noise", kronecker.dtype)
+        checks.check_broadcast(
+            [kronecker.batch_shape, noise.batch_shape], "the signal and the noise"
+        )
+        return noise
+    if isinstance(noise, int | float) and not isinstance(noise, bool):
+        noise = np.asarray(noise, dtype=kronecker.dtype)
+    checks.check_precision(noise, "The noise variance", kronecker.dtype)
+    value = checks.array_of_reals(noise, "The noise variance").astype(kronecker.dtype)
+    batch = kronecker.batch_shape
+    if value.ndim > len(batch) or not _broadcasts(value.shape, batch):
+        raise ValueError(
+            "The noise variance must be a single number, or one per entry of the batch "
+            f"{batch}; got shape {value.shape}. For noise that differs along an axis pass "
+            "kx.Kronecker(kx.Diagonal(variances), kx.ScaledIdentity(1.0, n)); `op + array` is not "
+            "elementwise."
+        )
+    if checks.is_concrete(value) and bool((np.asarray(value) < 0).any()):
+        raise ValueError(
+            f"The noise variance must not be negative; got {float(np.asarray(value).min())}. "
+            "It is a variance σ², not a logarithm or a standard deviation."
+        )
+    return value
+
+
+def _broadcasts(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
+    try:
+        return len(jnp.broadcast_shapes(shape, batch)) == len(batch)
+    except ValueError:
+        return False
+
+
+def _unchecked(kronecker: Any, noise: Any) -> KroneckerPlusNoise:
+    op = object.__new__(KroneckerPlusNoise)
+    for name, value in (("kronecker", kronecker), ("noise", noise), ("decomposition", None)):
+        object.__setattr__(op, name, value)
+    return op
+
+
+def _sum(first: AbstractOperator, second: Any) -> AbstractOperator:
+    """What `first + second` is; only sums that stay exact are made."""
+    if isinstance(second, AbstractOperator):
+        return _sum_of_operators(first, second)
+    if isinstance(first, KroneckerPlusNoise):
+        added = _checked_noise(second, first.kronecker)
+        if isinstance(first.noise, Kronecker):
+            raise TypeError(_three_terms(first, "a number"))
+        return KroneckerPlusNoise(first.kronecker, first.noise + added)
+    return KroneckerPlusNoise(first, second)
+
+
+def _sum_of_operators(first: AbstractOperator, second: AbstractOperator) -> AbstractOperator:
+    if isinstance(first, KroneckerPlusNoise) or isinstance(second, KroneckerPlusNoise):
+        noisy, other = (
+            (first, second) if isinstance(first, KroneckerPlusNoise) else (second, first)
+        )
+        raise TypeError(_three_terms(noisy, type(other).__name__))
+    if first.grid_shape != second.grid_shape:
+        raise ValueError(
+            "Operators that are added must be over the same grid; got "
+            f"{first.grid_shape} and {second.grid_shape}."
+        )
+    matrices = (Dense, Diagonal, ScaledIdentity)
+    if isinstance(first, Diagonal | ScaledIdentity) and isinstance(
+        second, Diagonal | ScaledIdentity
+    ):
+        return Diagonal(first.diagonal() + second.diagonal())
+    if isinstance(first, matrices) and isinstance(second, matrices):
+        return Dense(first.to_dense() + second.to_dense())
+    return KroneckerPlusNoise(as_kronecker(first), as_kronecker(second))
+
+
+def _three_terms(noisy: KroneckerPlusNoise, other: str) -> str:
+    return (
+        "A sum of more than two terms has no exact decomposition; got a Kronecker product plus "
+        f"{'Kronecker noise' if isinstance(noisy.noise, Kronecker) else 'noise'} plus {other}. "
+        "Put what the terms share into one factor, or add fewer terms."
+    )
+
+
+define_sums(_sum)

@@ -1,0 +1,53 @@
+"""The symmetric square root of a positive semidefinite matrix, right to first order.
+
+Cholesky gives NaN for a squared-exponential matrix of size 20 already; the symmetric root exists
+at every positive semidefinite matrix. Its derivative `X` solves `R X + X R = dK`: in the
+eigenbasis a division by `√λ_a + √λ_c`, which needs no gap between eigenvalues.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.eigenbases import SymmetricBlocks, eigenbasis
+from kronax.linalg.modes import map_batch, matmul
+from kronax.linalg.rules import LinearPrimitive, RulePrimitive
+
+
+def symmetric_root(matrix: Array) -> Array:
+    """`R = Rᵀ` with `R R = K` for `K` `(*batch, n, n)`; NaN if `K` is indefinite.
+
+    On the null space of `K` the derivative is taken as zero.
+    """
+    size = matrix.shape[-1]
+    unit = SymmetricBlocks((jnp.ones((), matrix.dtype),), (0,), (size,))
+    basis = eigenbasis(SymmetricBlocks((matrix,), (2,), (size,)), unit)
+    pair = lax.stop_gradient((basis.blocks[0], jnp.sqrt(basis.values)))
+    return map_batch(_root, matrix.shape[:-2], (matrix, 2), (pair, (2, 1)))
+
+
+def safe_sqrt(x: Array) -> Array:
+    """`√x` with a zero derivative at zero, NaN below."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x < 0, jnp.nan, 0))
+
+
+def _root_value(matrix, pair):
+    vectors, roots = pair
+    return matmul(vectors * roots, vectors.T)
+
+
+def _root_derivative(matrix, pair, tangents):
+    return _root_tangent((matrix, pair), tangents[0])
+
+
+def _root_tangent_value(coefficients, tangent):
+    _, (vectors, roots) = coefficients
+    inside = matmul(matmul(vectors.T, (tangent + tangent.T) / 2), vectors)
+    total = roots[:, None] + roots
+    ratio = jnp.where(total > 0, inside / jnp.where(total > 0, total, 1), 0)
+    return matmul(matmul(vectors, ratio), vectors.T)
+
+
+_root_tangent = LinearPrimitive("kronax_root_tangent", _root_tangent_value, "A symmetric root")
+_root = RulePrimitive("kronax_symmetric_root", _root_value, _root_derivative)

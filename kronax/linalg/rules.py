@@ -1,0 +1,223 @@
+"""The primitive that carries a derivative rule.
+
+`jax.custom_jvp` is not enough here: JAX 0.10.2 loses an inner rule when reverse-mode partial
+evaluation passes through `scan` or `map`, which gives silently wrong Hessians. A real primitive
+keeps its rule under every transformation, on every JAX version.
+
+Two kinds are enough. A `RulePrimitive` is a function whose derivative is written by hand. A
+`LinearPrimitive` is the last link of such a chain: linear in its tangents, transposable, and it
+refuses to be differentiated in its coefficients, because that order has no rule.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+class DerivativeOrderError(NotImplementedError):
+    """A derivative of an order for which no exact rule exists was asked for."""
+
+
+def nested_vmap(function: Callable, batch: tuple[tuple[int | None, ...], ...]) -> Callable:
+    """`function` of flat arguments, mapped once per entry of `batch`, the innermost first."""
+    for in_axes in batch:
+        function = jax.vmap(function, in_axes=in_axes)
+    return function
+
+
+class _Batched:
+    """What both kinds share: evaluation, shapes, lowering and the stack of mapped axes.
+
+    The flat operands of the underlying primitive are mapped by the static parameter `batch`, one
+    tuple of `in_axes` per level of `vmap`; so a batched call is the same primitive again, and an
+    operand without a batch is never copied along it.
+    """
+
+    def __init__(self, name: str):
+        self.primitive = Primitive(name)
+        self.primitive.multiple_results = True
+        self.primitive.def_impl(self._evaluate_compiled)
+        self.primitive.def_abstract_eval(self._abstract)
+        mlir.register_lowering(
+            self.primitive, mlir.lower_fun(self._evaluate, multiple_results=True)
+        )
+        batching.primitive_batchers[self.primitive] = self._batch_rule
+        ad.primitive_jvps[self.primitive] = self._jvp
+
+    def _evaluate(self, *flat, **params) -> list:
+        raise NotImplementedError
+
+    def _jvp(self, primals, tangents, **params):
+        raise NotImplementedError
+
+    def _evaluate_compiled(self, *flat, **params):
+        return _compiled(self._evaluate, tuple(sorted(params.items(), key=lambda p: p[0])))(*flat)
+
+    def _abstract(self, *avals, **params):
+        shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
+        outputs = jax.eval_shape(partial(self._evaluate, **params), *shapes)
+        return [jax.core.ShapedArray(out.shape, out.dtype) for out in outputs]
+
+    def _batch_rule(self, flat, dims, *, batch, **params):
+        size = next(x.shape[d] for x, d in zip(flat, dims, strict=True) if d is not None)
+        flat = [
+            x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(flat, dims, strict=True)
+        ]
+        in_axes = [None if d is None else 0 for d in dims]
+        flat, in_axes = self._map_operands(flat, in_axes, size, **params)
+        outputs = self.primitive.bind(*flat, batch=(*batch, tuple(in_axes)), **params)
+        return outputs, [0] * len(outputs)
+
+    def _map_operands(self, flat, in_axes, size, **params):
+        return flat, in_axes
+
+
+@lru_cache(maxsize=512)
+def _compiled(evaluate: Callable, params: tuple) -> Callable:
+    return jax.jit(partial(evaluate, **dict(params)))
+
+
+class RulePrimitive(_Batched):
+    """A function with a derivative rule that every transformation keeps.
+
+    Args:
+        name: shown in jaxprs.
+        function: `function(operands, constants, **static)` returning a pytree of arrays.
+        derivative: `derivative(operands, constants, tangents, **static)` returning the tangent of
+            `function`'s output. `tangents` is a flat list, one entry per leaf of `operands`, with
+            `None` where an operand is not differentiated. It must be linear in the tangents, with
+            coefficients that are themselves differentiable (or refuse to be).
+
+    `constants` are functions of the operands whose derivative the rule already contains (an
+    eigendecomposition, say): their own tangents are ignored.
+    """
+
+    def __init__(self, name: str, function: Callable, derivative: Callable):
+        super().__init__(name)
+        self.function = function
+        self.derivative = derivative
+
+    def __call__(self, operands: Any, constants: Any = (), **static: Any) -> Any:
+        """Evaluate on pytrees of arrays; `static` must be hashable."""
+        flat, tree = jax.tree.flatten((operands, constants))
+        num_operands = len(jax.tree.leaves(operands))
+        call = partial(self.function, **static)
+        out_tree = jax.tree.structure(
+            jax.eval_shape(lambda *x: call(*jax.tree.unflatten(tree, x)), *flat)
+        )
+        flat_static = tuple(sorted(static.items()))
+        outputs = self.primitive.bind(
+            *flat, tree=tree, num_operands=num_operands, static=flat_static, batch=()
+        )
+        return jax.tree.unflatten(out_tree, outputs)
+
+    def _evaluate(self, *flat, tree, num_operands, static, batch):
+        def run(*leaves):
+            operands, constants = jax.tree.unflatten(tree, leaves)
+            return jax.tree.leaves(self.function(operands, constants, **dict(static)))
+
+        return nested_vmap(run, batch)(*flat)
+
+    def _jvp(self, primals, tangents, *, tree, num_operands, static, batch):
+        moving = [
+            i for i, t in enumerate(tangents[:num_operands]) if not isinstance(t, ad.Zero)
+        ]
+        values = self.primitive.bind(
+            *primals, tree=tree, num_operands=num_operands, static=static, batch=batch
+        )
+        if not moving:
+            return values, [ad.Zero.from_primal_value(v) for v in values]
+
+        def run(*leaves):
+            leaves, moved = leaves[: len(primals)], leaves[len(primals) :]
+            operands, constants = jax.tree.unflatten(tree, leaves)
+            given: list = [None] * num_operands
+            for i, tangent in zip(moving, moved, strict=True):
+                given[i] = tangent
+            return jax.tree.leaves(self.derivative(operands, constants, given, **dict(static)))
+
+        stack = tuple((*level, *(level[i] for i in moving)) for level in batch)
+        return values, nested_vmap(run, stack)(*primals, *(tangents[i] for i in moving))
+
+
+class LinearPrimitive(_Batched):
+    """A function that is linear in its tangents; differentiating its coefficients raises.
+
+    Args:
+        name: shown in jaxprs.
+        function: `function(coefficients, tangents, **static)`, linear in `tangents`, returning a
+            pytree of arrays.
+        what: what a further derivative would be of, for the error.
+    """
+
+    def __init__(self, name: str, function: Callable, what: str):
+        super().__init__(name)
+        self.name = name
+        self.function = function
+        self.what = what
+        ad.primitive_transposes[self.primitive] = self._transpose
+
+    def __call__(self, coefficients: Any, tangents: Any, **static: Any) -> Any:
+        """Evaluate on pytrees of arrays; `static` must be hashable."""
+        flat, tree = jax.tree.flatten((coefficients, tangents))
+        call = partial(self.function, **static)
+        out_tree = jax.tree.structure(
+            jax.eval_shape(lambda *x: call(*jax.tree.unflatten(tree, x)), *flat)
+        )
+        outputs = self.primitive.bind(
+            *flat,
+            tree=tree,
+            num_coefficients=len(jax.tree.leaves(coefficients)),
+            static=tuple(sorted(static.items())),
+            batch=(),
+        )
+        return jax.tree.unflatten(out_tree, outputs)
+
+    def _evaluate(self, *flat, tree, num_coefficients, static, batch):
+        def run(*leaves):
+            coefficients, tangents = jax.tree.unflatten(tree, leaves)
+            return jax.tree.leaves(self.function(coefficients, tangents, **dict(static)))
+
+        return nested_vmap(run, batch)(*flat)
+
+    def _jvp(self, primals, tangents, *, num_coefficients, **params):
+        if any(not isinstance(t, ad.Zero) for t in tangents[:num_coefficients]):
+            raise DerivativeOrderError(
+                f"{self.what} has no exact derivative rule of this order; one order less is "
+                "supported. Differentiate fewer times, or take the last order by finite "
+                "differences of the exact derivative below it."
+            )
+        bind = partial(self.primitive.bind, num_coefficients=num_coefficients, **params)
+        moving = [ad.instantiate_zeros(t) for t in tangents[num_coefficients:]]
+        return bind(*primals), bind(*primals[:num_coefficients], *moving)
+
+    def _transpose(self, cotangents, *flat, num_coefficients, **params):
+        coefficients, tangents = flat[:num_coefficients], flat[num_coefficients:]
+        avals = tuple((t.aval if ad.is_undefined_primal(t) else jax.typeof(t)) for t in tangents)
+        shapes = tuple((aval.shape, aval.dtype) for aval in avals)
+        settings = tuple(sorted({**params, "num_coefficients": num_coefficients}.items()))
+        pull = _transposed(self, settings, shapes)
+        pulled = pull(list(coefficients), [ad.instantiate_zeros(ct) for ct in cotangents])
+        return [None] * num_coefficients + [
+            ct if ad.is_undefined_primal(t) else None
+            for t, ct in zip(tangents, pulled, strict=True)
+        ]
+
+
+@lru_cache(maxsize=512)
+def _transposed(linear: LinearPrimitive, params: tuple, shapes: tuple) -> LinearPrimitive:
+    """The transpose as a primitive of its own, so that it refuses a further order as well."""
+
+    def function(coefficients, cotangents):
+        def forward(*tangents):
+            return linear._evaluate(*coefficients, *tangents, **dict(params))
+
+        targets = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
+        return list(jax.linear_transpose(forward, *targets)(cotangents))
+
+    return LinearPrimitive(f"{linear.name}_transpose", function, linear.what)
