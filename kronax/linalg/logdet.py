@@ -39,7 +39,7 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
     else:
         op = as_kronecker(op)
         op.check_square("logdet")
-        value = _log_abs_det(op)
+        value = log_abs_det(op)
     explain_not_finite(value, op)
     return value
 
@@ -124,11 +124,12 @@ def normal_logpdf_grid(residual: Array, op: Kronecker | KroneckerPlusNoise) -> A
     if isinstance(op, KroneckerPlusNoise):
         return _two_term(op, residual, (-0.5, -0.5)) - constant
     held = Kronecker(*op.factors, decomposition=op.factorize(positive_definite=True))
-    return -0.5 * (_log_abs_det(held) + _inv_quad(held, residual)) - constant
+    return -0.5 * (log_abs_det(held) + _inv_quad(held, residual)) - constant
 
 
 @jax.jit
-def _log_abs_det(op: Kronecker) -> Array:
+def log_abs_det(op: Kronecker) -> Array:
+    """`log|det|` of a checked Kronecker product of square factors."""
     size = num_cells(op)
     parts = [
         size / factor.size * factor.log_abs_det(factorization)
@@ -142,11 +143,7 @@ def _inv_quad(op: Kronecker, b: Array) -> Array:
     return jnp.sum(b * solve_grid(op, b), axis=tuple(range(-len(op.grid_shape), 0)))
 
 
-def _two_term(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:
-    return _two_term_compiled(op, y, weights)
-
-
-def _two_term_batched(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:
+def _two_term_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:
     signal, noise = op.blocks()
     bases = op.eigenbases()
     num_axes = len(op.grid_shape)
@@ -165,4 +162,4 @@ def _two_term_batched(op: KroneckerPlusNoise, y: Array | None, weights: Weights)
     )
 
 
-_two_term_compiled = jax.jit(_two_term_batched, static_argnums=2)
+_two_term = jax.jit(_two_term_value, static_argnums=2)

@@ -42,13 +42,16 @@ def sample_normal(
         op = as_kronecker(op)
         op.check_covariance("sampling")
     shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
-    draw = _sample(key, op, shape)
+    draw = draw_normal(key, op, (*shape, *op.batch_shape))
     explain_not_finite(draw, op)
     return draw
 
 
-def _sample_compiled(key, op, sample_shape):
-    shape = (*sample_shape, *op.batch_shape, *op.grid_shape)
+def _draw_normal(
+    key: PRNGKeyArray, op: Kronecker | KroneckerPlusNoise, lead: tuple[int, ...]
+) -> Array:
+    """Independent draws for every entry of `lead`, which the batch of `op` broadcasts to."""
+    shape = (*lead, *op.grid_shape)
     if not isinstance(op, KroneckerPlusNoise):
         return _colour(op, jax.random.normal(key, shape, op.dtype))
     signal_key, noise_key = jax.random.split(key)
@@ -60,13 +63,14 @@ def _sample_compiled(key, op, sample_shape):
     return signal + scale.reshape(*scale.shape, *(1,) * len(op.grid_shape)) * white
 
 
-_sample = jax.jit(_sample_compiled, static_argnums=2)
+draw_normal = jax.jit(_draw_normal, static_argnums=2)
 
 
 def _colour(op: Kronecker, white: Array) -> Array:
     """`R z`, with one root per axis."""
     roots = [f.root() for f in op.factors]
-    return apply_roots(roots, [r.ndim - len(f.batch_shape) for r, f in zip(roots, op.factors, strict=True)], white)
+    ndims = [r.ndim - len(f.batch_shape) for r, f in zip(roots, op.factors, strict=True)]
+    return apply_roots(roots, ndims, white)
 
 
 def apply_roots(roots: Sequence[Array], ndims: Sequence[int], white: Array) -> Array:

@@ -1,0 +1,170 @@
+"""NumPyro distributions with Kronecker structure."""
+
+from math import log, pi
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array, PRNGKeyArray
+from numpyro.distributions import constraints
+from numpyro.distributions.util import validate_sample
+
+from kronax.linalg import checks
+from kronax.linalg.factors.triangular import LowerTriangular
+from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
+from kronax.linalg.logdet import log_abs_det, normal_logpdf_grid
+from kronax.linalg.modes import matmul
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.sample import apply_roots, draw_normal
+from kronax.linalg.solve import solve_grid
+
+
+class KroneckerNormal(dist.Distribution):
+    """`N(loc, K_1 ⊗ … ⊗ K_d + noise)` over a grid, as a NumPyro distribution.
+
+    Args:
+        loc: mean; a number, a grid array, or a flat one; leading axes are batch axes.
+        factors: covariance factors, arrays or operators, or one `kx.Kronecker`.
+        noise: a variance σ² (NumPyro and PyMC take σ: square it), one per batch entry, or a
+            `kx.Kronecker`; `None` for a noise-free covariance.
+        scale_trils: Cholesky factors instead of `factors`.
+        flatten: events are `(N,)` instead of grid-shaped.
+
+    Raises:
+        ValueError: if shapes do not fit, or concrete values are no covariance.
+        TypeError: unless exactly one of `factors` and `scale_trils` is given.
+
+    Examples:
+        >>> import jax, jax.numpy as jnp, kronax as kx
+        >>> d = kx.KroneckerNormal(0.0, (jnp.eye(3), jnp.eye(2)), 0.1)
+        >>> d.event_shape, d.sample(jax.random.key(0), (5,)).shape
+        ((3, 2), (5, 3, 2))
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real}
+    reparametrized_params: ClassVar[list[str]] = ["loc", "covariance", "scale_tril"]
+    pytree_data_fields = ("loc", "covariance", "scale_tril")
+    pytree_aux_fields = ("flatten",)
+
+    def __init__(
+        self,
+        loc: Any = 0.0,
+        factors: Any = None,
+        noise: Any = None,
+        *,
+        scale_trils: Any = None,
+        flatten: bool = False,
+        validate_args: bool | None = None,
+    ):
+        if (factors is None) == (scale_trils is None):
+            raise TypeError(
+                "KroneckerNormal needs exactly one of `factors` and `scale_trils`; got "
+                f"{'neither' if factors is None else 'both'}."
+            )
+        self.scale_tril = None if scale_trils is None else _triangular(scale_trils)
+        signal = _kronecker(factors) if self.scale_tril is None else _squared(self.scale_tril)
+        self.covariance = signal if noise is None else _with_noise(signal, noise)
+        if noise is None and self.scale_tril is None:
+            signal.check_covariance("KroneckerNormal")
+        self.flatten = flatten
+        loc = _located(loc, self.covariance)
+        grid = self.covariance.grid_shape
+        batch_shape = checks.check_broadcast(
+            [loc.shape[: loc.ndim - len(grid)], self.covariance.batch_shape], "loc and factors"
+        )
+        self.loc = jnp.broadcast_to(loc, (*batch_shape, *grid))
+        event_shape = (self.covariance.shape[-1],) if flatten else grid
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> Any:
+        """Real arrays of the event's shape."""
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
+        """Draws, reparametrised: per-axis roots, no decomposition of the whole."""
+        lead = (*sample_shape, *self.batch_shape)
+        if self.scale_tril is None or isinstance(self.covariance, KroneckerPlusNoise):
+            return self._shaped(self.loc + draw_normal(key, self.covariance, lead))
+        grid = self.covariance.grid_shape
+        white = jax.random.normal(key, (*lead, *grid), self.covariance.dtype)
+        matrices = [f.to_dense() for f in self.scale_tril.factors]
+        return self._shaped(self.loc + apply_roots(matrices, [2] * len(matrices), white))
+
+    @validate_sample
+    def log_prob(self, value: Array) -> Array:
+        """Log density; one `eigh` per factor with noise, one Cholesky without."""
+        grid = self.covariance.grid_shape
+        value = jnp.asarray(value)
+        if self.flatten:
+            value = value.reshape(*value.shape[:-1], *grid)
+        residual = value - self.loc
+        if self.scale_tril is None or isinstance(self.covariance, KroneckerPlusNoise):
+            return normal_logpdf_grid(residual, self.covariance)
+        return _log_prob_from_root(residual, self.scale_tril)
+
+    @property
+    def mean(self) -> Array:
+        """`loc`."""
+        return self._shaped(self.loc)
+
+    @property
+    def variance(self) -> Array:
+        """The diagonal of the covariance."""
+        diagonal = jnp.broadcast_to(self.covariance.diagonal(), self.loc.shape)
+        return self._shaped(diagonal)
+
+    def _shaped(self, grid: Array) -> Array:
+        if not self.flatten:
+            return grid
+        num_axes = len(self.covariance.grid_shape)
+        return grid.reshape(*grid.shape[: grid.ndim - num_axes], *self.event_shape)
+
+
+def _kronecker(factors: Any) -> Kronecker:
+    if isinstance(factors, list | tuple):
+        return Kronecker(*factors)
+    return as_kronecker(factors, "factors")
+
+
+def _triangular(scale_trils: Any) -> Kronecker:
+    return Kronecker(
+        *(f if isinstance(f, LowerTriangular) else LowerTriangular(f) for f in scale_trils)
+    )
+
+
+def _squared(root: Kronecker) -> Kronecker:
+    """`L Lᵀ` per axis."""
+    dense = [f.to_dense() for f in root.factors]
+    return Kronecker(*(matmul(m, jnp.swapaxes(m, -1, -2)) for m in dense))
+
+
+def _with_noise(signal: Kronecker, noise: Any) -> KroneckerPlusNoise:
+    """Noise may have a batch that the factors lack: the first factor gets size-one axes."""
+    missing = 0 if isinstance(noise, Kronecker) else jnp.ndim(noise) - len(signal.batch_shape)
+    if missing > 0:
+        first = jax.tree.map(lambda a: a[(None,) * missing], signal.factors[0])
+        signal = Kronecker(first, *signal.factors[1:])
+    return KroneckerPlusNoise(signal, noise)
+
+
+def _located(loc: Any, covariance: Kronecker | KroneckerPlusNoise) -> Array:
+    """`loc` with at least the axes of the grid."""
+    grid = covariance.grid_shape
+    if jnp.ndim(loc) == 0:
+        checks.check_precision(loc, "loc", covariance.dtype)
+        return jnp.broadcast_to(jnp.asarray(loc).astype(covariance.dtype), grid)
+    checks.check_precision(loc, "loc", covariance.dtype)
+    array = checks.array_of_reals(loc, "loc").astype(covariance.dtype)
+    trailing = array.shape[-len(grid) :]
+    if array.ndim >= len(grid) and all(m in (1, n) for m, n in zip(trailing, grid, strict=True)):
+        return jnp.broadcast_to(array, (*array.shape[: array.ndim - len(grid)], *grid))
+    return checks.grid_of(array, grid, "loc", covariance.dtype)[0]
+
+
+@jax.jit
+def _log_prob_from_root(residual: Array, root: Kronecker) -> Array:
+    white = solve_grid(root, residual)
+    quadratic = jnp.sum(jnp.square(white), axis=tuple(range(-len(root.grid_shape), 0)))
+    return -0.5 * (quadratic + num_cells(root) * log(2 * pi)) - log_abs_det(root)

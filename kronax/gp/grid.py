@@ -1,0 +1,223 @@
+"""A Gaussian process on a grid: one kernel per axis, a mean, and noise."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.distributions import constraints
+
+from kronax.gp.axes import Axis, ordered
+from kronax.gp.kernels import Kernel, as_kernel, dtype_of, split_scale
+from kronax.gp.means import Mean, as_mean
+from kronax.gp.noise import AxisNoise, FullNoise, as_noise
+from kronax.gp.posterior import Posterior
+from kronax.linalg.checks import grid_of
+from kronax.linalg.decompose import decompose
+from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.logdet import normal_logpdf_grid
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.sample import sample_normal
+from kronax.linalg.solve import solve_grid
+from kronax.parameters import nearest, parameter, parameters
+
+
+class GridGP(eqx.Module):
+    """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
+
+    The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
+    identifiable. Concrete coordinates are static: they are never trained.
+
+    Args:
+        kernels: one per axis, a sequence, or a dictionary by name.
+        axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
+        noise: the variance σ² (not σ) of independent noise; or a dictionary from an axis to
+            variances along it; or a `kx.Kronecker` covariance.
+        mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
+            axes.
+
+    Raises:
+        ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
+            not positive.
+        TypeError: if something is not of the kinds above.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> gp = kx.GridGP(
+        ...     kernels=(kx.Matern32(0.5), 2.0 * kx.RBF(0.2)),
+        ...     axes=(jnp.linspace(0, 1, 6), jnp.linspace(0, 1, 4)),
+        ...     noise=0.1,
+        ... )
+        >>> gp.variance.item(), gp.log_marginal_likelihood(jnp.zeros((6, 4))).shape
+        (2.0, ())
+    """
+
+    kernels: tuple[Kernel, ...]
+    axes: tuple[Axis, ...]
+    variance: Array = parameter(constraints.positive)
+    noise: Any = parameter(constraints.positive)
+    mean: Mean
+    axis_names: tuple[str, ...] | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        kernels: Sequence[Any] | Mapping[str, Any],
+        axes: Sequence[Any] | Mapping[str, Any],
+        noise: Any,
+        mean: Any = None,
+    ):
+        kernels, axes, self.axis_names = _aligned(kernels, axes)
+        labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
+        self.axes = tuple(Axis(x, name) for x, name in zip(axes, labels, strict=True))
+        split = [split_scale(as_kernel(k, f"The kernel of {n} must be")) for k, n in zip(kernels, labels, strict=True)]
+        self.kernels = tuple(kernel for kernel, _ in split)
+        variance: Any = 1.0
+        for _, scale in split:
+            variance = variance if scale is None else variance * scale
+        self.variance = variance
+        self.noise = as_noise(noise, self.grid_shape, self.axis_names)
+        self.mean = as_mean(mean)
+        jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """`(n_1, …, n_d)`."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def dtype(self) -> Any:
+        """Precision of the parameters, and so of every result."""
+        return dtype_of((self.kernels, self.variance, self.noise, self.mean))
+
+    def covariance(self, include_noise: bool = True) -> Kronecker | KroneckerPlusNoise:
+        """The prior covariance on the grid, as an operator."""
+        dtype = self.dtype
+        matrices = []
+        for i, (kernel, axis) in enumerate(zip(self.kernels, self.axes, strict=True)):
+            x = axis.coordinates(dtype)
+            matrix = kernel(x, x).astype(dtype)
+            matrices.append(self.variance.astype(dtype) * matrix if i == 0 else matrix)
+        signal = Kronecker(*matrices)
+        return signal + self._noise_term() if include_noise else signal
+
+    def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
+        """Log density of the data in nats, right to second order in every parameter.
+
+        One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch.
+
+        Args:
+            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+
+        Raises:
+            ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
+            TypeError: if `y` is not real, or of higher precision than the parameters.
+        """
+        value = _log_marginal_likelihood(self, self.check_data(y))
+        explain_not_finite(value, self.covariance() if _failed(value) else None)
+        return value
+
+    def condition(self, y: Float[Array, "..."]) -> Posterior:
+        """The posterior given data on the whole grid; one `eigh` per axis.
+
+        Args:
+            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+
+        Raises:
+            ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
+            TypeError: if `y` is not real, or of higher precision than the parameters.
+        """
+        grid = self.check_data(y)
+        operator = decompose(self.covariance())
+        return Posterior(self, grid, operator, _weights(self, operator, grid))
+
+    def sample(
+        self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = (), include_noise: bool = False
+    ) -> Float[Array, "..."]:
+        """Prior draws on the grid, of the function or of noisy observations."""
+        draws = sample_normal(key, self.covariance(include_noise), sample_shape)
+        return draws + self.mean_on((None,) * len(self.axes))
+
+    def mean_on(self, new: Sequence[Axis | None]) -> Array:
+        """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
+        dtype = self.dtype
+        points = [
+            (old if axis is None else axis).coordinates(dtype)
+            for axis, old in zip(new, self.axes, strict=True)
+        ]
+        return self.mean(*points).astype(dtype)
+
+    @staticmethod
+    def solve(operator: KroneckerPlusNoise, b: Array) -> Array:
+        """`operator⁻¹ b` in the grid layout."""
+        return solve_grid(operator, b)
+
+    def describe(self) -> str:
+        """Axes with their kernels and structure, and the parameters with values and domains."""
+        labels = self.axis_names or tuple(f"axis {i}" for i in range(len(self.axes)))
+        width = max(len(label) for label in labels)
+        lines = [f"GridGP on {' × '.join(map(str, self.grid_shape))} cells, {self.dtype}"]
+        for label, kernel, axis in zip(labels, self.kernels, self.axes, strict=True):
+            where = "static" if axis.static is not None else "traced"
+            lines.append(
+                f"  {label:<{width}}  {axis.size:>5} {where} coordinates, dense factor, "
+                f"{type(kernel).__name__}"
+            )
+        table = repr(parameters(self)).splitlines()
+        return "\n".join(lines + [f"  {row}" for row in table])
+
+    def __repr__(self) -> str:
+        return self.describe()
+
+    def _noise_term(self) -> Any:
+        if isinstance(self.noise, AxisNoise | FullNoise):
+            return self.noise.operator(self.dtype)
+        return self.noise.astype(self.dtype)
+
+    def check_data(self, y: Any) -> Array:
+        """`y` in the grid layout and the precision of the parameters, or a clear error."""
+        grid, _ = grid_of(y, self.grid_shape, "y", self.dtype)
+        return grid
+
+
+@eqx.filter_jit
+def _log_marginal_likelihood(gp: GridGP, y: Array) -> Array:
+    return normal_logpdf_grid(y - gp.mean_on((None,) * len(gp.axes)), gp.covariance())
+
+
+@eqx.filter_jit
+def _weights(gp: GridGP, operator: KroneckerPlusNoise, y: Array) -> Array:
+    return solve_grid(operator, y - gp.mean_on((None,) * len(gp.axes)))
+
+
+def _failed(value: Any) -> bool:
+    return not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value).all())
+
+
+def _aligned(kernels: Any, axes: Any) -> tuple[tuple, tuple, tuple[str, ...] | None]:
+    """Kernels and axes in one order, and the names if they came by name."""
+    if isinstance(kernels, Mapping) != isinstance(axes, Mapping):
+        raise TypeError(
+            "kernels and axes must both be sequences or both be dictionaries by axis name; got "
+            f"{type(kernels).__name__} and {type(axes).__name__}."
+        )
+    if isinstance(axes, Mapping):
+        names = tuple(axes)
+        for name in kernels:
+            if name not in names:
+                raise KeyError(f"There is no axis {name!r} for that kernel.{nearest(name, names)}")
+        missing = [name for name in names if name not in kernels]
+        if missing:
+            raise KeyError(f"The axis {missing[0]!r} has no kernel.{nearest(missing[0], list(kernels))}")
+        return ordered(dict(kernels), names, len(names), "kernels"), tuple(axes.values()), names
+    kernels, axes = (
+        (tuple(v) if isinstance(v, Sequence) else (v,)) for v in (kernels, axes)
+    )
+    if len(kernels) != len(axes) or not axes:
+        raise ValueError(
+            f"A GridGP needs one kernel per axis and at least one axis; got {len(kernels)} "
+            f"kernels and {len(axes)} axes."
+        )
+    return kernels, axes, None

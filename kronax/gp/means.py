@@ -1,0 +1,107 @@
+"""Mean functions over the grid."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.distributions import constraints
+
+from kronax.gp.axes import FrozenArray
+from kronax.linalg.checks import check_finite
+from kronax.parameters import data, parameter
+
+
+class Mean(eqx.Module):
+    """A mean function: called with the coordinates of every axis, it broadcasts to the grid."""
+
+    @abc.abstractmethod
+    def __call__(self, *axes: Array) -> Array:
+        """An array that broadcasts to `(n_1, …, n_d)`."""
+
+
+class ZeroMean(Mean):
+    """Zero everywhere, the default.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> kx.ZeroMean()(jnp.arange(3.0)).item()
+        0.0
+    """
+
+    def __call__(self, *axes: Array) -> Array:
+        """Zero."""
+        return jnp.zeros((), axes[0].dtype)
+
+
+class ConstantMean(Mean):
+    """One number everywhere.
+
+    Args:
+        value: in units of the data.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> kx.ConstantMean(0.5)(jnp.arange(3.0)).item()
+        0.5
+    """
+
+    value: Array = parameter(constraints.real)
+
+    def __call__(self, *axes: Array) -> Array:
+        """The number."""
+        return self.value
+
+
+class ArrayMean(Mean):
+    """A given array that broadcasts to the grid: data, not a parameter."""
+
+    values: FrozenArray = eqx.field(static=True)
+
+    def __call__(self, *axes: Array) -> Array:
+        """The array; it is known on its own grid only."""
+        grid = tuple(a.shape[0] for a in axes)
+        shape = self.values.values.shape
+        fits = len(shape) <= len(grid) and all(
+            m in (1, n) for m, n in zip(shape[::-1], grid[::-1], strict=False)
+        )
+        if not fits:
+            raise ValueError(
+                f"A mean given as an array must broadcast to the grid {grid}; got shape {shape}. "
+                "On a new grid use a mean that is a function of the axes."
+            )
+        return jnp.asarray(self.values.values.astype(axes[0].dtype))
+
+
+class FunctionMean(Mean):
+    """Any callable of the axes; its numbers have no known domain, so a fit freezes them."""
+
+    function: Callable[..., Array] = data()
+
+    def __call__(self, *axes: Array) -> Array:
+        """The callable's result."""
+        return jnp.asarray(self.function(*axes))
+
+
+def as_mean(value: Any) -> Mean:
+    """A mean from a number, an array, a callable, or a mean."""
+    if isinstance(value, Mean):
+        return value
+    if value is None:
+        return ZeroMean()
+    if isinstance(value, int | float) or jnp.ndim(value) == 0 and not callable(value):
+        return ConstantMean(value)
+    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
+        array = np.asarray(value)
+        check_finite(array, "The mean")
+        return ArrayMean(FrozenArray(array))
+    if callable(value):
+        return FunctionMean(value)
+    raise TypeError(
+        f"The mean must be a number, an array, a kronax mean or a callable of the axes; got "
+        f"{value!r}."
+    )

@@ -1,0 +1,93 @@
+"""Noise of a grid GP: one variance, or variances along some axes."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+from numpyro.distributions import constraints
+
+from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.operators import AbstractOperator
+from kronax.parameters import data, nearest, parameter
+
+
+class AxisNoise(eqx.Module):
+    """Independent noise whose variance is a product of one variance per place along some axes.
+
+    Args:
+        variances: one entry per axis: `(n_i,)` variances, or `None` where the noise is the same.
+        grid_shape: shape of the grid.
+    """
+
+    variances: tuple[Array | None, ...] = parameter(constraints.positive)
+    grid_shape: tuple[int, ...] = eqx.field(static=True)
+
+    def operator(self, dtype: Any) -> Kronecker:
+        """The noise covariance."""
+        return Kronecker(
+            *(
+                ScaledIdentity(jnp.ones((), dtype), n) if v is None else Diagonal(v.astype(dtype))
+                for v, n in zip(self.variances, self.grid_shape, strict=True)
+            )
+        )
+
+
+class FullNoise(eqx.Module):
+    """A Kronecker noise covariance with full factors: its entries are data, not parameters."""
+
+    kronecker: Kronecker = data()
+
+    def operator(self, dtype: Any) -> Kronecker:
+        """The noise covariance."""
+        return self.kronecker
+
+
+def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | None) -> Any:
+    """A variance, or a module that makes a noise covariance."""
+    if isinstance(value, AxisNoise | FullNoise):
+        return value
+    if isinstance(value, dict):
+        return _by_axis(value, grid_shape, names)
+    if isinstance(value, Kronecker):
+        if value.grid_shape != grid_shape:
+            raise ValueError(
+                f"The noise must be over the grid {grid_shape}; got {value.grid_shape}. Give one "
+                "noise factor per axis, kx.ScaledIdentity(1.0, n) where it does not vary."
+            )
+        if all(isinstance(f, Diagonal | ScaledIdentity) for f in value.factors):
+            return AxisNoise(tuple(f.diagonal() for f in value.factors), grid_shape)
+        return FullNoise(value)
+    if isinstance(value, AbstractOperator):
+        raise TypeError(
+            f"The noise must be a variance, a dictionary by axis, or a kx.Kronecker; got "
+            f"{type(value).__name__}."
+        )
+    if isinstance(value, int | float | jax.Array) or hasattr(value, "dtype"):
+        if jnp.ndim(value) != 0:
+            raise ValueError(
+                f"The noise must be one variance; got shape {jnp.shape(value)}. For variances "
+                "along an axis pass a dictionary such as {'task': variances}; a variance per cell "
+                "is not supported."
+            )
+        return value
+    raise TypeError(f"The noise must be a variance, a dictionary or a kx.Kronecker; got {value!r}.")
+
+
+def _by_axis(value: dict, grid_shape: tuple[int, ...], names: tuple[str, ...] | None) -> AxisNoise:
+    known = names or tuple(range(len(grid_shape)))
+    for key in value:
+        if key not in known:
+            raise KeyError(f"There is no axis {key!r} for the noise.{nearest(str(key), [str(k) for k in known])}")
+    variances = []
+    for key, n in zip(known, grid_shape, strict=True):
+        given = value.get(key)
+        if given is not None and jnp.shape(given) not in ((), (n,)):
+            raise ValueError(
+                f"The noise variances along {key!r} must have shape ({n},); got shape "
+                f"{jnp.shape(given)}."
+            )
+        variances.append(None if given is None else jnp.broadcast_to(jnp.asarray(given), (n,)))
+    return AxisNoise(tuple(variances), grid_shape)

@@ -1,0 +1,212 @@
+"""A grid GP given data: mean, variance and draws, at the grid and on a new one."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kronax.gp.axes import Axis, ordered
+from kronax.linalg.checks import array_of_reals
+from kronax.linalg.diagonals import conjugated_inverse_diagonal
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.roots import safe_sqrt, symmetric_root
+from kronax.linalg.sample import apply_roots
+
+
+class Posterior(eqx.Module):
+    """What `gp.condition(y)` returns. It carries the decomposition: predictions need no further one.
+
+    `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
+    coordinates, or `None` (or left out) for an axis that stays. Batches of `y` lead.
+    """
+
+    gp: Any
+    y: Array
+    operator: KroneckerPlusNoise
+    weights: Array
+
+    def mean(self, axes: Any = None) -> Float[Array, "..."]:
+        """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            ValueError: if there is not one entry per axis, or coordinates have another form.
+        """
+        return _mean(self, self._new_axes(axes))
+
+    def variance(
+        self, axes: Any = None, include_noise: bool = False, noise: Any = None
+    ) -> Float[Array, "..."]:
+        """Posterior variance, grid-shaped; right to first order, raises beyond.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            include_noise: the variance of a new observation: σ² is added.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            ValueError: if there is not one entry per axis, or if noise that varies along an axis is
+                asked for at new coordinates of it.
+        """
+        new = self._new_axes(axes)
+        variance = _variance(self, new)
+        return variance + self._noise_diagonal(new, noise) if include_noise else variance
+
+    def sample(
+        self,
+        key: PRNGKeyArray,
+        axes: Any = None,
+        sample_shape: tuple[int, ...] = (),
+        include_noise: bool = False,
+        noise: Any = None,
+    ) -> Float[Array, "..."]:
+        """Posterior draws by Matheron's rule: a prior draw, corrected by what the data say.
+
+        One root per axis, jointly over old and new coordinates, then structured products only.
+
+        Args:
+            key: a JAX random key.
+            axes: new coordinates; by default the grid itself.
+            sample_shape: leading axes of the draws.
+            include_noise: draws of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            ValueError: as in `variance`.
+        """
+        new = self._new_axes(axes)
+        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        key, noise_key = jax.random.split(key)
+        draws = _sample(self, key, new, shape)
+        if not include_noise:
+            return draws
+        scale = safe_sqrt(self._noise_diagonal(new, noise))
+        return draws + scale * jax.random.normal(noise_key, draws.shape, draws.dtype)
+
+    def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
+        gp = self.gp
+        if axes is None:
+            return (None,) * len(gp.axes)
+        given = ordered(axes, gp.axis_names, len(gp.axes), "The new axes")
+        labels = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+        new = tuple(
+            None if x is None else Axis(x, f"new {name}")
+            for x, name in zip(given, labels, strict=True)
+        )
+        for old, axis, name in zip(gp.axes, new, labels, strict=True):
+            if axis is not None and axis.num_dimensions != old.num_dimensions:
+                form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
+                raise ValueError(
+                    f"The new coordinates of {name} must have shape {form}, as the old ones; got "
+                    f"{axis.num_dimensions}-dimensional places."
+                )
+        return new
+
+    def _noise_diagonal(self, new: tuple[Axis | None, ...], noise: Any) -> Array:
+        if noise is not None:
+            value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
+            if not isinstance(value, jax.core.Tracer) and bool((np.asarray(value) < 0).any()):
+                raise ValueError(f"The noise variance must not be negative; got {value}.")
+            return value.astype(self.operator.dtype)
+        model = self.operator.noise
+        if not isinstance(model, Kronecker):
+            return model
+        varying = getattr(self.gp.noise, "variances", (True,) * len(new))
+        for i, (axis, values) in enumerate(zip(new, varying, strict=True)):
+            if axis is not None and values is not None:
+                name = self.gp.axis_names[i] if self.gp.axis_names else f"axis {i}"
+                raise ValueError(
+                    f"The noise varies along {name} and is not defined at its new coordinates. "
+                    "Pass `noise=` with the variance there."
+                )
+        sizes = [
+            f.diagonal() if axis is None else jnp.ones(axis.size, f.dtype)
+            for f, axis in zip(model.factors, new, strict=True)
+        ]
+        grid = jnp.ones((), model.dtype)
+        for values in sizes:
+            grid = grid[..., None] * values
+        return grid
+
+
+def _cross(post: Posterior, new: tuple[Axis | None, ...]) -> list[Array | None]:
+    """Per axis the covariance between new and old coordinates, without the amplitude."""
+    gp, dtype = post.gp, post.operator.dtype
+    return [
+        None if axis is None else kernel(axis.coordinates(dtype), old.coordinates(dtype))
+        for kernel, axis, old in zip(gp.kernels, new, gp.axes, strict=True)
+    ]
+
+
+def _signal_rows(post: Posterior, new: tuple[Axis | None, ...]) -> list[Array]:
+    """`K_*i` per axis; the amplitude is in the first one."""
+    rows = []
+    for i, (row, factor) in enumerate(zip(_cross(post, new), post.operator.factors, strict=True)):
+        if row is None:
+            rows.append(factor.to_dense())
+        else:
+            rows.append(post.gp.variance * row if i == 0 else row)
+    return rows
+
+
+@eqx.filter_jit
+def _mean(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
+    correction = Kronecker(*_signal_rows(post, new)).mv_grid(post.weights)
+    return post.gp.mean_on(new) + correction
+
+
+@eqx.filter_jit
+def _variance(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
+    prior = post.gp.variance
+    dtype = post.operator.dtype
+    for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
+        prior = prior[..., None] * kernel.diagonal((axis or old).coordinates(dtype))
+    return prior - conjugated_inverse_diagonal(post.operator, _signal_rows(post, new))
+
+
+@eqx.filter_jit
+def _sample(
+    post: Posterior, key: PRNGKeyArray, new: tuple[Axis | None, ...], shape: tuple[int, ...]
+) -> Array:
+    gp, op = post.gp, post.operator
+    signal_key, noise_key = jax.random.split(key)
+    joint = [_joint(gp, i, axis, op.dtype) for i, axis in enumerate(new)]
+    lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
+    white = jax.random.normal(signal_key, (*lead, *(m.shape[0] for m in joint)), op.dtype)
+    field = apply_roots([symmetric_root(m) for m in joint], [2] * len(joint), white)
+    old, ahead = field, field
+    for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
+        if axis is not None:
+            dim = i - len(new)
+            old = jnp.take(old, jnp.arange(before.size), axis=dim)
+            ahead = jnp.take(ahead, jnp.arange(before.size, before.size + axis.size), axis=dim)
+    noise = _noise_draw(op, noise_key, old.shape)
+    residual = post.y - gp.mean_on((None,) * len(new)) - old - noise
+    correction = Kronecker(*_signal_rows(post, new)).mv_grid(gp.solve(op, residual))
+    return gp.mean_on(new) + ahead + correction
+
+
+def _joint(gp: Any, i: int, new: Axis | None, dtype: Any) -> Array:
+    """The covariance of one axis over old and new coordinates together."""
+    points = gp.axes[i].coordinates(dtype)
+    if new is not None:
+        points = jnp.concatenate([points, new.coordinates(dtype)])
+    matrix = gp.kernels[i](points, points)
+    return gp.variance * matrix if i == 0 else matrix
+
+
+def _noise_draw(op: KroneckerPlusNoise, key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+    white = jax.random.normal(key, shape, op.dtype)
+    if not isinstance(op.noise, Kronecker):
+        return safe_sqrt(op.noise) * white
+    roots = [f.root() for f in op.noise.factors]
+    return apply_roots(roots, [r.ndim for r in roots], white)
