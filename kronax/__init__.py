@@ -4,6 +4,7 @@ from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.fitting import FitResult as FitResult
 from kronax.fitting import fit as fit
 from kronax.gp.grid import GridGP as GridGP
+from kronax.gp.kernels import RBF as RBF
 from kronax.gp.kernels import Constant as Constant
 from kronax.gp.kernels import Kernel as Kernel
 from kronax.gp.kernels import Matern12 as Matern12
@@ -11,16 +12,11 @@ from kronax.gp.kernels import Matern32 as Matern32
 from kronax.gp.kernels import Matern52 as Matern52
 from kronax.gp.kernels import Periodic as Periodic
 from kronax.gp.kernels import RationalQuadratic as RationalQuadratic
-from kronax.gp.kernels import SquaredExponential as RBF
 from kronax.gp.kernels import SquaredExponential as SquaredExponential
 from kronax.gp.means import ConstantMean as ConstantMean
 from kronax.gp.means import Mean as Mean
 from kronax.gp.means import ZeroMean as ZeroMean
 from kronax.gp.posterior import Posterior as Posterior
-from kronax.parameters import parameter as parameter
-from kronax.parameters import parameters as parameters
-from kronax.parameters import replace as replace
-from kronax.parameters import unconstrain as unconstrain
 from kronax.linalg.decompose import decompose as decompose
 from kronax.linalg.diagonals import inverse_diagonal as inverse_diagonal
 from kronax.linalg.factors.base import AbstractFactor as AbstractFactor
@@ -38,3 +34,7 @@ from kronax.linalg.rules import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.sample import sample_normal as sample_normal
 from kronax.linalg.solve import inverse as inverse
 from kronax.linalg.solve import solve as solve
+from kronax.parameters import parameter as parameter
+from kronax.parameters import parameters as parameters
+from kronax.parameters import replace as replace
+from kronax.parameters import unconstrain as unconstrain

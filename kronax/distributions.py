@@ -11,11 +11,13 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 from kronax.linalg import checks
+from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.logdet import log_abs_det, normal_logpdf_grid
 from kronax.linalg.modes import matmul
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sample import apply_roots, draw_normal
 from kronax.linalg.solve import solve_grid
 
@@ -86,7 +88,9 @@ class KroneckerNormal(dist.Distribution):
         """Draws, reparametrised: per-axis roots, no decomposition of the whole."""
         lead = (*sample_shape, *self.batch_shape)
         if self.scale_tril is None or isinstance(self.covariance, KroneckerPlusNoise):
-            return self._shaped(self.loc + draw_normal(key, self.covariance, lead))
+            draw = draw_normal(key, self.covariance, lead)
+            explain_not_finite(draw, self.covariance)
+            return self._shaped(self.loc + draw)
         grid = self.covariance.grid_shape
         white = jax.random.normal(key, (*lead, *grid), self.covariance.dtype)
         matrices = [f.to_dense() for f in self.scale_tril.factors]
@@ -95,13 +99,13 @@ class KroneckerNormal(dist.Distribution):
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """Log density; one `eigh` per factor with noise, one Cholesky without."""
-        grid = self.covariance.grid_shape
-        value = jnp.asarray(value)
-        if self.flatten:
-            value = value.reshape(*value.shape[:-1], *grid)
-        residual = value - self.loc
+        residual = self._residual(value)
         if self.scale_tril is None or isinstance(self.covariance, KroneckerPlusNoise):
-            return normal_logpdf_grid(residual, self.covariance)
+            log_density = normal_logpdf_grid(residual, self.covariance)
+            # NaN in the value is the value's own fault.
+            blamed = jnp.where(jnp.isfinite(residual).all(), log_density, 0.0)
+            explain_not_finite(blamed, self.covariance, covariance=True)
+            return log_density
         return _log_prob_from_root(residual, self.scale_tril)
 
     @property
@@ -114,6 +118,19 @@ class KroneckerNormal(dist.Distribution):
         """The diagonal of the covariance."""
         diagonal = jnp.broadcast_to(self.covariance.diagonal(), self.loc.shape)
         return self._shaped(diagonal)
+
+    def _residual(self, value: Any) -> Array:
+        dtype, event = self.covariance.dtype, self.event_shape
+        checks.check_precision(value, "The value", dtype)
+        array = checks.array_of_reals(value, "The value", finite=False).astype(dtype)
+        if array.shape[max(array.ndim - len(event), 0) :] != event:
+            raise ValueError(
+                f"The value must have shape (*batch, {', '.join(map(str, event))}); got shape "
+                f"{array.shape}. With flatten={not self.flatten} events are "
+                f"{'grids' if self.flatten else 'flat'}."
+            )
+        grid = (*array.shape[: array.ndim - len(event)], *self.covariance.grid_shape)
+        return array.reshape(grid) - self.loc
 
     def _shaped(self, grid: Array) -> Array:
         if not self.flatten:
@@ -142,6 +159,14 @@ def _squared(root: Kronecker) -> Kronecker:
 
 def _with_noise(signal: Kronecker, noise: Any) -> KroneckerPlusNoise:
     """Noise may have a batch that the factors lack: the first factor gets size-one axes."""
+    num_axes = len(signal.grid_shape)
+    shape = () if isinstance(noise, AbstractOperator) else jnp.shape(noise)
+    if num_axes > 1 and not signal.batch_shape and shape[-num_axes:] == signal.grid_shape:
+        raise ValueError(
+            f"The noise must be one variance, or one per batch entry; got shape {shape}, which "
+            f"ends as the grid {signal.grid_shape} does. For variances along an axis pass "
+            "kx.Kronecker(kx.Diagonal(variances), kx.ScaledIdentity(1.0, n))."
+        )
     missing = 0 if isinstance(noise, Kronecker) else jnp.ndim(noise) - len(signal.batch_shape)
     if missing > 0:
         first = jax.tree.map(lambda a: a[(None,) * missing], signal.factors[0])

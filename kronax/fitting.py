@@ -119,6 +119,7 @@ def fit(
     raw, build = unconstrain(model, freeze=freeze, domains=domains)
     _check_trainable(model, raw, freeze, domains)
     optimizer = optax.lbfgs() if optimizer is None else optimizer
+    _check_optimizer(optimizer)
     _check_steps(num_steps)
     if tolerance is None:
         tolerance = 1e-6 if jnp.finfo(_precision(raw)).bits == 64 else 1e-3
@@ -126,7 +127,9 @@ def fit(
     run = _compiled_loop(lambda values: objective(build(values)), optimizer, num_steps)
     state = _start(raw, optimizer, num_steps)
     state = _drive(run, state, num_steps, jnp.asarray(tolerance * scale, _precision(raw)), progress)
-    return _result(state, build, scale, num_steps, tolerance, time.perf_counter() - began, (freeze, domains))
+    return _result(
+        state, build, scale, num_steps, tolerance, time.perf_counter() - began, (freeze, domains)
+    )
 
 
 def _objective(model: Any, y: Any, loss: Any) -> tuple[Callable[[Any], Array], float]:
@@ -137,6 +140,7 @@ def _objective(model: Any, y: Any, loss: Any) -> tuple[Callable[[Any], Array], f
             f"{'neither' if y is None else 'both'}."
         )
     if loss is not None:
+        _check_loss(model, loss)
         return loss, 1.0
     if not hasattr(model, "log_marginal_likelihood"):
         raise TypeError(
@@ -154,6 +158,24 @@ def _check_trainable(model: Any, raw: dict, freeze: Any, domains: Any) -> None:
             "Nothing is trainable: every parameter is frozen, has no known domain, or is a plain "
             "number rather than an array. Unfreeze one, give `domains=`, or declare fields with "
             f"kx.parameter.\n{table!r}"
+        )
+
+
+def _check_loss(model: Any, loss: Any) -> None:
+    if not callable(loss):
+        raise TypeError(f"The loss must be a function of the model; got {loss!r}.")
+    shape = getattr(eqx.filter_eval_shape(loss, model), "shape", ())
+    if shape != ():
+        raise ValueError(
+            f"The loss must be a scalar; got shape {shape}. Reduce it, for example by jnp.sum."
+        )
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"The optimizer must be an optax transformation; got {optimizer!r}. Pass an instance, "
+            "for example optax.adam(1e-2)."
         )
 
 
@@ -242,7 +264,9 @@ def _compiled_loop(objective: Callable, optimizer: Any, num_steps: int) -> Calla
     return run
 
 
-def _drive(run: Callable, state: _State, num_steps: int, threshold: Array, progress: bool) -> _State:
+def _drive(
+    run: Callable, state: _State, num_steps: int, threshold: Array, progress: bool
+) -> _State:
     """Run chunk after chunk, sized so that the bar moves and Ctrl-C is heard."""
     chunk = 1
     bar = tqdm(total=num_steps, desc="fit", disable=None if progress else True, leave=True)

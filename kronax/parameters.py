@@ -38,7 +38,7 @@ def parameter(constraint: Any = constraints.real, *, default: Any = dataclasses.
     """
 
     def convert(value: Any) -> Any:
-        return _as_parameter(value, constraint, getattr(field, "name", None) or "The parameter")
+        return as_parameter(value, constraint, getattr(field, "name", None) or "The parameter")
 
     given = {} if default is dataclasses.MISSING else {"default": default}
     field = eqx.field(converter=convert, metadata={"constraint": constraint}, **given)
@@ -50,24 +50,30 @@ def data(**options: Any) -> Any:
     return eqx.field(metadata={"unknown_domain": True}, **options)
 
 
-def _as_parameter(value: Any, constraint: Any, name: str) -> Any:
+def as_parameter(value: Any, constraint: Any, name: str) -> Any:
+    """Numbers as a floating-point array inside the domain; other objects pass as they are."""
     if isinstance(value, bool | str) or value is None:
         raise TypeError(f"{name} must be a number or an array; got {value!r}.")
     if isinstance(value, tuple):
-        return tuple(v if v is None else _as_parameter(v, constraint, name) for v in value)
-    if not isinstance(value, int | float | list | np.ndarray | np.generic | jax.Array):
+        return tuple(v if v is None else as_parameter(v, constraint, name) for v in value)
+    if not isinstance(value, int | float | complex | list | np.ndarray | np.generic | jax.Array):
         return value
+    given = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
+    if not (jnp.issubdtype(given, jnp.floating) or jnp.issubdtype(given, jnp.integer)):
+        raise TypeError(f"{name} must hold real numbers; got {value!r} of dtype {given}.")
     array = jnp.asarray(value)
-    if jnp.issubdtype(array.dtype, jnp.complexfloating) or array.dtype == bool:
-        raise TypeError(f"{name} must be real; got dtype {array.dtype}.")
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
     if array.weak_type:
         array = jax.lax.convert_element_type(array, array.dtype)
     if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(constraint(array))):
+        advice = (
+            "Remove NaN and infinities."
+            if constraint is constraints.real
+            else "Give it in natural units, not as a logarithm."
+        )
         raise ValueError(
-            f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. "
-            "Give it in natural units, not as a logarithm."
+            f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. {advice}"
         )
     return array
 
@@ -134,6 +140,10 @@ def parameters(
         parameter    value  domain    trainable
         lengthscale  0.5    positive  yes
     """
+    if isinstance(freeze, str):
+        raise TypeError(
+            f"freeze must be a collection of paths; got {freeze!r}. Write ({freeze!r},)."
+        )
     domains = dict(domains or {})
     found = list(_leaves(model))
     paths = [path for path, *_ in found]
@@ -213,14 +223,15 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
                 f"{path} must keep its shape {old.value.shape}; got shape {array.shape}."
             )
         array = array.astype(old.value.dtype)
-        new[path] = array if old.domain is None else _as_parameter(array, old.domain, path)
+        new[path] = array if old.domain is None else as_parameter(array, old.domain, path)
     return _put(model, new)
 
 
-def nearest(name: str, known: Collection[str]) -> str:
+def nearest(name: Any, known: Collection[Any]) -> str:
     """A hint that names what was probably meant."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    names = {str(k): k for k in known}
+    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.0)
+    hint = f" Did you mean {names[close[0]]!r}?" if close else ""
     return f"{hint} Known: {', '.join(map(repr, known)) or 'none'}."
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.checks import check_finite, is_concrete
+from kronax.parameters import nearest
 
 
 class FrozenArray:
@@ -49,7 +50,7 @@ class Axis(eqx.Module):
             self.static, self.traced = coordinates.static, coordinates.traced
             return
         concrete = is_concrete(coordinates)
-        values = _checked(np.asarray(coordinates) if concrete else coordinates, name)
+        values = _checked(_as_numpy(coordinates, name) if concrete else coordinates, name)
         self.static = FrozenArray(values) if concrete else None
         self.traced = None if concrete else values
 
@@ -73,6 +74,15 @@ class Axis(eqx.Module):
             assert self.traced is not None
             return self.traced.astype(dtype)
         return jnp.asarray(self.static.values.astype(dtype))
+
+
+def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
+    try:
+        return np.asarray(coordinates)
+    except ValueError as error:
+        raise ValueError(
+            f"The coordinates of {name} must form a rectangular array; got {coordinates!r}."
+        ) from error
 
 
 def _checked(values: Any, name: str) -> Any:
@@ -101,7 +111,7 @@ def ordered(values: Any, names: tuple[str, ...] | None, num_axes: int, what: str
             )
         unknown = [k for k in values if k not in names]
         if unknown:
-            raise KeyError(f"There is no axis {unknown[0]!r} (in {what}). Axes: {names}.")
+            raise KeyError(f"{what}: there is no axis {unknown[0]!r}.{nearest(unknown[0], names)}")
         return tuple(values.get(name) for name in names)
     if not isinstance(values, list | tuple) or len(values) != num_axes:
         got = f"{len(values)}" if isinstance(values, list | tuple) else type(values).__name__

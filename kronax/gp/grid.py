@@ -57,10 +57,10 @@ class GridGP(eqx.Module):
 
     kernels: tuple[Kernel, ...]
     axes: tuple[Axis, ...]
-    variance: Array = parameter(constraints.positive)
-    noise: Any = parameter(constraints.positive)
     mean: Mean
     axis_names: tuple[str, ...] | None = eqx.field(static=True)
+    variance: Array = parameter(constraints.positive)
+    noise: Any = parameter(constraints.positive)
 
     def __init__(
         self,
@@ -72,14 +72,21 @@ class GridGP(eqx.Module):
         kernels, axes, self.axis_names = _aligned(kernels, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
         self.axes = tuple(Axis(x, name) for x, name in zip(axes, labels, strict=True))
-        split = [split_scale(as_kernel(k, f"The kernel of {n} must be")) for k, n in zip(kernels, labels, strict=True)]
+        split = [
+            split_scale(as_kernel(k, f"The kernel of {n} must be"))
+            for k, n in zip(kernels, labels, strict=True)
+        ]
         self.kernels = tuple(kernel for kernel, _ in split)
-        variance: Any = 1.0
+        # Numbers that are not arrays follow the precision of the kernels.
+        dtype = dtype_of([kernel for kernel, _ in split] + [scale for _, scale in split])
+        variance: Any = jnp.ones((), dtype)
         for _, scale in split:
-            variance = variance if scale is None else variance * scale
+            variance = variance if scale is None else variance * scale.astype(dtype)
         self.variance = variance
+        if isinstance(noise, int | float) and not isinstance(noise, bool):
+            noise = jnp.asarray(noise, dtype)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
-        self.mean = as_mean(mean)
+        self.mean = as_mean(mean, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
 
     @property
@@ -131,10 +138,14 @@ class GridGP(eqx.Module):
         """
         grid = self.check_data(y)
         operator = decompose(self.covariance())
+        assert isinstance(operator, KroneckerPlusNoise)
         return Posterior(self, grid, operator, _weights(self, operator, grid))
 
     def sample(
-        self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = (), include_noise: bool = False
+        self,
+        key: PRNGKeyArray,
+        sample_shape: tuple[int, ...] | int = (),
+        include_noise: bool = False,
     ) -> Float[Array, "..."]:
         """Prior draws on the grid, of the function or of noisy observations."""
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
@@ -210,11 +221,12 @@ def _aligned(kernels: Any, axes: Any) -> tuple[tuple, tuple, tuple[str, ...] | N
                 raise KeyError(f"There is no axis {name!r} for that kernel.{nearest(name, names)}")
         missing = [name for name in names if name not in kernels]
         if missing:
-            raise KeyError(f"The axis {missing[0]!r} has no kernel.{nearest(missing[0], list(kernels))}")
+            raise KeyError(
+                f"The axis {missing[0]!r} has no kernel; got kernels for "
+                f"{', '.join(map(repr, kernels)) or 'none'}. Give one kernel per axis."
+            )
         return ordered(dict(kernels), names, len(names), "kernels"), tuple(axes.values()), names
-    kernels, axes = (
-        (tuple(v) if isinstance(v, Sequence) else (v,)) for v in (kernels, axes)
-    )
+    kernels, axes = ((tuple(v) if isinstance(v, Sequence) else (v,)) for v in (kernels, axes))
     if len(kernels) != len(axes) or not axes:
         raise ValueError(
             f"A GridGP needs one kernel per axis and at least one axis; got {len(kernels)} "

@@ -30,6 +30,7 @@ class Kernel(eqx.Module):
         >>> from numpyro.distributions import constraints
         >>> class Triangle(kx.Kernel):
         ...     width: object = kx.parameter(constraints.positive)
+        ...
         ...     def evaluate(self, x, z):
         ...         return jnp.maximum(1 - jnp.abs(x - z) / self.width, 0)
         >>> Triangle(2.0)(jnp.arange(3.0), jnp.arange(2.0)).shape
@@ -50,14 +51,14 @@ class Kernel(eqx.Module):
         return jax.vmap(lambda p: self.evaluate(p, p))(_points(x, self))
 
     def __add__(self, other: Any) -> "Kernel":
-        return Sum(self, as_kernel(other, "A kernel can be added to another"))
+        return Sum(self, as_kernel(other, "What is added to a kernel must be"))
 
     __radd__ = __add__
 
     def __mul__(self, other: Any) -> "Kernel":
         if isinstance(other, int | float | np.generic | jax.Array | np.ndarray):
             return scale(self, other)
-        return product(self, as_kernel(other, "A kernel can be multiplied by a number or another"))
+        return product(self, as_kernel(other, "What multiplies a kernel must be a number,"))
 
     __rmul__ = __mul__
 
@@ -73,6 +74,13 @@ def _points(x: Any, kernel: Kernel) -> Array:
 
 
 def _difference(x: Array, z: Array, lengthscale: Array) -> Array:
+    shape = jnp.shape(lengthscale)
+    if shape not in ((), jnp.shape(x)):
+        places = f"places in {jnp.shape(x)[0]} dimensions" if jnp.ndim(x) else "coordinates (n,)"
+        raise ValueError(
+            "The lengthscale must be one number, or one per dimension of coordinates (n, p); got "
+            f"shape {shape} for {places}."
+        )
     return (x - z) / lengthscale
 
 
@@ -107,6 +115,9 @@ class SquaredExponential(Kernel):
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
         return jnp.exp(-squared_distance(x, z, self.lengthscale) / 2)
+
+
+RBF = SquaredExponential
 
 
 class Matern12(Kernel):
@@ -211,7 +222,7 @@ class Periodic(Kernel):
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
         angle = pi * (x - z) / self.period
-        return jnp.exp(-2 * jnp.sum(jnp.square(jnp.sin(angle) / self.lengthscale)))
+        return jnp.exp(-2 * squared_distance(jnp.sin(angle), 0.0 * angle, self.lengthscale))
 
 
 class Constant(Kernel):
@@ -323,6 +334,8 @@ def scale(kernel: Kernel, number: Any) -> Kernel:
             f"A kernel can be multiplied by a single number; got shape {jnp.shape(number)}."
         )
     inner, variance = split_scale(kernel)
+    if isinstance(number, int | float) and not isinstance(number, bool):
+        number = jnp.asarray(number, dtype_of(kernel))
     return Scale(inner, number if variance is None else number * variance)
 
 
@@ -331,7 +344,9 @@ def product(first: Kernel, second: Kernel) -> Kernel:
     (first, v1), (second, v2) = split_scale(first), split_scale(second)
     scales = [v for v in (v1, v2) if v is not None]
     inner = Product(first, second)
-    return scale(inner, scales[0] if len(scales) == 1 else scales[0] * scales[1]) if scales else inner
+    return (
+        scale(inner, scales[0] if len(scales) == 1 else scales[0] * scales[1]) if scales else inner
+    )
 
 
 def split_scale(kernel: Kernel) -> tuple[Kernel, Array | None]:

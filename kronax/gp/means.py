@@ -66,10 +66,7 @@ class ArrayMean(Mean):
         """The array; it is known on its own grid only."""
         grid = tuple(a.shape[0] for a in axes)
         shape = self.values.values.shape
-        fits = len(shape) <= len(grid) and all(
-            m in (1, n) for m, n in zip(shape[::-1], grid[::-1], strict=False)
-        )
-        if not fits:
+        if not _fits(shape, grid):
             raise ValueError(
                 f"A mean given as an array must broadcast to the grid {grid}; got shape {shape}. "
                 "On a new grid use a mean that is a function of the axes."
@@ -84,24 +81,39 @@ class FunctionMean(Mean):
 
     def __call__(self, *axes: Array) -> Array:
         """The callable's result."""
-        return jnp.asarray(self.function(*axes))
+        values = jnp.asarray(self.function(*axes))
+        grid = tuple(a.shape[0] for a in axes)
+        if not _fits(values.shape, grid):
+            raise ValueError(
+                f"A callable mean must return an array that broadcasts to the grid {grid}; got "
+                f"shape {values.shape}. Add axes of size one, as in `x[:, None]`."
+            )
+        return values
 
 
-def as_mean(value: Any) -> Mean:
-    """A mean from a number, an array, a callable, or a mean."""
+def _fits(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+    return len(shape) <= len(grid) and all(
+        m in (1, n) for m, n in zip(shape[::-1], grid[::-1], strict=False)
+    )
+
+
+def as_mean(value: Any, dtype: Any) -> Mean:
+    """A mean from a number, an array, a callable, or a mean; numbers take the dtype."""
     if isinstance(value, Mean):
         return value
     if value is None:
         return ZeroMean()
-    if isinstance(value, int | float) or jnp.ndim(value) == 0 and not callable(value):
-        return ConstantMean(value)
-    if isinstance(value, np.ndarray | jax.Array) and not isinstance(value, jax.core.Tracer):
-        array = np.asarray(value)
-        check_finite(array, "The mean")
-        return ArrayMean(FrozenArray(array))
-    if callable(value):
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return ConstantMean(jnp.asarray(value, dtype))
+    if isinstance(value, np.generic | np.ndarray | jax.Array) and value.dtype.kind in "fiu":
+        if value.ndim == 0:
+            return ConstantMean(value)
+        if not isinstance(value, jax.core.Tracer):
+            check_finite(value, "The mean")
+            return ArrayMean(FrozenArray(np.asarray(value)))
+    if callable(value) and not isinstance(value, type):
         return FunctionMean(value)
     raise TypeError(
-        f"The mean must be a number, an array, a kronax mean or a callable of the axes; got "
-        f"{value!r}."
+        "The mean must be a number, a concrete array of real numbers, a kronax mean such as "
+        f"kx.ConstantMean(0.5), or a callable of the axes; got {value!r}."
     )

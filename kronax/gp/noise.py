@@ -11,19 +11,19 @@ from numpyro.distributions import constraints
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.operators import AbstractOperator
-from kronax.parameters import data, nearest, parameter
+from kronax.parameters import as_parameter, data, nearest, parameter
 
 
 class AxisNoise(eqx.Module):
     """Independent noise whose variance is a product of one variance per place along some axes.
 
     Args:
-        variances: one entry per axis: `(n_i,)` variances, or `None` where the noise is the same.
         grid_shape: shape of the grid.
+        variances: one entry per axis: `(n_i,)` variances, or `None` where the noise is the same.
     """
 
-    variances: tuple[Array | None, ...] = parameter(constraints.positive)
     grid_shape: tuple[int, ...] = eqx.field(static=True)
+    variances: tuple[Array | None, ...] = parameter(constraints.positive)
 
     def operator(self, dtype: Any) -> Kronecker:
         """The noise covariance."""
@@ -58,7 +58,7 @@ def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | N
                 "noise factor per axis, kx.ScaledIdentity(1.0, n) where it does not vary."
             )
         if all(isinstance(f, Diagonal | ScaledIdentity) for f in value.factors):
-            return AxisNoise(tuple(f.diagonal() for f in value.factors), grid_shape)
+            return _from_diagonals(value)
         return FullNoise(value)
     if isinstance(value, AbstractOperator):
         raise TypeError(
@@ -76,11 +76,26 @@ def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | N
     raise TypeError(f"The noise must be a variance, a dictionary or a kx.Kronecker; got {value!r}.")
 
 
+def _from_diagonals(value: Kronecker) -> Any:
+    """Multiples of the identity are one number in all: they join the first varying axis."""
+    scale = jnp.ones((), value.dtype)
+    variances: list[Array | None] = []
+    for factor in value.factors:
+        variances.append(factor.values if isinstance(factor, Diagonal) else None)
+        if isinstance(factor, ScaledIdentity):
+            scale = scale * factor.scale
+    for i, own in enumerate(variances):
+        if own is not None:
+            variances[i] = scale * own
+            return AxisNoise(value.grid_shape, tuple(variances))
+    return scale
+
+
 def _by_axis(value: dict, grid_shape: tuple[int, ...], names: tuple[str, ...] | None) -> AxisNoise:
-    known = names or tuple(range(len(grid_shape)))
+    known: tuple = names or tuple(range(len(grid_shape)))
     for key in value:
         if key not in known:
-            raise KeyError(f"There is no axis {key!r} for the noise.{nearest(str(key), [str(k) for k in known])}")
+            raise KeyError(f"There is no axis {key!r} for the noise.{nearest(key, known)}")
     variances = []
     for key, n in zip(known, grid_shape, strict=True):
         given = value.get(key)
@@ -89,5 +104,7 @@ def _by_axis(value: dict, grid_shape: tuple[int, ...], names: tuple[str, ...] | 
                 f"The noise variances along {key!r} must have shape ({n},); got shape "
                 f"{jnp.shape(given)}."
             )
-        variances.append(None if given is None else jnp.broadcast_to(jnp.asarray(given), (n,)))
-    return AxisNoise(tuple(variances), grid_shape)
+        if given is not None:
+            given = as_parameter(given, constraints.positive, f"The noise variance along {key!r}")
+        variances.append(None if given is None else jnp.broadcast_to(given, (n,)))
+    return AxisNoise(grid_shape, tuple(variances))

@@ -18,7 +18,7 @@ from kronax.linalg.sample import apply_roots
 
 
 class Posterior(eqx.Module):
-    """What `gp.condition(y)` returns. It carries the decomposition: predictions need no further one.
+    """What `gp.condition(y)` returns; it carries the decomposition that predictions need.
 
     `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
     coordinates, or `None` (or left out) for an axis that stays. Batches of `y` lead.
@@ -49,13 +49,16 @@ class Posterior(eqx.Module):
         Args:
             axes: new coordinates; by default the grid itself.
             include_noise: the variance of a new observation: σ² is added.
-            noise: the noise variance there, where the model's is not defined on new coordinates.
+            noise: the noise variance there, where the model's is not defined on new coordinates;
+                a number, or an array that broadcasts to the new grid.
 
         Raises:
             KeyError: if an axis name is unknown.
+            TypeError: if `noise` is given without `include_noise=True`.
             ValueError: if there is not one entry per axis, or if noise that varies along an axis is
                 asked for at new coordinates of it.
         """
+        _check_used(noise, include_noise)
         new = self._new_axes(axes)
         variance = _variance(self, new)
         return variance + self._noise_diagonal(new, noise) if include_noise else variance
@@ -64,7 +67,7 @@ class Posterior(eqx.Module):
         self,
         key: PRNGKeyArray,
         axes: Any = None,
-        sample_shape: tuple[int, ...] = (),
+        sample_shape: tuple[int, ...] | int = (),
         include_noise: bool = False,
         noise: Any = None,
     ) -> Float[Array, "..."]:
@@ -81,8 +84,10 @@ class Posterior(eqx.Module):
 
         Raises:
             KeyError: if an axis name is unknown.
+            TypeError: as in `variance`.
             ValueError: as in `variance`.
         """
+        _check_used(noise, include_noise)
         new = self._new_axes(axes)
         shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
         key, noise_key = jax.random.split(key)
@@ -105,9 +110,14 @@ class Posterior(eqx.Module):
         for old, axis, name in zip(gp.axes, new, labels, strict=True):
             if axis is not None and axis.num_dimensions != old.num_dimensions:
                 form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
+                got = (
+                    (axis.size,)
+                    if axis.num_dimensions is None
+                    else (axis.size, axis.num_dimensions)
+                )
                 raise ValueError(
                     f"The new coordinates of {name} must have shape {form}, as the old ones; got "
-                    f"{axis.num_dimensions}-dimensional places."
+                    f"shape {got}."
                 )
         return new
 
@@ -116,6 +126,14 @@ class Posterior(eqx.Module):
             value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
             if not isinstance(value, jax.core.Tracer) and bool((np.asarray(value) < 0).any()):
                 raise ValueError(f"The noise variance must not be negative; got {value}.")
+            grid = tuple((axis or old).size for axis, old in zip(new, self.gp.axes, strict=True))
+            if value.ndim > len(grid) or any(
+                m not in (1, n) for m, n in zip(value.shape[::-1], grid[::-1], strict=False)
+            ):
+                raise ValueError(
+                    "The noise must be one variance, or variances that broadcast to the grid of "
+                    f"the prediction, {grid}; got shape {value.shape}."
+                )
             return value.astype(self.operator.dtype)
         model = self.operator.noise
         if not isinstance(model, Kronecker):
@@ -136,6 +154,13 @@ class Posterior(eqx.Module):
         for values in sizes:
             grid = grid[..., None] * values
         return grid
+
+
+def _check_used(noise: Any, include_noise: bool) -> None:
+    if noise is not None and not include_noise:
+        raise TypeError(
+            f"`noise` is used with include_noise=True only; got noise={noise!r} without it."
+        )
 
 
 def _cross(post: Posterior, new: tuple[Axis | None, ...]) -> list[Array | None]:

@@ -1,0 +1,1 @@
+"""Structured linear algebra: no probability, no devices."""

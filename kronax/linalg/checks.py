@@ -40,7 +40,7 @@ def array_of_reals(value: Any, name: str, *, finite: bool = True) -> Array:
     return array
 
 
-def check_finite(array: Array, name: str) -> None:
+def check_finite(array: Any, name: str) -> None:
     """Refuse concrete NaN and infinity, naming the first place."""
     values = np.asarray(array)
     bad = ~np.isfinite(values)

@@ -1,7 +1,6 @@
 """Attach a decomposition to an operator, for reuse outside jit."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.linalg.diagnose import explain_not_finite
-from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand, split_blocks
+from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand
 from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
@@ -80,7 +80,10 @@ def conjugated_inverse_diagonal(
     )
     batch = jnp.broadcast_shapes(op.batch_shape, *(c.shape[:-2] for c in rows if c is not None))
     return map_batch(
-        _diagonal, batch, ((signal, noise, list(rows)), ndims), (bases, tuple(b.event_ndims for b in bases))
+        _diagonal,
+        batch,
+        ((signal, noise, list(rows)), ndims),
+        (bases, tuple(b.event_ndims for b in bases)),
     )
 
 
@@ -125,7 +128,7 @@ def _diagonal_tangent_value(coefficients, moving, *, given):
     inverse_d = 1 / spectrum(bases)
     tangents = iter(moving)
     marks = iter(given)
-    total = 0.0
+    total = jnp.zeros((), inverse_d.dtype)
     for blocks, values in (
         (signal, [b.values for b in bases]),
         (noise, [b.noise_values for b in bases]),
@@ -140,7 +143,8 @@ def _diagonal_tangent_value(coefficients, moving, *, given):
         if row is not None and next(marks):
             w = _basis_matrix(basis)
             turned = next(tangents) if w is None else matmul(next(tangents), w)
-            part = apply_along(2 * turned * rotated[i], inverse_d, i - len(bases))
+            own = row if w is None else matmul(row, w)
+            part = apply_along(2 * turned * own, inverse_d, i - len(bases))
             total = total + _apply_squares(rotated, part, skip=i)
     return total
 

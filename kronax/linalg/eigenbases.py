@@ -8,12 +8,11 @@ derivative rules see blocks only, so a new structure needs no derivative code.
 from typing import NoReturn
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.modes import apply_along, matmul
+from kronax.linalg.modes import apply_along
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 
 # Eigenvalues below zero by at most this many `n · eps · λ_max` are rounding, and count as zero.
@@ -76,7 +75,7 @@ class Eigenbasis(eqx.Module):
     def event_ndims(self) -> "Eigenbasis":
         """The number of axes of every leaf without its batch, as a matching pytree."""
         return Eigenbasis(
-            blocks=tuple(None if w is None else 2 for w in self.blocks),  # type: ignore[arg-type]
+            blocks=tuple(None if w is None else 2 for w in self.blocks),  # type: ignore[misc]
             values=1,  # type: ignore[arg-type]
             noise_values=1,  # type: ignore[arg-type]
             log_abs_det=None if self.log_abs_det is None else 0,  # type: ignore[arg-type]
@@ -164,9 +163,7 @@ def _whitened(k: Array, n: Array):
     k_scale, n_scale = (_mean_diagonal(m)[..., None, None] for m in (k, n))
     root = jnp.linalg.cholesky(k / k_scale + n / n_scale)
     half = lax.linalg.triangular_solve(root, k / k_scale, left_side=True, lower=True)
-    white = lax.linalg.triangular_solve(
-        root, half, left_side=False, lower=True, transpose_a=True
-    )
+    white = lax.linalg.triangular_solve(root, half, left_side=False, lower=True, transpose_a=True)
     share, vectors = jnp.linalg.eigh(white)
     share = _rounded(share)
     rest = 1 - share

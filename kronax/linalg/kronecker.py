@@ -72,7 +72,7 @@ class Kronecker(AbstractOperator):
         return self.factors[0].dtype
 
     @property
-    def T(self) -> "Kronecker":  # noqa: N802
+    def T(self) -> "Kronecker":
         """The transpose: that of every factor."""
         return Kronecker(*(f.T for f in self.factors))
 
@@ -108,7 +108,9 @@ class Kronecker(AbstractOperator):
         for factor in self.factors[1:]:
             right = factor.to_dense()
             product = result[..., :, None, :, None] * right[..., None, :, None, :]
-            rows, columns = (a * b for a, b in zip(result.shape[-2:], right.shape[-2:], strict=True))
+            rows, columns = (
+                a * b for a, b in zip(result.shape[-2:], right.shape[-2:], strict=True)
+            )
             result = product.reshape(*product.shape[:-4], rows, columns)
         return result
 
@@ -126,7 +128,10 @@ class Kronecker(AbstractOperator):
                 f"{self.grid_shape} and rows {x.output_grid_shape}. Give both the same axes."
             )
         return Kronecker(
-            *(matmul(a.to_dense(), b.to_dense()) for a, b in zip(self.factors, x.factors))
+            *(
+                matmul(a.to_dense(), b.to_dense())
+                for a, b in zip(self.factors, x.factors, strict=True)
+            )
         )
 
     def check_square(self, what: str) -> None:

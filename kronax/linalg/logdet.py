@@ -152,7 +152,7 @@ def _two_term_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -
     ndims = TwoTermSum(
         tuple(b.event_ndims for b in signal),
         tuple(b.event_ndims for b in noise),
-        None if y is None else num_axes,  # type: ignore[arg-type]
+        None if y is None else num_axes,
     )
     return map_batch(
         lambda problem, held: log_det_and_quadratic(problem, held, weights=weights),

@@ -76,7 +76,9 @@ def map_batch(function: Callable, batch_shape: tuple[int, ...], *args: tuple[Any
 
     for level in reversed(range(-len(batch_shape), 0)):  # the innermost batch axis first
         in_axes = [
-            0 if leaf.ndim - ndim + level >= 0 and leaf.shape[leaf.ndim - ndim + level] != 1 else None
+            0
+            if leaf.ndim - ndim + level >= 0 and leaf.shape[leaf.ndim - ndim + level] != 1
+            else None
             for leaf, ndim in zip(leaves, ndims, strict=True)
         ]
         mapped = jax.vmap(mapped, in_axes=tuple(in_axes), axis_size=batch_shape[level])

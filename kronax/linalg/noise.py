@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -74,7 +73,7 @@ class KroneckerPlusNoise(AbstractOperator):
         return self.kronecker.dtype
 
     @property
-    def T(self) -> "KroneckerPlusNoise":  # noqa: N802
+    def T(self) -> "KroneckerPlusNoise":
         """Itself: it is symmetric."""
         return self
 
@@ -191,11 +190,9 @@ def _sum(first: AbstractOperator, second: Any) -> AbstractOperator:
 
 
 def _sum_of_operators(first: AbstractOperator, second: AbstractOperator) -> AbstractOperator:
-    if isinstance(first, KroneckerPlusNoise) or isinstance(second, KroneckerPlusNoise):
-        noisy, other = (
-            (first, second) if isinstance(first, KroneckerPlusNoise) else (second, first)
-        )
-        raise TypeError(_three_terms(noisy, type(other).__name__))
+    for noisy, other in ((first, second), (second, first)):
+        if isinstance(noisy, KroneckerPlusNoise):
+            raise TypeError(_three_terms(noisy, type(other).__name__))
     if first.grid_shape != second.grid_shape:
         raise ValueError(
             "Operators that are added must be over the same grid; got "

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,7 +18,13 @@ class AbstractOperator(eqx.Module):
     # Keep NumPy from treating an operator as an object array: `np.float64(2) * op` comes to us.
     __array_ufunc__ = None
 
-    factors: eqx.AbstractVar[tuple]
+    if TYPE_CHECKING:  # type checkers do not know that a property may fill an AbstractVar
+
+        @property
+        def factors(self) -> tuple[Any, ...]:
+            """One factor per axis."""
+    else:
+        factors: eqx.AbstractVar[tuple[Any, ...]]
 
     @property
     @abc.abstractmethod
@@ -42,7 +48,7 @@ class AbstractOperator(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def T(self) -> "AbstractOperator":  # noqa: N802
+    def T(self) -> "AbstractOperator":
         """The transpose."""
 
     @abc.abstractmethod
@@ -119,7 +125,8 @@ class AbstractOperator(eqx.Module):
         value = scalar if isinstance(scalar, int | float) else array_of_reals(scalar, "scalar")
         if jnp.ndim(value) != 0:
             raise ValueError(
-                f"An operator can be multiplied by a single number; got shape {value.shape}. Use "
+                "An operator can be multiplied by a single number; got shape "
+                f"{jnp.shape(value)}. Use "
                 "`op.mv(x)` or `op @ x` for a product with a vector, and jax.vmap for batches."
             )
         return self.scaled(jnp.asarray(value, self.dtype))

@@ -52,7 +52,7 @@ class _Batched:
     def _evaluate(self, *flat, **params) -> list:
         raise NotImplementedError
 
-    def _jvp(self, primals, tangents, **params):
+    def _jvp(self, primals: Any, tangents: Any, **params: Any) -> Any:
         raise NotImplementedError
 
     def _evaluate_compiled(self, *flat, **params):
@@ -65,9 +65,7 @@ class _Batched:
 
     def _batch_rule(self, flat, dims, *, batch, **params):
         size = next(x.shape[d] for x, d in zip(flat, dims, strict=True) if d is not None)
-        flat = [
-            x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(flat, dims, strict=True)
-        ]
+        flat = [x if d is None else jnp.moveaxis(x, d, 0) for x, d in zip(flat, dims, strict=True)]
         in_axes = [None if d is None else 0 for d in dims]
         flat, in_axes = self._map_operands(flat, in_axes, size, **params)
         outputs = self.primitive.bind(*flat, batch=(*batch, tuple(in_axes)), **params)
@@ -123,23 +121,22 @@ class RulePrimitive(_Batched):
 
         return nested_vmap(run, batch)(*flat)
 
-    def _jvp(self, primals, tangents, *, tree, num_operands, static, batch):
-        moving = [
-            i for i, t in enumerate(tangents[:num_operands]) if not isinstance(t, ad.Zero)
-        ]
-        values = self.primitive.bind(
-            *primals, tree=tree, num_operands=num_operands, static=static, batch=batch
-        )
+    def _jvp(self, primals: Any, tangents: Any, **params: Any) -> Any:
+        num_operands, batch = params["num_operands"], params["batch"]
+        moving = [i for i, t in enumerate(tangents[:num_operands]) if not isinstance(t, ad.Zero)]
+        values = self.primitive.bind(*primals, **params)
         if not moving:
-            return values, [ad.Zero.from_primal_value(v) for v in values]
+            return values, [ad.Zero(jax.typeof(v).to_tangent_aval()) for v in values]
 
         def run(*leaves):
             leaves, moved = leaves[: len(primals)], leaves[len(primals) :]
-            operands, constants = jax.tree.unflatten(tree, leaves)
+            operands, constants = jax.tree.unflatten(params["tree"], leaves)
             given: list = [None] * num_operands
             for i, tangent in zip(moving, moved, strict=True):
                 given[i] = tangent
-            return jax.tree.leaves(self.derivative(operands, constants, given, **dict(static)))
+            return jax.tree.leaves(
+                self.derivative(operands, constants, given, **dict(params["static"]))
+            )
 
         stack = tuple((*level, *(level[i] for i in moving)) for level in batch)
         return values, nested_vmap(run, stack)(*primals, *(tangents[i] for i in moving))
@@ -185,14 +182,15 @@ class LinearPrimitive(_Batched):
 
         return nested_vmap(run, batch)(*flat)
 
-    def _jvp(self, primals, tangents, *, num_coefficients, **params):
+    def _jvp(self, primals: Any, tangents: Any, **params: Any) -> Any:
+        num_coefficients = params["num_coefficients"]
         if any(not isinstance(t, ad.Zero) for t in tangents[:num_coefficients]):
             raise DerivativeOrderError(
                 f"{self.what} has no exact derivative rule of this order; one order less is "
                 "supported. Differentiate fewer times, or take the last order by finite "
                 "differences of the exact derivative below it."
             )
-        bind = partial(self.primitive.bind, num_coefficients=num_coefficients, **params)
+        bind = partial(self.primitive.bind, **params)
         moving = [ad.instantiate_zeros(t) for t in tangents[num_coefficients:]]
         return bind(*primals), bind(*primals[:num_coefficients], *moving)
 

@@ -15,7 +15,7 @@ from kronax.linalg.roots import safe_sqrt
 
 
 def sample_normal(
-    key: PRNGKeyArray, op: AbstractOperator, sample_shape: tuple[int, ...] = ()
+    key: PRNGKeyArray, op: AbstractOperator, sample_shape: tuple[int, ...] | int = ()
 ) -> Float[Array, "..."]:
     """Draws from `N(0, op)`, grid-shaped, reparametrised and right to first order.
 

@@ -59,9 +59,11 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
 def solve_grid(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
     """`solve` for a checked operator and vectors in the grid layout."""
     if isinstance(op, KroneckerPlusNoise):
-        pieces, one = op.eigenbases(), _solve_noisy
+        pieces: Any = op.eigenbases()
+        one = _solve_noisy
     else:
-        pieces, one = lax.stop_gradient(op.factorize()), _solve_factors
+        one = _solve_factors
+        pieces = lax.stop_gradient(op.factorize())
     if not op.batch_shape:
         return one(op, pieces, b)
     num_axes = len(op.grid_shape)
@@ -128,7 +130,7 @@ class Inverse(AbstractOperator):
         return self.op.dtype
 
     @property
-    def T(self) -> "Inverse":  # noqa: N802
+    def T(self) -> "Inverse":
         """The inverse of the transpose."""
         return Inverse(self.op.T)
 
@@ -146,7 +148,9 @@ class Inverse(AbstractOperator):
 
     def scaled(self, scalar: Array) -> "Inverse":
         """`scalar * op⁻¹`."""
-        return Inverse((1 / scalar) * self.op)
+        scaled = (1 / scalar) * self.op
+        assert isinstance(scaled, Kronecker | KroneckerPlusNoise)
+        return Inverse(scaled)
 
 
 def inverse(op: AbstractOperator) -> Inverse:

@@ -9,8 +9,9 @@ with the true function to second order. A third order raises.
 Everything here is for one operator and one vector; the primitives carry batches themselves.
 """
 
+from collections.abc import Callable
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ class TwoTermSum(NamedTuple):
 
     signal: tuple[SymmetricBlocks, ...]
     noise: tuple[SymmetricBlocks, ...]
-    y: Array | None
+    y: Any
 
 
 def spectrum(bases: tuple[Eigenbasis, ...]) -> Array:
@@ -89,10 +90,10 @@ def _gradient(
     """The gradient of `_value` in the leaves of `problem` that are `needed`.
 
     With `A = Wᵀy / D`, `λ_{-i}` the product over the other axes, and `f_i` the sum of
-    `λ_{-i} / D` over them: `K_i` has gradient `W_i [a diag(f_i) − b A_(i) diag(λ_{-i}) A_(i)ᵀ] W_iᵀ`,
-    `N_i` the same with `μ`, and `y` has `2 b W A`.
+    `λ_{-i} / D` over them: `K_i` has `W_i [a diag(f_i) − b A_(i) diag(λ_{-i}) A_(i)ᵀ] W_iᵀ`, `N_i`
+    the same with `μ`, and `y` has `2 b W A`.
     """
-    on_logdet, on_quadratic = weights
+    on_quadratic = weights[1]
     d = spectrum(bases)
     a = rotate(bases, problem.y) / d if on_quadratic else None
     wanted = iter(needed)
@@ -107,7 +108,7 @@ def _gradient(
                 others = outer(values, skip=i)
                 axis = i - len(bases)
                 slopes += _block_gradients(block, basis, want, others, d, a, axis, weights)
-    if problem.y is not None and next(wanted):
+    if a is not None and next(wanted):
         slopes.append(2 * on_quadratic * unrotate(bases, a))
     return slopes
 
@@ -122,14 +123,15 @@ def _block_gradients(block, basis, want, others, d, a, axis, weights):
     ):
         if not wanted:
             continue
-        diagonal = on_logdet * sum_others(others / d_k, axis) if on_logdet else None
+        diagonal = jnp.zeros(d_k.shape[axis], d_k.dtype)
+        if on_logdet:
+            diagonal += on_logdet * sum_others(others / d_k, axis)
         if ndim == 0 or w is None:
             if on_quadratic:
-                along_data = on_quadratic * sum_others(others * jnp.square(a_k), axis)
-                diagonal = -along_data if diagonal is None else diagonal - along_data
+                diagonal -= on_quadratic * sum_others(others * jnp.square(a_k), axis)
             slopes.append(jnp.sum(diagonal) if ndim == 0 else diagonal)
             continue
-        slope = jnp.zeros((), w.dtype) if diagonal is None else jnp.diag(diagonal)
+        slope = jnp.diag(diagonal)
         if on_quadratic:
             slope = slope - on_quadratic * gram(others * a_k, a_k, axis)
         half = matmul(w, slope)
@@ -209,7 +211,8 @@ def _in_basis(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]) -> TwoTermSum:
 
 def _rotations(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]):
     """Per leaf of `problem`: its tangent taken to the eigenbasis, and a gradient taken back."""
-    to_basis, from_basis = [], []
+    to_basis: list[Callable] = []
+    from_basis: list[Callable] = []
     for blocks in (problem.signal, problem.noise):
         for block, basis in zip(blocks, bases, strict=True):
             for ndim, w in zip(block.ndims, basis.blocks, strict=True):
@@ -247,7 +250,7 @@ def _surrogate(problem: TwoTermSum, d0: Array, start: Array | None, weights: Wei
         total += on_logdet * jnp.sum(jnp.log(d))
         for i in range(len(signal)):
             total -= on_logdet / 2 * _coupling(problem, i, signal, noise, d)
-    if on_quadratic:
+    if start is not None:
 
         def apply(x):
             return _apply_blocks(problem.signal, x) + _apply_blocks(problem.noise, x)

@@ -5,7 +5,7 @@ determinants, sampling and every derivative follow from that.
 """
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -35,8 +35,10 @@ class AbstractFactor(AbstractOperator):
         >>> class Exchangeable(kx.AbstractFactor):
         ...     rho: jnp.ndarray
         ...     size: int = eqx.field(static=True)
+        ...
         ...     def mv(self, x):
         ...         return (1 - self.rho) * x + self.rho * x.sum(-1, keepdims=True)
+        ...
         ...     def to_dense(self):
         ...         return (1 - self.rho) * jnp.eye(self.size) + self.rho
         >>> factor = Exchangeable(jnp.array(0.5), 3)
@@ -44,7 +46,13 @@ class AbstractFactor(AbstractOperator):
         ()
     """
 
-    size: eqx.AbstractVar[int]
+    if TYPE_CHECKING:  # type checkers do not know that a property may fill an AbstractVar
+
+        @property
+        def size(self) -> int:
+            """Length of the axis."""
+    else:
+        size: eqx.AbstractVar[int]
 
     @abc.abstractmethod
     def mv(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
@@ -75,7 +83,7 @@ class AbstractFactor(AbstractOperator):
         return jax.eval_shape(self.to_dense).shape[:-2]
 
     @property
-    def T(self) -> "AbstractFactor":  # noqa: N802
+    def T(self) -> "AbstractFactor":
         """The transpose; a factor of your own is taken to be symmetric unless it overrides this."""
         return self
 
@@ -136,7 +144,7 @@ class Scaled(AbstractFactor):
     scalar: Array
 
     @property
-    def size(self) -> int:  # type: ignore[override]
+    def size(self) -> int:
         """Length of the axis."""
         return self.factor.size
 
@@ -146,7 +154,7 @@ class Scaled(AbstractFactor):
         return self.factor.output_grid_shape
 
     @property
-    def T(self) -> "Scaled":  # noqa: N802
+    def T(self) -> "Scaled":
         """The transpose."""
         return Scaled(self.factor.T, self.scalar)
 

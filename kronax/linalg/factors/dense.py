@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -61,7 +60,7 @@ class Dense(AbstractFactor):
         return self.matrix.shape[:-2]
 
     @property
-    def T(self) -> "Dense":  # noqa: N802
+    def T(self) -> "Dense":
         """The transpose."""
         return Dense(jnp.swapaxes(self.matrix, -1, -2), self.positive_definite)
 

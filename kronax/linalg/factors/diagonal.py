@@ -38,7 +38,7 @@ class Diagonal(AbstractFactor):
         if values.ndim == 0 or values.shape[-1] == 0:
             raise ValueError(
                 "The diagonal of Diagonal must be a vector (*batch, n) with n ≥ 1; got shape "
-                f"{values.shape}. For a multiple of the identity use kx.ScaledIdentity(scale, size)."
+                f"{values.shape}. A multiple of the identity is kx.ScaledIdentity(scale, size)."
             )
         self.values = values
 

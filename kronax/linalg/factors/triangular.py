@@ -60,7 +60,7 @@ class LowerTriangular(AbstractFactor):
         return self.matrix.shape[:-2]
 
     @property
-    def T(self) -> "LowerTriangular":  # noqa: N802
+    def T(self) -> "LowerTriangular":
         """The transpose, an upper triangular factor."""
         return LowerTriangular(jnp.swapaxes(self.matrix, -1, -2), lower=not self.lower)
 

@@ -1,0 +1,135 @@
+"""Time candidates side by side, measure errors, and store both with where and when."""
+
+import json
+import os
+import platform
+import subprocess
+import tomllib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import jax
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+ROUNDS = 9
+SHORTEST_ROUND_S = 0.01
+PACKAGES = ("jax", "jaxlib", "numpyro", "numpy", "scipy")
+
+
+def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
+    """Time of one call, from the mean of `repeats` in a row, until the results are there."""
+    start = perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(call())
+    return (perf_counter() - start) / repeats
+
+
+def alternate(
+    candidates: dict[str, Callable[[], Any]], rounds: int = ROUNDS, budget_s: float = 40.0
+) -> dict[str, dict[str, Any]]:
+    """Median times of candidates that take turns, round by round, in this process.
+
+    Short calls are repeated within a round. A candidate that would take longer than `budget_s` in
+    all gets fewer rounds, and one whose warm-up alone takes longer gets none: its warm-up counts.
+    """
+    first = {name: seconds(call) for name, call in candidates.items()}
+    warm = {
+        name: seconds(call) if first[name] < budget_s else first[name]
+        for name, call in candidates.items()
+    }
+    repeats = {name: max(1, round(SHORTEST_ROUND_S / t)) for name, t in warm.items()}
+    turns = {name: max(1, min(rounds, int(budget_s / t))) for name, t in warm.items()}
+    times: dict[str, list[float]] = {
+        name: [t] if t >= budget_s else [] for name, t in warm.items()
+    }
+    for turn in range(rounds):
+        for name, call in candidates.items():
+            if turn < turns[name] and warm[name] < budget_s:
+                times[name].append(seconds(call, repeats[name]))
+    return {
+        name: {
+            "seconds": median(taken),
+            "quartiles": [float(q) for q in np.quantile(taken, (0.25, 0.75))],
+            "rounds": len(taken),
+            "first_call_seconds": first[name],
+        }
+        for name, taken in times.items()
+    }
+
+
+def relative_error(value: Any, truth: Any) -> float:
+    """Norm of the difference over the norm of the truth."""
+    value, truth = (np.asarray(v, np.float64) for v in (value, truth))
+    return float(np.linalg.norm(value - truth) / np.linalg.norm(truth))
+
+
+def worst_component(value: Any, truth: Any) -> float:
+    """The largest relative error of any component: nothing hides behind a large neighbour."""
+    value, truth = (np.asarray(v, np.float64) for v in (value, truth))
+    return float(np.max(np.abs(value - truth) / np.abs(truth)))
+
+
+def surroundings() -> dict[str, Any]:
+    """Commit, versions, hardware and date of a run."""
+    return {
+        "commit": _git("rev-parse", "HEAD") + ("-modified" if _modified() else ""),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "versions": {
+            "python": platform.python_version(),
+            "kronax": _kronax_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
+        "hardware": {
+            "cpu": _cpu(),
+            "cores": len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
+            "device": jax.devices()[0].device_kind,
+        },
+        "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS"),
+    }
+
+
+def results_folder(quick: bool) -> Path:
+    """Where results go; quick ones are kept apart and out of version control."""
+    return RESULTS / "quick" if quick else RESULTS
+
+
+def save(workload: str, rows: list[dict[str, Any]], quick: bool, **notes: Any) -> Path:
+    """Write one workload's rows with the surroundings of the run."""
+    path = results_folder(quick) / f"{workload}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"workload": workload, **surroundings(), **notes, "rows": rows}
+    path.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
+    return path
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def _modified() -> bool:
+    """Whether the code that was measured differs from the commit."""
+    changes = _git("status", "--porcelain", "--", "kronax", "benchmarks/*.py")
+    return changes != "unknown"
+
+
+def _kronax_version() -> str:
+    """From the source tree, which is what runs here, installed or not."""
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+def _cpu() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
