@@ -12,6 +12,7 @@ from numpyro.distributions.util import validate_sample
 
 from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.eigenbases import full_block
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.logdet import log_abs_det, normal_logpdf_grid
@@ -93,8 +94,8 @@ class KroneckerNormal(dist.Distribution):
             return self._shaped(self.loc + draw)
         grid = self.covariance.grid_shape
         white = jax.random.normal(key, (*lead, *grid), self.covariance.dtype)
-        matrices = [f.to_dense() for f in self.scale_tril.factors]
-        return self._shaped(self.loc + apply_roots(matrices, [2] * len(matrices), white))
+        roots = [full_block(f.to_dense()) for f in self.scale_tril.factors]
+        return self._shaped(self.loc + apply_roots(roots, white))
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:

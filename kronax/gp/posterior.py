@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.axes import Axis, ordered
 from kronax.linalg.checks import array_of_reals
 from kronax.linalg.diagonals import conjugated_inverse_diagonal
+from kronax.linalg.eigenbases import full_block
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.roots import safe_sqrt, symmetric_root
@@ -207,7 +208,7 @@ def _sample(
     joint = [_joint(gp, i, axis, op.dtype) for i, axis in enumerate(new)]
     lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
     white = jax.random.normal(signal_key, (*lead, *(m.shape[0] for m in joint)), op.dtype)
-    field = apply_roots([symmetric_root(m) for m in joint], [2] * len(joint), white)
+    field = apply_roots([full_block(symmetric_root(m)) for m in joint], white)
     old, ahead = field, field
     for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
         if axis is not None:
@@ -233,5 +234,4 @@ def _noise_draw(op: KroneckerPlusNoise, key: PRNGKeyArray, shape: tuple[int, ...
     white = jax.random.normal(key, shape, op.dtype)
     if not isinstance(op.noise, Kronecker):
         return safe_sqrt(op.noise) * white
-    roots = [f.root() for f in op.noise.factors]
-    return apply_roots(roots, [r.ndim for r in roots], white)
+    return apply_roots([f.root() for f in op.noise.factors], white)

@@ -106,6 +106,47 @@ def check_triangular(array: Any, name: str, lower: bool) -> None:
         )
 
 
+def check_centrosymmetric(array: Any, name: str) -> None:
+    """Refuse a concrete matrix that is not symmetric about its middle, up to rounding."""
+    if not is_concrete(array):
+        return
+    values = np.asarray(array)
+    gap = np.abs(values - values[..., ::-1, ::-1])
+    if gap.max() > 64 * np.finfo(values.dtype).eps * np.abs(values).max():
+        *_, i, j = (int(k) for k in np.unravel_index(gap.argmax(), gap.shape))
+        n = values.shape[-1]
+        raise ValueError(
+            f"{name} must be symmetric about its middle; entries ({i}, {j}) and "
+            f"({n - 1 - i}, {n - 1 - j}) differ by {gap.max():.3g}. Use kx.Dense for it."
+        )
+
+
+def column(value: Any, name: str) -> Array:
+    """`value` as a real vector `(*batch, n)`."""
+    array = array_of_reals(value, name)
+    if array.ndim == 0 or array.shape[-1] == 0:
+        raise ValueError(
+            f"{name} must be a vector (*batch, n) with n ≥ 1; got shape {array.shape}. Pass the "
+            "first column of the matrix."
+        )
+    return array
+
+
+def check_even(array: Any, name: str) -> None:
+    """Refuse a concrete column that is not symmetric about the circle, up to rounding."""
+    if not is_concrete(array):
+        return
+    values = np.asarray(array)
+    gap = np.abs(values - np.roll(values[..., ::-1], 1, axis=-1))
+    if gap.max() > 64 * np.finfo(values.dtype).eps * np.abs(values).max():
+        *_, k = (int(i) for i in np.unravel_index(gap.argmax(), gap.shape))
+        raise ValueError(
+            f"{name} must be symmetric about the circle, column[k] = column[n - k]; entries {k} "
+            f"and {values.shape[-1] - k} differ by {gap.max():.3g}. Use kx.Toeplitz for an axis "
+            "that does not close."
+        )
+
+
 def grid_of(
     y: Any, grid_shape: tuple[int, ...], name: str, dtype: Any, *, finite: bool = True
 ) -> tuple[Array, bool]:

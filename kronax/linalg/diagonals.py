@@ -87,21 +87,11 @@ def conjugated_inverse_diagonal(
     )
 
 
-def _basis_matrix(basis: Eigenbasis) -> Array | None:
-    if all(w is None for w in basis.blocks):
-        return None
-    dtype = basis.values.dtype
-    return jax.scipy.linalg.block_diag(
-        *(
-            jnp.eye(size, dtype=dtype) if w is None else w
-            for w, size in zip(basis.blocks, basis.sizes, strict=True)
-        )
-    )
-
-
 def _rotated_rows(row: Array | None, basis: Eigenbasis) -> Array | None:
-    w = _basis_matrix(basis)
-    return row if w is None else w if row is None else matmul(row, w)
+    """`C W`, with `None` for the identity."""
+    if basis.is_identity:
+        return row
+    return basis.matrix() if row is None else basis.right(row)
 
 
 def _apply_squares(rotated: Sequence[Array | None], x: Array, skip: int | None = None) -> Array:
@@ -141,10 +131,8 @@ def _diagonal_tangent_value(coefficients, moving, *, given):
                 total = total - _apply_squares(rotated, inside, skip=i)
     for i, (row, basis) in enumerate(zip(rows, bases, strict=True)):
         if row is not None and next(marks):
-            w = _basis_matrix(basis)
-            turned = next(tangents) if w is None else matmul(next(tangents), w)
-            own = row if w is None else matmul(row, w)
-            part = apply_along(2 * turned * own, inverse_d, i - len(bases))
+            product = basis.right(next(tangents)) * basis.right(row)
+            part = apply_along(2 * product, inverse_d, i - len(bases))
             total = total + _apply_squares(rotated, part, skip=i)
     return total
 

@@ -5,6 +5,7 @@ factor's own parameters to its blocks everything is ordinary automatic different
 derivative rules see blocks only, so a new structure needs no derivative code.
 """
 
+from collections.abc import Callable
 from typing import NoReturn
 
 import equinox as eqx
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.modes import apply_along
+from kronax.linalg.modes import along, apply_along
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
+from kronax.linalg.transforms import Identity, Transform
 
 # Eigenvalues below zero by at most this many `n · eps · λ_max` are rounding, and count as zero.
 ROUNDING = 4.0
@@ -27,11 +29,13 @@ class SymmetricBlocks(eqx.Module):
             `(*batch,)` a multiple of the identity.
         ndims: the number of axes of each block without its batch: 2, 1 or 0.
         sizes: the size `m` of each block; they add up to the size of the axis.
+        transform: takes vectors to the coordinates in which the matrix has these blocks.
     """
 
     arrays: tuple[Array, ...]
     ndims: tuple[int, ...] = eqx.field(static=True)
     sizes: tuple[int, ...] = eqx.field(static=True)
+    transform: Transform = eqx.field(static=True, default=Identity())
 
     @property
     def size(self) -> int:
@@ -41,7 +45,7 @@ class SymmetricBlocks(eqx.Module):
     @property
     def event_ndims(self) -> "SymmetricBlocks":
         """The number of axes of every leaf without its batch, as a matching pytree."""
-        return SymmetricBlocks(self.ndims, self.ndims, self.sizes)  # type: ignore[arg-type]
+        return SymmetricBlocks(self.ndims, self.ndims, self.sizes, self.transform)  # type: ignore
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -49,12 +53,36 @@ class SymmetricBlocks(eqx.Module):
         shapes = (a.shape[: a.ndim - n] for a, n in zip(self.arrays, self.ndims, strict=True))
         return jnp.broadcast_shapes(*shapes)
 
+    def map_blocks(self, function: Callable[[Array, int], Array]) -> "SymmetricBlocks":
+        """Blocks `function(array, ndim)` in the same coordinates."""
+        arrays = tuple(function(a, n) for a, n in zip(self.arrays, self.ndims, strict=True))
+        return SymmetricBlocks(arrays, self.ndims, self.sizes, self.transform)
+
+    def apply(self, x: Array, axis: int) -> Array:
+        """Multiply along `axis < 0` of `x` (no batch)."""
+        pieces = []
+        x = self.transform.forward(x, axis)
+        for a, ndim, piece in zip(
+            self.arrays, self.ndims, split_blocks(x, self.sizes, axis), strict=True
+        ):
+            if ndim == 2:
+                pieces.append(apply_along(a, piece, axis))
+            else:
+                pieces.append(piece * (a if ndim == 0 else along(a, axis)))
+        joined = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+        return self.transform.backward(joined, axis)
+
+
+def full_block(matrix: Array) -> SymmetricBlocks:
+    """A matrix `(*batch, n, n)` as one block."""
+    return SymmetricBlocks((matrix,), (2,), (matrix.shape[-1],))
+
 
 class Eigenbasis(eqx.Module):
     """`Wᵀ K W = diag(values)` and `Wᵀ N W = diag(noise_values)` along one axis.
 
-    `W` is block diagonal: `blocks[k]` is one block's matrix, or `None` for the identity. It is
-    orthonormal unless both terms are general; then `log_abs_det` is `log|det W|`. The arrays are
+    `W` is a block-diagonal matrix, followed by the transform back: `blocks[k]` is one block's
+    matrix, or `None` for the identity. It is orthonormal unless both terms are general; then `log_abs_det` is `log|det W|`. The arrays are
     held constant: the derivative rules contain what depends on them. `vectors` hands them out
     guarded, so that a derivative through eigenvectors raises and never returns a wrong number.
     """
@@ -65,6 +93,7 @@ class Eigenbasis(eqx.Module):
     log_abs_det: Array | None
     anchor: Array
     sizes: tuple[int, ...] = eqx.field(static=True)
+    transform: Transform = eqx.field(static=True, default=Identity())
 
     @property
     def vectors(self) -> tuple[Array | None, ...]:
@@ -81,15 +110,30 @@ class Eigenbasis(eqx.Module):
             log_abs_det=None if self.log_abs_det is None else 0,  # type: ignore[arg-type]
             anchor=0,  # type: ignore[arg-type]
             sizes=self.sizes,
+            transform=self.transform,
         )
 
     def rotate(self, x: Array, axis: int) -> Array:
         """`Wᵀ` along `axis < 0` of `x` (no batch)."""
+        x = self.transform.forward(x, axis)
         return self._apply([None if w is None else w.T for w in self.blocks], x, axis)
 
     def unrotate(self, x: Array, axis: int) -> Array:
         """`W` along `axis < 0` of `x` (no batch)."""
-        return self._apply(self.blocks, x, axis)
+        return self.transform.backward(self._apply(self.blocks, x, axis), axis)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether `W` is the identity matrix."""
+        return self.transform == Identity() and all(w is None for w in self.blocks)
+
+    def right(self, rows: Array) -> Array:
+        """`C W` for a matrix `C` `(m, n)` (no batch)."""
+        return self.rotate(rows, -1)
+
+    def matrix(self) -> Array:
+        """`W` as a matrix (no batch)."""
+        return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
     def _apply(self, matrices, x: Array, axis: int) -> Array:
         if all(m is None for m in matrices):
@@ -137,6 +181,7 @@ def eigenbasis(signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
         log_abs_det=sum(general[1:], general[0]) if general else None,
         anchor=anchor,
         sizes=signal.sizes,
+        transform=signal.transform,
     )
 
 

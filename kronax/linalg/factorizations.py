@@ -12,14 +12,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.eigenbases import SymmetricBlocks, expand, split_blocks
 from kronax.linalg.modes import along, map_batch, matmul
 from kronax.linalg.rules import RulePrimitive
+from kronax.linalg.transforms import Transform
 
 
 class AbstractFactorization(eqx.Module):
     """What solves with one factor along an axis."""
 
-    definite: eqx.AbstractClassVar[bool]
+    definite: eqx.AbstractVar[bool]
 
     @abc.abstractmethod
     def solve_columns(self, b: Array, transpose: bool) -> Array:
@@ -152,6 +154,64 @@ class DiagonalFactorization(AbstractFactorization):
     def log_abs_det_value(self) -> Array:
         """Sum of the logarithms."""
         return jnp.sum(jnp.log(jnp.abs(self.values)))
+
+
+class BlockFactorization(AbstractFactorization):
+    """One factorisation per block of a matrix that a fixed transform takes to blocks."""
+
+    definite: bool = eqx.field(static=True)
+    pieces: tuple[AbstractFactorization, ...]
+    sizes: tuple[int, ...] = eqx.field(static=True)
+    transform: Transform = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, blocks: SymmetricBlocks, positive_definite: bool) -> "BlockFactorization":
+        """Cholesky or LU of the full blocks; diagonal ones need nothing."""
+        full = CholeskyFactorization if positive_definite else LUFactorization
+        held = lax.stop_gradient(blocks)
+        pieces = tuple(
+            full.of(a)
+            if ndim == 2
+            else DiagonalFactorization.of(expand(a, ndim, size), positive_definite)
+            for a, ndim, size in zip(held.arrays, held.ndims, held.sizes, strict=True)
+        )
+        return cls(positive_definite, pieces, blocks.sizes, blocks.transform)
+
+    @property
+    def event_ndims(self) -> "BlockFactorization":
+        """Number of axes without the batch."""
+        pieces = tuple(p.event_ndims for p in self.pieces)
+        return BlockFactorization(self.definite, pieces, self.sizes, self.transform)
+
+    def solve_columns(self, b: Array, transpose: bool) -> Array:
+        """Solve in the coordinates of the blocks."""
+        return self.solve_along(b, -2, transpose)
+
+    def solve_along(self, b: Array, axis: int, transpose: bool = False) -> Array:
+        """Solve along `axis < 0` of `b`, block by block."""
+        parts = split_blocks(self.transform.forward(b, axis), self.sizes, axis)
+        solved = [
+            piece.solve_along(part, axis, transpose)
+            for piece, part in zip(self.pieces, parts, strict=True)
+        ]
+        joined = solved[0] if len(solved) == 1 else jnp.concatenate(solved, axis)
+        return self.transform.backward(joined, axis)
+
+    def log_abs_det_of(self, blocks: SymmetricBlocks) -> Array:
+        """`log|det|` of the blocks that this factorises, right at every order."""
+        total = jnp.zeros((), blocks.arrays[0].dtype)
+        for a, ndim, size, piece in zip(
+            blocks.arrays, blocks.ndims, blocks.sizes, self.pieces, strict=True
+        ):
+            if ndim == 2:
+                total = total + piece.log_abs_det(a)
+            else:
+                total = total + jnp.sum(jnp.log(jnp.abs(expand(a, ndim, size))), axis=-1)
+        return total
+
+    def log_abs_det_value(self) -> Array:
+        """Sum over the blocks."""
+        return sum((p.log_abs_det_value() for p in self.pieces), jnp.zeros(()))
 
 
 def _triangular(

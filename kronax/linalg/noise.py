@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg import checks
-from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis
+from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis, full_block
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
@@ -107,15 +107,17 @@ class KroneckerPlusNoise(AbstractOperator):
 
     def blocks(self) -> tuple[tuple[SymmetricBlocks, ...], tuple[SymmetricBlocks, ...]]:
         """The symmetric blocks of signal and noise, per axis."""
-        signal = tuple(f.blocks() for f in self.kronecker.factors)
         if isinstance(self.noise, Kronecker):
-            return signal, tuple(f.blocks() for f in self.noise.factors)
-        one = jnp.ones((), self.dtype)
-        scales = [self.noise, *(one for _ in signal[1:])]
-        return signal, tuple(
-            SymmetricBlocks((scale,) * len(s.sizes), (0,) * len(s.sizes), s.sizes)
-            for scale, s in zip(scales, signal, strict=True)
-        )
+            noise = self.noise.factors
+        else:
+            one = jnp.ones((), self.dtype)
+            sizes = self.grid_shape
+            noise = (
+                ScaledIdentity(self.noise, sizes[0]),
+                *(ScaledIdentity(one, n) for n in sizes[1:]),
+            )
+        pairs = [_aligned(k, n) for k, n in zip(self.kronecker.factors, noise, strict=True)]
+        return tuple(k for k, _ in pairs), tuple(n for _, n in pairs)
 
     def eigenbases(self) -> tuple[Eigenbasis, ...]:
         """One basis per axis, held constant: computed, or the ones that the operator carries."""
@@ -161,6 +163,30 @@ def _checked_noise(noise: Any, kronecker: Kronecker) -> Array | Kronecker:
             "It is a variance σ², not a logarithm or a standard deviation."
         )
     return value
+
+
+def _aligned(
+    signal: AbstractFactor, noise: AbstractFactor
+) -> tuple[SymmetricBlocks, SymmetricBlocks]:
+    """The blocks of both terms of one axis in the same coordinates.
+
+    A multiple of the identity is one in any coordinates; two different structures share none but
+    the places, and meet as full matrices.
+    """
+    k, n = signal.blocks(), noise.blocks()
+    if (k.sizes, k.transform) == (n.sizes, n.transform):
+        return k, n
+    if n.ndims == (0,):
+        return k, _like(n, k)
+    if k.ndims == (0,):
+        return _like(k, n), n
+    return full_block(signal.to_dense()), full_block(noise.to_dense())
+
+
+def _like(multiple: SymmetricBlocks, other: SymmetricBlocks) -> SymmetricBlocks:
+    """A multiple of the identity, cut into the blocks of `other`."""
+    count = len(other.sizes)
+    return SymmetricBlocks(multiple.arrays * count, (0,) * count, other.sizes, other.transform)
 
 
 def _broadcasts(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.modes import along, apply_along, map_batch
+from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import safe_sqrt
@@ -68,22 +69,20 @@ draw_normal = jax.jit(_draw_normal, static_argnums=2)
 
 def _colour(op: Kronecker, white: Array) -> Array:
     """`R z`, with one root per axis."""
-    roots = [f.root() for f in op.factors]
-    ndims = [r.ndim - len(f.batch_shape) for r, f in zip(roots, op.factors, strict=True)]
-    return apply_roots(roots, ndims, white)
+    return apply_roots([f.root() for f in op.factors], white)
 
 
-def apply_roots(roots: Sequence[Array], ndims: Sequence[int], white: Array) -> Array:
-    """Apply matrices (2 axes) or diagonals (1 axis), each with its batch, along the last axes."""
+def apply_roots(roots: Sequence[SymmetricBlocks], white: Array) -> Array:
+    """Apply one root per axis along the last axes of `white`, batches included."""
 
-    def one(matrices, z):
-        for i, matrix in enumerate(matrices):
-            axis = i - len(matrices)
-            z = z * along(matrix, axis) if matrix.ndim == 1 else apply_along(matrix, z, axis)
+    def one(held, z):
+        for i, root in enumerate(held):
+            z = root.apply(z, i - len(held))
         return z
 
-    batches = [r.shape[: r.ndim - n] for r, n in zip(roots, ndims, strict=True)]
+    batches = [r.batch_shape for r in roots]
     if not any(batches):
-        return one(list(roots), white)
+        return one(roots, white)
     batch = jnp.broadcast_shapes(*batches, white.shape[: white.ndim - len(roots)])
-    return map_batch(one, batch, (list(roots), list(ndims)), (white, len(roots)))
+    ndims = [r.event_ndims for r in roots]
+    return map_batch(one, batch, (list(roots), ndims), (white, len(roots)))

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand, split_blocks
-from kronax.linalg.modes import along, apply_along, gram, matmul, outer, sum_others
+from kronax.linalg.modes import gram, matmul, outer, sum_others
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 
 Weights = tuple[float, float]
@@ -301,16 +301,7 @@ def _diagonal(block: SymmetricBlocks) -> Array:
 def _apply_blocks(blocks: tuple[SymmetricBlocks, ...], x: Array) -> Array:
     """`⊗` of block-diagonal matrices applied to a grid."""
     for i, block in enumerate(blocks):
-        axis = i - len(blocks)
-        pieces = []
-        for a, ndim, piece in zip(
-            block.arrays, block.ndims, split_blocks(x, block.sizes, axis), strict=True
-        ):
-            if ndim == 2:
-                pieces.append(apply_along(a, piece, axis))
-            else:
-                pieces.append(piece * (a if ndim == 0 else along(a, axis)))
-        x = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+        x = block.apply(x, i - len(blocks))
     return x
 
 

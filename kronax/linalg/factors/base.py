@@ -13,15 +13,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.linalg import checks
-from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.factorizations import (
-    AbstractFactorization,
-    CholeskyFactorization,
-    LUFactorization,
-)
+from kronax.linalg.eigenbases import SymmetricBlocks, full_block
+from kronax.linalg.factorizations import AbstractFactorization, BlockFactorization
 from kronax.linalg.modes import map_batch
 from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.roots import symmetric_root
+from kronax.linalg.roots import safe_sqrt, symmetric_root
 
 
 class AbstractFactor(AbstractOperator):
@@ -118,23 +114,22 @@ class AbstractFactor(AbstractOperator):
 
     def blocks(self) -> SymmetricBlocks:
         """The symmetric blocks, by ordinary differentiable code from the parameters."""
-        return SymmetricBlocks((self.to_dense(),), (2,), (self.size,))
+        return full_block(self.to_dense())
 
     def factorize(self, positive_definite: bool = False) -> AbstractFactorization:
-        """LU or Cholesky factors, held constant: `solve` and `logdet` carry the derivative."""
-        kind = CholeskyFactorization if positive_definite else LUFactorization
-        return kind.of(jax.lax.stop_gradient(self.to_dense()))
+        """LU or Cholesky of the blocks, held constant: the functions carry the derivative."""
+        return BlockFactorization.of(self.blocks(), positive_definite)
 
     def log_abs_det(self, factorization: AbstractFactorization) -> Array:
         """`log|det|`, right at every order."""
-        return factorization.log_abs_det(self.to_dense())
+        assert isinstance(factorization, BlockFactorization)
+        return factorization.log_abs_det_of(self.blocks())
 
-    def root(self) -> Array:
-        """A matrix `R` with `R Rᵀ` equal to this one, at every positive semidefinite matrix.
-
-        A diagonal factor gives `(*batch, n)`, the diagonal of its root.
-        """
-        return symmetric_root(self.to_dense())
+    def root(self) -> SymmetricBlocks:
+        """Blocks of a matrix `R` with `R Rᵀ` equal to this one, if it is positive semidefinite."""
+        return self.blocks().map_blocks(
+            lambda a, ndim: symmetric_root(a) if ndim == 2 else safe_sqrt(a)
+        )
 
 
 class Scaled(AbstractFactor):
@@ -176,10 +171,7 @@ class Scaled(AbstractFactor):
 
     def blocks(self) -> SymmetricBlocks:
         """The blocks of the factor, scaled."""
-        inner = self.factor.blocks()
-        return SymmetricBlocks(
-            tuple(self.scalar * a for a in inner.arrays), inner.ndims, inner.sizes
-        )
+        return self.factor.blocks().map_blocks(lambda a, _: self.scalar * a)
 
 
 def cast(factor: AbstractFactor, dtype: Any) -> AbstractFactor:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.linalg import checks
+from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factorizations import AbstractFactorization
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.modes import apply_along
@@ -88,6 +89,8 @@ class Dense(AbstractFactor):
         """Cholesky where the matrix is known to be positive definite, else LU."""
         return super().factorize(positive_definite or self.positive_definite)
 
-    def root(self) -> Array:
+    def root(self) -> SymmetricBlocks:
         """The Cholesky factor if the matrix is known to be positive definite."""
-        return jnp.linalg.cholesky(self.matrix) if self.positive_definite else super().root()
+        if not self.positive_definite:
+            return super().root()
+        return self.blocks().map_blocks(lambda a, _: jnp.linalg.cholesky(a))

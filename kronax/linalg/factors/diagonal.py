@@ -8,11 +8,9 @@ from jaxtyping import Array, Float
 
 from kronax.linalg import checks
 from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.factorizations import AbstractFactorization, DiagonalFactorization
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.modes import along
 from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.roots import safe_sqrt
 
 
 class Diagonal(AbstractFactor):
@@ -81,17 +79,6 @@ class Diagonal(AbstractFactor):
         """One diagonal block: no decomposition is needed."""
         return SymmetricBlocks((self.values,), (1,), (self.size,))
 
-    def factorize(self, positive_definite: bool = False) -> AbstractFactorization:
-        """The diagonal itself."""
-        return DiagonalFactorization.of(self.values, positive_definite)
-
-    def log_abs_det(self, factorization: AbstractFactorization) -> Array:
-        """Sum of the logarithms."""
-        return jnp.sum(jnp.log(jnp.abs(self.values)), axis=-1)
-
-    def root(self) -> Array:
-        """Square roots of the entries."""
-        return safe_sqrt(self.values)
 
 
 class ScaledIdentity(AbstractFactor):
@@ -159,15 +146,3 @@ class ScaledIdentity(AbstractFactor):
     def blocks(self) -> SymmetricBlocks:
         """One multiple of the identity."""
         return SymmetricBlocks((self.scale,), (0,), (self.size,))
-
-    def factorize(self, positive_definite: bool = False) -> AbstractFactorization:
-        """The scale, as a diagonal."""
-        return DiagonalFactorization.of(self.diagonal(), positive_definite)
-
-    def log_abs_det(self, factorization: AbstractFactorization) -> Array:
-        """`n log|scale|`."""
-        return self.size * jnp.log(jnp.abs(self.scale))
-
-    def root(self) -> Array:
-        """`√scale`, once per place."""
-        return safe_sqrt(self.diagonal())
