@@ -3,6 +3,8 @@
 from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.fitting import FitResult as FitResult
 from kronax.fitting import fit as fit
+from kronax.gp.axes import circle as circle
+from kronax.gp.axes import regular as regular
 from kronax.gp.grid import GridGP as GridGP
 from kronax.gp.kernels import RBF as RBF
 from kronax.gp.kernels import Constant as Constant

@@ -15,6 +15,21 @@ from jaxtyping import Array
 from kronax.linalg.checks import check_finite, is_concrete
 from kronax.parameters import nearest
 
+# Coordinates that differ from regular ones by at most this many units in the last place are
+# regular: that is what rounding in `linspace`, `arange` and float32 files leaves.
+UNITS = 4
+
+
+def slack(x: np.ndarray) -> float:
+    """What counts as rounding for coordinates like these."""
+    kind = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
+    return float(UNITS * np.spacing(np.abs(x).max().astype(kind)))
+
+
+def snapped(x: np.ndarray) -> np.ndarray:
+    """Regular coordinates between the same ends, in float64."""
+    return np.linspace(np.float64(x[0]), np.float64(x[-1]), x.shape[0])
+
 
 class FrozenArray:
     """A NumPy array that can be static metadata of a pytree: hashable, compared by value."""
@@ -22,7 +37,30 @@ class FrozenArray:
     def __init__(self, values: np.ndarray):
         self.values = np.array(values)
         self.values.setflags(write=False)
+        self._is_regular: bool | None = None
+        self._is_symmetric: bool | None = None
         self._hash = hash((self.values.shape, str(self.values.dtype), self.values.tobytes()))
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether the spacing is constant, to units in the last place of the own dtype."""
+        if self._is_regular is None:
+            x = self.values
+            self._is_regular = x.ndim == 1 and bool(
+                np.abs(x - snapped(x)).max() <= slack(x) and (x.size == 1 or x[0] != x[-1])
+            )
+        return self._is_regular
+
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the axis is symmetric about its middle, to units in the last place."""
+        if self._is_symmetric is None:
+            x = self.values
+            wide = x.astype(np.float64)
+            self._is_symmetric = x.ndim == 1 and bool(
+                np.abs(wide + wide[::-1] - (wide[0] + wide[-1])).max() <= 2 * slack(x)
+            )
+        return self._is_symmetric
 
     def __hash__(self) -> int:
         return self._hash
@@ -44,11 +82,22 @@ class Axis(eqx.Module):
 
     static: FrozenArray | None = eqx.field(static=True)
     traced: Array | None
+    period: float | None = eqx.field(static=True)
+    shift: float | None = eqx.field(static=True)
 
-    def __init__(self, coordinates: Any, name: str):
+    def __init__(
+        self,
+        coordinates: Any,
+        name: str,
+        *,
+        period: float | None = None,
+        shift: float | None = None,
+    ):
         if isinstance(coordinates, Axis):
             self.static, self.traced = coordinates.static, coordinates.traced
+            self.period, self.shift = coordinates.period, coordinates.shift
             return
+        self.period, self.shift = period, shift
         concrete = is_concrete(coordinates)
         values = _checked(_as_numpy(coordinates, name) if concrete else coordinates, name)
         self.static = FrozenArray(values) if concrete else None
@@ -73,7 +122,97 @@ class Axis(eqx.Module):
         if self.static is None:
             assert self.traced is not None
             return self.traced.astype(dtype)
-        return jnp.asarray(self.static.values.astype(dtype))
+        x = self.static.values
+        return jnp.asarray((snapped(x) if self.static.is_regular else x).astype(dtype))
+
+    def places(self, dtype: Any) -> Array:
+        """The coordinates; those of a circle as places `(n, 2)` on it, in units of the axis."""
+        x = self.coordinates(dtype)
+        if self.period is None:
+            return x
+        radius = self.period / (2 * np.pi)
+        angle = x / radius
+        return radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+    @property
+    def is_full_circle(self) -> bool:
+        """Whether it is regular and its last place is one step before its first again."""
+        if self.period is None or self.static is None or not self.static.is_regular:
+            return False
+        x = self.static.values.astype(np.float64)
+        step = self.period / x.size
+        reach = abs(x[-1] - x[0]) - step * (x.size - 1)
+        return bool(abs(reach) <= slack(self.static.values) + 4 * np.spacing(self.period))
+
+
+def circle(axis: Any, period: float) -> Axis:
+    """Declare that an axis goes round a circle: longitude, hour of the day, day of the year.
+
+    Isotropic kernels (Matérn, squared exponential, rational quadratic and what they make up) then
+    see the chord between two places, in units of the axis: `(p/π) sin(π |x − x'| / p)`, which is
+    positive definite at every lengthscale. A regular axis all the way round needs no `eigh`.
+
+    Args:
+        axis: coordinates `(n,)`.
+        period: the length of the circle in units of the axis, such as 360.0 degrees.
+
+    Raises:
+        ValueError: if the period is not positive and finite, or the axis is longer than it.
+        TypeError: if the coordinates are traced.
+
+    Examples:
+        >>> import numpy as np, kronax as kx
+        >>> kx.circle(np.arange(0, 360, 5), period=360.0).is_full_circle
+        True
+    """
+    if not isinstance(period, int | float) or not 0 < period < float("inf"):
+        raise ValueError(f"The period of a circle must be a positive number; got {period!r}.")
+    result = Axis(axis, "a circle", period=float(period))
+    if result.static is None:
+        raise TypeError("The coordinates of a circle must be concrete; got traced ones.")
+    x = result.static.values
+    if x.ndim != 1:
+        raise ValueError(f"The coordinates of a circle must have shape (n,); got {x.shape}.")
+    if float(x.max() - x.min()) > period:
+        raise ValueError(
+            f"A circle must not be shorter than its axis; got period {period} for coordinates from "
+            f"{x.min()} to {x.max()}."
+        )
+    return result
+
+
+def regular(axis: Any) -> Axis:
+    """Snap an almost regular axis to a regular one; the largest shift is kept and shown.
+
+    Args:
+        axis: coordinates `(n,)`.
+
+    Raises:
+        ValueError: if some coordinate would move by more than a tenth of a step.
+        TypeError: if the coordinates are traced.
+
+    Examples:
+        >>> import numpy as np, kronax as kx
+        >>> round(kx.regular(np.array([0.0, 1.0, 2.01, 3.0])).shift, 3)
+        0.01
+    """
+    given = Axis(axis, "a regular axis")
+    if given.static is None:
+        raise TypeError("The coordinates of a regular axis must be concrete; got traced ones.")
+    x = given.static.values
+    if x.ndim != 1 or x.size < 2:
+        raise ValueError(f"A regular axis must have shape (n,) with n ≥ 2; got {x.shape}.")
+    fitted = snapped(x)
+    shift = float(np.abs(fitted - x).max())
+    step = abs(fitted[1] - fitted[0])
+    if shift > 0.1 * step:
+        place = int(np.abs(fitted - x).argmax())
+        raise ValueError(
+            f"kx.regular moves no coordinate by more than a tenth of the step {step:.4g}; "
+            f"coordinate {place} would move from {x[place]} to {fitted[place]:.6g}. Leave the axis "
+            "as it is, or put the data on a regular one first."
+        )
+    return Axis(fitted, "a regular axis", period=given.period, shift=shift)
 
 
 def _as_numpy(coordinates: Any, name: str) -> np.ndarray:

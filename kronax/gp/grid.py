@@ -14,6 +14,7 @@ from kronax.gp.kernels import Kernel, as_kernel, dtype_of, split_scale
 from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
+from kronax.gp.structure import Structure, check_structure, choose, factor
 from kronax.linalg.checks import grid_of
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
@@ -39,6 +40,10 @@ class GridGP(eqx.Module):
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
 
+        structure: by default each axis gets the fastest factor that is exact for every value of
+            the parameters; one of "dense", "toeplitz", "circulant" and "centrosymmetric" per axis
+            overrides that.
+
     Raises:
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
             not positive.
@@ -59,6 +64,7 @@ class GridGP(eqx.Module):
     axes: tuple[Axis, ...]
     mean: Mean
     axis_names: tuple[str, ...] | None = eqx.field(static=True)
+    structures: tuple[Structure, ...] = eqx.field(static=True)
     variance: Array = parameter(constraints.positive)
     noise: Any = parameter(constraints.positive)
 
@@ -68,6 +74,7 @@ class GridGP(eqx.Module):
         axes: Sequence[Any] | Mapping[str, Any],
         noise: Any,
         mean: Any = None,
+        structure: Sequence[str | None] | Mapping[str, str] | None = None,
     ):
         kernels, axes, self.axis_names = _aligned(kernels, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
@@ -88,6 +95,17 @@ class GridGP(eqx.Module):
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
         self.mean = as_mean(mean, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
+        self.structures = self._choose(structure, labels)
+
+    def _choose(self, structure: Any, labels: tuple[str, ...]) -> tuple[Structure, ...]:
+        num_axes = len(self.axes)
+        asked = (None,) * num_axes
+        if structure is not None:
+            asked = ordered(structure, self.axis_names, num_axes, "structure")
+        chosen = tuple(map(choose, self.kernels, self.axes, asked))
+        for kernel, axis, one, name in zip(self.kernels, self.axes, chosen, labels, strict=True):
+            check_structure(kernel, axis, one, name)
+        return chosen
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -102,12 +120,13 @@ class GridGP(eqx.Module):
     def covariance(self, include_noise: bool = True) -> Kronecker | KroneckerPlusNoise:
         """The prior covariance on the grid, as an operator."""
         dtype = self.dtype
-        matrices = []
-        for i, (kernel, axis) in enumerate(zip(self.kernels, self.axes, strict=True)):
-            x = axis.coordinates(dtype)
-            matrix = kernel(x, x).astype(dtype)
-            matrices.append(self.variance.astype(dtype) * matrix if i == 0 else matrix)
-        signal = Kronecker(*matrices)
+        first, *rest = (
+            factor(kernel, axis, structure.kind, dtype)
+            for kernel, axis, structure in zip(
+                self.kernels, self.axes, self.structures, strict=True
+            )
+        )
+        signal = Kronecker(self.variance.astype(dtype) * first, *rest)
         return signal + self._noise_term() if include_noise else signal
 
     def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
@@ -170,11 +189,13 @@ class GridGP(eqx.Module):
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(self.axes)))
         width = max(len(label) for label in labels)
         lines = [f"GridGP on {' × '.join(map(str, self.grid_shape))} cells, {self.dtype}"]
-        for label, kernel, axis in zip(labels, self.kernels, self.axes, strict=True):
-            where = "static" if axis.static is not None else "traced"
+        for label, kernel, axis, structure in zip(
+            labels, self.kernels, self.axes, self.structures, strict=True
+        ):
+            moved = "" if axis.shift is None else f", snapped by at most {axis.shift:.3g}"
             lines.append(
-                f"  {label:<{width}}  {axis.size:>5} {where} coordinates, dense factor, "
-                f"{type(kernel).__name__}"
+                f"  {label:<{width}}  {axis.size:>5}  {type(kernel).__name__}  "
+                f"{structure.kind} ({structure.reason}{moved})"
             )
         table = repr(parameters(self)).splitlines()
         return "\n".join(lines + [f"  {row}" for row in table])

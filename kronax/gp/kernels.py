@@ -37,6 +37,16 @@ class Kernel(eqx.Module):
         (3, 2)
     """
 
+    @property
+    def stationary(self) -> bool:
+        """Whether it depends on `x − x'` only, for every value of its parameters."""
+        return False
+
+    @property
+    def isotropic(self) -> bool:
+        """Whether it depends on the Euclidean distance only, for every value of its parameters."""
+        return False
+
     @abc.abstractmethod
     def evaluate(self, x: Array, z: Array) -> Float[Array, ""]:
         """The covariance of the values at two points, each a scalar or a vector `(p,)`."""
@@ -98,7 +108,23 @@ def distance(x: Array, z: Array, lengthscale: Array) -> Array:
     return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
 
 
-class SquaredExponential(Kernel):
+class Isotropic(Kernel):
+    """A kernel of the distance in lengthscales; isotropic if it has a single lengthscale."""
+
+    lengthscale: eqx.AbstractVar[Array]
+
+    @property
+    def stationary(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def isotropic(self) -> bool:
+        """With one lengthscale for all dimensions."""
+        return jnp.ndim(self.lengthscale) == 0
+
+
+class SquaredExponential(Isotropic):
     """`exp(−r²/2)`, `r = |x − x'| / ℓ`; infinitely smooth. Also `kx.RBF`.
 
     Args:
@@ -120,7 +146,7 @@ class SquaredExponential(Kernel):
 RBF = SquaredExponential
 
 
-class Matern12(Kernel):
+class Matern12(Isotropic):
     """`exp(−r)`, `r = |x − x'| / ℓ`; continuous and nowhere smooth (Ornstein–Uhlenbeck).
 
     Args:
@@ -139,7 +165,7 @@ class Matern12(Kernel):
         return jnp.exp(-distance(x, z, self.lengthscale))
 
 
-class Matern32(Kernel):
+class Matern32(Isotropic):
     """`(1 + √3 r) exp(−√3 r)`, `r = |x − x'| / ℓ`; once differentiable.
 
     Args:
@@ -159,7 +185,7 @@ class Matern32(Kernel):
         return (1 + r) * jnp.exp(-r)
 
 
-class Matern52(Kernel):
+class Matern52(Isotropic):
     """`(1 + √5 r + 5 r²/3) exp(−√5 r)`, `r = |x − x'| / ℓ`; twice differentiable.
 
     Args:
@@ -179,7 +205,7 @@ class Matern52(Kernel):
         return (1 + r + jnp.square(r) / 3) * jnp.exp(-r)
 
 
-class RationalQuadratic(Kernel):
+class RationalQuadratic(Isotropic):
     """`(1 + r²/(2α))^(−α)`, `r = |x − x'| / ℓ`; a mixture of lengthscales.
 
     Args:
@@ -219,6 +245,11 @@ class Periodic(Kernel):
     period: Array = parameter(constraints.positive)
     lengthscale: Array = parameter(constraints.positive)
 
+    @property
+    def stationary(self) -> bool:
+        """Always; not isotropic, because it knows its own period."""
+        return True
+
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
         angle = pi * (x - z) / self.period
@@ -239,6 +270,16 @@ class Constant(Kernel):
 
     variance: Array = parameter(constraints.positive)
 
+    @property
+    def stationary(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def isotropic(self) -> bool:
+        """Always."""
+        return True
+
     def evaluate(self, x: Array, z: Array) -> Array:
         """The constant."""
         return self.variance
@@ -249,6 +290,16 @@ class Sum(Kernel):
 
     first: Kernel
     second: Kernel
+
+    @property
+    def stationary(self) -> bool:
+        """If both are."""
+        return self.first.stationary and self.second.stationary
+
+    @property
+    def isotropic(self) -> bool:
+        """If both are."""
+        return self.first.isotropic and self.second.isotropic
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """Both, added."""
@@ -265,6 +316,16 @@ class Product(Kernel):
     first: Kernel
     second: Kernel
 
+    @property
+    def stationary(self) -> bool:
+        """If both are."""
+        return self.first.stationary and self.second.stationary
+
+    @property
+    def isotropic(self) -> bool:
+        """If both are."""
+        return self.first.isotropic and self.second.isotropic
+
     def evaluate(self, x: Array, z: Array) -> Array:
         """Both, multiplied."""
         return self.first.evaluate(x, z) * self.second.evaluate(x, z)
@@ -279,6 +340,16 @@ class Scale(Kernel):
 
     kernel: Kernel
     variance: Array = parameter(constraints.positive)
+
+    @property
+    def stationary(self) -> bool:
+        """If the kernel is."""
+        return self.kernel.stationary
+
+    @property
+    def isotropic(self) -> bool:
+        """If the kernel is."""
+        return self.kernel.isotropic
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The kernel, scaled."""

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes import Axis, ordered
+from kronax.gp.structure import points
 from kronax.linalg.checks import array_of_reals
 from kronax.linalg.diagonals import conjugated_inverse_diagonal
 from kronax.linalg.eigenbases import full_block
@@ -105,8 +106,8 @@ class Posterior(eqx.Module):
         given = ordered(axes, gp.axis_names, len(gp.axes), "The new axes")
         labels = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
         new = tuple(
-            None if x is None else Axis(x, f"new {name}")
-            for x, name in zip(given, labels, strict=True)
+            None if x is None else Axis(x, f"new {name}", period=old.period)
+            for x, name, old in zip(given, labels, gp.axes, strict=True)
         )
         for old, axis, name in zip(gp.axes, new, labels, strict=True):
             if axis is not None and axis.num_dimensions != old.num_dimensions:
@@ -168,7 +169,7 @@ def _cross(post: Posterior, new: tuple[Axis | None, ...]) -> list[Array | None]:
     """Per axis the covariance between new and old coordinates, without the amplitude."""
     gp, dtype = post.gp, post.operator.dtype
     return [
-        None if axis is None else kernel(axis.coordinates(dtype), old.coordinates(dtype))
+        None if axis is None else kernel(points(kernel, axis, dtype), points(kernel, old, dtype))
         for kernel, axis, old in zip(gp.kernels, new, gp.axes, strict=True)
     ]
 
@@ -195,7 +196,7 @@ def _variance(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
     prior = post.gp.variance
     dtype = post.operator.dtype
     for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
-        prior = prior[..., None] * kernel.diagonal((axis or old).coordinates(dtype))
+        prior = prior[..., None] * kernel.diagonal(points(kernel, axis or old, dtype))
     return prior - conjugated_inverse_diagonal(post.operator, _signal_rows(post, new))
 
 
@@ -223,10 +224,11 @@ def _sample(
 
 def _joint(gp: Any, i: int, new: Axis | None, dtype: Any) -> Array:
     """The covariance of one axis over old and new coordinates together."""
-    points = gp.axes[i].coordinates(dtype)
+    kernel = gp.kernels[i]
+    x = points(kernel, gp.axes[i], dtype)
     if new is not None:
-        points = jnp.concatenate([points, new.coordinates(dtype)])
-    matrix = gp.kernels[i](points, points)
+        x = jnp.concatenate([x, points(kernel, new, dtype)])
+    matrix = kernel(x, x)
     return gp.variance * matrix if i == 0 else matrix
 
 

@@ -82,9 +82,10 @@ class Eigenbasis(eqx.Module):
     """`Wᵀ K W = diag(values)` and `Wᵀ N W = diag(noise_values)` along one axis.
 
     `W` is a block-diagonal matrix, followed by the transform back: `blocks[k]` is one block's
-    matrix, or `None` for the identity. It is orthonormal unless both terms are general; then `log_abs_det` is `log|det W|`. The arrays are
-    held constant: the derivative rules contain what depends on them. `vectors` hands them out
-    guarded, so that a derivative through eigenvectors raises and never returns a wrong number.
+    matrix, or `None` for the identity. It is orthonormal unless both terms are general; then
+    `log_abs_det` is `log|det W|`. The arrays are held constant: the derivative rules contain what
+    depends on them. `vectors` hands them out guarded, so that a derivative through eigenvectors
+    raises and never returns a wrong number.
     """
 
     blocks: tuple[Array | None, ...]

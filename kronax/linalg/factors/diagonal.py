@@ -80,7 +80,6 @@ class Diagonal(AbstractFactor):
         return SymmetricBlocks((self.values,), (1,), (self.size,))
 
 
-
 class ScaledIdentity(AbstractFactor):
     """`scale · I` on one axis.
 

@@ -184,7 +184,9 @@ class Centrosymmetric(AbstractFactor):
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
-        >>> kx.Centrosymmetric(jnp.array([[2.0, 1.0], [1.0, 2.0]])).mv(jnp.ones(2)).round(3).tolist()
+        >>> kx.Centrosymmetric(jnp.array([[2.0, 1.0], [1.0, 2.0]])).mv(jnp.ones(2)).round(
+        ...     3
+        ... ).tolist()
         [3.0, 3.0]
     """
 
@@ -269,4 +271,3 @@ def _toeplitz_rows(column: Float[Array, "*batch n"], rows: int) -> Float[Array, 
     copies = jnp.broadcast_to(diagonals[..., None, :], (*lead, rows, 2 * n))
     shifted = copies.reshape(*lead, rows * 2 * n)[..., : rows * (2 * n - 1)]
     return shifted.reshape(*lead, rows, 2 * n - 1)[..., n - 1 :]
-

@@ -1,0 +1,106 @@
+"""Which factor the covariance of one axis is: chosen from facts that hold for all parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from kronax.gp.axes import Axis
+from kronax.gp.kernels import Kernel, dtype_of
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.structured import Centrosymmetric, Circulant, Toeplitz
+
+KINDS = ("dense", "toeplitz", "circulant", "centrosymmetric")
+# Below this size a dense factor is as fast as two halves (2 cores, float64).
+SMALL = 16
+
+
+class Structure(NamedTuple):
+    """What was chosen for an axis, and why."""
+
+    kind: str
+    reason: str
+
+
+def choose(kernel: Kernel, axis: Axis, asked: str | None = None) -> Structure:
+    """The structure of `kernel` on `axis`, from concrete coordinates and declared facts.
+
+    Args:
+        kernel: covariance function of the axis.
+        axis: its coordinates.
+        asked: one of `KINDS`, to override.
+    """
+    if asked is not None:
+        return Structure(asked, "as asked")
+    if axis.static is None:
+        return Structure("dense", "traced coordinates")
+    if wraps(kernel, axis):
+        if axis.is_full_circle:
+            return Structure("circulant", "isotropic kernel, regular all the way round")
+        return Structure("dense", "isotropic kernel, part of a circle")
+    if not kernel.stationary:
+        return Structure("dense", "kernel not known to be stationary")
+    if axis.num_dimensions is not None:
+        return Structure("dense", "places in several dimensions")
+    if axis.size < SMALL:
+        return Structure("dense", f"fewer than {SMALL} places")
+    if axis.static.is_regular:
+        return Structure("toeplitz", "stationary kernel, regular axis")
+    if axis.static.is_symmetric:
+        return Structure("centrosymmetric", "stationary kernel, axis symmetric about its middle")
+    return Structure("dense", "irregular axis")
+
+
+def wraps(kernel: Kernel, axis: Axis) -> bool:
+    """Whether the kernel sees chords of a declared circle."""
+    return axis.period is not None and kernel.isotropic
+
+
+def points(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
+    """What the kernel is evaluated at: coordinates, or places on a circle."""
+    return axis.places(dtype) if wraps(kernel, axis) else axis.coordinates(dtype)
+
+
+def factor(kernel: Kernel, axis: Axis, kind: str, dtype: Any) -> AbstractFactor:
+    """The covariance of `kernel` on `axis` as a factor of some kind."""
+    if kind in ("toeplitz", "circulant"):
+        column = _first_column(kernel, axis, dtype)
+        return Toeplitz(column) if kind == "toeplitz" else Circulant(column)
+    x = points(kernel, axis, dtype)
+    matrix = kernel(x, x).astype(dtype)
+    return Centrosymmetric(matrix) if kind == "centrosymmetric" else Dense(matrix)
+
+
+def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
+    """The covariances with the first place, the axis taken as exactly regular."""
+    assert axis.static is not None
+    values = axis.static.values
+    step = (np.float64(values[-1]) - np.float64(values[0])) / max(1, values.shape[0] - 1)
+    lags = Axis(step * np.arange(values.shape[0]), "the lags", period=axis.period)
+    x = points(kernel, lags, dtype)
+    return kernel(x, x[:1])[:, 0].astype(dtype)
+
+
+def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str) -> None:
+    """Refuse a structure that was asked for and does not hold on this axis."""
+    if structure.kind not in KINDS:
+        raise ValueError(f"The structure of {name} must be one of {KINDS}; got {structure.kind!r}.")
+    if structure.kind == "dense" or structure.reason != "as asked":
+        return
+    if axis.static is None:
+        raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
+    dtype = dtype_of(kernel)
+    x = points(kernel, axis, dtype)
+    leaves = jax.tree.leaves(kernel)
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+        return
+    dense = np.asarray(kernel(x, x))
+    claimed = np.asarray(factor(kernel, axis, structure.kind, dtype).to_dense())
+    gap = np.abs(claimed - dense).max()
+    if gap > 1e3 * np.finfo(dense.dtype).eps * np.abs(dense).max():
+        raise ValueError(
+            f"The covariance of {name} is not {structure.kind}: it differs from its dense matrix "
+            f"by {gap:.3g}. Leave `structure` out to have it chosen, or declare the axis with "
+            "kx.regular or kx.circle."
+        )
