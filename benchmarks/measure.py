@@ -8,6 +8,7 @@ import tomllib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import isfinite
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -79,7 +80,7 @@ def worst_component(value: Any, truth: Any) -> float:
 def surroundings() -> dict[str, Any]:
     """Commit, versions, hardware and date of a run."""
     return {
-        "commit": _git("rev-parse", "HEAD") + ("-modified" if _modified() else ""),
+        "commit": _commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": {
             "python": platform.python_version(),
@@ -93,6 +94,7 @@ def surroundings() -> dict[str, Any]:
             else os.cpu_count(),
             "device": jax.devices()[0].device_kind,
         },
+        "load_average": round(os.getloadavg()[0], 1),
         "OPENBLAS_NUM_THREADS": os.environ.get("OPENBLAS_NUM_THREADS"),
     }
 
@@ -107,20 +109,30 @@ def save(workload: str, rows: list[dict[str, Any]], quick: bool, **notes: Any) -
     path = results_folder(quick) / f"{workload}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"workload": workload, **surroundings(), **notes, "rows": rows}
-    path.write_text(json.dumps(content, indent=1, allow_nan=True) + "\n")
+    path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
     print(f"wrote {path.relative_to(ROOT)}")
     return path
 
 
+def _commit() -> str:
+    """The commit that was measured, marked if the code differs from it."""
+    commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--porcelain", "--", "kronax", "benchmarks/*.py")
+    return (commit or "unknown") + ("-modified" if changed else "")
+
+
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()
 
 
-def _modified() -> bool:
-    """Whether the code that was measured differs from the commit."""
-    changes = _git("status", "--porcelain", "--", "kronax", "benchmarks/*.py")
-    return changes != "unknown"
+def _finite(value: Any) -> Any:
+    """Standard JSON has no NaN and no infinity: they are written as null."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _kronax_version() -> str:

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
@@ -161,14 +162,14 @@ def _squared(root: Kronecker) -> Kronecker:
 def _with_noise(signal: Kronecker, noise: Any) -> KroneckerPlusNoise:
     """Noise may have a batch that the factors lack: the first factor gets size-one axes."""
     num_axes = len(signal.grid_shape)
-    shape = () if isinstance(noise, AbstractOperator) else jnp.shape(noise)
+    shape = () if isinstance(noise, AbstractOperator) else np.shape(noise)
     if num_axes > 1 and not signal.batch_shape and shape[-num_axes:] == signal.grid_shape:
         raise ValueError(
             f"The noise must be one variance, or one per batch entry; got shape {shape}, which "
             f"ends as the grid {signal.grid_shape} does. For variances along an axis pass "
             "kx.Kronecker(kx.Diagonal(variances), kx.ScaledIdentity(1.0, n))."
         )
-    missing = 0 if isinstance(noise, Kronecker) else jnp.ndim(noise) - len(signal.batch_shape)
+    missing = 0 if isinstance(noise, Kronecker) else np.ndim(noise) - len(signal.batch_shape)
     if missing > 0:
         first = jax.tree.map(lambda a: a[(None,) * missing], signal.factors[0])
         signal = Kronecker(first, *signal.factors[1:])
@@ -178,7 +179,7 @@ def _with_noise(signal: Kronecker, noise: Any) -> KroneckerPlusNoise:
 def _located(loc: Any, covariance: Kronecker | KroneckerPlusNoise) -> Array:
     """`loc` with at least the axes of the grid."""
     grid = covariance.grid_shape
-    if jnp.ndim(loc) == 0:
+    if np.ndim(loc) == 0:
         checks.check_precision(loc, "loc", covariance.dtype)
         return jnp.broadcast_to(jnp.asarray(loc).astype(covariance.dtype), grid)
     checks.check_precision(loc, "loc", covariance.dtype)

@@ -252,20 +252,21 @@ def _declared(model: Any, key_path: tuple) -> tuple[Any, bool]:
     """The domain that the innermost field on the way declares; undeclared numbers are real."""
     domain, known, node = constraints.real, True, model
     for key in key_path:
-        if isinstance(key, jax.tree_util.GetAttrKey):
-            if dataclasses.is_dataclass(node):
-                field = next((f for f in dataclasses.fields(node) if f.name == key.name), None)
-                meta = field.metadata if field else {}
-                if "constraint" in meta:
-                    domain, known = meta["constraint"], True
-                elif meta.get("unknown_domain"):
-                    known = False
-            node = getattr(node, key.name)
-        elif isinstance(key, jax.tree_util.SequenceKey):
-            node = node[key.idx]
-        elif isinstance(key, jax.tree_util.DictKey):
-            node = node[key.key]
+        if isinstance(key, jax.tree_util.GetAttrKey) and dataclasses.is_dataclass(node):
+            field = next((f for f in dataclasses.fields(node) if f.name == key.name), None)
+            meta = field.metadata if field else {}
+            if "constraint" in meta:
+                domain, known = meta["constraint"], True
+            elif meta.get("unknown_domain"):
+                known = False
+        node = _child(node, key)
     return domain, known
+
+
+def _child(node: Any, key: Any) -> Any:
+    """One step down a key path, whatever kind of pytree the node is."""
+    children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    return next(child for path, child in children if path == (key,))
 
 
 def _put(model: Model, values: Mapping[str, Any]) -> Model:

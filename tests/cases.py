@@ -318,6 +318,7 @@ def _dense(*bases):
 def _all_cases():
     k2, k3, k4, k5 = (covariance(n) for n in (2, 3, 4, 5))
     yield _case("one axis", _dense(k5), 0.3)
+    yield _case("one axis, repeated eigenvalues", _dense(exchangeable(5, 0.4)), 0.3)
     yield _case("two axes", _dense(k4, k3), 0.3)
     yield _case("three axes", _dense(k3, k2, k4), 0.3)
     yield _case("four axes", _dense(k2, k3, covariance(2, 1), covariance(2, 2)), 0.3)
@@ -393,11 +394,10 @@ def _batched_cases():
 
 
 CASES = {case.name: case for case in _all_cases()}
-# One of each shape of computation: for properties of JAX that do not depend on the numbers.
+# One of each kind of computation, for properties that do not depend on the numbers.
 REPRESENTATIVE = (
-    "three axes",
     "circulant",
-    "full Kronecker noise",
-    "noise-free, general",
-    "batched with a noise of each",
+    "both terms singular",
+    "noise-free, one axis",
+    "batched user-defined factor",
 )

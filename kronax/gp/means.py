@@ -107,7 +107,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
         return ConstantMean(jnp.asarray(value, dtype))
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.dtype.kind in "fiu":
         if value.ndim == 0:
-            return ConstantMean(value)
+            return ConstantMean(jnp.asarray(value))
         if not isinstance(value, jax.core.Tracer):
             check_finite(value, "The mean")
             return ArrayMean(FrozenArray(np.asarray(value)))

@@ -99,12 +99,12 @@ def _by_axis(value: dict, grid_shape: tuple[int, ...], names: tuple[str, ...] | 
     variances = []
     for key, n in zip(known, grid_shape, strict=True):
         given = value.get(key)
+        if given is not None:
+            given = as_parameter(given, constraints.positive, f"The noise variance along {key!r}")
         if given is not None and jnp.shape(given) not in ((), (n,)):
             raise ValueError(
                 f"The noise variances along {key!r} must have shape ({n},); got shape "
                 f"{jnp.shape(given)}."
             )
-        if given is not None:
-            given = as_parameter(given, constraints.positive, f"The noise variance along {key!r}")
         variances.append(None if given is None else jnp.broadcast_to(given, (n,)))
     return AxisNoise(grid_shape, tuple(variances))

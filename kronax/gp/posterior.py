@@ -96,6 +96,8 @@ class Posterior(eqx.Module):
         draws = _sample(self, key, new, shape)
         if not include_noise:
             return draws
+        if noise is None and not any(new):
+            return draws + _noise_draw(self.operator, noise_key, draws.shape)
         scale = safe_sqrt(self._noise_diagonal(new, noise))
         return draws + scale * jax.random.normal(noise_key, draws.shape, draws.dtype)
 
@@ -128,13 +130,13 @@ class Posterior(eqx.Module):
             value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
             if not isinstance(value, jax.core.Tracer) and bool((np.asarray(value) < 0).any()):
                 raise ValueError(f"The noise variance must not be negative; got {value}.")
-            grid = tuple((axis or old).size for axis, old in zip(new, self.gp.axes, strict=True))
-            if value.ndim > len(grid) or any(
-                m not in (1, n) for m, n in zip(value.shape[::-1], grid[::-1], strict=False)
+            shape = tuple((axis or old).size for axis, old in zip(new, self.gp.axes, strict=True))
+            if value.ndim > len(shape) or any(
+                m not in (1, n) for m, n in zip(value.shape[::-1], shape[::-1], strict=False)
             ):
                 raise ValueError(
                     "The noise must be one variance, or variances that broadcast to the grid of "
-                    f"the prediction, {grid}; got shape {value.shape}."
+                    f"the prediction, {shape}; got shape {value.shape}."
                 )
             return value.astype(self.operator.dtype)
         model = self.operator.noise

@@ -1,7 +1,7 @@
 """Gradients and Hessians of every function on every case, against the dense oracle.
 
-One compiled function per layout gives value, gradient and Hessian together. `theta` moves all
-factors, the noise, `y` and the mean at once, so that every mixed derivative is included.
+`theta` moves all factors, the noise, `y` and the mean at once, so that every mixed derivative is
+included. One compiled function per layout gives value, gradient and Hessian together.
 """
 
 from functools import cache, partial
@@ -13,7 +13,7 @@ import pytest
 
 import kronax as kx
 from tests import oracle
-from tests.cases import CASES
+from tests.cases import CASES, REPRESENTATIVE
 from tests.tolerances import assert_close
 
 MODES = {
@@ -22,84 +22,126 @@ MODES = {
     "forward over forward": (jax.jacfwd, jax.jacfwd),
     "reverse over reverse": (jax.jacrev, jax.jacrev),
 }
-OUTPUTS = ("solve", "logdet", "inv_quad", "normal_logpdf")
-
-
-def outputs(layout, leaves, weights, theta):
-    """Every function at `theta`; batches and the solution contracted with fixed weights."""
-    op, y, mean = layout.inputs(leaves, theta)
-    per_batch, per_cell = weights
-    values = {
-        "solve": jnp.sum(per_cell * kx.solve(op, y)),
-        "logdet": jnp.sum(per_batch * kx.logdet(op)),
-        "inv_quad": jnp.sum(per_batch * kx.inv_quad(op, y)),
-    }
-    if layout.covariance:
-        values["normal_logpdf"] = jnp.sum(per_batch * kx.normal_logpdf(y, mean, op))
-    return values
-
-
+# `normal_logpdf` is the same primitive with both weights at once: its Hessians are compared on
+# the representative cases, its gradients on all.
+SECOND_ORDER = ("solve", "logdet", "inv_quad")
+FUSED = ("solve", "normal_logpdf")
 # Compiling is most of the cost here, and unoptimised code gives the same numbers; the other files
 # compile as users do.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-@partial(jax.jit, static_argnames=("layout", "modes"), compiler_options=QUICK)
-def second_order(layout, modes, leaves, weights, theta):
+def outputs(layout, names, leaves, weights, theta):
+    """Functions at `theta`, their batches and cells contracted with fixed weights."""
+    op, y, mean = layout.inputs(leaves, theta)
+    per_batch, per_cell = weights
+    functions = {
+        "solve": lambda: per_cell * kx.solve(op, y),
+        "logdet": lambda: per_batch * kx.logdet(op),
+        "inv_quad": lambda: per_batch * kx.inv_quad(op, y),
+        "normal_logpdf": lambda: per_batch * kx.normal_logpdf(y, mean, op),
+        "inverse_diagonal": lambda: per_cell * kx.inverse_diagonal(op),
+    }
+    return {name: jnp.sum(functions[name]()) for name in names}
+
+
+@partial(jax.jit, static_argnames=("layout", "names", "modes"), compiler_options=QUICK)
+def second_order(layout, names, modes, leaves, weights, theta):
     outer, inner = MODES[modes]
-    function = partial(outputs, layout, leaves, weights)
+    function = partial(outputs, layout, names, leaves, weights)
     return function(theta), inner(function)(theta), outer(inner(function))(theta)
+
+
+@partial(jax.jit, static_argnames=("layout", "names"), compiler_options=QUICK)
+def first_order(layout, names, leaves, weights, theta):
+    function = partial(outputs, layout, names, leaves, weights)
+    return function(theta), jax.jacrev(function)(theta)
 
 
 def weights_of(case):
     rng = np.random.default_rng(11)
-    matrix, y, _ = case.dense
-    per_batch = rng.normal(size=matrix.value.shape[:-2])
-    per_cell = rng.normal(size=(*y.value.shape[:-1], *case.grid))
-    dtype = case.theta.dtype
-    return per_batch.astype(dtype), per_cell.astype(dtype)
+    batch = case.dense[0].value.shape[:-2]
+    per_batch, per_cell = rng.normal(size=batch), rng.normal(size=(*batch, *case.grid))
+    return per_batch.astype(case.theta.dtype), per_cell.astype(case.theta.dtype)
+
+
+def computed(case, names, modes="forward over reverse"):
+    return second_order(case.layout, names, modes, case.leaves, weights_of(case), case.theta)
 
 
 @cache
-def computed(name, modes="forward over reverse", dtype="float64"):
-    case = CASES[name].astype(dtype)
-    result = second_order(case.layout, modes, case.leaves, weights_of(case), case.theta)
-    return jax.tree.map(np.asarray, result)
-
-
-@cache
-def expected(name, dtype="float64"):
-    case = CASES[name].astype(dtype)
+def expected(case):
+    """The contracted jets of every output; the last one has no second order."""
     matrix, y, mean = case.dense
     per_batch, per_cell = weights_of(case)
     x = oracle.solve(matrix, y)
+    inverse, inverse_slope = oracle.inverse_diagonal(matrix)
     batch_axes = tuple(range(-per_batch.ndim, 0))
-    cell_axes = tuple(axis - 1 for axis in batch_axes)
+    cell_axes = tuple(range(-per_batch.ndim - 1, 0))
+
+    def contract(array, weights, axes):
+        return np.sum(array * weights, axis=axes)
+
+    cells = partial(contract, weights=per_cell.reshape(*per_batch.shape, -1), axes=cell_axes)
+    scalars = partial(contract, weights=per_batch, axes=batch_axes)
     jets = {
-        "solve": oracle.linear_map(
-            lambda a: np.sum(a * per_cell.reshape(y.value.shape), axis=(*cell_axes, -1)), x
-        )
-    }
-    scalars = {
-        "logdet": oracle.logdet(matrix),
-        "inv_quad": oracle.product(oracle.dot, y, x),
+        "solve": oracle.linear_map(cells, x),
+        "logdet": oracle.linear_map(scalars, oracle.logdet(matrix)),
+        "inv_quad": oracle.linear_map(scalars, oracle.product(oracle.dot, y, x)),
+        "inverse_diagonal": (cells(inverse), cells(inverse_slope)),
     }
     if case.covariance:
-        scalars["normal_logpdf"] = oracle.normal_logpdf(y, mean, matrix)
-    for key, jet in scalars.items():
-        jets[key] = oracle.linear_map(lambda a: np.sum(a * per_batch, axis=batch_axes), jet)
+        density = oracle.normal_logpdf(y, mean, matrix)
+        jets["normal_logpdf"] = oracle.linear_map(scalars, density)
     return jets
 
 
-def skip_without(case, output):
-    if output == "normal_logpdf" and not case.covariance:
-        pytest.skip("the factors are general, and a density needs a covariance")
+def compare(result, case):
+    truth = expected(case)
+    for order, values in enumerate(result):
+        for output, value in values.items():
+            assert np.any(truth[output][order]), "a derivative that vanishes tests nothing"
+            assert value.dtype == case.theta.dtype
+            assert_close(value, truth[output][order], order)
 
 
-@pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("name", CASES)
-def test_value_gradient_and_hessian(name, output):
-    skip_without(CASES[name], output)
-    for order, (ours, truth) in enumerate(zip(computed(name), expected(name)[output], strict=True)):
-        assert np.any(truth), "a derivative that vanishes tests nothing"
-        assert_close(ours[output], truth, order)
+def test_hessians(name):
+    compare(computed(CASES[name], SECOND_ORDER), CASES[name])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_gradients(name):
+    case = CASES[name]
+    # A density needs a covariance; general factors have none.
+    names = ("inverse_diagonal", "normal_logpdf") if case.covariance else ("inverse_diagonal",)
+    compare(first_order(case.layout, names, case.leaves, weights_of(case), case.theta), case)
+
+
+@pytest.mark.parametrize("modes", MODES)
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_every_combination_of_modes(name, modes):
+    case = CASES[name]
+    compare(computed(case, FUSED if case.covariance else SECOND_ORDER[:2], modes), case)
+
+
+@pytest.mark.parametrize("name", ["full Kronecker noise", "RBF 30 × 25"])
+def test_hessians_of_the_density(name):
+    compare(computed(CASES[name], FUSED), CASES[name])
+
+
+@pytest.mark.parametrize("name", [*REPRESENTATIVE, "RBF 30 × 25"])
+def test_float32(name):
+    case = CASES[name].astype("float32")
+    compare(computed(case, FUSED if case.covariance else SECOND_ORDER[:2]), case)
+
+
+@pytest.mark.parametrize("name", ["two axes", "full Kronecker noise", "batched full noise"])
+def test_forward_mode_of_the_inverse_diagonal(name):
+    case = CASES[name]
+    function = partial(
+        outputs, case.layout, ("inverse_diagonal",), case.leaves, weights_of(case)
+    )
+    directions = np.eye(case.theta.size)
+    slopes = jax.jit(jax.vmap(lambda v: jax.jvp(function, (case.theta,), (v,))[1]))(directions)
+    assert_close(slopes["inverse_diagonal"], expected(case)["inverse_diagonal"][1], 1)

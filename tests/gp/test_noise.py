@@ -1,0 +1,141 @@
+"""The forms of noise: one variance, variances along an axis, a Kronecker product."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.distributions import constraints
+
+import kronax as kx
+from tests.gp.dense import SPACE, TIME
+from tests.tolerances import assert_close
+
+VARIANCES = np.array([0.1, 0.4, 0.2, 0.9])
+
+
+def named(noise):
+    kernels = {"time": kx.Matern52(0.6), "task": kx.RBF(0.4)}
+    return kx.GridGP(kernels, {"time": TIME, "task": SPACE}, noise)
+
+
+def unnamed(noise):
+    return kx.GridGP((kx.Matern52(0.6), kx.RBF(0.4)), (TIME, SPACE), noise)
+
+
+def dense_noise(gp):
+    return gp.covariance().to_dense() - gp.covariance(include_noise=False).to_dense()
+
+
+@pytest.mark.parametrize(
+    ("gp", "expected"),
+    [
+        (unnamed(2), 2 * np.eye(20)),
+        (unnamed(jnp.array(0.3)), 0.3 * np.eye(20)),
+        (named({"task": VARIANCES}), np.kron(np.eye(5), np.diag(VARIANCES))),
+        (named({"task": [1, 2, 3, 4]}), np.kron(np.eye(5), np.diag([1, 2, 3, 4]))),
+        (named({"time": 0.5}), 0.5 * np.eye(20)),
+        (unnamed({1: VARIANCES}), np.kron(np.eye(5), np.diag(VARIANCES))),
+        (
+            named({"task": VARIANCES, "time": 1 + TIME}),
+            np.kron(np.diag(1 + TIME), np.diag(VARIANCES)),
+        ),
+        (
+            unnamed(kx.Kronecker(kx.ScaledIdentity(0.5, 5), kx.Diagonal(VARIANCES))),
+            0.5 * np.kron(np.eye(5), np.diag(VARIANCES)),
+        ),
+        (
+            unnamed(kx.Kronecker(kx.ScaledIdentity(0.5, 5), kx.ScaledIdentity(3.0, 4))),
+            1.5 * np.eye(20),
+        ),
+        (
+            unnamed(kx.Kronecker(np.diag(1 + TIME), 2 * np.eye(4) + 1)),
+            np.kron(np.diag(1 + TIME), 2 * np.eye(4) + 1),
+        ),
+    ],
+)
+def test_the_noise_covariance_is_what_was_asked_for(gp, expected):
+    np.testing.assert_allclose(dense_noise(gp), expected, atol=1e-14)
+
+
+def test_variances_along_an_axis_are_positive_parameters():
+    rows = {p.path: p for p in kx.parameters(named({"task": VARIANCES}))}
+    row = rows["noise.variances[1]"]
+    assert row.trainable
+    assert row.domain is constraints.positive
+    assert "noise.variances[0]" not in rows
+
+
+def test_noise_that_does_not_vary_along_an_axis_has_no_parameters_there():
+    gp = unnamed(kx.Kronecker(kx.ScaledIdentity(0.5, 5), kx.Diagonal(VARIANCES)))
+    values = {p.path: p.value for p in kx.parameters(gp) if "noise" in p.path}
+    assert list(values) == ["noise.variances[1]"]
+    assert_close(values["noise.variances[1]"], 0.5 * VARIANCES)
+    post = gp.condition(np.ones((5, 4)))
+    assert post.variance(axes=[TIME[:2], None], include_noise=True).shape == (2, 4)
+
+
+def test_full_noise_is_data_until_it_has_a_domain():
+    gp = unnamed(kx.Kronecker(np.diag(1 + TIME), 2 * np.eye(4) + 1))
+    rows = [p for p in kx.parameters(gp) if "noise" in p.path]
+    assert len(rows) == 2
+    assert not any(p.trainable for p in rows)
+
+
+def test_the_marginal_likelihood_has_right_slopes_in_every_variance():
+    y = np.random.default_rng(0).normal(size=(5, 4))
+    base = named({"task": VARIANCES})
+    signal = np.asarray(base.covariance(include_noise=False).to_dense())
+
+    def by_kronax(variances):
+        return kx.replace(base, {"noise.variances[1]": variances}).log_marginal_likelihood(y)
+
+    def by_hand(variances):
+        covariance = signal + jnp.kron(jnp.eye(5), jnp.diag(variances))
+        return jax.scipy.stats.multivariate_normal.logpdf(y.ravel(), jnp.zeros(20), covariance)
+
+    assert_close(by_kronax(VARIANCES), by_hand(VARIANCES))
+    assert_close(jax.grad(by_kronax)(VARIANCES), jax.grad(by_hand)(VARIANCES), order=1)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: unnamed(-0.1), ValueError, r"noise must be positive; got -0\.1"),
+        (lambda: unnamed(0), ValueError, r"noise must be positive; got 0\.0"),
+        (lambda: unnamed(np.nan), ValueError, "noise must be positive; got nan"),
+        (lambda: unnamed(None), TypeError, "noise must be a variance.*got None"),
+        (lambda: unnamed("0.1"), TypeError, r"noise must be a variance.*got '0\.1'"),
+        (lambda: unnamed([1.0, 2.0]), TypeError, r"noise must be a variance.*got \[1\.0, 2\.0\]"),
+        (lambda: unnamed(True), TypeError, "must be a number.*got True"),
+        (lambda: unnamed(np.ones((20, 20))), ValueError, r"one variance; got shape \(20, 20\)"),
+        (lambda: unnamed(kx.Dense(np.eye(20))), TypeError, "noise must be.*got Dense"),
+        (
+            lambda: unnamed(kx.Kronecker(np.eye(4), np.eye(5))),
+            ValueError,
+            r"over the grid \(5, 4\); got \(4, 5\)",
+        ),
+        (
+            lambda: unnamed(
+                kx.Kronecker(kx.Diagonal(-VARIANCES[[0, 1, 2, 3, 0]]), kx.Diagonal(VARIANCES))
+            ),
+            ValueError,
+            r"must be positive; got \[-0\.1",
+        ),
+        (lambda: named({"tsk": VARIANCES}), KeyError, "no axis 'tsk'.*Did you mean 'task'"),
+        (lambda: unnamed({2: VARIANCES}), KeyError, "no axis 2.*Known: 0, 1"),
+        (lambda: unnamed({"task": VARIANCES}), KeyError, "no axis 'task'.*Known: 0, 1"),
+        (
+            lambda: named({"task": np.ones(5)}),
+            ValueError,
+            r"along 'task' must have shape \(4,\); got shape \(5,\)",
+        ),
+        (
+            lambda: named({"task": -VARIANCES}),
+            ValueError,
+            r"along 'task' must be positive; got \[-0\.1 -0\.4",
+        ),
+    ],
+)
+def test_bad_noise_raises(call, error, match):
+    with pytest.raises(error, match=match):
+        call()

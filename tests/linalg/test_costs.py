@@ -1,0 +1,184 @@
+"""What is not computed: no N × N array anywhere, no eigendecomposition twice."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend import core
+
+import kronax as kx
+from tests.cases import covariance, general
+
+SIZES = (12, 10, 8)
+NUM_CELLS = 960
+MATRICES = tuple(covariance(n) for n in SIZES)
+
+
+def with_noise(matrices):
+    return kx.Kronecker(*matrices) + 0.3
+
+
+def with_full_noise(matrices):
+    noise = kx.Kronecker(*(covariance(n, 4) for n in SIZES))
+    return kx.KroneckerPlusNoise(kx.Kronecker(*matrices), noise)
+
+
+def noise_free(matrices):
+    return kx.Kronecker(*matrices)
+
+
+BUILDERS = {builder.__name__: builder for builder in (with_noise, with_full_noise, noise_free)}
+Y = np.random.default_rng(0).normal(size=SIZES)
+FUNCTIONS = {
+    "mv": lambda op: jnp.sum(op.mv(Y) ** 2),
+    "solve": lambda op: jnp.sum(kx.solve(op, Y) ** 2),
+    "logdet": kx.logdet,
+    "inv_quad": lambda op: kx.inv_quad(op, Y),
+    "normal_logpdf": lambda op: kx.normal_logpdf(Y, 0.0, op),
+    "inverse_diagonal": lambda op: jnp.sum(kx.inverse_diagonal(op) ** 2),
+    "sample_normal": lambda op: jnp.sum(kx.sample_normal(jax.random.key(0), op) ** 2),
+}
+FIRST_ORDER = ("inverse_diagonal", "sample_normal")
+
+
+def largest(jaxpr) -> int:
+    """The size of the largest array that any equation makes, in sub-jaxprs as well."""
+    sizes = [0]
+    for equation in jaxpr.eqns:
+        sizes += [int(np.prod(v.aval.shape)) for v in equation.outvars]
+        for leaf in jax.tree.leaves(
+            equation.params, is_leaf=lambda p: isinstance(p, core.Jaxpr | core.ClosedJaxpr)
+        ):
+            if isinstance(leaf, core.ClosedJaxpr | core.Jaxpr):
+                sizes.append(largest(getattr(leaf, "jaxpr", leaf)))
+    return max(sizes)
+
+
+def hessian_product(function, matrices):
+    return jax.jvp(jax.grad(function), (matrices,), (matrices,))[1]
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("output", FUNCTIONS)
+@pytest.mark.parametrize("builder", BUILDERS)
+def test_no_array_of_squared_size(builder, output, order):
+    if order == 2 and output in FIRST_ORDER:
+        pytest.skip("this output has no second derivative")
+
+    def function(matrices):
+        return FUNCTIONS[output](BUILDERS[builder](matrices))
+
+    transformed = [function, jax.grad(function), lambda m: hessian_product(function, m)][order]
+    # Lowered primitives hide their content in a jaxpr; the compiled program hides nothing.
+    program = jax.jit(transformed).lower(MATRICES)
+    shapes = re.findall(r"tensor<((?:\d+x)+)f64>", program.as_text())
+    sizes = [int(np.prod([int(n) for n in shape.split("x")[:-1]])) for shape in shapes]
+    assert max(sizes) >= NUM_CELLS / 8, "the program was not read"
+    limit = NUM_CELLS * max(SIZES)
+    assert max(sizes) <= limit
+    assert largest(jax.make_jaxpr(transformed)(MATRICES).jaxpr) <= limit
+
+
+def test_a_dense_matrix_is_found():
+    program = jax.make_jaxpr(lambda m: jax.jit(lambda m: jnp.sum(noise_free(m).to_dense()))(m))
+    assert largest(program(MATRICES).jaxpr) == NUM_CELLS**2
+
+
+def num_eigh(function, *args) -> int:
+    program = jax.jit(function).lower(*args).compile().as_text()
+    return len(re.findall(r"custom_call_target=\"[^\"]*syevd", program))
+
+
+PAIR = (covariance(5), covariance(4))
+PAIR_Y = np.random.default_rng(1).normal(size=(5, 4))
+
+
+def density(matrices, noise):
+    return kx.normal_logpdf(PAIR_Y, 0.0, kx.Kronecker(*matrices) + noise)
+
+
+def separate_density(matrices, noise):
+    op = kx.Kronecker(*matrices) + noise
+    return kx.logdet(op) + jnp.sum(PAIR_Y * kx.solve(op, PAIR_Y)) + kx.inv_quad(op, PAIR_Y)
+
+
+def two_term_density(matrices, noise):
+    other = kx.Kronecker(noise * covariance(5, 4), covariance(4, 4))
+    return kx.normal_logpdf(PAIR_Y, 0.0, kx.KroneckerPlusNoise(kx.Kronecker(*matrices), other))
+
+
+def hessian(function):
+    return jax.jacfwd(jax.jacrev(function, argnums=1), argnums=1)
+
+
+def full_hessian_product(function):
+    gradient = jax.grad(function, argnums=(0, 1))
+    return lambda m, n: jax.jvp(gradient, (m, n), (m, n))[1]
+
+
+TRANSFORMS = {
+    "value": lambda f: f,
+    "value and gradient": lambda f: jax.value_and_grad(f, argnums=(0, 1)),
+    "hessian in the noise": hessian,
+    "hessian product in all": full_hessian_product,
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("function", [density, separate_density, two_term_density])
+def test_one_eigendecomposition_per_dense_factor(function, transform):
+    assert num_eigh(TRANSFORMS[transform](function), PAIR, 0.3) == 2
+
+
+def test_equal_sizes_are_decomposed_once_each():
+    pair, y = (covariance(5), covariance(5, 1)), jnp.ones((5, 5))
+
+    def value(matrices):
+        return kx.normal_logpdf(y, 0.0, kx.Kronecker(*matrices) + 0.3)
+
+    assert num_eigh(jax.value_and_grad(value), pair) in (1, 2)
+
+
+def test_hessian_in_all_factors_decomposes_once():
+    def value(theta):
+        return density((theta[0] * PAIR[0], theta[1] * PAIR[1]), theta[2])
+
+    assert num_eigh(jax.hessian(value), jnp.array([1.0, 1.0, 0.3])) == 2
+
+
+def test_diagonal_factors_need_no_eigendecomposition():
+    def value(variances, matrix):
+        op = kx.Kronecker(kx.Diagonal(variances), matrix) + 0.3
+        return kx.normal_logpdf(jnp.ones((3, 4)), 0.0, op)
+
+    assert num_eigh(jax.value_and_grad(value), jnp.arange(1.0, 4), covariance(4)) == 1
+
+
+@pytest.mark.parametrize("output", ["solve", "logdet", "inv_quad", "normal_logpdf"])
+def test_noise_free_operators_need_no_eigendecomposition(output):
+    def value(matrices):
+        op = kx.Kronecker(*matrices)
+        return {
+            "solve": lambda: jnp.sum(kx.solve(op, PAIR_Y)),
+            "logdet": lambda: kx.logdet(op),
+            "inv_quad": lambda: kx.inv_quad(op, PAIR_Y),
+            "normal_logpdf": lambda: kx.normal_logpdf(PAIR_Y, 0.0, op),
+        }[output]()
+
+    general_pair = PAIR if output == "normal_logpdf" else (general(5), general(4))
+    assert num_eigh(jax.value_and_grad(value), general_pair) == 0
+
+
+def test_broadcast_batches_are_decomposed_once_each():
+    """(3, 1) against (5,) is 3 + 5 decompositions, not 15 of each."""
+    left, right = covariance(4, 0, (3, 1)), covariance(2, 0, (5,))
+
+    def value(left, right):
+        return kx.logdet(kx.Kronecker(left, right) + 0.3)
+
+    program = jax.jit(value).lower(left, right).as_text()
+    decomposed = re.findall(r"syevd[^\n]*?\(tensor<([\dx]+)xf64>\)", program)
+    counts = sorted(int(np.prod([int(n) for n in shape.split("x")[:-2]])) for shape in decomposed)
+    assert counts == [3, 5]

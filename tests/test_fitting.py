@@ -1,0 +1,297 @@
+"""Fitting: where it ends, what it says, and what stops it."""
+
+import io
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+import scipy.stats
+from numpyro.distributions import constraints
+
+import kronax as kx
+from tests.gp.dense import matern52, squared_exponential
+
+TIME, SPACE = np.linspace(0, 1, 7), np.linspace(0, 2, 6)
+
+
+def make(dtype=np.float64):
+    kernels = (kx.Matern52(dtype(0.3)), dtype(1.0) * kx.RBF(dtype(0.7)))
+    return kx.GridGP(kernels, (TIME, SPACE), noise=dtype(0.3))
+
+
+def data():
+    truth = kx.GridGP((kx.Matern52(0.5), 2.0 * kx.RBF(1.0)), (TIME, SPACE), noise=0.1)
+    return np.asarray(truth.sample(jax.random.key(4), include_noise=True))
+
+
+Y = data()
+
+
+def fit(gp=None, y=Y, **options):
+    return kx.fit(make() if gp is None else gp, y, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit()
+
+
+@pytest.fixture(scope="module")
+def dense_optimum():
+    """The negative log density from the formulas, minimised by SciPy."""
+
+    def loss(raw):
+        first, second, variance, noise = np.exp(raw)
+        signal = np.kron(matern52(TIME, TIME, first), squared_exponential(SPACE, SPACE, second))
+        covariance = variance * signal + noise * np.eye(42)
+        return -scipy.stats.multivariate_normal(cov=covariance).logpdf(Y.ravel())
+
+    start = np.log([0.3, 0.7, 1.0, 0.3])
+    found = scipy.optimize.minimize(loss, start, method="BFGS", options={"gtol": 1e-6})
+    return found.fun, np.exp(found.x)
+
+
+def natural(result):
+    paths = ("kernels[0].lengthscale", "kernels[1].lengthscale", "variance", "noise")
+    values = {p.path: p.value for p in result.parameters}
+    return np.array([values[path] for path in paths])
+
+
+def test_the_default_reaches_the_dense_optimum(fitted, dense_optimum):
+    loss, values = dense_optimum
+    assert fitted.losses[-1] == pytest.approx(loss, abs=1e-6)
+    np.testing.assert_allclose(natural(fitted), values, rtol=1e-3)
+    assert fitted.num_steps < 60
+
+
+def test_converged_means_that_the_gradient_per_cell_is_small(fitted):
+    assert fitted.converged
+    raw, build = kx.unconstrain(fitted.model)
+    slopes = jax.grad(lambda values: -build(values).log_marginal_likelihood(Y))(raw)
+    largest = max(float(abs(s)) for s in slopes.values()) / Y.size
+    assert largest <= 1e-6
+    assert fitted.gradient_norms[-1] == pytest.approx(largest, rel=0.1, abs=1e-9)
+    # The tolerance decides: at the start it was not reached.
+    assert fitted.gradient_norms[0] > 1e-3
+
+
+def test_a_looser_tolerance_stops_earlier(fitted):
+    loose = fit(tolerance=1e-2)
+    assert loose.converged
+    assert loose.num_steps < fitted.num_steps
+    assert 1e-6 < loose.gradient_norms[-1] <= 1e-2
+
+
+def test_losses_are_total_nats_and_decrease(fitted):
+    assert fitted.losses[0] == pytest.approx(-make().log_marginal_likelihood(Y).item())
+    assert fitted.losses[-1] == pytest.approx(-fitted.model.log_marginal_likelihood(Y).item())
+    assert len(fitted.losses) == len(fitted.gradient_norms) == fitted.num_steps + 1
+    assert (np.diff(fitted.losses) < 1e-9).all()
+
+
+def test_the_summary_tells_how_it_ended(fitted):
+    text = fitted.summary()
+    assert text.startswith(f"converged after {fitted.num_steps} steps in ")
+    assert "the gradient is below 1e-06" in text
+    assert "kernels[0].lengthscale" in text
+    few = fit(num_steps=2)
+    assert (few.converged, few.num_steps, few.reason) == (
+        False,
+        2,
+        "the limit of 2 steps was reached",
+    )
+    assert few.summary().startswith("not converged after 2 steps")
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.adam(0.05),
+        optax.sgd(optax.exponential_decay(3e-3, 50, 0.5), momentum=0.9),
+        optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(0.05)),
+    ],
+    ids=["adam", "sgd with a schedule", "clipped adamw"],
+)
+def test_any_optax_optimiser_runs(optimizer, fitted):
+    result = fit(optimizer=optimizer, num_steps=100)
+    assert result.losses[-1] < result.losses[0] - 0.3 * (result.losses[0] - fitted.losses[-1])
+    assert (natural(result) > 0).all()
+    assert np.isfinite(result.losses).all()
+
+
+def test_positive_parameters_stay_positive_under_huge_steps():
+    result = fit(optimizer=optax.sgd(0.3), num_steps=10)
+    assert np.isfinite(result.losses).all()
+    assert (natural(result) > 0).all()
+    assert result.losses.min() == pytest.approx(
+        -result.model.log_marginal_likelihood(Y).item(), rel=1e-9
+    )
+
+
+def test_frozen_parameters_stay(fitted):
+    result = fit(freeze=("noise", "kernels[0]"))
+    assert result.model.noise.item() == 0.3
+    assert result.model.kernels[0].lengthscale.item() == 0.3
+    assert result.model.variance.item() != 1.0
+    assert result.losses[-1] > fitted.losses[-1]
+    assert [p.path for p in result.parameters if not p.trainable] == [
+        "kernels[0].lengthscale",
+        "noise",
+    ]
+
+
+class Stretched(eqx.Module):
+    """A callable kernel of no kronax class."""
+
+    width: jax.Array
+
+    def __call__(self, x, z):
+        return jnp.exp(-jnp.abs(x[:, None] - z) / self.width)
+
+
+def test_a_callables_numbers_are_frozen_and_said_so_unless_they_have_a_domain():
+    gp = kx.GridGP((Stretched(jnp.array(0.3)), kx.RBF(0.7)), (TIME, SPACE), noise=0.3)
+    path = "kernels[0].function.width"
+    frozen = fit(gp, num_steps=5)
+    assert frozen.model.kernels[0].function.width.item() == 0.3
+    assert re.search(rf"{re.escape(path)} .*unknown .*no", frozen.summary())
+    free = fit(gp, num_steps=5, domains={path: constraints.positive})
+    assert free.model.kernels[0].function.width.item() != 0.3
+    assert re.search(rf"{re.escape(path)} .*positive .*yes", free.summary())
+
+
+def test_losses_of_a_batch_are_added():
+    both = fit(y=np.stack([Y, Y]), num_steps=3)
+    one = fit(num_steps=3)
+    np.testing.assert_allclose(both.losses[0], 2 * one.losses[0])
+    np.testing.assert_allclose(both.gradient_norms[0], one.gradient_norms[0])
+
+
+def test_float32_models_stay_float32():
+    gp = make(np.float32)
+    result = fit(gp, Y.astype(np.float32))
+    assert {p.value.dtype for p in result.parameters} == {np.dtype("float32")}
+    assert result.losses.dtype == np.float32
+    exact = fit()
+    assert result.losses.min() == pytest.approx(exact.losses[-1], rel=1e-4)
+
+
+def test_float32_stops_where_rounding_hides_any_progress():
+    gp = make(np.float32)
+    result = fit(gp, Y.astype(np.float32), tolerance=0.0, optimizer=optax.adam(1e-7))
+    assert not result.converged
+    assert result.reason == "the loss no longer changes at this precision"
+    assert result.num_steps < 200
+
+
+class Point(eqx.Module):
+    """Two numbers."""
+
+    a: jax.Array = kx.parameter(constraints.real)
+    b: jax.Array = kx.parameter(constraints.real)
+
+
+def test_any_module_with_a_loss_is_fitted():
+    result = kx.fit(Point(3.0, -2.0), loss=lambda m: (m.a - 1) ** 2 + m.b**2, progress=False)
+    assert result.converged
+    np.testing.assert_allclose([result.model.a, result.model.b], [1, 0], atol=1e-6)
+
+
+def test_strict_promotion_is_no_obstacle():
+    with jax.numpy_dtype_promotion("strict"):
+        assert fit(num_steps=2).num_steps == 2
+        assert fit(num_steps=2, optimizer=optax.adam(0.1)).num_steps == 2
+
+
+def test_a_start_that_is_not_finite_raises_and_names_what():
+    with pytest.raises(FloatingPointError, match=r"cannot start: the loss is inf .*in a at step 0"):
+        kx.fit(Point(0.0, 1.0), loss=lambda m: 1 / m.a + m.b, progress=False)
+    with pytest.raises(FloatingPointError, match=r"cannot start: the gradient is .* in b at step"):
+        kx.fit(Point(1.0, 0.0), loss=lambda m: m.a**2 + jnp.sqrt(m.b), progress=False)
+
+
+def test_a_later_fault_stops_with_the_best_point_and_names_the_parameter():
+    def loss(m):
+        return jnp.sqrt(m.a - 0.5) + m.b**2
+
+    with pytest.warns(RuntimeWarning, match=r"the loss is nan and the gradient .* in a at step"):
+        result = kx.fit(Point(2.0, 1.0), loss=loss, optimizer=optax.sgd(0.4), progress=False)
+    assert not result.converged
+    assert "not finite in a at step" in result.reason
+    assert np.isnan(result.losses[-1])
+    assert np.isfinite(result.losses[:-1]).all()
+    assert loss(result.model).item() == pytest.approx(np.nanmin(result.losses))
+    assert result.model.a > 0.5
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_bar_shows_in_a_terminal_only(monkeypatch):
+    for stream, options, shown in (
+        (Terminal(), {}, True),
+        (io.StringIO(), {}, False),
+        (Terminal(), {"progress": False}, False),
+    ):
+        monkeypatch.setattr("sys.stderr", stream)
+        kx.fit(make(), Y, num_steps=3, **options)
+        text = stream.getvalue()
+        assert bool(text) is shown
+        if shown:
+            assert "3/3" in text
+            assert "loss=" in text
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: kx.fit(make()), TypeError, "data `y`.*or a `loss`.*got neither"),
+        (lambda: fit(loss=lambda m: 0.0), TypeError, "got both"),
+        (lambda: fit(num_steps=0), ValueError, "num_steps must be a positive integer; got 0"),
+        (lambda: fit(num_steps=-3), ValueError, "num_steps must be a positive integer; got -3"),
+        (lambda: fit(num_steps=1.5), ValueError, r"num_steps must be .*; got 1\.5"),
+        (lambda: fit(num_steps=True), ValueError, "num_steps must be .*; got True"),
+        (lambda: fit(kx.RBF(1.0)), TypeError, "needs a GridGP; got SquaredExponential.*`loss=`"),
+        (
+            lambda: fit(freeze=("kernels", "variance", "noise")),
+            ValueError,
+            r"Nothing is trainable(.|\n)*kernels\[0\]\.lengthscale  0\.3    positive  no",
+        ),
+        (
+            lambda: kx.fit(eqx.nn.Identity(), loss=lambda m: 0.0),
+            ValueError,
+            "Nothing is trainable",
+        ),
+        (lambda: fit(freeze=("nose",)), KeyError, "'nose'.*Did you mean 'noise'"),
+        (lambda: fit(freeze="noise"), TypeError, "got 'noise'"),
+        (
+            lambda: fit(domains={"kernel[0]": constraints.positive}),
+            KeyError,
+            r"'kernel\[0\]'.*Did you mean 'kernels\[0\]",
+        ),
+        (lambda: fit(optimizer="adam"), TypeError, "an optax transformation; got 'adam'"),
+        (lambda: fit(optimizer=optax.adam), TypeError, "transformation; got <function adam"),
+        (lambda: kx.fit(make(), loss=3.5), TypeError, r"function of the model; got 3\.5"),
+        (
+            lambda: kx.fit(make(), loss=lambda m: m.noise * jnp.ones(3)),
+            ValueError,
+            r"must be a scalar; got shape \(3,\)",
+        ),
+        (lambda: fit(y=Y.T), ValueError, r"got shape \(6, 7\). The axes are in another order"),
+        (lambda: fit(y=np.where(Y > 0, Y, np.nan)), ValueError, "y must be finite; got nan"),
+        (lambda: fit(y=Y.astype(int)), TypeError, "got dtype int64"),
+        (lambda: fit(make(np.float32)), TypeError, "got float64 with float32 parameters"),
+    ],
+)
+def test_bad_input_raises(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
