@@ -5,7 +5,6 @@ the operator's own product, and `log_abs_det` by the rule beside it: both right 
 """
 
 import abc
-from typing import ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -21,8 +20,6 @@ from kronax.linalg.transforms import Transform
 class AbstractFactorization(eqx.Module):
     """What solves with one factor along an axis."""
 
-    definite: eqx.AbstractVar[bool]
-
     @abc.abstractmethod
     def solve_columns(self, b: Array, transpose: bool) -> Array:
         """Solve for the columns of `b` `(n, k)`."""
@@ -31,6 +28,11 @@ class AbstractFactorization(eqx.Module):
     @abc.abstractmethod
     def event_ndims(self) -> "AbstractFactorization":
         """The number of axes of every leaf without its batch, as a matching pytree."""
+
+    @property
+    def needs_definite(self) -> bool:
+        """Whether it gives NaN, and not a wrong density, where the matrix is indefinite."""
+        return False
 
     def solve_along(self, b: Array, axis: int, transpose: bool = False) -> Array:
         """Solve along `axis < 0` of `b`."""
@@ -50,7 +52,6 @@ class AbstractFactorization(eqx.Module):
 class LUFactorization(AbstractFactorization):
     """`P A = L U` of a general square matrix."""
 
-    definite: ClassVar[bool] = False
     lu: Array
     permutation: Array
 
@@ -82,7 +83,6 @@ class LUFactorization(AbstractFactorization):
 class CholeskyFactorization(AbstractFactorization):
     """`A = L Lᵀ` of a symmetric positive definite matrix; NaN if it is not."""
 
-    definite: ClassVar[bool] = True
     root: Array
 
     @classmethod
@@ -94,6 +94,11 @@ class CholeskyFactorization(AbstractFactorization):
     def event_ndims(self) -> "CholeskyFactorization":
         """Number of axes without the batch."""
         return CholeskyFactorization(2)  # type: ignore[arg-type]
+
+    @property
+    def needs_definite(self) -> bool:
+        """Always."""
+        return True
 
     def solve_columns(self, b: Array, transpose: bool) -> Array:
         """Two triangular solves."""
@@ -108,7 +113,6 @@ class CholeskyFactorization(AbstractFactorization):
 class TriangularFactorization(AbstractFactorization):
     """A triangular matrix is its own factorisation."""
 
-    definite: ClassVar[bool] = False
     matrix: Array
     lower: bool = eqx.field(static=True)
 
@@ -129,7 +133,6 @@ class TriangularFactorization(AbstractFactorization):
 class DiagonalFactorization(AbstractFactorization):
     """A diagonal matrix is its own factorisation."""
 
-    definite: ClassVar[bool] = False
     values: Array
 
     @classmethod
@@ -159,10 +162,14 @@ class DiagonalFactorization(AbstractFactorization):
 class BlockFactorization(AbstractFactorization):
     """One factorisation per block of a matrix that a fixed transform takes to blocks."""
 
-    definite: bool = eqx.field(static=True)
     pieces: tuple[AbstractFactorization, ...]
     sizes: tuple[int, ...] = eqx.field(static=True)
     transform: Transform = eqx.field(static=True)
+
+    @property
+    def needs_definite(self) -> bool:
+        """If every block does."""
+        return all(p.needs_definite for p in self.pieces)
 
     @classmethod
     def of(cls, blocks: SymmetricBlocks, positive_definite: bool) -> "BlockFactorization":
@@ -175,13 +182,13 @@ class BlockFactorization(AbstractFactorization):
             else DiagonalFactorization.of(expand(a, ndim, size), positive_definite)
             for a, ndim, size in zip(held.arrays, held.ndims, held.sizes, strict=True)
         )
-        return cls(positive_definite, pieces, blocks.sizes, blocks.transform)
+        return cls(pieces, blocks.sizes, blocks.transform)
 
     @property
     def event_ndims(self) -> "BlockFactorization":
         """Number of axes without the batch."""
         pieces = tuple(p.event_ndims for p in self.pieces)
-        return BlockFactorization(self.definite, pieces, self.sizes, self.transform)
+        return BlockFactorization(pieces, self.sizes, self.transform)
 
     def solve_columns(self, b: Array, transpose: bool) -> Array:
         """Solve in the coordinates of the blocks."""

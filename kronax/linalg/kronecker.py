@@ -155,7 +155,7 @@ class Kronecker(AbstractOperator):
         if self.decomposition is None:
             return tuple(f.factorize(positive_definite) for f in self.factors)
         return tuple(
-            held if held.definite or not positive_definite else factor.factorize(True)
+            held if held.needs_definite or not positive_definite else factor.factorize(True)
             for held, factor in zip(self.decomposition, self.factors, strict=True)
         )
 
