@@ -35,16 +35,16 @@ def measure(kernel: str, shape: tuple[int, ...], parameters: Any, dtype: str) ->
     axes = [np.linspace(0, 1, n).astype(dtype) for n in shape]
     log_noise = np.log(NOISE)
     # The data come from somewhat other parameters, so that no derivative is near zero.
-    elsewhere = [reference.KERNELS[kernel](x, t + 0.2) for x, t in zip(axes, parameters)]
+    elsewhere = [
+        reference.KERNELS[kernel](x, t + 0.2) for x, t in zip(axes, parameters, strict=True)
+    ]
     y = reference.draw(rng, [k for k, _, _ in elsewhere], 1.3 * NOISE).astype(dtype)
     theta = np.append(parameters, log_noise).astype(dtype)
 
     exact_axes = [x.astype(np.float64) for x in axes]
     exact = theta.astype(np.float64)
     kernels = [reference.KERNELS[kernel](x, t) for x, t in zip(exact_axes, exact, strict=False)]
-    value, gradient, hessian = reference.dense_derivatives(
-        kernels, exact[-1], y.astype(np.float64)
-    )
+    value, gradient, hessian = reference.dense_derivatives(kernels, exact[-1], y.astype(np.float64))
     inputs = jnp.asarray(theta), jnp.asarray(y)
     truth = {"value": value, "gradient": gradient.tolist()}
     if prod(shape) <= MOST_CELLS_TO_CONFIRM:

@@ -1,7 +1,8 @@
-"""W1: value and gradient of the marginal likelihood in (ℓ₁, ℓ₂, σ²), from 20 × 20 to 1000 × 1000.
+"""W1: value and gradient of the marginal likelihood in (ℓ₁, ℓ₂, σ²), 20 × 20 to 1000 × 1000 cells.
 
-`eigh` is the bare decomposition of each factor, jitted and timed by itself, and summed: the floor of
-a method that decomposes dense factors. Errors are those of the gradient against a closed form in
+`eigh` is the bare decomposition of each factor, jitted, timed by itself and summed: the floor of
+a method that decomposes dense factors. It uses one core where the rest may use all, so the ratio
+means something on a quiet machine only. Errors are those of the gradient against a closed form in
 NumPy. A further method is one more entry in `candidates`.
 """
 

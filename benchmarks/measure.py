@@ -33,7 +33,7 @@ def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
 
 
 def alternate(
-    candidates: dict[str, Callable[[], Any]], rounds: int = ROUNDS, budget_s: float = 40.0
+    candidates: dict[str, Callable[[], Any]], rounds: int = ROUNDS, budget_s: float = 15.0
 ) -> dict[str, dict[str, Any]]:
     """Median times of candidates that take turns, round by round, in this process.
 
@@ -47,9 +47,7 @@ def alternate(
     }
     repeats = {name: max(1, round(SHORTEST_ROUND_S / t)) for name, t in warm.items()}
     turns = {name: max(1, min(rounds, int(budget_s / t))) for name, t in warm.items()}
-    times: dict[str, list[float]] = {
-        name: [t] if t >= budget_s else [] for name, t in warm.items()
-    }
+    times: dict[str, list[float]] = {name: [t] if t >= budget_s else [] for name, t in warm.items()}
     for turn in range(rounds):
         for name, call in candidates.items():
             if turn < turns[name] and warm[name] < budget_s:

@@ -110,9 +110,7 @@ def dense_derivatives(
             )
             if i < num_axes:
                 orders = {i: 2} if i == j else {i: 1, j: 1}
-                entry += 0.5 * (
-                    np.sum(alpha * product(orders, alpha)) - np.trace(traced(orders))
-                )
+                entry += 0.5 * (np.sum(alpha * product(orders, alpha)) - np.trace(traced(orders)))
             elif i == j:
                 entry += gradient[-1]
             hessian[i, j] = hessian[j, i] = entry

@@ -125,8 +125,6 @@ def run(quick: bool) -> None:
                 rows += new
                 print(
                     f"{kind} {size}×{size}, {form}: "
-                    + ", ".join(
-                        f"{r['method']} {1e6 * r['seconds']:.4g} µs" for r in new
-                    )
+                    + ", ".join(f"{r['method']} {1e6 * r['seconds']:.4g} µs" for r in new)
                 )
     save("solve", rows, quick, count=COUNT)

@@ -47,7 +47,7 @@ class KroneckerNormal(dist.Distribution):
     """
 
     arg_constraints: ClassVar[dict[str, Any]] = {"loc": constraints.real}
-    reparametrized_params: ClassVar[list[str]] = ["loc", "covariance", "scale_tril"]
+    reparametrized_params: ClassVar[list[str]] = ["loc"]
     pytree_data_fields = ("loc", "covariance", "scale_tril")
     pytree_aux_fields = ("flatten",)
 

@@ -399,5 +399,4 @@ REPRESENTATIVE = (
     "circulant",
     "both terms singular",
     "noise-free, one axis",
-    "batched user-defined factor",
 )

@@ -165,25 +165,24 @@ def test_a_callables_numbers_are_frozen_and_said_so_unless_they_have_a_domain():
     assert re.search(rf"{re.escape(path)} .*positive .*yes", free.summary())
 
 
-def test_losses_of_a_batch_are_added():
+def test_losses_of_a_batch_are_added(fitted):
     both = fit(y=np.stack([Y, Y]), num_steps=3)
-    one = fit(num_steps=3)
-    np.testing.assert_allclose(both.losses[0], 2 * one.losses[0])
-    np.testing.assert_allclose(both.gradient_norms[0], one.gradient_norms[0])
+    np.testing.assert_allclose(both.losses[0], 2 * fitted.losses[0])
+    np.testing.assert_allclose(both.gradient_norms[0], fitted.gradient_norms[0])
 
 
-def test_float32_models_stay_float32():
+def test_float32_models_stay_float32(fitted):
     gp = make(np.float32)
     result = fit(gp, Y.astype(np.float32))
     assert {p.value.dtype for p in result.parameters} == {np.dtype("float32")}
     assert result.losses.dtype == np.float32
-    exact = fit()
-    assert result.losses.min() == pytest.approx(exact.losses[-1], rel=1e-4)
+    assert result.losses.min() == pytest.approx(fitted.losses[-1], rel=1e-4)
 
 
 def test_float32_stops_where_rounding_hides_any_progress():
-    gp = make(np.float32)
-    result = fit(gp, Y.astype(np.float32), tolerance=0.0, optimizer=optax.adam(1e-7))
+    start = Point(np.float32(3.0), np.float32(-2.0))
+    options = {"tolerance": 0.0, "optimizer": optax.sgd(1e-9), "progress": False}
+    result = kx.fit(start, loss=bowl, **options)
     assert not result.converged
     assert result.reason == "the loss no longer changes at this precision"
     assert result.num_steps < 200
@@ -196,16 +195,26 @@ class Point(eqx.Module):
     b: jax.Array = kx.parameter(constraints.real)
 
 
+def bowl(m):
+    return (m.a - 1) ** 2 + m.b**2
+
+
+SMALL_STEPS = optax.sgd(0.1)
+
+
 def test_any_module_with_a_loss_is_fitted():
-    result = kx.fit(Point(3.0, -2.0), loss=lambda m: (m.a - 1) ** 2 + m.b**2, progress=False)
+    result = kx.fit(Point(3.0, -2.0), loss=bowl, progress=False)
     assert result.converged
     np.testing.assert_allclose([result.model.a, result.model.b], [1, 0], atol=1e-6)
 
 
 def test_strict_promotion_is_no_obstacle():
     with jax.numpy_dtype_promotion("strict"):
+        for optimizer in (None, optax.adam(0.1)):
+            model = Point(3.0, -2.0)
+            options = {"optimizer": optimizer, "num_steps": 2, "progress": False}
+            assert kx.fit(model, loss=bowl, **options).num_steps > 0
         assert fit(num_steps=2).num_steps == 2
-        assert fit(num_steps=2, optimizer=optax.adam(0.1)).num_steps == 2
 
 
 def test_a_start_that_is_not_finite_raises_and_names_what():
@@ -243,7 +252,7 @@ def test_a_bar_shows_in_a_terminal_only(monkeypatch):
         (Terminal(), {"progress": False}, False),
     ):
         monkeypatch.setattr("sys.stderr", stream)
-        kx.fit(make(), Y, num_steps=3, **options)
+        kx.fit(Point(3.0, -2.0), loss=bowl, optimizer=SMALL_STEPS, num_steps=3, **options)
         text = stream.getvalue()
         assert bool(text) is shown
         if shown:

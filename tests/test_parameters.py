@@ -195,7 +195,11 @@ def test_numbers_inside_any_pytree_are_found():
         ),
         (lambda: kx.replace(make(), {"kernels[0]": 1.0}), KeyError, r"no parameter 'kernels\[0\]'"),
         (lambda: kx.unconstrain(make(), freeze=("nose",)), KeyError, "'nose'.*mean 'noise'"),
-        (lambda: kx.parameters(make(), freeze="noise"), TypeError, r"got 'noise'. Write \('noise',"),
+        (
+            lambda: kx.parameters(make(), freeze="noise"),
+            TypeError,
+            r"got 'noise'. Write \('noise',",
+        ),
         (
             lambda: kx.parameters(make(), domains={"varance": constraints.positive}),
             KeyError,

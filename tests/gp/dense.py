@@ -74,7 +74,9 @@ class DenseGP:
 
     def covariance(self) -> np.ndarray:
         noise = self.noise
-        return self.signal() + (noise * np.eye(np.prod(self.grid)) if np.ndim(noise) == 0 else noise)
+        return self.signal() + (
+            noise * np.eye(np.prod(self.grid)) if np.ndim(noise) == 0 else noise
+        )
 
     def mean_on(self, axes=None) -> np.ndarray:
         axes = axes or self.axes
@@ -165,9 +167,7 @@ def full_noise() -> DenseGP:
     gp = kx.GridGP(
         (kx.Matern52(0.6), kx.RBF(0.4)), (TIME, SPACE), noise=kx.Kronecker(across, along)
     )
-    return DenseGP(
-        gp, kernels=two_axes().kernels, axes=(TIME, SPACE), noise=np.kron(across, along)
-    )
+    return DenseGP(gp, kernels=two_axes().kernels, axes=(TIME, SPACE), noise=np.kron(across, along))
 
 
 GPS = {

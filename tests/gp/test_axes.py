@@ -66,7 +66,9 @@ def test_weight_decay_moves_parameters_and_nothing_else():
         after = eqx.combine(optax.apply_updates(trained, updates), rest)
     for old, new in zip(before.gp.axes, after.gp.axes, strict=True):
         np.testing.assert_array_equal(old.coordinates(float), new.coordinates(float))
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), trained, eqx.filter(after, eqx.is_array))
+    moved = jax.tree.map(
+        lambda a, b: bool((a != b).any()), trained, eqx.filter(after, eqx.is_array)
+    )
     assert all(jax.tree.leaves(moved))
     names = {p.path for p in kx.parameters(before) if p.path.startswith("gp.")}
     lengthscales = {f"gp.kernels[{i}].lengthscale" for i in range(3)}
@@ -125,7 +127,11 @@ def test_coordinates_cannot_be_changed_from_outside():
 @pytest.mark.parametrize(
     ("time", "error", "match"),
     [
-        (np.array([0.0, np.nan, 1.0]), ValueError, r"axis 0 must be finite; got nan at index \(1,\)"),
+        (
+            np.array([0.0, np.nan, 1.0]),
+            ValueError,
+            r"axis 0 must be finite; got nan at index \(1,\)",
+        ),
         (np.arange("2000", "2005", dtype="M8[Y]"), TypeError, r"axis 0.*datetime64\[Y\]"),
         (np.array([object()] * 5), TypeError, "axis 0 must be real numbers; got dtype object"),
         (list("abcde"), TypeError, "axis 0 must be real numbers; got dtype <U1.*labels"),

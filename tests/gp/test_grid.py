@@ -36,9 +36,7 @@ def test_the_marginal_likelihood_is_the_dense_one_in_every_layout(name):
     assert_close(case.gp.log_marginal_likelihood(case.y.ravel()), expected)
     batch = np.stack([case.y, 2 * case.y, case.y - 1])
     assert_close(case.gp.log_marginal_likelihood(batch), log_density(case, batch))
-    assert_close(
-        case.gp.log_marginal_likelihood(batch.reshape(3, -1)), log_density(case, batch)
-    )
+    assert_close(case.gp.log_marginal_likelihood(batch.reshape(3, -1)), log_density(case, batch))
 
 
 def test_names_put_kernels_in_the_order_of_the_axes():
@@ -147,9 +145,7 @@ def unnamed(**changes):
 
 
 def with_names(*names):
-    return unnamed(
-        kernels={name: kx.RBF(1.0) for name in names}, axes={"time": TIME, "lat": SPACE}
-    )
+    return unnamed(kernels={name: kx.RBF(1.0) for name in names}, axes={"time": TIME, "lat": SPACE})
 
 
 def test_float64_data_with_float32_parameters_raise():

@@ -142,9 +142,7 @@ def test_nested_scales_gather_in_one_parameter():
     assert nested.variance.item() == 6.0
     times = (2.0 * kx.RBF(0.7)) * (5.0 * kx.Matern12(0.3))
     assert times.variance.item() == 10.0
-    assert_close(
-        times(X, Z), 10 * dense.squared_exponential(X, Z, 0.7) * dense.matern12(X, Z, 0.3)
-    )
+    assert_close(times(X, Z), 10 * dense.squared_exponential(X, Z, 0.7) * dense.matern12(X, Z, 0.3))
 
 
 def test_sums_keep_the_scales_of_their_terms():
@@ -167,9 +165,7 @@ def test_any_callable_is_a_kernel_in_sums_and_products():
 def test_a_tinygp_kernel_is_a_kernel():
     with jax.numpy_dtype_promotion("standard"):
         gp = kx.GridGP((1.5 * tinygp.kernels.Matern32(0.7), kx.RBF(0.5)), (X, Z), noise=0.1)
-        assert_close(
-            gp.covariance().factors[0].to_dense(), 1.5 * dense.matern32(X, X, 0.7)
-        )
+        assert_close(gp.covariance().factors[0].to_dense(), 1.5 * dense.matern32(X, X, 0.7))
 
 
 class Triangle(kx.Kernel):

@@ -22,9 +22,7 @@ def wave(time, space):
 
 def test_a_zero_mean_is_the_default():
     assert isinstance(gp_with(None).mean, kx.ZeroMean)
-    assert_close(
-        gp_with(None).log_marginal_likelihood(Y), gp_with(0.0).log_marginal_likelihood(Y)
-    )
+    assert_close(gp_with(None).log_marginal_likelihood(Y), gp_with(0.0).log_marginal_likelihood(Y))
 
 
 @pytest.mark.parametrize("number", [0.5, np.float64(0.5), np.array(0.5), jnp.array(0.5)], ids=repr)

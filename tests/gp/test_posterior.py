@@ -60,9 +60,7 @@ def test_axes_that_are_left_out_stay():
     expected = named().posterior([TIME, places, HOURS])[0]
     assert_close(post.mean(axes={"place": places}), expected)
     assert_close(post.mean(axes=[None, places, None]), expected)
-    assert_close(
-        post.variance(axes={"place": places}), variance_of(named(), [TIME, places, HOURS])
-    )
+    assert_close(post.variance(axes={"place": places}), variance_of(named(), [TIME, places, HOURS]))
     assert_close(post.mean(axes={}), post.mean())
 
 
@@ -74,9 +72,9 @@ def test_noise_that_varies_is_known_on_its_own_axis_only():
     expected = variance + np.array([0.1, 0.4, 0.2, 0.9])
     assert_close(post.variance(axes={"time": new}, include_noise=True), expected)
     assert post.sample(jax.random.key(0), {"time": new}, include_noise=True).shape == (2, 4)
-    with pytest.raises(ValueError, match="varies along task.*Pass `noise=`"):
+    with pytest.raises(ValueError, match=r"varies along task.*Pass `noise=`"):
         post.variance(axes={"task": new}, include_noise=True)
-    with pytest.raises(ValueError, match="varies along task.*Pass `noise=`"):
+    with pytest.raises(ValueError, match=r"varies along task.*Pass `noise=`"):
         post.sample(jax.random.key(0), axes={"task": new}, include_noise=True)
     given = np.array([0.5, 0.6])
     assert_close(
@@ -159,7 +157,9 @@ def test_slopes_of_mean_and_variance_are_those_of_the_dense_posterior():
         changed = type(case)(
             gp=None,
             kernels=(
-                lambda x, z: GPS["two axes"].kernels[0](x * 0.6 / lengthscale, z * 0.6 / lengthscale),
+                lambda x, z: GPS["two axes"].kernels[0](
+                    x * 0.6 / lengthscale, z * 0.6 / lengthscale
+                ),
                 lambda x, z: GPS["two axes"].kernels[1](x * 0.4 / other, z * 0.4 / other),
             ),
             axes=case.axes,

@@ -10,6 +10,7 @@ import pytest
 import kronax as kx
 from tests import oracle
 from tests.cases import CASES
+from tests.linalg.test_derivatives import QUICK
 from tests.tolerances import assert_close
 
 
@@ -59,7 +60,7 @@ def test_normal_logpdf(name):
     assert_close(kx.normal_logpdf(y, 0.0, op), oracle.normal_logpdf(flat, zero, matrix).value)
 
 
-@partial(jax.jit, static_argnums=0)
+@partial(jax.jit, static_argnums=0, compiler_options=QUICK)
 def all_values(layout, leaves, theta):
     op, y, mean = layout.inputs(leaves, theta)
     values = {

@@ -27,7 +27,7 @@ class AbstractFactor(AbstractOperator):
     `factorize` where the structure allows something faster.
 
     Examples:
-        >>> import jax.numpy as jnp, kronax as kx
+        >>> import equinox as eqx, jax.numpy as jnp, kronax as kx
         >>> class Exchangeable(kx.AbstractFactor):
         ...     rho: jnp.ndarray
         ...     size: int = eqx.field(static=True)

@@ -1,0 +1,103 @@
+"""A decomposed operator gives the same values and gradients, and decomposes nothing again."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from tests.cases import CASES
+from tests.tolerances import assert_close
+
+DECOMPOSITIONS = ("eigh", "lu", "cholesky")
+NAMES = (
+    "two axes",
+    "full Kronecker noise",
+    "noise-free, general",
+    "noise-free",
+    "noise-free, triangular",
+    "batched with a noise of each",
+    "batched, noise-free",
+    "user-defined factor",
+)
+
+
+def functions(op, y, mean, covariance):
+    yield "solve", lambda op: kx.solve(op, y)
+    yield "logdet", kx.logdet
+    yield "inv_quad", lambda op: kx.inv_quad(op, y)
+    yield "inverse_diagonal", kx.inverse_diagonal
+    yield "inverse", lambda op: kx.inverse(op).mv(y)
+    if covariance:
+        yield "normal_logpdf", lambda op: kx.normal_logpdf(y, mean, op)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_values(name):
+    case = CASES[name]
+    op, y, mean = case.inputs
+    held = kx.decompose(op)
+    assert held.decomposition is not None
+    assert_close(held.to_dense(), np.asarray(op.to_dense()))
+    for _, function in functions(op, y, mean, case.covariance):
+        assert_close(function(held), np.asarray(function(op)))
+
+
+def primitives(jaxpr, found):
+    for equation in jaxpr.eqns:
+        found.add(equation.primitive.name)
+        for inner in jax.tree.leaves(
+            equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+        ):
+            if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                primitives(getattr(inner, "jaxpr", inner), found)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_function_uses_it(name):
+    case = CASES[name]
+    op, y, mean = case.inputs
+    held = kx.decompose(op)
+    for label, function in functions(op, y, mean, case.covariance):
+        fresh = primitives(jax.make_jaxpr(function)(op).jaxpr, set())
+        used = primitives(jax.make_jaxpr(function)(held).jaxpr, set())
+        assert not used & set(DECOMPOSITIONS), label
+        if "triangular" not in name:
+            assert fresh & set(DECOMPOSITIONS), "the search finds nothing"
+
+
+@pytest.mark.parametrize("name", ["two axes", "full Kronecker noise", "noise-free, general"])
+def test_the_same_gradients_in_the_factors(name):
+    case = CASES[name]
+    op, y, mean = case.inputs
+    held = kx.decompose(op)
+
+    def total(op):
+        value = kx.logdet(op) + jnp.sum(kx.solve(op, y) ** 2) + kx.inv_quad(op, y)
+        return value + kx.normal_logpdf(y, mean, op) if case.covariance else value
+
+    truth, ours = jax.jit(jax.grad(total))(op), jax.jit(jax.grad(total))(held)
+    assert_close(ours.factors[0].matrix, np.asarray(truth.factors[0].matrix), 1)
+    assert_close(ours.factors[1].matrix, np.asarray(truth.factors[1].matrix), 1)
+    assert any(np.any(leaf) for leaf in jax.tree.leaves(ours.factors))
+
+
+def test_it_may_be_attached_under_transformations():
+    case = CASES["two axes"]
+
+    def through(theta, decompose):
+        op, y, _ = case.layout.inputs(case.leaves, theta)
+        op = kx.decompose(op) if decompose else op
+        return kx.logdet(op) + kx.inv_quad(op, y)
+
+    theta = case.theta
+    ours = jax.jit(jax.grad(lambda t: through(t, True)))(theta)
+    assert_close(ours, np.asarray(jax.jit(jax.grad(lambda t: through(t, False)))(theta)), 1)
+
+
+def test_a_positive_definite_factor_is_held_by_cholesky():
+    held = kx.decompose(CASES["noise-free"].operator)
+    assert all(piece.definite for piece in held.decomposition)
+    held = kx.decompose(CASES["noise-free, general"].operator)
+    assert not any(piece.definite for piece in held.decomposition)

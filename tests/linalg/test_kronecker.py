@@ -1,0 +1,146 @@
+"""Products, layouts, transposes and multiples, at shapes that nobody chose."""
+
+from functools import reduce
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import kronax as kx
+from tests.tolerances import assert_close
+
+SHAPES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)
+BATCHES = st.sampled_from([(), (1,), (3,), (2, 3), (2, 1)])
+few = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+def matrices_of(shapes, batch=()):
+    rng = np.random.default_rng(len(shapes))
+    return [rng.normal(size=(*batch, m, n)) for m, n in shapes]
+
+
+def dense_of(matrices):
+    return reduce(np.kron, matrices)
+
+
+@few
+@given(SHAPES, BATCHES, st.booleans())
+def test_mv_is_the_dense_product_in_the_layout_given(shapes, batch, flat):
+    matrices = matrices_of(shapes)
+    rows, columns = zip(*shapes, strict=True)
+    op = kx.Kronecker(*matrices)
+    x = np.random.default_rng(1).normal(size=(*batch, *columns))
+    product = x.reshape(*batch, -1) @ dense_of(matrices).T
+    # A flat vector whose trailing sizes happen to be the grid's is a grid.
+    given_flat = x.reshape(*batch, -1)
+    reads_as_grid = given_flat.shape[-len(columns) :] == columns
+    if flat and not reads_as_grid:
+        assert_close(op.mv(given_flat), product)
+    assert_close(op.mv(x), product.reshape(*batch, *rows))
+
+
+@few
+@given(SHAPES, st.sampled_from([(), (2,), (1,), (3, 2)]))
+def test_matmul_is_numpys(shapes, lead):
+    matrices = matrices_of(shapes)
+    op, dense = kx.Kronecker(*matrices), dense_of(matrices)
+    rng = np.random.default_rng(2)
+    vector = rng.normal(size=dense.shape[1])
+    assert_close(op @ vector, dense @ vector)
+    columns = rng.normal(size=(*lead, dense.shape[1], 3))
+    assert_close(op @ columns, dense @ columns)
+
+
+@few
+@given(SHAPES, st.sampled_from([((3, 1), (5,)), ((2,), ()), ((), (4,)), ((1,), (3,))]))
+def test_batched_factors_broadcast_as_in_numpy(shapes, batches):
+    rng = np.random.default_rng(3)
+    batches = [batches[k % 2] for k in range(len(shapes))]
+    matrices = [rng.normal(size=(*b, *s)) for b, s in zip(batches, shapes, strict=True)]
+    op = kx.Kronecker(*matrices)
+    batch = np.broadcast_shapes(*batches)
+    dense = np.empty((*batch, *op.shape[-2:]))
+    whole = [np.broadcast_to(m, (*batch, *m.shape[-2:])) for m in matrices]
+    for place in np.ndindex(*batch):
+        dense[place] = dense_of([m[place] for m in whole])
+    assert op.shape == dense.shape
+    assert_close(op.to_dense(), dense)
+    columns = rng.normal(size=(dense.shape[-1], 2))
+    assert_close(op @ columns, dense @ columns)
+    assert_close(op @ columns[:, 0], dense @ columns[:, 0])
+    x = rng.normal(size=op.grid_shape)
+    assert_close(op.mv(x).reshape(*batch, -1), dense @ x.ravel())
+
+
+@few
+@given(SHAPES, st.floats(-3, 3).filter(lambda c: abs(c) > 1e-3))
+def test_transpose_and_multiples(shapes, scalar):
+    matrices = matrices_of(shapes)
+    op, dense = kx.Kronecker(*matrices), dense_of(matrices)
+    assert_close(op.T.to_dense(), dense.T)
+    for scaled in (scalar * op, op * scalar, np.float64(scalar) * op, jnp.asarray(scalar) * op):
+        assert isinstance(scaled, kx.Kronecker)
+        assert_close(scaled.to_dense(), scalar * dense)
+    assert_close((op / scalar).to_dense(), dense / scalar)
+
+
+@few
+@given(SHAPES)
+def test_a_product_of_operators_is_a_kronecker_product(shapes):
+    matrices = matrices_of(shapes)
+    op, dense = kx.Kronecker(*matrices), dense_of(matrices)
+    product = op.T @ op
+    assert isinstance(product, kx.Kronecker)
+    assert_close(product.to_dense(), dense.T @ dense)
+
+
+@few
+@given(SHAPES, st.integers(0, 4), st.integers(0, 4))
+def test_nested_products_flatten(shapes, start, stop):
+    matrices = matrices_of(shapes)
+    inner = matrices[start:stop]
+    if not inner:
+        return
+    nested = kx.Kronecker(*matrices[:start], kx.Kronecker(*inner), *matrices[stop:])
+    assert len(nested.factors) == len(matrices)
+    assert_close(nested.to_dense(), dense_of(matrices))
+
+
+@few
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans(), BATCHES)
+def test_solve_undoes_mv(sizes, noisy, batch):
+    rng = np.random.default_rng(4)
+    roots = [rng.normal(size=(n, n + 2)) for n in sizes]
+    op = kx.Kronecker(*(r @ r.T + np.eye(len(r)) for r in roots))
+    op = op + 0.5 if noisy else op
+    x = rng.normal(size=(*batch, *sizes))
+    assert_close(kx.solve(op, op.mv(x)), x, 1)
+
+
+def test_where_both_readings_fit_the_grid_reading_wins():
+    op = kx.Kronecker(jnp.array([[2.0]]), jnp.array([[1.0, 1.0], [0.0, 1.0]]))
+    x = np.arange(6.0).reshape(3, 1, 2)
+    assert op.mv(x).shape == (3, 1, 2)
+    assert op.mv(x[:, 0]).shape == (3, 2)
+    # (1, 2) is one grid, not a batch of one flat vector; the numbers are the same.
+    assert op.mv(x[0]).shape == (1, 2)
+
+
+def test_rectangular_factors_multiply():
+    wide, tall = np.ones((2, 5)), np.arange(12.0).reshape(4, 3)
+    op = kx.Kronecker(wide, tall)
+    x = np.random.default_rng(0).normal(size=(6, 5, 3))
+    assert (op.shape, op.grid_shape, op.output_grid_shape) == ((8, 15), (5, 3), (2, 4))
+    truth = x.reshape(6, 15) @ np.kron(wide, tall).T
+    assert_close(op.mv(x), truth.reshape(6, 2, 4))
+    assert_close(op.mv(x.reshape(6, 15)), truth)
+    assert_close(op.T.mv(np.ones((2, 4))), (np.kron(wide, tall).T @ np.ones(8)).reshape(5, 3))
+
+
+@pytest.mark.parametrize("first", [kx.Dense(np.eye(2)), kx.ScaledIdentity(1.0, 2), np.eye(2)])
+def test_operators_and_arrays_are_factors(first):
+    op = kx.Kronecker(first, np.ones((3, 3)))
+    assert all(isinstance(f, kx.AbstractFactor) for f in op.factors)
+    assert_close(op.to_dense(), np.kron(np.eye(2), np.ones((3, 3))))
