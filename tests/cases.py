@@ -65,7 +65,23 @@ def _itself(matrix, size):
     return matrix
 
 
+def _of_column(column, size):
+    places = np.arange(size)
+    return column[..., np.abs(places[:, None] - places)]
+
+
+def _mirrored(matrix):
+    return (_symmetrised(matrix) + _symmetrised(matrix)[..., ::-1, ::-1]) / 2
+
+
+def _round(column):
+    return (column + np.roll(column[..., ::-1], 1, axis=-1)) / 2
+
+
 KINDS = {
+    "toeplitz": Kind(lambda p, n: kx.Toeplitz(p), _of_column),
+    "circulant": Kind(lambda p, n: kx.Circulant(p), _of_column, _round),
+    "centrosymmetric": Kind(lambda p, n: kx.Centrosymmetric(p), _itself, _mirrored),
     "dense": Kind(lambda p, n: p, _itself, _symmetrised),
     "definite": Kind(lambda p, n: kx.Dense(p, positive_definite=True), _itself, _symmetrised),
     "general": Kind(lambda p, n: kx.Dense(p), _itself, covariance=False),
@@ -218,7 +234,8 @@ def _kronecker(factors: list[Jet]) -> Jet:
 
 
 def _event_ndim(kind: str) -> int:
-    return {"scalar": 0, "scaled_identity": 0, "diagonal": 1, "exchangeable": 1}.get(kind, 2)
+    vectors = ("diagonal", "exchangeable", "toeplitz", "circulant")
+    return {"scalar": 0, "scaled_identity": 0, **dict.fromkeys(vectors, 1)}.get(kind, 2)
 
 
 # --- bases -------------------------------------------------------------------------------------
@@ -337,9 +354,36 @@ def _all_cases():
     yield _case("diagonal factor", [("diagonal", [1.0, 0.5, 2.0]), ("dense", k4)], 0.3)
     yield _case("all diagonal", [("diagonal", [1.0, 2.0]), ("scaled_identity", (1.3, 3))], 0.3)
     yield _case("user-defined factor", [("exchangeable", ([0.4, 0.6], 3)), ("dense", k4)], 0.3)
+    yield from _structured_cases(k3)
     yield from _two_term_cases(k2, k3, k4)
     yield from _noise_free_cases(k2, k3, k4)
     yield from _batched_cases()
+
+
+def decay(size: int, seed: int = 0) -> np.ndarray:
+    """First column of a positive definite Toeplitz matrix."""
+    return (1.0 + seed) * np.exp(-0.4 * np.arange(size))
+
+
+def wave(size: int) -> np.ndarray:
+    """First column of a positive definite circulant matrix, with repeated eigenvalues."""
+    return np.exp(np.cos(2 * np.pi * np.arange(size) / size))
+
+
+def _structured_cases(k3):
+    columns = [("toeplitz", decay(4)), ("toeplitz", decay(5))]
+    yield _case("Toeplitz, even and odd", columns, 0.3)
+    small = [("toeplitz", decay(1)), ("toeplitz", decay(2)), ("dense", k3)]
+    yield _case("Toeplitz of sizes 1 and 2", small, 0.3)
+    circles = [("circulant", wave(4)), ("circulant", wave(5)), ("circulant", wave(1))]
+    yield _case("circulant factors", circles, 0.3)
+    middle = [("centrosymmetric", _mirrored(covariance(n))) for n in (5, 4)]
+    yield _case("centrosymmetric factors", middle, 0.3)
+    every = [("toeplitz", decay(3)), ("circulant", wave(3)), ("centrosymmetric", _mirrored(k3))]
+    yield _case("one factor of each structure", every, 0.3)
+    own = [("toeplitz", decay(4, 1)), ("diagonal", [0.3, 0.2, 0.1, 0.4, 0.5])]
+    yield _case("structured signal and noise", columns, own)
+    yield _case("noise-free, structured", [columns[1], circles[0]])
 
 
 def _two_term_cases(k2, k3, k4):

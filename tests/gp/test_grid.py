@@ -132,7 +132,16 @@ def test_data_of_lower_precision_are_promoted():
 
 def test_describe_says_what_the_model_is():
     text = repr(dense.named().gp)
-    for word in ("5 × 6 × 3 cells", "float64", "time", "place", "hour", "static", "Matern12"):
+    for word in (
+        "5 × 6 × 3 cells",
+        "float64",
+        "time",
+        "place",
+        "hour",
+        "dense",
+        "fewer than 16 places",
+        "Matern12",
+    ):
         assert word in text
     assert "variance" in text
     assert "1.5" in text

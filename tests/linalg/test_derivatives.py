@@ -139,9 +139,7 @@ def test_float32(name):
 @pytest.mark.parametrize("name", ["two axes", "full Kronecker noise", "batched full noise"])
 def test_forward_mode_of_the_inverse_diagonal(name):
     case = CASES[name]
-    function = partial(
-        outputs, case.layout, ("inverse_diagonal",), case.leaves, weights_of(case)
-    )
+    function = partial(outputs, case.layout, ("inverse_diagonal",), case.leaves, weights_of(case))
     directions = np.eye(case.theta.size)
     slopes = jax.jit(jax.vmap(lambda v: jax.jvp(function, (case.theta,), (v,))[1]))(directions)
     assert_close(slopes["inverse_diagonal"], expected(case)["inverse_diagonal"][1], 1)

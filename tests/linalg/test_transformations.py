@@ -63,7 +63,14 @@ def in_checkpoint(f, theta):
 WRAPPERS = {
     wrapper.__name__: wrapper
     for wrapper in (
-        in_jit, in_nested_jit, in_vmap, in_scan, in_map, in_fori_loop, in_cond, in_checkpoint,
+        in_jit,
+        in_nested_jit,
+        in_vmap,
+        in_scan,
+        in_map,
+        in_fori_loop,
+        in_cond,
+        in_checkpoint,
         in_scan_of_vmap,
     )
 }

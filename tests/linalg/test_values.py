@@ -43,8 +43,10 @@ def test_functions_of_the_operator_alone(name):
     assert_close(op.diagonal(), grid_shaped(case, diagonal))
     assert_close(op.trace(), diagonal.sum(-1))
     assert_close(kx.logdet(op), np.linalg.slogdet(dense)[1])
-    assert_close(kx.inverse_diagonal(op), grid_shaped(case, np.diagonal(
-        np.linalg.inv(dense), axis1=-2, axis2=-1)))
+    assert_close(
+        kx.inverse_diagonal(op),
+        grid_shaped(case, np.diagonal(np.linalg.inv(dense), axis1=-2, axis2=-1)),
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,7 +100,9 @@ def test_float32(name):
         if slack < 1e-5:
             assert_close(value, truth[key])
         else:
-            np.testing.assert_allclose(value, truth[key], rtol=slack, atol=slack * np.abs(truth[key]).max())
+            np.testing.assert_allclose(
+                value, truth[key], rtol=slack, atol=slack * np.abs(truth[key]).max()
+            )
 
 
 @pytest.mark.parametrize("shape", [(2, 3), (5, 2, 3), (3, 5, 2, 3), (3, 1, 2, 3), (7, 3, 5, 2, 3)])

@@ -1,0 +1,137 @@
+"""The choice of a factor per axis: exact for every value of the parameters, and visible."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+
+NODES = np.cos(np.pi * (np.arange(20) + 0.5) / 20)
+REGULAR = np.linspace(0, 1, 21, dtype="float32")
+LONGITUDE = np.arange(0.0, 360.0, 20.0)
+IRREGULAR = np.sort(np.random.default_rng(0).uniform(size=18))
+
+
+def model(structure=None):
+    return kx.GridGP(
+        kernels={
+            "time": 2.0 * kx.Matern32(0.3) + kx.Periodic(0.25, 0.7),
+            "longitude": kx.Matern52(60.0),
+            "node": kx.RBF(0.8),
+        },
+        axes={"time": REGULAR, "longitude": kx.circle(LONGITUDE, 360.0), "node": NODES},
+        noise=0.1,
+        structure=structure,
+    )
+
+
+DENSE = dict.fromkeys(("time", "longitude", "node"), "dense")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "axis", "kind"),
+    [
+        (kx.Matern32(0.3), REGULAR, "toeplitz"),
+        (kx.Matern32(0.3) * kx.Periodic(0.3, 1.0) + 2.0 * kx.Constant(1.0), REGULAR, "toeplitz"),
+        (kx.RBF(0.3), np.arange(1950, 1990), "toeplitz"),
+        (kx.RBF(0.3), REGULAR[::-1], "toeplitz"),
+        (kx.RBF(0.3), NODES, "centrosymmetric"),
+        (kx.RBF(0.3), IRREGULAR, "dense"),
+        (kx.RBF(0.3), REGULAR[:5], "dense"),
+        (kx.RBF(30.0), kx.circle(LONGITUDE, 360.0), "circulant"),
+        (kx.RBF(30.0), kx.circle(LONGITUDE[:-1], 360.0), "dense"),
+        (kx.Periodic(360.0, 1.0), kx.circle(LONGITUDE, 360.0), "toeplitz"),
+        (kx.RBF(30.0), LONGITUDE, "toeplitz"),
+        (lambda x, z: jnp.exp(-jnp.abs(x[:, None] - z)), REGULAR, "dense"),
+        (kx.RBF(0.3), np.stack([REGULAR, REGULAR], axis=1), "dense"),
+    ],
+)
+def test_choice(kernel, axis, kind):
+    gp = kx.GridGP((kernel,), (axis,), noise=0.1)
+    assert gp.structures[0].kind == kind
+    assert kind in gp.describe()
+    assert gp.structures[0].reason in gp.describe()
+
+
+def test_an_axis_off_by_more_than_rounding_is_not_regular():
+    axis = np.linspace(0, 1, 21)
+    axis[7] += 1e-9
+    assert kx.GridGP((kx.RBF(0.3),), (axis,), noise=0.1).structures[0].kind == "dense"
+    snapped = kx.regular(axis)
+    gp = kx.GridGP((kx.RBF(0.3),), (snapped,), noise=0.1)
+    assert gp.structures[0].kind == "toeplitz"
+    assert "snapped by at most 1e-09" in gp.describe()
+
+
+def test_traced_coordinates_are_dense():
+    @jax.jit
+    def value(x):
+        gp = kx.GridGP((kx.RBF(0.3),), (x,), noise=0.1)
+        assert gp.structures[0].kind == "dense"
+        return gp.log_marginal_likelihood(jnp.zeros(21))
+
+    assert np.isfinite(value(jnp.linspace(0.0, 1.0, 21)))
+
+
+def test_structure_is_found_under_jit():
+    @jax.jit
+    def value(scale):
+        gp = kx.GridGP((kx.RBF(scale),), (REGULAR,), noise=0.1)
+        assert gp.structures[0].kind == "toeplitz"
+        return gp.log_marginal_likelihood(jnp.zeros(21))
+
+    assert np.isfinite(value(0.3))
+
+
+def test_structured_equals_dense_with_gradient_and_prediction():
+    fast, slow = model(), model(DENSE)
+    y = slow.sample(jax.random.key(0), include_noise=True)
+    results = []
+    for gp in (fast, slow):
+        raw, build = kx.unconstrain(gp)
+        value = jax.jit(
+            jax.value_and_grad(lambda r, build=build: build(r).log_marginal_likelihood(y))
+        )
+        results.append(value(raw))
+    (v1, g1), (v2, g2) = results
+    np.testing.assert_allclose(v1, v2, rtol=1e-12)
+    for path in g1:
+        np.testing.assert_allclose(g1[path], g2[path], rtol=1e-8, err_msg=path)
+    new = {"longitude": np.array([5.0, 355.0, 365.0])}
+    p, q = fast.condition(y), slow.condition(y)
+    for axes in (None, new):
+        np.testing.assert_allclose(p.mean(axes), q.mean(axes), atol=1e-9)
+        np.testing.assert_allclose(p.variance(axes), q.variance(axes), atol=1e-9)
+    around = p.mean(new)
+    np.testing.assert_allclose(around[:, 0], around[:, 2], atol=1e-9)
+    assert np.abs(around[:, 0] - around[:, 1]).max() > 1e-3
+
+
+def test_kernel_on_a_circle_sees_chords():
+    gp = kx.GridGP((kx.Matern12(50.0),), (kx.circle(LONGITUDE, 360.0),), noise=0.1)
+    chord = 360 / np.pi * np.abs(np.sin(np.pi * (LONGITUDE[:, None] - LONGITUDE) / 360))
+    matrix = gp.covariance(include_noise=False).to_dense()
+    np.testing.assert_allclose(matrix, np.exp(-chord / 50.0), atol=1e-12)
+
+
+ERRORS = [
+    (lambda: model({**DENSE, "node": "toeplitz"}), ValueError, r"node is not toeplitz.*0\.\d"),
+    (lambda: model({"time": "circulant"}), ValueError, "symmetric about the circle"),
+    (lambda: model({"time": "fast"}), ValueError, "one of .*'circulant'.* got 'fast'"),
+    (lambda: model({"tyme": "dense"}), KeyError, "tyme.*time"),
+    (lambda: kx.circle(LONGITUDE, 180.0), ValueError, "period 180.0 .* 0.0 to 340.0"),
+    (lambda: kx.circle(LONGITUDE, -1.0), ValueError, "positive number; got -1.0"),
+    (lambda: kx.circle(np.ones((4, 2)), 9.0), ValueError, r"shape \(n,\); got \(4, 2\)"),
+    (lambda: kx.regular(IRREGULAR), ValueError, "a tenth of the step .* coordinate"),
+    (lambda: kx.regular(np.ones(1)), ValueError, r"n ≥ 2; got \(1,\)"),
+    (lambda: kx.Centrosymmetric(np.diag([1.0, 2.0])), ValueError, r"\(0, 0\) and \(1, 1\).*by 1"),
+    (lambda: kx.Circulant(np.array([1.0, 0.5, 0.1])), ValueError, "entries 1 and 2 differ by 0.4"),
+    (lambda: kx.Toeplitz(1.0 * np.ones(())), ValueError, r"n ≥ 1; got shape \(\)"),
+]
+
+
+@pytest.mark.parametrize(("call", "exception", "message"), ERRORS)
+def test_errors(call, exception, message):
+    with pytest.raises(exception, match=message):
+        call()
