@@ -28,6 +28,8 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
             f"not above zero in {op.dtype}. Add noise: `op + variance` with a larger variance."
         )
     if covariance:
+        # An indefinite factor is to blame before one that is merely singular.
+        _blame_indefinite(op, "covariance")
         _blame_indefinite(op, "covariance", definite=True)
     for k, factor in enumerate(op.factors):
         condition = np.linalg.cond(np.asarray(factor.to_dense())).max()
