@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from kronax.linalg.checks import is_concrete
+from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 
@@ -32,6 +33,8 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
         _blame_indefinite(op, "covariance")
         _blame_indefinite(op, "covariance", definite=True)
     for k, factor in enumerate(op.factors):
+        if getattr(factor, "positive_definite", False):
+            _blame_factor(factor, f"Kronecker factor {k}", definite=True)
         condition = np.linalg.cond(np.asarray(factor.to_dense())).max()
         if not condition < 1 / np.finfo(op.dtype).eps:
             raise np.linalg.LinAlgError(
@@ -45,13 +48,16 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
 
 def _blame_indefinite(kronecker: Kronecker, what: str, definite: bool = False) -> None:
     for k, factor in enumerate(kronecker.factors):
-        values = np.linalg.eigvalsh(np.asarray(factor.to_dense(), dtype=np.float64))
-        smallest, largest = float(values.min()), float(np.abs(values).max())
-        slack = factor.size * np.finfo(kronecker.dtype).eps * largest
-        if smallest < -slack or (definite and smallest <= slack):
-            kind = "definite" if definite else "semidefinite"
-            raise np.linalg.LinAlgError(
-                f"Kronecker factor {k} of the {what} must be positive {kind}; its smallest "
-                f"eigenvalue is {smallest:.3g} (largest {largest:.3g}). Check the kernel, or add "
-                "noise: `op + variance`."
-            )
+        _blame_factor(factor, f"Kronecker factor {k} of the {what}", definite)
+
+
+def _blame_factor(factor: AbstractFactor, name: str, definite: bool) -> None:
+    values = np.linalg.eigvalsh(np.asarray(factor.to_dense(), dtype=np.float64))
+    smallest, largest = float(values.min()), float(np.abs(values).max())
+    slack = factor.size * np.finfo(factor.dtype).eps * largest
+    if smallest < -slack or (definite and smallest <= slack):
+        kind = "definite" if definite else "semidefinite"
+        raise np.linalg.LinAlgError(
+            f"{name} must be positive {kind}; its smallest eigenvalue is {smallest:.3g} (largest "
+            f"{largest:.3g}). Check the kernel, or add noise: `op + variance`."
+        )

@@ -46,7 +46,8 @@ class Kronecker(AbstractOperator):
         flattened: list[AbstractFactor] = []
         for k, factor in enumerate(factors):
             flattened += _as_factors(factor, k)
-        dtype = jnp.result_type(*(f.dtype for f in flattened))
+        # Not `result_type`: it raises where the user forbids implicit promotion.
+        dtype = max((f.dtype for f in flattened), key=lambda d: jnp.finfo(d).bits)
         self.factors = tuple(f if f.dtype == dtype else cast(f, dtype) for f in flattened)
         self.decomposition = decomposition
         checks.check_broadcast([f.batch_shape for f in self.factors], "the Kronecker factors")

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.linalg import checks
@@ -107,7 +108,9 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
 def mean_of(mean: Any, op: AbstractOperator) -> Array:
     """`mean` as an array that broadcasts against vectors in the grid layout."""
     if isinstance(mean, int | float):
-        return jnp.asarray(mean, op.dtype)
+        mean = np.asarray(mean, op.dtype)
+        checks.check_finite(mean, "mean")
+        return jnp.asarray(mean)
     checks.check_precision(mean, "mean", op.dtype)
     array = checks.array_of_reals(mean, "mean").astype(op.dtype)
     trailing = array.shape[-len(op.grid_shape) :]

@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from kronax.linalg import checks
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis, full_block
-from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker, as_kronecker
@@ -144,6 +144,8 @@ def _checked_noise(noise: Any, kronecker: Kronecker) -> Array | Kronecker:
         checks.check_broadcast(
             [kronecker.batch_shape, noise.batch_shape], "the signal and the noise"
         )
+        if noise.dtype != kronecker.dtype:
+            noise = Kronecker(*(cast(f, kronecker.dtype) for f in noise.factors))
         return noise
     if isinstance(noise, int | float) and not isinstance(noise, bool):
         noise = np.asarray(noise, dtype=kronecker.dtype)

@@ -44,7 +44,7 @@ def sample_normal(
         op.check_covariance("sampling")
     shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
     draw = draw_normal(key, op, (*shape, *op.batch_shape))
-    explain_not_finite(draw, op)
+    explain_not_finite(draw, op, covariance=True)
     return draw
 
 

@@ -83,3 +83,11 @@ def test_factors_of_two_precisions_take_the_higher(first):
     op = kx.Kronecker(np.eye(2, dtype=first), np.eye(3, dtype=second))
     assert op.dtype == jnp.float64
     assert all(factor.dtype == jnp.float64 for factor in op.factors)
+
+
+def test_noise_of_lower_precision_is_promoted():
+    signal = kx.Kronecker(np.eye(2), np.eye(3))
+    noise = kx.Kronecker(np.eye(2, dtype=np.float32), np.eye(3, dtype=np.float32))
+    op = signal + noise
+    assert op.noise.dtype == jnp.float64
+    assert_close(kx.logdet(op), np.asarray(6 * np.log(2.0)))

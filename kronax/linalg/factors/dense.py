@@ -24,7 +24,8 @@ class Dense(AbstractFactor):
             is not.
 
     Raises:
-        ValueError: if it is not a matrix, is empty, or has NaN or infinite entries.
+        ValueError: if it is not a matrix, is empty, has NaN or infinite entries, or is declared
+            positive definite and is not symmetric.
         TypeError: if it is not of real floating-point numbers.
 
     Examples:
@@ -39,6 +40,8 @@ class Dense(AbstractFactor):
     def __init__(self, matrix: Any, positive_definite: bool = False):
         self.matrix = checks.matrix(matrix, "The matrix of Dense", square=positive_definite)
         self.positive_definite = positive_definite
+        if positive_definite:
+            checks.check_symmetric(self.matrix, "The matrix of a positive definite Dense")
 
     @property
     def size(self) -> int:
