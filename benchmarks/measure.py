@@ -38,20 +38,17 @@ def alternate(
     """Median times of candidates that take turns, round by round, in this process.
 
     Short calls are repeated within a round. A candidate that would take longer than `budget_s` in
-    all gets fewer rounds, and one whose warm-up alone takes longer gets none: its warm-up counts.
+    all gets fewer rounds; one whose first call takes a third of that is not called again.
     """
     first = {name: seconds(call) for name, call in candidates.items()}
-    warm = {
-        name: seconds(call) if first[name] < budget_s else first[name]
-        for name, call in candidates.items()
-    }
+    slow = {name for name, taken in first.items() if taken > budget_s / 3}
+    warm = {name: seconds(call) for name, call in candidates.items() if name not in slow}
     repeats = {name: max(1, round(SHORTEST_ROUND_S / t)) for name, t in warm.items()}
-    turns = {name: max(1, min(rounds, int(budget_s / t))) for name, t in warm.items()}
-    times: dict[str, list[float]] = {name: [t] if t >= budget_s else [] for name, t in warm.items()}
+    times: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in first}
     for turn in range(rounds):
-        for name, call in candidates.items():
-            if turn < turns[name] and warm[name] < budget_s:
-                times[name].append(seconds(call, repeats[name]))
+        for name, t in warm.items():
+            if turn == 0 or turn < budget_s / t:
+                times[name].append(seconds(candidates[name], repeats[name]))
     return {
         name: {
             "seconds": median(taken),

@@ -163,7 +163,10 @@ def likelihood_picture(results: dict[str, Any], path: Path) -> None:
                 bottom.loglog(sizes, errors, label=label, **style)
         top.set_title(f"{kernel} kernel, n × n grid")
         bottom.axhline(1, color="0.7", lw=1, ls=":")
-        bottom.text(sizes[0], 1.6, "nothing right above this line", color="0.45", fontsize=9)
+        if top is axes[0, 0]:
+            bottom.text(
+                sizes[0], 0.4, "as large as the gradient", color="0.45", fontsize=9, va="top"
+            )
         bottom.set(xlabel="n", xticks=sizes, xticklabels=sizes)
         bottom.minorticks_off()
         for ax in (top, bottom):
