@@ -17,6 +17,7 @@ from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.roots import safe_sqrt, symmetric_root
 from kronax.linalg.sample import apply_roots
+from kronax.linalg.sequence import in_sequence
 
 
 class Posterior(eqx.Module):
@@ -211,7 +212,9 @@ def _sample(
     joint = [_joint(gp, i, axis, op.dtype) for i, axis in enumerate(new)]
     lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
     white = jax.random.normal(signal_key, (*lead, *(m.shape[0] for m in joint)), op.dtype)
-    field = apply_roots([full_block(symmetric_root(m)) for m in joint], white)
+    field = apply_roots(
+        [full_block(r) for r in in_sequence(symmetric_root, joint, batched=False)], white
+    )
     old, ahead = field, field
     for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
         if axis is not None:

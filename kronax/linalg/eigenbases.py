@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from kronax.linalg.modes import along, apply_along
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
+from kronax.linalg.sequence import in_sequence
 from kronax.linalg.transforms import Identity, Transform
 
 # Eigenvalues below zero by at most this many `n · eps · λ_max` are rounding, and count as zero.
@@ -165,15 +166,15 @@ def eigenbasis(signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
     """
     anchor = _zero_of(signal) + _zero_of(noise)
     signal, noise = lax.stop_gradient((signal, noise))
-    vectors, values, noise_values, log_abs_dets = [], [], [], []
-    for block in zip(
-        signal.arrays, signal.ndims, noise.arrays, noise.ndims, signal.sizes, strict=True
-    ):
-        w, value, noise_value, log_abs_det = _block_basis(*block)
-        vectors.append(w)
-        values.append(value)
-        noise_values.append(noise_value)
-        log_abs_dets.append(log_abs_det)
+
+    def decompose(arrays: tuple[int, Array, Array]) -> tuple:
+        block, k, n = arrays
+        return _block_basis(k, signal.ndims[block], n, noise.ndims[block], signal.sizes[block])
+
+    pairs = zip(range(len(signal.arrays)), signal.arrays, noise.arrays, strict=True)
+    batched = bool(signal.batch_shape or noise.batch_shape)
+    found = in_sequence(decompose, pairs, batched=batched)
+    vectors, values, noise_values, log_abs_dets = (list(part) for part in zip(*found, strict=True))
     general = [v for v in log_abs_dets if v is not None]
     return Eigenbasis(
         blocks=tuple(vectors),

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from kronax.linalg.eigenbases import SymmetricBlocks, expand, split_blocks
 from kronax.linalg.modes import along, map_batch, matmul
 from kronax.linalg.rules import RulePrimitive
+from kronax.linalg.sequence import in_sequence
 from kronax.linalg.transforms import Transform
 
 
@@ -176,12 +177,15 @@ class BlockFactorization(AbstractFactorization):
         """Cholesky or LU of the full blocks; diagonal ones need nothing."""
         full = CholeskyFactorization if positive_definite else LUFactorization
         held = lax.stop_gradient(blocks)
-        pieces = tuple(
-            full.of(a)
-            if ndim == 2
-            else DiagonalFactorization.of(expand(a, ndim, size), positive_definite)
-            for a, ndim, size in zip(held.arrays, held.ndims, held.sizes, strict=True)
-        )
+
+        def one(item: tuple[Array, int, int]) -> AbstractFactorization:
+            array, ndim, size = item
+            if ndim == 2:
+                return full.of(array)
+            return DiagonalFactorization.of(expand(array, ndim, size), positive_definite)
+
+        items = zip(held.arrays, held.ndims, held.sizes, strict=True)
+        pieces = tuple(in_sequence(one, items, batched=bool(blocks.batch_shape)))
         return cls(pieces, blocks.sizes, blocks.transform)
 
     @property

@@ -12,6 +12,7 @@ from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.modes import map_batch, matmul
 from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.sequence import in_sequence
 
 
 class Kronecker(AbstractOperator):
@@ -153,12 +154,15 @@ class Kronecker(AbstractOperator):
 
     def factorize(self, positive_definite: bool = False) -> tuple[AbstractFactorization, ...]:
         """One factorisation per axis, or the ones that the operator carries."""
-        if self.decomposition is None:
-            return tuple(f.factorize(positive_definite) for f in self.factors)
-        return tuple(
-            held if held.needs_definite or not positive_definite else factor.factorize(True)
-            for held, factor in zip(self.decomposition, self.factors, strict=True)
-        )
+
+        def one(pair: tuple[AbstractFactor, Any]) -> AbstractFactorization:
+            factor, held = pair
+            usable = held is not None and (held.needs_definite or not positive_definite)
+            return held if usable else factor.factorize(positive_definite)
+
+        helds = self.decomposition or (None,) * len(self.factors)
+        pairs = zip(self.factors, helds, strict=True)
+        return tuple(in_sequence(one, pairs, batched=bool(self.batch_shape)))
 
 
 def as_kronecker(op: Any, name: str = "op") -> Kronecker:

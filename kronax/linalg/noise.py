@@ -14,6 +14,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.operators import AbstractOperator, define_sums
+from kronax.linalg.sequence import in_sequence
 
 
 class KroneckerPlusNoise(AbstractOperator):
@@ -123,7 +124,9 @@ class KroneckerPlusNoise(AbstractOperator):
         """One basis per axis, held constant: computed, or the ones that the operator carries."""
         if self.decomposition is not None:
             return lax.stop_gradient(self.decomposition)
-        return tuple(eigenbasis(k, n) for k, n in zip(*self.blocks(), strict=True))
+        pairs = zip(*self.blocks(), strict=True)
+        batched = bool(self.batch_shape)
+        return tuple(in_sequence(lambda pair: eigenbasis(*pair), pairs, batched=batched))
 
     def _noise_grid(self) -> Array:
         assert not isinstance(self.noise, Kronecker)

@@ -13,6 +13,7 @@ from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import safe_sqrt
+from kronax.linalg.sequence import in_sequence
 
 
 def sample_normal(
@@ -69,7 +70,8 @@ draw_normal = jax.jit(_draw_normal, static_argnums=2)
 
 def _colour(op: Kronecker, white: Array) -> Array:
     """`R z`, with one root per axis."""
-    return apply_roots([f.root() for f in op.factors], white)
+    roots = in_sequence(lambda f: f.root(), op.factors, batched=bool(op.batch_shape))
+    return apply_roots(roots, white)
 
 
 def apply_roots(roots: Sequence[SymmetricBlocks], white: Array) -> Array:

@@ -43,8 +43,11 @@ FACTORS = {
         ValueError,
         r"factor 1 must be finite; got nan at index \(0, 1\) \(2 such entries\)",
     ),
-    "infinite": (lambda: kx.Dense(np.diag([1.0, np.inf])), ValueError,
-                 r"got inf at index \(1, 1\) \(1 such entry\)"),
+    "infinite": (
+        lambda: kx.Dense(np.diag([1.0, np.inf])),
+        ValueError,
+        r"got inf at index \(1, 1\) \(1 such entry\)",
+    ),
     "sum inside": (
         lambda: kx.Kronecker(NOISY, EYE3),
         TypeError,
@@ -65,13 +68,19 @@ FACTORS = {
         r"lower triangular; got 7 at index \(0, 1\).*jnp.tril",
     ),
     "rectangular triangle": (
-        lambda: kx.LowerTriangular(np.ones((2, 3))), ValueError, r"square; got shape \(2, 3\)",
+        lambda: kx.LowerTriangular(np.ones((2, 3))),
+        ValueError,
+        r"square; got shape \(2, 3\)",
     ),
     "definite, asymmetric": (
-        lambda: kx.Dense(ASYMMETRIC, positive_definite=True), ValueError, r"\(0, 1\).*differ by 0.5",
+        lambda: kx.Dense(ASYMMETRIC, positive_definite=True),
+        ValueError,
+        r"\(0, 1\).*differ by 0.5",
     ),
     "definite, rectangular": (
-        lambda: kx.Dense(np.ones((2, 3)), positive_definite=True), ValueError, r"shape \(2, 3\)",
+        lambda: kx.Dense(np.ones((2, 3)), positive_definite=True),
+        ValueError,
+        r"shape \(2, 3\)",
     ),
 }
 SQUARE = {
@@ -120,10 +129,14 @@ VECTORS = {
     ),
     "swapped in solve": (lambda: kx.solve(K, Y.T), ValueError, r"\(3, 4\).*transpose b"),
     "columns": (
-        lambda: kx.solve(NOISY, np.ones((12, 5))), ValueError, WRONG_SHAPE + r"\(12, 5\)" + COLUMNS,
+        lambda: kx.solve(NOISY, np.ones((12, 5))),
+        ValueError,
+        WRONG_SHAPE + r"\(12, 5\)" + COLUMNS,
     ),
     "grid columns": (
-        lambda: kx.inv_quad(NOISY, np.ones((4, 3, 5))), ValueError, r"\(4, 3, 5\)" + COLUMNS,
+        lambda: kx.inv_quad(NOISY, np.ones((4, 3, 5))),
+        ValueError,
+        r"\(4, 3, 5\)" + COLUMNS,
     ),
     "one column": (lambda: K.mv(np.ones((12, 1))), ValueError, r"\(12, 1\)" + COLUMNS),
     "integers": (lambda: kx.solve(K, Y.astype(int)), TypeError, r"b must hold.*int64.*astype"),
@@ -137,19 +150,27 @@ VECTORS = {
     "None": (lambda: kx.solve(K, None), TypeError, r"b must be an array.*got None"),
     "ragged": (lambda: kx.solve(K, [[1.0, 2.0], [1.0]]), TypeError, r"rectangular.*\[1.0\]\]"),
     "double data": (
-        lambda: kx.solve(SINGLE, Y), TypeError, r"b must.*float64 with float32.*jax_enable_x64",
+        lambda: kx.solve(SINGLE, Y),
+        TypeError,
+        r"b must.*float64 with float32.*jax_enable_x64",
     ),
     "double y": (lambda: kx.normal_logpdf(Y, 0.0, SINGLE), TypeError, r"y must.*float64"),
     "double mean": (
-        lambda: kx.normal_logpdf(np.float32(Y), Y, SINGLE), TypeError, r"mean must.*float64",
+        lambda: kx.normal_logpdf(np.float32(Y), Y, SINGLE),
+        TypeError,
+        r"mean must.*float64",
     ),
     "double columns": (lambda: SINGLE @ np.ones(12), TypeError, r"x must.*float64"),
     "batches": (
-        lambda: kx.solve(BATCHED + 0.1, np.ones((5, 2, 2))), ValueError, r"\(3,\), \(5,\).*size one",
+        lambda: kx.solve(BATCHED + 0.1, np.ones((5, 2, 2))),
+        ValueError,
+        r"\(3,\), \(5,\).*size one",
     ),
     "batches of mv": (lambda: BATCHED.mv(np.ones((5, 2, 2))), ValueError, r"\(3,\), \(5,\)"),
     "batches of inv_quad": (
-        lambda: kx.inv_quad(BATCHED, np.ones((5, 2, 2))), ValueError, r"\(3,\), \(5,\)",
+        lambda: kx.inv_quad(BATCHED, np.ones((5, 2, 2))),
+        ValueError,
+        r"\(3,\), \(5,\)",
     ),
     "mean": (lambda: kx.normal_logpdf(Y, np.ones(5), NOISY), ValueError, r"mean must.*\(5,\)"),
     "mean NaN": (lambda: kx.normal_logpdf(Y, np.nan, NOISY), ValueError, r"mean must.*got nan"),
@@ -161,13 +182,17 @@ NOISE = {
     "negative": (lambda: K + -0.25, ValueError, r"not be negative; got -0.25.*variance σ²"),
     "negative array": (lambda: K + jnp.array(-0.25), ValueError, r"not be negative; got -0.25"),
     "negative in a batch": (
-        lambda: BATCHED + np.array([0.1, -0.5, 0.2]), ValueError, r"not be negative; got -0.5",
+        lambda: BATCHED + np.array([0.1, -0.5, 0.2]),
+        ValueError,
+        r"not be negative; got -0.5",
     ),
     "NaN": (lambda: K + np.nan, ValueError, r"noise variance must be finite; got nan"),
     "infinite": (lambda: K + np.inf, ValueError, r"noise variance must be finite; got inf"),
     "matrix": (lambda: K + np.eye(12), ValueError, r"single number.*shape \(12, 12\).*Kronecker"),
     "matrix given": (
-        lambda: kx.KroneckerPlusNoise(K, np.eye(12)), ValueError, r"single number.*\(12, 12\)",
+        lambda: kx.KroneckerPlusNoise(K, np.eye(12)),
+        ValueError,
+        r"single number.*\(12, 12\)",
     ),
     "grid": (lambda: kx.KroneckerPlusNoise(K, Y), ValueError, r"shape \(4, 3\).*kx.Diagonal"),
     "array": (lambda: K + np.ones(3), ValueError, r"shape \(3,\).*not elementwise"),
@@ -214,7 +239,9 @@ NOT_DEFINITE = r"factor 0 of the covariance must be positive (semi)?definite.*-2
 NOT_INVERTIBLE = r"factor 0 must be invertible; got condition number (inf|[\d.]+e\+1[5-9])"
 VALUES = {
     "indefinite signal": (
-        lambda: kx.logdet(kronecker_of(INDEFINITE) + 0.1), LinAlgError, INDEFINITE_SIGNAL,
+        lambda: kx.logdet(kronecker_of(INDEFINITE) + 0.1),
+        LinAlgError,
+        INDEFINITE_SIGNAL,
     ),
     "indefinite, solve": (
         lambda: kx.solve(kronecker_of(INDEFINITE) + 0.1, np.ones((2, 3))),
@@ -222,7 +249,9 @@ VALUES = {
         INDEFINITE_SIGNAL,
     ),
     "indefinite, inverse_diagonal": (
-        lambda: kx.inverse_diagonal(kronecker_of(INDEFINITE) + 0.1), LinAlgError, INDEFINITE_SIGNAL,
+        lambda: kx.inverse_diagonal(kronecker_of(INDEFINITE) + 0.1),
+        LinAlgError,
+        INDEFINITE_SIGNAL,
     ),
     "indefinite, sample with noise": (
         lambda: kx.sample_normal(KEY, kronecker_of(INDEFINITE) + 0.1),
@@ -230,7 +259,9 @@ VALUES = {
         INDEFINITE_SIGNAL,
     ),
     "indefinite, decompose": (
-        lambda: kx.decompose(kronecker_of(INDEFINITE) + 0.1), LinAlgError, INDEFINITE_SIGNAL,
+        lambda: kx.decompose(kronecker_of(INDEFINITE) + 0.1),
+        LinAlgError,
+        INDEFINITE_SIGNAL,
     ),
     "indefinite noise": (
         lambda: kx.logdet(kx.Kronecker(EYE2, EYE3) + kronecker_of(INDEFINITE)),
@@ -243,7 +274,9 @@ VALUES = {
         NOT_DEFINITE,
     ),
     "indefinite draw": (
-        lambda: kx.sample_normal(KEY, kronecker_of(INDEFINITE)), LinAlgError, NOT_DEFINITE,
+        lambda: kx.sample_normal(KEY, kronecker_of(INDEFINITE)),
+        LinAlgError,
+        NOT_DEFINITE,
     ),
     "indefinite beside singular": (
         lambda: kx.sample_normal(KEY, kx.Kronecker(SINGULAR, INDEFINITE)),
@@ -266,10 +299,14 @@ VALUES = {
         r"factor 0 of the covariance must be positive definite.*\(largest 2\)",
     ),
     "singular sum": (
-        lambda: kx.logdet(kronecker_of(SINGULAR) + 0.0), LinAlgError, r"not above zero in float64",
+        lambda: kx.logdet(kronecker_of(SINGULAR) + 0.0),
+        LinAlgError,
+        r"not above zero in float64",
     ),
     "singular, solve": (
-        lambda: kx.solve(kronecker_of(SINGULAR), np.ones((2, 3))), LinAlgError, NOT_INVERTIBLE,
+        lambda: kx.solve(kronecker_of(SINGULAR), np.ones((2, 3))),
+        LinAlgError,
+        NOT_INVERTIBLE,
     ),
     "singular, logdet": (lambda: kx.logdet(kronecker_of(SINGULAR)), LinAlgError, NOT_INVERTIBLE),
     "singular triangle": (
@@ -278,7 +315,9 @@ VALUES = {
         NOT_INVERTIBLE,
     ),
     "singular diagonal": (
-        lambda: kx.inv_quad(kx.Diagonal([1.0, 0.0]), np.ones(2)), LinAlgError, NOT_INVERTIBLE,
+        lambda: kx.inv_quad(kx.Diagonal([1.0, 0.0]), np.ones(2)),
+        LinAlgError,
+        NOT_INVERTIBLE,
     ),
 }
 TABLE = {
@@ -319,7 +358,9 @@ TRACED = {
     "negative noise": lambda t: kx.normal_logpdf(Y, 0.0, K + (-0.1 * t)),
     "negative noise, draw": lambda t: kx.sample_normal(KEY, K + (-0.1 * t)),
     "negative noise, inverse_diagonal": lambda t: kx.inverse_diagonal(K + (-0.1 * t)),
-    "indefinite noise": lambda t: kx.logdet(kx.Kronecker(EYE2, EYE3) + kronecker_of(t * INDEFINITE)),
+    "indefinite noise": lambda t: kx.logdet(
+        kx.Kronecker(EYE2, EYE3) + kronecker_of(t * INDEFINITE)
+    ),
     "NaN data": lambda t: kx.inv_quad(NOISY, Y * jnp.where(t > 0, jnp.nan, 1.0)),
     "singular, solve": lambda t: kx.solve(kx.Kronecker(t * SINGULAR), np.ones(2)),
 }

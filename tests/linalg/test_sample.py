@@ -1,5 +1,7 @@
 """Draws: their covariance, their derivative, their shapes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import kronax as kx
 from kronax.linalg.roots import symmetric_root
 from tests import oracle
 from tests.cases import CASES, circulant, covariance, exchangeable
+from tests.linalg.contracted import QUICK
 from tests.tolerances import assert_close
 
 NUM_DRAWS = 20_000
@@ -16,11 +19,16 @@ KEY = jax.random.key(3)
 SAMPLED = [name for name, case in CASES.items() if case.covariance and np.prod(case.grid) < 100]
 
 
+@partial(jax.jit, compiler_options=QUICK)
+def draws_of(op):
+    return kx.sample_normal(KEY, op, (NUM_DRAWS,))
+
+
 @pytest.mark.parametrize("name", SAMPLED)
 def test_the_covariance_is_that_of_the_operator(name):
     case = CASES[name]
     op, dense = case.operator, case.dense[0].value
-    draws = kx.sample_normal(KEY, op, (NUM_DRAWS,))
+    draws = draws_of(op)
     assert draws.shape == (NUM_DRAWS, *op.batch_shape, *op.grid_shape)
     flat = np.asarray(draws).reshape(NUM_DRAWS, *op.batch_shape, -1)
     empirical = np.einsum("s...i,s...j->...ij", flat, flat) / NUM_DRAWS

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from tests.cases import CASES
-from tests.linalg.test_derivatives import (
+from tests.linalg.contracted import (
     FUSED,
     MODES,
     QUICK,

@@ -10,7 +10,7 @@ import pytest
 import kronax as kx
 from tests import oracle
 from tests.cases import CASES
-from tests.linalg.test_derivatives import QUICK
+from tests.linalg.contracted import QUICK
 from tests.tolerances import assert_close
 
 

@@ -18,6 +18,7 @@ from kronax.linalg.factorizations import AbstractFactorization, BlockFactorizati
 from kronax.linalg.modes import map_batch
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import safe_sqrt, symmetric_root
+from kronax.linalg.sequence import in_sequence
 
 
 class AbstractFactor(AbstractOperator):
@@ -127,9 +128,15 @@ class AbstractFactor(AbstractOperator):
 
     def root(self) -> SymmetricBlocks:
         """Blocks of a matrix `R` with `R Rᵀ` equal to this one, if it is positive semidefinite."""
-        return self.blocks().map_blocks(
-            lambda a, ndim: symmetric_root(a) if ndim == 2 else safe_sqrt(a)
-        )
+        blocks = self.blocks()
+
+        def one(item: tuple[Array, int]) -> Array:
+            array, ndim = item
+            return symmetric_root(array) if ndim == 2 else safe_sqrt(array)
+
+        items = zip(blocks.arrays, blocks.ndims, strict=True)
+        roots = in_sequence(one, items, batched=bool(blocks.batch_shape))
+        return SymmetricBlocks(tuple(roots), blocks.ndims, blocks.sizes, blocks.transform)
 
 
 class Scaled(AbstractFactor):

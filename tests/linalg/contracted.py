@@ -1,4 +1,4 @@
-"""Gradients and Hessians of every function on every case, against the dense oracle.
+"""Every function as a scalar of `theta`, with its derivatives: computed, and by the oracle.
 
 `theta` moves all factors, the noise, `y` and the mean at once, so that every mixed derivative is
 included. One compiled function per layout gives value, gradient and Hessian together.
@@ -9,11 +9,9 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import kronax as kx
 from tests import oracle
-from tests.cases import CASES, REPRESENTATIVE
 from tests.tolerances import assert_close
 
 MODES = {
@@ -50,12 +48,6 @@ def second_order(layout, names, modes, leaves, weights, theta):
     outer, inner = MODES[modes]
     function = partial(outputs, layout, names, leaves, weights)
     return function(theta), inner(function)(theta), outer(inner(function))(theta)
-
-
-@partial(jax.jit, static_argnames=("layout", "names"), compiler_options=QUICK)
-def first_order(layout, names, leaves, weights, theta):
-    function = partial(outputs, layout, names, leaves, weights)
-    return function(theta), jax.jacrev(function)(theta)
 
 
 def weights_of(case):
@@ -103,43 +95,3 @@ def compare(result, case):
             assert np.any(truth[output][order]), "a derivative that vanishes tests nothing"
             assert value.dtype == case.theta.dtype
             assert_close(value, truth[output][order], order)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_hessians(name):
-    compare(computed(CASES[name], SECOND_ORDER), CASES[name])
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_gradients(name):
-    case = CASES[name]
-    # A density needs a covariance; general factors have none.
-    names = ("inverse_diagonal", "normal_logpdf") if case.covariance else ("inverse_diagonal",)
-    compare(first_order(case.layout, names, case.leaves, weights_of(case), case.theta), case)
-
-
-@pytest.mark.parametrize("modes", MODES)
-@pytest.mark.parametrize("name", REPRESENTATIVE)
-def test_every_combination_of_modes(name, modes):
-    case = CASES[name]
-    compare(computed(case, FUSED if case.covariance else SECOND_ORDER[:2], modes), case)
-
-
-@pytest.mark.parametrize("name", ["full Kronecker noise", "RBF 30 × 25"])
-def test_hessians_of_the_density(name):
-    compare(computed(CASES[name], FUSED), CASES[name])
-
-
-@pytest.mark.parametrize("name", [*REPRESENTATIVE, "RBF 30 × 25"])
-def test_float32(name):
-    case = CASES[name].astype("float32")
-    compare(computed(case, FUSED if case.covariance else SECOND_ORDER[:2]), case)
-
-
-@pytest.mark.parametrize("name", ["two axes", "full Kronecker noise", "batched full noise"])
-def test_forward_mode_of_the_inverse_diagonal(name):
-    case = CASES[name]
-    function = partial(outputs, case.layout, ("inverse_diagonal",), case.leaves, weights_of(case))
-    directions = np.eye(case.theta.size)
-    slopes = jax.jit(jax.vmap(lambda v: jax.jvp(function, (case.theta,), (v,))[1]))(directions)
-    assert_close(slopes["inverse_diagonal"], expected(case)["inverse_diagonal"][1], 1)
