@@ -33,6 +33,8 @@ def candidates(kernel: str, axes: list, parameters: Any, y: Any) -> dict[str, Ca
     for name, method in methods.items():
         function = jax.jit(jax.value_and_grad(models.likelihood(method, kernel, axes)))
         calls[name] = lambda function=function: function(parameters, y)
+    regular = jax.jit(jax.value_and_grad(models.structured(kernel, axes)))
+    calls["regular"] = lambda: regular(parameters, y)
     eigh = jax.jit(jnp.linalg.eigh)
     for i, x in enumerate(axes):
         factor = models.KERNELS[kernel](x, parameters[i])
