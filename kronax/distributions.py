@@ -1,6 +1,6 @@
 """NumPyro distributions with Kronecker structure."""
 
-from math import log, pi
+from math import log, pi, prod
 from typing import Any, ClassVar
 
 import jax
@@ -29,7 +29,8 @@ class KroneckerNormal(dist.Distribution):
 
     Args:
         loc: mean; a number, a grid array, or a flat one; leading axes are batch axes.
-        factors: covariance factors, arrays or operators, or one `kx.Kronecker`.
+        factors: covariance factors, arrays or operators; or one `kx.Kronecker`, with or without
+            noise of its own.
         noise: a variance σ² (NumPyro and PyMC take σ: square it), one per batch entry, or a
             `kx.Kronecker`; `None` for a noise-free covariance.
         scale_trils: Cholesky factors instead of `factors`.
@@ -68,9 +69,13 @@ class KroneckerNormal(dist.Distribution):
             )
         self.scale_tril = None if scale_trils is None else _triangular(scale_trils)
         signal = _kronecker(factors) if self.scale_tril is None else _squared(self.scale_tril)
-        self.covariance = signal if noise is None else _with_noise(signal, noise)
-        if noise is None and self.scale_tril is None:
-            signal.check_covariance("KroneckerNormal")
+        batched = np.ndim(loc) > len(signal.grid_shape)
+        if isinstance(signal, KroneckerPlusNoise):
+            self.covariance = signal if noise is None else signal + noise
+        else:
+            self.covariance = signal if noise is None else _with_noise(signal, noise, batched)
+        if isinstance(self.covariance, Kronecker) and self.scale_tril is None:
+            self.covariance.check_covariance("KroneckerNormal")
         self.flatten = flatten
         loc = _located(loc, self.covariance)
         grid = self.covariance.grid_shape
@@ -110,6 +115,23 @@ class KroneckerNormal(dist.Distribution):
             return log_density
         return _log_prob_from_root(residual, self.scale_tril)
 
+    def mask(self, mask: Any) -> Any:
+        """NumPyro's mask over batch entries; one over the cells of an event raises.
+
+        Raises:
+            ValueError: if the mask has the shape of the event: NumPyro would then count the whole
+                density once per cell.
+        """
+        shape = np.shape(mask)
+        if shape and shape[-len(self.event_shape) :] == self.event_shape != self.batch_shape:
+            raise ValueError(
+                f"A mask has the shape of the batch {self.batch_shape}; got {shape}, which ends as "
+                f"the event {self.event_shape} does. Missing cells inside an event need "
+                "kx.MaskedKroneckerNormal, which is not available yet: leave out whole slices of "
+                "an axis instead."
+            )
+        return super().mask(mask)
+
     @property
     def mean(self) -> Array:
         """`loc`."""
@@ -141,7 +163,9 @@ class KroneckerNormal(dist.Distribution):
         return grid.reshape(*grid.shape[: grid.ndim - num_axes], *self.event_shape)
 
 
-def _kronecker(factors: Any) -> Kronecker:
+def _kronecker(factors: Any) -> Kronecker | KroneckerPlusNoise:
+    if isinstance(factors, KroneckerPlusNoise):
+        return factors
     if isinstance(factors, list | tuple):
         return Kronecker(*factors)
     return as_kronecker(factors, "factors")
@@ -159,15 +183,17 @@ def _squared(root: Kronecker) -> Kronecker:
     return Kronecker(*(matmul(m, jnp.swapaxes(m, -1, -2)) for m in dense))
 
 
-def _with_noise(signal: Kronecker, noise: Any) -> KroneckerPlusNoise:
+def _with_noise(signal: Kronecker, noise: Any, batched: bool) -> KroneckerPlusNoise:
     """Noise may have a batch that the factors lack: the first factor gets size-one axes."""
-    num_axes = len(signal.grid_shape)
+    grid = signal.grid_shape
     shape = () if isinstance(noise, AbstractOperator) else np.shape(noise)
-    if num_axes > 1 and not signal.batch_shape and shape[-num_axes:] == signal.grid_shape:
+    looks_like_cells = shape[-len(grid) :] == grid or shape in [(n,) for n in (*grid, prod(grid))]
+    if not batched and not signal.batch_shape and shape and looks_like_cells:
         raise ValueError(
-            f"The noise must be one variance, or one per batch entry; got shape {shape}, which "
-            f"ends as the grid {signal.grid_shape} does. For variances along an axis pass "
-            "kx.Kronecker(kx.Diagonal(variances), kx.ScaledIdentity(1.0, n))."
+            f"The noise must be one variance, or one per batch entry; got shape {shape} on the "
+            f"grid {grid} without a batch. For variances along an axis pass kx.Kronecker("
+            "kx.Diagonal(variances), kx.ScaledIdentity(1.0, n)); for a batch of noises give the "
+            "factors or loc a batch axis as well."
         )
     missing = 0 if isinstance(noise, Kronecker) else np.ndim(noise) - len(signal.batch_shape)
     if missing > 0:

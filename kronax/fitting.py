@@ -23,6 +23,9 @@ STALLED_STEPS = 5
 
 RUNNING, CONVERGED, NOT_FINITE, STALLED = range(4)
 
+# One object, so that every fit with the default shares its compiled loop.
+_LBFGS = optax.lbfgs()
+
 
 class FitResult(eqx.Module):
     """What `kx.fit` returns.
@@ -52,9 +55,12 @@ class FitResult(eqx.Module):
         state = "converged" if self.converged else "not converged"
         start = (
             f"{state} after {self.num_steps} steps in {self.wall_time:.1f} s: {self.reason}\n"
-            f"loss {self.losses[0]:.6g} → {self.losses.min():.6g}"
+            f"loss {self.losses[0]:.6g} → {np.nanmin(self.losses):.6g}"
         )
         return f"{start}\n{self.parameters!r}"
+
+    def __repr__(self) -> str:
+        return self.summary()
 
 
 class _State(NamedTuple):
@@ -115,40 +121,62 @@ def fit(
         3
     """
     began = time.perf_counter()
-    objective, scale = _objective(model, y, loss)
-    raw, build = unconstrain(model, freeze=freeze, domains=domains)
+    problem, scale = _problem(model, y, loss, freeze, domains)
+    raw, build = problem.unconstrained()
     _check_trainable(model, raw, freeze, domains)
-    optimizer = optax.lbfgs() if optimizer is None else optimizer
+    optimizer = _LBFGS if optimizer is None else optimizer
     _check_optimizer(optimizer)
     _check_steps(num_steps)
     if tolerance is None:
         tolerance = 1e-6 if jnp.finfo(_precision(raw)).bits == 64 else 1e-3
 
-    run = _compiled_loop(lambda values: objective(build(values)), optimizer, num_steps)
     state = _start(raw, optimizer, num_steps)
-    state = _drive(run, state, num_steps, jnp.asarray(tolerance * scale, _precision(raw)), progress)
-    return _result(
-        state, build, scale, num_steps, tolerance, time.perf_counter() - began, (freeze, domains)
-    )
+    threshold = jnp.asarray(tolerance * scale, _precision(raw))
+    state = _drive(problem, optimizer, state, threshold, progress)
+    wall_time = time.perf_counter() - began
+    return _result(state, build, scale, num_steps, tolerance, wall_time, (freeze, domains))
 
 
-def _objective(model: Any, y: Any, loss: Any) -> tuple[Callable[[Any], Array], float]:
-    """The loss, and the number of cells that its gradient is judged by."""
+class _Problem(eqx.Module):
+    """What is minimised: a pytree, so that fits of one form share one compiled loop."""
+
+    model: Any
+    y: Array | None
+    loss: Callable[[Any], Array] | None = eqx.field(static=True)
+    freeze: tuple[str, ...] = eqx.field(static=True)
+    domains: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+
+    def unconstrained(self) -> tuple[dict[str, Array], Callable]:
+        return unconstrain(self.model, freeze=self.freeze, domains=dict(self.domains))
+
+    def value(self, raw: dict[str, Array]) -> Array:
+        model = self.unconstrained()[1](raw)
+        if self.loss is not None:
+            return self.loss(model)
+        return -jnp.sum(model.log_marginal_likelihood(self.y))
+
+
+def _problem(model: Any, y: Any, loss: Any, freeze: Any, domains: Any) -> tuple[_Problem, float]:
+    """The problem, and the number of cells that its gradient is judged by."""
     if (y is None) == (loss is None):
         raise TypeError(
             "kx.fit needs either data `y` (for a GridGP) or a `loss` of the model; got "
             f"{'neither' if y is None else 'both'}."
         )
+    # A single string is refused later, with its own message.
+    frozen: Any = freeze if isinstance(freeze, str) else tuple(freeze)
+    given = tuple((domains or {}).items())
     if loss is not None:
         _check_loss(model, loss)
-        return loss, 1.0
-    if not hasattr(model, "log_marginal_likelihood"):
+        return _Problem(model, None, loss, frozen, given), 1.0
+    if not hasattr(model, "log_marginal_likelihood") or isinstance(model, type):
+        name = model.__name__ if isinstance(model, type) else type(model).__name__
         raise TypeError(
-            f"kx.fit(model, y) needs a GridGP; got {type(model).__name__}. For another module "
-            "pass `loss=`, a function of the model."
+            f"kx.fit(model, y) needs a GridGP; got {name}{' itself' * isinstance(model, type)}. "
+            "For another module pass `loss=`, a function of the model."
         )
     grid = model.check_data(y)
-    return (lambda m: -jnp.sum(m.log_marginal_likelihood(grid))), float(grid.size)
+    return _Problem(model, grid, None, frozen, given), float(grid.size)
 
 
 def _check_trainable(model: Any, raw: dict, freeze: Any, domains: Any) -> None:
@@ -204,77 +232,86 @@ def _start(raw: dict[str, Array], optimizer: Any, num_steps: int) -> _State:
     )
 
 
-def _compiled_loop(objective: Callable, optimizer: Any, num_steps: int) -> Callable:
-    """`run(state, until, threshold)`: steps until a count, convergence or a fault."""
+@eqx.filter_jit
+def _run(
+    problem: _Problem, optimizer: Any, state: _State, until: Array, threshold: Array
+) -> _State:
+    """Steps until a count, convergence or a fault."""
+    num_steps = state.losses.size - 1
     update = optax.with_extra_args_support(optimizer).update
 
     def evaluate(state: _State):
         held = optax.tree_utils.tree_get(state.optimizer, "value", default=None)
         if held is None:
-            return jax.value_and_grad(objective)(state.raw)
+            return jax.value_and_grad(problem.value)(state.raw)
         # A line search has evaluated the point that it chose.
-        return optax.value_and_grad_from_state(objective)(state.raw, state=state.optimizer)
+        return optax.value_and_grad_from_state(problem.value)(state.raw, state=state.optimizer)
 
     def advance(operands):
         state, value, grad = operands
         # optax mixes integer types, which a user's strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
             updates, new = update(
-                grad, state.optimizer, state.raw, value=value, grad=grad, value_fn=objective
+                grad, state.optimizer, state.raw, value=value, grad=grad, value_fn=problem.value
             )
         return optax.apply_updates(state.raw, updates), new
 
-    def step(state: _State, threshold: Array) -> _State:
+    def step(state: _State) -> _State:
         value, grad = evaluate(state)
-        norm = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in grad.values()]))
-        bad = {path: ~jnp.all(jnp.isfinite(g)) for path, g in grad.items()}
-        failed = ~jnp.isfinite(value) | jnp.any(jnp.stack(list(bad.values())))
-        previous = jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)
-        tiny = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
-        stalled = jnp.where(jnp.abs(previous - value) <= tiny, state.stalled + 1, 0)
-        status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
-        status = jnp.where(norm <= threshold, CONVERGED, status)
-        status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
-        better = ~failed & (value < state.best_loss)
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.raw, state.best)
-        going = (status == RUNNING) & (state.step < num_steps)
+        new = _judge(state, value, grad, threshold)
+        going = (new.status == RUNNING) & (state.step < num_steps)
         raw, optimizer_state = jax.lax.cond(
             going, advance, lambda o: (o[0].raw, o[0].optimizer), (state, value, grad)
         )
-        return _State(
-            raw=raw,
-            optimizer=optimizer_state,
-            best=best,
-            best_loss=jnp.where(better, value, state.best_loss),
-            losses=state.losses.at[state.step].set(value),
-            norms=state.norms.at[state.step].set(norm),
-            step=state.step + 1,
-            stalled=stalled.astype(jnp.int32),
-            status=status,
-            bad=bad,
-        )
+        return new._replace(raw=raw, optimizer=optimizer_state)
 
-    @jax.jit
-    def run(state: _State, until: Array, threshold: Array) -> _State:
-        def going(s: _State):
-            return (s.status == RUNNING) & (s.step < until)
+    def going(state: _State) -> Array:
+        return (state.status == RUNNING) & (state.step < until)
 
-        return jax.lax.while_loop(going, lambda s: step(s, threshold), state)
+    return jax.lax.while_loop(going, step, state)
 
-    return run
+
+def _judge(state: _State, value: Array, grad: dict[str, Array], threshold: Array) -> _State:
+    """Record a point, and say whether to go on from it."""
+    norm = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in grad.values()]))
+    bad = {path: ~jnp.all(jnp.isfinite(g)) for path, g in grad.items()}
+    failed = ~jnp.isfinite(value) | jnp.any(jnp.stack(list(bad.values())))
+    previous = jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)
+    tiny = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+    stalled = jnp.where(jnp.abs(previous - value) <= tiny, state.stalled + 1, 0)
+    status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
+    status = jnp.where(norm <= threshold, CONVERGED, status)
+    status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
+    better = ~failed & (value < state.best_loss)
+    return state._replace(
+        best=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.raw, state.best),
+        best_loss=jnp.where(better, value, state.best_loss),
+        losses=state.losses.at[state.step].set(value),
+        norms=state.norms.at[state.step].set(norm),
+        step=state.step + 1,
+        stalled=stalled.astype(jnp.int32),
+        status=status,
+        bad=bad,
+    )
 
 
 def _drive(
-    run: Callable, state: _State, num_steps: int, threshold: Array, progress: bool
+    problem: _Problem, optimizer: Any, state: _State, threshold: Array, progress: bool
 ) -> _State:
     """Run chunk after chunk, sized so that the bar moves and Ctrl-C is heard."""
-    chunk = 1
+    chunk, num_steps = 1, state.losses.size - 1
+    fresh = float("inf")
     bar = tqdm(total=num_steps, desc="fit", disable=None if progress else True, leave=True)
     with bar:
         while int(state.status) == RUNNING and int(state.step) <= num_steps:
             before, began = int(state.step), time.perf_counter()
             until = jnp.asarray(min(before + chunk, num_steps + 1), jnp.int32)
-            state = jax.block_until_ready(run(state, until, threshold))
+            state = jax.block_until_ready(_run(problem, optimizer, state, until, threshold))
+            if int(state.status) == STALLED and float(state.best_loss) < fresh:
+                # A line search can be stuck with a stale curvature: start it afresh from here, as
+                # long as that gains something.
+                fresh = float(state.best_loss)
+                state = _afresh(state, optimizer)
             seconds = (time.perf_counter() - began) / max(1, int(state.step) - before)
             bar.update(min(int(state.step), num_steps) - bar.n)
             bar.set_postfix(loss=f"{float(state.losses[int(state.step) - 1]):.6g}")
@@ -282,14 +319,25 @@ def _drive(
     return state
 
 
+def _afresh(state: _State, optimizer: Any) -> _State:
+    """The state at the best point, with nothing remembered."""
+    return state._replace(
+        raw=state.best,
+        optimizer=optimizer.init(state.best),
+        stalled=jnp.zeros((), jnp.int32),
+        status=jnp.asarray(RUNNING, jnp.int32),
+    )
+
+
 def _result(state, build, scale, num_steps, tolerance, wall_time, settings) -> FitResult:
     count = int(state.step)
     status = int(state.status)
     losses = np.asarray(state.losses)[:count]
     norms = np.asarray(state.norms)[:count] / scale
+    per_cell = " per cell" if scale != 1 else ""
     reason = {
         RUNNING: f"the limit of {num_steps} steps was reached",
-        CONVERGED: f"the gradient is below {tolerance:g}",
+        CONVERGED: f"the unconstrained gradient{per_cell} is below {tolerance:g}",
         STALLED: "the loss no longer changes at this precision",
         NOT_FINITE: _fault(state, count),
     }[status]

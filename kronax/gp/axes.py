@@ -173,6 +173,11 @@ def circle(axis: Any, period: float) -> Axis:
     x = result.static.values
     if x.ndim != 1:
         raise ValueError(f"The coordinates of a circle must have shape (n,); got {x.shape}.")
+    if x.size > 1 and abs(float(x.max() - x.min()) - period) <= slack(x):
+        raise ValueError(
+            f"The first and the last coordinate of a circle must be different places; got {x[0]} "
+            f"and {x[-1]} with period {period}. Leave out the last one."
+        )
     if float(x.max() - x.min()) > period:
         raise ValueError(
             f"A circle must not be shorter than its axis; got period {period} for coordinates from "

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
@@ -15,7 +16,7 @@ from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.structure import Structure, check_structure, choose, factor
-from kronax.linalg.checks import grid_of
+from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker
@@ -39,7 +40,6 @@ class GridGP(eqx.Module):
             variances along it; or a `kx.Kronecker` covariance.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
-
         structure: by default each axis gets the fastest factor that is exact for every value of
             the parameters; one of "dense", "toeplitz", "circulant" and "centrosymmetric" per axis
             overrides that.
@@ -79,6 +79,7 @@ class GridGP(eqx.Module):
         kernels, axes, self.axis_names = _aligned(kernels, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
         self.axes = tuple(Axis(x, name) for x, name in zip(axes, labels, strict=True))
+        _refuse_mesh(self.axes)
         split = [
             split_scale(as_kernel(k, f"The kernel of {n} must be"))
             for k, n in zip(kernels, labels, strict=True)
@@ -210,6 +211,12 @@ class GridGP(eqx.Module):
 
     def check_data(self, y: Any) -> Array:
         """`y` in the grid layout and the precision of the parameters, or a clear error."""
+        if is_concrete(y) and np.asarray(y).dtype.kind == "f" and np.isnan(y).any():
+            raise ValueError(
+                f"y must have a value in every cell; got {int(np.isnan(y).sum())} NaN of "
+                f"{np.size(y)}. Missing cells are not supported yet: leave out whole slices of an "
+                "axis, or fill the gaps."
+            )
         grid, _ = grid_of(y, self.grid_shape, "y", self.dtype)
         return grid
 
@@ -222,6 +229,15 @@ def _log_marginal_likelihood(gp: GridGP, y: Array) -> Array:
 @eqx.filter_jit
 def _weights(gp: GridGP, operator: KroneckerPlusNoise, y: Array) -> Array:
     return solve_grid(operator, y - gp.mean_on((None,) * len(gp.axes)))
+
+
+def _refuse_mesh(axes: tuple[Axis, ...]) -> None:
+    shapes = {(axis.size, axis.num_dimensions) for axis in axes}
+    if len(axes) == 2 and len(shapes) == 1 and axes[0].num_dimensions not in (None, 1, 2, 3):
+        raise ValueError(
+            f"Every axis has coordinates of shape {next(iter(shapes))}, as np.meshgrid gives them. "
+            "Pass the coordinates of each axis alone, (n_1,) and (n_2,)."
+        )
 
 
 def _failed(value: Any) -> bool:
@@ -239,7 +255,10 @@ def _aligned(kernels: Any, axes: Any) -> tuple[tuple, tuple, tuple[str, ...] | N
         names = tuple(axes)
         for name in kernels:
             if name not in names:
-                raise KeyError(f"There is no axis {name!r} for that kernel.{nearest(name, names)}")
+                raise KeyError(
+                    f"The kernel {name!r} has no axis: no coordinates of that name were given."
+                    f"{nearest(name, names)}"
+                )
         missing = [name for name in names if name not in kernels]
         if missing:
             raise KeyError(

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 
 from kronax.gp.axes import FrozenArray
+from kronax.gp.kernels import Kernel
 from kronax.linalg.checks import check_finite
 from kronax.parameters import data, parameter
 
@@ -111,7 +112,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
         if not isinstance(value, jax.core.Tracer):
             check_finite(value, "The mean")
             return ArrayMean(FrozenArray(np.asarray(value)))
-    if callable(value) and not isinstance(value, type):
+    if callable(value) and not isinstance(value, type | Kernel):
         return FunctionMean(value)
     raise TypeError(
         "The mean must be a number, a concrete array of real numbers, a kronax mean such as "

@@ -32,6 +32,9 @@ class Posterior(eqx.Module):
     operator: KroneckerPlusNoise
     weights: Array
 
+    def __repr__(self) -> str:
+        return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
+
     def mean(self, axes: Any = None) -> Float[Array, "..."]:
         """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
 

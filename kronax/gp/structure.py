@@ -7,6 +7,7 @@ import numpy as np
 
 from kronax.gp.axes import Axis
 from kronax.gp.kernels import Kernel, dtype_of
+from kronax.linalg.checks import check_symmetric, is_concrete
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.structured import Centrosymmetric, Circulant, Toeplitz
@@ -83,19 +84,21 @@ def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
 
 
 def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str) -> None:
-    """Refuse a structure that was asked for and does not hold on this axis."""
+    """Refuse a kernel of the user's that is not symmetric, or a structure that does not hold."""
     if structure.kind not in KINDS:
         raise ValueError(f"The structure of {name} must be one of {KINDS}; got {structure.kind!r}.")
-    if structure.kind == "dense" or structure.reason != "as asked":
-        return
-    if axis.static is None:
+    asked = structure.kind != "dense" and structure.reason == "as asked"
+    if asked and axis.static is None:
         raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
+    if not is_concrete(kernel, axis) or not (asked or not kernel.stationary):
+        return
     dtype = dtype_of(kernel)
     x = points(kernel, axis, dtype)
-    leaves = jax.tree.leaves(kernel)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    matrix = kernel(x, x)
+    check_symmetric(matrix, f"The covariance of {name}")
+    if not asked or not is_concrete(matrix):
         return
-    dense = np.asarray(kernel(x, x))
+    dense = np.asarray(matrix)
     claimed = np.asarray(factor(kernel, axis, structure.kind, dtype).to_dense())
     gap = np.abs(claimed - dense).max()
     if gap > 1e3 * np.finfo(dense.dtype).eps * np.abs(dense).max():

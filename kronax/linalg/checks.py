@@ -18,7 +18,7 @@ def array_of_reals(value: Any, name: str, *, finite: bool = True) -> Array:
     """`value` as a floating-point JAX array; refuses integers, complex numbers, NaN, infinity."""
     if value is None or isinstance(value, str | dict | set):
         raise TypeError(f"{name} must be an array of real numbers; got {value!r}.")
-    dtype = getattr(value, "dtype", None)
+    given, dtype = value, getattr(value, "dtype", None)
     if dtype is None:
         try:
             value = np.asarray(value)
@@ -27,6 +27,11 @@ def array_of_reals(value: Any, name: str, *, finite: bool = True) -> Array:
                 f"{name} must be a rectangular array of real numbers; got {value!r}."
             ) from error
         dtype = value.dtype
+    if dtype.kind == "O":
+        raise TypeError(
+            f"{name} must be an array of real numbers; got {type(given).__name__}. Of a kernel "
+            "pass the matrix `kernel(x, x)`."
+        )
     if not jnp.issubdtype(dtype, jnp.floating):
         advice = (
             "Take its real part or model real and imaginary parts as an axis."

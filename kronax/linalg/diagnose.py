@@ -57,7 +57,8 @@ def _blame_factor(factor: AbstractFactor, name: str, definite: bool) -> None:
     slack = factor.size * np.finfo(factor.dtype).eps * largest
     if smallest < -slack or (definite and smallest <= slack):
         kind = "definite" if definite else "semidefinite"
+        advice = "or add noise: `op + variance`" if definite else "which noise does not repair"
         raise np.linalg.LinAlgError(
             f"{name} must be positive {kind}; its smallest eigenvalue is {smallest:.3g} (largest "
-            f"{largest:.3g}). Check the kernel, or add noise: `op + variance`."
+            f"{largest:.3g}). Check the kernel or matrix, {advice}."
         )

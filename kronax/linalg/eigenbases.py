@@ -5,8 +5,9 @@ factor's own parameters to its blocks everything is ordinary automatic different
 derivative rules see blocks only, so a new structure needs no derivative code.
 """
 
+import functools
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -178,8 +179,8 @@ def eigenbasis(signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
     general = [v for v in log_abs_dets if v is not None]
     return Eigenbasis(
         blocks=tuple(vectors),
-        values=_concatenate(values),
-        noise_values=_concatenate(noise_values),
+        values=_concatenate(_settled(values)),
+        noise_values=_concatenate(_settled(noise_values)),
         log_abs_det=sum(general[1:], general[0]) if general else None,
         anchor=anchor,
         sizes=signal.sizes,
@@ -190,13 +191,13 @@ def eigenbasis(signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
 def _block_basis(k: Array, k_ndim: int, n: Array, n_ndim: int, size: int):
     """`(W, λ, μ, log|det W|)` of one block; `None` for an identity and for a zero."""
     if k_ndim < 2 and n_ndim < 2:
-        return None, _positive(expand(k, k_ndim, size)), _positive(expand(n, n_ndim, size)), None
+        return None, expand(k, k_ndim, size), expand(n, n_ndim, size), None
     if n_ndim == 0:
         values, vectors = jnp.linalg.eigh(k)
-        return vectors, _rounded(values), _positive(expand(n, 0, size)), None
+        return vectors, values, expand(n, 0, size), None
     if k_ndim == 0:
         values, vectors = jnp.linalg.eigh(n)
-        return vectors, _positive(expand(k, 0, size)), _rounded(values), None
+        return vectors, expand(k, 0, size), values, None
     return _whitened(_full(k, k_ndim), _full(n, n_ndim))
 
 
@@ -212,10 +213,8 @@ def _whitened(k: Array, n: Array):
     half = lax.linalg.triangular_solve(root, k / k_scale, left_side=True, lower=True)
     white = lax.linalg.triangular_solve(root, half, left_side=False, lower=True, transpose_a=True)
     share, vectors = jnp.linalg.eigh(white)
-    share = _rounded(share)
-    rest = 1 - share
     slack = ROUNDING * size * jnp.finfo(k.dtype).eps
-    rest = jnp.where(rest < -slack, jnp.nan, jnp.maximum(rest, 0))
+    share, rest = (_above(part, slack) for part in (share, 1 - share))
     w = lax.linalg.triangular_solve(root, vectors, left_side=True, lower=True, transpose_a=True)
     log_abs_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
     return w, share * k_scale[..., 0], rest * n_scale[..., 0], log_abs_det
@@ -232,15 +231,21 @@ def _full(array: Array, ndim: int) -> Array:
     return array[..., None] * jnp.eye(array.shape[-1], dtype=array.dtype)
 
 
-def _rounded(values: Array) -> Array:
-    """Eigenvalues with negative rounding set to zero, and NaN where they are truly negative."""
-    largest = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
-    slack = ROUNDING * values.shape[-1] * jnp.finfo(values.dtype).eps * largest
+def _settled(pieces: list[Array]) -> list[Array]:
+    """Negative rounding set to zero, and NaN where an eigenvalue is truly negative.
+
+    What counts as rounding is measured by the largest eigenvalue of the whole axis: the odd half
+    of a smooth kernel can be a difference of large numbers.
+    """
+    largest = [jnp.max(jnp.abs(p), axis=-1, keepdims=True) for p in pieces]
+    top = functools.reduce(jnp.maximum, largest)
+    size = sum(p.shape[-1] for p in pieces)
+    slack = ROUNDING * size * jnp.finfo(top.dtype).eps * top
+    return [_above(p, slack) for p in pieces]
+
+
+def _above(values: Array, slack: Any) -> Array:
     return jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0))
-
-
-def _positive(values: Array) -> Array:
-    return jnp.where(values < 0, jnp.nan, values)
 
 
 def _concatenate(pieces: list[Array]) -> Array:

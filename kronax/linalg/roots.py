@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.eigenbases import SymmetricBlocks, eigenbasis
+from kronax.linalg.eigenbases import SymmetricBlocks, eigenbasis, full_block, split_blocks
 from kronax.linalg.modes import map_batch, matmul
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 
@@ -19,11 +19,25 @@ def symmetric_root(matrix: Array) -> Array:
 
     On the null space of `K` the derivative is taken as zero.
     """
-    size = matrix.shape[-1]
-    unit = SymmetricBlocks((jnp.ones((), matrix.dtype),), (0,), (size,))
-    basis = eigenbasis(SymmetricBlocks((matrix,), (2,), (size,)), unit)
-    pair = lax.stop_gradient((basis.blocks[0], jnp.sqrt(basis.values)))
-    return map_batch(_root, matrix.shape[:-2], (matrix, 2), (pair, (2, 1)))
+    return symmetric_roots(full_block(matrix)).arrays[0]
+
+
+def symmetric_roots(blocks: SymmetricBlocks) -> SymmetricBlocks:
+    """The symmetric root of every block; what is rounding is judged on the whole axis."""
+    one = jnp.ones((), blocks.arrays[0].dtype)
+    count = len(blocks.sizes)
+    unit = SymmetricBlocks((one,) * count, (0,) * count, blocks.sizes, blocks.transform)
+    basis = lax.stop_gradient(eigenbasis(blocks, unit))
+    pieces = split_blocks(basis.values, blocks.sizes, -1)
+    roots = []
+    for a, ndim, w, values in zip(blocks.arrays, blocks.ndims, basis.blocks, pieces, strict=True):
+        if ndim == 2:
+            held = (w, jnp.sqrt(values))
+            roots.append(map_batch(_root, a.shape[:-2], (a, 2), (held, (2, 1))))
+        else:
+            settled = values[..., 0] if ndim == 0 else values
+            roots.append(safe_sqrt(jnp.where(settled > 0, a, settled)))
+    return SymmetricBlocks(tuple(roots), blocks.ndims, blocks.sizes, blocks.transform)
 
 
 def safe_sqrt(x: Array) -> Array:

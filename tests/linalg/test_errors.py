@@ -75,7 +75,7 @@ FACTORS = {
     "definite, asymmetric": (
         lambda: kx.Dense(ASYMMETRIC, positive_definite=True),
         ValueError,
-        r"\(0, 1\).*differ by 0.5",
+        r"differ by 0.5",
     ),
     "definite, rectangular": (
         lambda: kx.Dense(np.ones((2, 3)), positive_definite=True),
@@ -164,7 +164,7 @@ VECTORS = {
     "batches": (
         lambda: kx.solve(BATCHED + 0.1, np.ones((5, 2, 2))),
         ValueError,
-        r"\(3,\), \(5,\).*size one",
+        r"\(3,\), \(5,\).*one",
     ),
     "batches of mv": (lambda: BATCHED.mv(np.ones((5, 2, 2))), ValueError, r"\(3,\), \(5,\)"),
     "batches of inv_quad": (

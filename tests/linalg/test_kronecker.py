@@ -53,7 +53,7 @@ def test_matmul_is_numpys(shapes, lead):
     assert_close(op @ columns, dense @ columns)
 
 
-@few
+@settings(few, max_examples=10)
 @given(SHAPES, st.sampled_from([((3, 1), (5,)), ((2,), ()), ((), (4,)), ((1,), (3,))]))
 def test_batched_factors_broadcast_as_in_numpy(shapes, batches):
     rng = np.random.default_rng(3)

@@ -5,6 +5,7 @@ determinants, sampling and every derivative follow from that.
 """
 
 import abc
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -17,8 +18,7 @@ from kronax.linalg.eigenbases import SymmetricBlocks, full_block
 from kronax.linalg.factorizations import AbstractFactorization, BlockFactorization
 from kronax.linalg.modes import map_batch
 from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.roots import safe_sqrt, symmetric_root
-from kronax.linalg.sequence import in_sequence
+from kronax.linalg.roots import symmetric_roots
 
 
 class AbstractFactor(AbstractOperator):
@@ -50,6 +50,15 @@ class AbstractFactor(AbstractOperator):
             """Length of the axis."""
     else:
         size: eqx.AbstractVar[int]
+
+    def __check_init__(self) -> None:
+        """Refuse a `size` that is a leaf."""
+        field = next((f for f in dataclasses.fields(self) if f.name == "size"), None)
+        if field is not None and not field.metadata.get("static", False):
+            raise TypeError(
+                f"The field `size` of {type(self).__name__} must be static; got a leaf, which jit "
+                "would trace. Declare it as `size: int = eqx.field(static=True)`."
+            )
 
     @abc.abstractmethod
     def mv(self, x: Float[Array, "*batch n"]) -> Float[Array, "*batch m"]:
@@ -128,15 +137,7 @@ class AbstractFactor(AbstractOperator):
 
     def root(self) -> SymmetricBlocks:
         """Blocks of a matrix `R` with `R Rᵀ` equal to this one, if it is positive semidefinite."""
-        blocks = self.blocks()
-
-        def one(item: tuple[Array, int]) -> Array:
-            array, ndim = item
-            return symmetric_root(array) if ndim == 2 else safe_sqrt(array)
-
-        items = zip(blocks.arrays, blocks.ndims, strict=True)
-        roots = in_sequence(one, items, batched=bool(blocks.batch_shape))
-        return SymmetricBlocks(tuple(roots), blocks.ndims, blocks.sizes, blocks.transform)
+        return symmetric_roots(self.blocks())
 
 
 class Scaled(AbstractFactor):
