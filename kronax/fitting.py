@@ -100,7 +100,7 @@ def fit(
         optimizer: any optax transformation; by default `optax.lbfgs()` with its line search.
         num_steps: at most this many steps.
         tolerance: converged when the largest entry of the unconstrained gradient, per cell for a
-            GridGP, is below this; by default 1e-6 in float64 and 1e-3 in float32.
+            GridGP, is below this; by default 1e-6 in float64 and 1e-5 in float32.
         freeze: parameter paths, or beginnings of paths, that stay as they are.
         domains: NumPyro constraints by path, for numbers without a declared domain.
         progress: show a bar in a terminal or notebook.
@@ -128,7 +128,7 @@ def fit(
     _check_optimizer(optimizer)
     _check_steps(num_steps)
     if tolerance is None:
-        tolerance = 1e-6 if jnp.finfo(_precision(raw)).bits == 64 else 1e-3
+        tolerance = 1e-6 if jnp.finfo(_precision(raw)).bits == 64 else 1e-5
 
     state = _start(raw, optimizer, num_steps)
     threshold = jnp.asarray(tolerance * scale, _precision(raw))
@@ -240,9 +240,11 @@ def _run(
     num_steps = state.losses.size - 1
     update = optax.with_extra_args_support(optimizer).update
 
+    held = [optax.tree_utils.tree_get(state.optimizer, k, default=None) for k in ("value", "grad")]
+    searches = all(h is not None for h in held)
+
     def evaluate(state: _State):
-        held = optax.tree_utils.tree_get(state.optimizer, "value", default=None)
-        if held is None:
+        if not searches:
             return jax.value_and_grad(problem.value)(state.raw)
         # A line search has evaluated the point that it chose.
         return optax.value_and_grad_from_state(problem.value)(state.raw, state=state.optimizer)
@@ -258,7 +260,7 @@ def _run(
 
     def step(state: _State) -> _State:
         value, grad = evaluate(state)
-        new = _judge(state, value, grad, threshold)
+        new = _judge(state, value, grad, threshold, searches)
         going = (new.status == RUNNING) & (state.step < num_steps)
         raw, optimizer_state = jax.lax.cond(
             going, advance, lambda o: (o[0].raw, o[0].optimizer), (state, value, grad)
@@ -271,14 +273,20 @@ def _run(
     return jax.lax.while_loop(going, step, state)
 
 
-def _judge(state: _State, value: Array, grad: dict[str, Array], threshold: Array) -> _State:
-    """Record a point, and say whether to go on from it."""
+def _judge(
+    state: _State, value: Array, grad: dict[str, Array], threshold: Array, searches: bool
+) -> _State:
+    """Record a point, and say whether to go on from it.
+
+    Only a line search that no longer moves is stuck: other optimisers may rest on purpose.
+    """
     norm = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in grad.values()]))
     bad = {path: ~jnp.all(jnp.isfinite(g)) for path, g in grad.items()}
     failed = ~jnp.isfinite(value) | jnp.any(jnp.stack(list(bad.values())))
     previous = jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)
     tiny = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
-    stalled = jnp.where(jnp.abs(previous - value) <= tiny, state.stalled + 1, 0)
+    still = searches & (jnp.abs(previous - value) <= tiny)
+    stalled = jnp.where(still, state.stalled + 1, 0)
     status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
     status = jnp.where(norm <= threshold, CONVERGED, status)
     status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)

@@ -84,6 +84,7 @@ class Axis(eqx.Module):
     traced: Array | None
     period: float | None = eqx.field(static=True)
     shift: float | None = eqx.field(static=True)
+    origin: float = eqx.field(static=True)
 
     def __init__(
         self,
@@ -92,16 +93,20 @@ class Axis(eqx.Module):
         *,
         period: float | None = None,
         shift: float | None = None,
+        origin: float | None = None,
     ):
         if isinstance(coordinates, Axis):
             self.static, self.traced = coordinates.static, coordinates.traced
             self.period, self.shift = coordinates.period, coordinates.shift
+            self.origin = coordinates.origin if origin is None else origin
             return
         self.period, self.shift = period, shift
         concrete = is_concrete(coordinates)
         values = _checked(_as_numpy(coordinates, name) if concrete else coordinates, name)
         self.static = FrozenArray(values) if concrete else None
         self.traced = None if concrete else values
+        first = float(values[0]) if concrete and values.ndim == 1 else 0.0
+        self.origin = first if origin is None else origin
 
     @property
     def size(self) -> int:
@@ -117,13 +122,19 @@ class Axis(eqx.Module):
         assert values is not None
         return values.shape[1] if values.ndim == 2 else None
 
-    def coordinates(self, dtype: Any) -> Array:
-        """The coordinates in the precision of the parameters."""
+    def coordinates(self, dtype: Any, *, centred: bool = False) -> Array:
+        """The coordinates in the precision of the parameters.
+
+        `centred` takes off `origin` before rounding to that precision: a float32 model then sees
+        seconds since 1970 as well as it sees seconds since the first observation.
+        """
+        origin = self.origin if centred else 0.0
         if self.static is None:
             assert self.traced is not None
-            return self.traced.astype(dtype)
+            return self.traced.astype(dtype) - origin
         x = self.static.values
-        return jnp.asarray((snapped(x) if self.static.is_regular else x).astype(dtype))
+        exact = snapped(x) if self.static.is_regular else x
+        return jnp.asarray((exact - origin if centred else exact).astype(dtype))
 
     def places(self, dtype: Any) -> Array:
         """The coordinates; those of a circle as places `(n, 2)` on it, in units of the axis."""

@@ -112,7 +112,7 @@ class Posterior(eqx.Module):
         given = ordered(axes, gp.axis_names, len(gp.axes), "The new axes")
         labels = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
         new = tuple(
-            None if x is None else Axis(x, f"new {name}", period=old.period)
+            None if x is None else Axis(x, f"new {name}", period=old.period, origin=old.origin)
             for x, name, old in zip(given, labels, gp.axes, strict=True)
         )
         for old, axis, name in zip(gp.axes, new, labels, strict=True):

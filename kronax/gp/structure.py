@@ -60,7 +60,9 @@ def wraps(kernel: Kernel, axis: Axis) -> bool:
 
 def points(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     """What the kernel is evaluated at: coordinates, or places on a circle."""
-    return axis.places(dtype) if wraps(kernel, axis) else axis.coordinates(dtype)
+    if wraps(kernel, axis):
+        return axis.places(dtype)
+    return axis.coordinates(dtype, centred=kernel.stationary)
 
 
 def factor(kernel: Kernel, axis: Axis, kind: str, dtype: Any) -> AbstractFactor:

@@ -208,6 +208,7 @@ def _whitened(k: Array, n: Array):
     is, so neither term is singled out and either may be singular.
     """
     size = k.shape[-1]
+    k, n = jnp.broadcast_arrays(k, n)
     k_scale, n_scale = (_mean_diagonal(m)[..., None, None] for m in (k, n))
     root = jnp.linalg.cholesky(k / k_scale + n / n_scale)
     half = lax.linalg.triangular_solve(root, k / k_scale, left_side=True, lower=True)

@@ -10,6 +10,7 @@ from kronax.linalg import checks
 from kronax.linalg.factorizations import AbstractFactorization
 from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.modes import map_batch, matmul
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sequence import in_sequence
@@ -47,8 +48,10 @@ class Kronecker(AbstractOperator):
         flattened: list[AbstractFactor] = []
         for k, factor in enumerate(factors):
             flattened += _as_factors(factor, k)
+        # A multiple of the identity made with a Python number takes the precision of the others.
+        firm = [f for f in flattened if not (isinstance(f, ScaledIdentity) and f.scale.weak_type)]
         # Not `result_type`: it raises where the user forbids implicit promotion.
-        dtype = max((f.dtype for f in flattened), key=lambda d: jnp.finfo(d).bits)
+        dtype = max((f.dtype for f in firm or flattened), key=lambda d: jnp.finfo(d).bits)
         self.factors = tuple(f if f.dtype == dtype else cast(f, dtype) for f in flattened)
         self.decomposition = decomposition
         checks.check_broadcast([f.batch_shape for f in self.factors], "the Kronecker factors")
@@ -86,8 +89,18 @@ class Kronecker(AbstractOperator):
         batch = checks.check_broadcast(
             [self.batch_shape, x.shape[: x.ndim - num_axes]], "the operator and the vector"
         )
-        ndims = tuple(f.event_ndims() for f in self.factors)
-        return map_batch(_mv, batch, (self.factors, ndims), (x, num_axes))
+        factors = self.mappable().factors
+        ndims = tuple(f.event_ndims() for f in factors)
+        return map_batch(_mv, batch, (factors, ndims), (x, num_axes))
+
+    def mappable(self) -> "Kronecker":
+        """The same product without its decomposition, every leaf with the batch axes in front."""
+        return Kronecker(
+            *(
+                f if f.leaves_have_batch or not f.batch_shape else Dense(f.to_dense())
+                for f in self.factors
+            )
+        )
 
     def event_ndims(self) -> "Kronecker":
         """The number of axes of every leaf without its batch, as a matching pytree."""

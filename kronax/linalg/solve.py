@@ -76,12 +76,11 @@ def solve_grid(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
 
 
 def _solve_noisy(op, bases, b):
-    return lax.custom_linear_solve(
-        op.mv_grid,
-        b,
-        solve=lambda _, v: unrotate(bases, rotate(bases, v) / spectrum(bases)),
-        symmetric=True,
-    )
+    def solve(_, v):
+        return unrotate(bases, rotate(bases, v) / spectrum(bases))
+
+    # The operator is symmetric, its tangent need not be: so not `symmetric=True`.
+    return lax.custom_linear_solve(op.mv_grid, b, solve=solve, transpose_solve=solve)
 
 
 def _solve_factors(op, factorizations, b):
@@ -99,9 +98,10 @@ def _solve_factors(op, factorizations, b):
 
 
 def _without_decomposition(op: Any) -> Any:
-    if isinstance(op, KroneckerPlusNoise):
-        return KroneckerPlusNoise(op.kronecker, op.noise)
-    return Kronecker(*op.factors)
+    if not isinstance(op, KroneckerPlusNoise):
+        return op.mappable()
+    noise = op.noise.mappable() if isinstance(op.noise, Kronecker) else op.noise
+    return KroneckerPlusNoise(op.kronecker.mappable(), noise)
 
 
 class Inverse(AbstractOperator):

@@ -6,7 +6,7 @@ determinants, sampling and every derivative follow from that.
 
 import abc
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.eigenbases import SymmetricBlocks, full_block
 from kronax.linalg.factorizations import AbstractFactorization, BlockFactorization
-from kronax.linalg.modes import map_batch
+from kronax.linalg.modes import apply_along, map_batch
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import symmetric_roots
 
@@ -42,6 +42,9 @@ class AbstractFactor(AbstractOperator):
         >>> kx.logdet(kx.Kronecker(factor, jnp.eye(2)) + 0.1).shape
         ()
     """
+
+    # Whether every leaf has the batch axes in front; else batches go through the dense matrix.
+    leaves_have_batch: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # type checkers do not know that a property may fill an AbstractVar
 
@@ -98,6 +101,9 @@ class AbstractFactor(AbstractOperator):
         if not self.batch_shape:
             return self.mv_along(x, -1)
         batch = checks.check_broadcast([self.batch_shape, x.shape[:-1]], "the factor and x")
+        if not self.leaves_have_batch:
+            matrix = (self.to_dense(), 2)
+            return map_batch(lambda m, v: apply_along(m, v, -1), batch, matrix, (x, 1))
         return map_batch(
             lambda factor, v: factor.mv_along(v, -1), batch, (self, self.event_ndims()), (x, 1)
         )

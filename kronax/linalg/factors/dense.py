@@ -1,6 +1,6 @@
 """A full matrix on one axis."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ class Dense(AbstractFactor):
         (3, 3)
     """
 
+    leaves_have_batch: ClassVar[bool] = True
     matrix: Float[Array, "*batch m n"]
     positive_definite: bool = eqx.field(static=True)
 

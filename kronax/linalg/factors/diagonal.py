@@ -1,6 +1,6 @@
 """Diagonal matrices on one axis."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ class Diagonal(AbstractFactor):
         (3,)
     """
 
+    leaves_have_batch: ClassVar[bool] = True
     values: Float[Array, "*batch n"]
 
     def __init__(self, diagonal: Any):
@@ -97,12 +98,13 @@ class ScaledIdentity(AbstractFactor):
         6.0
     """
 
+    leaves_have_batch: ClassVar[bool] = True
     scale: Float[Array, "*batch"]
     size: int = eqx.field(static=True)
 
     def __init__(self, scale: Any, size: int):
         if isinstance(scale, int | float):
-            scale = jnp.array(float(scale))
+            scale = jnp.asarray(float(scale))
         self.scale = checks.array_of_reals(scale, "The scale of ScaledIdentity")
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(

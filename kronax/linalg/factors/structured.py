@@ -5,7 +5,7 @@ symmetric about its middle, single numbers for one that goes round a circle.
 """
 
 from math import sqrt
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -39,6 +39,7 @@ class Toeplitz(AbstractFactor):
         [[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]]
     """
 
+    leaves_have_batch: ClassVar[bool] = True
     column: Float[Array, "*batch n"]
 
     def __init__(self, column: Any):
@@ -113,6 +114,7 @@ class Circulant(AbstractFactor):
         [[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]]
     """
 
+    leaves_have_batch: ClassVar[bool] = True
     column: Float[Array, "*batch n"]
 
     def __init__(self, column: Any):
@@ -190,6 +192,7 @@ class Centrosymmetric(AbstractFactor):
         [3.0, 3.0]
     """
 
+    leaves_have_batch: ClassVar[bool] = True
     matrix: Float[Array, "*batch n n"]
 
     def __init__(self, matrix: Any):

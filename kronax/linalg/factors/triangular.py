@@ -1,6 +1,6 @@
 """A triangular matrix on one axis."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -35,6 +35,7 @@ class LowerTriangular(AbstractFactor):
         [1.0, 1.0]
     """
 
+    leaves_have_batch: ClassVar[bool] = True
     matrix: Float[Array, "*batch n n"]
     lower: bool = eqx.field(static=True)
 
