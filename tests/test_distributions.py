@@ -336,7 +336,7 @@ def draw(d):
         (
             lambda: kx.KroneckerNormal(0.0, (TWO, INDEFINITE)).log_prob(TWO),
             np.linalg.LinAlgError,
-            "factor 1 of the covariance must be positive definite.*eigenvalue is -1",
+            "factor 1 of the covariance must be positive semidefinite.*eigenvalue is -1",
         ),
         (
             lambda: kx.KroneckerNormal(0.0, (TWO, INDEFINITE), 0.1).log_prob(TWO),
@@ -397,3 +397,25 @@ def draw(d):
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_noise_per_row_without_a_batch_is_not_taken_for_a_batch():
+    factors = (np.eye(3), np.eye(2))
+    for shape in ((3,), (2,), (6,), (3, 2)):
+        with pytest.raises(ValueError, match=r"one per batch entry; got shape \(\d"):
+            kx.KroneckerNormal(0.0, factors, np.ones(shape))
+    assert kx.KroneckerNormal(np.zeros((3, 3, 2)), factors, np.ones(3)).batch_shape == (3,)
+
+
+def test_mask_over_cells_raises_and_over_the_batch_does_not():
+    d = kx.KroneckerNormal(np.zeros((4, 3, 2)), (np.eye(3), np.eye(2)), 0.1)
+    with pytest.raises(ValueError, match="MaskedKroneckerNormal"):
+        d.mask(np.ones((3, 2), bool))
+    assert d.mask(np.ones(4, bool)).log_prob(np.zeros((4, 3, 2))).shape == (4,)
+
+
+def test_factors_may_bring_their_noise():
+    op = kx.Kronecker(np.eye(3), np.eye(2)) + 0.5
+    y = np.linspace(-1, 1, 6).reshape(3, 2)
+    expected = kx.KroneckerNormal(0.0, (np.eye(3), np.eye(2)), 0.5).log_prob(y)
+    np.testing.assert_allclose(kx.KroneckerNormal(0.0, op).log_prob(y), expected)

@@ -121,6 +121,7 @@ ERRORS = [
     (lambda: model({"time": "fast"}), ValueError, "one of .*'circulant'.* got 'fast'"),
     (lambda: model({"tyme": "dense"}), KeyError, "tyme.*time"),
     (lambda: kx.circle(LONGITUDE, 180.0), ValueError, "period 180.0 .* 0.0 to 340.0"),
+    (lambda: kx.circle(np.linspace(0, 1, 25), 1.0), ValueError, "0.0 and 1.0 with period 1.0"),
     (lambda: kx.circle(LONGITUDE, -1.0), ValueError, "positive number; got -1.0"),
     (lambda: kx.circle(np.ones((4, 2)), 9.0), ValueError, r"shape \(n,\); got \(4, 2\)"),
     (lambda: kx.regular(IRREGULAR), ValueError, "a tenth of the step .* coordinate"),
@@ -135,3 +136,25 @@ ERRORS = [
 def test_errors(call, exception, message):
     with pytest.raises(exception, match=message):
         call()
+
+
+def test_large_coordinates_keep_their_differences_in_float32():
+    seconds = 1.7e9 + 3600 * np.arange(40)
+    kernels = (kx.Matern32(np.float32(4e4)), kx.RBF(np.float32(1.0)))
+    gp = kx.GridGP(kernels, (seconds, np.arange(5.0)), noise=0.1)
+    post = gp.condition(np.random.default_rng(0).normal(size=(40, 5)).astype("float32"))
+    assert post.mean().dtype == jnp.float32
+    np.testing.assert_allclose(post.mean(axes=(seconds, None)), post.mean(), atol=1e-5)
+
+
+def test_kernel_that_is_not_symmetric_is_refused_by_axis_name():
+    with pytest.raises(ValueError, match="covariance of time must be symmetric"):
+        kx.GridGP({"time": lambda a, b: jnp.sin(a[:, None] - b)}, {"time": REGULAR}, noise=0.1)
+
+
+def test_meshgrid_axes_and_a_kernel_as_mean_are_refused():
+    mesh = np.meshgrid(np.arange(6.0), np.arange(5.0), indexing="ij")
+    with pytest.raises(ValueError, match="meshgrid"):
+        kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), mesh, noise=0.1)
+    with pytest.raises(TypeError, match="mean must be a number"):
+        kx.GridGP((kx.RBF(1.0),), (REGULAR,), noise=0.1, mean=kx.RBF(1.0))

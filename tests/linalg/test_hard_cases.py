@@ -1,0 +1,120 @@
+"""Cases that once gave a wrong number: batches of one term only, rounding in small blocks."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from tests.cases import covariance
+
+
+def check_against_dense(op):
+    matrix = np.asarray(op.to_dense())
+    b = np.linspace(-1, 1, op.shape[-1])
+    solved = np.linalg.solve(matrix, np.broadcast_to(b, matrix.shape[:-1])[..., None])[..., 0]
+    diagonal = np.diagonal(np.linalg.inv(matrix), axis1=-2, axis2=-1)
+    np.testing.assert_allclose(kx.logdet(op), np.linalg.slogdet(matrix)[1], rtol=1e-10)
+    flat = (*op.batch_shape, op.shape[-1])
+    np.testing.assert_allclose(kx.solve(op, b).reshape(flat), solved, atol=1e-10)
+    np.testing.assert_allclose(kx.inverse_diagonal(op).reshape(flat), diagonal, rtol=1e-9)
+
+
+@pytest.mark.parametrize("batch", [4, 3, 1])
+@pytest.mark.parametrize("which", ["diagonal noise", "full noise", "signal", "both, broadcasting"])
+def test_batch_of_one_term_only(batch, which):
+    k, n = covariance(4), covariance(4, 1)
+    other = covariance(2)
+    many = covariance(4, 2, (batch,))
+    signal, noise = {
+        "diagonal noise": (k, kx.Diagonal(np.abs(many[:, 0]) + 0.1)),
+        "full noise": (k, many),
+        "signal": (many, n),
+        "both, broadcasting": (covariance(4, 3, (5, 1)), many),
+    }[which]
+    check_against_dense(
+        kx.KroneckerPlusNoise(kx.Kronecker(signal, other), kx.Kronecker(noise, other + np.eye(2)))
+    )
+
+
+class Weighted(kx.AbstractFactor):
+    """Scales differ over the batch, weights do not: only some leaves have the batch axis."""
+
+    scales: jax.Array
+    weights: jax.Array
+    size: int = eqx.field(static=True)
+
+    def mv(self, x):
+        return self.scales[..., None] * self.weights * x
+
+    def to_dense(self):
+        return self.scales[..., None, None] * jnp.diag(self.weights)
+
+
+def test_batched_factor_of_a_user_with_a_shared_leaf():
+    factor = Weighted(jnp.array([1.0, 2.0, 3.0]), jnp.array([0.5, 1.0, 2.0]), 3)
+    check_against_dense(kx.Kronecker(factor, covariance(2)) + 0.1)
+    x = np.arange(6.0)
+    op = kx.Kronecker(factor, covariance(2))
+    np.testing.assert_allclose(op.mv(x), np.asarray(op.to_dense()) @ x, atol=1e-12)
+
+
+def test_hessian_of_solve_in_raw_entries_is_the_same_in_every_mode():
+    matrix = jnp.asarray(covariance(3))
+    b, c = jnp.array([0.3, -1.0, 0.5]), jnp.array([1.0, 0.2, -0.4])
+
+    def ours(m):
+        return c @ kx.solve(kx.KroneckerPlusNoise(kx.Kronecker(m), 0.3), b)
+
+    truth = jax.hessian(lambda m: c @ jnp.linalg.solve(m + 0.3 * jnp.eye(3), b))(matrix)
+    for outer in (jax.jacfwd, jax.jacrev):
+        for inner in (jax.jacfwd, jax.jacrev):
+            np.testing.assert_allclose(jax.jit(outer(inner(ours)))(matrix), truth, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengthscale", [0.3, 20.0, 1e3, 1e6])
+def test_halves_of_a_smooth_kernel_keep_the_rounding_of_the_whole(lengthscale):
+    """The odd half is a difference of large numbers: its eigenvalues carry the axis's rounding."""
+    column = jnp.exp(-0.5 * jnp.square(jnp.linspace(0, 1, 50) / lengthscale))
+    fast = kx.Kronecker(kx.Toeplitz(column), covariance(3)) + 0.1
+    slow = kx.Kronecker(kx.Toeplitz(column).to_dense(), covariance(3)) + 0.1
+    np.testing.assert_allclose(kx.logdet(fast), kx.logdet(slow), rtol=1e-9)
+    assert np.isfinite(kx.sample_normal(jax.random.key(0), fast)).all()
+
+
+@pytest.mark.parametrize("lengthscale", [0.5, 1.0, 30.0])
+def test_fourier_eigenvalues_of_a_smooth_kernel_may_round_below_zero(lengthscale):
+    angle = 2 * np.pi * np.arange(60) / 60
+    column = jnp.exp((jnp.cos(angle) - 1) / lengthscale**2)
+    fast = kx.Kronecker(kx.Circulant(column), covariance(3)) + 0.1
+    slow = kx.Kronecker(kx.Circulant(column).to_dense(), covariance(3)) + 0.1
+    np.testing.assert_allclose(kx.logdet(fast), kx.logdet(slow), rtol=1e-9)
+    assert np.isfinite(kx.sample_normal(jax.random.key(0), fast)).all()
+
+
+def test_an_indefinite_half_is_still_refused():
+    with pytest.raises(np.linalg.LinAlgError, match="smallest eigenvalue is -1"):
+        kx.logdet(kx.Kronecker(kx.Toeplitz(np.array([1.0, 2.0]))) + 0.1)
+
+
+def test_a_python_number_takes_the_precision_of_the_other_factors():
+    single = jnp.ones(2, "float32")
+    noise = kx.Kronecker(kx.Diagonal(single), kx.ScaledIdentity(1.0, 2))
+    eye = jnp.eye(2, dtype="float32")
+    assert kx.logdet(kx.KroneckerPlusNoise(kx.Kronecker(eye, eye), noise)).dtype == jnp.float32
+
+
+def test_batched_decompositions_wait_for_each_other():
+    """Two batched decompositions at once can deadlock a thread pool: the HLO must chain them."""
+    factors = [jnp.asarray(covariance(3, k, (2,))) for k in range(2)]
+
+    def value(*matrices):
+        return kx.logdet(kx.Kronecker(*matrices) + 0.1).sum()
+
+    jaxpr = str(jax.make_jaxpr(value)(*factors))
+    assert "kronax_after[batched=True]" in jaxpr.replace(" ", "")
+    jaxpr = str(jax.make_jaxpr(jax.vmap(value))(*factors))
+    assert "kronax_after[batched=True]" in jaxpr.replace(" ", "")
+    jaxpr = str(jax.make_jaxpr(value)(*(f[0] for f in factors)))
+    assert "kronax_after[batched=False]" in jaxpr.replace(" ", "")
