@@ -357,7 +357,7 @@ def draw(d):
         (
             lambda: kx.KroneckerNormal(0.0, (A, B), np.full((3, 4), 0.1)),
             ValueError,
-            r"got shape \(3, 4\), which ends as the grid \(3, 4\) does",
+            r"got shape \(3, 4\) on the grid \(3, 4\) without a batch",
         ),
         (
             lambda: kx.KroneckerNormal(0.0, (A, B), kx.Kronecker(N2, N1)),

@@ -26,7 +26,11 @@ SECOND_ORDER = ("solve", "logdet", "inv_quad")
 FUSED = ("solve", "normal_logpdf")
 # Compiling is most of the cost here, and unoptimised code gives the same numbers; the other files
 # compile as users do.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 def outputs(layout, names, leaves, weights, theta):
