@@ -181,7 +181,11 @@ def test_float32_models_stay_float32(fitted):
 
 def test_float32_stops_where_rounding_hides_any_progress():
     start = Point(np.float32(3.0), np.float32(-2.0))
-    result = kx.fit(start, loss=lambda m: bowl(m) + jnp.exp(0.3 * m.a - m.b), tolerance=0.0, progress=False)
+
+    def loss(m):
+        return bowl(m) + jnp.exp(0.3 * m.a - m.b)
+
+    result = kx.fit(start, loss=loss, tolerance=0.0, progress=False)
     assert not result.converged
     assert result.reason == "the loss no longer changes at this precision"
     assert result.num_steps < 200
