@@ -25,6 +25,7 @@ from kronax.linalg.factors.base import AbstractFactor as AbstractFactor
 from kronax.linalg.factors.dense import Dense as Dense
 from kronax.linalg.factors.diagonal import Diagonal as Diagonal
 from kronax.linalg.factors.diagonal import ScaledIdentity as ScaledIdentity
+from kronax.linalg.factors.lowrank import LowRank as LowRank
 from kronax.linalg.factors.structured import Centrosymmetric as Centrosymmetric
 from kronax.linalg.factors.structured import Circulant as Circulant
 from kronax.linalg.factors.structured import Toeplitz as Toeplitz

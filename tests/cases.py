@@ -47,6 +47,8 @@ class Kind(NamedTuple):
     # A random array to the nearest that is a valid direction for the parameters.
     project: Callable[[np.ndarray], np.ndarray] = lambda array: array
     covariance: bool = True
+    # The matrix of a jet of parameters, where it is not linear in them.
+    jet: Callable[[Jet], Jet] | None = None
 
 
 def _symmetrised(array):
@@ -78,6 +80,14 @@ def _round(column):
     return (column + np.roll(column[..., ::-1], 1, axis=-1)) / 2
 
 
+def _squared(root, size):
+    return root @ np.swapaxes(root, -1, -2)
+
+
+def _squared_jet(root):
+    return oracle.product(lambda a, b: a @ np.swapaxes(b, -1, -2), root, root)
+
+
 KINDS = {
     "toeplitz": Kind(lambda p, n: kx.Toeplitz(p), _of_column),
     "circulant": Kind(lambda p, n: kx.Circulant(p), _of_column, _round),
@@ -87,6 +97,7 @@ KINDS = {
     "general": Kind(lambda p, n: kx.Dense(p), _itself, covariance=False),
     "lower": Kind(lambda p, n: kx.LowerTriangular(p), _itself, np.tril, covariance=False),
     "diagonal": Kind(lambda p, n: kx.Diagonal(p), _of_diagonal),
+    "low_rank": Kind(lambda p, n: kx.LowRank(p), _squared, jet=_squared_jet),
     "scaled_identity": Kind(kx.ScaledIdentity, lambda p, n: p[..., None, None] * np.eye(n)),
     "exchangeable": Kind(Exchangeable, _of_weights),
 }
@@ -182,7 +193,9 @@ class Case:
             kinds = kinds + self.layout.noise
         *leaves, y, mean = self._padded()
         factors = [
-            oracle.linear_map(lambda a, k=kind, n=n: KINDS[k].matrix(a, n), leaf)
+            KINDS[kind].jet(leaf)
+            if KINDS[kind].jet
+            else oracle.linear_map(lambda a, k=kind, n=n: KINDS[k].matrix(a, n), leaf)
             for (kind, n), leaf in zip(kinds, leaves, strict=False)
         ]
         num_axes = len(self.grid)
@@ -325,6 +338,8 @@ def _case(name, signal, noise=None, batch=(), leaves=None, count=2) -> Case:
 
 
 def _size(kind: str, base) -> int:
+    if kind == "low_rank":
+        return np.shape(base)[-2]
     return base[1] if isinstance(base, tuple) else np.shape(base)[-1]
 
 
@@ -355,6 +370,7 @@ def _all_cases():
     yield _case("all diagonal", [("diagonal", [1.0, 2.0]), ("scaled_identity", (1.3, 3))], 0.3)
     yield _case("user-defined factor", [("exchangeable", ([0.4, 0.6], 3)), ("dense", k4)], 0.3)
     yield from _structured_cases(k3)
+    yield from _low_rank_cases(k3, k4)
     yield from _two_term_cases(k2, k3, k4)
     yield from _noise_free_cases(k2, k3, k4)
     yield from _batched_cases()
@@ -384,6 +400,32 @@ def _structured_cases(k3):
     own = [("toeplitz", decay(4, 1)), ("diagonal", [0.3, 0.2, 0.1, 0.4, 0.5])]
     yield _case("structured signal and noise", columns, own)
     yield _case("noise-free, structured", [columns[1], circles[0]])
+
+
+def thin(size: int, rank: int, seed: int = 0, batch: tuple[int, ...] = ()) -> np.ndarray:
+    """A root with few columns."""
+    return _rng(size, rank, seed, 2).normal(size=(*batch, size, rank)) / np.sqrt(rank)
+
+
+def _low_rank_cases(k3, k4):
+    one, two, full = (("low_rank", thin(*shape)) for shape in ((5, 1), (4, 2), (3, 3)))
+    variances = [("diagonal", np.linspace(0.2, 1, n)) for n in (4, 3)]
+    yield _case("low-rank factors", [one, two], 0.3)
+    yield _case("low rank on one axis", [two], 0.3)
+    yield _case("low rank beside dense", [("dense", k3), two], 0.3)
+    yield _case("low rank of full and of too high rank", [full, ("low_rank", thin(2, 3))], 0.3)
+    zeros = np.concatenate([thin(4, 1), np.zeros((4, 1))], axis=1)
+    yield _case("low rank with a column of zeros", [("low_rank", zeros), ("dense", k3)], 0.3)
+    yield _case("low rank beside Toeplitz", [one, ("toeplitz", decay(4))], 0.3)
+    yield _case("low rank, diagonal noise", [two, ("dense", k3)], variances)
+    noise = [variances[0], ("dense", covariance(3, 5))]
+    yield _case("low rank, diagonal beside full noise", [two, ("dense", k3)], noise)
+    yield _case("low rank, full noise", [two, ("dense", k3)], _dense(covariance(4, 5), k3))
+    yield _case("low-rank noise", _dense(k4, k3), [two, ("dense", covariance(3, 5))])
+    batch = [("low_rank", thin(4, 2, 3, (3, 1))), ("dense", covariance(3, 4, (2,)))]
+    yield _case("batched low rank", batch, 0.3, (3, 2))
+    own = [("diagonal", np.linspace(0.2, 1, 8).reshape(2, 4)), ("scaled_identity", (0.7, 3))]
+    yield _case("low rank, batched noise", [two, ("dense", k3)], own, (2,))
 
 
 def _two_term_cases(k2, k3, k4):

@@ -23,6 +23,7 @@ OPTIONAL_EXTRAS = {"matplotlib", "xarray", "cftime", "netCDF4"}
 TRACED_LOOPS = {"scan", "fori_loop", "map"}
 # (module, loop): why this one is not a loop over factors.
 ALLOWED_LOOPS = {
+    ("linalg/pivoted", "fori_loop"): "columns of one factor, each chosen after the one before",
     ("linalg/diagonals", "map"): "rows of one axis in chunks, so that no N x n array is held",
 }
 

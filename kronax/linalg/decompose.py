@@ -1,5 +1,7 @@
 """Attach a decomposition to an operator, for reuse outside jit."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.thin import decomposition, is_thin
 
 
 def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
@@ -33,8 +36,8 @@ def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
         4.1589
     """
     if isinstance(op, KroneckerPlusNoise):
-        bases = _eigenbases(op)
-        explain_not_finite([b.values for b in bases], op)
+        bases = _bases(op)
+        explain_not_finite(bases, op)
         return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases)
     op = as_kronecker(op)
     op.check_square("a decomposition")
@@ -43,8 +46,8 @@ def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
 
 
 @eqx.filter_jit
-def _eigenbases(op: KroneckerPlusNoise):
-    return op.eigenbases()
+def _bases(op: KroneckerPlusNoise) -> Any:
+    return decomposition(op) if is_thin(op) else op.eigenbases()
 
 
 def _is_positive_definite(factor: AbstractFactor) -> bool:

@@ -7,6 +7,7 @@ derivative is not that of frozen bases: along `dK_i` it takes
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,16 @@ from jaxtyping import Array, Float
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand
 from kronax.linalg.factorizations import inverse_matrix
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 from kronax.linalg.spectral import spectrum
+from kronax.linalg.thin import is_diagonal, is_thin
 
 # Columns of a rotation that are handled at once hold at most about this many numbers.
 CHUNK = 4_000_000
@@ -71,6 +76,8 @@ def conjugated_inverse_diagonal(
     op: KroneckerPlusNoise, rows: Sequence[Array | None]
 ) -> Float[Array, "..."]:
     """`diag(C op⁻¹ Cᵀ)` for `C = ⊗ rows[i]`, each `(*batch, m_i, n_i)` or `None` for identity."""
+    if is_thin(op):
+        return _by_woodbury(op, rows)
     signal, noise = op.blocks()
     bases = op.eigenbases()
     ndims = (
@@ -85,6 +92,73 @@ def conjugated_inverse_diagonal(
         ((signal, noise, list(rows)), ndims),
         (bases, tuple(b.event_ndims for b in bases)),
     )
+
+
+def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
+    """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
+
+    With a root `R Rᵀ = K` it is `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)`, a sum of squares; only noise that
+    is a Kronecker product without thin factors beside it needs the subtraction.
+    """
+    if is_thin(op):
+        small, _, roots = _woodbury(op)
+        return conjugated_inverse_diagonal(small, roots)
+    if isinstance(op.noise, Kronecker):
+        rows = [f.to_dense() for f in op.factors]
+        return op.kronecker.diagonal() - conjugated_inverse_diagonal(op, rows)
+    # For the symmetric root, I + RᵀR / σ² is op / σ².
+    diagonal = conjugated_inverse_diagonal(op, [_symmetric_root(f) for f in op.factors])
+    return op.noise.reshape(*op.noise.shape, *(1,) * len(op.grid_shape)) * diagonal
+
+
+def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
+    """`op⁻¹ = N⁻¹ − N⁻¹ R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ N⁻¹`, on the grid of the columns of `R`."""
+    small, whiten, roots = _woodbury(op)
+    outside = jnp.ones((), op.dtype)
+    inside = []
+    for i, (row, one, root) in enumerate(zip(rows, whiten, roots, strict=True)):
+        matrix = jnp.eye(root.shape[-2], dtype=op.dtype) if row is None else row
+        white = jnp.swapaxes(one(jnp.swapaxes(matrix, -1, -2)), -1, -2)
+        inside.append(matmul(white, one(root)))
+        lengths = jnp.sum(jnp.square(white), axis=-1)
+        outside = outside * along(lengths, i - len(rows))
+    return outside - conjugated_inverse_diagonal(small, inside)
+
+
+def _woodbury(op: KroneckerPlusNoise) -> tuple[KroneckerPlusNoise, list, list[Array]]:
+    """`Rᵀ N⁻¹ R + I`, what takes a matrix `M_i` to `N_i^{-1/2} M_i`, and `R`, per axis."""
+    if isinstance(op.noise, Kronecker):
+        noise = op.noise.factors
+    else:
+        one = jnp.ones((), op.dtype)
+        noise = tuple(
+            ScaledIdentity(one if i else op.noise, n) for i, n in enumerate(op.grid_shape)
+        )
+    roots = [
+        _symmetric_root(factor) if thin is None else thin
+        for factor, thin in zip(op.factors, (f.thin_root() for f in op.factors), strict=True)
+    ]
+    whiten = [partial(_whiten, factor) for factor in noise]
+    white = [one(root) for one, root in zip(whiten, roots, strict=True)]
+    small = Kronecker(*(matmul(jnp.swapaxes(w, -1, -2), w) for w in white))
+    return KroneckerPlusNoise(small, 1.0), whiten, roots
+
+
+def _whiten(noise: AbstractFactor, matrix: Array) -> Array:
+    """`N^{-1/2} M`, by Cholesky where the noise is not diagonal."""
+    if is_diagonal(noise):
+        return matrix / jnp.sqrt(noise.diagonal())[..., None]
+    root = jnp.linalg.cholesky(noise.to_dense())
+    batch = jnp.broadcast_shapes(root.shape[:-2], matrix.shape[:-2])
+    root, matrix = (jnp.broadcast_to(m, (*batch, *m.shape[-2:])) for m in (root, matrix))
+    return lax.linalg.triangular_solve(root, matrix, left_side=True, lower=True)
+
+
+def _symmetric_root(factor: AbstractFactor) -> Array:
+    """`R` as a matrix, `R = Rᵀ`."""
+    blocks = symmetric_roots(factor.blocks())
+    identity = jnp.eye(factor.size, dtype=factor.dtype)
+    return map_batch(lambda b: b.apply(identity, -1), blocks.batch_shape, (blocks, blocks.event_ndims))
 
 
 def _rotated_rows(row: Array | None, basis: Eigenbasis) -> Array | None:

@@ -16,6 +16,7 @@ from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.spectral import TwoTermSum, Weights, log_det_and_quadratic
+from kronax.linalg.thin import decomposition, is_thin, logdet_outside, reduced
 
 
 def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
@@ -142,11 +143,13 @@ def log_abs_det(op: Kronecker) -> Array:
 
 
 @jax.jit
-def _inv_quad(op: Kronecker, b: Array) -> Array:
+def _inv_quad(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
     return jnp.sum(b * solve_grid(op, b), axis=tuple(range(-len(op.grid_shape), 0)))
 
 
 def _two_term_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:
+    if is_thin(op):
+        return _thin_value(op, y, weights)
     signal, noise = op.blocks()
     bases = op.eigenbases()
     num_axes = len(op.grid_shape)
@@ -163,6 +166,19 @@ def _two_term_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -
         (TwoTermSum(signal, noise, y), ndims),
         (bases, tuple(b.event_ndims for b in bases)),
     )
+
+
+def _thin_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:
+    on_logdet, on_quadratic = weights
+    if op.decomposition is None:  # one for both terms
+        op = KroneckerPlusNoise(op.kronecker, op.noise, decomposition=decomposition(op))
+    total = jnp.zeros((), op.dtype)
+    if on_logdet:
+        inside = _two_term_value(reduced(op), None, (1.0, 0.0))
+        total = total + on_logdet * (inside + logdet_outside(op))
+    if y is not None:
+        total = total + on_quadratic * _inv_quad(op, y)
+    return total
 
 
 _two_term = jax.jit(_two_term_value, static_argnums=2)

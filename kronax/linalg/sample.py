@@ -53,14 +53,13 @@ def _draw_normal(
     key: PRNGKeyArray, op: Kronecker | KroneckerPlusNoise, lead: tuple[int, ...]
 ) -> Array:
     """Independent draws for every entry of `lead`, which the batch of `op` broadcasts to."""
-    shape = (*lead, *op.grid_shape)
     if not isinstance(op, KroneckerPlusNoise):
-        return _colour(op, jax.random.normal(key, shape, op.dtype))
+        return _draw_factors(key, op, lead)
     signal_key, noise_key = jax.random.split(key)
-    signal = _colour(op.kronecker, jax.random.normal(signal_key, shape, op.dtype))
-    white = jax.random.normal(noise_key, shape, op.dtype)
+    signal = _draw_factors(signal_key, op.kronecker, lead)
     if isinstance(op.noise, Kronecker):
-        return signal + _colour(op.noise, white)
+        return signal + _draw_factors(noise_key, op.noise, lead)
+    white = jax.random.normal(noise_key, (*lead, *op.grid_shape), op.dtype)
     scale = safe_sqrt(op.noise)
     return signal + scale.reshape(*scale.shape, *(1,) * len(op.grid_shape)) * white
 
@@ -68,9 +67,10 @@ def _draw_normal(
 draw_normal = jax.jit(_draw_normal, static_argnums=2)
 
 
-def _colour(op: Kronecker, white: Array) -> Array:
-    """`R z`, with one root per axis."""
+def _draw_factors(key: PRNGKeyArray, op: Kronecker, lead: tuple[int, ...]) -> Array:
+    """`R z`, with one root per axis; a thin root takes few numbers."""
     roots = in_sequence(lambda f: f.root(), op.factors, batched=bool(op.batch_shape))
+    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), op.dtype)
     return apply_roots(roots, white)
 
 

@@ -18,6 +18,7 @@ from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.spectral import rotate, spectrum, unrotate
+from kronax.linalg.thin import decomposition, is_thin
 
 
 def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
@@ -58,12 +59,14 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
 @jax.jit
 def solve_grid(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
     """`solve` for a checked operator and vectors in the grid layout."""
-    if isinstance(op, KroneckerPlusNoise):
-        pieces: Any = op.eigenbases()
-        one = _solve_noisy
+    pieces: Any
+    one: Any
+    if isinstance(op, KroneckerPlusNoise) and is_thin(op):
+        pieces, one = (decomposition(op),), _solve_thin
+    elif isinstance(op, KroneckerPlusNoise):
+        pieces, one = op.eigenbases(), _solve_noisy
     else:
-        one = _solve_factors
-        pieces = lax.stop_gradient(op.factorize())
+        pieces, one = lax.stop_gradient(op.factorize()), _solve_factors
     if not op.batch_shape:
         return one(op, pieces, b)
     num_axes = len(op.grid_shape)
@@ -80,6 +83,11 @@ def _solve_noisy(op, bases, b):
         return unrotate(bases, rotate(bases, v) / spectrum(bases))
 
     # The operator is symmetric, its tangent need not be: so not `symmetric=True`.
+    return lax.custom_linear_solve(op.mv_grid, b, solve=solve, transpose_solve=solve)
+
+
+def _solve_thin(op, bases, b):
+    solve = lambda _, v: bases[0].solve(v)  # noqa: E731
     return lax.custom_linear_solve(op.mv_grid, b, solve=solve, transpose_solve=solve)
 
 

@@ -142,8 +142,15 @@ class AbstractFactor(AbstractOperator):
         return factorization.log_abs_det_of(self.blocks())
 
     def root(self) -> SymmetricBlocks:
-        """Blocks of a matrix `R` with `R Rᵀ` equal to this one, if it is positive semidefinite."""
+        """Blocks of a matrix `R` with `R Rᵀ` equal to this one, if it is positive semidefinite.
+
+        A single block may have fewer columns than rows; `size` is then their number.
+        """
         return symmetric_roots(self.blocks())
+
+    def thin_root(self) -> Array | None:
+        """`L` `(*batch, n, r)` with `L Lᵀ` equal to this one and `r < n`, where there is one."""
+        return None
 
 
 class Scaled(AbstractFactor):
@@ -186,6 +193,15 @@ class Scaled(AbstractFactor):
     def blocks(self) -> SymmetricBlocks:
         """The blocks of the factor, scaled."""
         return self.factor.blocks().map_blocks(lambda a, _: self.scalar * a)
+
+    def check_covariance(self, name: str) -> None:
+        """That of the factor."""
+        self.factor.check_covariance(name)
+
+    def thin_root(self) -> Array | None:
+        """The root of the factor times `√scalar`; NaN where that is negative."""
+        root = self.factor.thin_root()
+        return None if root is None else jnp.sqrt(self.scalar)[..., None, None] * root
 
 
 def cast(factor: AbstractFactor, dtype: Any) -> AbstractFactor:

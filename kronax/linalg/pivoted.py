@@ -1,0 +1,80 @@
+"""Pivoted Cholesky of a kernel: the places that carry the covariance, and what they leave out."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+# A place whose variance is explained up to this many `n · eps` of the largest has nothing to add.
+EXHAUSTED = 4.0
+
+
+class Pivots(NamedTuple):
+    """Places in the order in which they were chosen, and the trace that is left after each.
+
+    Args:
+        places: `(rank,)` indices of points; -1 from where nothing but rounding was left.
+        remainders: `(rank + 1,)`, an upper bound on `tr(K − L Lᵀ) / tr K` for the first
+            `0, 1, …, rank` places, rounding included.
+    """
+
+    places: Array
+    remainders: Array
+
+
+@eqx.filter_jit
+def choose_pivots(kernel: Callable[[Any, Any], Array], points: Array, rank: int) -> Pivots:
+    """The places that pivoted Cholesky takes first; `O(n rank²)`, no `n × n` array.
+
+    Each step takes the place of the largest variance that is not yet explained. The choice has no
+    derivative.
+    """
+    kernel_of = lambda x, z: lax.stop_gradient(kernel(x, z))  # noqa: E731
+    variances = jax.vmap(lambda p: kernel_of(p[None], p[None])[0, 0])(points)
+    size, eps = points.shape[0], jnp.finfo(variances.dtype).eps
+    least = EXHAUSTED * size * eps * jnp.max(variances)
+    trace = jnp.sum(variances)
+
+    def step(k: Array, state: tuple) -> tuple:
+        root, left, places, remainders = state
+        place = jnp.argmax(left)
+        top = left[place]
+        column = kernel_of(points, points[place][None])[:, 0] - root @ root[place]
+        useful = top > least
+        column = jnp.where(useful, column / jnp.sqrt(jnp.where(useful, top, 1)), 0)
+        left = jnp.maximum(left - jnp.square(column), 0)
+        left = left.at[place].set(jnp.where(useful, 0, top))
+        places = places.at[k].set(jnp.where(useful, place, -1))
+        rounding = eps * jnp.sum(places >= 0)
+        remainders = remainders.at[k + 1].set(jnp.sum(left) / trace + rounding)
+        return root.at[:, k].set(column), left, places, remainders
+
+    start = (
+        jnp.zeros((size, rank), variances.dtype),
+        variances,
+        jnp.full(rank, -1),
+        jnp.ones(rank + 1, variances.dtype),
+    )
+    _, _, places, remainders = lax.fori_loop(0, rank, step, start)
+    return Pivots(places, remainders)
+
+
+def root_at(kernel: Callable[[Any, Any], Array], points: Array, places: Array) -> Array:
+    """`L` `(n, rank)` with `L Lᵀ = K_xz K_zz⁻¹ K_zx`, `z` the points at `places`.
+
+    The same numbers as the columns of pivoted Cholesky, by code that is differentiable in the
+    kernel at fixed places. Columns of places that are -1 are zero.
+    """
+    useful = places >= 0
+    chosen = points[jnp.where(useful, places, 0)]
+    inner = kernel(chosen, chosen)
+    identity = jnp.eye(places.shape[0], dtype=inner.dtype)
+    triangle = jnp.linalg.cholesky(jnp.where(useful[:, None] & useful, inner, identity))
+    columns = jnp.where(useful, kernel(points, chosen), 0)
+    return lax.linalg.triangular_solve(
+        triangle, columns, left_side=False, lower=True, transpose_a=True
+    )

@@ -1,0 +1,217 @@
+"""Operators with thin factors, `K_i = L_i L_iᵀ` with few columns, brought to a small grid.
+
+With `S = ⊗K_i + ⊗N_i` and the noise of every thin axis diagonal, whiten these axes, so that their
+noise is the identity. Outside the range of the thin roots `S` is then the noise of the other axes,
+and inside it has the determinant of the *reduced* operator, in which a thin factor is the small
+Gram matrix `L_iᵀ L_i`. From the roots to the reduced operator everything is ordinary
+differentiable code: the derivative rules see small blocks only.
+"""
+
+from math import prod
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis, expand
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import along, apply_along, matmul, outer
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.sequence import in_sequence
+from kronax.linalg.spectral import spectrum
+from kronax.linalg.transforms import Identity
+
+
+class ThinBases(eqx.Module):
+    """The decomposition of an operator with thin factors.
+
+    Args:
+        reduced: eigenbases of the reduced operator, one per axis.
+        ranges: `U` `(*batch, n, r)` per thin axis, an orthonormal basis of the range of its
+            whitened root in which the signal is diagonal; `None` for the other axes.
+        scales: `1/√ν` per thin axis with noise `diag(ν)`; `None` where the noise is one number.
+    """
+
+    reduced: tuple[Eigenbasis, ...]
+    ranges: tuple[Array | None, ...]
+    scales: tuple[Array | None, ...]
+
+    @property
+    def event_ndims(self) -> "ThinBases":
+        """The number of axes of every leaf without its batch, as a matching pytree."""
+        return ThinBases(
+            tuple(b.event_ndims for b in self.reduced),
+            tuple(None if u is None else 2 for u in self.ranges),  # type: ignore[misc]
+            tuple(None if s is None else 1 for s in self.scales),  # type: ignore[misc]
+        )
+
+    def solve(self, b: Array) -> Array:
+        """`S⁻¹ b` for a grid array `b` (no batch).
+
+        What is outside the range is found by subtraction, twice: the noise that it is divided by
+        can be small, and would magnify what one subtraction leaves of the rest.
+        """
+        x = self._rotate_others(self._whiten(b))
+        inside = self._project(x)
+        outside = x - self._embed(inside)
+        outside = outside - self._embed(self._project(outside))
+        noise = outer(
+            [
+                basis.noise_values if u is None else basis.noise_values[:1]
+                for basis, u in zip(self.reduced, self.ranges, strict=True)
+            ]
+        )
+        solution = self._embed(inside / spectrum(self.reduced)) + outside / noise
+        return self._whiten(self._unrotate_others(solution))
+
+    def _project(self, x: Array) -> Array:
+        for i, u in enumerate(self.ranges):
+            x = x if u is None else apply_along(u.T, x, i - len(self.ranges))
+        return x
+
+    def _embed(self, x: Array) -> Array:
+        for i, u in enumerate(self.ranges):
+            x = x if u is None else apply_along(u, x, i - len(self.ranges))
+        return x
+
+    def _whiten(self, x: Array) -> Array:
+        for i, s in enumerate(self.scales):
+            x = x if s is None else x * along(s, i - len(self.scales))
+        return x
+
+    def _rotate_others(self, x: Array) -> Array:
+        for i, (basis, u) in enumerate(zip(self.reduced, self.ranges, strict=True)):
+            x = basis.rotate(x, i - len(self.ranges)) if u is None else x
+        return x
+
+    def _unrotate_others(self, x: Array) -> Array:
+        for i, (basis, u) in enumerate(zip(self.reduced, self.ranges, strict=True)):
+            x = basis.unrotate(x, i - len(self.ranges)) if u is None else x
+        return x
+
+
+def thin_roots(op: KroneckerPlusNoise) -> list[Array | None]:
+    """The thin roots of the axes on which the noise is diagonal."""
+    noise = op.noise.factors if isinstance(op.noise, Kronecker) else [None] * len(op.factors)
+    return [
+        k.thin_root() if n is None or is_diagonal(n) else None
+        for k, n in zip(op.factors, noise, strict=True)
+    ]
+
+
+def is_thin(op: KroneckerPlusNoise) -> bool:
+    """Whether any axis is treated as thin; a static fact."""
+    return any(root is not None for root in thin_roots(op))
+
+
+def is_diagonal(factor: AbstractFactor) -> bool:
+    """Whether the factor is made as a diagonal matrix; a static fact."""
+    blocks = factor.blocks()
+    return len(blocks.ndims) == 1 and blocks.ndims[0] < 2 and blocks.transform == Identity()
+
+
+def _whitened(op: KroneckerPlusNoise) -> tuple[list[Array | None], list[Array | None]]:
+    """Thin roots of the whitened operator, and the noise variances that they were divided by."""
+    roots = thin_roots(op)
+    if not isinstance(op.noise, Kronecker):
+        return roots, [None] * len(roots)
+    variances = [
+        None if root is None else noise.diagonal()
+        for root, noise in zip(roots, op.noise.factors, strict=True)
+    ]
+    whitened = [
+        None if root is None or v is None else root / jnp.sqrt(v)[..., None]
+        for root, v in zip(roots, variances, strict=True)
+    ]
+    return whitened, variances
+
+
+def reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
+    """The operator on the small grid; it carries its decomposition if `op` does."""
+    small = _reduced(op)
+    if op.decomposition is None:
+        return small
+    return KroneckerPlusNoise(small.kronecker, small.noise, decomposition=op.decomposition.reduced)
+
+
+def _reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
+    roots, _ = _whitened(op)
+    signal = Kronecker(
+        *(
+            factor if root is None else Dense(matmul(jnp.swapaxes(root, -1, -2), root))
+            for factor, root in zip(op.factors, roots, strict=True)
+        )
+    )
+    noise = op.noise
+    if isinstance(noise, Kronecker):
+        one = jnp.ones((), op.dtype)
+        noise = Kronecker(
+            *(
+                factor if root is None else ScaledIdentity(one, root.shape[-1])
+                for factor, root in zip(noise.factors, roots, strict=True)
+            )
+        )
+    return KroneckerPlusNoise(signal, noise)
+
+
+def logdet_outside(op: KroneckerPlusNoise) -> Array:
+    """What `logdet S` has beside the log-determinant of the reduced operator."""
+    roots, variances = _whitened(op)
+    sizes = op.grid_shape
+    thin = [i for i, root in enumerate(roots) if root is not None]
+    full = prod(sizes[i] for i in thin)
+    inside = prod(root.shape[-1] for root in roots if root is not None)
+    if not isinstance(op.noise, Kronecker):
+        return (full - inside) * prod(sizes) / full * jnp.log(op.noise)
+    total = jnp.zeros((), op.dtype)
+    for i, v in enumerate(variances):
+        if v is not None:
+            total = total + prod(sizes) / sizes[i] * jnp.sum(jnp.log(v), axis=-1)
+    others = [i for i in range(len(sizes)) if i not in thin]
+    rest = prod(sizes[i] for i in others)
+    for i in others:
+        factor = op.noise.factors[i]
+        value = factor.log_abs_det(factor.factorize(positive_definite=True))
+        total = total + (full - inside) * rest / sizes[i] * value
+    return total
+
+
+def decomposition(op: KroneckerPlusNoise) -> ThinBases:
+    """The decomposition of a thin operator, held constant: computed, or the one it carries."""
+    if op.decomposition is not None:
+        return lax.stop_gradient(op.decomposition)
+    roots, variances = _whitened(op)
+    terms = zip(roots, *_reduced(op).blocks(), strict=True)
+    batched = bool(op.batch_shape)
+    found = in_sequence(lambda term: _basis(*term), terms, batched=batched)
+    scales = tuple(None if v is None else lax.stop_gradient(1 / jnp.sqrt(v)) for v in variances)
+    return ThinBases(tuple(b for b, _ in found), tuple(u for _, u in found), scales)
+
+
+def _basis(
+    root: Array | None, signal: SymmetricBlocks, noise: SymmetricBlocks
+) -> tuple[Eigenbasis, Array | None]:
+    """The eigenbasis on one axis of the small grid, and the range of a thin root.
+
+    By QR and the singular values of the small triangle: the eigenvectors of `L Lᵀ` made from those
+    of `Lᵀ L` would lose their orthogonality.
+    """
+    if root is None:
+        return eigenbasis(signal, noise), None
+    anchor = jnp.zeros((), root.dtype) * root.ravel()[0]
+    root, level = lax.stop_gradient((root, noise.arrays[0]))
+    q, triangle = jnp.linalg.qr(root)
+    left, singular, right = jnp.linalg.svd(triangle, full_matrices=False)
+    found = Eigenbasis(
+        blocks=(jnp.swapaxes(right, -1, -2),),
+        values=jnp.square(singular),
+        noise_values=expand(level, 0, root.shape[-1]),
+        log_abs_det=None,
+        anchor=anchor,
+        sizes=(root.shape[-1],),
+    )
+    return found, matmul(q, left)
