@@ -42,7 +42,9 @@ class GridGP(eqx.Module):
             axes.
         structure: by default each axis gets the fastest factor that is exact for every value of
             the parameters; one of "dense", "toeplitz", "circulant" and "centrosymmetric" per axis
-            overrides that.
+            overrides that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel
+            on many places: where that many columns do not carry the covariance to 1000 times the
+            machine precision, values raise, and traced ones are NaN.
 
     Raises:
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
@@ -74,7 +76,7 @@ class GridGP(eqx.Module):
         axes: Sequence[Any] | Mapping[str, Any],
         noise: Any,
         mean: Any = None,
-        structure: Sequence[str | None] | Mapping[str, str] | None = None,
+        structure: Sequence[str | int | None] | Mapping[str, str | int] | None = None,
     ):
         kernels, axes, self.axis_names = _aligned(kernels, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
@@ -122,7 +124,7 @@ class GridGP(eqx.Module):
         """The prior covariance on the grid, as an operator."""
         dtype = self.dtype
         first, *rest = (
-            factor(kernel, axis, structure.kind, dtype)
+            factor(kernel, axis, structure, dtype)
             for kernel, axis, structure in zip(
                 self.kernels, self.axes, self.structures, strict=True
             )

@@ -9,15 +9,17 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes import Axis, ordered
-from kronax.gp.structure import points
-from kronax.linalg.checks import array_of_reals
-from kronax.linalg.diagonals import conjugated_inverse_diagonal
-from kronax.linalg.eigenbases import full_block
+from kronax.gp.structure import low_rank_joint, low_rank_rows, points
+from kronax.linalg.checks import array_of_reals, check_finite, is_concrete
+from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.linalg.eigenbases import SymmetricBlocks, full_block
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import matmul
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.roots import safe_sqrt, symmetric_root
 from kronax.linalg.sample import apply_roots
 from kronax.linalg.sequence import in_sequence
+from kronax.linalg.thin import is_thin, reduced, rows_inside
 
 
 class Posterior(eqx.Module):
@@ -98,6 +100,8 @@ class Posterior(eqx.Module):
         shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
         key, noise_key = jax.random.split(key)
         draws = _sample(self, key, new, shape)
+        if any(s.rank for s in self.gp.structures) and is_concrete(draws):
+            check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
         if not include_noise:
             return draws
         if noise is None and not any(new):
@@ -171,39 +175,50 @@ def _check_used(noise: Any, include_noise: bool) -> None:
         )
 
 
-def _cross(post: Posterior, new: tuple[Axis | None, ...]) -> list[Array | None]:
-    """Per axis the covariance between new and old coordinates, without the amplitude."""
+def _cross(post: Posterior, i: int, new: Axis) -> tuple[Array, Array | None]:
+    """`K_*i`, and the rows of a low-rank factor's root at the new coordinates."""
     gp, dtype = post.gp, post.operator.dtype
-    return [
-        None if axis is None else kernel(points(kernel, axis, dtype), points(kernel, old, dtype))
-        for kernel, axis, old in zip(gp.kernels, new, gp.axes, strict=True)
-    ]
+    kernel, rank = gp.kernels[i], gp.structures[i].rank
+    x, z = (points(kernel, axis, dtype) for axis in (new, gp.axes[i]))
+    amplitude = gp.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
+    if rank is None:
+        return amplitude * kernel(x, z), None
+    ahead, old = (jnp.sqrt(amplitude) * r for r in low_rank_rows(kernel, x, z, rank, dtype))
+    return matmul(ahead, old.T), ahead
 
 
-def _signal_rows(post: Posterior, new: tuple[Axis | None, ...]) -> list[Array]:
-    """`K_*i` per axis; the amplitude is in the first one."""
-    rows = []
-    for i, (row, factor) in enumerate(zip(_cross(post, new), post.operator.factors, strict=True)):
-        if row is None:
-            rows.append(factor.to_dense())
-        else:
-            rows.append(post.gp.variance * row if i == 0 else row)
-    return rows
+def _signal(post: Posterior, new: tuple[Axis | None, ...]) -> Kronecker:
+    """The covariance between the new grid and the old."""
+    return Kronecker(
+        *(
+            factor if axis is None else _cross(post, i, axis)[0]
+            for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
+        )
+    )
 
 
 @eqx.filter_jit
 def _mean(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
-    correction = Kronecker(*_signal_rows(post, new)).mv_grid(post.weights)
+    correction = _signal(post, new).mv_grid(post.weights)
     return post.gp.mean_on(new) + correction
 
 
 @eqx.filter_jit
 def _variance(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
+    if not any(new):
+        return posterior_diagonal(post.operator)
     prior = post.gp.variance
     dtype = post.operator.dtype
     for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
         prior = prior[..., None] * kernel.diagonal(points(kernel, axis or old, dtype))
-    return prior - conjugated_inverse_diagonal(post.operator, _signal_rows(post, new))
+    op = post.operator
+    pairs = [
+        (factor.to_dense(), factor.thin_root()) if axis is None else _cross(post, i, axis)
+        for i, (factor, axis) in enumerate(zip(op.factors, new, strict=True))
+    ]
+    if not is_thin(op):
+        return prior - conjugated_inverse_diagonal(op, [row for row, _ in pairs])
+    return prior - conjugated_inverse_diagonal(reduced(op), rows_inside(op, pairs))
 
 
 @eqx.filter_jit
@@ -212,12 +227,12 @@ def _sample(
 ) -> Array:
     gp, op = post.gp, post.operator
     signal_key, noise_key = jax.random.split(key)
-    joint = [_joint(gp, i, axis, op.dtype) for i, axis in enumerate(new)]
-    lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
-    white = jax.random.normal(signal_key, (*lead, *(m.shape[0] for m in joint)), op.dtype)
-    field = apply_roots(
-        [full_block(r) for r in in_sequence(symmetric_root, joint, batched=False)], white
+    roots = in_sequence(
+        lambda i: _joint_root(gp, i, new[i], op.dtype), range(len(new)), batched=False
     )
+    lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
+    white = jax.random.normal(signal_key, (*lead, *(r.size for r in roots)), op.dtype)
+    field = apply_roots(roots, white)
     old, ahead = field, field
     for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
         if axis is not None:
@@ -226,18 +241,21 @@ def _sample(
             ahead = jnp.take(ahead, jnp.arange(before.size, before.size + axis.size), axis=dim)
     noise = _noise_draw(op, noise_key, old.shape)
     residual = post.y - gp.mean_on((None,) * len(new)) - old - noise
-    correction = Kronecker(*_signal_rows(post, new)).mv_grid(gp.solve(op, residual))
+    correction = _signal(post, new).mv_grid(gp.solve(op, residual))
     return gp.mean_on(new) + ahead + correction
 
 
-def _joint(gp: Any, i: int, new: Axis | None, dtype: Any) -> Array:
-    """The covariance of one axis over old and new coordinates together."""
-    kernel = gp.kernels[i]
+def _joint_root(gp: Any, i: int, new: Axis | None, dtype: Any) -> SymmetricBlocks:
+    """A root of the covariance of one axis over old and new coordinates together."""
+    kernel, rank = gp.kernels[i], gp.structures[i].rank
+    amplitude = gp.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
     x = points(kernel, gp.axes[i], dtype)
-    if new is not None:
-        x = jnp.concatenate([x, points(kernel, new, dtype)])
-    matrix = kernel(x, x)
-    return gp.variance * matrix if i == 0 else matrix
+    ahead = None if new is None else points(kernel, new, dtype)
+    if rank is None:
+        joint = x if ahead is None else jnp.concatenate([x, ahead])
+        return full_block(symmetric_root(amplitude * kernel(joint, joint)))
+    root = jnp.sqrt(amplitude) * low_rank_joint(kernel, x, ahead, rank, dtype)
+    return SymmetricBlocks((root,), (2,), (root.shape[-1],))
 
 
 def _noise_draw(op: KroneckerPlusNoise, key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:

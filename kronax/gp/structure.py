@@ -2,7 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kronax.gp.axes import Axis
@@ -10,7 +12,9 @@ from kronax.gp.kernels import Kernel, dtype_of
 from kronax.linalg.checks import check_symmetric, is_concrete
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.lowrank import LowRank, default_tolerance
 from kronax.linalg.factors.structured import Centrosymmetric, Circulant, Toeplitz
+from kronax.linalg.pivoted import choose_pivots, joint_root, root_at
 
 KINDS = ("dense", "toeplitz", "circulant", "centrosymmetric")
 # Below this size a dense factor is as fast as two halves (2 cores, float64).
@@ -18,20 +22,23 @@ SMALL = 16
 
 
 class Structure(NamedTuple):
-    """What was chosen for an axis, and why."""
+    """What was chosen for an axis, and why; `rank` is that of a low-rank factor."""
 
     kind: str
     reason: str
+    rank: int | None = None
 
 
-def choose(kernel: Kernel, axis: Axis, asked: str | None = None) -> Structure:
+def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Structure:
     """The structure of `kernel` on `axis`, from concrete coordinates and declared facts.
 
     Args:
         kernel: covariance function of the axis.
         axis: its coordinates.
-        asked: one of `KINDS`, to override.
+        asked: one of `KINDS`, or the rank of a low-rank factor, to override.
     """
+    if isinstance(asked, int):
+        return Structure("low rank", f"{asked} columns, as asked", asked)
     if asked is not None:
         return Structure(asked, "as asked")
     if axis.static is None:
@@ -65,14 +72,53 @@ def points(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     return axis.coordinates(dtype, centred=kernel.stationary)
 
 
-def factor(kernel: Kernel, axis: Axis, kind: str, dtype: Any) -> AbstractFactor:
+def factor(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> AbstractFactor:
     """The covariance of `kernel` on `axis` as a factor of some kind."""
+    kind = structure.kind
+    if structure.rank is not None:
+        return low_rank(kernel, points(kernel, axis, dtype), structure.rank, dtype)
     if kind in ("toeplitz", "circulant"):
         column = _first_column(kernel, axis, dtype)
         return Toeplitz(column) if kind == "toeplitz" else Circulant(column)
     x = points(kernel, axis, dtype)
     matrix = kernel(x, x).astype(dtype)
     return Centrosymmetric(matrix) if kind == "centrosymmetric" else Dense(matrix)
+
+
+def low_rank(kernel: Kernel, x: jax.Array, rank: int, dtype: Any) -> LowRank:
+    """The covariance at `x` by at most `rank` columns; NaN if they do not carry it."""
+    return LowRank.from_kernel(_InPrecision(kernel, dtype), x, rank=rank)
+
+
+def low_rank_rows(
+    kernel: Kernel, new: jax.Array, x: jax.Array, rank: int, dtype: Any
+) -> tuple[jax.Array, jax.Array]:
+    """The rows of the root of `low_rank` at new points, and those at `x`."""
+    cast = _InPrecision(kernel, dtype)
+    places = choose_pivots(cast, x, min(rank, x.shape[0])).places
+    return root_at(cast, x, places, new), root_at(cast, x, places)
+
+
+def low_rank_joint(
+    kernel: Kernel, x: jax.Array, new: jax.Array | None, rank: int, dtype: Any
+) -> jax.Array:
+    """A root over `x` and new points; NaN if `rank` more columns do not carry the new ones."""
+    cast = _InPrecision(kernel, dtype)
+    places = choose_pivots(cast, x, min(rank, x.shape[0])).places
+    if new is None:
+        return root_at(cast, x, places)
+    root, left = joint_root(cast, x, places, new, min(rank, new.shape[0]))
+    return jnp.where(left <= default_tolerance(dtype), root, jnp.nan)
+
+
+class _InPrecision(eqx.Module):
+    """A kernel whose values have a given precision; a pytree, so that compiled code is shared."""
+
+    kernel: Kernel
+    dtype: Any = eqx.field(static=True)
+
+    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
+        return self.kernel(x, z).astype(self.dtype)
 
 
 def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
@@ -87,8 +133,15 @@ def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
 
 def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str) -> None:
     """Refuse a kernel of the user's that is not symmetric, or a structure that does not hold."""
+    if structure.rank is not None:
+        if structure.rank < 1:
+            raise ValueError(f"The rank of {name} must be at least 1; got {structure.rank}.")
+        return
     if structure.kind not in KINDS:
-        raise ValueError(f"The structure of {name} must be one of {KINDS}; got {structure.kind!r}.")
+        raise ValueError(
+            f"The structure of {name} must be one of {KINDS}, or a number of columns for a "
+            f"low-rank factor; got {structure.kind!r}."
+        )
     asked = structure.kind != "dense" and structure.reason == "as asked"
     if asked and axis.static is None:
         raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
@@ -101,7 +154,7 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
     if not asked or not is_concrete(matrix):
         return
     dense = np.asarray(matrix)
-    claimed = np.asarray(factor(kernel, axis, structure.kind, dtype).to_dense())
+    claimed = np.asarray(factor(kernel, axis, structure, dtype).to_dense())
     gap = np.abs(claimed - dense).max()
     if gap > 1e3 * np.finfo(dense.dtype).eps * np.abs(dense).max():
         raise ValueError(

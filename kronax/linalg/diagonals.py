@@ -158,7 +158,9 @@ def _symmetric_root(factor: AbstractFactor) -> Array:
     """`R` as a matrix, `R = Rᵀ`."""
     blocks = symmetric_roots(factor.blocks())
     identity = jnp.eye(factor.size, dtype=factor.dtype)
-    return map_batch(lambda b: b.apply(identity, -1), blocks.batch_shape, (blocks, blocks.event_ndims))
+    return map_batch(
+        lambda b: b.apply(identity, -1), blocks.batch_shape, (blocks, blocks.event_ndims)
+    )
 
 
 def _rotated_rows(row: Array | None, basis: Eigenbasis) -> Array | None:

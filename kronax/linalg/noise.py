@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -43,7 +44,7 @@ class KroneckerPlusNoise(AbstractOperator):
 
     kronecker: Kronecker
     noise: Array | Kronecker
-    decomposition: tuple[Eigenbasis, ...] | None
+    decomposition: tuple[Eigenbasis, ...] | eqx.Module | None
 
     def __init__(self, kronecker: Any, noise: Any, *, decomposition: Any = None):
         self.kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusNoise")
@@ -122,7 +123,7 @@ class KroneckerPlusNoise(AbstractOperator):
 
     def eigenbases(self) -> tuple[Eigenbasis, ...]:
         """One basis per axis, held constant: computed, or the ones that the operator carries."""
-        if self.decomposition is not None:
+        if isinstance(self.decomposition, tuple):
             return lax.stop_gradient(self.decomposition)
         pairs = zip(*self.blocks(), strict=True)
         batched = bool(self.batch_shape)

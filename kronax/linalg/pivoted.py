@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.modes import matmul
+
 # A place whose variance is explained up to this many `n · eps` of the largest has nothing to add.
 EXHAUSTED = 4.0
 
@@ -27,17 +29,20 @@ class Pivots(NamedTuple):
 
 
 @eqx.filter_jit
-def choose_pivots(kernel: Callable[[Any, Any], Array], points: Array, rank: int) -> Pivots:
+def choose_pivots(
+    kernel: Callable[[Any, Any], Array], points: Array, rank: int, scale: Array | None = None
+) -> Pivots:
     """The places that pivoted Cholesky takes first; `O(n rank²)`, no `n × n` array.
 
     Each step takes the place of the largest variance that is not yet explained. The choice has no
-    derivative.
+    derivative. What is rounding is judged by the largest variance, or by `scale` where the kernel
+    is what another one leaves; then remainders are relative to `n · scale`.
     """
     kernel_of = lambda x, z: lax.stop_gradient(kernel(x, z))  # noqa: E731
     variances = jax.vmap(lambda p: kernel_of(p[None], p[None])[0, 0])(points)
     size, eps = points.shape[0], jnp.finfo(variances.dtype).eps
-    least = EXHAUSTED * size * eps * jnp.max(variances)
-    trace = jnp.sum(variances)
+    least = EXHAUSTED * size * eps * (jnp.max(variances) if scale is None else scale)
+    trace = jnp.sum(variances) if scale is None else size * scale
 
     def step(k: Array, state: tuple) -> tuple:
         root, left, places, remainders = state
@@ -47,10 +52,10 @@ def choose_pivots(kernel: Callable[[Any, Any], Array], points: Array, rank: int)
         useful = top > least
         column = jnp.where(useful, column / jnp.sqrt(jnp.where(useful, top, 1)), 0)
         left = jnp.maximum(left - jnp.square(column), 0)
-        left = left.at[place].set(jnp.where(useful, 0, top))
+        left = left.at[place].set(jnp.where(useful, 0, jnp.maximum(top, 0)))
         places = places.at[k].set(jnp.where(useful, place, -1))
-        rounding = eps * jnp.sum(places >= 0)
-        remainders = remainders.at[k + 1].set(jnp.sum(left) / trace + rounding)
+        rounding = eps * jnp.sum(places >= 0, dtype=variances.dtype)
+        remainders = remainders.at[k + 1].set(jnp.sum(jnp.maximum(left, 0)) / trace + rounding)
         return root.at[:, k].set(column), left, places, remainders
 
     start = (
@@ -63,18 +68,54 @@ def choose_pivots(kernel: Callable[[Any, Any], Array], points: Array, rank: int)
     return Pivots(places, remainders)
 
 
-def root_at(kernel: Callable[[Any, Any], Array], points: Array, places: Array) -> Array:
+def root_at(
+    kernel: Callable[[Any, Any], Array], points: Array, places: Array, at: Array | None = None
+) -> Array:
     """`L` `(n, rank)` with `L Lᵀ = K_xz K_zz⁻¹ K_zx`, `z` the points at `places`.
 
     The same numbers as the columns of pivoted Cholesky, by code that is differentiable in the
-    kernel at fixed places. Columns of places that are -1 are zero.
+    kernel at fixed places. Columns of places that are -1 are zero. `at` are other points `x` than
+    the ones that the places are from: the rows there.
     """
     useful = places >= 0
     chosen = points[jnp.where(useful, places, 0)]
     inner = kernel(chosen, chosen)
     identity = jnp.eye(places.shape[0], dtype=inner.dtype)
     triangle = jnp.linalg.cholesky(jnp.where(useful[:, None] & useful, inner, identity))
-    columns = jnp.where(useful, kernel(points, chosen), 0)
+    columns = jnp.where(useful, kernel(points if at is None else at, chosen), 0)
     return lax.linalg.triangular_solve(
         triangle, columns, left_side=False, lower=True, transpose_a=True
     )
+
+
+class Residual(eqx.Module):
+    """What the points at `places` leave of a kernel: `k(x, x′) − K_xz K_zz⁻¹ K_zx′`."""
+
+    kernel: Callable[[Any, Any], Array]
+    points: Array
+    places: Array
+
+    def __call__(self, x: Array, z: Array) -> Array:
+        left, right = (root_at(self.kernel, self.points, self.places, at) for at in (x, z))
+        return self.kernel(x, z) - matmul(left, right.T)
+
+
+def joint_root(
+    kernel: Callable[[Any, Any], Array], points: Array, places: Array, new: Array, rank: int
+) -> tuple[Array, Array]:
+    """A root over old and new points together, `[[L, 0], [L_*, E]]`, and what `E` leaves out.
+
+    Its old rows are `root_at` of the same places. `E` has `rank` columns for what these places do
+    not carry at the new points; the second result is the trace that is then left, relative to the
+    prior one.
+    """
+    old, ahead = root_at(kernel, points, places), root_at(kernel, points, places, new)
+    rest = Residual(kernel, points, places)
+    scale = jnp.max(jax.vmap(lambda p: kernel(p[None], p[None])[0, 0])(new))
+    pivots = choose_pivots(rest, new, rank, lax.stop_gradient(scale))
+    extra = root_at(rest, new, pivots.places)
+    none = jnp.zeros((old.shape[0], rank), old.dtype)
+    joint = jnp.concatenate(
+        [jnp.concatenate([old, none], axis=1), jnp.concatenate([ahead, extra], axis=1)]
+    )
+    return joint, pivots.remainders[-1]

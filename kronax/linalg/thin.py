@@ -7,6 +7,7 @@ Gram matrix `L_iᵀ L_i`. From the roots to the reduced operator everything is o
 differentiable code: the derivative rules see small blocks only.
 """
 
+from collections.abc import Sequence
 from math import prod
 
 import equinox as eqx
@@ -21,6 +22,7 @@ from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.modes import along, apply_along, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.roots import symmetric_root
 from kronax.linalg.sequence import in_sequence
 from kronax.linalg.spectral import spectrum
 from kronax.linalg.transforms import Identity
@@ -133,7 +135,7 @@ def _whitened(op: KroneckerPlusNoise) -> tuple[list[Array | None], list[Array | 
 def reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
     """The operator on the small grid; it carries its decomposition if `op` does."""
     small = _reduced(op)
-    if op.decomposition is None:
+    if not isinstance(op.decomposition, ThinBases):
         return small
     return KroneckerPlusNoise(small.kronecker, small.noise, decomposition=op.decomposition.reduced)
 
@@ -156,6 +158,23 @@ def _reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
             )
         )
     return KroneckerPlusNoise(signal, noise)
+
+
+def rows_inside(op: KroneckerPlusNoise, rows: Sequence[tuple[Array, Array | None]]) -> list[Array]:
+    """Rows `C'` for which `C' (reduced op)⁻¹ C'ᵀ` is `C op⁻¹ Cᵀ`.
+
+    Per axis `C_i`, and for a thin axis the `M` of `C_i = M L_iᵀ` beside it. It holds because
+    `Lᵀ S⁻¹ L = G^{1/2} (reduced op)⁻¹ G^{1/2}` with `G = Lᵀ L`.
+    """
+    roots, _ = _whitened(op)
+    inside = []
+    for (row, short), root in zip(rows, roots, strict=True):
+        if root is None or short is None:
+            inside.append(row)
+        else:
+            gram = matmul(jnp.swapaxes(root, -1, -2), root)
+            inside.append(matmul(short, symmetric_root(gram)))
+    return inside
 
 
 def logdet_outside(op: KroneckerPlusNoise) -> Array:
@@ -182,7 +201,7 @@ def logdet_outside(op: KroneckerPlusNoise) -> Array:
 
 def decomposition(op: KroneckerPlusNoise) -> ThinBases:
     """The decomposition of a thin operator, held constant: computed, or the one it carries."""
-    if op.decomposition is not None:
+    if isinstance(op.decomposition, ThinBases):
         return lax.stop_gradient(op.decomposition)
     roots, variances = _whitened(op)
     terms = zip(roots, *_reduced(op).blocks(), strict=True)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -20,6 +21,11 @@ from kronax.linalg.pivoted import choose_pivots, root_at
 FIRST_RANK = 32
 # The trace error that is asked for when none is given, in units of the machine precision.
 DEFAULT_TOLERANCE = 1e3
+
+
+def default_tolerance(dtype: Any) -> float:
+    """The relative trace error that is asked for when none is given."""
+    return DEFAULT_TOLERANCE * float(jnp.finfo(dtype).eps)
 
 
 class LowRank(AbstractFactor):
@@ -170,8 +176,8 @@ class LowRank(AbstractFactor):
 
 def _checked_tolerance(tolerance: Any, kernel: Any, points: Array) -> float:
     one = points[:1]
-    eps = float(jnp.finfo(lax.stop_gradient(kernel(one, one)).dtype).eps)
-    value = DEFAULT_TOLERANCE * eps if tolerance is None else float(tolerance)
+    dtype = jax.eval_shape(kernel, one, one).dtype
+    value = default_tolerance(dtype) if tolerance is None else float(tolerance)
     if not value > 0:
         raise ValueError(
             f"The tolerance of LowRank must be a positive number; got {tolerance!r}. It is the "

@@ -1,0 +1,94 @@
+"""A GridGP with low-rank axes against the same one with dense factors; variances without loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+
+X, Z = np.linspace(0, 1, 30), np.linspace(0, 2, 12)
+NEW = np.linspace(0, 1.2, 5)
+KEY = jax.random.key(0)
+
+
+def process(structure, noise=0.01, dtype=np.float64):
+    kernels = (2.0 * kx.RBF(dtype(0.4)), kx.Matern32(dtype(0.5)))
+    return kx.GridGP(kernels, (X.astype(dtype), Z.astype(dtype)), noise, structure=structure)
+
+
+DENSE = process(("dense", "dense"))
+Y = DENSE.sample(KEY, include_noise=True)
+NOISES = {"scalar": 0.01, "along the low-rank axis": {0: np.linspace(0.01, 0.02, 30)}}
+
+
+@pytest.fixture(params=NOISES, scope="module")
+def pair(request):
+    return [process(s, NOISES[request.param]) for s in (("dense", "dense"), (20, None))]
+
+
+def test_likelihood_and_its_gradient(pair):
+    values = [jax.value_and_grad(lambda gp: gp.log_marginal_likelihood(Y))(gp) for gp in pair]
+    for ours, theirs in zip(*(jax.tree.leaves(v) for v in reversed(values)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-7)
+
+
+@pytest.mark.parametrize("axes", [None, (NEW, None), (None, NEW), (NEW, NEW)])
+def test_predictions(pair, axes):
+    dense, thin = (gp.condition(Y) for gp in pair)
+    np.testing.assert_allclose(thin.mean(axes), dense.mean(axes), atol=1e-6)
+    np.testing.assert_allclose(thin.variance(axes), dense.variance(axes), atol=1e-8)
+
+
+@pytest.mark.parametrize("axes", [None, (NEW, None)])
+def test_draws(pair, axes):
+    post = pair[1].condition(Y)
+    draws = post.sample(KEY, axes, 4000)
+    sd = np.sqrt(post.variance(axes))
+    assert np.abs((draws.mean(0) - post.mean(axes)) / sd).max() < 0.1
+    np.testing.assert_allclose(draws.std(0), sd, rtol=0.12)
+
+
+def test_a_rank_that_is_too_small_says_so():
+    gp = process((4, None))
+    assert "low rank (4 columns, as asked)" in gp.describe()
+    for call in (lambda: gp.log_marginal_likelihood(Y), lambda: gp.condition(Y)):
+        with pytest.raises(ValueError, match="rank 4 to a relative trace error"):
+            call()
+    with pytest.raises(ValueError, match="rank of axis 0 must be at least 1"):
+        process((0, None))
+
+
+def test_a_fit_with_a_low_rank_axis_finds_the_same_optimum():
+    dense, thin = (
+        kx.fit(gp, Y, num_steps=60, progress=False) for gp in (DENSE, process((20, None)))
+    )
+    np.testing.assert_allclose(thin.losses[-1], dense.losses[-1], rtol=1e-8)
+
+
+@pytest.mark.parametrize("structure", [None, ("dense", "dense"), (20, None)])
+def test_float32_variances_at_the_grid_keep_their_digits(structure):
+    """`K − K S⁻¹ K` would lose them all: the variances are 1e-5 of the signal's."""
+    single = process(structure, np.float32(2e-5), np.float32)
+    double = process(("dense", "dense"), 2e-5)
+    ours = single.condition(Y.astype(np.float32)).variance()
+    assert ours.dtype == jnp.float32
+    assert np.all(ours > 0)
+    truth = double.condition(Y).variance()
+    np.testing.assert_allclose(ours, truth, rtol=0.2)
+
+
+@pytest.mark.parametrize("structure", [("dense", "dense"), None, (20, None)])
+def test_gradient_of_the_variance_at_the_grid(structure):
+    def total(t):
+        kernels = (2.0 * kx.RBF(jnp.exp(t[0])), kx.Matern32(jnp.exp(t[1])))
+        gp = kx.GridGP(kernels, (X, Z), jnp.exp(t[2]), structure=structure)
+        return jnp.sum(weights * gp.condition(Y).variance())
+
+    weights = np.random.default_rng(0).normal(size=Y.shape)
+    t = jnp.log(jnp.array([0.4, 0.5, 0.1]))
+    slope = jax.jit(jax.grad(total))(t)
+    step = 1e-4
+    value = jax.jit(total)
+    numeric = [(value(t + step * e) - value(t - step * e)) / (2 * step) for e in np.eye(3)]
+    np.testing.assert_allclose(slope, numeric, rtol=1e-5)

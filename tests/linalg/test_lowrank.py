@@ -1,0 +1,164 @@
+"""LowRank from a kernel: the error it certifies, its derivatives, and what it refuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from kronax.linalg.pivoted import choose_pivots, joint_root, root_at
+
+X = np.linspace(0, 1, 60)
+NOISE = 0.1
+Y = np.random.default_rng(0).normal(size=(60, 3))
+OTHER = np.array([[1.0, 0.3, 0.1], [0.3, 1.2, 0.2], [0.1, 0.2, 0.9]])
+
+
+def rbf(lengthscale, x=X):
+    return kx.RBF(jnp.asarray(lengthscale, x.dtype))
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6, None])
+def test_the_certified_error_bounds_the_true_one(tolerance):
+    factor = kx.LowRank.from_kernel(rbf(0.2), X, tolerance=tolerance)
+    exact = np.asarray(rbf(0.2)(X, X))
+    left = exact - np.asarray(factor.to_dense())
+    asked = 1e3 * np.finfo(float).eps if tolerance is None else tolerance
+    assert np.trace(left) / np.trace(exact) <= factor.trace_error <= asked
+    assert np.linalg.eigvalsh(left).min() > -1e-13, "what is left out is positive semidefinite"
+    if tolerance is not None:
+        fewer = kx.LowRank(factor.columns[:, :-1]).to_dense()
+        assert np.trace(exact - fewer) / np.trace(exact) > tolerance, "no column too many"
+
+
+def test_several_dimensions_and_a_plain_function():
+    points = np.random.default_rng(1).uniform(size=(40, 2))
+    kernel = lambda a, b: jnp.exp(-jnp.sum((a[:, None] - b) ** 2, -1))  # noqa: E731
+    factor = kx.LowRank.from_kernel(kernel, points)
+    np.testing.assert_allclose(factor.to_dense(), kernel(points, points), atol=1e-11)
+
+
+def test_more_columns_than_the_kernel_has_are_zero():
+    factor = kx.LowRank.from_kernel(rbf(2.0), X, rank=40)
+    assert factor.rank == 40
+    assert np.linalg.matrix_rank(np.asarray(factor.columns)) < 15
+    assert np.isfinite(factor.columns).all()
+    np.testing.assert_allclose(factor.to_dense(), rbf(2.0)(X, X), atol=1e-12)
+
+
+def density(build, log_lengthscale, log_noise, y):
+    factor = build(rbf(jnp.exp(log_lengthscale)))
+    return kx.normal_logpdf(y, 0.0, kx.Kronecker(factor, OTHER) + jnp.exp(log_noise))
+
+
+@pytest.mark.parametrize("lengthscale", [0.1, 0.3])
+def test_derivatives_in_the_parameters_of_the_kernel(lengthscale):
+    def derivatives(build):
+        both = lambda t: density(build, t[0], t[1], Y)  # noqa: E731
+        t = jnp.log(jnp.array([lengthscale, NOISE]))
+        return jax.jit(lambda t: (both(t), jax.grad(both)(t), jax.hessian(both)(t)))(t)
+
+    thin = derivatives(lambda kernel: kx.LowRank.from_kernel(kernel, X, rank=40))
+    dense = derivatives(lambda kernel: kx.Dense(kernel(X, X)))
+    for ours, theirs, tolerance in zip(thin, dense, (1e-11, 1e-8, 1e-7), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=tolerance)
+
+
+def test_a_rank_that_does_not_reach_is_nan_under_jit():
+    def value(t, rank):
+        build = lambda kernel: kx.LowRank.from_kernel(kernel, X, rank=rank)  # noqa: E731
+        return density(build, t, -1.0, Y)
+
+    function = jax.jit(value, static_argnums=1)
+    assert np.isnan(function(-2.0, 5))
+    assert np.isfinite(function(-2.0, 40))
+
+
+def test_float32():
+    x = X.astype(np.float32)
+    factor = kx.LowRank.from_kernel(rbf(0.3, x), x)
+    assert factor.dtype == jnp.float32
+    assert factor.trace_error <= 1e3 * np.finfo(np.float32).eps
+    op = kx.Kronecker(factor, OTHER.astype(np.float32)) + NOISE
+    exact = kx.Kronecker(rbf(0.3)(X, X), OTHER) + NOISE
+    ours, theirs = (kx.normal_logpdf(Y.astype(o.dtype), 0.0, o) for o in (op, exact))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3)
+
+
+def test_a_scaled_factor_stays_thin_and_a_negative_one_is_right_or_nan():
+    factor = kx.LowRank(np.random.default_rng(2).normal(size=(6, 2)))
+    x = np.arange(6.0)
+    np.testing.assert_allclose((-2.0 * factor).mv(x), -2.0 * factor.mv(x), rtol=1e-14)
+    doubled = kx.logdet(kx.Kronecker(2.0 * factor) + 1.0)
+    dense = np.linalg.slogdet(2.0 * np.asarray(factor.to_dense()) + np.eye(6))[1]
+    np.testing.assert_allclose(doubled, dense, rtol=1e-12)
+    value = jax.jit(lambda s: kx.logdet(kx.Kronecker(s * factor) + 1.0))(-1.0)
+    assert np.isnan(value)
+
+
+def test_nothing_of_the_size_of_the_axis_squared():
+    n, rank = 400, 8
+
+    def value(root, y, noise):
+        return kx.normal_logpdf(y, 0.0, kx.Kronecker(kx.LowRank(root), OTHER) + noise)
+
+    root, y = np.ones((n, rank)), np.ones((n, 3))
+    program = jax.jit(jax.value_and_grad(value)).lower(root, y, 1.0).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 40 * 8 * n * rank < 8 * n * n
+
+
+def test_draws_have_the_covariance():
+    factor = kx.LowRank(np.random.default_rng(3).normal(size=(4, 2)))
+    op = kx.Kronecker(factor, OTHER)
+    draws = kx.sample_normal(jax.random.key(0), op, (20000,)).reshape(20000, -1)
+    np.testing.assert_allclose(np.cov(draws.T), op.to_dense(), atol=0.15)
+
+
+def test_a_joint_root_keeps_the_old_rows():
+    kernel, new = rbf(0.3), np.linspace(0.5, 1.6, 20)
+    places = choose_pivots(kernel, X, 25).places
+    joint, left = joint_root(kernel, jnp.asarray(X), places, jnp.asarray(new), 15)
+    together = np.concatenate([X, new])
+    assert left < 1e-12
+    np.testing.assert_allclose(joint @ joint.T, kernel(together, together), atol=1e-7)
+    np.testing.assert_array_equal(joint[:60, :25], root_at(kernel, jnp.asarray(X), places))
+    assert not np.any(joint[:60, 25:])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: kx.LowRank(np.ones(3)), ValueError, "root of LowRank must be a matrix"),
+        (
+            lambda: kx.LowRank.from_kernel(rbf(0.1), X, rank=5),
+            ValueError,
+            "must be of rank 5 to a relative trace error",
+        ),
+        (
+            lambda: kx.LowRank.from_kernel(rbf(0.1), X, tolerance=1e-18),
+            ValueError,
+            "relative trace error of 1e-18; got",
+        ),
+        (lambda: kx.LowRank.from_kernel(rbf(0.1), X, tolerance=0), ValueError, "positive number"),
+        (lambda: kx.LowRank.from_kernel(rbf(0.1), X, rank=0), ValueError, "at least 1; got 0"),
+        (lambda: kx.LowRank.from_kernel(rbf(0.1), X, rank=2.0), TypeError, "integer; got 2.0"),
+        (
+            lambda: kx.LowRank.from_kernel(rbf(0.1), np.ones((2, 2, 2))),
+            ValueError,
+            r"shape \(n,\) or \(n, p\)",
+        ),
+        (
+            lambda: jax.jit(lambda t: kx.LowRank.from_kernel(rbf(t), X).to_dense())(0.1),
+            ValueError,
+            "rank of LowRank must be given where the kernel is traced",
+        ),
+        (
+            lambda: kx.logdet(kx.Kronecker(kx.LowRank(np.ones((3, 1))), OTHER)),
+            ValueError,
+            "full rank to be inverted; got rank 1 for size 3",
+        ),
+    ],
+)
+def test_errors(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
