@@ -96,6 +96,7 @@ class Residual(eqx.Module):
     places: Array
 
     def __call__(self, x: Array, z: Array) -> Array:
+        """`(n, m)` for points `x` and `z`."""
         left, right = (root_at(self.kernel, self.points, self.places, at) for at in (x, z))
         return self.kernel(x, z) - matmul(left, right.T)
 
