@@ -400,6 +400,7 @@ def _structured_cases(k3):
     own = [("toeplitz", decay(4, 1)), ("diagonal", [0.3, 0.2, 0.1, 0.4, 0.5])]
     yield _case("structured signal and noise", columns, own)
     yield _case("noise-free, structured", [columns[1], circles[0]])
+    yield _case("noise-free, one place round a circle", [circles[2], ("dense", k3)])
 
 
 def thin(size: int, rank: int, seed: int = 0, batch: tuple[int, ...] = ()) -> np.ndarray:

@@ -42,6 +42,7 @@ def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
     op = as_kronecker(op)
     op.check_square("a decomposition")
     held = tuple(f.factorize(_is_positive_definite(f)) for f in op.factors)
+    explain_not_finite([f.log_abs_det(h) for f, h in zip(op.factors, held, strict=True)], op)
     return Kronecker(*op.factors, decomposition=held)
 
 

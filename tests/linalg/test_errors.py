@@ -1,5 +1,6 @@
 """Bad input: what is refused, by which exception, and that the message shows the bad values."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,16 @@ ASYMMETRIC = np.array([[1.0, 0.5], [0.0, 1.0]])
 INDEFINITE = np.diag([1.0, -2.0])
 SINGULAR = np.ones((2, 2))
 LinAlgError = np.linalg.LinAlgError
+
+
+class Slanted(kx.AbstractFactor):
+    size: int = eqx.field(static=True, default=2)
+
+    def mv(self, x):
+        return x @ ASYMMETRIC.T
+
+    def to_dense(self):
+        return jnp.asarray(ASYMMETRIC)
 
 
 def kronecker_of(second):
@@ -105,6 +116,7 @@ SYMMETRIC = {
         "as noise": lambda: kx.Kronecker(EYE2, EYE3) + kronecker_of(ASYMMETRIC),
         "normal_logpdf": lambda: kx.normal_logpdf(np.ones((2, 3)), 0.0, kronecker_of(ASYMMETRIC)),
         "sample_normal": lambda: kx.sample_normal(KEY, kronecker_of(ASYMMETRIC)),
+        "of a user": lambda: kronecker_of(Slanted()) + 0.1,
     }.items()
 } | {
     f"triangle, {name}": (call, TypeError, r"factor 0 .*covariance; got a LowerTriangular")

@@ -45,6 +45,8 @@ class AbstractFactor(AbstractOperator):
 
     # Whether every leaf has the batch axes in front; else batches go through the dense matrix.
     leaves_have_batch: ClassVar[bool] = False
+    # Whether it is symmetric by construction; else concrete matrices are looked at.
+    is_symmetric: ClassVar[bool] = False
 
     if TYPE_CHECKING:  # type checkers do not know that a property may fill an AbstractVar
 
@@ -113,7 +115,9 @@ class AbstractFactor(AbstractOperator):
         return jnp.moveaxis(self.mv(jnp.moveaxis(x, axis, -1)), -1, axis)
 
     def check_covariance(self, name: str) -> None:
-        """Refuse a factor that cannot be a covariance; the base class trusts."""
+        """Refuse a factor that cannot be a covariance: one that is concrete and not symmetric."""
+        if not self.is_symmetric and checks.is_concrete(self):
+            checks.check_symmetric(self.to_dense(), name)
 
     def event_ndims(self) -> Any:
         """The number of axes of every leaf without its batch, as a matching pytree."""

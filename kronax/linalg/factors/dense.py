@@ -85,10 +85,6 @@ class Dense(AbstractFactor):
         """`scalar * self`; a negative number is not known to keep the definiteness."""
         return Dense(scalar * self.matrix)
 
-    def check_covariance(self, name: str) -> None:
-        """Refuse a concrete matrix that is not symmetric."""
-        checks.check_symmetric(self.matrix, name)
-
     def factorize(self, positive_definite: bool = False) -> AbstractFactorization:
         """Cholesky where the matrix is known to be positive definite, else LU."""
         return super().factorize(positive_definite or self.positive_definite)

@@ -30,6 +30,7 @@ class Diagonal(AbstractFactor):
     """
 
     leaves_have_batch: ClassVar[bool] = True
+    is_symmetric: ClassVar[bool] = True
     values: Float[Array, "*batch n"]
 
     def __init__(self, diagonal: Any):
@@ -99,6 +100,7 @@ class ScaledIdentity(AbstractFactor):
     """
 
     leaves_have_batch: ClassVar[bool] = True
+    is_symmetric: ClassVar[bool] = True
     scale: Float[Array, "*batch"]
     size: int = eqx.field(static=True)
 

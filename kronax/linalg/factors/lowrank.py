@@ -54,6 +54,7 @@ class LowRank(AbstractFactor):
     """
 
     leaves_have_batch: ClassVar[bool] = True
+    is_symmetric: ClassVar[bool] = True
     columns: Float[Array, "*batch n r"]
     trace_error: Float[Array, "*batch"] | None
 

@@ -40,6 +40,7 @@ class Toeplitz(AbstractFactor):
     """
 
     leaves_have_batch: ClassVar[bool] = True
+    is_symmetric: ClassVar[bool] = True
     column: Float[Array, "*batch n"]
 
     def __init__(self, column: Any):
@@ -115,6 +116,7 @@ class Circulant(AbstractFactor):
     """
 
     leaves_have_batch: ClassVar[bool] = True
+    is_symmetric: ClassVar[bool] = True
     column: Float[Array, "*batch n"]
 
     def __init__(self, column: Any):
@@ -165,6 +167,8 @@ class Circulant(AbstractFactor):
 
     def _even_column(self) -> Array:
         """The column with its second half mirrored from the first."""
+        if self.size <= 2:
+            return self.column
         half = self.size // 2 + 1
         rest = jnp.flip(self.column[..., 1 : self.size - half + 1], axis=-1)
         return jnp.concatenate([self.column[..., :half], rest], axis=-1)
@@ -191,6 +195,7 @@ class Centrosymmetric(AbstractFactor):
     """
 
     leaves_have_batch: ClassVar[bool] = True
+    is_symmetric: ClassVar[bool] = True
     matrix: Float[Array, "*batch n n"]
 
     def __init__(self, matrix: Any):
