@@ -160,6 +160,8 @@ class Circulant(AbstractFactor):
 
     def blocks(self) -> SymmetricBlocks:
         """Its eigenvalues, in the real Fourier basis."""
+        if self.size == 1:  # XLA on CPU refuses some Fourier transforms of length one
+            return SymmetricBlocks((self.column,), (1,), (1,))
         values = jnp.fft.rfft(self._even_column(), axis=-1).real
         num_sines = (self.size - 1) // 2
         eigenvalues = jnp.concatenate([values, values[..., 1 : 1 + num_sines]], axis=-1)
