@@ -218,7 +218,7 @@ def _precision(raw: dict[str, Array]) -> Any:
 
 def _start(raw: dict[str, Array], optimizer: Any, num_steps: int) -> _State:
     dtype = _precision(raw)
-    return _State(
+    state = _State(
         raw=raw,
         optimizer=optimizer.init(raw),
         best=raw,
@@ -230,13 +230,18 @@ def _start(raw: dict[str, Array], optimizer: Any, num_steps: int) -> _State:
         status=jnp.asarray(RUNNING, jnp.int32),
         bad={path: jnp.zeros((), bool) for path in raw},
     )
+    return _own_buffers(state)
 
 
-@eqx.filter_jit
-def _run(
-    problem: _Problem, optimizer: Any, state: _State, until: Array, threshold: Array
-) -> _State:
-    """Steps until a count, convergence or a fault."""
+def _own_buffers(state: _State) -> _State:
+    """A copy that shares no buffer with the model of the caller, nor one leaf with another."""
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _run(fixed: tuple[_Problem, Any, Array], state: _State, until: Array) -> _State:
+    """Steps until a count, convergence or a fault; the buffers of `state` are used again."""
+    problem, optimizer, threshold = fixed
     num_steps = state.losses.size - 1
     update = optax.with_extra_args_support(optimizer).update
 
@@ -314,7 +319,7 @@ def _drive(
         while int(state.status) == RUNNING and int(state.step) <= num_steps:
             before, began = int(state.step), time.perf_counter()
             until = jnp.asarray(min(before + chunk, num_steps + 1), jnp.int32)
-            state = jax.block_until_ready(_run(problem, optimizer, state, until, threshold))
+            state = jax.block_until_ready(_run((problem, optimizer, threshold), state, until))
             if int(state.status) == STALLED and float(state.best_loss) < fresh:
                 # A line search can be stuck with a stale curvature: start it afresh from here, as
                 # long as that gains something.
@@ -329,12 +334,13 @@ def _drive(
 
 def _afresh(state: _State, optimizer: Any) -> _State:
     """The state at the best point, with nothing remembered."""
-    return state._replace(
+    again = state._replace(
         raw=state.best,
         optimizer=optimizer.init(state.best),
         stalled=jnp.zeros((), jnp.int32),
         status=jnp.asarray(RUNNING, jnp.int32),
     )
+    return _own_buffers(again)
 
 
 def _result(state, build, scale, num_steps, tolerance, wall_time, settings) -> FitResult:

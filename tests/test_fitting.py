@@ -346,3 +346,13 @@ def test_fits_of_one_form_share_their_compiled_loop(monkeypatch):
 
 class Quadratic(eqx.Module):
     a: jax.Array
+
+
+def test_the_model_that_is_given_survives():
+    """The state's buffers are donated step by step; none of them is the caller's."""
+    gp = make()
+    field = kx.replace(gp, {"variance": jnp.asarray(2.0)})
+    fit(gp, num_steps=3)
+    fit(field, num_steps=3, optimizer=optax.adam(0.1))
+    assert all(not leaf.is_deleted() for leaf in jax.tree.leaves((gp, field)))
+    assert np.isfinite(gp.log_marginal_likelihood(Y))

@@ -6,10 +6,11 @@ derivative rules see blocks only, so a new structure needs no derivative code.
 """
 
 import functools
-from collections.abc import Callable
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, NoReturn
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -161,20 +162,90 @@ def expand(array: Array, ndim: int, size: int) -> Array:
 
 
 def eigenbasis(signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
-    """Diagonalise both terms of one axis together: one `eigh` per block that is not diagonal.
-
-    A block whose term is indefinite beyond rounding gets NaN values.
-    """
-    anchor = _zero_of(signal) + _zero_of(noise)
-    signal, noise = lax.stop_gradient((signal, noise))
-
-    def decompose(arrays: tuple[int, Array, Array]) -> tuple:
-        block, k, n = arrays
-        return _block_basis(k, signal.ndims[block], n, noise.ndims[block], signal.sizes[block])
-
-    pairs = zip(range(len(signal.arrays)), signal.arrays, noise.arrays, strict=True)
+    """Diagonalise both terms of one axis together."""
     batched = bool(signal.batch_shape or noise.batch_shape)
-    found = in_sequence(decompose, pairs, batched=batched)
+    return eigenbases([(signal, noise)], batched=batched)[0]
+
+
+def eigenbases(
+    pairs: Iterable[tuple[SymmetricBlocks, SymmetricBlocks]], *, batched: bool
+) -> tuple[Eigenbasis, ...]:
+    """Diagonalise signal and noise of every axis: one `eigh` per block that is not diagonal.
+
+    A block whose term is indefinite beyond rounding gets NaN values. On a GPU, where a batched
+    `eigh` is truly one, blocks of equal shape on any axes are decomposed in one call.
+
+    Args:
+        pairs: the blocks of signal and noise per axis.
+        batched: some of them have batch axes.
+    """
+    pairs = list(pairs)
+    held = lax.stop_gradient(pairs)
+    blocks = [
+        _Block(k, n, k_ndim, n_ndim, size)
+        for signal, noise in held
+        for k, n, k_ndim, n_ndim, size in zip(
+            signal.arrays, noise.arrays, signal.ndims, noise.ndims, signal.sizes, strict=True
+        )
+    ]
+    together = jax.default_backend() != "cpu"
+    decompose = _decompose_together if together else _decompose_in_turn
+    found = iter(decompose(blocks, batched))
+    return tuple(_assembled(*pair, [next(found) for _ in pair[0].arrays]) for pair in pairs)
+
+
+class _Block(NamedTuple):
+    """One block of both terms, and what tells blocks apart that cannot share a call."""
+
+    signal: Array
+    noise: Array
+    signal_ndim: int
+    noise_ndim: int
+    size: int
+
+    @property
+    def form(self) -> tuple:
+        arrays = (self.signal.shape, self.noise.shape, self.signal.dtype)
+        return (*arrays, self.signal_ndim, self.noise_ndim)
+
+    @property
+    def needs_decomposition(self) -> bool:
+        return 2 in (self.signal_ndim, self.noise_ndim)
+
+
+def _decompose_in_turn(blocks: list[_Block], batched: bool) -> list[tuple]:
+    def one(item: tuple[int, Array, Array]) -> tuple:
+        index, signal, noise = item
+        block = blocks[index]
+        return _block_basis(signal, block.signal_ndim, noise, block.noise_ndim, block.size)
+
+    items = [(i, block.signal, block.noise) for i, block in enumerate(blocks)]
+    return in_sequence(one, items, batched=batched)
+
+
+def _decompose_together(blocks: list[_Block], batched: bool) -> list[tuple]:
+    groups: dict[tuple, list[int]] = {}
+    for i, block in enumerate(blocks):
+        groups.setdefault(block.form if block.needs_decomposition else (i,), []).append(i)
+    found: dict[int, tuple] = {}
+    for members in groups.values():
+        first = blocks[members[0]]
+
+        def one(signal: Array, noise: Array, first: _Block = first) -> tuple:
+            return _block_basis(signal, first.signal_ndim, noise, first.noise_ndim, first.size)
+
+        if len(members) == 1:
+            found[members[0]] = one(first.signal, first.noise)
+            continue
+        signal, noise = (jnp.stack([blocks[i][k] for i in members]) for k in range(2))
+        stacked = jax.vmap(one)(signal, noise)
+        for place, i in enumerate(members):
+            found[i] = tuple(None if part is None else part[place] for part in stacked)
+    return [found[i] for i in range(len(blocks))]
+
+
+def _assembled(signal: SymmetricBlocks, noise: SymmetricBlocks, found: list[tuple]) -> Eigenbasis:
+    """The basis of one axis from those of its blocks."""
     vectors, values, noise_values, log_abs_dets = (list(part) for part in zip(*found, strict=True))
     general = [v for v in log_abs_dets if v is not None]
     return Eigenbasis(
@@ -182,7 +253,7 @@ def eigenbasis(signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
         values=_concatenate(_settled(values)),
         noise_values=_concatenate(_settled(noise_values)),
         log_abs_det=sum(general[1:], general[0]) if general else None,
-        anchor=anchor,
+        anchor=_zero_of(signal) + _zero_of(noise),
         sizes=signal.sizes,
         transform=signal.transform,
     )

@@ -9,13 +9,12 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg import checks
-from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis, full_block
+from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, full_block
 from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.operators import AbstractOperator, define_sums
-from kronax.linalg.sequence import in_sequence
 
 
 class KroneckerPlusNoise(AbstractOperator):
@@ -126,8 +125,7 @@ class KroneckerPlusNoise(AbstractOperator):
         if isinstance(self.decomposition, tuple):
             return lax.stop_gradient(self.decomposition)
         pairs = zip(*self.blocks(), strict=True)
-        batched = bool(self.batch_shape)
-        return tuple(in_sequence(lambda pair: eigenbasis(*pair), pairs, batched=batched))
+        return eigenbases(pairs, batched=bool(self.batch_shape))
 
     def _noise_grid(self) -> Array:
         assert not isinstance(self.noise, Kronecker)

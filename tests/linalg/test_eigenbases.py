@@ -1,0 +1,49 @@
+"""Blocks of equal shape decomposed in one call, as on a GPU, give the same as one after another."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from kronax.linalg import eigenbases
+from tests.cases import CASES, covariance
+from tests.tolerances import assert_close
+
+NAMES = (
+    "equal sizes",
+    "four axes",
+    "Toeplitz, even and odd",
+    "one factor of each structure",
+    "full Kronecker noise, three axes",
+    "batched full noise",
+    "identity factor",
+)
+
+
+@pytest.fixture
+def together(monkeypatch):
+    """What a GPU does; nothing that was compiled for the CPU is used, or left behind."""
+    jax.clear_caches()
+    monkeypatch.setattr(eigenbases, "_decompose_in_turn", eigenbases._decompose_together)
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_numbers(name, together):
+    op = CASES[name].operator
+    assert_close(kx.logdet(op), np.linalg.slogdet(np.asarray(op.to_dense()))[1])
+
+
+def test_one_call_for_equal_sizes(together):
+    def value(a, b, c, y):
+        return kx.normal_logpdf(y, 0.0, kx.Kronecker(a, b, c) + 0.1)
+
+    factors = covariance(6), covariance(6, 1), covariance(5)
+    program = jax.jit(jax.value_and_grad(value)).lower(*factors, jnp.ones((6, 6, 5)))
+    text = program.as_text()
+    assert len(re.findall(r"@lapack_dsyevd_ffi\(", text)) == 2
+    assert re.search(r"lapack_dsyevd_ffi.*tensor<2x6x6xf64>", text)
