@@ -3,7 +3,8 @@
 The truth is dense: the inverse of the whole covariance and traces of products with it, in closed
 form and float64 (`benchmarks.reference`); up to 2000 cells it is confirmed by differentiating
 through a dense Cholesky factor. Where the dense matrix does not fit, it is another closed form in
-80-bit numbers (`benchmarks.extended`), for the gradient alone. Derivatives are in log-parameters, correlations as they are.
+80-bit numbers (`benchmarks.extended`), for the gradient alone. Derivatives are in log-parameters,
+correlations as they are.
 """
 
 from math import prod
