@@ -114,7 +114,8 @@ def run(quick: bool) -> None:
         for row in new:
             print(
                 f"  {row['method']}: gradient {row['gradient_error']:.1e} (worst component "
-                f"{row['worst_component_error']:.1e}), Hessian {row.get('hessian_error', float('nan')):.1e}"
+                f"{row['worst_component_error']:.1e}), "
+                f"Hessian {row.get('hessian_error', float('nan')):.1e}"
             )
         print("  truth:", ", ".join(f"{k} {v}" for k, v in new[0]["truth"].items()))
     save("gradients", rows, quick, noise=NOISE)
