@@ -11,7 +11,8 @@ from jaxtyping import Array
 
 from kronax.linalg.modes import matmul
 
-# A place whose variance is explained up to this many `n · eps` of the largest has nothing to add.
+# A place whose variance is explained up to this many `k · eps` of the largest after k columns has
+# nothing to add: every column subtracts with a rounding error of its own.
 EXHAUSTED = 4.0
 
 
@@ -41,7 +42,7 @@ def choose_pivots(
     kernel_of = lambda x, z: lax.stop_gradient(kernel(x, z))  # noqa: E731
     variances = jax.vmap(lambda p: kernel_of(p[None], p[None])[0, 0])(points)
     size, eps = points.shape[0], jnp.finfo(variances.dtype).eps
-    least = EXHAUSTED * size * eps * (jnp.max(variances) if scale is None else scale)
+    least = EXHAUSTED * eps * (jnp.max(variances) if scale is None else scale)
     trace = jnp.sum(variances) if scale is None else size * scale
 
     def step(k: Array, state: tuple) -> tuple:
@@ -49,7 +50,7 @@ def choose_pivots(
         place = jnp.argmax(left)
         top = left[place]
         column = kernel_of(points, points[place][None])[:, 0] - root @ root[place]
-        useful = top > least
+        useful = top > least * (k + 1).astype(top.dtype)
         column = jnp.where(useful, column / jnp.sqrt(jnp.where(useful, top, 1)), 0)
         left = jnp.maximum(left - jnp.square(column), 0)
         left = left.at[place].set(jnp.where(useful, 0, jnp.maximum(top, 0)))
