@@ -106,6 +106,16 @@ def left_product(a: Array, b: Array, *, transpose: bool = False) -> Array:
     return jnp.einsum("pqi,...pqj->...ij", cut_a, cut_b, precision=HIGHEST)
 
 
+def apart(x: Array) -> Array:
+    """`x`, kept out of the reduction that consumes it.
+
+    XLA on CPU fuses a product with that reduction, and then runs a chain of products several times
+    slower.
+    """
+    bits = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, exponent_bits=bits.nexp, mantissa_bits=bits.nmant)
+
+
 def along(vector: Array, axis: int) -> Array:
     """`vector` `(n,)` shaped so that it broadcasts along `axis < 0` of a grid."""
     return vector.reshape(*vector.shape, *(1,) * (-axis - 1))
