@@ -120,11 +120,11 @@ class Eigenbasis(eqx.Module):
     def rotate(self, x: Array, axis: int) -> Array:
         """`Wᵀ` along `axis < 0` of `x` (no batch)."""
         x = self.transform.forward(x, axis)
-        return self._apply([None if w is None else w.T for w in self.blocks], x, axis)
+        return self._apply(x, axis, transpose=True)
 
     def unrotate(self, x: Array, axis: int) -> Array:
         """`W` along `axis < 0` of `x` (no batch)."""
-        return self.transform.backward(self._apply(self.blocks, x, axis), axis)
+        return self.transform.backward(self._apply(x, axis), axis)
 
     @property
     def is_identity(self) -> bool:
@@ -139,12 +139,12 @@ class Eigenbasis(eqx.Module):
         """`W` as a matrix (no batch)."""
         return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
-    def _apply(self, matrices, x: Array, axis: int) -> Array:
-        if all(m is None for m in matrices):
+    def _apply(self, x: Array, axis: int, *, transpose: bool = False) -> Array:
+        if all(w is None for w in self.blocks):
             return x
         pieces = [
-            piece if m is None else apply_along(m, piece, axis)
-            for m, piece in zip(matrices, split_blocks(x, self.sizes, axis), strict=True)
+            piece if w is None else apply_along(w, piece, axis, transpose=transpose)
+            for w, piece in zip(self.blocks, split_blocks(x, self.sizes, axis), strict=True)
         ]
         return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
 

@@ -11,7 +11,7 @@ from kronax.linalg.factorizations import AbstractFactorization
 from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
-from kronax.linalg.modes import map_batch, matmul
+from kronax.linalg.modes import apply_all, best_order, map_batch, matmul
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sequence import in_sequence
 
@@ -191,13 +191,11 @@ def as_kronecker(op: Any, name: str = "op") -> Kronecker:
 
 
 def _mv(factors: tuple[AbstractFactor, ...], x: Array) -> Array:
-    """Apply every factor along its axis, the one that shrinks the array most first."""
+    """Apply every factor along its axis, in the order of the fewest operations."""
     num_axes = len(factors)
-
-    def growth(i: int) -> float:
-        return factors[i].output_grid_shape[0] / factors[i].size
-
-    for i in sorted(range(num_axes), key=growth):
+    if all(isinstance(f, Dense) for f in factors):
+        return apply_all([f.to_dense() for f in factors], x)
+    for i in best_order([(f.output_grid_shape[0], f.size) for f in factors]):
         x = factors[i].mv_along(x, i - num_axes)
     return x
 

@@ -1,6 +1,6 @@
 """Apply a matrix along one axis of a grid, the two layouts of a vector, and batches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 from typing import Any
 
@@ -10,6 +10,11 @@ from jax import lax
 from jaxtyping import Array
 
 HIGHEST = lax.Precision.HIGHEST
+# Neighbouring matrices whose Kronecker product has at most this size are one matrix: a pass over
+# the array costs more than the operations that it saves (2 cores, float32 and float64).
+MERGED_SIZE = 36
+# Passing the axes round saves the copies of middle axes; worth this much more arithmetic.
+ROUND_COST = 1.1
 
 
 def matmul(a: Array, b: Array) -> Array:
@@ -17,33 +22,98 @@ def matmul(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=HIGHEST)
 
 
-def apply_along(matrix: Array, x: Array, axis: int) -> Array:
+def apply_along(matrix: Array, x: Array, axis: int, *, transpose: bool = False) -> Array:
     """Contract the columns of `matrix` `(m, n)` with `axis < 0` of `x`; cost `2 m x.size`.
 
-    The last axis is a right product, the first a left one, any other a batched left one: there is
-    no explicit transpose.
+    The last axis is a right product, the first a left one, any other a batched left one. With
+    `transpose` the rows are contracted instead, faster than with `matrix.T`.
     """
     if axis == -1:
-        return matmul(x, matrix.T)
+        return matmul(x, matrix if transpose else matrix.T)
     lead, size, trail = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    if prod(lead) == 1:
-        product = left_product(matrix, x.reshape(size, prod(trail)))
-    else:
-        product = matmul(matrix, x.reshape(prod(lead), size, prod(trail)))
-    return product.reshape(*lead, matrix.shape[0], *trail)
+    shape = (size, prod(trail)) if prod(lead) == 1 else (prod(lead), size, prod(trail))
+    product = left_product(matrix, x.reshape(shape), transpose=transpose)
+    return product.reshape(*lead, matrix.shape[1 if transpose else 0], *trail)
 
 
-def left_product(a: Array, b: Array) -> Array:
-    """`a @ b` for two matrices.
+def apply_all(matrices: Sequence[Array], x: Array) -> Array:
+    """Contract the columns of one matrix per trailing axis of `x` with that axis.
 
-    XLA on CPU runs the product of a transposed matrix with another, which contracts the first axis
-    of both, at half speed; cutting that axis in two keeps it on the fast path.
+    With three axes or more each product takes the last axis and puts the result in front, so that
+    after a full round every axis is back in its place: no middle axis and no copy.
     """
-    size = a.shape[1]
-    if size % 2:
+    batch, rows = x.shape[: x.ndim - len(matrices)], tuple(m.shape[0] for m in matrices)
+    merged = _merge_small(matrices)
+    shapes = [m.shape for m in merged]
+    order = best_order(shapes)
+    round_cost = ROUND_COST * _cost(shapes, order)
+    if len(merged) > 2 and _cost(shapes, range(len(merged))[::-1]) <= round_cost:
+        for matrix in reversed(merged):
+            x = x.reshape(-1, matrix.shape[1])
+            x = jnp.einsum("mn,rn->mr", matrix, x, precision=HIGHEST)
+        return x.reshape(prod(rows), prod(batch)).T.reshape(*batch, *rows)
+    x = x.reshape(*batch, *(n for _, n in shapes))
+    for i in order:
+        x = apply_along(merged[i], x, i - len(merged))
+    return x.reshape(*batch, *rows)
+
+
+def best_order(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """The order of the axes in which matrices of these shapes take the fewest operations.
+
+    Before `j`, a matrix `(m_i, n_i)` costs `m_i + (m_i/n_i) m_j` per entry, after it
+    `m_j + (m_j/n_j) m_i`; the first is less just where `1/n_i − 1/m_i < 1/n_j − 1/m_j`. So any
+    other order than the sorted one has two neighbours that gain by changing places.
+    """
+    return sorted(range(len(shapes)), key=lambda i: 1 / shapes[i][1] - 1 / shapes[i][0])
+
+
+def _cost(shapes: Sequence[tuple[int, ...]], order: Iterable[int]) -> float:
+    """Operations per entry of the array."""
+    total, entries = 0.0, 1.0
+    for i in order:
+        rows, columns = shapes[i]
+        total += entries * rows
+        entries *= rows / columns
+    return total
+
+
+def _merge_small(matrices: Sequence[Array]) -> list[Array]:
+    merged = list(matrices[:1])
+    for matrix in matrices[1:]:
+        last = merged[-1]
+        rows, columns = (a * b for a, b in zip(last.shape, matrix.shape, strict=True))
+        if max(rows, columns) <= MERGED_SIZE:
+            merged[-1] = (last[:, None, :, None] * matrix[:, None]).reshape(rows, columns)
+        else:
+            merged.append(matrix)
+    return merged
+
+
+def left_product(a: Array, b: Array, *, transpose: bool = False) -> Array:
+    """`a @ b`, or `aᵀ @ b`, for a matrix `a` and one or more matrices `b`.
+
+    XLA on CPU contracts the first axis of both matrices at half speed in float64; cutting that
+    axis in two makes it copy `a` into the right order and takes the fast path.
+    """
+    if not transpose:
         return matmul(a, b)
-    left, right = a.T.reshape(2, size // 2, -1), b.reshape(2, size // 2, -1)
-    return jnp.einsum("pqi,pqj->ij", left, right, precision=HIGHEST)
+    size = a.shape[0]
+    if size % 2 or a.dtype != jnp.float64:
+        return matmul(a.T, b)
+    cut_a = a.reshape(2, size // 2, a.shape[1])
+    cut_b = b.reshape(*b.shape[:-2], 2, size // 2, b.shape[-1])
+    return jnp.einsum("pqi,...pqj->...ij", cut_a, cut_b, precision=HIGHEST)
+
+
+def apart(x: Array) -> Array:
+    """`x`, kept out of the reduction that consumes it.
+
+    XLA on CPU fuses a product with that reduction, and then runs a chain of products several times
+    slower.
+    """
+    bits = jnp.finfo(x.dtype)
+    return lax.reduce_precision(x, exponent_bits=bits.nexp, mantissa_bits=bits.nmant)
 
 
 def along(vector: Array, axis: int) -> Array:
@@ -65,7 +135,7 @@ def gram(x: Array, y: Array, axis: int) -> Array:
     """`X_(i) Y_(i)ᵀ` of the two unfoldings along `axis`: `(n, n)`, cost `2 n x.size`."""
     others = [a for a in range(x.ndim) if a != axis % x.ndim]
     if others == [0]:
-        return left_product(x.T, y)
+        return left_product(x, y, transpose=True)
     return jnp.tensordot(x, y, axes=(others, others), precision=HIGHEST)
 
 

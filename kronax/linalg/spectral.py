@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand, split_blocks
-from kronax.linalg.modes import gram, matmul, outer, sum_others
+from kronax.linalg.modes import apart, apply_along, gram, matmul, outer, sum_others
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 
 Weights = tuple[float, float]
@@ -130,19 +130,27 @@ def _block_gradients(block, basis, want, others, d, a, axis, weights):
             if on_quadratic:
                 diagonal -= on_quadratic * sum_others(others * jnp.square(a_k), axis)
             slopes.append(jnp.sum(diagonal) if ndim == 0 else diagonal)
-            continue
-        slope = jnp.diag(diagonal)
-        if on_quadratic:
-            slope = slope - on_quadratic * gram(others * a_k, a_k, axis)
-        half = matmul(w, slope)
-        if ndim == 1:
-            slopes.append(jnp.sum(half * w, axis=-1))
+        elif ndim == 1:
+            slope = jnp.diag(diagonal)
+            if on_quadratic:
+                slope -= on_quadratic * gram(others * a_k, a_k, axis)
+            slopes.append(jnp.sum(matmul(w, slope) * w, axis=-1))
         else:
-            # XLA on CPU fuses a product with the reduction that consumes it, and then runs the
-            # chain of products several times slower; symmetrising keeps them apart.
-            full = matmul(half, w.T)
-            slopes.append((full + full.T) / 2)
+            slopes.append(_full_gradient(w, diagonal, others, a_k, axis, on_quadratic))
     return slopes
+
+
+def _full_gradient(w, diagonal, others, a, axis, on_quadratic):
+    """`W [diag − b A_(i) diag(λ_{-i}) A_(i)ᵀ] Wᵀ`, the quadratic part in the cheaper order."""
+    size = w.shape[0]
+    if not on_quadratic:
+        return apart(matmul(w * diagonal, w.T))
+    if a.size >= size * size:
+        slope = jnp.diag(diagonal) - on_quadratic * gram(others * a, a, axis)
+        return apart(matmul(matmul(w, slope), w.T))
+    # Few other cells: their part has low rank, and needs no product of two n × n matrices.
+    turned = apply_along(w, a, axis)
+    return apart(matmul(w * diagonal, w.T) - on_quadratic * gram(others * turned, turned, axis))
 
 
 def _gradient_derivative(problem, bases, tangents, *, weights, needed):
