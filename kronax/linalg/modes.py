@@ -132,11 +132,14 @@ def outer(vectors: Sequence[Array], skip: int | None = None) -> Array:
 
 
 def gram(x: Array, y: Array, axis: int) -> Array:
-    """`X_(i) Y_(i)ᵀ` of the two unfoldings along `axis`: `(n, n)`, cost `2 n x.size`."""
-    others = [a for a in range(x.ndim) if a != axis % x.ndim]
-    if others == [0]:
+    """`X_(i) Y_(i)ᵀ` of the two unfoldings along `axis`: `(n, n)`, cost `2 n x.size`.
+
+    With `x` and `y` the same array there is one unfolded copy, else two.
+    """
+    if x.ndim == 2 and axis % 2 == 1:
         return left_product(x, y, transpose=True)
-    return jnp.tensordot(x, y, axes=(others, others), precision=HIGHEST)
+    unfolded = [jnp.moveaxis(v, axis, 0).reshape(v.shape[axis], -1) for v in (x, y)]
+    return jnp.einsum("am,bm->ab", *unfolded, precision=HIGHEST)
 
 
 def sum_others(x: Array, axis: int) -> Array:
