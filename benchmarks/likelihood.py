@@ -102,9 +102,7 @@ def with_fastest_peer(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def measure(
-    kernel: str, shape: tuple[int, ...], rounds: int, peers: Peers
-) -> list[dict[str, Any]]:
+def measure(kernel: str, shape: tuple[int, ...], rounds: int, peers: Peers) -> list[dict[str, Any]]:
     """One row per method."""
     axes, parameters, y, truth = problem(kernel, shape)
     on_device = [jnp.asarray(x) for x in axes], jnp.asarray(parameters), jnp.asarray(y)

@@ -15,9 +15,7 @@ def likelihood(
 ) -> Callable:
     """Value and gradient of the log density in `(log ℓ_1, …, log σ²)`."""
     t = pt.vector("t", shape=parameters.shape)
-    covariances = [
-        KERNELS[kernel](1, ls=pt.exp(t[i]))(x[:, None]) for i, x in enumerate(axes)
-    ]
+    covariances = [KERNELS[kernel](1, ls=pt.exp(t[i]))(x[:, None]) for i, x in enumerate(axes)]
     normal = pm.KroneckerNormal.dist(
         mu=np.zeros(y.size), covs=covariances, sigma=pt.exp(t[len(axes)] / 2)
     )
