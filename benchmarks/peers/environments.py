@@ -10,7 +10,7 @@ FOLDER = Path(__file__).resolve().parents[2] / ".peers"
 LUAS_CHECKOUT = "KRONAX_LUAS"
 
 # pykronecker takes NumPy unless JAX is there, so that its two backends are two environments. luas
-# is on no package index: `LUAS_CHECKOUT` names a checkout, and what only its examples need stays out.
+# is on no package index: `LUAS_CHECKOUT` names a checkout. What its examples need stays out.
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "pymc": ("pymc>=5.28", "numpy>=2"),
     "gpytorch": ("gpytorch==1.15.*", "linear_operator==0.6.*", "torch>=2.9", "numpy>=2"),

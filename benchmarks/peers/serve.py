@@ -86,6 +86,8 @@ def main() -> None:
 
 def _reason(error: Exception, most: int) -> str:
     """One line; what ran out of memory says of how much."""
+    if isinstance(error, NotImplementedError):
+        return str(error)
     text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     signs = ("memory", "alloc", "resource_exhausted")
     if any(sign in text.lower() for sign in signs):

@@ -9,7 +9,7 @@ from pykronecker import KroneckerProduct, fast_math
 def matvec(factors: list[np.ndarray], x: np.ndarray) -> Callable:
     """The Kronecker product times a vector of grid shape, or columns for a batch."""
     if any(f.shape[0] != f.shape[1] for f in factors):
-        raise ValueError("square factors only")
+        raise NotImplementedError("square factors only")
     shape = tuple(len(f) for f in factors)
     operator = KroneckerProduct([fast_math.mod.asarray(f) for f in factors])
     if x.shape == shape:
