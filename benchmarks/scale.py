@@ -147,4 +147,6 @@ def run(quick: bool) -> None:
                 ),
                 flush=True,
             )
-            save("scale", rows, quick, kernel=KERNEL, lengthscales=LENGTHSCALES, noise=NOISE)
+            versions = {PEERS[r["method"]]: r["versions"] for r in rows if "versions" in r}
+            notes = {"kernel": KERNEL, "lengthscales": LENGTHSCALES, "noise": NOISE}
+            save("scale", rows, quick, **notes, peers=versions)
