@@ -7,17 +7,14 @@ a process of its own, one chain per core, compile time included; one that takes 
 """
 
 import json
-import subprocess
-import sys
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
 from benchmarks import reference
-from benchmarks.measure import ROOT, save
+from benchmarks.apart import apart
+from benchmarks.measure import CandidateError, save
 
 SHAPE = (30, 25)
 TRUTH = {"variance": 1.0, "lengthscale_1": 0.3, "lengthscale_2": 0.4, "sigma": 0.1**0.5}
@@ -97,19 +94,10 @@ def sample(method: str, num_warmup: int, num_samples: int) -> dict[str, Any]:
 def measure(method: str, draws: dict[str, int]) -> dict[str, Any]:
     """One row, from a process of its own."""
     row = {"method": method, **draws, "num_chains": NUM_CHAINS}
-    with TemporaryDirectory() as folder:
-        output = Path(folder) / "row.json"
-        arguments = [method, *(str(n) for n in draws.values()), str(output)]
-        try:
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.mcmc", *arguments],
-                cwd=ROOT,
-                check=True,
-                timeout=LIMIT_S,
-            )
-        except subprocess.TimeoutExpired:
-            return {**row, "seconds": None, "unfinished_after": LIMIT_S}
-        return {**row, **json.loads(output.read_text())}
+    try:
+        return {**row, **apart("mcmc", "sample", LIMIT_S, method=method, **draws)}
+    except CandidateError as reason:
+        return {**row, "seconds": None, "error": str(reason)}
 
 
 def run(quick: bool) -> None:
@@ -121,8 +109,3 @@ def run(quick: bool) -> None:
         shown = {k: v for k, v in row.items() if k != "lengthscale_1"}
         print(json.dumps(shown))
     save("mcmc", rows, quick, shape=SHAPE, truth=TRUTH)
-
-
-if __name__ == "__main__":
-    _, name, warmup, samples, target = sys.argv
-    Path(target).write_text(json.dumps(sample(name, int(warmup), int(samples))))

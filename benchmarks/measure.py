@@ -24,8 +24,17 @@ SHORTEST_ROUND_S = 0.01
 PACKAGES = ("jax", "jaxlib", "numpyro", "numpy", "scipy")
 
 
+class CandidateError(RuntimeError):
+    """A candidate has no result, for a reason that goes into the tables."""
+
+
 def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
-    """Time of one call, from the mean of `repeats` in a row, until the results are there."""
+    """Time of one call, from the mean of `repeats` in a row, until the results are there.
+
+    A call in another process has its own `seconds`: it is timed there, without the way to it.
+    """
+    if hasattr(call, "seconds"):
+        return call.seconds(repeats)
     start = perf_counter()
     for _ in range(repeats):
         jax.block_until_ready(call())
@@ -35,22 +44,33 @@ def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
 def alternate(
     candidates: dict[str, Callable[[], Any]], rounds: int = ROUNDS, budget_s: float = 15.0
 ) -> dict[str, dict[str, Any]]:
-    """Median times of candidates that take turns, round by round, in this process.
+    """Median times of candidates that take turns, round by round, each in its own process.
 
     Short calls are repeated within a round. A candidate that would take longer than `budget_s` in
-    all gets fewer rounds; one whose first call takes a third of that is not called again.
+    all gets fewer rounds; one whose first call takes a third of that is not called again. One that
+    raises `CandidateError` has no seconds but the reason.
     """
-    first = {name: seconds(call) for name, call in candidates.items()}
+    failed: dict[str, str] = {}
+
+    def timed(name: str, repeats: int = 1) -> float:
+        try:
+            return seconds(candidates[name], repeats)
+        except CandidateError as reason:
+            failed[name] = str(reason)
+            return float("nan")
+
+    first = {name: timed(name) for name in candidates}
     slow = {name for name, taken in first.items() if taken > budget_s / 3}
-    warm = {name: seconds(call) for name, call in candidates.items() if name not in slow}
-    repeats = {name: max(1, round(SHORTEST_ROUND_S / t)) for name, t in warm.items()}
+    warm = {name: timed(name) for name in candidates if name not in slow | failed.keys()}
     times: dict[str, list[float]] = {name: [first[name]] if name in slow else [] for name in first}
     for turn in range(rounds):
         for name, t in warm.items():
-            if turn == 0 or turn < budget_s / t:
-                times[name].append(seconds(candidates[name], repeats[name]))
+            if name not in failed and (turn == 0 or turn < budget_s / t):
+                times[name].append(timed(name, max(1, round(SHORTEST_ROUND_S / t))))
     return {
-        name: {
+        name: {"seconds": None, "error": failed[name]}
+        if name in failed
+        else {
             "seconds": median(taken),
             "quartiles": [float(q) for q in np.quantile(taken, (0.25, 0.75))],
             "rounds": len(taken),
@@ -58,6 +78,12 @@ def alternate(
         }
         for name, taken in times.items()
     }
+
+
+def shown(timing: dict[str, Any], unit: float = 1e-3, name: str = "ms") -> str:
+    """A time for the log, or why there is none."""
+    taken = timing["seconds"]
+    return timing["error"] if taken is None else f"{taken / unit:.3g} {name}"
 
 
 def relative_error(value: Any, truth: Any) -> float:
@@ -105,7 +131,6 @@ def save(workload: str, rows: list[dict[str, Any]], quick: bool, **notes: Any) -
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {"workload": workload, **surroundings(), **notes, "rows": rows}
     path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}")
     return path
 
 

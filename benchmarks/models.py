@@ -60,6 +60,19 @@ def structured(kernel: str, axes: Sequence[Array]) -> Callable:
     return value
 
 
+def low_rank(kernel: str, axes: Sequence[Array], rank: int = 48) -> Callable:
+    """The library under test with factors of low rank, which a smooth kernel has."""
+
+    def value(parameters: Array, y: Array) -> Array:
+        factors = (
+            kx.LowRank.from_kernel(STATIONARY[kernel](jnp.exp(t)), x, rank=rank, tolerance=1e-10)
+            for t, x in zip(parameters, axes, strict=False)
+        )
+        return kx.normal_logpdf(y, 0.0, kx.Kronecker(*factors) + jnp.exp(parameters[-1]))
+
+    return value
+
+
 def likelihood(method: Callable, kernel: str, axes: Sequence[Array]) -> Callable:
     """`(parameters, y) -> log density` by one of the methods above."""
 

@@ -1,0 +1,65 @@
+"""The virtual environments of the peers: what is in them, and how they are made."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parents[2] / ".peers"
+LUAS_CHECKOUT = "KRONAX_LUAS"
+
+# pykronecker takes NumPy unless JAX is there, so that its two backends are two environments. luas
+# is on no package index: `LUAS_CHECKOUT` names a checkout. What its examples need stays out.
+REQUIREMENTS: dict[str, tuple[str, ...]] = {
+    "pymc": ("pymc>=5.28", "numpy>=2"),
+    "gpytorch": ("gpytorch==1.15.*", "linear_operator==0.6.*", "torch>=2.9", "numpy>=2"),
+    "pykronecker": ("pykronecker==0.1.3", "numpy>=2"),
+    "pykronecker-jax": ("pykronecker==0.1.3", "jax>=0.10", "numpy>=2"),
+    "luas": ("jax>=0.10", "scipy", "tqdm", "matplotlib", "numpy>=2"),
+}
+# What a result names of each environment.
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "pymc": ("pymc", "pytensor"),
+    "gpytorch": ("gpytorch", "linear_operator", "torch"),
+    "pykronecker": ("pykronecker", "numpy"),
+    "pykronecker-jax": ("pykronecker", "jax"),
+    "luas": ("luas", "jax"),
+}
+
+
+def python(name: str) -> Path:
+    """The interpreter of a peer, there or not."""
+    return FOLDER / name / "bin" / "python"
+
+
+def is_installed(name: str) -> bool:
+    """Whether an installation came to its end."""
+    return _mark(name).exists()
+
+
+def install(name: str) -> None:
+    """Make a peer's environment anew."""
+    if name not in REQUIREMENTS:
+        raise ValueError(f"a peer must be one of {', '.join(REQUIREMENTS)}; got {name!r}.")
+    checkout = os.environ.get(LUAS_CHECKOUT)
+    if name == "luas" and not checkout:
+        print(f"luas: left out. Set {LUAS_CHECKOUT} to the path of a checkout to install it.")
+        return
+    folder = FOLDER / name
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    _pip(name, *REQUIREMENTS[name])
+    if name == "luas":
+        _pip(name, "--no-deps", str(checkout))
+    _mark(name).touch()
+    print(f"{name}: installed in {folder}")
+
+
+def _pip(name: str, *what: str) -> None:
+    command = [python(name), "-m", "pip", "install", "-q", "--disable-pip-version-check", *what]
+    subprocess.run(command, check=True)
+
+
+def _mark(name: str) -> Path:
+    return FOLDER / name / "complete"

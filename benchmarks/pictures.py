@@ -1,0 +1,188 @@
+"""The pictures of README and documentation, from stored results."""
+
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+from benchmarks.measure import ROOT
+
+# Label, colour and marker of a method in every picture.
+STYLES = {
+    "kronax": ("kronax, dense factors", "tab:blue", "o"),
+    "regular": ("kronax, regular axes seen", "tab:green", "o"),
+    "naive": ("automatic differentiation through eigh", "tab:red", "o"),
+    "eigh": ("eigh of the factors alone", "0.45", None),
+    "low rank": ("kronax, factors of low rank", "tab:cyan", "*"),
+    "luas": ("luas", "tab:purple", "s"),
+    "GPyTorch": ("GPyTorch", "tab:orange", "^"),
+    "PyMC": ("PyMC", "tab:brown", "D"),
+    "kronax, not jitted": ("kronax, not jitted", "tab:cyan", "o"),
+    "NumPy": ("NumPy by axis", "0.6", "P"),
+    "dense": ("dense", "0.2", "v"),
+    "PyTensor": ("PyTensor, dense", "tab:brown", "D"),
+    "einsum": ("einsum", "tab:red", "P"),
+    "pykronecker, NumPy": ("pykronecker, NumPy", "tab:olive", "s"),
+    "pykronecker, JAX": ("pykronecker, JAX", "tab:pink", "s"),
+}
+
+
+def _style(method: str, has_structure: bool = True) -> dict[str, Any]:
+    label, colour, marker = STYLES[method]
+    label = "kronax" if method == "kronax" and not has_structure else label
+    line = {"label": label, "color": colour, "marker": marker, "ms": 5}
+    return line | ({"ls": "--", "zorder": 1} if marker is None else {})
+
+
+def _timed(rows: Iterable[dict[str, Any]], **fixed: Any) -> dict[str, list[dict[str, Any]]]:
+    """Rows with a time and these values, by method in the order of `STYLES`."""
+    kept = [r for r in rows if r["seconds"] and all(r[k] == v for k, v in fixed.items())]
+    groups = {m: [r for r in kept if r["method"] == m] for m in STYLES}
+    return {method: group for method, group in groups.items() if group}
+
+
+def likelihood_picture(results: dict[str, Any], path: Path) -> None:
+    """Time and gradient error against the size of a square grid, one column per kernel."""
+    rows = [r for r in results["rows"] if len(set(r["shape"])) == 1]
+    kernels = list(dict.fromkeys(row["kernel"] for row in rows))
+    figure, axes = plt.subplots(
+        2, len(kernels), figsize=(11, 8), sharex=True, sharey="row", layout="constrained"
+    )
+    sizes = sorted({r["shape"][0] for r in rows})
+    for kernel, (top, bottom) in zip(kernels, axes.T, strict=True):
+        for method, group in _timed(rows, kernel=kernel).items():
+            if method == "dense":
+                continue
+            x = [r["shape"][0] for r in group]
+            top.loglog(x, [1e3 * r["seconds"] for r in group], **_style(method))
+            if method != "eigh":
+                errors = [r["gradient_error"] or float("nan") for r in group]
+                bottom.loglog(x, errors, **_style(method))
+        top.set_title(f"{kernel} kernel, n × n grid")
+        bottom.axhline(1, color="0.7", lw=1, ls=":")
+        if top is axes[0, 0]:
+            bottom.text(
+                sizes[0], 0.4, "as large as the gradient", color="0.45", fontsize=9, va="top"
+            )
+        bottom.set(xlabel="n", xticks=sizes, xticklabels=sizes)
+        bottom.minorticks_off()
+        for ax in (top, bottom):
+            ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("value and gradient, ms")
+    axes[1, 0].set_ylabel("relative error of the gradient")
+    _legend_below(figure, axes[0])
+    _save(figure, path)
+
+
+def solve_picture(results: dict[str, Any], path: Path) -> None:
+    """Time against the size of both factors for one vector, one column per kind of factor."""
+    rows = [r for r in results["rows"] if r["form"] == "vector"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    figure, axes = plt.subplots(
+        1, len(kinds), figsize=(11, 4.4), sharey=True, layout="constrained", squeeze=False
+    )
+    for kind, ax in zip(kinds, axes[0], strict=True):
+        for method, group in _timed(rows, kind=kind).items():
+            sizes = [r["size"] for r in group]
+            ax.loglog(sizes, [1e6 * r["seconds"] for r in group], **_style(method, False))
+        sizes = sorted({r["size"] for r in rows})
+        ax.set(title=f"{kind} factors, n × n each", xlabel="n", xticks=sizes, xticklabels=sizes)
+        ax.minorticks_off()
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("solve, µs")
+    _legend_below(figure, axes[0])
+    _save(figure, path)
+
+
+def matvec_picture(results: dict[str, Any], path: Path) -> None:
+    """Time of every method relative to kronax, one line per case."""
+    cases = list(dict.fromkeys(row["case"] for row in results["rows"]))[::-1]
+    figure, ax = plt.subplots(figsize=(9, 0.6 * len(cases) + 2), layout="constrained")
+    for method, group in _timed(results["rows"]).items():
+        ax.semilogx(
+            [r["over_kronax"] for r in group],
+            [cases.index(r["case"]) for r in group],
+            **_style(method, False) | {"ls": "", "ms": 8, "alpha": 0.85},
+        )
+    ax.axvline(1, color="tab:blue", lw=1)
+    ax.set(
+        yticks=range(len(cases)),
+        yticklabels=cases,
+        ylim=(-0.6, len(cases) - 0.4),
+        xlabel="time / time of kronax",
+        title="Kronecker product times vector",
+    )
+    ax.grid(alpha=0.3)
+    _legend_below(figure, [ax])
+    _save(figure, path)
+
+
+def scale_picture(results: dict[str, Any], path: Path) -> None:
+    """Time and planned or resident memory against the number of cells."""
+    dtypes = list(dict.fromkeys(row["dtype"] for row in results["rows"]))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for dtype, dashes in zip(dtypes, ("-", ":"), strict=False):
+        for method, group in _timed(results["rows"], dtype=dtype).items():
+            style = _style(method) | {"ls": dashes}
+            style["label"] += f", {dtype}"
+            cells = [prod(r["shape"]) for r in group]
+            left.loglog(cells, [r["seconds"] for r in group], **style)
+            right.loglog(cells, [r["bytes"] / 2**30 for r in group], **style)
+    for ax in (left, right):
+        ax.set_xlabel("cells")
+        ax.grid(alpha=0.3)
+    left.set(ylabel="value and gradient, s", title="Time")
+    right.set(ylabel="most memory, GiB", title="Memory beyond what the program takes")
+    _legend_below(figure, [left], 3)
+    _save(figure, path)
+
+
+def nuts_picture(results: dict[str, Any], path: Path) -> None:
+    """Traces of one lengthscale, side by side."""
+    rows = [row for row in results["rows"] if row["seconds"] is not None]
+    titles = {
+        "kronax": "kronax: exact gradient",
+        "naive": "automatic differentiation through eigh: wrong gradient",
+    }
+    figure, axes = plt.subplots(
+        1, len(rows), figsize=(11, 4.2), sharey=True, layout="constrained", squeeze=False
+    )
+    for row, ax in zip(rows, axes[0], strict=True):
+        for chain, (draws, colour) in enumerate(
+            zip(row["lengthscale_1"], ("tab:blue", "tab:orange"), strict=False)
+        ):
+            ax.plot(range(1, len(draws) + 1), draws, color=colour, lw=1, label=f"chain {chain + 1}")
+        ax.axhline(
+            results["truth"]["lengthscale_1"], color="0.3", ls="--", lw=1, label="true value"
+        )
+        ax.set_title(
+            f"{titles[row['method']]}\n"
+            f"r-hat {row['r_hat']['lengthscale_1']:.2f} · {row['steps_per_draw']:.0f} leapfrog "
+            f"steps a draw · {row['seconds']:.0f} s in all",
+        )
+        ax.set_xlabel("draw after warm-up")
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("lengthscale of the first axis")
+    axes[0, -1].legend(fontsize=9)
+    shape = " × ".join(map(str, results["shape"]))
+    figure.suptitle(
+        f"One Gaussian process on a {shape} grid, one sampler (NUTS), two gradients", fontsize=13
+    )
+    _save(figure, path)
+
+
+def _legend_below(figure: Any, axes: Iterable[Any], num_columns: int = 4) -> None:
+    """One legend for all panels, each label once."""
+    found = {k: h for ax in axes for h, k in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(
+        found.values(), found.keys(), loc="outside lower center", ncols=num_columns, fontsize=9
+    )
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    plt.close(figure)
+    print(f"wrote {path.relative_to(ROOT)}")
