@@ -182,3 +182,19 @@ def test_broadcast_batches_are_decomposed_once_each():
     decomposed = re.findall(r"syevd[^\n]*?\(tensor<([\dx]+)xf64>\)", program)
     counts = sorted(int(np.prod([int(n) for n in shape.split("x")[:-2]])) for shape in decomposed)
     assert counts == [3, 5]
+
+
+@pytest.mark.parametrize("structure", ["dense", "toeplitz"])
+def test_memory_of_value_and_gradient(structure):
+    """At most six arrays of the grid's size at once, `y` included (here five beside it)."""
+    shape = (60, 50, 100, 10)
+    factor = {"dense": lambda n: jnp.ones((n, n)), "toeplitz": lambda n: kx.Toeplitz(jnp.ones(n))}
+
+    def density(factors, noise, y):
+        return kx.normal_logpdf(y, 0.0, kx.Kronecker(*factors) + noise)
+
+    arguments = jax.eval_shape(
+        lambda: (tuple(factor[structure](n) for n in shape), jnp.ones(()), jnp.ones(shape))
+    )
+    program = jax.jit(jax.value_and_grad(density, (0, 1))).lower(*arguments).compile()
+    assert program.memory_analysis().temp_size_in_bytes <= 5 * 8 * np.prod(shape)
