@@ -6,11 +6,15 @@ coordinates (`forward`) and back (`backward`), without a matrix.
 
 import abc
 import dataclasses
-from math import sqrt
+from math import prod, sqrt
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
+
+# Up to this size a product with the Fourier matrix beats the FFT; see docs/benchmarks.md.
+MATRIX_SIZE = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +77,8 @@ class RealFourier(Transform):
     def forward(self, x: Array, axis: int) -> Array:
         """Real parts of the frequencies `0 … n/2`, then imaginary parts of those that have one."""
         size = x.shape[axis]
+        if size <= MATRIX_SIZE:
+            return _multiply(_fourier_matrix(size), x, axis)
         spectrum = jnp.fft.rfft(x, axis=axis, norm="ortho")
         num_sines = (size - 1) // 2
         edge, inner, top = _split(spectrum, (1, 1 + num_sines), axis)
@@ -82,6 +88,8 @@ class RealFourier(Transform):
     def backward(self, x: Array, axis: int) -> Array:
         """Back to places."""
         size = x.shape[axis]
+        if size <= MATRIX_SIZE:
+            return _multiply(_fourier_matrix(size).T, x, axis)
         num_sines, num_cosines = (size - 1) // 2, size // 2 + 1
         cosines, _, sines = _split(x, (num_cosines, num_cosines), axis)
         edge, inner, top = _split(cosines, (1, 1 + num_sines), axis)
@@ -90,6 +98,27 @@ class RealFourier(Transform):
         sine = jnp.concatenate([zero(edge), -sines / sqrt(2), zero(top)], axis)
         spectrum = lax.complex(cosine, sine)
         return jnp.fft.irfft(spectrum, n=size, axis=axis, norm="ortho")
+
+
+def _fourier_matrix(size: int) -> np.ndarray:
+    """The rows of the real Fourier basis."""
+    angles = 2 * np.pi / size * (np.outer(np.arange(size), np.arange(size)) % size)
+    num_cosines, num_sines = size // 2 + 1, (size - 1) // 2
+    rows = [np.cos(angles[:num_cosines]), np.sin(angles[1 : 1 + num_sines])]
+    matrix = np.concatenate(rows) * sqrt(2 / size)
+    matrix[0] /= sqrt(2)
+    if size % 2 == 0:
+        matrix[size // 2] /= sqrt(2)
+    return matrix
+
+
+def _multiply(matrix: np.ndarray, x: Array, axis: int) -> Array:
+    constant = jnp.asarray(matrix, x.dtype)
+    if axis == -1:
+        return jnp.matmul(x, constant.T, precision=lax.Precision.HIGHEST)
+    stacked = x.reshape(prod(x.shape[:axis]), x.shape[axis], -1)
+    product = jnp.matmul(constant, stacked, precision=lax.Precision.HIGHEST)
+    return product.reshape(x.shape)
 
 
 def _split(x: Array, at: tuple[int, int], axis: int) -> list[Array]:

@@ -1,7 +1,9 @@
 """Products, layouts, transposes and multiples, at shapes that nobody chose."""
 
-from functools import reduce
+from functools import partial, reduce
+from itertools import permutations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kronax as kx
+from kronax.linalg.factorizations import SUBSTITUTED_SIZE
+from kronax.linalg.modes import best_order
 from tests.tolerances import assert_close
 
 SHAPES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)
@@ -144,3 +148,41 @@ def test_operators_and_arrays_are_factors(first):
     op = kx.Kronecker(first, np.ones((3, 3)))
     assert all(isinstance(f, kx.AbstractFactor) for f in op.factors)
     assert_close(op.to_dense(), np.kron(np.eye(2), np.ones((3, 3))))
+
+
+@pytest.mark.parametrize("shapes", [[(3, 3)] * 7, [(40, 40), (2, 2), (3, 3), (7, 7)]])
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+def test_axes_that_pass_round_come_back_to_their_places(shapes, batch):
+    matrices = matrices_of(shapes)
+    x = np.random.default_rng(4).normal(size=(*batch, *(n for _, n in shapes)))
+    product = x.reshape(*batch, -1) @ dense_of(matrices).T
+    assert_close(kx.Kronecker(*matrices).mv(x), product.reshape(x.shape))
+
+
+SIZES = st.tuples(st.integers(1, 30), st.integers(1, 30))
+
+
+@few
+@given(st.lists(SIZES, min_size=1, max_size=5))
+def test_no_order_of_the_axes_takes_fewer_operations(shapes):
+    def operations(order):
+        entries = np.cumprod([1.0, *(shapes[i][0] / shapes[i][1] for i in order)])
+        return sum(e * shapes[i][0] for e, i in zip(entries, order, strict=False))
+
+    fewest = min(operations(order) for order in permutations(range(len(shapes))))
+    assert operations(best_order(shapes)) <= fewest * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("factor", [kx.Dense, kx.LowerTriangular])
+def test_substitution_by_halves(factor, transpose):
+    size = 2 * SUBSTITUTED_SIZE + 45
+    matrix = np.tril(np.random.default_rng(5).normal(size=(size, size))) / size + np.eye(size)
+    if factor is kx.Dense:
+        matrix = matrix @ matrix.T + np.triu(matrix.T, 1)
+    op = kx.Kronecker(factor(matrix), 2.0 * np.eye(3))
+    x = np.random.default_rng(6).normal(size=(size, 3))
+    b = 2 * (matrix.T if transpose else matrix) @ x
+    solve = partial(kx.solve, op)
+    solved = jax.linear_transpose(solve, b)(b)[0] if transpose else solve(b)
+    assert_close(solved, x)

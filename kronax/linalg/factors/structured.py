@@ -13,11 +13,17 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.modes import along, apply_along
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.transforms import EvenOdd, RealFourier
 
-# From this size on a Toeplitz product by FFT beats one with two halves (2 cores, float64).
-FFT_SIZE = 2048
+# From these sizes on a Toeplitz product by FFT beats one with two halves, for many and for few
+# other cells; up to the last one a circulant product with the matrix beats the FFT. See the
+# crossovers in docs/benchmarks.md.
+FFT_SIZE = 1000
+FFT_SIZE_FEW_CELLS = 400
+FEW_CELLS = 64
+DENSE_CIRCLE_SIZE = 64
 
 
 class Toeplitz(AbstractFactor):
@@ -67,16 +73,16 @@ class Toeplitz(AbstractFactor):
 
     def mv_along(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x`: by FFT, or by halves on short axes."""
-        if self.size < FFT_SIZE:
+        few = x.size <= FEW_CELLS * self.size
+        if self.size < (FFT_SIZE_FEW_CELLS if few else FFT_SIZE):
             return self.blocks().apply(x, axis)
-        # Embedded in a circulant matrix of twice the size.
-        length = 2 * self.size
-        shape = (-1, *(1,) * (-axis - 1))
-        wrapped = jnp.concatenate([self.column, self.column[:1] * 0, self.column[:0:-1]])
-        eigenvalues = jnp.fft.rfft(wrapped).real.reshape(shape)
-        product = jnp.fft.irfft(
-            jnp.fft.rfft(x, n=length, axis=axis) * eigenvalues, n=length, axis=axis
-        )
+        # Embedded in a circulant matrix of at least twice the size, of a length that FFT likes.
+        length = _smooth_length(2 * self.size - 1)
+        padding = jnp.zeros(length - 2 * self.size + 1, self.dtype)
+        wrapped = jnp.concatenate([self.column, padding, self.column[:0:-1]])
+        eigenvalues = along(jnp.fft.rfft(wrapped).real, axis)
+        spectrum = jnp.fft.rfft(x, n=length, axis=axis) * eigenvalues
+        product = jnp.fft.irfft(spectrum, n=length, axis=axis)
         return jnp.split(product, [self.size], axis)[0].astype(x.dtype)
 
     def to_dense(self) -> Array:
@@ -143,7 +149,9 @@ class Circulant(AbstractFactor):
         return AbstractOperator.mv(self, x)
 
     def mv_along(self, x: Array, axis: int) -> Array:
-        """Multiply along `axis < 0` of `x`, by FFT."""
+        """Multiply along `axis < 0` of `x`: by FFT, or by the matrix of a short axis."""
+        if self.size <= DENSE_CIRCLE_SIZE:
+            return apply_along(self.to_dense(), x, axis)
         return self.blocks().apply(x, axis)
 
     def to_dense(self) -> Array:
@@ -264,6 +272,12 @@ def halves(upper: Float[Array, "*batch h n"]) -> SymmetricBlocks:
     if half == 0:
         return SymmetricBlocks((even,), (2,), (1,), EvenOdd())
     return SymmetricBlocks((even, odd), (2, 2), (size - half, half), EvenOdd())
+
+
+def _smooth_length(least: int) -> int:
+    """The next `m · 2^k` with `m ≤ 16`: a length with a large prime takes FFT many times longer."""
+    step = 1 << max(least.bit_length() - 4, 0)
+    return -(-least // step) * step
 
 
 def _toeplitz_rows(column: Float[Array, "*batch n"], rows: int) -> Float[Array, "*batch r n"]:
