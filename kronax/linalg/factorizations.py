@@ -5,6 +5,7 @@ the operator's own product, and `log_abs_det` by the rule beside it: both right 
 """
 
 import abc
+from functools import partial
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array
 from kronax.linalg.eigenbases import SymmetricBlocks, expand, split_blocks
 from kronax.linalg.modes import along, left_product, map_batch, matmul
 from kronax.linalg.rules import RulePrimitive
-from kronax.linalg.sequence import in_sequence
+from kronax.linalg.sequence import in_sequence, matrix_by_matrix
 from kronax.linalg.transforms import Transform
 
 # LAPACK's substitution runs on one core, products on all: larger triangles are cut in two. To
@@ -236,9 +237,14 @@ def _triangular(
     """Substitution for the columns of `b`, by halves with a product between them."""
     size = matrix.shape[0]
     if size <= SUBSTITUTED_SIZE:
-        return lax.linalg.triangular_solve(
-            matrix, b, left_side=True, lower=lower, transpose_a=transpose, unit_diagonal=unit
+        substitute = partial(
+            lax.linalg.triangular_solve,
+            left_side=True,
+            lower=lower,
+            transpose_a=transpose,
+            unit_diagonal=unit,
         )
+        return matrix_by_matrix(substitute)(matrix, b)
     half = slice(None, size // 2), slice(size // 2, None)
     forward = lower != transpose
     first, second = half if forward else half[::-1]

@@ -3,7 +3,8 @@
 On CPU, JAX 0.10.2 hands the matrices of a batched decomposition to XLA's own thread pool and waits
 for them there. Two such calls at once can use up the pool and wait for each other for ever. Single
 matrices have no such problem, and two of them at once are faster than one after another; so the
-order is enforced for batches only, those of an outer `vmap` included.
+order is enforced for batches only, those of an outer `vmap` included. Triangular solves have the
+same problem, and no order that could be known here: a batch of them is solved matrix by matrix.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,6 +17,17 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
 Result = TypeVar("Result")
+HAS_DEADLOCK = jax.__version_info__ < (0, 12)
+
+
+def matrix_by_matrix(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function` of arrays, which an outer `vmap` repeats in a loop where a batch could deadlock.
+
+    It cannot be differentiated in reverse mode: for what a derivative rule contains.
+    """
+    if HAS_DEADLOCK and jax.default_backend() == "cpu":
+        return jax.custom_batching.sequential_vmap(function)
+    return function
 
 
 def in_sequence(
