@@ -15,6 +15,7 @@ from kronax.gp.kernels import Matern52 as Matern52
 from kronax.gp.kernels import Periodic as Periodic
 from kronax.gp.kernels import RationalQuadratic as RationalQuadratic
 from kronax.gp.kernels import SquaredExponential as SquaredExponential
+from kronax.gp.latent import LatentPosterior as LatentPosterior
 from kronax.gp.means import ConstantMean as ConstantMean
 from kronax.gp.means import Mean as Mean
 from kronax.gp.means import ZeroMean as ZeroMean
@@ -44,3 +45,4 @@ from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace
 from kronax.parameters import unconstrain as unconstrain
+from kronax.priors import sample_parameters as sample_parameters

@@ -4,6 +4,7 @@ Concrete coordinates are static: they are no pytree leaves, so no optimiser, wei
 can move them. Traced coordinates (a warped axis) are leaves.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -275,3 +276,27 @@ def ordered(values: Any, names: tuple[str, ...] | None, num_axes: int, what: str
             "Pass None for an axis that stays."
         )
     return tuple(values)
+
+
+def new_axes(
+    given: Any, old_axes: Sequence[Axis], names: tuple[str, ...] | None
+) -> tuple[Axis | None, ...]:
+    """New coordinates for some of the axes, in the same form; `None` for those that stay."""
+    if given is None:
+        return (None,) * len(old_axes)
+    labels = names or tuple(f"axis {i}" for i in range(len(old_axes)))
+    values = ordered(given, names, len(old_axes), "The new axes")
+    new = tuple(
+        None if x is None else Axis(x, f"new {name}", period=old.period, origin=old.origin)
+        for x, name, old in zip(values, labels, old_axes, strict=True)
+    )
+    for old, axis, name in zip(old_axes, new, labels, strict=True):
+        if axis is not None and axis.num_dimensions != old.num_dimensions:
+            form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
+            size = axis.size
+            got = (size,) if axis.num_dimensions is None else (size, axis.num_dimensions)
+            raise ValueError(
+                f"The new coordinates of {name} must have shape {form}, as the old ones; got "
+                f"shape {got}."
+            )
+    return new

@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.distributions import KroneckerNormal
 from kronax.gp.axes import Axis, ordered
 from kronax.gp.kernels import Kernel, as_kernel, dtype_of, split_scale
+from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
 from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
@@ -172,6 +174,58 @@ class GridGP(eqx.Module):
         """Prior draws on the grid, of the function or of noisy observations."""
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
         return draws + self.mean_on((None,) * len(self.axes))
+
+    def numpyro_dist(self) -> KroneckerNormal:
+        """Noisy data on the grid as a NumPyro distribution: the likelihood of a model.
+
+        Examples:
+            >>> import jax.numpy as jnp, kronax as kx
+            >>> gp = kx.GridGP((kx.RBF(0.3),), (jnp.linspace(0, 1, 5),), noise=0.1)
+            >>> gp.numpyro_dist().event_shape
+            (5,)
+        """
+        loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
+        return KroneckerNormal(loc, self.covariance())
+
+    def latent(self, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
+        """The process without noise as a latent field of a NumPyro model, for any likelihood.
+
+        The sample site is the whitened field, `name_white`, of independent standard normals; the
+        field itself is recorded as the deterministic site `name`. Samplers then see a geometry
+        that does not depend on the lengthscales. Low-rank axes take as many whitened numbers as
+        they have columns.
+
+        Args:
+            name: of the field.
+            jitter: added to the diagonal of every axis' covariance, relative to its mean, so that
+                its Cholesky factor exists.
+
+        Returns:
+            The field on the grid.
+
+        Raises:
+            ValueError: if the jitter is negative.
+
+        Examples:
+            >>> import jax.numpy as jnp, kronax as kx, numpyro
+            >>> gp = kx.GridGP((kx.RBF(0.3),), (jnp.linspace(0, 1, 5),), noise=0.1)
+            >>> with numpyro.handlers.seed(rng_seed=0):
+            ...     gp.latent("f").shape
+            (5,)
+        """
+        return sample_latent(self, name, jitter)
+
+    def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
+        """The process given its values `f` on the whole grid, such as a draw of `latent`.
+
+        Args:
+            f: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            jitter: as for `latent`.
+
+        Raises:
+            ValueError: if `f` does not lie on the grid, or the jitter is negative.
+        """
+        return latent_condition(self, f, jitter)
 
     def mean_on(self, new: Sequence[Axis | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""

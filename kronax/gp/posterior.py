@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.axes import Axis, ordered
+from kronax.gp.axes import Axis, new_axes
+from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.structure import low_rank_joint, low_rank_rows, points
 from kronax.linalg.checks import array_of_reals, check_finite, is_concrete
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
@@ -110,28 +111,30 @@ class Posterior(eqx.Module):
         return draws + scale * jax.random.normal(noise_key, draws.shape, draws.dtype)
 
     def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
-        gp = self.gp
-        if axes is None:
-            return (None,) * len(gp.axes)
-        given = ordered(axes, gp.axis_names, len(gp.axes), "The new axes")
-        labels = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
-        new = tuple(
-            None if x is None else Axis(x, f"new {name}", period=old.period, origin=old.origin)
-            for x, name, old in zip(given, labels, gp.axes, strict=True)
-        )
-        for old, axis, name in zip(gp.axes, new, labels, strict=True):
-            if axis is not None and axis.num_dimensions != old.num_dimensions:
-                form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
-                got = (
-                    (axis.size,)
-                    if axis.num_dimensions is None
-                    else (axis.size, axis.num_dimensions)
-                )
-                raise ValueError(
-                    f"The new coordinates of {name} must have shape {form}, as the old ones; got "
-                    f"shape {got}."
-                )
-        return new
+        return new_axes(axes, self.gp.axes, self.gp.axis_names)
+
+    def grid_shape(self, axes: Any = None) -> tuple[int, ...]:
+        """Shape of the grid with new coordinates on some axes."""
+        new = self._new_axes(axes)
+        return tuple((axis or old).size for axis, old in zip(new, self.gp.axes, strict=True))
+
+    def numpyro_dist(
+        self, axes: Any = None, include_noise: bool = False, noise: Any = None
+    ) -> PosteriorNormal:
+        """The posterior as a NumPyro distribution, to be drawn from in a model or `Predictive`.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            include_noise: of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`.
+        """
+        _check_used(noise, include_noise)
+        return PosteriorNormal(self, axes, include_noise, noise)
 
     def _noise_diagonal(self, new: tuple[Axis | None, ...], noise: Any) -> Array:
         if noise is not None:

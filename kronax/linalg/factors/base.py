@@ -18,7 +18,7 @@ from kronax.linalg.eigenbases import SymmetricBlocks, full_block
 from kronax.linalg.factorizations import AbstractFactorization, BlockFactorization
 from kronax.linalg.modes import apply_along, map_batch
 from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.roots import symmetric_roots
+from kronax.linalg.roots import safe_sqrt, symmetric_roots
 
 
 class AbstractFactor(AbstractOperator):
@@ -202,10 +202,14 @@ class Scaled(AbstractFactor):
         """That of the factor."""
         self.factor.check_covariance(name)
 
-    def thin_root(self) -> Array | None:
+    def root(self) -> SymmetricBlocks:
         """The root of the factor times `√scalar`; NaN where that is negative."""
+        return self.factor.root().map_blocks(lambda a, _: safe_sqrt(self.scalar) * a)
+
+    def thin_root(self) -> Array | None:
+        """The thin root of the factor times `√scalar`; NaN where that is negative."""
         root = self.factor.thin_root()
-        return None if root is None else jnp.sqrt(self.scalar)[..., None, None] * root
+        return None if root is None else safe_sqrt(self.scalar) * root
 
 
 def cast(factor: AbstractFactor, dtype: Any) -> AbstractFactor:

@@ -1,0 +1,163 @@
+"""Latent fields of NumPyro models: a process drawn whitened, and conditioned on its draws."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kronax.gp.axes import Axis, new_axes
+from kronax.gp.structure import points
+from kronax.linalg.checks import grid_of
+from kronax.linalg.eigenbases import SymmetricBlocks
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.sample import apply_roots
+
+
+def sample_latent(gp: Any, name: str, jitter: float) -> Array:
+    """The body of `GridGP.latent`."""
+    check_jitter(jitter)
+    roots = [_root(factor, jitter) for factor in gp.covariance(include_noise=False).factors]
+    shape = tuple(r.size for r in roots)
+    white = numpyro.sample(
+        f"{name}_white", dist.Normal(jnp.zeros(shape, gp.dtype), 1.0).to_event(len(shape))
+    )
+    return numpyro.deterministic(name, gp.mean_on((None,) * len(shape)) + apply_roots(roots, white))
+
+
+def check_jitter(jitter: Any) -> None:
+    """Refuse a jitter that is no number, or negative."""
+    if isinstance(jitter, bool) or not isinstance(jitter, int | float) or jitter < 0:
+        raise ValueError(
+            f"jitter must be a number that is not negative; got {jitter!r}. It is added to the "
+            "diagonal of every axis' covariance, relative to its mean."
+        )
+
+
+def _root(factor: AbstractFactor, jitter: float) -> SymmetricBlocks:
+    """`R` with `R Rᵀ = K + jitter · mean(diag K) · I`, block by block; a thin root as it is."""
+    if factor.thin_root() is not None:
+        return factor.root()
+    level = jitter * jnp.mean(factor.diagonal())
+
+    def one(a: Array, ndim: int) -> Array:
+        if ndim < 2:
+            return jnp.sqrt(jnp.maximum(a, 0) + level)
+        return jnp.linalg.cholesky(a + level * jnp.eye(a.shape[-1], dtype=a.dtype))
+
+    return factor.blocks().map_blocks(one)
+
+
+class LatentPosterior(eqx.Module):
+    """What `gp.latent_condition(f)` returns: the process where `f` is known on the whole grid.
+
+    `axes` in its methods is as for a `Posterior`. Nothing is left to know on the grid itself: its
+    use is prediction at new coordinates, from draws of a latent field.
+    """
+
+    gp: Any
+    f: Array
+    jitter: float = eqx.field(static=True)
+
+    def _new(self, axes: Any) -> tuple[Axis | None, ...]:
+        return new_axes(axes, self.gp.axes, self.gp.axis_names)
+
+    def mean(self, axes: Any) -> Float[Array, "..."]:
+        """Mean of the field on a new grid.
+
+        Args:
+            axes: new coordinates; `None` for an axis, or a name left out, keeps it.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            ValueError: if there is not one entry per axis, or coordinates have another form.
+        """
+        return _mean(self, self._new(axes))
+
+    def variance(self, axes: Any) -> Float[Array, "..."]:
+        """Variance of the field on a new grid; arguments as for `mean`."""
+        return _variance(self, self._new(axes))
+
+    def sample(
+        self, key: PRNGKeyArray, axes: Any, sample_shape: tuple[int, ...] | int = ()
+    ) -> Float[Array, "..."]:
+        """Draws of the field on a new grid, by Matheron's rule; `axes` as for `mean`."""
+        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        return _sample(self, key, self._new(axes), shape)
+
+
+def latent_condition(gp: Any, f: Any, jitter: float) -> LatentPosterior:
+    """The body of `GridGP.latent_condition`."""
+    check_jitter(jitter)
+    grid, _ = grid_of(f, gp.grid_shape, "f", gp.dtype)
+    return LatentPosterior(gp, grid, jitter)
+
+
+def _joint(post: LatentPosterior, i: int, new: Axis | None) -> Array:
+    """The covariance of one axis over old and new coordinates together, jitter included."""
+    gp, dtype = post.gp, post.gp.dtype
+    kernel = gp.kernels[i]
+    x = points(kernel, gp.axes[i], dtype)
+    if new is not None:
+        x = jnp.concatenate([x, points(kernel, new, dtype)])
+    matrix = kernel(x, x).astype(dtype)
+    matrix = gp.variance.astype(dtype) * matrix if i == 0 else matrix
+    size = gp.axes[i].size
+    level = post.jitter * jnp.mean(jnp.diagonal(matrix)[:size])
+    return matrix + level * jnp.eye(matrix.shape[0], dtype=dtype)
+
+
+def _weights(post: LatentPosterior, new: tuple[Axis | None, ...]) -> list[Array]:
+    """`K_*i (K_i + jitter)⁻¹` per axis, the identity for one that stays."""
+    weights = []
+    for i, (axis, old) in enumerate(zip(new, post.gp.axes, strict=True)):
+        if axis is None:
+            weights.append(jnp.eye(old.size, dtype=post.gp.dtype))
+            continue
+        joint = _joint(post, i, axis)
+        root = jnp.linalg.cholesky(joint[: old.size, : old.size])
+        weights.append(jax.scipy.linalg.cho_solve((root, True), joint[: old.size, old.size :]).T)
+    return weights
+
+
+@eqx.filter_jit
+def _mean(post: LatentPosterior, new: tuple[Axis | None, ...]) -> Array:
+    residual = post.f - post.gp.mean_on((None,) * len(new))
+    return post.gp.mean_on(new) + Kronecker(*_weights(post, new)).mv_grid(residual)
+
+
+@eqx.filter_jit
+def _variance(post: LatentPosterior, new: tuple[Axis | None, ...]) -> Array:
+    prior = explained = jnp.ones((), post.gp.dtype)
+    for i, (axis, old, w) in enumerate(zip(new, post.gp.axes, _weights(post, new), strict=True)):
+        joint = _joint(post, i, axis)
+        ahead = slice(None) if axis is None else slice(old.size, None)
+        prior = prior[..., None] * jnp.diagonal(joint)[ahead]
+        cross = joint[ahead, : old.size]
+        explained = explained[..., None] * jnp.sum(w * cross, axis=-1)
+    variance = jnp.broadcast_to(prior - explained, prior.shape)
+    batch = post.f.shape[: post.f.ndim - len(new)]
+    return jnp.broadcast_to(variance, (*batch, *variance.shape))
+
+
+@eqx.filter_jit
+def _sample(
+    post: LatentPosterior, key: PRNGKeyArray, new: tuple[Axis | None, ...], shape: tuple[int, ...]
+) -> Array:
+    gp = post.gp
+    roots = [jnp.linalg.cholesky(_joint(post, i, axis)) for i, axis in enumerate(new)]
+    lead = (*shape, *post.f.shape[: post.f.ndim - len(new)])
+    white = jax.random.normal(key, (*lead, *(r.shape[0] for r in roots)), gp.dtype)
+    field = Kronecker(*roots).mv_grid(white)
+    old, ahead = field, field
+    for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
+        if axis is not None:
+            dim = i - len(new)
+            old = jnp.split(old, [before.size], dim)[0]
+            ahead = jnp.split(ahead, [before.size], dim)[1]
+    residual = post.f - gp.mean_on((None,) * len(new)) - old
+    return gp.mean_on(new) + ahead + Kronecker(*_weights(post, new)).mv_grid(residual)

@@ -1,0 +1,146 @@
+"""A GridGP inside NumPyro models: as likelihood, as latent field, and conditioned in Predictive."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.stats
+from numpyro.handlers import seed, substitute, trace
+from numpyro.infer import MCMC, NUTS, Predictive
+
+import kronax as kx
+
+X, Z = np.linspace(0, 1, 6), np.linspace(0, 2, 4)
+NEW = np.linspace(1.1, 1.5, 3)
+KEY = jax.random.key(0)
+JITTER = 1e-6
+
+
+def process(kernel=None, axis=X, mean=0.5, **options):
+    kernel = 2.0 * kx.Matern52(0.4) if kernel is None else kernel
+    return kx.GridGP((kernel, kx.Matern32(0.7)), (axis, Z), noise=0.1, mean=mean, **options)
+
+
+REGULAR = np.linspace(0, 1, 20)
+PROCESSES = {
+    "dense": process(),
+    "Toeplitz": process(axis=REGULAR),
+    "a circle": process(kernel=2.0 * kx.Matern52(0.4), axis=kx.circle(X[:-1], 1.0)),
+    "low rank": process(kernel=2.0 * kx.RBF(0.4), axis=REGULAR, structure=(18, None)),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_latent_field_has_the_prior_covariance(name):
+    gp = PROCESSES[name]
+
+    def field(white):
+        with substitute(data={"f_white": white}), seed(rng_seed=0):
+            return gp.latent("f", JITTER).ravel()
+
+    shape = trace(seed(lambda: gp.latent("f"), KEY)).get_trace()["f_white"]["value"].shape
+    assert shape == (18, 4) if name == "low rank" else gp.grid_shape
+    white = jnp.zeros(shape)
+    np.testing.assert_allclose(field(white), 0.5)
+    root = jax.jacfwd(field)(white).reshape(-1, white.size)
+    covariance = gp.covariance(include_noise=False).to_dense()
+    np.testing.assert_allclose(root @ root.T, covariance, atol=3 * 2.0 * JITTER)
+
+
+@pytest.mark.parametrize("name", ["dense", "Toeplitz"])
+@pytest.mark.parametrize("axes", [(NEW, None), (NEW, [0.1, 0.3])])
+def test_conditioning_on_a_field_is_that_of_the_dense_normal(name, axes):
+    gp = PROCESSES[name]
+    axes = tuple(a if a is None else np.asarray(a) for a in axes)
+    f = gp.sample(KEY)
+    post = gp.latent_condition(f, JITTER)
+    old, new = [], []
+    places = [axis.static.values for axis in gp.axes]
+    for i, (kernel, x) in enumerate(zip(gp.kernels, places, strict=True)):
+        scale = 2.0 if i == 0 else 1.0
+        k = scale * (np.asarray(kernel(x, x)) + JITTER * np.eye(len(x)))
+        z = axes[i]
+        old.append(k)
+        if z is None:
+            new.append((k, k))
+        else:
+            new.append((scale * kernel(z, x), scale * (kernel(z, z) + JITTER * np.eye(len(z)))))
+    cross, ahead = (np.kron(new[0][k], new[1][k]) for k in range(2))
+    weights = np.linalg.solve(np.kron(*old), cross.T).T
+    mean = 0.5 + weights @ (np.ravel(f) - 0.5)
+    variance = np.diagonal(ahead - weights @ cross.T)
+    np.testing.assert_allclose(post.mean(axes).ravel(), mean, atol=1e-6)
+    np.testing.assert_allclose(post.variance(axes).ravel(), variance, atol=1e-6)
+    draws = np.asarray(post.sample(KEY, axes, 4000)).reshape(4000, -1)
+    assert np.all(np.abs(draws.mean(0) - mean) < 5 * np.sqrt(variance / 4000) + 1e-6)
+    np.testing.assert_allclose(draws.std(0), np.sqrt(variance), rtol=0.1)
+
+
+def test_the_likelihood_of_a_model_is_the_marginal_likelihood():
+    gp = PROCESSES["dense"]
+    y = gp.sample(KEY, include_noise=True)
+    d = gp.numpyro_dist()
+    np.testing.assert_allclose(d.log_prob(y), gp.log_marginal_likelihood(y), rtol=1e-12)
+    dense = np.asarray(gp.covariance().to_dense())
+    truth = scipy.stats.multivariate_normal(np.full(24, 0.5), dense).logpdf(np.ravel(y))
+    np.testing.assert_allclose(d.log_prob(y), truth, rtol=1e-10)
+
+
+def test_a_whole_model_with_counts_and_its_predictions():
+    gp0 = PROCESSES["dense"]
+    counts = jax.random.poisson(KEY, jnp.exp(gp0.sample(KEY)))
+    priors = {"kernels[0].lengthscale": dist.LogNormal(-1.0, 0.5), "variance": dist.HalfNormal(2.0)}
+
+    def model(y=None):
+        gp = kx.sample_parameters("gp", gp0, priors)
+        f = gp.latent("f")
+        numpyro.deterministic("ahead", gp.latent_condition(f).mean((NEW, None)))
+        numpyro.sample("y", dist.Poisson(jnp.exp(f)).to_event(2), obs=y)
+
+    mcmc = MCMC(NUTS(model), num_warmup=100, num_samples=100, progress_bar=False)
+    with jax.numpy_dtype_promotion("standard"):  # NumPyro's Poisson mixes types
+        mcmc.run(KEY, counts)
+    draws = mcmc.get_samples()
+    assert draws["ahead"].shape == (100, 3, 4)
+    assert not mcmc.get_extra_fields()["diverging"].any()
+    assert np.corrcoef(np.ravel(counts), np.exp(draws["f"]).mean(0).ravel())[0, 1] > 0.7
+    with jax.numpy_dtype_promotion("standard"):
+        new = Predictive(model, draws)(KEY)
+    assert new["y"].shape == (100, 6, 4)
+
+
+def test_a_posterior_inside_predictive():
+    gp = PROCESSES["dense"]
+    y = gp.sample(KEY, include_noise=True)
+    post = gp.condition(y)
+
+    def model():
+        d = post.numpyro_dist(axes=(NEW, None), include_noise=True)
+        numpyro.sample("y_new", d)
+
+    draws = Predictive(model, num_samples=3000)(KEY)["y_new"]
+    d = post.numpyro_dist((NEW, None), include_noise=True)
+    assert draws.shape == (3000, 3, 4)
+    assert d.event_shape == (3, 4)
+    sd = np.sqrt(d.variance)
+    np.testing.assert_allclose(d.variance, post.variance((NEW, None), include_noise=True))
+    assert np.abs((draws.mean(0) - d.mean) / sd).max() < 0.1
+    np.testing.assert_allclose(draws.std(0), sd, rtol=0.1)
+    with pytest.raises(NotImplementedError, match="no Kronecker product"):
+        d.log_prob(draws)
+
+
+@pytest.mark.parametrize("jitter", [-1e-6, "small", True])
+def test_a_bad_jitter_raises(jitter):
+    gp = PROCESSES["dense"]
+    with pytest.raises(ValueError, match="jitter must be a number that is not negative"):
+        gp.latent_condition(np.zeros((6, 4)), jitter)
+    with seed(rng_seed=0), pytest.raises(ValueError, match="jitter"):
+        gp.latent("f", jitter)
+
+
+def test_a_field_of_another_grid_raises():
+    with pytest.raises(ValueError, match=r"\(4, 6\)"):
+        PROCESSES["dense"].latent_condition(np.zeros((4, 6)))
