@@ -132,11 +132,15 @@ def outer(vectors: Sequence[Array], skip: int | None = None) -> Array:
 
 
 def gram(x: Array, y: Array, axis: int) -> Array:
-    """`X_(i) Y_(i)ᵀ` of the two unfoldings along `axis`: `(n, n)`, cost `2 n x.size`."""
-    others = [a for a in range(x.ndim) if a != axis % x.ndim]
-    if others == [0]:
-        return left_product(x, y, transpose=True)
-    return jnp.tensordot(x, y, axes=(others, others), precision=HIGHEST)
+    """`X_(i) Y_(i)ᵀ` of the two unfoldings along `axis < 0`: `(n, n)`, cost `2 n x.size`."""
+    lead, size, trail = prod(x.shape[:axis]), x.shape[axis], prod(x.shape[x.ndim + axis + 1 :])
+    if axis == -1:
+        return left_product(x.reshape(lead, size), y.reshape(lead, size), transpose=True)
+    x, y = (part.reshape(lead, size, trail) for part in (x, y))
+    if size <= 2 * trail:
+        # One small product per leading cell, and their sum: no transpose of a middle axis.
+        return jnp.sum(matmul(x, jnp.swapaxes(y, 1, 2)), axis=0)
+    return jnp.einsum("lnt,lmt->nm", x, y, precision=HIGHEST)
 
 
 def sum_others(x: Array, axis: int) -> Array:
