@@ -19,6 +19,8 @@ from kronax.linalg.sequence import in_sequence
 class Kronecker(AbstractOperator):
     """`A ⊗ B ⊗ …`, applied axis by axis in a static loop: `2 N Σ n_i` operations, never `N²`.
 
+    Rectangular factors go in the order of the fewest operations; small neighbours go as one matrix.
+
     Args:
         *factors: operators on one axis, or arrays (an array means `kx.Dense`), in the order of
             the axes; leading batch axes broadcast. A Kronecker product among them is flattened.
