@@ -132,15 +132,13 @@ def outer(vectors: Sequence[Array], skip: int | None = None) -> Array:
 
 
 def gram(x: Array, y: Array, axis: int) -> Array:
-    """`X_(i) Y_(i)ᵀ` of the two unfoldings along `axis < 0`: `(n, n)`, cost `2 n x.size`."""
-    lead, size, trail = prod(x.shape[:axis]), x.shape[axis], prod(x.shape[x.ndim + axis + 1 :])
-    if axis == -1:
-        return left_product(x.reshape(lead, size), y.reshape(lead, size), transpose=True)
-    x, y = (part.reshape(lead, size, trail) for part in (x, y))
-    if size <= trail:
-        # One small product per leading cell, and their sum: no transpose of a middle axis.
-        return jnp.sum(matmul(x, jnp.swapaxes(y, 1, 2)), axis=0)
-    unfolded = [jnp.moveaxis(part, 1, 0).reshape(size, -1) for part in (x, y)]
+    """`X_(i) Y_(i)ᵀ` of the two unfoldings along `axis < 0`: `(n, n)`, cost `2 n x.size`.
+
+    With `x` and `y` the same array there is one unfolded copy, else two.
+    """
+    if axis == -1 and x.ndim == 2:
+        return left_product(x, y, transpose=True)
+    unfolded = [jnp.moveaxis(v, axis, 0).reshape(v.shape[axis], -1) for v in (x, y)]
     return jnp.einsum("am,bm->ab", *unfolded, precision=HIGHEST)
 
 
