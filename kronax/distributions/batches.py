@@ -55,7 +55,7 @@ def _is_none(x: Any) -> bool:
     return x is None
 
 
-def _terms(form: AbstractForm) -> tuple[Kronecker, Array | Kronecker | None]:
+def _terms(form: AbstractForm) -> tuple[Any, Any]:
     operator = form.operator
     if isinstance(operator, KroneckerPlusNoise):
         return operator.kronecker, operator.noise

@@ -73,6 +73,11 @@ class AbstractForm(eqx.Module):
     def check_values(self) -> None:
         """Refuse concrete values that make no covariance; traced ones pass."""
 
+    def explain(self, result: Array) -> None:
+        """Raise if a concrete result is not finite because of the matrix."""
+        if checks.is_concrete(result) and not np.isfinite(np.asarray(result)).all():
+            self.check_values()
+
     def without_decomposition(self) -> "AbstractForm":
         """The same form of an operator that carries no decomposition."""
         if self.operator.decomposition is None:
@@ -97,7 +102,7 @@ class CovarianceForm(AbstractForm):
     def logdet(self) -> Array:
         """One `eigh` per dense factor with noise, one Cholesky without."""
         value = _logdet(self.operator)
-        explain_not_finite(value, self.operator, covariance=True)
+        self.explain(value)
         return value
 
     def inv_quad(self, residual: Array) -> Array:
@@ -106,11 +111,7 @@ class CovarianceForm(AbstractForm):
 
     def normal_logpdf(self, residual: Array) -> Array:
         """Both from one decomposition."""
-        value = normal_logpdf_grid(residual, self.operator)
-        # NaN in the residual is the value's own fault.
-        blamed = jnp.where(jnp.isfinite(residual).all(), value, 0.0)
-        explain_not_finite(blamed, self.operator, covariance=True)
-        return value
+        return normal_logpdf_grid(residual, self.operator)
 
     def inverse_factors(self) -> list[Array] | None:
         """The inverse of every factor without noise."""
@@ -132,6 +133,10 @@ class CovarianceForm(AbstractForm):
         refuse_indefinite(self.operator.kronecker, "signal")
         if isinstance(self.operator.noise, Kronecker):
             refuse_indefinite(self.operator.noise, "noise")
+
+    def explain(self, result: Array) -> None:
+        """Also if a factor is singular and must not be."""
+        explain_not_finite(result, self.operator, covariance=True)
 
 
 class CholeskyForm(AbstractForm):
@@ -186,7 +191,7 @@ class PrecisionForm(AbstractForm):
     def logdet(self) -> Array:
         """One Cholesky per factor; NaN if one is not positive definite."""
         value = -_logdet(self.operator)
-        self._explain(value)
+        self.explain(value)
         return value
 
     def inv_quad(self, residual: Array) -> Array:
@@ -200,21 +205,15 @@ class PrecisionForm(AbstractForm):
     def draw(self, key: PRNGKeyArray, lead: tuple[int, ...]) -> Array:
         """`(⊗C_i)⁻ᵀ z` with `P_i = C_i C_iᵀ`: triangular solves."""
         draw = solve_grid(cholesky(self.operator).T, _white(key, self, lead))
-        self._explain(draw)
+        self.explain(draw)
         return draw
 
     def check_values(self) -> None:
         """Refuse factors that are not positive definite."""
         refuse_indefinite(self.operator, "precision", definite=True)
 
-    def _explain(self, result: Array) -> None:
-        if checks.is_concrete(result) and not np.isfinite(np.asarray(result)).all():
-            self.check_values()
 
-
-def form_of(
-    name: str, factors: Any, scale_trils: Any, precision_factors: Any
-) -> AbstractForm:
+def form_of(name: str, factors: Any, scale_trils: Any, precision_factors: Any) -> AbstractForm:
     """The form of a distribution's matrix, from what its constructor was given.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the distributions over a grid share: a location, a form of the matrix, a layout of events."""
+"""What the distributions over a grid share: location, form of the matrix, layout of events."""
 
 import copy
 from contextlib import nullcontext
@@ -29,8 +29,8 @@ MATRICES = constraints.dependent(is_discrete=False, event_dim=2)
 NUMBERS = constraints.dependent(is_discrete=False, event_dim=0)
 
 MISSING_CELLS = (
-    "Missing cells inside an event need kx.MaskedKroneckerNormal, which is not available yet: leave "
-    "out whole slices of an axis instead."
+    "Missing cells inside an event need kx.MaskedKroneckerNormal, which is not available yet: "
+    "leave out whole slices of an axis instead."
 )
 
 
@@ -45,8 +45,8 @@ class GridDistribution(dist.Distribution):
         "precision_factors": MATRICES,
     }
     reparametrized_params: ClassVar[list[str]] = list(arg_constraints)
-    pytree_data_fields = ("loc", "form")
-    pytree_aux_fields = ("flatten", "_ndims")
+    pytree_data_fields: ClassVar[tuple[str, ...]] = ("loc", "form")
+    pytree_aux_fields: ClassVar[tuple[str, ...]] = ("flatten", "_ndims")
 
     def _set_up(
         self,
@@ -77,7 +77,7 @@ class GridDistribution(dist.Distribution):
         checked = self._validate_args if validate_args is None else validate_args
         name = type(self).__name__
         matrices = (factors, noise, scale_trils, precision_factors)
-        with _now(matrices):
+        with eagerly(matrices):
             form = form_of(name, factors, scale_trils, precision_factors)
             grid = form.grid_shape
             if noise is not None:
@@ -85,7 +85,7 @@ class GridDistribution(dist.Distribution):
                 form = add_noise(form, noise, is_batched=is_batched)
             if checked:
                 form.check_values()
-        with _now(loc):
+        with eagerly(loc):
             loc = _located(loc, form, finite=checked)
             batch_shape = checks.check_broadcast(
                 [loc.shape[: loc.ndim - len(grid)], form.batch_shape, *extra_batch],
@@ -222,6 +222,11 @@ class GridDistribution(dist.Distribution):
         grid = (*array.shape[: array.ndim - len(event)], *self.grid_shape)
         return array.reshape(grid) - self.loc
 
+    def _explained(self, log_density: Array, residual: Array) -> Array:
+        """The log density; raises if it is not finite for another reason than the value's own."""
+        self.form.explain(jnp.where(jnp.isfinite(residual).all(), log_density, 0.0))
+        return log_density
+
     def _layout_message(self, shape: tuple[int, ...]) -> str:
         event = self.event_shape
         start = (
@@ -237,7 +242,7 @@ class GridDistribution(dist.Distribution):
     def _validate_sample(self, value: Any) -> Any:
         """NumPyro's check, and an error for events with gaps.
 
-        Events that are NaN throughout pass to NumPyro's warning: `handlers.mask` may leave them out.
+        Events that are NaN throughout pass on: `handlers.mask` may leave them out.
         """
         if checks.is_concrete(value):
             cells = np.isnan(np.asarray(value)).reshape(-1, prod(self.event_shape))
@@ -258,10 +263,12 @@ class GridDistribution(dist.Distribution):
 
 def _ndims_of(d: GridDistribution) -> tuple[int, ...]:
     """The number of axes of every array: what a `vmap` adds is known by the difference."""
-    return tuple(jnp.ndim(leaf) for leaf in jax.tree.leaves((d.loc, d.form.without_decomposition())))
+    return tuple(
+        jnp.ndim(leaf) for leaf in jax.tree.leaves((d.loc, d.form.without_decomposition()))
+    )
 
 
-def _now(values: Any) -> Any:
+def eagerly(values: Any) -> Any:
     """Under jit, constants are looked at now: `jnp` would trace them and hide what is wrong."""
     return jax.ensure_compile_time_eval() if checks.is_concrete(values) else nullcontext()
 

@@ -70,7 +70,8 @@ class KroneckerNormal(GridDistribution):
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """Log density, in nats."""
-        return self.form.normal_logpdf(self._residual(value))
+        residual = self._residual(value)
+        return self._explained(self.form.normal_logpdf(residual), residual)
 
     @property
     def mean(self) -> Array:
