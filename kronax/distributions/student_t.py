@@ -24,8 +24,8 @@ class KroneckerStudentT(GridDistribution):
     """The multivariate t distribution over a grid: a normal field whose scale is random.
 
     One scale, `√(df / χ²_df)`, belongs to the whole grid: a few wild *grids* in a batch, not a few
-    wild cells. The scale matrix `⊗K_i + noise` takes every form that `KroneckerNormal` takes, at the
-    same cost.
+    wild cells. The scale matrix `⊗K_i + noise` takes every form that `KroneckerNormal` takes, at
+    the same cost.
 
     Args:
         df: degrees of freedom, one per batch entry.

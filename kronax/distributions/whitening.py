@@ -88,6 +88,7 @@ class KroneckerCholeskyTransform(Transform):
         return self.domain
 
     def __call__(self, x: Array) -> Array:
+        """`loc + (⊗L_i) x`."""
         return self.loc + self.root.mv_grid(x)
 
     def _inverse(self, y: Array) -> Array:
@@ -216,7 +217,7 @@ def _checked_root(op: Kronecker, jitter: float) -> Kronecker:
             refuse_indefinite(op, "covariance")
             raise np.linalg.LinAlgError(
                 f"Kronecker factor {k} of the covariance must be positive definite to have a "
-                f"Cholesky factor; it is singular in {op.dtype} with jitter={jitter}. Pass a larger "
-                "jitter, 1e-6 times its diagonal for example."
+                f"Cholesky factor; it is singular in {op.dtype} with jitter={jitter}. Pass a "
+                "larger jitter, 1e-6 times its diagonal for example."
             )
     return root
