@@ -64,7 +64,8 @@ def case_class(name, base, way="factors", num_axes=2, noise=False, **settings):
         return over(d, **by_name, **{way: per_axis})
 
     def matrix_of(self, index):
-        return getattr(self, way)[index].to_dense()
+        # Beside noise only the covariance factors made of them are held.
+        return (getattr(self, way) or self.factors)[index].to_dense()
 
     def infer_shapes(cls, *shapes):
         given = dict(zip(own, shapes, strict=True))
@@ -210,9 +211,23 @@ class Injection:
 
 
 def main(arguments):
-    if not arguments or not (tests := Path(arguments[0]) / "test" / "test_distributions.py").is_file():
+    if (
+        not arguments
+        or not (tests := Path(arguments[0]) / "test" / "test_distributions.py").is_file()
+    ):
         sys.exit(f"usage: {sys.argv[0]} PATH_OF_A_NUMPYRO_CHECKOUT [PYTEST_ARGUMENTS]")
-    options = ["-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore", "-o", "addopts="]
+    options = [
+        "-q",
+        "--no-header",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-W",
+        "ignore",
+        "-o",
+        "addopts=",
+    ]
     return pytest.main([str(tests), *options, *arguments[1:]], plugins=[Injection()])
 
 

@@ -213,7 +213,9 @@ class PrecisionForm(AbstractForm):
         refuse_indefinite(self.operator, "precision", definite=True)
 
 
-def form_of(name: str, factors: Any, scale_trils: Any, precision_factors: Any) -> AbstractForm:
+def form_of(
+    name: str, factors: Any, scale_trils: Any, precision_factors: Any, *, checked: bool = True
+) -> AbstractForm:
     """The form of a distribution's matrix, from what its constructor was given.
 
     Args:
@@ -221,6 +223,7 @@ def form_of(name: str, factors: Any, scale_trils: Any, precision_factors: Any) -
         factors: covariance factors, or an operator that may have noise of its own.
         scale_trils: Cholesky factors.
         precision_factors: precision factors.
+        checked: refuse entries above the diagonal of Cholesky factors, which are never read.
     """
     ways = {"factors": factors, "scale_trils": scale_trils, "precision_factors": precision_factors}
     given = [way for way, value in ways.items() if value is not None]
@@ -230,7 +233,7 @@ def form_of(name: str, factors: Any, scale_trils: Any, precision_factors: Any) -
             f"{' and '.join(f'`{way}`' for way in given) if given else 'none of them'}."
         )
     if scale_trils is not None:
-        return CholeskyForm(triangular(scale_trils))
+        return CholeskyForm(triangular(scale_trils, checked))
     operator = _operator(factors if precision_factors is None else precision_factors, given[0])
     if precision_factors is not None:
         if isinstance(operator, KroneckerPlusNoise):
@@ -259,13 +262,17 @@ def add_noise(form: AbstractForm, noise: Any, *, is_batched: bool) -> Covariance
     return CovarianceForm(_with_noise(signal, noise, is_batched))
 
 
-def triangular(scale_trils: Any) -> Kronecker:
+def triangular(scale_trils: Any, checked: bool = True) -> Kronecker:
     """Cholesky factors, arrays or `kx.LowerTriangular`, as a product."""
     given = isinstance(scale_trils, list | tuple)
     factors = scale_trils if given else as_kronecker(scale_trils, "scale_trils").factors
-    return Kronecker(
-        *(f if isinstance(f, LowerTriangular) else LowerTriangular(f) for f in factors)
-    )
+
+    def one(factor: Any) -> LowerTriangular:
+        if isinstance(factor, LowerTriangular):
+            return factor
+        return LowerTriangular(factor if checked else jnp.tril(factor))
+
+    return Kronecker(*(one(f) for f in factors))
 
 
 def cholesky(op: Kronecker, jitter: float = 0.0) -> Kronecker:

@@ -78,7 +78,7 @@ class GridDistribution(dist.Distribution):
         name = type(self).__name__
         matrices = (factors, noise, scale_trils, precision_factors)
         with eagerly(matrices):
-            form = form_of(name, factors, scale_trils, precision_factors)
+            form = form_of(name, factors, scale_trils, precision_factors, checked=checked)
             grid = form.grid_shape
             if noise is not None:
                 is_batched = any(extra_batch) or np.ndim(loc) > len(grid)
