@@ -147,6 +147,7 @@ def cases():
     yield cholesky, None, (loc, la, lb)
     yield cholesky, None, (locs, la, lb)
     yield make("FlatCholesky", way="scale_trils", flatten=True), None, (loc.ravel(), la, lb)
+    yield cholesky_noisy, None, (loc, noise, la, lb)
     yield precision, None, (loc, a, b)
     yield precision, None, (locs, batch_a[:, 0], b)
     yield (

@@ -32,8 +32,8 @@ class Case(NamedTuple):
 
     @property
     def batch(self):
-        shapes = (np.shape(self.df or ()) if np.ndim(self.df) == 0 else np.shape(self.df),)
-        return np.broadcast_shapes(*shapes, self.loc.shape[:-1], self.dense.shape[:-2])
+        own = () if self.df is None else np.shape(self.df)
+        return np.broadcast_shapes(own, self.loc.shape[:-1], self.dense.shape[:-2])
 
     def frozen(self, index=()):
         """SciPy's distribution of one batch entry."""
