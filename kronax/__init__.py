@@ -1,6 +1,9 @@
 """Kronecker-structured Gaussian processes for JAX."""
 
+from kronax.distributions import KroneckerCholeskyTransform as KroneckerCholeskyTransform
 from kronax.distributions import KroneckerNormal as KroneckerNormal
+from kronax.distributions import KroneckerReparam as KroneckerReparam
+from kronax.distributions import KroneckerStudentT as KroneckerStudentT
 from kronax.fitting import FitResult as FitResult
 from kronax.fitting import fit as fit
 from kronax.gp.axes import circle as circle

@@ -21,17 +21,17 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
     if all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(result)):
         return
     if isinstance(op, KroneckerPlusNoise):
-        _blame_indefinite(op.kronecker, "signal")
+        refuse_indefinite(op.kronecker, "signal")
         if isinstance(op.noise, Kronecker):
-            _blame_indefinite(op.noise, "noise")
+            refuse_indefinite(op.noise, "noise")
         raise np.linalg.LinAlgError(
             "The operator must be positive definite; signal plus noise has an eigenvalue that is "
             f"not above zero in {op.dtype}. Add noise: `op + variance` with a larger variance."
         )
     if covariance:
         # An indefinite factor is to blame before one that is merely singular.
-        _blame_indefinite(op, "covariance")
-        _blame_indefinite(op, "covariance", definite=True)
+        refuse_indefinite(op, "covariance")
+        refuse_indefinite(op, "covariance", definite=True)
     for k, factor in enumerate(op.factors):
         if getattr(factor, "positive_definite", False):
             _blame_factor(factor, f"Kronecker factor {k}", definite=True)
@@ -46,13 +46,18 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
     )
 
 
-def _blame_indefinite(kronecker: Kronecker, what: str, definite: bool = False) -> None:
+def refuse_indefinite(kronecker: Kronecker, what: str, definite: bool = False) -> None:
+    """Raise if a concrete factor is not positive semidefinite (or not positive definite)."""
     for k, factor in enumerate(kronecker.factors):
-        _blame_factor(factor, f"Kronecker factor {k} of the {what}", definite)
+        if is_concrete(factor):
+            _blame_factor(factor, f"Kronecker factor {k} of the {what}", definite)
 
 
 def _blame_factor(factor: AbstractFactor, name: str, definite: bool) -> None:
-    values = np.linalg.eigvalsh(np.asarray(factor.to_dense(), dtype=np.float64))
+    matrix = np.asarray(factor.to_dense(), dtype=np.float64)
+    if _is_plainly_positive(matrix, factor.size * np.finfo(factor.dtype).eps, definite):
+        return
+    values = np.linalg.eigvalsh(matrix)
     smallest, largest = float(values.min()), float(np.abs(values).max())
     slack = factor.size * np.finfo(factor.dtype).eps * largest
     if smallest < -slack or (definite and smallest <= slack):
@@ -62,3 +67,16 @@ def _blame_factor(factor: AbstractFactor, name: str, definite: bool) -> None:
             f"{name} must be positive {kind}; its smallest eigenvalue is {smallest:.3g} (largest "
             f"{largest:.3g}). Check the kernel or matrix, {advice}."
         )
+
+
+def _is_plainly_positive(matrix: np.ndarray, relative: float, definite: bool) -> bool:
+    """Whether a Cholesky factorisation, ten times as fast as `eigvalsh`, already shows it."""
+    if definite:
+        shift = -relative * np.abs(matrix).sum(-1).max(-1)
+    else:
+        shift = relative * np.diagonal(matrix, axis1=-2, axis2=-1).max(-1)
+    try:
+        np.linalg.cholesky(matrix + shift[..., None, None] * np.eye(matrix.shape[-1]))
+    except np.linalg.LinAlgError:
+        return False
+    return True

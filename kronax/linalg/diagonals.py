@@ -18,7 +18,6 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand
 from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -26,7 +25,7 @@ from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 from kronax.linalg.spectral import spectrum
-from kronax.linalg.thin import is_diagonal, is_thin
+from kronax.linalg.thin import is_thin, noise_factors, whitened
 
 # Columns of a rotation that are handled at once hold at most about this many numbers.
 CHUNK = 4_000_000
@@ -127,31 +126,14 @@ def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
 
 def _woodbury(op: KroneckerPlusNoise) -> tuple[KroneckerPlusNoise, list, list[Array]]:
     """`Rᵀ N⁻¹ R + I`, what takes a matrix `M_i` to `N_i^{-1/2} M_i`, and `R`, per axis."""
-    if isinstance(op.noise, Kronecker):
-        noise = op.noise.factors
-    else:
-        one = jnp.ones((), op.dtype)
-        noise = tuple(
-            ScaledIdentity(one if i else op.noise, n) for i, n in enumerate(op.grid_shape)
-        )
     roots = [
         _symmetric_root(factor) if thin is None else thin
         for factor, thin in zip(op.factors, (f.thin_root() for f in op.factors), strict=True)
     ]
-    whiten = [partial(_whiten, factor) for factor in noise]
+    whiten = [partial(whitened, factor) for factor in noise_factors(op)]
     white = [one(root) for one, root in zip(whiten, roots, strict=True)]
     small = Kronecker(*(matmul(jnp.swapaxes(w, -1, -2), w) for w in white))
     return KroneckerPlusNoise(small, 1.0), whiten, roots
-
-
-def _whiten(noise: AbstractFactor, matrix: Array) -> Array:
-    """`N^{-1/2} M`, by Cholesky where the noise is not diagonal."""
-    if is_diagonal(noise):
-        return matrix / jnp.sqrt(noise.diagonal())[..., None]
-    root = jnp.linalg.cholesky(noise.to_dense())
-    batch = jnp.broadcast_shapes(root.shape[:-2], matrix.shape[:-2])
-    root, matrix = (jnp.broadcast_to(m, (*batch, *m.shape[-2:])) for m in (root, matrix))
-    return lax.linalg.triangular_solve(root, matrix, left_side=True, lower=True)
 
 
 def _symmetric_root(factor: AbstractFactor) -> Array:

@@ -116,7 +116,25 @@ def is_diagonal(factor: AbstractFactor) -> bool:
     return len(blocks.ndims) == 1 and blocks.ndims[0] < 2 and blocks.transform == Identity()
 
 
-def _whitened(op: KroneckerPlusNoise) -> tuple[list[Array | None], list[Array | None]]:
+def noise_factors(op: KroneckerPlusNoise) -> tuple[AbstractFactor, ...]:
+    """The noise as one factor per axis; the first carries a variance."""
+    if isinstance(op.noise, Kronecker):
+        return op.noise.factors
+    one = jnp.ones((), op.dtype)
+    return tuple(ScaledIdentity(one if i else op.noise, n) for i, n in enumerate(op.grid_shape))
+
+
+def whitened(noise: AbstractFactor, matrix: Array) -> Array:
+    """`N^{-1/2} M`, by Cholesky where the noise is not diagonal."""
+    if is_diagonal(noise):
+        return matrix / jnp.sqrt(noise.diagonal())[..., None]
+    root = jnp.linalg.cholesky(noise.to_dense())
+    batch = jnp.broadcast_shapes(root.shape[:-2], matrix.shape[:-2])
+    root, matrix = (jnp.broadcast_to(m, (*batch, *m.shape[-2:])) for m in (root, matrix))
+    return lax.linalg.triangular_solve(root, matrix, left_side=True, lower=True)
+
+
+def _whitened_roots(op: KroneckerPlusNoise) -> tuple[list[Array | None], list[Array | None]]:
     """Thin roots of the whitened operator, and the noise variances that they were divided by."""
     roots = thin_roots(op)
     if not isinstance(op.noise, Kronecker):
@@ -141,7 +159,7 @@ def reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
 
 
 def _reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
-    roots, _ = _whitened(op)
+    roots, _ = _whitened_roots(op)
     signal = Kronecker(
         *(
             factor if root is None else Dense(matmul(jnp.swapaxes(root, -1, -2), root))
@@ -166,7 +184,7 @@ def rows_inside(op: KroneckerPlusNoise, rows: Sequence[tuple[Array, Array | None
     Per axis `C_i`, and for a thin axis the `M` of `C_i = M L_iᵀ` beside it. It holds because
     `Lᵀ S⁻¹ L = G^{1/2} (reduced op)⁻¹ G^{1/2}` with `G = Lᵀ L`.
     """
-    roots, _ = _whitened(op)
+    roots, _ = _whitened_roots(op)
     inside = []
     for (row, short), root in zip(rows, roots, strict=True):
         if root is None or short is None:
@@ -179,7 +197,7 @@ def rows_inside(op: KroneckerPlusNoise, rows: Sequence[tuple[Array, Array | None
 
 def logdet_outside(op: KroneckerPlusNoise) -> Array:
     """What `logdet S` has beside the log-determinant of the reduced operator."""
-    roots, variances = _whitened(op)
+    roots, variances = _whitened_roots(op)
     sizes = op.grid_shape
     thin = [i for i, root in enumerate(roots) if root is not None]
     full = prod(sizes[i] for i in thin)
@@ -203,7 +221,7 @@ def decomposition(op: KroneckerPlusNoise) -> ThinBases:
     """The decomposition of a thin operator, held constant: computed, or the one it carries."""
     if isinstance(op.decomposition, ThinBases):
         return lax.stop_gradient(op.decomposition)
-    roots, variances = _whitened(op)
+    roots, variances = _whitened_roots(op)
     terms = zip(roots, *_reduced(op).blocks(), strict=True)
     batched = bool(op.batch_shape)
     found = in_sequence(lambda term: _basis(*term), terms, batched=batched)
