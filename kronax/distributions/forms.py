@@ -17,7 +17,6 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite, refuse_indefinite
 from kronax.linalg.factorizations import inverse_matrix
-from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
@@ -204,9 +203,8 @@ class PrecisionForm(AbstractForm):
 
     def draw(self, key: PRNGKeyArray, lead: tuple[int, ...]) -> Array:
         """`(⊗C_i)⁻ᵀ z` with `P_i = C_i C_iᵀ`: triangular solves."""
-        draw = solve_grid(cholesky(self.operator).T, _white(key, self, lead))
-        self.explain(draw)
-        return draw
+        root = cholesky(self.operator, what="precision")
+        return solve_grid(root.T, _white(key, self, lead))
 
     def check_values(self) -> None:
         """Refuse factors that are not positive definite."""
@@ -275,14 +273,25 @@ def triangular(scale_trils: Any, checked: bool = True) -> Kronecker:
     return Kronecker(*(one(f) for f in factors))
 
 
-def cholesky(op: Kronecker, jitter: float = 0.0) -> Kronecker:
-    """`⊗L_i` with `L_i L_iᵀ = K_i + jitter · I`; NaN where that is not positive definite."""
+def cholesky(op: Kronecker, jitter: float = 0.0, what: str = "covariance") -> Kronecker:
+    """`⊗L_i` with `L_i L_iᵀ = K_i + jitter · I`.
 
-    def root(factor: AbstractFactor) -> LowerTriangular:
+    Raises:
+        ValueError: where a concrete one is not positive definite; traced ones give NaN.
+    """
+    roots = []
+    for k, factor in enumerate(op.factors):
         matrix = factor.to_dense() + jitter * jnp.eye(factor.size, dtype=factor.dtype)
-        return LowerTriangular(jnp.linalg.cholesky(matrix))
-
-    return Kronecker(*(root(f) for f in op.factors))
+        root = jnp.linalg.cholesky(matrix)
+        if checks.is_concrete(root) and not np.isfinite(np.asarray(root)).all():
+            refuse_indefinite(op, what)
+            raise np.linalg.LinAlgError(
+                f"Kronecker factor {k} of the {what} must be positive definite to have a Cholesky "
+                f"factor; it is singular in {op.dtype} with jitter={jitter}. Pass a larger jitter, "
+                "1e-6 times its diagonal for example."
+            )
+        roots.append(LowerTriangular(root))
+    return Kronecker(*roots)
 
 
 def _operator(factors: Any, name: str) -> Kronecker | KroneckerPlusNoise:

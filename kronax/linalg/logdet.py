@@ -106,19 +106,19 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
     return value
 
 
-def mean_of(mean: Any, op: AbstractOperator) -> Array:
+def mean_of(mean: Any, op: AbstractOperator, name: str = "mean") -> Array:
     """`mean` as an array that broadcasts against vectors in the grid layout."""
     if isinstance(mean, int | float):
         mean = np.asarray(mean, op.dtype)
-        checks.check_finite(mean, "mean")
+        checks.check_finite(mean, name)
         return jnp.asarray(mean)
-    checks.check_precision(mean, "mean", op.dtype)
-    array = checks.array_of_reals(mean, "mean").astype(op.dtype)
+    checks.check_precision(mean, name, op.dtype)
+    array = checks.array_of_reals(mean, name).astype(op.dtype)
     trailing = array.shape[-len(op.grid_shape) :]
     fits = len(trailing) <= len(op.grid_shape) and all(
         m in (1, n) for m, n in zip(trailing[::-1], op.grid_shape[::-1], strict=False)
     )
-    return array if fits else checks.grid_of(array, op.grid_shape, "mean", op.dtype)[0]
+    return array if fits else checks.grid_of(array, op.grid_shape, name, op.dtype)[0]
 
 
 @jax.jit

@@ -6,6 +6,7 @@ a t distribution the matrix is the scale, and `df` is set.
 
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import scipy.stats
 
@@ -151,3 +152,22 @@ CASES = {
 }
 # For what does not depend on the kind of matrix.
 FEW = ("variance", "Cholesky factors", "flat precision factors", "batched factors", "t, batched")
+
+
+def value_of(case, d, seed=0):
+    """A point of the event space, one per batch entry."""
+    return np.random.default_rng(seed).normal(size=(*case.batch, *d.event_shape))
+
+
+def direction(d, seed=0):
+    """A random direction in the parameters, symmetric where a matrix is, triangular likewise."""
+    rng = np.random.default_rng(seed)
+
+    def one(leaf):
+        t = rng.normal(size=leaf.shape)
+        if leaf.ndim < 2 or leaf.shape[-1] != leaf.shape[-2]:
+            return t
+        symmetric = np.allclose(leaf, np.swapaxes(leaf, -1, -2))
+        return t + np.swapaxes(t, -1, -2) if symmetric else np.tril(t)
+
+    return jax.tree.map(one, d)

@@ -1,0 +1,176 @@
+"""The distributions inside NumPyro's models: samplers, guides, handlers, control flow."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.stats
+from numpyro import handlers
+from numpyro.contrib.control_flow import scan
+from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, autoguide
+from numpyro.infer.util import log_density, log_likelihood
+
+import kronax as kx
+from tests.distributions.cases import AB, LOC, A, B
+from tests.tolerances import assert_close
+
+Y = np.random.default_rng(0).normal(size=(3, 4))
+
+
+def scipy_log_prob(value, mean, dense):
+    return scipy.stats.multivariate_normal(mean.ravel(), dense).logpdf(value.reshape(-1, 12))
+
+
+def model(y=None):
+    noise = numpyro.sample("noise", dist.HalfNormal(1.0))
+    shift = numpyro.sample("shift", dist.Normal(0.0, 2.0))
+    numpyro.sample("y", kx.KroneckerNormal(shift, (A, B), noise), obs=y)
+
+
+def test_observed_under_nuts_it_gives_the_posterior():
+    """Beside quadrature of the two-parameter posterior, with dense normals."""
+    shifts, noises = np.linspace(-4, 4, 81), np.linspace(0.005, 3, 120)
+    values, vectors = np.linalg.eigh(np.kron(A, B))
+    spectrum = values + noises[:, None]
+    squares = np.square((Y.ravel() - shifts[:, None]) @ vectors)
+    log_post = -0.5 * (squares @ (1 / spectrum).T + np.log(spectrum).sum(-1))
+    log_post += scipy.stats.norm(0, 2).logpdf(shifts)[:, None]
+    log_post += scipy.stats.halfnorm.logpdf(noises)
+    weights = np.exp(log_post - log_post.max())
+    weights /= weights.sum()
+    mcmc = MCMC(
+        NUTS(model),
+        num_warmup=100,
+        num_samples=100,
+        num_chains=2,
+        chain_method="vectorized",
+        progress_bar=False,
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        mcmc.run(jax.random.key(0), y=Y)
+    draws = mcmc.get_samples(group_by_chain=True)
+    for name, grid, marginal in (
+        ("shift", shifts, weights.sum(1)),
+        ("noise", noises, weights.sum(0)),
+    ):
+        mean = grid @ marginal
+        spread = np.sqrt((grid - mean) ** 2 @ marginal)
+        assert abs(draws[name].mean() - mean) < 0.4 * spread
+        assert numpyro.diagnostics.gelman_rubin(np.asarray(draws[name])) < 1.1
+    assert not mcmc.get_extra_fields()["diverging"].any()
+
+
+def test_a_latent_site_and_a_plate_have_the_right_joint_density():
+    def nested(y=None):
+        with numpyro.plate("replicates", 2):
+            f = numpyro.sample("f", kx.KroneckerNormal(LOC, (A, B)))
+        numpyro.sample("y", dist.Normal(f, 0.5).to_event(3), obs=y)
+
+    f, y = np.stack([Y, 2 * Y]), np.zeros((2, 3, 4))
+    joint, trace = log_density(nested, (), {"y": y}, {"f": jnp.asarray(f)})
+    assert trace["f"]["fn"].batch_shape == (2,)
+    expected = scipy_log_prob(f, LOC, np.kron(A, B)).sum()
+    expected += scipy.stats.norm(f, 0.5).logpdf(y).sum()
+    assert_close(joint, expected)
+    prior = numpyro.infer.Predictive(nested, num_samples=3)(jax.random.key(0))
+    assert prior["f"].shape == (3, 2, 3, 4)
+
+
+def latent_mean(noise):
+    return AB @ np.linalg.solve(AB + noise * np.eye(12), Y.ravel())
+
+
+def latent(y=None):
+    f = numpyro.sample("f", kx.KroneckerNormal(0.0, (A, B)))
+    numpyro.sample("y", dist.Normal(f, 0.5).to_event(2), obs=y)
+
+
+def test_a_latent_site_runs_under_nuts():
+    mcmc = MCMC(NUTS(latent), num_warmup=100, num_samples=100, progress_bar=False)
+    with jax.numpy_dtype_promotion("standard"):
+        mcmc.run(jax.random.key(0), y=Y)
+    error = mcmc.get_samples()["f"].mean(0).ravel() - latent_mean(0.25)
+    assert np.abs(error).max() < 0.4
+
+
+@pytest.mark.parametrize(
+    "guide", ["AutoNormal", "AutoMultivariateNormal", "AutoLaplaceApproximation"]
+)
+def test_guides_find_the_mean_of_a_latent_field(guide):
+    guide = getattr(autoguide, guide)(latent)
+    svi = SVI(latent, guide, numpyro.optim.Adam(0.05), Trace_ELBO(num_particles=8))
+    with jax.numpy_dtype_promotion("standard"):
+        result = svi.run(jax.random.key(0), 400, progress_bar=False, y=Y)
+        found = guide.median(result.params)["f"]
+    assert np.abs(np.ravel(found) - latent_mean(0.25)).max() < 0.2
+
+
+def test_predictions_and_likelihoods_of_draws():
+    def model(y=None):
+        shift = numpyro.sample("shift", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", kx.KroneckerNormal(shift, (A, B), 0.1), obs=y)
+
+    shifts = {"shift": jnp.array([0.0, 0.5, 1.0])}
+    drawn = Predictive(model, posterior_samples=shifts)(jax.random.key(0))
+    assert drawn["y"].shape == (3, 3, 4)
+    values = log_likelihood(model, shifts, y=Y)["y"]
+    expected = [scipy_log_prob(Y, np.full(12, s), AB + 0.1 * np.eye(12)) for s in shifts["shift"]]
+    assert_close(values, np.array(expected))
+
+
+def test_masks_of_handlers_are_over_batches():
+    def model(mask, y):
+        with numpyro.plate("replicates", 2), handlers.mask(mask=mask):
+            numpyro.sample("y", kx.KroneckerNormal(LOC, (A, B)), obs=y)
+
+    y = np.stack([Y, 2 * Y])
+    value, _ = log_density(model, (np.array([True, False]), y), {}, {})
+    assert_close(value, scipy_log_prob(Y, LOC, AB))
+    for shape in ((3, 4), (2, 3, 4)):
+        with pytest.raises(ValueError, match=r"kx\.MaskedKroneckerNormal"):
+            log_density(model, (np.ones(shape, bool), y), {}, {})
+
+
+def test_a_chain_of_fields_in_a_scan():
+    y = np.stack([Y, 2 * Y, 0.5 * Y])
+
+    def chain(y):
+        def step(last, now):
+            field = numpyro.sample("f", kx.KroneckerNormal(0.9 * last, (A, B), 0.1), obs=now)
+            return field, None
+
+        scan(step, jnp.zeros((3, 4)), y)
+
+    value, trace = log_density(chain, (y,), {}, {})
+    means = np.concatenate([np.zeros((1, 3, 4)), 0.9 * y[:-1]])
+    expected = sum(
+        scipy_log_prob(now, mean, AB + 0.1 * np.eye(12)) for now, mean in zip(y, means, strict=True)
+    )
+    assert_close(value, expected)
+    assert trace["f"]["fn"].batch_shape == (3,)
+
+    def prior():
+        def step(last, _):
+            field = numpyro.sample("f", kx.KroneckerNormal(0.9 * last, (A, B), 0.1))
+            return field, None
+
+        scan(step, jnp.zeros((3, 4)), None, length=3)
+
+    drawn = handlers.trace(handlers.seed(prior, 0)).get_trace()["f"]
+    assert (drawn["value"].shape, drawn["fn"].batch_shape) == ((3, 3, 4), (3,))
+
+
+def test_a_t_field_is_sampled_and_observed():
+    def model(y=None):
+        df = numpyro.sample("df", dist.Gamma(2.0, 0.1))
+        numpyro.sample("y", kx.KroneckerStudentT(df + 2, LOC, (A, B), 0.1), obs=y)
+
+    drawn = Predictive(model, num_samples=3)(jax.random.key(0))
+    assert drawn["y"].shape == (3, 3, 4)
+    value, _ = log_density(model, (Y,), {}, {"df": 4.0})
+    expected = scipy.stats.multivariate_t(LOC.ravel(), AB + 0.1 * np.eye(12), df=6).logpdf(
+        Y.ravel()
+    )
+    assert_close(value, expected + scipy.stats.gamma(2, scale=10).logpdf(4.0))
