@@ -165,11 +165,12 @@ def circle(axis: Any, period: float) -> Axis:
     positive definite at every lengthscale. A regular axis all the way round needs no `eigh`.
 
     Args:
-        axis: coordinates `(n,)`.
+        axis: coordinates `(n,)`, or what `kx.regular` returns.
         period: the length of the circle in units of the axis, such as 360.0 degrees.
 
     Raises:
-        ValueError: if the period is not positive and finite, or the axis is longer than it.
+        ValueError: if the period is not positive and finite, or the axis is longer than it, or a
+            circle already.
         TypeError: if the coordinates are traced.
 
     Examples:
@@ -179,7 +180,15 @@ def circle(axis: Any, period: float) -> Axis:
     """
     if not isinstance(period, int | float) or not 0 < period < float("inf"):
         raise ValueError(f"The period of a circle must be a positive number; got {period!r}.")
-    result = Axis(axis, "a circle", period=float(period))
+    shift = None
+    if isinstance(axis, Axis) and axis.static is not None:
+        if axis.period is not None:
+            raise ValueError(
+                f"The axis is a circle already, of period {axis.period}; got period {period} as "
+                "well. Give the coordinates."
+            )
+        axis, shift = axis.static.values, axis.shift
+    result = Axis(axis, "a circle", period=float(period), shift=shift)
     if result.static is None:
         raise TypeError("The coordinates of a circle must be concrete; got traced ones.")
     x = result.static.values

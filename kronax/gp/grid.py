@@ -17,7 +17,7 @@ from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
 from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
-from kronax.gp.structure import Structure, check_structure, choose, factor
+from kronax.gp.structure import Structure, check_rank, check_structure, choose, factor
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
@@ -147,7 +147,9 @@ class GridGP(eqx.Module):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         value = _log_marginal_likelihood(self, self.check_data(y))
-        explain_not_finite(value, self.covariance() if _failed(value) else None)
+        if _failed(value):
+            self._check_ranks()
+            explain_not_finite(value, self.covariance())
         return value
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
@@ -161,6 +163,7 @@ class GridGP(eqx.Module):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         grid = self.check_data(y)
+        self._check_ranks()
         operator = decompose(self.covariance())
         assert isinstance(operator, KroneckerPlusNoise)
         return Posterior(self, grid, operator, _weights(self, operator, grid))
@@ -172,6 +175,7 @@ class GridGP(eqx.Module):
         include_noise: bool = False,
     ) -> Float[Array, "..."]:
         """Prior draws on the grid, of the function or of noisy observations."""
+        self._check_ranks()
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
         return draws + self.mean_on((None,) * len(self.axes))
 
@@ -259,6 +263,14 @@ class GridGP(eqx.Module):
 
     def __repr__(self) -> str:
         return self.describe()
+
+    def _check_ranks(self) -> None:
+        """Refuse concrete parameters that a low-rank axis cannot carry."""
+        names = self.axis_names or tuple(f"axis {i}" for i in range(len(self.axes)))
+        for kernel, axis, structure, name in zip(
+            self.kernels, self.axes, self.structures, names, strict=True
+        ):
+            check_rank(kernel, axis, structure, name, self.dtype)
 
     def _noise_term(self) -> Any:
         if isinstance(self.noise, AxisNoise | FullNoise):

@@ -37,16 +37,16 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
         axis: its coordinates.
         asked: one of `KINDS`, or the rank of a low-rank factor, to override.
     """
-    if isinstance(asked, int):
+    if isinstance(asked, int) and not isinstance(asked, bool):
         return Structure("low rank", f"{asked} columns, as asked", asked)
     if asked is not None:
-        return Structure(asked, "as asked")
+        return Structure(str(asked), "as asked")
     if axis.static is None:
         return Structure("dense", "traced coordinates")
     if wraps(kernel, axis):
         if axis.is_full_circle:
             return Structure("circulant", "isotropic kernel, regular all the way round")
-        return Structure("dense", "isotropic kernel, part of a circle")
+        return Structure("dense", "isotropic kernel, not regular all the way round")
     if not kernel.stationary:
         return Structure("dense", "kernel not known to be stationary")
     if axis.num_dimensions is not None:
@@ -86,8 +86,36 @@ def factor(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> Abst
 
 
 def low_rank(kernel: Kernel, x: jax.Array, rank: int, dtype: Any) -> LowRank:
-    """The covariance at `x` by at most `rank` columns; NaN if they do not carry it."""
-    return LowRank.from_kernel(_InPrecision(kernel, dtype), x, rank=rank)
+    """The covariance at `x` by at most `rank` columns; NaN if they do not carry it.
+
+    It does not raise: a sampler may try values that need more columns, and reject them.
+    """
+    return _low_rank(_InPrecision(kernel, dtype), x, rank)
+
+
+@eqx.filter_jit
+def _low_rank(kernel: Any, x: jax.Array, rank: int) -> LowRank:
+    return LowRank.from_kernel(kernel, x, rank=rank)
+
+
+def check_rank(kernel: Kernel, axis: Axis, structure: Structure, name: str, dtype: Any) -> None:
+    """Refuse concrete parameters whose covariance needs more columns than were asked for."""
+    x = points(kernel, axis, dtype)
+    if structure.rank is None or not is_concrete(kernel, x):
+        return
+    cast = _InPrecision(kernel, dtype)
+    error = choose_pivots(cast, x, min(structure.rank, axis.size)).remainders[-1]
+    if error <= default_tolerance(dtype):
+        return
+    try:
+        needed = f"{LowRank.from_kernel(cast, x).rank} columns do, at these parameters"
+    except ValueError as reason:
+        needed = str(reason)
+    raise ValueError(
+        f"The covariance of {name} must be carried by {structure.rank} columns; they leave a part "
+        f"of {float(error):.3g} of its trace. {needed}: raise the number in `structure`, or leave "
+        "it out."
+    )
 
 
 def low_rank_rows(

@@ -14,6 +14,8 @@ from kronax.linalg.modes import matmul
 # A place whose variance is explained up to this many `k · eps` of the largest after k columns has
 # nothing to add: every column subtracts with a rounding error of its own.
 EXHAUSTED = 4.0
+# One that is below zero by more than this many `k · eps` is no rounding.
+INDEFINITE = 100.0
 
 
 class Pivots(NamedTuple):
@@ -22,7 +24,7 @@ class Pivots(NamedTuple):
     Args:
         places: `(rank,)` indices of points; -1 from where nothing but rounding was left.
         remainders: `(rank + 1,)`, an upper bound on `tr(K − L Lᵀ) / tr K` for the first
-            `0, 1, …, rank` places, rounding included.
+            `0, 1, …, rank` places, rounding included; NaN from where a variance is negative.
     """
 
     places: Array
@@ -42,7 +44,7 @@ def choose_pivots(
     kernel_of = lambda x, z: lax.stop_gradient(kernel(x, z))  # noqa: E731
     variances = jax.vmap(lambda p: kernel_of(p[None], p[None])[0, 0])(points)
     size, eps = points.shape[0], jnp.finfo(variances.dtype).eps
-    least = EXHAUSTED * eps * (jnp.max(variances) if scale is None else scale)
+    unit = eps * (jnp.max(variances) if scale is None else scale)
     trace = jnp.sum(variances) if scale is None else size * scale
 
     def step(k: Array, state: tuple) -> tuple:
@@ -50,13 +52,18 @@ def choose_pivots(
         place = jnp.argmax(left)
         top = left[place]
         column = kernel_of(points, points[place][None])[:, 0] - root @ root[place]
-        useful = top > least * (k + 1).astype(top.dtype)
+        count = (k + 1).astype(top.dtype)
+        useful = top > EXHAUSTED * count * unit
         column = jnp.where(useful, column / jnp.sqrt(jnp.where(useful, top, 1)), 0)
-        left = jnp.maximum(left - jnp.square(column), 0)
-        left = left.at[place].set(jnp.where(useful, 0, jnp.maximum(top, 0)))
+        left = left - jnp.square(column)
+        left = left.at[place].set(jnp.where(useful, 0, top))
+        # A variance that is truly negative: no covariance, and no error that could be certified.
+        # (What another kernel leaves can be below zero by the rounding of that one.)
+        indefinite = (scale is None) & (jnp.min(left) < -INDEFINITE * count * unit)
+        left = jnp.where(indefinite, jnp.nan, jnp.maximum(left, 0))
         places = places.at[k].set(jnp.where(useful, place, -1))
         rounding = eps * jnp.sum(places >= 0, dtype=variances.dtype)
-        remainders = remainders.at[k + 1].set(jnp.sum(jnp.maximum(left, 0)) / trace + rounding)
+        remainders = remainders.at[k + 1].set(jnp.sum(left) / trace + rounding)
         return root.at[:, k].set(column), left, places, remainders
 
     start = (

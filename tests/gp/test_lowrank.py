@@ -53,8 +53,15 @@ def test_a_rank_that_is_too_small_says_so():
     gp = process((4, None))
     assert "low rank (4 columns, as asked)" in gp.describe()
     for call in (lambda: gp.log_marginal_likelihood(Y), lambda: gp.condition(Y)):
-        with pytest.raises(ValueError, match="rank 4 to a relative trace error"):
+        with pytest.raises(
+            ValueError, match=r"axis 0 must be carried by 4 columns; .* 1\d columns do"
+        ):
             call()
+    assert np.isnan(jax.jit(lambda gp: gp.log_marginal_likelihood(Y))(gp))
+    slope = jax.grad(lambda gp: gp.log_marginal_likelihood(Y))(gp)
+    assert all(np.isnan(leaf) for leaf in jax.tree.leaves(slope)[:2])
+    with pytest.raises(ValueError, match="must be one of .* number of columns"):
+        process((True, None))
     with pytest.raises(ValueError, match="rank of axis 0 must be at least 1"):
         process((0, None))
 

@@ -135,9 +135,19 @@ def test_a_joint_root_keeps_the_old_rows():
             "must be of rank 5 to a relative trace error",
         ),
         (
+            lambda: kx.LowRank.from_kernel(lambda a, b: jnp.abs(a[:, None] - b) + 1, X),
+            ValueError,
+            "kernel must be positive semidefinite",
+        ),
+        (
+            lambda: kx.LowRank.from_kernel(lambda a, b: -rbf(0.1)(a, b), X),
+            ValueError,
+            "kernel must be positive semidefinite",
+        ),
+        (
             lambda: kx.LowRank.from_kernel(rbf(0.1), X, tolerance=1e-18),
             ValueError,
-            "relative trace error of 1e-18; got",
+            "relative trace error of 1e-18; rounding alone",
         ),
         (lambda: kx.LowRank.from_kernel(rbf(0.1), X, tolerance=0), ValueError, "positive number"),
         (lambda: kx.LowRank.from_kernel(rbf(0.1), X, rank=0), ValueError, "at least 1; got 0"),

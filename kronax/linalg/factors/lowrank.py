@@ -90,7 +90,8 @@ class LowRank(AbstractFactor):
 
         Raises:
             ValueError: if the tolerance is not reached (concrete values), is no positive number,
-                or `rank` is missing under jit.
+                or `rank` is missing under jit, or the kernel is seen not to be positive
+                semidefinite.
             TypeError: if `rank` is no integer.
 
         Examples:
@@ -112,7 +113,10 @@ class LowRank(AbstractFactor):
             pivots = choose_pivots(kernel, points, _checked_rank(rank, points.shape[0]))
             places, error = pivots.places, pivots.remainders[-1]
         if not checks.is_concrete(error):
-            root = jnp.where(error <= tolerance, root_at(kernel, points, places), jnp.nan)
+            # A factor, not a choice: so the gradient is NaN as well.
+            root = root_at(kernel, points, places) * jnp.where(
+                error <= tolerance, 1.0, jnp.nan
+            ).astype(error.dtype)
         elif not error <= tolerance:
             raise ValueError(_not_reached(float(error), tolerance, places.shape[0], points))
         else:
@@ -216,6 +220,17 @@ def _fewest_places(kernel: Any, points: Array, tolerance: float) -> tuple[Array,
 
 
 def _not_reached(error: float, tolerance: float, rank: int, points: Array) -> str:
+    if np.isnan(error):
+        return (
+            "The kernel must be positive semidefinite; a variance that its first columns leave, of "
+            f"{points.shape[0]} places, is negative. Check the kernel."
+        )
+    if rank == points.shape[0]:
+        return (
+            f"The covariance of {rank} places must be reached to a relative trace error of "
+            f"{tolerance:.3g}; rounding alone leaves {error:.3g}. Give a larger `tolerance`, or use "
+            "kx.Dense."
+        )
     return (
         f"The covariance of {points.shape[0]} places must be of rank {rank} to a relative trace "
         f"error of {tolerance:.3g}; got {error:.3g}. Raise `rank` or `tolerance`, or use kx.Dense."
