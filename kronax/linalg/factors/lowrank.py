@@ -228,8 +228,7 @@ def _not_reached(error: float, tolerance: float, rank: int, points: Array) -> st
     if rank == points.shape[0]:
         return (
             f"The covariance of {rank} places must be reached to a relative trace error of "
-            f"{tolerance:.3g}; rounding alone leaves {error:.3g}. Give a larger `tolerance`, or use "
-            "kx.Dense."
+            f"{tolerance:.3g}; rounding alone leaves {error:.3g}. Give a larger `tolerance`."
         )
     return (
         f"The covariance of {points.shape[0]} places must be of rank {rank} to a relative trace "
