@@ -94,7 +94,6 @@ INVERSE = np.linalg.inv(AB)
 CASES = {
     "noise-free": _case(AB, factors=(A, B)),
     "variance": _case(NUMBERS, factors=(A, B), noise=0.1),
-    "an operator with noise": _case(NUMBERS, factors=kx.Kronecker(A, B) + 0.1),
     "noise by axis": _case(
         AB + 0.5 * np.kron(np.eye(3), np.diag(VARIANCES)), factors=(A, B), noise=AXIS_NOISE
     ),
@@ -122,7 +121,6 @@ CASES = {
         loc=0.5,
         factors=(A, covariance(2, 5), covariance(2, 6)),
     ),
-    "flat": _case(NUMBERS, factors=(A, B), noise=0.1, flatten=True),
     "flat precision factors": _case(INVERSE, precision_factors=(A, B), flatten=True),
     "batched factors": _case(
         kron(BATCH_A, BATCH_B) + 0.1 * EYE, loc=0.0, factors=(BATCH_A, BATCH_B), noise=0.1
@@ -133,12 +131,6 @@ CASES = {
         loc=LOCS,
         factors=(BATCH_A, B),
         noise=NOISES,
-    ),
-    "batched Cholesky factor": _case(
-        kron(BATCH_A, B), scale_trils=(np.linalg.cholesky(BATCH_A), LB), loc=LOCS
-    ),
-    "batched precision factor": _case(
-        np.linalg.inv(kron(BATCH_A, B)), precision_factors=(BATCH_A, B), loc=LOCS
     ),
     "t": _case(NUMBERS, df=6.0, factors=(A, B), noise=0.1),
     "t, Cholesky factors": _case(AB, df=6.0, scale_trils=(LA, LB), flatten=True),
