@@ -17,7 +17,7 @@ def gradients_table(rows: list[dict[str, Any]]) -> str:
         body.append(
             [case]
             + [
-                _error(r[f"{kind}_error"])
+                _error(r[f"{kind}_error"]) if f"{kind}_error" in r else "–"
                 for r in (ours, theirs)
                 for kind in ("gradient", "hessian")
             ]

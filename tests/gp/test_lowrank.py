@@ -60,7 +60,7 @@ def test_a_rank_that_is_too_small_says_so():
     assert np.isnan(jax.jit(lambda gp: gp.log_marginal_likelihood(Y))(gp))
     slope = jax.grad(lambda gp: gp.log_marginal_likelihood(Y))(gp)
     assert all(np.isnan(leaf) for leaf in jax.tree.leaves(slope)[:2])
-    with pytest.raises(ValueError, match="must be one of .* number of columns"):
+    with pytest.raises(ValueError, match=r"must be one of .* number of columns"):
         process((True, None))
     with pytest.raises(ValueError, match="rank of axis 0 must be at least 1"):
         process((0, None))
