@@ -163,6 +163,11 @@ def test_a_joint_root_keeps_the_old_rows():
             "rank of LowRank must be given where the kernel is traced",
         ),
         (
+            lambda: kx.solve(2.0 * kx.LowRank(np.ones((3, 1))), np.ones(3)),
+            ValueError,
+            "full rank to be inverted; got rank 1 for size 3",
+        ),
+        (
             lambda: kx.logdet(kx.Kronecker(kx.LowRank(np.ones((3, 1))), OTHER)),
             ValueError,
             "full rank to be inverted; got rank 1 for size 3",

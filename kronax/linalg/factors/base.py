@@ -202,6 +202,12 @@ class Scaled(AbstractFactor):
         """That of the factor."""
         self.factor.check_covariance(name)
 
+    def factorize(self, positive_definite: bool = False) -> AbstractFactorization:
+        """That of the scaled blocks; a factor of low rank refuses."""
+        if self.factor.thin_root() is not None:
+            return self.factor.factorize(positive_definite)
+        return super().factorize(positive_definite)
+
     def root(self) -> SymmetricBlocks:
         """The root of the factor times `√scalar`; NaN where that is negative."""
         return self.factor.root().map_blocks(lambda a, _: safe_sqrt(self.scalar) * a)
