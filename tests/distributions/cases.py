@@ -142,6 +142,18 @@ CASES = {
         noise=NOISES,
     ),
 }
+# One of each way to differentiate a density and a draw; tests/linalg has every kind of factor.
+DIFFERENTIATED = (
+    "noise-free",
+    "full noise",
+    "Cholesky factors",
+    "precision factors",
+    "precision factors and noise",
+    "low rank",
+    "repeated eigenvalues",
+    "batched loc, noise and a factor",
+    "t",
+)
 # For what does not depend on the kind of matrix.
 FEW = ("variance", "Cholesky factors", "flat precision factors", "batched factors", "t, batched")
 

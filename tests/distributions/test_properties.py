@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 import kronax as kx
-from tests.distributions.cases import CASES, FEW, direction, value_of
+from tests.distributions.cases import CASES, DIFFERENTIATED, FEW, direction, value_of
 from tests.tolerances import assert_close
 
 NUM_DRAWS = 20_000
@@ -61,7 +61,7 @@ def test_the_draws_have_these_moments(name):
     assert (np.abs(products.mean(0) - expected) < 5 * error).all()
 
 
-@every
+@pytest.mark.parametrize("name", DIFFERENTIATED)
 def test_gradients_are_those_of_differences(name):
     """Along random directions, which mix the eigenspaces of repeated eigenvalues."""
     case = CASES[name]
