@@ -202,8 +202,17 @@ def _signal(post: Posterior, new: tuple[Axis | None, ...]) -> Kronecker:
 
 @eqx.filter_jit
 def _mean(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
-    correction = _signal(post, new).mv_grid(post.weights)
-    return post.gp.mean_on(new) + correction
+    # The kernel itself: rows of a low-rank root would be off by the root of the trace error.
+    gp, op = post.gp, post.operator
+    factors: list[Any] = []
+    for i, (factor, axis) in enumerate(zip(op.factors, new, strict=True)):
+        if axis is None:
+            factors.append(factor)
+            continue
+        kernel = gp.kernels[i]
+        row = kernel(points(kernel, axis, op.dtype), points(kernel, gp.axes[i], op.dtype))
+        factors.append(gp.variance * row if i == 0 else row)
+    return gp.mean_on(new) + Kronecker(*factors).mv_grid(post.weights)
 
 
 @eqx.filter_jit

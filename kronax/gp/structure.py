@@ -173,10 +173,14 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
     asked = structure.kind != "dense" and structure.reason == "as asked"
     if asked and axis.static is None:
         raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
-    if not is_concrete(kernel, axis) or not (asked or not kernel.stationary):
+    if not is_concrete(kernel, axis):
         return
     dtype = dtype_of(kernel)
     x = points(kernel, axis, dtype)
+    if kernel.stationary and not asked:
+        if structure.kind != "dense":
+            _check_mirrored(kernel, x, name)
+        return
     matrix = kernel(x, x)
     check_symmetric(matrix, f"The covariance of {name}")
     if not asked or not is_concrete(matrix):
@@ -189,4 +193,16 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
             f"The covariance of {name} is not {structure.kind}: it differs from its dense matrix "
             f"by {gap:.3g}. Leave `structure` out to have it chosen, or declare the axis with "
             "kx.regular or kx.circle."
+        )
+
+
+def _check_mirrored(kernel: Kernel, x: jax.Array, name: str) -> None:
+    """Refuse a kernel that calls itself stationary and plainly is not."""
+    first, last = (np.asarray(kernel(end, x))[0] for end in (x[:1], x[-1:]))
+    gap = np.abs(first - last[::-1]).max()
+    if gap > 0.01 * max(np.abs(first).max(), np.abs(last).max()):
+        raise ValueError(
+            f"The kernel of {name} must be stationary, as it says; its values from the first place "
+            f"and from the last differ by {gap:.3g} at equal distances. Do not override "
+            "`stationary`."
         )

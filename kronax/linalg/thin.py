@@ -67,6 +67,7 @@ class ThinBases(eqx.Module):
                 for basis, u in zip(self.reduced, self.ranges, strict=True)
             ]
         )
+        noise = jnp.where(noise > 0, noise, jnp.nan)  # outside, the noise is all there is
         solution = self._embed(inside / spectrum(self.reduced)) + outside / noise
         return self._whiten(self._unrotate_others(solution))
 

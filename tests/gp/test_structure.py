@@ -158,3 +158,17 @@ def test_meshgrid_axes_and_a_kernel_as_mean_are_refused():
         kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), mesh, noise=0.1)
     with pytest.raises(TypeError, match="mean must be a number"):
         kx.GridGP((kx.RBF(1.0),), (REGULAR,), noise=0.1, mean=kx.RBF(1.0))
+
+
+class Claims(kx.Kernel):
+    """Says that it is stationary, and is not."""
+
+    stationary = True
+
+    def evaluate(self, x, z):
+        return x * z + 1.0
+
+
+def test_a_false_claim_to_be_stationary_is_found():
+    with pytest.raises(ValueError, match="kernel of axis 0 must be stationary, as it says"):
+        kx.GridGP((Claims(),), (np.linspace(0, 1, 40),), noise=0.1)

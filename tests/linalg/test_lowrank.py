@@ -177,3 +177,24 @@ def test_a_joint_root_keeps_the_old_rows():
 def test_errors(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_a_kernel_that_changes_is_not_certified_from_memory():
+    scale = {"lengthscale": 1.0}
+    kernel = lambda a, b: jnp.exp(-(((a[:, None] - b) / scale["lengthscale"]) ** 2))  # noqa: E731
+    assert kx.LowRank.from_kernel(kernel, X).trace_error < 1e-12
+    scale["lengthscale"] = 0.02
+    with pytest.raises(ValueError, match="relative trace error"):
+        kx.LowRank.from_kernel(kernel, X)
+
+
+def test_an_indefinite_operator_is_nan_under_jit():
+    solve = jax.jit(lambda s: kx.solve(kx.LowRank(np.ones((3, 1))) + s, np.arange(3.0)))
+    assert np.isnan(solve(-0.1)).all()
+
+
+def test_long_toeplitz_products():
+    column = np.exp(-np.arange(1100.0))
+    x = np.random.default_rng(0).normal(size=1100)
+    expected = np.asarray(kx.Toeplitz(column).to_dense()) @ x
+    np.testing.assert_allclose(kx.Toeplitz(column).mv(x), expected, atol=1e-12)

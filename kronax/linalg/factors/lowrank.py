@@ -60,7 +60,7 @@ class LowRank(AbstractFactor):
 
     def __init__(self, root: Any, trace_error: Any = None):
         self.columns = checks.matrix(root, "The root of LowRank")
-        self.trace_error = trace_error
+        self.trace_error = None if trace_error is None else jnp.asarray(trace_error, self.dtype)
 
     @classmethod
     def from_kernel(
@@ -112,15 +112,13 @@ class LowRank(AbstractFactor):
         else:
             pivots = choose_pivots(kernel, points, _checked_rank(rank, points.shape[0]))
             places, error = pivots.places, pivots.remainders[-1]
+        root = root_at(kernel, points, places)
+        error = jnp.maximum(error, lax.stop_gradient(_left_out(kernel, points, root)))
         if not checks.is_concrete(error):
             # A factor, not a choice: so the gradient is NaN as well.
-            root = root_at(kernel, points, places) * jnp.where(
-                error <= tolerance, 1.0, jnp.nan
-            ).astype(error.dtype)
+            root = root * jnp.where(error <= tolerance, 1.0, jnp.nan).astype(error.dtype)
         elif not error <= tolerance:
             raise ValueError(_not_reached(float(error), tolerance, places.shape[0], points))
-        else:
-            root = root_at(kernel, points, places)
         return cls(root, lax.stop_gradient(error))
 
     @property
@@ -177,6 +175,12 @@ class LowRank(AbstractFactor):
                 f"size {self.size}. Add noise to the operator: `op + variance`."
             )
         return super().factorize(positive_definite)
+
+
+def _left_out(kernel: Any, points: Array, root: Array) -> Array:
+    """The relative trace that the root leaves: what a kernel that changes its mind cannot pass."""
+    variances = jax.vmap(lambda p: kernel(p[None], p[None])[0, 0])(points)
+    return jnp.sum(variances - jnp.sum(jnp.square(root), axis=-1)) / jnp.sum(variances)
 
 
 def _checked_tolerance(tolerance: Any, kernel: Any, points: Array) -> float:

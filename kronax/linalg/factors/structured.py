@@ -81,7 +81,8 @@ class Toeplitz(AbstractFactor):
         padding = jnp.zeros(length - 2 * self.size + 1, self.dtype)
         wrapped = jnp.concatenate([self.column, padding, self.column[:0:-1]])
         eigenvalues = along(jnp.fft.rfft(wrapped).real, axis)
-        spectrum = jnp.fft.rfft(x, n=length, axis=axis) * eigenvalues
+        spectrum = jnp.fft.rfft(x, n=length, axis=axis)
+        spectrum = spectrum * eigenvalues.astype(spectrum.dtype)
         product = jnp.fft.irfft(spectrum, n=length, axis=axis)
         return jnp.split(product, [self.size], axis)[0].astype(x.dtype)
 
