@@ -14,7 +14,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLIC = {name: value for name, value in vars(kx).items() if not name.startswith("_")}
 OBJECTS = {name: value for name, value in PUBLIC.items() if callable(value)}
 # What no call of a user makes: it is shown where it is returned, subclassed or raised.
-RETURNED = {"FitResult", "Posterior", "AbstractOperator", "Mean", "DerivativeOrderError"}
+RETURNED = {
+    "FitResult",
+    "Posterior",
+    "LatentPosterior",
+    "AbstractOperator",
+    "Mean",
+    "DerivativeOrderError",
+}
 
 
 def python_blocks(page: Path) -> str:
