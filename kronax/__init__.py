@@ -5,6 +5,7 @@ from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.distributions import KroneckerReparam as KroneckerReparam
 from kronax.distributions import KroneckerStudentT as KroneckerStudentT
 from kronax.fitting import FitResult as FitResult
+from kronax.fitting import LaplaceApproximation as LaplaceApproximation
 from kronax.fitting import fit as fit
 from kronax.gp.axes import circle as circle
 from kronax.gp.axes import regular as regular

@@ -5,8 +5,7 @@ domain is declared on the field, and optimisers see it through NumPyro's `biject
 """
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -15,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
+
+from kronax.paths import check_known, frozen_paths, matching, path_of, shared_paths
 
 Model = TypeVar("Model")
 
@@ -89,12 +90,16 @@ def describe_domain(constraint: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Parameter:
-    """One row of `kx.parameters`: where it is, what it is, and what may become of it."""
+    """One row of `kx.parameters`: where it is, what it is, and what may become of it.
+
+    A shared parameter takes its value from the path `source`.
+    """
 
     path: str
     value: Array
     domain: Any
     trainable: bool
+    source: str | None = None
 
 
 class ParameterTable(tuple[Parameter, ...]):
@@ -104,12 +109,20 @@ class ParameterTable(tuple[Parameter, ...]):
         rows = [("parameter", "value", "domain", "trainable")]
         for p in self:
             domain = "unknown" if p.domain is None else describe_domain(p.domain)
-            rows.append((p.path, _short(p.value), domain, "yes" if p.trainable else "no"))
-        widths = [max(len(row[k]) for row in rows) for k in range(4)]
-        return "\n".join(
-            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-            for row in rows
-        )
+            trained = "yes" if p.trainable else "no"
+            if p.source is not None:
+                trained = f"as {p.source}"
+            rows.append((p.path, _short(p.value), domain, trained))
+        return aligned(rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text, columns aligned to the left."""
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def _short(value: Any) -> str:
@@ -122,17 +135,27 @@ def _short(value: Any) -> str:
 
 
 def parameters(
-    model: Any, *, freeze: Collection[str] = (), domains: Mapping[str, Any] | None = None
+    model: Any,
+    *,
+    freeze: Any = (),
+    domains: Mapping[str, Any] | None = None,
+    share: Any = (),
 ) -> ParameterTable:
     """Every parameter of a model: path, value, domain, and whether a fit would train it.
 
     Args:
         model: any Equinox module.
-        freeze: paths, or beginnings of paths, that stay as they are.
+        freeze: what stays as it is: paths, or beginnings of paths; functions from the model to
+            nodes of it, as for `eqx.tree_at`; or a tree of booleans like the model, true where
+            frozen.
         domains: NumPyro constraints by path, where none is declared or another is wanted.
+        share: groups of parameters that have one value, that of the first: each a tuple of paths,
+            or a function from the model to a tuple of its leaves.
 
     Raises:
         KeyError: if a path is unknown; the nearest is suggested.
+        TypeError: if `freeze` or `share` is of another kind.
+        ValueError: if parameters that share a value have different shapes or domains.
 
     Examples:
         >>> import kronax as kx
@@ -140,25 +163,44 @@ def parameters(
         parameter    value  domain    trainable
         lengthscale  0.5    positive  yes
     """
-    if isinstance(freeze, str):
-        raise TypeError(
-            f"freeze must be a collection of paths; got {freeze!r}. Write ({freeze!r},)."
-        )
     domains = dict(domains or {})
     found = list(_leaves(model))
     paths = [path for path, *_ in found]
-    frozen = {p for name in freeze for p in _matching(name, paths)}
-    given = {p: domain for name, domain in domains.items() for p in _matching(name, paths)}
-    rows = []
+    frozen = set(frozen_paths(model, freeze))
+    given = {p: domain for name, domain in domains.items() for p in matching(name, paths)}
+    rows = {}
     for path, value, domain, known in found:
         known = known or path in given
         domain = given.get(path, domain) if known else None
-        rows.append(Parameter(path, value, domain, known and path not in frozen))
-    return ParameterTable(rows)
+        rows[path] = Parameter(path, value, domain, known and path not in frozen)
+    for first, *others in shared_paths(model, share):
+        for path in others:
+            _check_alike(rows[first], rows[path])
+            rows[path] = dataclasses.replace(rows[path], trainable=False, source=first)
+    return ParameterTable(rows.values())
+
+
+def _check_alike(first: Parameter, other: Parameter) -> None:
+    if first.value.shape != other.value.shape:
+        raise ValueError(
+            f"Parameters that share a value must have one shape; got {first.value.shape} for "
+            f"{first.path} and {other.value.shape} for {other.path}."
+        )
+    if first.domain is not other.domain:
+        domains = [p.domain and describe_domain(p.domain) for p in (first, other)]
+        raise ValueError(
+            f"Parameters that share a value must have one domain; got {domains[0] or 'unknown'} "
+            f"for {first.path} and {domains[1] or 'unknown'} for {other.path}. Give both the same "
+            "by `domains=`."
+        )
 
 
 def unconstrain(
-    model: Model, *, freeze: Collection[str] = (), domains: Mapping[str, Any] | None = None
+    model: Model,
+    *,
+    freeze: Any = (),
+    domains: Mapping[str, Any] | None = None,
+    share: Any = (),
 ) -> tuple[dict[str, Array], Callable[[Mapping[str, Array]], Model]]:
     """Unconstrained values of the trainable parameters, and the way back.
 
@@ -167,15 +209,18 @@ def unconstrain(
 
     Args:
         model: any Equinox module.
-        freeze: paths, or beginnings of paths, that stay as they are.
+        freeze: what stays as it is, as for `kx.parameters`.
         domains: NumPyro constraints by path, where none is declared or another is wanted.
+        share: groups of parameters that have one value, as for `kx.parameters`.
 
     Returns:
         `raw`, a dictionary from path to array, and `build`.
 
     Raises:
         KeyError: if a path is unknown; the nearest is suggested.
-        ValueError: if a value lies outside its domain, or two parameters share a path.
+        TypeError: if `freeze` or `share` is of another kind.
+        ValueError: if a value lies outside its domain, two parameters share a path, or parameters
+            that share a value have different shapes or domains.
 
     Examples:
         >>> import kronax as kx
@@ -183,7 +228,10 @@ def unconstrain(
         >>> raw["lengthscale"].item(), build(raw).lengthscale.item()
         (0.0, 1.0)
     """
-    rows = [p for p in parameters(model, freeze=freeze, domains=domains) if p.trainable]
+    table = parameters(model, freeze=freeze, domains=domains, share=share)
+    rows = [p for p in table if p.trainable]
+    sharing = {p.path: p.source for p in table if p.source is not None}
+    fixed = {p.path: p.value for p in table}
     transforms = {p.path: biject_to(p.domain) for p in rows}
     raw = {}
     for p in rows:
@@ -195,7 +243,10 @@ def unconstrain(
             raise KeyError(
                 f"The unconstrained values must have the keys {sorted(raw)}; got {sorted(values)}."
             )
-        return _put(model, {path: transforms[path](v) for path, v in values.items()})
+        natural = {path: transforms[path](v) for path, v in values.items()}
+        for path, source in sharing.items():
+            natural[path] = natural.get(source, fixed[source]).astype(fixed[path].dtype)
+        return _put(model, natural)
 
     return raw, build
 
@@ -215,7 +266,7 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
     rows = {p.path: p for p in parameters(model)}
     new = {}
     for path, value in values.items():
-        _exact(path, list(rows))
+        check_known(path, list(rows))
         old = rows[path]
         array = jnp.asarray(value)
         if array.shape != old.value.shape:
@@ -225,19 +276,6 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
         array = array.astype(old.value.dtype)
         new[path] = array if old.domain is None else as_parameter(array, old.domain, path)
     return _put(model, new)
-
-
-def nearest(name: Any, known: Collection[Any]) -> str:
-    """A hint that names what was probably meant."""
-    names = {str(k): k for k in known}
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.0)
-    hint = f" Did you mean {names[close[0]]!r}?" if close else ""
-    return f"{hint} Known: {', '.join(map(repr, known)) or 'none'}."
-
-
-def path_of(key_path: tuple) -> str:
-    """A JAX key path as users write it: without the leading dot."""
-    return jax.tree_util.keystr(key_path).removeprefix(".")
 
 
 def _leaves(model: Any) -> Iterator[tuple[str, Array, Any, bool]]:
@@ -273,18 +311,6 @@ def _put(model: Model, values: Mapping[str, Any]) -> Model:
     leaves, tree = jax.tree_util.tree_flatten_with_path(model)
     new = [values.get(path_of(key_path), leaf) for key_path, leaf in leaves]
     return jax.tree_util.tree_unflatten(tree, new)
-
-
-def _matching(name: str, paths: list[str]) -> list[str]:
-    found = [p for p in paths if p == name or p.startswith((f"{name}.", f"{name}["))]
-    if not found:
-        raise KeyError(f"There is no parameter {name!r}.{nearest(name, paths)}")
-    return found
-
-
-def _exact(name: str, paths: list[str]) -> None:
-    if name not in paths:
-        raise KeyError(f"There is no parameter {name!r}.{nearest(name, paths)}")
 
 
 def _check_inside(p: Parameter, raw: Array) -> None:

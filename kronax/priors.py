@@ -10,7 +10,8 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to
 
-from kronax.parameters import describe_domain, nearest, parameters, replace
+from kronax.parameters import Parameter, describe_domain, parameters, replace
+from kronax.paths import nearest
 
 Model = TypeVar("Model")
 # Unconstrained values that show whether the support of a prior leaves a domain.
@@ -44,11 +45,7 @@ def sample_parameters(name: str, model: Model, priors: Mapping[str, Any]) -> Mod
         ((), True)
     """
     rows = {p.path: p for p in parameters(model)}
-    prepared = {}
-    for path, prior in priors.items():
-        if path not in rows:
-            raise KeyError(f"There is no parameter {path!r}.{nearest(path, rows)}")
-        prepared[path] = _fitted(path, prior, rows[path])
+    prepared = prepare(rows, priors)
     drawn: dict[str, Any] = {
         path: numpyro.sample(f"{name}.{path}", prior) for path, prior in prepared.items()
     }
@@ -60,6 +57,18 @@ def sample_parameters(name: str, model: Model, priors: Mapping[str, Any]) -> Mod
                 "it, or vmap the model."
             )
     return replace(model, drawn)
+
+
+def prepare(
+    rows: Mapping[str, Parameter], priors: Mapping[str, Any]
+) -> dict[str, dist.Distribution]:
+    """Priors with the shapes of their parameters as events, or a clear error."""
+    prepared = {}
+    for path, prior in priors.items():
+        if path not in rows:
+            raise KeyError(f"There is no parameter {path!r}.{nearest(path, rows)}")
+        prepared[path] = _fitted(path, prior, rows[path])
+    return prepared
 
 
 def _fitted(path: str, prior: Any, parameter: Any) -> dist.Distribution:

@@ -18,6 +18,7 @@ RETURNED = {
     "FitResult",
     "Posterior",
     "LatentPosterior",
+    "LaplaceApproximation",
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",

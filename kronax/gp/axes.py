@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.checks import check_finite, is_concrete
-from kronax.parameters import nearest
+from kronax.paths import nearest
 
 # Coordinates that differ from regular ones by at most this many units in the last place are
 # regular: that is what rounding in `linspace`, `arange` and float32 files leaves.

@@ -26,7 +26,8 @@ from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.sample import sample_normal
 from kronax.linalg.solve import solve_grid
-from kronax.parameters import nearest, parameter, parameters
+from kronax.parameters import parameter, parameters
+from kronax.paths import nearest
 
 
 class GridGP(eqx.Module):

@@ -11,7 +11,8 @@ from numpyro.distributions import constraints
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.operators import AbstractOperator
-from kronax.parameters import as_parameter, data, nearest, parameter
+from kronax.parameters import as_parameter, data, parameter
+from kronax.paths import nearest
 
 
 class AxisNoise(eqx.Module):

@@ -1,0 +1,145 @@
+"""A running fit on disk: whole or not at all, and never another fit's."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kronax.fitting.problem import Problem
+from kronax.fitting.steps import RUNNING, State
+
+FORMAT = "kronax fit 1"
+
+
+class Checkpoint:
+    """Where a fit is saved, and which fit that is."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: Problem, states: State):
+        self.path = Path(path)
+        if self.path.is_dir():
+            raise IsADirectoryError(
+                f"checkpoint must be the path of a file; got the folder {str(self.path)!r}."
+            )
+        if not self.path.parent.is_dir():
+            raise FileNotFoundError(
+                f"The folder of the checkpoint must exist; got {str(self.path)!r}."
+            )
+        self.fingerprint = _fingerprint(problem, states)
+
+    def save(self, states: State, seconds: float) -> None:
+        """Write beside the old file, to the disk, and only then in its place."""
+        payload = io.BytesIO()
+        eqx.tree_serialise_leaves(payload, states)
+        content = payload.getvalue()
+        header = {
+            "format": FORMAT,
+            "fit": self.fingerprint,
+            "num_steps": states.losses.shape[1] - 1,
+            "seconds": seconds,
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
+        try:
+            with open(beside, "wb") as file:
+                file.write(json.dumps(header).encode() + b"\n" + content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, self.path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def load(self, like: State) -> tuple[State, float] | None:
+        """The saved states and the seconds they took; nothing if there is no file yet."""
+        if not self.path.exists():
+            return None
+        header, content = _parts(self.path)
+        if header["fit"] != self.fingerprint:
+            raise ValueError(
+                f"The checkpoint {str(self.path)!r} belongs to another fit: model, data, starting "
+                "values, priors, settings or optimiser differ. Give another path, or remove it."
+            )
+        num_steps = like.losses.shape[1] - 1
+        saved = _resized(like, header["num_steps"])
+        states = eqx.tree_deserialise_leaves(io.BytesIO(content), saved)
+        return _continued(states, num_steps), float(header["seconds"])
+
+
+def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
+    line, _, content = path.read_bytes().partition(b"\n")
+    try:
+        header = json.loads(line)
+        whole = (
+            header["format"] == FORMAT
+            and header["size"] == len(content)
+            and header["sha256"] == hashlib.sha256(content).hexdigest()
+        )
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"{str(path)!r} is not a whole checkpoint of kx.fit. Give another path, or remove the "
+            "file to start from the beginning."
+        )
+    return header, content
+
+
+def _resized(states: State, num_steps: int) -> State:
+    shape = (states.losses.shape[0], num_steps + 1)
+    empty = jnp.full(shape, jnp.nan, states.losses.dtype)
+    return states._replace(losses=empty, norms=empty)
+
+
+def _continued(states: State, num_steps: int) -> State:
+    """The states with room for another number of steps.
+
+    A fit that stood at its limit has judged its last point but not moved on from it: it judges that
+    point again.
+    """
+    old = states.losses.shape[1] - 1
+    if num_steps == old:
+        return states
+    taken = int(jnp.max(states.step)) - 1
+    if num_steps < taken:
+        raise ValueError(
+            f"num_steps must be at least the {taken} steps that the checkpoint holds; got "
+            f"{num_steps}."
+        )
+    at_limit = ((states.status == RUNNING) & (states.step == old + 1)).astype(jnp.int32)
+    kept = min(old, num_steps) + 1
+    new = _resized(states, num_steps)
+    return states._replace(
+        losses=new.losses.at[:, :kept].set(states.losses[:, :kept]),
+        norms=new.norms.at[:, :kept].set(states.norms[:, :kept]),
+        step=states.step - at_limit,
+        stalled=jnp.maximum(states.stalled - at_limit, 0),
+    )
+
+
+def _fingerprint(problem: Problem, states: State) -> str:
+    """What makes a fit this fit: its numbers, their shapes, and the settings."""
+    digest = hashlib.sha256()
+    settings = (problem.freeze, problem.share, problem.independent)
+    domains = [(path, str(domain)) for path, domain in problem.domains]
+    digest.update(repr((settings, domains)).encode())
+    name = getattr(problem.loss, "__qualname__", type(problem.loss).__name__)
+    digest.update(str(name).encode())
+    kept = (problem.model, problem.y, problem.priors, states.raw, states.member)
+    leaves, tree = jax.tree.flatten(eqx.filter(kept, eqx.is_array))
+    for structure in (tree, jax.tree.structure(states.optimizer)):
+        # Addresses of functions differ from process to process.
+        digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(structure)).encode())
+    for leaf in leaves:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

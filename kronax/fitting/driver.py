@@ -1,0 +1,131 @@
+"""The loop of a fit outside of compiled code: progress, interruption, checkpoints."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+from tqdm.auto import tqdm
+
+from kronax.fitting.checkpoint import Checkpoint
+from kronax.fitting.problem import Problem
+from kronax.fitting.steps import CONVERGED, RUNNING, State, advance
+
+# Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
+# many seconds; the steps in between are one compiled loop.
+SECONDS_PER_CHUNK = 0.25
+
+
+class Interruption:
+    """Ctrl-C asks the fit to stop; a second one stops it at once.
+
+    Outside the main thread Python delivers no signals, and nothing is caught.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._old: Any = None
+
+    def __enter__(self) -> "Interruption":
+        if threading.current_thread() is threading.main_thread():
+            self._old = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._old is not None:
+            signal.signal(signal.SIGINT, self._old)
+
+    def _ask(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def drive(
+    fixed: tuple[Problem, optax.GradientTransformation, Array],
+    states: State,
+    *,
+    progress: bool,
+    checkpoint: Checkpoint | None,
+    every: int,
+    report: Callable[[State, float], Any] | None,
+) -> tuple[State, str | None, float]:
+    """Run chunk after chunk.
+
+    Returns the states, why they were stopped from outside if they were, and the seconds taken, those
+    of an earlier run that is continued included.
+    """
+    began = time.perf_counter()
+    loaded = checkpoint.load(states) if checkpoint is not None else None
+    before = 0.0
+    if loaded is not None:
+        states, before = loaded
+        states = _awake(states, fixed[2])
+
+    def elapsed() -> float:
+        return before + time.perf_counter() - began
+
+    num_steps = states.losses.shape[1] - 1
+    bar = tqdm(total=num_steps, desc="fit", disable=None if progress else True, leave=True)
+    chunk, stopped = 1, None
+    with bar, Interruption() as interruption:
+        while (at := _position(states)) is not None:
+            until = min(at + chunk, num_steps + 1)
+            if checkpoint is not None:
+                until = min(until, (at // every + 1) * every)
+            since = time.perf_counter()
+            states = jax.block_until_ready(advance(fixed, states, jnp.asarray(until, jnp.int32)))
+            seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
+            if checkpoint is not None and until % every == 0:
+                checkpoint.save(states, elapsed())
+            _show(bar, states)
+            if report is not None and report(states, elapsed()) is True:
+                stopped = "the callback asked to stop"
+            if interruption.asked:
+                stopped = "it was interrupted"
+            if stopped is not None:
+                break
+            chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))
+        if checkpoint is not None:
+            checkpoint.save(states, elapsed())
+    return states, stopped, elapsed()
+
+
+def _position(states: State) -> int | None:
+    """The step of the fit that is furthest behind, or nothing if all have ended."""
+    step, status = np.asarray(states.step), np.asarray(states.status)
+    going = (status == RUNNING) & (step < states.losses.shape[1])
+    return int(step[going].min()) if going.any() else None
+
+
+def _furthest(states: State) -> int:
+    return int(jnp.max(states.step))
+
+
+def _awake(states: State, threshold: Array) -> State:
+    """Saved states, where those that another tolerance had stopped judge their point again."""
+    last = jnp.take_along_axis(states.norms, jnp.maximum(states.step - 1, 0)[:, None], axis=1)[:, 0]
+    again = ((states.status == CONVERGED) & (last > threshold)).astype(jnp.int32)
+    return states._replace(
+        status=jnp.where(again == 1, RUNNING, states.status),
+        step=states.step - again,
+        stalled=jnp.maximum(states.stalled - again, 0),
+    )
+
+
+def _show(bar: Any, states: State) -> None:
+    if bar.disable:
+        return
+    num_steps = states.losses.shape[1] - 1
+    bar.update(min(_furthest(states), num_steps) - bar.n)
+    shown = {"loss": f"{float(jnp.min(states.best_loss)):.6g}"}
+    if states.step.size > 1:
+        running = int(jnp.sum(states.status == RUNNING))
+        shown = {"running": f"{running} of {states.step.size}", **shown}
+    bar.set_postfix(shown)

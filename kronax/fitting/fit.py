@@ -1,0 +1,289 @@
+"""Fit the parameters of a model with optax, in unconstrained space."""
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from kronax.fitting.checkpoint import Checkpoint
+from kronax.fitting.driver import drive
+from kronax.fitting.problem import Problem, losses_at, make_problem, precision
+from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
+from kronax.fitting.starts import starting_points
+from kronax.fitting.steps import CONVERGED, NOT_FINITE, RUNNING, STALLED, State, start
+
+# One object, so that every fit with the default shares its compiled loop.
+_LBFGS = optax.lbfgs()
+# Where a flat start is probed for lower losses, in unconstrained units (factors of e for what is
+# positive); and at most so many parameters.
+PROBES = (-3.0, -1.0, 1.0, 3.0)
+MOST_PROBED = 50
+
+
+def fit(
+    model: Any,
+    y: Any = None,
+    *,
+    loss: Callable[[Any], Array] | None = None,
+    optimizer: optax.GradientTransformation | None = None,
+    num_steps: int = 200,
+    tolerance: float | None = None,
+    priors: Mapping[str, Any] | None = None,
+    freeze: Any = (),
+    domains: Mapping[str, Any] | None = None,
+    share: Any = (),
+    restarts: int | Sequence[Any] = 0,
+    key: PRNGKeyArray | None = None,
+    independent: bool = False,
+    progress: bool = True,
+    callback: Callable[[FitResult], Any] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 10,
+) -> FitResult:
+    """Maximise the marginal likelihood of a `GridGP`, or minimise any loss of a module.
+
+    Parameters move in unconstrained space, so that a positive one stays positive. The best point
+    seen is returned, whatever happens later: Ctrl-C ends a fit and returns it too, a second Ctrl-C
+    raises.
+
+    Args:
+        model: a `kx.GridGP`, or any Equinox module with `loss`.
+        y: data for a GridGP, `(n_1, …, n_d)` or `(N,)`; losses of a leading batch are added.
+        loss: `loss(model)`, a scalar to be minimised, instead of `y`.
+        optimizer: any optax transformation; by default `optax.lbfgs()` with its line search.
+        num_steps: at most this many steps.
+        tolerance: converged when the largest entry of the unconstrained gradient, per cell for a
+            GridGP, is below this; by default 1e-6 in float64 and 1e-5 in float32.
+        priors: NumPyro distributions by path; their log density, in natural units, is added to the
+            likelihood, so that the maximum a posteriori is found.
+        freeze: what stays as it is, as for `kx.parameters`: paths, functions from the model to its
+            nodes, or a tree of booleans.
+        domains: NumPyro constraints by path, for numbers without a declared domain.
+        share: groups of parameters that have one value, as for `kx.parameters`.
+        restarts: number of further fits from random starts, or a sequence of models to start at;
+            the best end is returned.
+        key: of the random starts; by default `jax.random.key(0)`.
+        independent: one fit for each entry of the leading axis of `y`, each with parameters of
+            its own, in one compiled loop.
+        progress: show a bar in a terminal or notebook.
+        callback: called about four times a second with the `FitResult` so far; the fit ends if it
+            returns `True`.
+        checkpoint: path of a file that holds the running fit. If it is there already, the fit goes
+            on from it, to the same numbers as without an interruption.
+        checkpoint_every: steps between two savings.
+
+    Returns:
+        A `FitResult`.
+
+    Raises:
+        ValueError: if nothing is trainable, a parameter starts outside its domain, or the
+            checkpoint is of another fit or not whole.
+        KeyError: if a path is unknown; the nearest is suggested.
+        FloatingPointError: if loss or gradient is not finite at the start; it names which.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 8)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> kx.fit(gp, jnp.sin(6 * x)[:, None] * x, num_steps=3, progress=False).num_steps
+        3
+    """
+    began = time.perf_counter()
+    settings = {"freeze": freeze, "domains": domains, "share": share}
+    problem = make_problem(model, y, loss, priors, independent, settings)
+    optimizer = _LBFGS if optimizer is None else optimizer
+    _check_optimizer(optimizer)
+    _check_count(num_steps, "num_steps")
+    _check_count(checkpoint_every, "checkpoint_every")
+    starts, members = starting_points(problem, restarts, key)
+    if tolerance is None:
+        tolerance = 1e-6 if jnp.finfo(precision(starts)).bits == 64 else 1e-5
+    threshold = jnp.asarray(tolerance * problem.num_cells, precision(starts))
+
+    states = start(starts, jnp.asarray(members, jnp.int32), optimizer, num_steps)
+    saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states)
+    begin = {path: np.asarray(value) for path, value in starts.items()}
+    before = time.perf_counter() - began
+
+    def result(states: State, seconds: float, stopped: str | None = None) -> FitResult:
+        return _result(problem, states, begin, tolerance, before + seconds, stopped)
+
+    def report(states: State, seconds: float) -> Any:
+        return None if callback is None else callback(result(states, seconds))
+
+    states, stopped, seconds = drive(
+        (problem, optimizer, threshold),
+        states,
+        progress=progress,
+        checkpoint=saved,
+        every=int(checkpoint_every),
+        report=report,
+    )
+    _check_finite_start(states)
+    found = result(states, seconds, stopped)
+    _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
+    return _doubt(found)
+
+
+def _check_optimizer(optimizer: Any) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            f"The optimizer must be an optax transformation; got {optimizer!r}. Pass an instance, "
+            "for example optax.adam(1e-2)."
+        )
+
+
+def _check_count(number: Any, name: str) -> None:
+    if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+        raise ValueError(f"{name} must be a positive integer; got {number!r}.")
+
+
+def _result(
+    problem: Problem,
+    states: State,
+    begin: dict[str, np.ndarray],
+    tolerance: float,
+    wall_time: float,
+    stopped: str | None,
+) -> FitResult:
+    """The best fit of every member, and how all of them ended."""
+    ends = [_ending(states, k, problem, begin, tolerance, stopped) for k in range(states.step.size)]
+    count = problem.num_members
+    loss = np.array([end.loss for end in ends]).reshape(-1, count)
+    chosen = np.argmin(loss, axis=0) * count + np.arange(count)
+    raw = {path: value[chosen] for path, value in states.best.items()}
+    tables = [RestartTable(ends[i::count]) for i in range(count)]
+    best = [ends[k] for k in chosen]
+    end = max(b.num_steps for b in best) + 1
+    losses = np.asarray(states.losses)[chosen, :end]
+    norms = np.asarray(states.norms)[chosen, :end] / problem.num_cells
+    model = model_at(problem, raw)
+    many = problem.independent
+    return FitResult(
+        model=model,
+        losses=losses if many else losses[0],
+        gradient_norms=norms if many else norms[0],
+        converged=np.array([b.converged for b in best]) if many else best[0].converged,
+        reason=tuple(b.reason for b in best) if many else best[0].reason,
+        num_steps=np.array([b.num_steps for b in best]) if many else best[0].num_steps,
+        wall_time=wall_time,
+        parameters=problem.table(model),
+        restarts=tuple(tables) if many else tables[0],
+        problem=problem,
+        raw=single_raw(problem, raw),
+    )
+
+
+def _ending(
+    states: State,
+    k: int,
+    problem: Problem,
+    begin: dict[str, np.ndarray],
+    tolerance: float,
+    stopped: str | None,
+) -> Restart:
+    status, count = int(states.status[k]), int(states.step[k])
+    num_steps = states.losses.shape[1] - 1
+    per_cell = " per cell" if problem.num_cells != 1 else ""
+    limit = f"the limit of {num_steps} steps was reached"
+    reason = {
+        RUNNING: limit if count > num_steps else stopped or "it is still running",
+        CONVERGED: f"the unconstrained gradient{per_cell} is below {tolerance:g}",
+        STALLED: "the loss no longer changes at this precision",
+        NOT_FINITE: _fault(states, k),
+    }[status]
+    if status == CONVERGED and count > 1:
+        still = [
+            path
+            for path, value in states.best.items()
+            if np.max(np.abs(np.asarray(value[k]) - begin[path][k]), initial=0) < tolerance**2
+        ]
+        if still:
+            reason += f"; {' and '.join(still)} did not move: the loss is flat there"
+    return Restart(
+        loss=float(states.best_loss[k]),
+        converged=status == CONVERGED,
+        reason=reason,
+        num_steps=max(count - 1, 0),
+        failed=status == NOT_FINITE,
+    )
+
+
+def _fault(states: State, k: int) -> str:
+    """What went non-finite, by parameter name."""
+    last = max(int(states.step[k]) - 1, 0)
+    value = float(states.losses[k, last])
+    gradients = [path for path, bad in states.bad.items() if bool(bad[k])]
+    parts = [] if np.isfinite(value) else [f"the loss is {value}"]
+    if gradients:
+        parts.append(f"the gradient is not finite in {', '.join(gradients)}")
+    return f"{' and '.join(parts)} at step {last}"
+
+
+def _check_finite_start(states: State) -> None:
+    """Refuse a call of which no fit could start."""
+    hopeless = (np.asarray(states.status) == NOT_FINITE) & (np.asarray(states.step) == 1)
+    if hopeless.all():
+        raise FloatingPointError(
+            f"The fit cannot start: {_fault(states, 0)}. Start from other values (kx.replace), or "
+            "check the data and the model there."
+        )
+
+
+def _warn_of_faults(tables: Sequence[RestartTable]) -> None:
+    best = [min(table, key=lambda end: end.loss) for table in tables]
+    failed = [end.reason for end in best if end.failed]
+    if not failed:
+        return
+    which = "The fit" if len(best) == 1 else f"{len(failed)} of {len(best)} fits"
+    warnings.warn(
+        f"{which} stopped: {failed[0]}. The best point before it is returned.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def _doubt(found: FitResult) -> FitResult:
+    """A fit that ends where it starts may stand on a plateau: look around before believing it."""
+    if found.problem.independent or found.num_steps > 0 or not found.converged:
+        return found
+    if len(found.raw) > MOST_PROBED:
+        return found
+    paths = [path for path in found.raw for _ in PROBES]
+    steps = np.tile(PROBES, len(found.raw))
+    points = {
+        path: jnp.stack(
+            [
+                value + jnp.asarray(step if path == moved else 0.0, value.dtype)
+                for moved, step in zip(paths, steps, strict=True)
+            ]
+        )
+        for path, value in found.raw.items()
+    }
+    losses = np.asarray(losses_at(found.problem, points))
+    drop = found.loss - np.where(np.isfinite(losses), losses, np.inf)
+    k = int(np.argmax(drop))
+    if not drop[k] > 1e-3:
+        return found
+    build = found.problem.unconstrained()[1]
+    there = found.problem.table(build(jax.tree.map(lambda v: v[k], points)))
+    value = next(p.value for p in there if p.path == paths[k])
+    reason = (
+        f"the start is flat: the gradient is below the tolerance, but with {paths[k]} = "
+        f"{np.array2string(np.asarray(value), precision=3)} the loss is {drop[k]:.3g} lower. Start "
+        "from other values (kx.replace), or give restarts="
+    )
+    warnings.warn(f"The fit did not move: {reason}.", RuntimeWarning, stacklevel=3)
+    return _replaced(found, reason)
+
+
+def _replaced(found: FitResult, reason: str) -> FitResult:
+    kept = {name: getattr(found, name) for name in FitResult.__dataclass_fields__}
+    return FitResult(**{**kept, "converged": False, "reason": reason})

@@ -1,0 +1,191 @@
+"""The Laplace approximation over the parameters of a fitted model."""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray
+from numpyro.distributions import biject_to
+
+from kronax.fitting.problem import Problem, Raw
+from kronax.parameters import ParameterTable, aligned, describe_domain
+
+# Curvature below this share of the largest (the root of the precision's rounding) is none.
+FLAT = 0.5
+NORMAL_975 = 1.959963984540054
+
+
+class LaplaceApproximation(eqx.Module):
+    """What `result.laplace()` returns: parameters, normal in unconstrained space.
+
+    The Hessian is the loss's own, in natural units, so that the choice of the unconstrained
+    coordinates does not move the standard errors; draws stay inside the domains.
+
+    Attributes:
+        names: one per trained number, a path with its index.
+        covariance: of the unconstrained values, `(p, p)` in the order of the names.
+        log_evidence: Laplace's approximation of `log ∫ exp(−loss) dθ` in natural units; the log
+            evidence of the model where every trained parameter has a prior.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    covariance: Float[Array, "p p"]
+    log_evidence: Float[Array, ""]
+    problem: Problem
+    raw: Raw
+
+    @property
+    def correlations(self) -> Float[Array, "p p"]:
+        """Correlations of the unconstrained values."""
+        sd = jnp.sqrt(jnp.diagonal(self.covariance))
+        return self.covariance / jnp.outer(sd, sd)
+
+    @property
+    def standard_errors(self) -> dict[str, Array]:
+        """In natural units, by path: to first order, as the delta method has it."""
+        sd = self._unravel(jnp.sqrt(jnp.diagonal(self.covariance)))
+        found = {}
+        for path, transform in self._transforms().items():
+            slope = _slope(transform, self.raw[path])
+            found[path] = jnp.abs(slope) * sd[path]
+        return found
+
+    def intervals(self, level: float = 0.95) -> dict[str, tuple[Array, Array]]:
+        """Central intervals in natural units, by path, inside the domains.
+
+        Raises:
+            ValueError: if the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"The level must be between 0 and 1; got {level}.")
+        z = jax.scipy.special.ndtri(0.5 + level / 2)
+        sd = self._unravel(jnp.sqrt(jnp.diagonal(self.covariance)))
+        found = {}
+        for path, transform in self._transforms().items():
+            step = z.astype(sd[path].dtype) * sd[path]
+            ends = transform(self.raw[path] - step), transform(self.raw[path] + step)
+            found[path] = (jnp.minimum(*ends), jnp.maximum(*ends))
+        return found
+
+    def sample(self, key: PRNGKeyArray, num_samples: int) -> Any:
+        """Models with drawn parameters: a leading axis on every array, for `eqx.filter_vmap`."""
+        mean, unravel = ravel_pytree(self.raw)
+        root = jnp.linalg.cholesky(self.covariance)
+        white = jax.random.normal(key, (num_samples, mean.size), mean.dtype)
+        build = self.problem.unconstrained()[1]
+        return eqx.filter_vmap(lambda z: build(unravel(mean + root @ z)), out_axes=eqx.if_array(0))(
+            white
+        )
+
+    def table(self, parameters: ParameterTable) -> str:
+        """The parameters with standard errors and 95 % intervals, in plain text."""
+        errors, intervals = self.standard_errors, self.intervals()
+        rows = [("parameter", "value", "standard error", "95 % interval", "domain", "trainable")]
+        for p in parameters:
+            domain = "unknown" if p.domain is None else describe_domain(p.domain)
+            trained = f"as {p.source}" if p.source else "yes" if p.trainable else "no"
+            if p.path not in errors:
+                rows.append((p.path, _short(p.value), "", "", domain, trained))
+                continue
+            low, high = intervals[p.path]
+            interval = f"[{_short(low)}, {_short(high)}]" if np.ndim(low) == 0 else "…"
+            rows.append(
+                (p.path, _short(p.value), _short(errors[p.path]), interval, domain, trained)
+            )
+        return aligned(rows)
+
+    def __repr__(self) -> str:
+        return self.table(self.problem.table(self.problem.unconstrained()[1](self.raw)))
+
+    def _unravel(self, vector: Array) -> Raw:
+        return ravel_pytree(self.raw)[1](vector)
+
+    def _transforms(self) -> dict[str, Any]:
+        return {p.path: biject_to(p.domain) for p in self.problem.table() if p.trainable}
+
+
+def laplace(problem: Problem, model: Any, raw: Raw) -> LaplaceApproximation:
+    """The approximation at the best point of a fit."""
+    names = tuple(_names(raw))
+    hessian = np.asarray(_hessian(problem, raw), np.float64)
+    _check_minimum(hessian, names, float(jnp.finfo(ravel_pytree(raw)[0].dtype).eps))
+    scale = np.sqrt(np.diag(hessian))
+    covariance = np.linalg.inv(hessian / np.outer(scale, scale)) / np.outer(scale, scale)
+    covariance = (covariance + covariance.T) / 2
+    dtype = ravel_pytree(raw)[0].dtype
+    volume = sum(
+        float(jnp.sum(jnp.log(jnp.abs(_slope(biject_to(p.domain), raw[p.path])))))
+        for p in problem.table()
+        if p.trainable
+    )
+    _, log_determinant = np.linalg.slogdet(hessian)
+    normaliser = len(names) / 2 * math.log(2 * math.pi) - log_determinant / 2
+    evidence = -float(_value(problem, raw)) + volume + normaliser
+    return LaplaceApproximation(
+        names, jnp.asarray(covariance, dtype), jnp.asarray(evidence, dtype), problem, raw
+    )
+
+
+@eqx.filter_jit
+def _value(problem: Problem, raw: Raw) -> Array:
+    return problem.value(raw)
+
+
+@eqx.filter_jit
+def _hessian(problem: Problem, raw: Raw) -> Array:
+    """One product with a unit vector after another, so that memory does not grow with them."""
+    vector, unravel = ravel_pytree(raw)
+    _, product = jax.linearize(jax.grad(lambda v: problem.value(unravel(v))), vector)
+    matrix = jax.lax.map(product, jnp.eye(vector.size, dtype=vector.dtype))
+    return (matrix + matrix.T) / 2
+
+
+def _slope(transform: Any, raw: Array) -> Array:
+    """The derivative of an entrywise transform, entry by entry."""
+    if transform.domain.event_dim:
+        raise ValueError(
+            f"Standard errors need parameters with a domain entry by entry; got {transform}."
+        )
+    return jax.jvp(transform, (raw,), (jnp.ones_like(raw),))[1]
+
+
+def _names(raw: Raw) -> list[str]:
+    # In the order of `ravel_pytree`, which sorts the keys.
+    names = []
+    for path in sorted(raw):
+        shape = raw[path].shape
+        indices = np.ndindex(*shape) if shape else [()]
+        names += [path + (f"[{', '.join(map(str, i))}]" if i else "") for i in indices]
+    return names
+
+
+def _check_minimum(hessian: np.ndarray, names: tuple[str, ...], eps: float) -> None:
+    """Refuse a point where the loss does not rise in every direction."""
+    if not np.isfinite(hessian).all():
+        raise ValueError("The Hessian of the loss is not finite at this point.")
+    curvature = np.diag(hessian)
+    scale = np.sqrt(np.where(curvature > 0, curvature, 1.0))
+    values, vectors = np.linalg.eigh(hessian / np.outer(scale, scale))
+    flat = eps**FLAT * max(values[-1], 1.0)
+    weak = [name for name, c in zip(names, curvature, strict=True) if c <= 0]
+    if not weak and values[0] > flat:
+        return
+    if not weak:
+        direction = np.abs(vectors[:, 0])
+        weak = [n for n, d in zip(names, direction, strict=True) if d > 0.3 * direction.max()]
+    raise ValueError(
+        f"The loss does not rise in every direction at this point: the data do not determine "
+        f"{' and '.join(weak)} here. Freeze or share parameters, give priors, or fit on until it "
+        "converges."
+    )
+
+
+def _short(value: Any) -> str:
+    array = np.asarray(value)
+    if array.size <= 4:
+        return np.array2string(array, precision=3, separator=", ")
+    return f"{array.dtype}{list(array.shape)} in [{array.min():.3g}, {array.max():.3g}]"

@@ -1,0 +1,169 @@
+"""What a fit minimises, as a function of unconstrained values."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jaxtyping import Array
+
+from kronax.parameters import ParameterTable, parameters, unconstrain
+from kronax.paths import frozen_paths, shared_paths
+from kronax.priors import prepare
+
+Raw = dict[str, Array]
+
+
+class Problem(eqx.Module):
+    """A loss with its model: a pytree, so that fits of one form share one compiled loop.
+
+    Exactly one of `y` and `loss` is there. Independent problems differ in their entry of `y`.
+    """
+
+    model: Any
+    y: Array | None
+    priors: dict[str, dist.Distribution]
+    loss: Callable[[Any], Array] | None = eqx.field(static=True)
+    freeze: tuple[str, ...] = eqx.field(static=True)
+    domains: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    share: tuple[tuple[str, ...], ...] = eqx.field(static=True)
+    independent: bool = eqx.field(static=True)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What says which parameters train, for `parameters` and `unconstrain`."""
+        return {"freeze": self.freeze, "domains": dict(self.domains), "share": self.share}
+
+    @property
+    def num_members(self) -> int:
+        """How many independent problems there are."""
+        return self.y.shape[0] if self.independent and self.y is not None else 1
+
+    @property
+    def num_cells(self) -> int:
+        """What the gradient is judged by: the cells of a GridGP's data, 1 for another loss."""
+        return 1 if self.y is None else self.y.size // self.num_members
+
+    def table(self, model: Any = None) -> ParameterTable:
+        """The parameters of the model, or of one with other values."""
+        return parameters(self.model if model is None else model, **self.settings)
+
+    def unconstrained(self) -> tuple[Raw, Callable[[Mapping[str, Array]], Any]]:
+        """Unconstrained values, and the way back to a model."""
+        return unconstrain(self.model, **self.settings)
+
+    def value(self, raw: Mapping[str, Array], member: Array | int = 0) -> Array:
+        """The loss, less the log density of the priors."""
+        model = self.unconstrained()[1](raw)
+        if self.loss is not None:
+            total = self.loss(model)
+        else:
+            y = self.y[member] if self.independent and self.y is not None else self.y
+            total = -jnp.sum(model.log_marginal_likelihood(y))
+        values = {p.path: p.value for p in parameters(model)}
+        for path, prior in self.priors.items():
+            total = total - jnp.sum(prior.log_prob(values[path])).astype(total.dtype)
+        return total
+
+    def member(self, index: int) -> "Problem":
+        """One of the independent problems, by itself."""
+        assert self.y is not None
+        return Problem(
+            self.model,
+            self.y[index],
+            self.priors,
+            self.loss,
+            self.freeze,
+            self.domains,
+            self.share,
+            False,
+        )
+
+
+def precision(raw: Mapping[str, Array]) -> Any:
+    """The dtype of the loss."""
+    return jnp.result_type(*(v.dtype for v in raw.values()))
+
+
+def make_problem(
+    model: Any,
+    y: Any,
+    loss: Any,
+    priors: Mapping[str, Any] | None,
+    independent: bool,
+    settings: Mapping[str, Any],
+) -> Problem:
+    """The problem, with everything checked that can be without running it."""
+    if (y is None) == (loss is None):
+        raise TypeError(
+            "kx.fit needs either data `y` (for a GridGP) or a `loss` of the model; got "
+            f"{'neither' if y is None else 'both'}."
+        )
+    frozen = frozen_paths(model, settings["freeze"])
+    shared = shared_paths(model, settings["share"])
+    domains = tuple((settings["domains"] or {}).items())
+    grid = None
+    if loss is not None:
+        _check_loss(model, loss, independent)
+    else:
+        grid = _data(model, y, independent)
+    problem = Problem(model, grid, {}, loss, frozen, domains, shared, independent)
+    rows = {p.path: p for p in problem.table()}
+    prepared = prepare(rows, priors or {})
+    for path in prepared:
+        if not rows[path].trainable:
+            raise ValueError(
+                f"A prior must be on a parameter that trains; {path} is frozen, shared or of "
+                "unknown domain. Leave its prior out, or let it train."
+            )
+    _check_trainable(problem)
+    return eqx.tree_at(lambda p: p.priors, problem, prepared)
+
+
+def _data(model: Any, y: Any, independent: bool) -> Array:
+    if not hasattr(model, "log_marginal_likelihood") or isinstance(model, type):
+        name = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise TypeError(
+            f"kx.fit(model, y) needs a GridGP; got {name}{' itself' * isinstance(model, type)}. "
+            "For another module pass `loss=`, a function of the model."
+        )
+    grid = model.check_data(y)
+    if independent and grid.ndim != len(model.grid_shape) + 1:
+        raise ValueError(
+            f"independent=True needs data with one leading axis, (num_fits, *{model.grid_shape}); "
+            f"got shape {jnp.shape(y)}."
+        )
+    return grid
+
+
+def _check_trainable(problem: Problem) -> None:
+    table = problem.table()
+    if not any(p.trainable for p in table):
+        raise ValueError(
+            "Nothing is trainable: every parameter is frozen, has no known domain, or is a plain "
+            "number rather than an array. Unfreeze one, give `domains=`, or declare fields with "
+            f"kx.parameter.\n{table!r}"
+        )
+
+
+def _check_loss(model: Any, loss: Any, independent: bool) -> None:
+    if not callable(loss):
+        raise TypeError(f"The loss must be a function of the model; got {loss!r}.")
+    if independent:
+        raise TypeError(
+            "independent=True needs data `y`, one entry for each fit; got a loss. Sum the losses "
+            "of a batched model instead, or map your own loop over kx.unconstrain."
+        )
+    shape = getattr(eqx.filter_eval_shape(loss, model), "shape", ())
+    if shape != ():
+        raise ValueError(
+            f"The loss must be a scalar; got shape {shape}. Reduce it, for example by jnp.sum."
+        )
+
+
+@eqx.filter_jit
+def losses_at(problem: Problem, raws: Raw) -> Array:
+    """The loss at many points, `(num_points, …)` each, one after another."""
+    return jax.lax.map(problem.value, raws)

@@ -1,0 +1,198 @@
+"""What a fit returns."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.fitting.laplace import LaplaceApproximation, laplace
+from kronax.fitting.problem import Problem, Raw
+from kronax.parameters import ParameterTable, aligned
+
+# Starts that end this near to the best loss, relative to it or in nats, have reached it.
+SAME_LOSS = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Restart:
+    """How the fit from one start ended: its best loss, whether and why it stopped there.
+
+    `failed` says that it met a loss or gradient that is not finite.
+    """
+
+    loss: float
+    converged: bool
+    reason: str
+    num_steps: int
+    failed: bool = False
+
+
+class RestartTable(tuple[Restart, ...]):
+    """The fits from every start, the given model's first; prints as a table."""
+
+    @property
+    def num_best(self) -> int:
+        """How many ended within 1e-3 of the best loss."""
+        losses = np.array([r.loss for r in self])
+        return int(np.sum(losses <= losses.min() + SAME_LOSS))
+
+    def __repr__(self) -> str:
+        rows = [("start", "loss", "steps", "")]
+        for k, r in enumerate(self):
+            state = "converged" if r.converged else f"not converged: {r.reason}"
+            rows.append(
+                ("as given" if k == 0 else str(k), f"{r.loss:.6g}", str(r.num_steps), state)
+            )
+        return aligned(rows)
+
+
+class FitResult(eqx.Module):
+    """What `kx.fit` returns.
+
+    With `independent=True` the arrays below have a leading axis of fits, `result[i]` is one of
+    them, and `model` holds one value of every parameter per fit: use it under `eqx.filter_vmap`.
+
+    Attributes:
+        model: the model at the best parameters found.
+        losses: the loss at every step, in total nats for a GP, priors included.
+        gradient_norms: the largest unconstrained gradient entry per cell, at every step.
+        converged: the last of these is below the tolerance.
+        reason: why the fit stopped, in words.
+        num_steps: number of steps taken.
+        wall_time: seconds, compilation included, and those of a run that was continued.
+        parameters: table of the parameters at the best point.
+        restarts: how the fits from all starts ended; the best one is what all the rest is about.
+    """
+
+    model: Any
+    losses: np.ndarray
+    gradient_norms: np.ndarray
+    converged: Any
+    reason: Any
+    num_steps: Any
+    wall_time: float
+    parameters: ParameterTable
+    restarts: Any
+    problem: Problem
+    raw: Raw
+
+    @property
+    def loss(self) -> Any:
+        """The lowest loss; an array with `independent=True`."""
+        best = np.min(np.where(np.isnan(self.losses), np.inf, self.losses), axis=-1)
+        return best if self.problem.independent else float(best)
+
+    def __len__(self) -> int:
+        return self.problem.num_members
+
+    def __getitem__(self, index: int) -> "FitResult":
+        """One of the fits of `independent=True`.
+
+        Raises:
+            TypeError: if this is a single fit.
+            IndexError: if there are not as many.
+        """
+        if not self.problem.independent:
+            raise TypeError("Only the result of independent=True has parts; this is one fit.")
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"There are {len(self)} fits; got index {index}.")
+        index = index % len(self)
+        problem = self.problem.member(index)
+        raw = {path: value[index] for path, value in self.raw.items()}
+        model = problem.unconstrained()[1](raw)
+        end = int(self.num_steps[index]) + 1
+        return FitResult(
+            model=model,
+            losses=self.losses[index, :end],
+            gradient_norms=self.gradient_norms[index, :end],
+            converged=bool(self.converged[index]),
+            reason=self.reason[index],
+            num_steps=end - 1,
+            wall_time=self.wall_time,
+            parameters=problem.table(model),
+            restarts=self.restarts[index],
+            problem=problem,
+            raw=raw,
+        )
+
+    def laplace(self) -> LaplaceApproximation:
+        """A normal approximation of the posterior of the parameters, from the exact Hessian.
+
+        One Hessian of the loss: as many products with it as there are trained numbers, about
+        three gradients each. Without priors it approximates the normalised likelihood.
+
+        Raises:
+            ValueError: if the point is no minimum: the loss is flat or falls in some direction,
+                which is named.
+        """
+        self._check_single("laplace()")
+        return laplace(self.problem, self.model, self.raw)
+
+    def summary(self, standard_errors: bool = True) -> str:
+        """A readable account: how it ended, and the parameters.
+
+        Args:
+            standard_errors: with standard errors and 95 % intervals, where the fit converged; they
+                cost one Hessian, see `laplace`.
+        """
+        if self.problem.independent:
+            return repr(self)
+        head = self._head()
+        if not (standard_errors and self.converged):
+            return f"{head}\n{self.parameters!r}"
+        try:
+            table = self.laplace().table(self.parameters)
+        except ValueError as reason:
+            return f"{head}\n{self.parameters!r}\nNo standard errors: {reason}"
+        return f"{head}\n{table}"
+
+    def _head(self) -> str:
+        state = "converged" if self.converged else "not converged"
+        lines = [
+            f"{state} after {self.num_steps} steps in {self.wall_time:.1f} s: {self.reason}",
+            f"loss {self.losses[0]:.6g} → {self.loss:.6g}",
+        ]
+        if len(self.restarts) > 1:
+            lines.append(
+                f"best of {len(self.restarts)} starts; {self.restarts.num_best} of them reached it"
+            )
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        if not self.problem.independent:
+            return f"{self._head()}\n{self.parameters!r}"
+        converged = np.asarray(self.converged)
+        lines = [
+            f"{int(converged.sum())} of {len(self)} fits converged in {self.wall_time:.1f} s, after "
+            f"{int(np.min(self.num_steps))} to {int(np.max(self.num_steps))} steps",
+            f"losses {np.min(self.loss):.6g} to {np.max(self.loss):.6g}",
+        ]
+        others = [self.reason[i] for i in np.flatnonzero(~converged)]
+        for reason in dict.fromkeys(others):
+            lines.append(f"{others.count(reason)} not converged: {reason}")
+        return "\n".join([*lines, repr(self.parameters)])
+
+    def _check_single(self, what: str) -> None:
+        if self.problem.independent:
+            raise TypeError(
+                f"{what} is for a single fit; got {len(self)} independent ones. Take one: result[i]."
+            )
+
+
+def model_at(problem: Problem, raw: Raw) -> Any:
+    """The model; with a leading axis on every array for independent problems."""
+    build = problem.unconstrained()[1]
+    if not problem.independent:
+        return build({path: value[0] for path, value in raw.items()})
+    return eqx.filter_vmap(build, out_axes=eqx.if_array(0))(raw)
+
+
+def single_raw(problem: Problem, raw: dict[str, Array]) -> Raw:
+    """The raw values without the axis of fits, if there is one fit."""
+    if problem.independent:
+        return raw
+    return jax.tree.map(lambda x: jnp.asarray(x[0]), raw)

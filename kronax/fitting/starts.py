@@ -1,0 +1,73 @@
+"""Where the fits of one call start."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PRNGKeyArray
+from numpyro.distributions import constraints
+
+from kronax.fitting.problem import Problem, Raw
+from kronax.parameters import unconstrain
+
+
+def starting_points(
+    problem: Problem, restarts: Any, key: PRNGKeyArray | None
+) -> tuple[Raw, np.ndarray]:
+    """Unconstrained starts, `(num_fits, …)`, and the independent problem that each belongs to.
+
+    The model as it is comes first, for every member; then the restarts.
+    """
+    first, _ = problem.unconstrained()
+    others = _others(problem, restarts, key, first)
+    members = np.tile(np.arange(problem.num_members), 1 + len(others))
+    starts = {
+        path: jnp.stack([raw[path] for raw in [first, *others] for _ in range(problem.num_members)])
+        for path in first
+    }
+    return starts, members
+
+
+def _others(problem: Problem, restarts: Any, key: PRNGKeyArray | None, first: Raw) -> list[Raw]:
+    if isinstance(restarts, int | np.integer) and not isinstance(restarts, bool) and restarts >= 0:
+        key = jax.random.key(0) if key is None else key
+        return [_random(problem, k, first) for k in jax.random.split(key, int(restarts))]
+    if isinstance(restarts, Sequence) and not isinstance(restarts, str):
+        return [_given(problem, model, first) for model in restarts]
+    raise ValueError(
+        "restarts must be the number of further random starts, 0 or more, or a sequence of models "
+        f"to start at; got {restarts!r}."
+    )
+
+
+def _given(problem: Problem, model: Any, first: Raw) -> Raw:
+    forms: Any = jax.tree.structure(model), jax.tree.structure(problem.model)
+    if forms[0] != forms[1]:
+        raise ValueError(
+            "Every model in restarts must have the form of the model that is fitted; got "
+            f"{type(model).__name__} of another structure. Make them by kx.replace."
+        )
+    raw, _ = unconstrain(model, **problem.settings)
+    return {path: value.astype(first[path].dtype) for path, value in raw.items()}
+
+
+def _random(problem: Problem, key: PRNGKeyArray, first: Raw) -> Raw:
+    """What the model thinks a random start is, or steps of one unit in unconstrained space."""
+    if problem.y is not None and hasattr(problem.model, "random_start"):
+        return _given(problem, problem.model.random_start(key, problem.y), first)
+    domains = {p.path: p.domain for p in problem.table()}
+    keys = dict(zip(first, jax.random.split(key, len(first)), strict=True))
+    return {
+        path: value
+        + _unit(value, domains[path]) * jax.random.normal(keys[path], value.shape, value.dtype)
+        for path, value in first.items()
+    }
+
+
+def _unit(raw: Array, domain: Any) -> Array:
+    """One, for what is a logarithm; a real number is moved in proportion to its size."""
+    if domain is constraints.real:
+        return jnp.maximum(jnp.abs(raw), jnp.ones((), raw.dtype))
+    return jnp.ones((), raw.dtype)

@@ -1,0 +1,164 @@
+"""The compiled loop of a fit, and the state that it carries from step to step."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from kronax.fitting.problem import Problem, Raw, precision
+
+# L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
+STALLED_STEPS = 5
+
+RUNNING, CONVERGED, NOT_FINITE, STALLED = range(4)
+
+
+class State(NamedTuple):
+    """One fit, or several with a leading axis on every array.
+
+    `losses[k]` and `norms[k]` belong to the point after `k` steps; `step` counts the points that
+    were judged. `fresh` is the loss at which a stuck line search was last started afresh.
+    """
+
+    raw: Raw
+    optimizer: Any
+    best: Raw
+    best_loss: Array
+    fresh: Array
+    losses: Array
+    norms: Array
+    step: Array
+    stalled: Array
+    status: Array
+    bad: dict[str, Array]
+    member: Array
+
+
+def start(starts: Raw, members: Array, optimizer: Any, num_steps: int) -> State:
+    """The state of several fits, `(num_fits, …)` per parameter, before the first step."""
+    dtype = precision(starts)
+    count = members.size
+    state = State(
+        raw=starts,
+        optimizer=jax.vmap(optimizer.init)(starts),
+        best=starts,
+        best_loss=jnp.full(count, jnp.inf, dtype),
+        fresh=jnp.full(count, jnp.inf, dtype),
+        losses=jnp.full((count, num_steps + 1), jnp.nan, dtype),
+        norms=jnp.full((count, num_steps + 1), jnp.nan, dtype),
+        step=jnp.zeros(count, jnp.int32),
+        stalled=jnp.zeros(count, jnp.int32),
+        status=jnp.full(count, RUNNING, jnp.int32),
+        bad={path: jnp.zeros(count, bool) for path in starts},
+        member=members,
+    )
+    # No buffer is shared with the model of the caller, nor one leaf with another: the compiled
+    # loop takes them over.
+    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def advance(
+    fixed: tuple[Problem, optax.GradientTransformation, Array], states: State, until: Array
+) -> State:
+    """Steps of every fit until a count, convergence or a fault; the buffers are used again.
+
+    On a CPU the fits go one after another: there is nothing to gain from a batch of
+    decompositions, and each stops at its own step. Elsewhere they go side by side.
+    """
+
+    def one(state: State) -> State:
+        return _one(*fixed, state, until)
+
+    if states.step.size == 1:
+        alone = one(jax.tree.map(lambda x: x[0], states))
+        return jax.tree.map(lambda x: x[None], alone)
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(one, states)
+    return jax.vmap(one)(states)
+
+
+def _one(problem: Problem, optimizer: Any, threshold: Array, state: State, until: Array) -> State:
+    num_steps = state.losses.size - 1
+    update = optax.with_extra_args_support(optimizer).update
+
+    def loss(raw: Raw) -> Array:
+        return problem.value(raw, state.member)
+
+    held = [optax.tree_utils.tree_get(state.optimizer, k, default=None) for k in ("value", "grad")]
+    searches = all(h is not None for h in held)
+
+    def evaluate(state: State) -> tuple[Array, Raw]:
+        if not searches:
+            return jax.value_and_grad(loss)(state.raw)
+        # A line search has evaluated the point that it chose.
+        return optax.value_and_grad_from_state(loss)(state.raw, state=state.optimizer)
+
+    def move(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any]:
+        state, value, grad = operands
+        # optax mixes integer types, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, new = update(
+                grad, state.optimizer, state.raw, value=value, grad=grad, value_fn=loss
+            )
+        return optax.apply_updates(state.raw, updates), new
+
+    def rest(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any]:
+        return operands[0].raw, operands[0].optimizer
+
+    def step(state: State) -> State:
+        value, grad = evaluate(state)
+        new = _judge(state, value, grad, threshold, searches)
+        going = (new.status == RUNNING) & (state.step < num_steps)
+        raw, optimizer_state = jax.lax.cond(going, move, rest, (state, value, grad))
+        new = new._replace(raw=raw, optimizer=optimizer_state)
+        return _afresh(new, optimizer) if searches else new
+
+    def going(state: State) -> Array:
+        return (state.status == RUNNING) & (state.step < until)
+
+    return jax.lax.while_loop(going, step, state)
+
+
+def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bool) -> State:
+    """Record a point, and say whether to go on from it.
+
+    Only a line search that no longer moves is stuck: other optimisers may rest on purpose.
+    """
+    norm = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in grad.values()]))
+    bad = {path: ~jnp.all(jnp.isfinite(g)) for path, g in grad.items()}
+    failed = ~jnp.isfinite(value) | jnp.any(jnp.stack(list(bad.values())))
+    previous = jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)
+    tiny = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+    still = searches & (jnp.abs(previous - value) <= tiny)
+    stalled = jnp.where(still, state.stalled + 1, 0)
+    status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
+    status = jnp.where(norm <= threshold, CONVERGED, status)
+    status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
+    better = ~failed & (value < state.best_loss)
+    return state._replace(
+        best=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.raw, state.best),
+        best_loss=jnp.where(better, value, state.best_loss),
+        losses=state.losses.at[state.step].set(value),
+        norms=state.norms.at[state.step].set(norm),
+        step=state.step + 1,
+        stalled=stalled.astype(jnp.int32),
+        status=status,
+        bad=bad,
+    )
+
+
+def _afresh(state: State, optimizer: Any) -> State:
+    """A stuck line search may have stale curvature: it forgets, as long as that gains something."""
+    again = (state.status == STALLED) & (state.best_loss < state.fresh)
+    new = state._replace(
+        raw=state.best,
+        optimizer=optimizer.init(state.best),
+        fresh=state.best_loss,
+        stalled=jnp.zeros((), jnp.int32),
+        status=jnp.asarray(RUNNING, jnp.int32),
+    )
+    return jax.tree.map(lambda a, b: jnp.where(again, a, b), new, state)
