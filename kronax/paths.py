@@ -118,9 +118,7 @@ def _true_leaves(model: Any, spec: Any) -> list[str]:
     """The paths where a tree of booleans is true."""
     leaves = jax.tree_util.tree_flatten_with_path(spec)[0]
     trees: Any = jax.tree.structure(spec), jax.tree.structure(model)
-    if trees[0] != trees[1] or not all(
-        isinstance(leaf, bool | np.bool_) for _, leaf in leaves
-    ):
+    if trees[0] != trees[1] or not all(isinstance(leaf, bool | np.bool_) for _, leaf in leaves):
         raise TypeError(
             "A tree in freeze must have the structure of the model and hold a boolean in place of "
             "every leaf: start from jax.tree.map(lambda _: False, model)."

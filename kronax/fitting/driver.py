@@ -58,8 +58,8 @@ def drive(
 ) -> tuple[State, str | None, float]:
     """Run chunk after chunk.
 
-    Returns the states, why they were stopped from outside if they were, and the seconds taken, those
-    of an earlier run that is continued included.
+    Returns the states, why they were stopped from outside if they were, and the seconds taken,
+    with those of an earlier run that is continued.
     """
     began = time.perf_counter()
     loaded = checkpoint.load(states) if checkpoint is not None else None
