@@ -5,7 +5,7 @@ domain is declared on the field, and optimisers see it through NumPyro's `biject
 """
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import equinox as eqx

@@ -230,3 +230,88 @@ def test_numbers_inside_any_pytree_are_found():
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def trained(**options):
+    return [p.path for p in kx.parameters(make(), **options) if p.trainable]
+
+
+def test_freezing_takes_functions_of_the_model():
+    assert trained(freeze=lambda m: m.noise) == PATHS[:3]
+    assert trained(freeze=lambda m: (m.kernels[0], m.variance)) == [PATHS[1], PATHS[3]]
+    assert trained(freeze=("variance", lambda m: m.kernels)) == ["noise"]
+
+
+def test_freezing_takes_a_tree_of_booleans():
+    spec = jax.tree.map(lambda _: False, make())
+    spec = eqx.tree_at(lambda m: (m.noise, m.kernels[1].lengthscale), spec, (True, True))
+    assert trained(freeze=spec) == [PATHS[0], PATHS[2]]
+    kernel = kx.RationalQuadratic(1.0, 2.0)
+    spec = eqx.tree_at(lambda k: k.alpha, jax.tree.map(lambda _: False, kernel), True)
+    raw, _ = kx.unconstrain(kernel, freeze=spec)
+    assert list(raw) == ["lengthscale"]
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        [("kernels[0].lengthscale", "kernels[1].lengthscale")],
+        lambda m: (m.kernels[0].lengthscale, m.kernels[1].lengthscale),
+        [lambda m: (m.kernels[0].lengthscale, m.kernels[1].lengthscale)],
+    ],
+    ids=["paths", "function", "functions"],
+)
+def test_shared_parameters_have_one_value(share):
+    raw, build = kx.unconstrain(make(), share=share)
+    assert list(raw) == [PATHS[0], *PATHS[2:]]
+    moved = build({**raw, PATHS[0]: jnp.log(0.7)})
+    assert moved.kernels[0].lengthscale.item() == pytest.approx(0.7)
+    assert moved.kernels[1].lengthscale.item() == pytest.approx(0.7)
+    assert "kernels[1].lengthscale  0.4    positive  as kernels[0].lengthscale" in repr(
+        kx.parameters(make(), share=share)
+    )
+    slope = jax.grad(lambda r: -build(r).log_marginal_likelihood(Y))(raw)[PATHS[0]]
+    both = jax.grad(lambda v: -kx.replace(make(), v).log_marginal_likelihood(Y))(
+        {path: jnp.asarray(0.5) for path in PATHS[:2]}
+    )
+    assert slope.item() == pytest.approx(0.5 * sum(both.values()).item())
+
+
+def test_what_shares_with_a_frozen_parameter_takes_its_value():
+    raw, build = kx.unconstrain(make(), freeze=(PATHS[0],), share=[tuple(PATHS[:2])])
+    assert list(raw) == PATHS[2:]
+    assert build(raw).kernels[1].lengthscale.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"freeze": 3}, TypeError, "freeze must be paths, functions .*; got 3"),
+        ({"freeze": lambda m: 2.0}, ValueError, "function in freeze must return parameters"),
+        ({"freeze": lambda m: ()}, ValueError, "must return parameters of the model"),
+        ({"freeze": make()}, TypeError, "tree in freeze must have the structure .* a boolean"),
+        ({"share": ["noise"]}, TypeError, "share must be groups of paths; got the path 'noise'"),
+        ({"share": [("noise",)]}, ValueError, "two or more parameters; got \\['noise'\\]"),
+        ({"share": [("noise", "nose")]}, KeyError, "'nose'.*Did you mean 'noise'"),
+        (
+            {"share": [("noise", "variance"), ("noise", PATHS[0])]},
+            ValueError,
+            "name each parameter once; got noise more often",
+        ),
+        (
+            {"share": [("noise", "variance")], "domains": {"noise": constraints.real}},
+            ValueError,
+            "must have one domain; got real for noise and positive for variance",
+        ),
+    ],
+)
+def test_bad_selections_raise(options, error, match):
+    with pytest.raises(error, match=match):
+        kx.parameters(make(), **options)
+
+
+def test_parameters_of_two_shapes_cannot_share():
+    both = (kx.RBF(0.5), kx.RBF(np.ones(2)))
+    gp = make(kernels=both, axes=(TIME, np.ones((4, 2))))
+    with pytest.raises(ValueError, match=r"one shape; got \(\) for .*\[0\].* and \(2,\) for"):
+        kx.parameters(gp, share=[tuple(PATHS[:2])])

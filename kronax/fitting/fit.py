@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -14,17 +13,14 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
-from kronax.fitting.problem import Problem, losses_at, make_problem, precision
+from kronax.fitting.plateaus import doubted
+from kronax.fitting.problem import Problem, make_problem, precision
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
 from kronax.fitting.starts import starting_points
 from kronax.fitting.steps import CONVERGED, NOT_FINITE, RUNNING, STALLED, State, start
 
 # One object, so that every fit with the default shares its compiled loop.
 _LBFGS = optax.lbfgs()
-# Where a flat start is probed for lower losses, in unconstrained units (factors of e for what is
-# positive); and at most so many parameters.
-PROBES = (-3.0, -1.0, 1.0, 3.0)
-MOST_PROBED = 50
 
 
 def fit(
@@ -113,7 +109,7 @@ def fit(
     before = time.perf_counter() - began
 
     def result(states: State, seconds: float, stopped: str | None = None) -> FitResult:
-        return _result(problem, states, begin, tolerance, before + seconds, stopped)
+        return _result(problem, states, tolerance, before + seconds, stopped)
 
     def report(states: State, seconds: float) -> Any:
         return None if callback is None else callback(result(states, seconds))
@@ -129,7 +125,7 @@ def fit(
     _check_finite_start(states)
     found = result(states, seconds, stopped)
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
-    return _doubt(found)
+    return doubted(found, begin)
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -148,13 +144,12 @@ def _check_count(number: Any, name: str) -> None:
 def _result(
     problem: Problem,
     states: State,
-    begin: dict[str, np.ndarray],
     tolerance: float,
     wall_time: float,
     stopped: str | None,
 ) -> FitResult:
     """The best fit of every member, and how all of them ended."""
-    ends = [_ending(states, k, problem, begin, tolerance, stopped) for k in range(states.step.size)]
+    ends = [_ending(states, k, problem, tolerance, stopped) for k in range(states.step.size)]
     count = problem.num_members
     loss = np.array([end.loss for end in ends]).reshape(-1, count)
     chosen = np.argmin(loss, axis=0) * count + np.arange(count)
@@ -185,7 +180,6 @@ def _ending(
     states: State,
     k: int,
     problem: Problem,
-    begin: dict[str, np.ndarray],
     tolerance: float,
     stopped: str | None,
 ) -> Restart:
@@ -199,14 +193,6 @@ def _ending(
         STALLED: "the loss no longer changes at this precision",
         NOT_FINITE: _fault(states, k),
     }[status]
-    if status == CONVERGED and count > 1:
-        still = [
-            path
-            for path, value in states.best.items()
-            if np.max(np.abs(np.asarray(value[k]) - begin[path][k]), initial=0) < tolerance**2
-        ]
-        if still:
-            reason += f"; {' and '.join(still)} did not move: the loss is flat there"
     return Restart(
         loss=float(states.best_loss[k]),
         converged=status == CONVERGED,
@@ -248,42 +234,3 @@ def _warn_of_faults(tables: Sequence[RestartTable]) -> None:
         RuntimeWarning,
         stacklevel=3,
     )
-
-
-def _doubt(found: FitResult) -> FitResult:
-    """A fit that ends where it starts may stand on a plateau: look around before believing it."""
-    if found.problem.independent or found.num_steps > 0 or not found.converged:
-        return found
-    if len(found.raw) > MOST_PROBED:
-        return found
-    paths = [path for path in found.raw for _ in PROBES]
-    steps = np.tile(PROBES, len(found.raw))
-    points = {
-        path: jnp.stack(
-            [
-                value + jnp.asarray(step if path == moved else 0.0, value.dtype)
-                for moved, step in zip(paths, steps, strict=True)
-            ]
-        )
-        for path, value in found.raw.items()
-    }
-    losses = np.asarray(losses_at(found.problem, points))
-    drop = found.loss - np.where(np.isfinite(losses), losses, np.inf)
-    k = int(np.argmax(drop))
-    if not drop[k] > 1e-3:
-        return found
-    build = found.problem.unconstrained()[1]
-    there = found.problem.table(build(jax.tree.map(lambda v: v[k], points)))
-    value = next(p.value for p in there if p.path == paths[k])
-    reason = (
-        f"the start is flat: the gradient is below the tolerance, but with {paths[k]} = "
-        f"{np.array2string(np.asarray(value), precision=3)} the loss is {drop[k]:.3g} lower. Start "
-        "from other values (kx.replace), or give restarts="
-    )
-    warnings.warn(f"The fit did not move: {reason}.", RuntimeWarning, stacklevel=3)
-    return _replaced(found, reason)
-
-
-def _replaced(found: FitResult, reason: str) -> FitResult:
-    kept = {name: getattr(found, name) for name in FitResult.__dataclass_fields__}
-    return FitResult(**{**kept, "converged": False, "reason": reason})

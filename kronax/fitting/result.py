@@ -167,8 +167,8 @@ class FitResult(eqx.Module):
             return f"{self._head()}\n{self.parameters!r}"
         converged = np.asarray(self.converged)
         lines = [
-            f"{int(converged.sum())} of {len(self)} fits converged in {self.wall_time:.1f} s, after "
-            f"{int(np.min(self.num_steps))} to {int(np.max(self.num_steps))} steps",
+            f"{int(converged.sum())} of {len(self)} fits converged in {self.wall_time:.1f} s, "
+            f"after {np.min(self.num_steps)} to {np.max(self.num_steps)} steps",
             f"losses {np.min(self.loss):.6g} to {np.max(self.loss):.6g}",
         ]
         others = [self.reason[i] for i in np.flatnonzero(~converged)]
@@ -179,7 +179,7 @@ class FitResult(eqx.Module):
     def _check_single(self, what: str) -> None:
         if self.problem.independent:
             raise TypeError(
-                f"{what} is for a single fit; got {len(self)} independent ones. Take one: result[i]."
+                f"{what} is for a single fit; got {len(self)} independent ones. Take result[i]."
             )
 
 

@@ -76,9 +76,12 @@ def advance(
     if states.step.size == 1:
         alone = one(jax.tree.map(lambda x: x[0], states))
         return jax.tree.map(lambda x: x[None], alone)
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(one, states)
-    return jax.vmap(one)(states)
+    return jax.vmap(one)(states) if side_by_side() else jax.lax.map(one, states)
+
+
+def side_by_side() -> bool:
+    """Whether several fits go in one batch here."""
+    return jax.default_backend() != "cpu"
 
 
 def _one(problem: Problem, optimizer: Any, threshold: Array, state: State, until: Array) -> State:

@@ -1,0 +1,234 @@
+"""A fit that is interrupted, killed or resumed."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import optax
+import pytest
+
+import kronax as kx
+from tests.fitting.cases import draws, fit, make, natural
+
+Y = draws()[0]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return fit(y=Y)
+
+
+def same(result, other):
+    assert result.num_steps == other.num_steps
+    np.testing.assert_array_equal(result.losses, other.losses)
+    np.testing.assert_array_equal(result.gradient_norms, other.gradient_norms)
+    for path, value in natural(other).items():
+        np.testing.assert_array_equal(natural(result)[path], value)
+
+
+def stop_after(steps):
+    return lambda so_far: so_far.num_steps >= steps
+
+
+def test_a_callback_sees_the_fit_so_far_and_may_end_it():
+    seen = []
+
+    def look(so_far):
+        seen.append((so_far.num_steps, so_far.loss, so_far.reason, so_far.model.noise.item()))
+        return so_far.num_steps >= 3
+
+    result = fit(y=Y, callback=look)
+    assert not result.converged
+    assert result.reason == "the callback asked to stop"
+    steps, losses, reasons, _ = zip(*seen, strict=True)
+    assert result.num_steps == steps[-1] >= 3
+    assert losses[-1] < losses[0]
+    assert reasons[0] == "it is still running"
+    assert fit(y=Y, callback=lambda so_far: None).converged
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_stopped_fit_goes_on_to_the_same_numbers(tmp_path, whole, every):
+    path = tmp_path / "fit.ckpt"
+    options = {"y": Y, "checkpoint": path, "checkpoint_every": every}
+    first = fit(**options, callback=stop_after(4))
+    assert first.num_steps < whole.num_steps
+    result = fit(**options)
+    same(result, whole)
+    assert result.wall_time > first.wall_time
+    same(fit(**options), whole)  # there is nothing left to do
+    assert [p.name for p in tmp_path.iterdir()] == ["fit.ckpt"]
+
+
+@pytest.mark.parametrize("limit", [3, 4])
+def test_a_fit_at_its_limit_goes_on_with_a_higher_one(tmp_path, whole, limit):
+    path = tmp_path / "fit.ckpt"
+    assert fit(y=Y, checkpoint=path, num_steps=limit).num_steps == limit
+    same(fit(y=Y, checkpoint=path), whole)
+    with pytest.raises(ValueError, match=f"at least the {whole.num_steps} steps.*got {limit}"):
+        fit(y=Y, checkpoint=path, num_steps=limit)
+
+
+def test_a_tighter_tolerance_goes_on(tmp_path, whole):
+    path = tmp_path / "fit.ckpt"
+    loose = fit(y=Y, checkpoint=path, tolerance=1e-3)
+    assert loose.converged
+    assert loose.num_steps < whole.num_steps
+    same(fit(y=Y, checkpoint=path), whole)
+
+
+def test_other_optimisers_and_several_fits_resume(tmp_path):
+    for name, options in (
+        ("adam", {"optimizer": optax.adam(0.05), "num_steps": 30}),
+        ("restarts", {"restarts": 2}),
+        ("independent", {"y": draws(3), "independent": True}),
+    ):
+        options = {"y": Y, **options}
+        expected = fit(**options)
+        options["checkpoint"] = tmp_path / name
+        stopped = fit(**options, callback=lambda so_far: True)
+        assert np.max(stopped.num_steps) < np.max(expected.num_steps)
+        result = fit(**options)
+        np.testing.assert_array_equal(result.losses, expected.losses)
+        assert result.reason == expected.reason
+
+
+def test_another_fit_is_refused(tmp_path):
+    path = tmp_path / "fit.ckpt"
+    fit(y=Y, checkpoint=path, num_steps=2)
+    for other in (
+        {"y": Y + 1},
+        {"y": Y, "gp": kx.replace(make(), {"noise": 0.31})},
+        {"y": Y, "freeze": ("noise",)},
+        {"y": Y, "optimizer": optax.adam(0.1)},
+        {"y": Y, "restarts": 1},
+    ):
+        with pytest.raises(ValueError, match="belongs to another fit"):
+            fit(**other, checkpoint=path, num_steps=2)
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "flipped", "text"])
+def test_a_damaged_file_is_never_taken_for_a_checkpoint(tmp_path, damage):
+    path = tmp_path / "fit.ckpt"
+    fit(y=Y, checkpoint=path, num_steps=2)
+    content = path.read_bytes()
+    flipped = content[:-40] + bytes([content[-40] ^ 1]) + content[-39:]
+    half = content[: len(content) // 2]
+    path.write_bytes({"half": half, "empty": b"", "flipped": flipped, "text": b"x,y\n"}[damage])
+    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+        fit(y=Y, checkpoint=path, num_steps=2)
+
+
+def test_paths_that_cannot_be_written_raise_before_the_fit(tmp_path):
+    with pytest.raises(IsADirectoryError, match="path of a file; got the folder"):
+        fit(y=Y, checkpoint=tmp_path)
+    with pytest.raises(FileNotFoundError, match="folder of the checkpoint must exist"):
+        fit(y=Y, checkpoint=tmp_path / "no" / "fit.ckpt")
+
+
+SLOW_FIT = """
+import sys, time
+import jax
+jax.config.update("jax_enable_x64", True)
+import optax
+from tests.fitting.cases import draws, fit
+
+def slowly(so_far):
+    print(so_far.num_steps, flush=True)
+    time.sleep(0.05)
+
+result = fit(y=draws()[0], optimizer=optax.adam(0.01), num_steps=3000, callback=slowly,
+             checkpoint=sys.argv[1] if len(sys.argv) > 1 else None, checkpoint_every=5)
+print("ended:", result.reason, result.num_steps, result.loss.hex(), flush=True)
+"""
+
+
+def start(*arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", SLOW_FIT, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+
+
+def read_until(process, condition, seconds=90):
+    """The first line that meets the condition; the process is killed if none comes."""
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        return next((line for line in process.stdout if condition(line)), None)
+    finally:
+        timer.cancel()
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_to_the_same_numbers(tmp_path):
+    expected = fit(y=Y, optimizer=optax.adam(0.01), num_steps=3000)
+    path = tmp_path / "fit.ckpt"
+    with start(path) as process:
+        assert read_until(process, lambda line: int(line) >= 20), "the fit never took 20 steps"
+        process.kill()
+    assert path.exists()
+    taken = fit(
+        y=Y,
+        optimizer=optax.adam(0.01),
+        num_steps=3000,
+        checkpoint=path,
+        checkpoint_every=5,
+        callback=lambda so_far: True,
+    )
+    assert 5 <= taken.num_steps < 3000, "nothing was resumed"
+    result = fit(y=Y, optimizer=optax.adam(0.01), num_steps=3000, checkpoint=path)
+    np.testing.assert_array_equal(result.losses, expected.losses)
+
+
+@pytest.mark.slow
+def test_an_interrupted_process_returns_the_best_so_far():
+    with start() as process:
+        assert read_until(process, lambda line: int(line) >= 20), "the fit never took 20 steps"
+        process.send_signal(signal.SIGINT)
+        line = read_until(process, lambda line: line.startswith("ended"))
+    assert line is not None, "the fit did not end"
+    assert line.startswith("ended: it was interrupted")
+    assert process.returncode == 0
+
+
+def test_interruption_leaves_the_signal_handler_as_it_was():
+    before = signal.getsignal(signal.SIGINT)
+    asked = []
+
+    def interrupt(so_far):
+        asked.append(1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    result = fit(y=Y, callback=interrupt)
+    assert result.reason == "it was interrupted"
+    assert len(asked) == 1
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_interruption_raises():
+    def twice(so_far):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        fit(y=Y, callback=twice)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_fits_run_in_other_threads():
+    ends = []
+    thread = threading.Thread(target=lambda: ends.append(fit(y=Y, num_steps=3)))
+    thread.start()
+    thread.join()
+    assert ends[0].num_steps == 3
