@@ -209,6 +209,7 @@ class GridGP(eqx.Module):
 
         Raises:
             ValueError: if the jitter is negative.
+            RuntimeError: outside a model, where there is no random key.
 
         Examples:
             >>> import jax.numpy as jnp, kronax as kx, numpyro
