@@ -78,6 +78,19 @@ def test_a_latent_site_and_a_plate_have_the_right_joint_density():
     assert prior["f"].shape == (3, 2, 3, 4)
 
 
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_plate_over_the_axes_of_a_grid_is_noticed(flatten):
+    def model(y, size):
+        with numpyro.plate("rows", size):
+            numpyro.sample("y", kx.KroneckerNormal(LOC, (A, B), flatten=flatten), obs=y)
+
+    y = Y.ravel() if flatten else Y
+    with pytest.warns(UserWarning, match=r"counts 3 times.*A grid is one event: leave out a plate"):
+        log_density(model, (y, 3), {}, {})
+    log_density(model, (y, 1), {}, {})
+    log_density(model, (np.stack([y, y, y]), 3), {}, {})
+
+
 def latent_mean(noise):
     return AB @ np.linalg.solve(AB + noise * np.eye(12), Y.ravel())
 

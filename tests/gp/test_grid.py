@@ -198,6 +198,26 @@ def test_a_model_that_does_not_fit_together_raises(call, error, match):
         call()
 
 
+def test_bound_methods_go_through_jit():
+    """`jax.jit` hashes what it is given; equal models hash equal, others are told apart."""
+    y = np.ones((5, 4))
+    first, second = unnamed(), unnamed(noise=0.2)
+    assert hash(first) == hash(unnamed())
+    for gp in (first, second, unnamed(mean=lambda t, s: t[:, None] + s)):
+        value = jax.jit(gp.log_marginal_likelihood)(y)
+        np.testing.assert_allclose(value, gp.log_marginal_likelihood(y), rtol=1e-12)
+    slope = jax.jit(jax.grad(second.log_marginal_likelihood))(y)
+    np.testing.assert_allclose(slope, jax.grad(second.log_marginal_likelihood)(y), rtol=1e-12)
+
+
+def test_flat_events_of_the_likelihood():
+    gp = unnamed(mean=lambda t, s: t[:, None] + s)
+    y = np.arange(20.0).reshape(5, 4)
+    flat = gp.numpyro_dist(flatten=True)
+    assert flat.event_shape == (20,)
+    np.testing.assert_allclose(flat.log_prob(y.ravel()), gp.numpyro_dist().log_prob(y))
+
+
 HOLED = np.where(np.arange(20).reshape(5, 4) == 7, np.nan, 1.0)
 
 
