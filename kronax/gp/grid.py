@@ -96,7 +96,7 @@ class GridGP(eqx.Module):
             variance = variance if scale is None else variance * scale.astype(dtype)
         self.variance = variance
         if isinstance(noise, int | float) and not isinstance(noise, bool):
-            noise = jnp.asarray(noise, dtype)
+            noise = np.asarray(noise, dtype)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
         self.mean = as_mean(mean, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))

@@ -105,6 +105,18 @@ def test_structure_is_found_under_jit():
     assert np.isfinite(value(0.3))
 
 
+def test_structure_is_checked_under_jit_where_it_can_be():
+    """Kernels from outside are concrete there, but what they are evaluated to is traced."""
+    kernel = kx.RBF(0.3)
+    for given, structure in ((kernel, None), (lambda x, z: kernel(x, z), ("toeplitz",))):
+
+        @jax.jit
+        def covariance(noise, given=given, structure=structure):
+            return kx.GridGP((given,), (REGULAR,), noise, structure=structure).covariance()
+
+        assert isinstance(covariance(0.1).factors[0], kx.Toeplitz)
+
+
 def test_structured_equals_dense_with_gradient_and_prediction():
     fast, slow = model(), model(DENSE)
     y = slow.sample(jax.random.key(0), include_noise=True)
