@@ -62,21 +62,31 @@ def as_parameter(value: Any, constraint: Any, name: str) -> Any:
     given = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
     if not (jnp.issubdtype(given, jnp.floating) or jnp.issubdtype(given, jnp.integer)):
         raise TypeError(f"{name} must hold real numbers; got {value!r} of dtype {given}.")
+    if not isinstance(value, jax.core.Tracer):
+        # Looked at now, also under jit, which would trace it and hide what is wrong.
+        with jax.ensure_compile_time_eval():
+            _check_domain(_as_floating(value), constraint, name)
+    return _as_floating(value)
+
+
+def _as_floating(value: Any) -> Array:
     array = jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)
-    if array.weak_type:
-        array = jax.lax.convert_element_type(array, array.dtype)
-    if not isinstance(array, jax.core.Tracer) and not bool(jnp.all(constraint(array))):
-        advice = (
-            "Remove NaN and infinities."
-            if constraint is constraints.real
-            else "Give it in natural units, not as a logarithm."
-        )
-        raise ValueError(
-            f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. {advice}"
-        )
-    return array
+    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+
+
+def _check_domain(array: Array, constraint: Any, name: str) -> None:
+    if bool(jnp.all(constraint(array))):
+        return
+    advice = (
+        "Remove NaN and infinities."
+        if constraint is constraints.real
+        else "Give it in natural units, not as a logarithm."
+    )
+    raise ValueError(
+        f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. {advice}"
+    )
 
 
 def describe_domain(constraint: Any) -> str:
@@ -268,7 +278,8 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
     for path, value in values.items():
         check_known(path, list(rows))
         old = rows[path]
-        array = jnp.asarray(value)
+        # Python numbers stay out of a trace, so that they are checked under jit too.
+        array = np.asarray(value) if isinstance(value, int | float) else jnp.asarray(value)
         if array.shape != old.value.shape:
             raise ValueError(
                 f"{path} must keep its shape {old.value.shape}; got shape {array.shape}."

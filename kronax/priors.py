@@ -32,9 +32,11 @@ def sample_parameters(name: str, model: Model, priors: Mapping[str, Any]) -> Mod
 
     Raises:
         KeyError: if a path is unknown; the nearest is suggested.
-        TypeError: if a prior is no NumPyro distribution.
+        TypeError: if the name is no string, the priors are no dictionary, or one of them is no
+            NumPyro distribution.
         ValueError: if a prior has another shape than its parameter, or its support leaves the
             parameter's domain.
+        RuntimeError: outside a model, where there is no random key.
 
     Examples:
         >>> import jax, kronax as kx, numpyro, numpyro.distributions as dist
@@ -44,10 +46,16 @@ def sample_parameters(name: str, model: Model, priors: Mapping[str, Any]) -> Mod
         >>> drawn.lengthscale.shape, bool(drawn.lengthscale > 0)
         ((), True)
     """
+    if not isinstance(name, str) or not isinstance(priors, Mapping):
+        raise TypeError(
+            "kx.sample_parameters takes a name, a model and a dictionary of priors by path, as in "
+            "kx.sample_parameters('gp', gp, {'noise': dist.HalfNormal(1.0)}); got "
+            f"{', '.join(type(given).__name__ for given in (name, model, priors))}."
+        )
     rows = {p.path: p for p in parameters(model)}
     prepared = prepare(rows, priors)
     drawn: dict[str, Any] = {
-        path: numpyro.sample(f"{name}.{path}", prior) for path, prior in prepared.items()
+        path: sample_site(f"{name}.{path}", prior) for path, prior in prepared.items()
     }
     for path, value in drawn.items():
         if jnp.shape(value) != rows[path].value.shape:
@@ -69,6 +77,18 @@ def prepare(
             raise KeyError(f"There is no parameter {path!r}.{nearest(path, rows)}")
         prepared[path] = _fitted(path, prior, rows[path])
     return prepared
+
+
+def sample_site(name: str, distribution: dist.Distribution) -> Any:
+    """`numpyro.sample`, with an error that says what to do where there is no random key."""
+    try:
+        return numpyro.sample(name, distribution)
+    except AssertionError as error:  # NumPyro's, about the key, and empty
+        raise RuntimeError(
+            f"The site {name!r} must be drawn inside a NumPyro model, where a random key is; got "
+            "none. Run the model under MCMC, SVI or Predictive, or try it out inside "
+            "`with numpyro.handlers.seed(rng_seed=0):`."
+        ) from error
 
 
 def _fitted(path: str, prior: Any, parameter: Any) -> dist.Distribution:

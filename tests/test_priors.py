@@ -95,6 +95,31 @@ def test_errors(priors, error, match):
         traced(lambda: kx.sample_parameters("gp", GP, priors))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "got"),
+    [
+        ((GP, "gp", PRIORS), "GridGP, str, dict"),
+        (("gp", GP, [dist.HalfNormal()]), "str, GridGP, list"),
+    ],
+)
+def test_arguments_in_another_order_raise(arguments, got):
+    with pytest.raises(TypeError, match=f"a name, a model and a dictionary .*; got {got}"):
+        kx.sample_parameters(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "site"),
+    [
+        (lambda: kx.sample_parameters("gp", GP, PRIORS), r"gp\.kernels\[0\]\.lengthscale"),
+        (lambda: GP.latent("f"), "f_white"),
+    ],
+)
+def test_outside_a_model_it_says_what_to_do(call, site):
+    for place in (call, substitute(call, data={})):
+        with pytest.raises(RuntimeError, match=f"{site}.* inside a NumPyro model.*handlers.seed"):
+            place()
+
+
 def test_a_plate_around_it_says_what_to_do():
     def model():
         with numpyro.plate("groups", 5):

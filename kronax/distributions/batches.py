@@ -73,7 +73,9 @@ def promote_grid(d: GridDistribution) -> Any:
     _, marks = jax.tree.unflatten(tree, added)
     new = copy.copy(d)
     new.form = _promoted_form(form, marks, len(d.batch_shape))
-    return new._with_batch(new._lead())
+    new = new._with_batch(new._lead())
+    new._own_batch = new.batch_shape
+    return new
 
 
 def _promoted_form(form: AbstractForm, added: Any, batch_ndim: int) -> AbstractForm:

@@ -1,6 +1,7 @@
 """What the distributions over a grid share: location, form of the matrix, layout of events."""
 
 import copy
+import warnings
 from contextlib import nullcontext
 from math import prod
 from typing import Any, ClassVar
@@ -46,7 +47,7 @@ class GridDistribution(dist.Distribution):
     }
     reparametrized_params: ClassVar[list[str]] = list(arg_constraints)
     pytree_data_fields: ClassVar[tuple[str, ...]] = ("loc", "form")
-    pytree_aux_fields: ClassVar[tuple[str, ...]] = ("flatten", "_ndims")
+    pytree_aux_fields: ClassVar[tuple[str, ...]] = ("flatten", "_ndims", "_own_batch")
 
     def _set_up(
         self,
@@ -93,7 +94,7 @@ class GridDistribution(dist.Distribution):
             )
             self.loc = jnp.broadcast_to(loc, (*batch_shape, *grid))
         self.form, self.flatten = form, flatten
-        self._ndims = _ndims_of(self)
+        self._ndims, self._own_batch = _ndims_of(self), batch_shape
         event_shape = (prod(grid),) if flatten else grid
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
@@ -208,10 +209,12 @@ class GridDistribution(dist.Distribution):
         new._ndims = _ndims_of(new)
         return new
 
-    def _lead(self) -> tuple[int, ...]:
+    def _lead(self, sample_shape: tuple[int, ...] | int = ()) -> tuple[int, ...]:
         """The batch, with the axes that a `vmap` over the constructor has put in front."""
+        sample_shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
         lead = self.loc.shape[: self.loc.ndim - len(self.grid_shape)]
-        return jnp.broadcast_shapes(self.batch_shape, lead, self.form.batch_shape)
+        batch_shape = jnp.broadcast_shapes(self.batch_shape, lead, self.form.batch_shape)
+        return (*sample_shape, *batch_shape)
 
     def _residual(self, value: Any) -> Array:
         dtype, event = self.form.dtype, self.event_shape
@@ -240,10 +243,11 @@ class GridDistribution(dist.Distribution):
         )
 
     def _validate_sample(self, value: Any) -> Any:
-        """NumPyro's check, and an error for events with gaps.
+        """NumPyro's check, an error for events with gaps, and a warning where one is repeated.
 
         Events that are NaN throughout pass on: `handlers.mask` may leave them out.
         """
+        self._warn_of_repetition(np.shape(value))
         if checks.is_concrete(value):
             cells = np.isnan(np.asarray(value)).reshape(-1, prod(self.event_shape))
             gaps = cells.any(-1) & ~cells.all(-1)
@@ -253,6 +257,27 @@ class GridDistribution(dist.Distribution):
                     f"{int(gaps.sum()) * cells.shape[-1]} cells. {MISSING_CELLS}"
                 )
         return super()._validate_sample(value)
+
+    def _warn_of_repetition(self, shape: tuple[int, ...]) -> None:
+        """Warn where one event counts many times: it lacks an axis that `expand` has added.
+
+        A plate expands what is sampled in it, and NumPyro broadcasts an observed value that has no
+        axis for the plate: the data would count once per entry, in silence.
+        """
+        batch = self.batch_shape
+        if not batch:
+            return
+        lead = shape[: len(shape) - len(self.event_shape)]
+        own, given = (((1,) * len(batch) + s)[-len(batch) :] for s in (self._own_batch, lead))
+        copies = prod(n for n, a, b in zip(batch, own, given, strict=True) if a == b == 1)
+        if copies > 1:
+            warnings.warn(
+                f"The value of shape {shape} counts {copies} times: it has no axis for the batch "
+                f"{batch} that a numpyro.plate or `expand` made. A grid is one event: leave out a "
+                "plate over its axes; or give one event per entry of the plate, in shape "
+                f"{batch + self.event_shape}.",
+                stacklevel=4,  # where log_prob is called
+            )
 
     def _shaped(self, grid: Array) -> Array:
         if not self.flatten:

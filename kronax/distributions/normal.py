@@ -63,9 +63,9 @@ class KroneckerNormal(GridDistribution):
             validate_args=validate_args,
         )
 
-    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int = ()) -> Array:
         """Draws, reparametrised: per-axis roots, no decomposition of the whole."""
-        return self._shaped(self.loc + self.form.draw(key, (*sample_shape, *self._lead())))
+        return self._shaped(self.loc + self.form.draw(key, self._lead(sample_shape)))
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:

@@ -90,10 +90,10 @@ class KroneckerStudentT(GridDistribution):
         batch_shape, event_shape = super().infer_shapes(*args, **kwargs)
         return jnp.broadcast_shapes(tuple(df), batch_shape), event_shape
 
-    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int = ()) -> Array:
         """Draws, reparametrised in every parameter."""
         normal_key, scale_key = jax.random.split(key)
-        lead = (*sample_shape, *self._lead())
+        lead = self._lead(sample_shape)
         chi_squares = jax.random.chisquare(scale_key, self.df, lead, self.form.dtype)
         scales = jnp.sqrt(self.df / chi_squares)
         return self._shaped(self.loc + self._on_cells(scales) * self.form.draw(normal_key, lead))

@@ -29,7 +29,7 @@ def slack(x: np.ndarray) -> float:
 
 def snapped(x: np.ndarray) -> np.ndarray:
     """Regular coordinates between the same ends, in float64."""
-    return np.linspace(np.float64(x[0]), np.float64(x[-1]), x.shape[0])
+    return np.linspace(x[0].astype(np.float64), x[-1].astype(np.float64), x.shape[0])
 
 
 class FrozenArray:
@@ -43,11 +43,17 @@ class FrozenArray:
         self._hash = hash((self.values.shape, str(self.values.dtype), self.values.tobytes()))
 
     @property
+    def line(self) -> np.ndarray | None:
+        """Coordinates in one dimension, `(n,)`, also where given as `(n, 1)`; else `None`."""
+        x = self.values
+        return x if x.ndim == 1 else x[:, 0] if x.shape[1] == 1 else None
+
+    @property
     def is_regular(self) -> bool:
         """Whether the spacing is constant, to units in the last place of the own dtype."""
         if self._is_regular is None:
-            x = self.values
-            self._is_regular = x.ndim == 1 and bool(
+            x = self.line
+            self._is_regular = x is not None and bool(
                 np.abs(x - snapped(x)).max() <= slack(x) and (x.size == 1 or x[0] != x[-1])
             )
         return self._is_regular
@@ -56,10 +62,10 @@ class FrozenArray:
     def is_symmetric(self) -> bool:
         """Whether the axis is symmetric about its middle, to units in the last place."""
         if self._is_symmetric is None:
-            x = self.values
-            wide = x.astype(np.float64)
-            self._is_symmetric = x.ndim == 1 and bool(
-                np.abs(wide + wide[::-1] - (wide[0] + wide[-1])).max() <= 2 * slack(x)
+            x = self.line
+            self._is_symmetric = x is not None and bool(
+                np.abs(x + x[::-1].astype(np.float64) - (np.float64(x[0]) + x[-1])).max()
+                <= 2 * slack(x)
             )
         return self._is_symmetric
 
@@ -106,7 +112,8 @@ class Axis(eqx.Module):
         values = _checked(_as_numpy(coordinates, name) if concrete else coordinates, name)
         self.static = FrozenArray(values) if concrete else None
         self.traced = None if concrete else values
-        first = float(values[0]) if concrete and values.ndim == 1 else 0.0
+        line = None if self.static is None else self.static.line
+        first = 0.0 if line is None else float(line[0])
         self.origin = first if origin is None else origin
 
     @property

@@ -97,7 +97,7 @@ class GridGP(eqx.Module):
             variance = variance if scale is None else variance * scale.astype(dtype)
         self.variance = variance
         if isinstance(noise, int | float) and not isinstance(noise, bool):
-            noise = jnp.asarray(noise, dtype)
+            noise = np.asarray(noise, dtype)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
         self.mean = as_mean(mean, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
@@ -180,8 +180,13 @@ class GridGP(eqx.Module):
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
         return draws + self.mean_on((None,) * len(self.axes))
 
-    def numpyro_dist(self) -> KroneckerNormal:
+    def numpyro_dist(self, *, flatten: bool = False) -> KroneckerNormal:
         """Noisy data on the grid as a NumPyro distribution: the likelihood of a model.
+
+        The whole grid is one event: it needs no `numpyro.plate` over its axes.
+
+        Args:
+            flatten: events are `(N,)` instead of grid-shaped.
 
         Examples:
             >>> import jax.numpy as jnp, kronax as kx
@@ -190,7 +195,7 @@ class GridGP(eqx.Module):
             (5,)
         """
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
-        return KroneckerNormal(loc, self.covariance())
+        return KroneckerNormal(loc, self.covariance(), flatten=flatten)
 
     def latent(self, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
         """The process without noise as a latent field of a NumPyro model, for any likelihood.
@@ -210,6 +215,7 @@ class GridGP(eqx.Module):
 
         Raises:
             ValueError: if the jitter is negative.
+            RuntimeError: outside a model, where there is no random key.
 
         Examples:
             >>> import jax.numpy as jnp, kronax as kx, numpyro
@@ -264,6 +270,11 @@ class GridGP(eqx.Module):
 
     def __repr__(self) -> str:
         return self.describe()
+
+    def __hash__(self) -> int:
+        """By structure and shapes, so that `jax.jit` takes bound methods; `==` compares values."""
+        leaves, tree = jax.tree.flatten(self)
+        return hash((tree, tuple(map(np.shape, leaves))))
 
     def _check_ranks(self) -> None:
         """Refuse concrete parameters that a low-rank axis cannot carry."""

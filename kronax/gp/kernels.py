@@ -406,7 +406,7 @@ def scale(kernel: Kernel, number: Any) -> Kernel:
         )
     inner, variance = split_scale(kernel)
     if isinstance(number, int | float) and not isinstance(number, bool):
-        number = jnp.asarray(number, dtype_of(kernel))
+        number = np.asarray(number, dtype_of(kernel))
     return Scale(inner, number if variance is None else number * variance)
 
 

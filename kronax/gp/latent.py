@@ -16,6 +16,7 @@ from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.sample import apply_roots
+from kronax.priors import sample_site
 
 
 def sample_latent(gp: Any, name: str, jitter: float) -> Array:
@@ -23,7 +24,7 @@ def sample_latent(gp: Any, name: str, jitter: float) -> Array:
     check_jitter(jitter)
     roots = [_root(factor, jitter) for factor in gp.covariance(include_noise=False).factors]
     shape = tuple(r.size for r in roots)
-    white = numpyro.sample(
+    white = sample_site(
         f"{name}_white", dist.Normal(jnp.zeros(shape, gp.dtype), 1.0).to_event(len(shape))
     )
     return numpyro.deterministic(name, gp.mean_on((None,) * len(shape)) + apply_roots(roots, white))

@@ -105,7 +105,8 @@ def as_mean(value: Any, dtype: Any) -> Mean:
     if value is None:
         return ZeroMean()
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return ConstantMean(jnp.asarray(value, dtype))
+        number: Any = np.asarray(value, dtype)
+        return ConstantMean(number)
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.dtype.kind in "fiu":
         if value.ndim == 0:
             return ConstantMean(jnp.asarray(value))

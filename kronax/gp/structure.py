@@ -16,7 +16,13 @@ from kronax.linalg.factors.lowrank import LowRank, default_tolerance
 from kronax.linalg.factors.structured import Centrosymmetric, Circulant, Toeplitz
 from kronax.linalg.pivoted import choose_pivots, joint_root, root_at
 
-KINDS = ("dense", "toeplitz", "circulant", "centrosymmetric")
+# Each kind with what it holds for.
+KINDS = {
+    "dense": "any kernel on any axis",
+    "toeplitz": "a stationary kernel on a regular axis (kx.regular snaps one that nearly is)",
+    "circulant": "an isotropic kernel on a regular axis all the way round a kx.circle",
+    "centrosymmetric": "a stationary kernel on an axis that is symmetric about its middle",
+}
 # Below this size a dense factor is as fast as two halves (2 cores, float64).
 SMALL = 16
 
@@ -38,9 +44,12 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
         asked: one of `KINDS`, or the rank of a low-rank factor, to override.
     """
     if isinstance(asked, int) and not isinstance(asked, bool):
-        return Structure("low rank", f"{asked} columns, as asked", asked)
+        columns = f"{asked} columns, as asked"
+        if asked > axis.size:
+            columns = f"all {axis.size} columns; {asked} were asked for"
+        return Structure("low rank", columns, asked)
     if asked is not None:
-        return Structure(str(asked), "as asked")
+        return Structure(asked if isinstance(asked, str) else repr(asked), "as asked")
     if axis.static is None:
         return Structure("dense", "traced coordinates")
     if wraps(kernel, axis):
@@ -49,7 +58,7 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
         return Structure("dense", "isotropic kernel, not regular all the way round")
     if not kernel.stationary:
         return Structure("dense", "kernel not known to be stationary")
-    if axis.num_dimensions is not None:
+    if axis.static.line is None:
         return Structure("dense", "places in several dimensions")
     if axis.size < SMALL:
         return Structure("dense", f"fewer than {SMALL} places")
@@ -104,17 +113,17 @@ def check_rank(kernel: Kernel, axis: Axis, structure: Structure, name: str, dtyp
     if structure.rank is None or not is_concrete(kernel, x):
         return
     cast = _InPrecision(kernel, dtype)
-    error = choose_pivots(cast, x, min(structure.rank, axis.size)).remainders[-1]
+    error = float(choose_pivots(cast, x, min(structure.rank, axis.size)).remainders[-1])
     if error <= default_tolerance(dtype):
         return
+    wanted = f"The covariance of {name} must be carried by {structure.rank} columns"
     try:
-        needed = f"{LowRank.from_kernel(cast, x).rank} columns do, at these parameters"
+        enough = LowRank.from_kernel(cast, x).rank
     except ValueError as reason:
-        needed = str(reason)
+        raise ValueError(f"{wanted}, and is not by any number. {reason}") from reason
     raise ValueError(
-        f"The covariance of {name} must be carried by {structure.rank} columns; they leave a part "
-        f"of {float(error):.3g} of its trace. {needed}: raise the number in `structure`, or leave "
-        "it out."
+        f"{wanted}; they leave a part of {error:.3g} of its trace. {enough} columns do, at these "
+        "parameters: raise the number in `structure`, or leave it out."
     )
 
 
@@ -152,11 +161,12 @@ class _InPrecision(eqx.Module):
 def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     """The covariances with the first place, the axis taken as exactly regular."""
     assert axis.static is not None
-    values = axis.static.values
-    step = (np.float64(values[-1]) - np.float64(values[0])) / max(1, values.shape[0] - 1)
-    lags = Axis(step * np.arange(values.shape[0]), "the lags", period=axis.period)
-    x = points(kernel, lags, dtype)
-    return kernel(x, x[:1])[:, 0].astype(dtype)
+    assert axis.static.line is not None
+    x = axis.static.line.astype(np.float64)
+    lags = (x[-1] - x[0]) / max(1, x.size - 1) * np.arange(x.size)
+    lags = Axis(lags.reshape(axis.static.values.shape), "the lags", period=axis.period)
+    places = points(kernel, lags, dtype)
+    return kernel(places, places[:1])[:, 0].astype(dtype)
 
 
 def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str) -> None:
@@ -167,8 +177,8 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
         return
     if structure.kind not in KINDS:
         raise ValueError(
-            f"The structure of {name} must be one of {KINDS}, or a number of columns for a "
-            f"low-rank factor; got {structure.kind!r}."
+            f"The structure of {name} must be one of {', '.join(map(repr, KINDS))}, or a number of "
+            f"columns for a low-rank factor; got {structure.kind!r}."
         )
     asked = structure.kind != "dense" and structure.reason == "as asked"
     if asked and axis.static is None:
@@ -186,19 +196,27 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
     if not asked or not is_concrete(matrix):
         return
     dense = np.asarray(matrix)
-    claimed = np.asarray(factor(kernel, axis, structure, dtype).to_dense())
-    gap = np.abs(claimed - dense).max()
+    gap = np.abs(np.asarray(_claimed(kernel, axis, structure, dtype)) - dense).max()
     if gap > 1e3 * np.finfo(dense.dtype).eps * np.abs(dense).max():
         raise ValueError(
             f"The covariance of {name} is not {structure.kind}: it differs from its dense matrix "
-            f"by {gap:.3g}. Leave `structure` out to have it chosen, or declare the axis with "
-            "kx.regular or kx.circle."
+            f"by {gap:.3g}. That structure is for {KINDS[structure.kind]}; leave `structure` out "
+            "to have the fastest one that holds chosen."
         )
+
+
+@eqx.filter_jit
+def _claimed(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> jax.Array:
+    """The matrix of a factor of that structure; its own checks, which know no axis, pass traced."""
+    return factor(kernel, axis, structure, dtype).to_dense()
 
 
 def _check_mirrored(kernel: Kernel, x: jax.Array, name: str) -> None:
     """Refuse a kernel that calls itself stationary and plainly is not."""
-    first, last = (np.asarray(kernel(end, x))[0] for end in (x[:1], x[-1:]))
+    ends = [kernel(end, x) for end in (x[:1], x[-1:])]
+    if not is_concrete(ends):
+        return
+    first, last = (np.asarray(row)[0] for row in ends)
     gap = np.abs(first - last[::-1]).max()
     if gap > 0.01 * max(np.abs(first).max(), np.abs(last).max()):
         raise ValueError(

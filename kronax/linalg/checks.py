@@ -14,8 +14,21 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def array_of_reals(value: Any, name: str, *, finite: bool = True) -> Array:
-    """`value` as a floating-point JAX array; refuses integers, complex numbers, NaN, infinity."""
+OF_KERNEL = "Of a kernel pass the matrix `kernel(x, x)`."
+OF_VECTOR = "For a diagonal factor pass kx.Diagonal(vector)."
+
+
+def array_of_reals(
+    value: Any, name: str, *, finite: bool = True, of_kernel: str = OF_KERNEL
+) -> Array:
+    """`value` as a floating-point JAX array; refuses integers, complex numbers, NaN, infinity.
+
+    Args:
+        value: what was given.
+        name: of it, for errors.
+        finite: whether NaN and infinity are refused.
+        of_kernel: what to pass where a kernel was given.
+    """
     if value is None or isinstance(value, str | dict | set):
         raise TypeError(f"{name} must be an array of real numbers; got {value!r}.")
     given, dtype = value, getattr(value, "dtype", None)
@@ -29,8 +42,7 @@ def array_of_reals(value: Any, name: str, *, finite: bool = True) -> Array:
         dtype = value.dtype
     if dtype.kind == "O":
         raise TypeError(
-            f"{name} must be an array of real numbers; got {type(given).__name__}. Of a kernel "
-            "pass the matrix `kernel(x, x)`."
+            f"{name} must be an array of real numbers; got {type(given).__name__}. {of_kernel}"
         )
     if not jnp.issubdtype(dtype, jnp.floating):
         advice = (
@@ -58,13 +70,19 @@ def check_finite(array: Any, name: str) -> None:
         )
 
 
-def matrix(value: Any, name: str, *, square: bool = False) -> Array:
-    """`value` as a real matrix `(*batch, m, n)`."""
-    array = array_of_reals(value, name)
+def matrix(
+    value: Any,
+    name: str,
+    *,
+    square: bool = False,
+    of_kernel: str = OF_KERNEL,
+    of_vector: str = OF_VECTOR,
+) -> Array:
+    """`value` as a real matrix `(*batch, m, n)`; what to pass instead of kernels and vectors."""
+    array = array_of_reals(value, name, of_kernel=of_kernel)
     if array.ndim < 2:
         raise ValueError(
-            f"{name} must be a matrix of shape (*batch, m, n); got shape {array.shape}. "
-            "For a diagonal factor pass kx.Diagonal(vector)."
+            f"{name} must be a matrix of shape (*batch, m, n); got shape {array.shape}. {of_vector}"
         )
     if 0 in array.shape[-2:]:
         raise ValueError(f"{name} must not be empty; got shape {array.shape}. Drop that axis.")
@@ -127,14 +145,34 @@ def check_centrosymmetric(array: Any, name: str) -> None:
 
 
 def column(value: Any, name: str) -> Array:
-    """`value` as a real vector `(*batch, n)`."""
-    array = array_of_reals(value, name)
+    """`value` as a real vector `(*batch, n)`, the first column of a symmetric Toeplitz matrix."""
+    array = array_of_reals(
+        value, name, of_kernel="Of a kernel pass the first column, `kernel(x, x[:1])[:, 0]`."
+    )
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(
             f"{name} must be a vector (*batch, n) with n ≥ 1; got shape {array.shape}. Pass the "
             "first column of the matrix."
         )
+    if is_concrete(array) and array.ndim > 1 and _is_whole_matrix(np.asarray(array)):
+        raise ValueError(
+            f"{name} must be the first column alone, (*batch, n); got a whole matrix of shape "
+            f"{array.shape}, whose rows would be read as a batch of columns. Pass `matrix[:, 0]`."
+        )
     return array
+
+
+def _is_whole_matrix(values: np.ndarray) -> bool:
+    """Whether rows, as columns of a batch, are a symmetric Toeplitz matrix that is not constant.
+
+    No batch of columns of covariances is one: the first entry of each is its largest.
+    """
+    n = values.shape[-1]
+    if n < 2 or values.shape[-2] != n or np.ptp(values) == 0:
+        return False
+    gap = np.abs(values[..., 1:, 1:] - values[..., :-1, :-1]).max()
+    skew = np.abs(values - np.swapaxes(values, -1, -2)).max()
+    return bool(max(gap, skew) <= 64 * np.finfo(values.dtype).eps * np.abs(values).max())
 
 
 def check_even(array: Any, name: str) -> None:

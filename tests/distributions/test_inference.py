@@ -1,5 +1,7 @@
 """The distributions inside NumPyro's models: samplers, guides, handlers, control flow."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,17 +31,8 @@ def model(y=None):
     numpyro.sample("y", kx.KroneckerNormal(shift, (A, B), noise), obs=y)
 
 
-def test_observed_under_nuts_it_gives_the_posterior():
-    """Beside quadrature of the two-parameter posterior, with dense normals."""
-    shifts, noises = np.linspace(-4, 4, 81), np.linspace(0.005, 3, 120)
-    values, vectors = np.linalg.eigh(np.kron(A, B))
-    spectrum = values + noises[:, None]
-    squares = np.square((Y.ravel() - shifts[:, None]) @ vectors)
-    log_post = -0.5 * (squares @ (1 / spectrum).T + np.log(spectrum).sum(-1))
-    log_post += scipy.stats.norm(0, 2).logpdf(shifts)[:, None]
-    log_post += scipy.stats.halfnorm.logpdf(noises)
-    weights = np.exp(log_post - log_post.max())
-    weights /= weights.sum()
+@pytest.fixture(scope="module")
+def sampled():
     mcmc = MCMC(
         NUTS(model),
         num_warmup=100,
@@ -50,7 +43,21 @@ def test_observed_under_nuts_it_gives_the_posterior():
     )
     with jax.numpy_dtype_promotion("standard"):
         mcmc.run(jax.random.key(0), y=Y)
-    draws = mcmc.get_samples(group_by_chain=True)
+    return mcmc
+
+
+def test_observed_under_nuts_it_gives_the_posterior(sampled):
+    """Beside quadrature of the two-parameter posterior, with dense normals."""
+    shifts, noises = np.linspace(-4, 4, 81), np.linspace(0.005, 3, 120)
+    values, vectors = np.linalg.eigh(np.kron(A, B))
+    spectrum = values + noises[:, None]
+    squares = np.square((Y.ravel() - shifts[:, None]) @ vectors)
+    log_post = -0.5 * (squares @ (1 / spectrum).T + np.log(spectrum).sum(-1))
+    log_post += scipy.stats.norm(0, 2).logpdf(shifts)[:, None]
+    log_post += scipy.stats.halfnorm.logpdf(noises)
+    weights = np.exp(log_post - log_post.max())
+    weights /= weights.sum()
+    draws = sampled.get_samples(group_by_chain=True)
     for name, grid, marginal in (
         ("shift", shifts, weights.sum(1)),
         ("noise", noises, weights.sum(0)),
@@ -59,7 +66,19 @@ def test_observed_under_nuts_it_gives_the_posterior():
         spread = np.sqrt((grid - mean) ** 2 @ marginal)
         assert abs(draws[name].mean() - mean) < 0.4 * spread
         assert numpyro.diagnostics.gelman_rubin(np.asarray(draws[name])) < 1.1
-    assert not mcmc.get_extra_fields()["diverging"].any()
+    assert not sampled.get_extra_fields()["diverging"].any()
+
+
+def test_arviz_takes_draws_and_densities(sampled):
+    with warnings.catch_warnings():  # of versions to come, of no concern here
+        warnings.simplefilter("ignore")
+        arviz = pytest.importorskip("arviz", reason="ArviZ is an extra")
+        data = arviz.from_numpyro(sampled, log_likelihood=True)
+    assert data.posterior["noise"].shape == data.log_likelihood["y"].shape == (2, 100)
+    np.testing.assert_array_equal(data.observed_data["y"], Y)
+    shift, noise = (float(data.posterior[name][1, 7]) for name in ("shift", "noise"))
+    expected = scipy_log_prob(Y, np.full(12, shift), AB + noise * np.eye(12))
+    assert_close(data.log_likelihood["y"].values[1, 7], expected)
 
 
 def test_a_latent_site_and_a_plate_have_the_right_joint_density():
@@ -76,6 +95,19 @@ def test_a_latent_site_and_a_plate_have_the_right_joint_density():
     assert_close(joint, expected)
     prior = numpyro.infer.Predictive(nested, num_samples=3)(jax.random.key(0))
     assert prior["f"].shape == (3, 2, 3, 4)
+
+
+@pytest.mark.parametrize("flatten", [False, True])
+def test_a_plate_over_the_axes_of_a_grid_is_noticed(flatten):
+    def model(y, size):
+        with numpyro.plate("rows", size):
+            numpyro.sample("y", kx.KroneckerNormal(LOC, (A, B), flatten=flatten), obs=y)
+
+    y = Y.ravel() if flatten else Y
+    with pytest.warns(UserWarning, match=r"counts 3 times.*A grid is one event: leave out a plate"):
+        log_density(model, (y, 3), {}, {})
+    log_density(model, (y, 1), {}, {})
+    log_density(model, (np.stack([y, y, y]), 3), {}, {})
 
 
 def latent_mean(noise):

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 
 import kronax as kx
+from tests.cases import covariance
 from tests.distributions.cases import CASES, DIFFERENTIATED, FEW, direction, value_of
 from tests.tolerances import assert_close
 
@@ -89,21 +90,53 @@ def test_gradients_are_those_of_differences(name):
     np.testing.assert_allclose(exact, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
 
 
+# The model of PyMC's own tests of KroneckerNormal: n × 3 places, σ, flat events, these sizes.
+SIZES = {
+    None: (),
+    (): (),
+    1: (1,),
+    (1,): (1,),
+    5: (5,),
+    (4, 5): (4, 5),
+    (2, 4, 2): (2, 4, 2),
+}
+
+
+def of_pymc(n, sigma, way="covs"):
+    covs, mu = (covariance(n), covariance(3, 1)), np.ones(3 * n)
+    chols = tuple(np.linalg.cholesky(k) for k in covs)
+    evds = [np.linalg.eigh(k) for k in covs]
+    given = {
+        "covs": {"factors": covs},
+        "chols": {"scale_trils": chols},
+        "evds": {"factors": tuple((q * v) @ q.T for v, q in evds)},
+    }
+    d = kx.KroneckerNormal(mu, noise=sigma**2, flatten=True, **given[way])
+    dense = np.kron(*covs) + sigma**2 * np.eye(3 * n)
+    return d, scipy.stats.multivariate_normal(mu, dense)
+
+
+@pytest.mark.parametrize("way", ["covs", "chols", "evds"])
+@pytest.mark.parametrize("sigma", [0, 1])
 @pytest.mark.parametrize("n", [2, 3])
-@pytest.mark.parametrize("sigma", [None, 1.0])
-def test_the_sample_sizes_of_pymc(n, sigma):
-    """The model of PyMC's own tests, KroneckerNormal with N = 3 axes; it has σ and flat events."""
-    factors = tuple(np.eye(n) + 0.3 for _ in range(3))
-    noise = None if sigma is None else sigma**2
-    d = kx.KroneckerNormal(np.ones(n**3), factors, noise, flatten=True)
+def test_the_densities_of_pymcs_tests(n, sigma, way):
+    d, dense = of_pymc(n, sigma, way)
+    for shape in ((3 * n,), (2, 3 * n)):
+        value = 0.1 * np.random.default_rng(5).normal(size=shape)
+        assert_close(d.log_prob(value), dense.logpdf(value))
+
+
+@pytest.mark.parametrize("sigma", [0, 1])
+@pytest.mark.parametrize("n", [2, 3])
+def test_the_sample_sizes_of_pymcs_tests(n, sigma):
+    d, dense = of_pymc(n, sigma)
     key = jax.random.key(0)
-    for shape in ((), (1,), (5,), (4, 5), (2, 4, 2)):
-        drawn = jax.eval_shape(lambda shape=shape: d.sample(key, shape))
-        assert drawn.shape == (*shape, n**3)
-    dense = np.kron(np.kron(*factors[:2]), factors[2]) + (noise or 0) * np.eye(n**3)
-    value = np.random.default_rng(0).normal(size=(4, 5, n**3))
-    expected = scipy.stats.multivariate_normal(np.ones(n**3), dense).logpdf(value)
-    assert_close(density(d, value), expected)
+    for size, lead in SIZES.items():
+        given = () if size is None else (size,)
+        drawn = jax.eval_shape(lambda key, given=given: d.sample(key, *given), key)
+        assert drawn.shape == jax.eval_shape(d.expand(lead).sample, key).shape == (*lead, 3 * n)
+    value = np.random.default_rng(0).normal(size=(2, 4, 2, 3 * n))
+    assert_close(d.expand((2, 4, 2)).log_prob(value), dense.logpdf(value))
 
 
 def test_two_cholesky_factors_are_numpyros_matrix_normal():

@@ -86,7 +86,9 @@ def test_expanding_repeats_the_density_and_draws_anew(name):
     assert np.abs(np.asarray(drawn)[:, 0] - np.asarray(drawn)[:, 1]).min() > 0
     value = value_of(case, d)
     expected = np.broadcast_to(density(d, value), many.batch_shape)
-    assert_close(density(many, value), expected)
+    assert_close(density(many, np.broadcast_to(value, many.shape())), expected)
+    with pytest.warns(UserWarning, match=r"counts 5 times.*batch \(5,.*one event per entry"):
+        assert_close(many.log_prob(value), expected)
     shapes = jax.eval_shape(lambda: (many.entropy(), many.variance, many.mean))
     assert [s.shape for s in shapes] == [many.batch_shape, many.shape(), many.shape()]
     assert d.expand(d.batch_shape) is d

@@ -198,6 +198,57 @@ def test_a_model_that_does_not_fit_together_raises(call, error, match):
         call()
 
 
+@pytest.mark.parametrize("under_jit", [False, True], ids=["outside jit", "under jit"])
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: unnamed(noise=-0.1), r"noise must be positive; got -0\.1\."),
+        (lambda: unnamed(noise=np.array(-0.1)), r"noise must be positive; got -0\.1\."),
+        (lambda: unnamed(noise={0: -np.ones(5)}), r"noise variance along 0 must be positive"),
+        (lambda: kx.RBF(-1.0), r"lengthscale must be positive; got -1\.0"),
+        (lambda: -2.0 * kx.RBF(1.0), r"variance must be positive; got -2\.0"),
+        (lambda: unnamed(mean=np.nan), r"value must be real; got nan\. Remove NaN"),
+        (lambda: kx.replace(unnamed(), {"noise": -0.1}), r"noise must be positive; got -0\.1"),
+        (lambda: unnamed().log_marginal_likelihood(HOLED), "got 1 NaN of 20.*Missing cells"),
+        (lambda: unnamed().numpyro_dist().log_prob(HOLED), r"NaN in 1 of 20.*kx\.Masked"),
+        (lambda: unnamed().condition(np.ones((4, 5))), r"\(4, 5\)\. The axes are in another order"),
+    ],
+)
+def test_concrete_bad_values_raise(call, match, under_jit):
+    with pytest.raises(ValueError, match=match):
+        (jax.jit(lambda: jax.tree.leaves(call())) if under_jit else call)()
+
+
+def test_traced_bad_values_give_nan():
+    y = np.ones((5, 4))
+
+    def value(noise):
+        return kx.replace(unnamed(), {"noise": noise}).log_marginal_likelihood(y)
+
+    assert np.isnan(jax.jit(value)(-5.0))
+    assert np.isnan(jax.jit(unnamed().log_marginal_likelihood)(HOLED))
+
+
+def test_bound_methods_go_through_jit():
+    """`jax.jit` hashes what it is given; equal models hash equal, others are told apart."""
+    y = np.ones((5, 4))
+    first, second = unnamed(), unnamed(noise=0.2)
+    assert hash(first) == hash(unnamed())
+    for gp in (first, second, unnamed(mean=lambda t, s: t[:, None] + s)):
+        value = jax.jit(gp.log_marginal_likelihood)(y)
+        np.testing.assert_allclose(value, gp.log_marginal_likelihood(y), rtol=1e-12)
+    slope = jax.jit(jax.grad(second.log_marginal_likelihood))(y)
+    np.testing.assert_allclose(slope, jax.grad(second.log_marginal_likelihood)(y), rtol=1e-12)
+
+
+def test_flat_events_of_the_likelihood():
+    gp = unnamed(mean=lambda t, s: t[:, None] + s)
+    y = np.arange(20.0).reshape(5, 4)
+    flat = gp.numpyro_dist(flatten=True)
+    assert flat.event_shape == (20,)
+    np.testing.assert_allclose(flat.log_prob(y.ravel()), gp.numpyro_dist().log_prob(y))
+
+
 HOLED = np.where(np.arange(20).reshape(5, 4) == 7, np.nan, 1.0)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from tests.tolerances import assert_close
 
 X, Z = np.linspace(0, 1, 30), np.linspace(0, 2, 12)
 NEW = np.linspace(0, 1.2, 5)
@@ -64,6 +65,18 @@ def test_a_rank_that_is_too_small_says_so():
         process((True, None))
     with pytest.raises(ValueError, match="rank of axis 0 must be at least 1"):
         process((0, None))
+
+
+def test_a_rank_above_the_size_is_the_size():
+    gp = process((1000, None))
+    assert "low rank (all 30 columns; 1000 were asked for)" in gp.describe()
+    assert_close(gp.covariance().to_dense(), DENSE.covariance().to_dense())
+
+
+def test_a_kernel_that_is_no_covariance_is_no_matter_of_rank():
+    gp = kx.GridGP((lambda x, z: jnp.abs(x[:, None] - z) + 1,), (X,), 0.1, structure=(5,))
+    with pytest.raises(ValueError, match=r"not by any number\. The kernel must be positive semi"):
+        gp.log_marginal_likelihood(np.ones(X.size))
 
 
 def test_a_fit_with_a_low_rank_axis_finds_the_same_optimum():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from tests.tolerances import assert_close
 
 NODES = np.cos(np.pi * (np.arange(20) + 0.5) / 20)
 REGULAR = np.linspace(0, 1, 21, dtype="float32")
@@ -64,6 +65,26 @@ def test_an_axis_off_by_more_than_rounding_is_not_regular():
     assert "snapped by at most 1e-09" in gp.describe()
 
 
+@pytest.mark.parametrize("axis", [REGULAR, NODES, np.arange(1950, 1990), 1.7e9 + REGULAR[:18]])
+@pytest.mark.parametrize("lengthscale", [0.3, np.array([0.3])])
+def test_a_column_of_coordinates_is_one_dimension(lengthscale, axis):
+    line = kx.GridGP((kx.Matern32(0.3),), (axis,), noise=0.1)
+    column = kx.GridGP((kx.Matern32(lengthscale),), (axis[:, None],), noise=0.1)
+    assert column.structures == line.structures
+    assert_close(column.covariance().to_dense(), line.covariance().to_dense())
+
+
+def test_a_column_of_coordinates_is_predicted_at_a_column():
+    axis, y = 1.7e9 + REGULAR, np.cos(20 * REGULAR).astype(float)
+    line, column = (
+        kx.GridGP((kx.Matern32(0.3),), (x,), noise=0.1).condition(y) for x in (axis, axis[:, None])
+    )
+    new = axis[:3] + 0.01
+    assert_close(column.mean((new[:, None],)), line.mean((new,)))
+    with pytest.raises(ValueError, match=r"must have shape \(m, 1\), as the old.*got shape \(3,\)"):
+        column.mean((new,))
+
+
 def test_traced_coordinates_are_dense():
     @jax.jit
     def value(x):
@@ -82,6 +103,18 @@ def test_structure_is_found_under_jit():
         return gp.log_marginal_likelihood(jnp.zeros(21))
 
     assert np.isfinite(value(0.3))
+
+
+def test_structure_is_checked_under_jit_where_it_can_be():
+    """Kernels from outside are concrete there, but what they are evaluated to is traced."""
+    kernel = kx.RBF(0.3)
+    for given, structure in ((kernel, None), (lambda x, z: kernel(x, z), ("toeplitz",))):
+
+        @jax.jit
+        def covariance(noise, given=given, structure=structure):
+            return kx.GridGP((given,), (REGULAR,), noise, structure=structure).covariance()
+
+        assert isinstance(covariance(0.1).factors[0], kx.Toeplitz)
 
 
 def test_structured_equals_dense_with_gradient_and_prediction():
@@ -117,7 +150,16 @@ def test_kernel_on_a_circle_sees_chords():
 
 ERRORS = [
     (lambda: model({**DENSE, "node": "toeplitz"}), ValueError, r"node is not toeplitz.*0\.\d"),
-    (lambda: model({"time": "circulant"}), ValueError, "symmetric about the circle"),
+    (
+        lambda: model({"time": "circulant"}),
+        ValueError,
+        r"covariance of time is not circulant: .* by \d\.\d+\. .* round a kx\.circle; leave",
+    ),
+    (
+        lambda: kx.GridGP((kx.RBF(0.3),), (IRREGULAR,), 0.1, structure=("centrosymmetric",)),
+        ValueError,
+        r"axis 0 is not centrosymmetric: .* by 0\.\d+\. .* symmetric about its middle; leave",
+    ),
     (lambda: model({"time": "fast"}), ValueError, "one of .*'circulant'.* got 'fast'"),
     (lambda: model({"tyme": "dense"}), KeyError, "tyme.*time"),
     (lambda: kx.circle(LONGITUDE, 180.0), ValueError, "period 180.0 .* 0.0 to 340.0"),

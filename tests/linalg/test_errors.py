@@ -73,6 +73,31 @@ FACTORS = {
     "NaN diagonal": (lambda: kx.Diagonal([1.0, np.nan]), ValueError, r"got nan at index \(1,\)"),
     "size of identity": (lambda: kx.ScaledIdentity(1.0, 2.5), TypeError, r"integer; got 2.5"),
     "no size": (lambda: kx.ScaledIdentity(1.0, 0), ValueError, r"at least 1; got 0"),
+    "whole Toeplitz": (
+        lambda: kx.Toeplitz([[2.0, 1.0, 0.0], [1.0, 2.0, 1.0], [0.0, 1.0, 2.0]]),
+        ValueError,
+        r"column of Toeplitz must be the first column alone.*\(3, 3\).*`matrix\[:, 0\]`",
+    ),
+    "batch of whole Toeplitz": (
+        lambda: kx.Toeplitz(np.stack([EYE3, 2 * EYE3])),
+        ValueError,
+        r"whole matrix of shape \(2, 3, 3\)",
+    ),
+    "whole circulant": (
+        lambda: kx.Circulant([[2.0, 1.0, 1.0], [1.0, 2.0, 1.0], [1.0, 1.0, 2.0]]),
+        ValueError,
+        r"column of Circulant must be the first column alone.*\(3, 3\)",
+    ),
+    "kernel for a column": (
+        lambda: kx.Toeplitz(kx.RBF(1.0)),
+        TypeError,
+        r"got SquaredExponential\. .*first column, `kernel\(x, x\[:1\]\)\[:, 0\]`",
+    ),
+    "kernel for a matrix": (
+        lambda: kx.Kronecker(kx.RBF(1.0), EYE3),
+        TypeError,
+        r"got SquaredExponential\. .*matrix `kernel\(x, x\)`",
+    ),
     "upper entries": (
         lambda: kx.LowerTriangular(np.full((2, 2), 7.0)),
         ValueError,
@@ -352,6 +377,12 @@ def test_it_is_refused(name):
     call, exception, pattern = TABLE[name]
     with pytest.raises(exception, match=f"(?s){pattern}"):
         call()
+
+
+def test_a_square_batch_of_columns_is_a_batch():
+    constant = kx.Toeplitz(np.ones((3, 3)))
+    columns = kx.Toeplitz([[2.0, 1.0], [3.0, 0.5]])
+    assert (constant.shape, columns.shape) == ((3, 3, 3), (2, 2, 2))
 
 
 TRACED = {

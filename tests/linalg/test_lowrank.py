@@ -128,7 +128,16 @@ def test_a_joint_root_keeps_the_old_rows():
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
-        (lambda: kx.LowRank(np.ones(3)), ValueError, "root of LowRank must be a matrix"),
+        (
+            lambda: kx.LowRank(np.ones(3)),
+            ValueError,
+            r"root of LowRank must be a matrix.*got shape \(3,\)\. A root of one .*\(n, 1\)",
+        ),
+        (
+            lambda: kx.LowRank(kx.RBF(1.0)),
+            TypeError,
+            r"got SquaredExponential\. .*kx\.LowRank\.from_kernel\(kernel, points\)",
+        ),
         (
             lambda: kx.LowRank.from_kernel(rbf(0.1), X, rank=5),
             ValueError,

@@ -59,7 +59,12 @@ class LowRank(AbstractFactor):
     trace_error: Float[Array, "*batch"] | None
 
     def __init__(self, root: Any, trace_error: Any = None):
-        self.columns = checks.matrix(root, "The root of LowRank")
+        self.columns = checks.matrix(
+            root,
+            "The root of LowRank",
+            of_kernel="For a kernel call kx.LowRank.from_kernel(kernel, points).",
+            of_vector="A root of one column has shape (n, 1).",
+        )
         self.trace_error = None if trace_error is None else jnp.asarray(trace_error, self.dtype)
 
     @classmethod

@@ -36,7 +36,7 @@ class Toeplitz(AbstractFactor):
         column: the first column, `(*batch, n)`.
 
     Raises:
-        ValueError: if it is a scalar, is empty, or has NaN or infinite entries.
+        ValueError: if it is a scalar, is empty, has NaN or infinite entries, or is a whole matrix.
         TypeError: if it is not of real floating-point numbers.
 
     Examples:
@@ -112,8 +112,9 @@ class Circulant(AbstractFactor):
         column: the first column, `(*batch, n)`, with `column[k] = column[n - k]`.
 
     Raises:
-        ValueError: if it is a scalar, is empty, has NaN or infinite entries, or is not symmetric
-            about the circle (concrete values; of a traced one the first half is used).
+        ValueError: if it is a scalar, is empty, has NaN or infinite entries, is a whole matrix, or
+            is not symmetric about the circle (concrete values; of a traced one the first half is
+            used).
         TypeError: if it is not of real floating-point numbers.
 
     Examples:
