@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from numpyro.diagnostics import summary
 
-from benchmarks import reference
 from benchmarks.apart import apart
 from benchmarks.measure import CandidateError, save
+from benchmarks.nuts import TRUTH, data
 from benchmarks.peers.processes import Peers
 
 Row = dict[str, Any]
-TRUTH = {"variance": 1.0, "lengthscale_1": 0.3, "lengthscale_2": 0.4, "sigma": 0.1**0.5}
 SHAPES = ((30, 25), (100, 80))
 QUICK_SHAPES = ((12, 10),)
 # The order of running: what is over soon comes first. PyMC's wrong gradient takes longest.
@@ -42,18 +41,6 @@ FEWEST_DRAWS = 10
 PICTURED = ("RBF", (30, 25), ("kronax", "naive", "PyMC"))
 
 
-def data(kernel: str, shape: tuple[int, ...]) -> tuple[list[np.ndarray], np.ndarray]:
-    """The axes, and a draw from the model at `TRUTH`."""
-    axes = [np.linspace(0, 1, n) for n in shape]
-    lengthscales = TRUTH["lengthscale_1"], TRUTH["lengthscale_2"]
-    factors = [
-        reference.KERNELS[kernel](x, np.log(length))[0]
-        for x, length in zip(axes, lengthscales, strict=True)
-    ]
-    factors[0] = TRUTH["variance"] * factors[0]
-    return axes, reference.draw(np.random.default_rng(0), factors, TRUTH["sigma"] ** 2)
-
-
 def runs_dense(kernel: str, shape: tuple[int, ...]) -> bool:
     """A dense covariance of 8000 cells takes seconds a gradient; one kernel says it all."""
     return kernel == "RBF" and np.prod(shape) <= 1000
@@ -62,9 +49,9 @@ def runs_dense(kernel: str, shape: tuple[int, ...]) -> bool:
 def sampled(method: str, case: dict[str, Any], peers: Peers) -> dict[str, Any]:
     """Draws and times from a process of its own."""
     if method not in PYMC:
-        lists = {"axes": [x.tolist() for x in case["axes"]], "y": case["y"].tolist()}
-        return apart("nuts", "sample", LIMIT_S, method=method, **case | lists)
-    inputs = case | PYMC[method] | {"stop_after_s": LIMIT_S - GRACE_S}
+        return apart("nuts", "sample", LIMIT_S, method=method, **case)
+    axes, y = data(case["kernel"], case.pop("shape"))
+    inputs = case | PYMC[method] | {"axes": axes, "y": y, "stop_after_s": LIMIT_S - GRACE_S}
     call = peers.call("pymc", "nuts", LIMIT_S, **inputs)
     call.seconds()
     return call()
@@ -104,11 +91,10 @@ def measure(
 
     `versions` collects those of the peers.
     """
-    axes, y = data(kernel, shape)
     row = {"kernel": kernel, "shape": list(shape), "method": method, **draws}
     found: list[Row] = []
     for seed in range(SEEDS):
-        case = {"kernel": kernel, "axes": axes, "y": y, "seed": seed, **draws}
+        case = {"kernel": kernel, "shape": shape, "seed": seed, **draws}
         try:
             # A fresh process each: PyMC forks, which must not happen after JAX was used.
             with Peers() as peers:

@@ -6,14 +6,27 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import reference
 from benchmarks.chains import TimedChains, cpu_seconds
 
+TRUTH = {"variance": 1.0, "lengthscale_1": 0.3, "lengthscale_2": 0.4, "sigma": 0.1**0.5}
+
+
+def data(kernel: str, shape: tuple[int, ...]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The axes, and a draw from the model at `TRUTH`."""
+    axes = [np.linspace(0, 1, n) for n in shape]
+    lengthscales = TRUTH["lengthscale_1"], TRUTH["lengthscale_2"]
+    factors = [
+        reference.KERNELS[kernel](x, np.log(length))[0]
+        for x, length in zip(axes, lengthscales, strict=True)
+    ]
+    factors[0] = TRUTH["variance"] * factors[0]
+    return axes, reference.draw(np.random.default_rng(0), factors, TRUTH["sigma"] ** 2)
 
 def sample(
     method: str,
     kernel: str,
-    axes: list[list[float]],
-    y: list[list[float]],
+    shape: tuple[int, ...],
     num_warmup: int,
     num_samples: int,
     num_chains: int,
@@ -26,7 +39,7 @@ def sample(
     import jax
     from numpyro.infer import MCMC, NUTS
 
-    model = model_of(method, kernel, [np.asarray(x) for x in axes], np.asarray(y))
+    model = model_of(method, kernel, *data(kernel, shape))
     chains = TimedChains()
     mcmc = MCMC(
         NUTS(model),
