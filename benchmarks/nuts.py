@@ -23,6 +23,7 @@ def data(kernel: str, shape: tuple[int, ...]) -> tuple[list[np.ndarray], np.ndar
     factors[0] = TRUTH["variance"] * factors[0]
     return axes, reference.draw(np.random.default_rng(0), factors, TRUTH["sigma"] ** 2)
 
+
 def sample(
     method: str,
     kernel: str,
