@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.measure import ROOT
+from benchmarks.tables import has_converged
 
 # Label, colour and marker of a method in every picture.
 STYLES = {
@@ -19,6 +20,8 @@ STYLES = {
     "luas": ("luas", "tab:purple", "s"),
     "GPyTorch": ("GPyTorch", "tab:orange", "^"),
     "PyMC": ("PyMC", "tab:brown", "D"),
+    "PyMC, NumPyro": ("PyMC, sampler of NumPyro", "tab:pink", "D"),
+    "PyMC, dense": ("PyMC, dense", "tab:olive", "v"),
     "kronax, not jitted": ("kronax, not jitted", "tab:cyan", "o"),
     "NumPy": ("NumPy by axis", "0.6", "P"),
     "dense": ("dense", "0.2", "v"),
@@ -140,37 +143,77 @@ def scale_picture(results: dict[str, Any], path: Path) -> None:
 
 
 def nuts_picture(results: dict[str, Any], path: Path) -> None:
-    """Traces of one lengthscale, side by side."""
-    rows = [row for row in results["rows"] if row["seconds"] is not None]
+    """Traces of one lengthscale by three samplers, and every rate below."""
+    traced = [r for r in results["rows"] if "trace" in r or r["method"] == "PyMC"]
+    problem = traced[0]["kernel"], traced[0]["shape"]
+    traced = [r for r in traced if (r["kernel"], r["shape"]) == problem]
+    figure = plt.figure(figsize=(11, 8.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    panels = top.subplots(1, len(traced), sharey=True, squeeze=False)[0]
+    for row, ax in zip(traced, panels, strict=True):
+        _trace(ax, row, results["truth"]["lengthscale_1"])
+    panels[0].set_ylabel("lengthscale of the first axis")
+    panels[0].legend(fontsize=9, loc="upper right")
+    top.suptitle(f"NUTS: one Gaussian process, {_problem(traced[0])}", fontsize=13)
+    _rates(bottom, results["rows"])
+    _save(figure, path)
+
+
+def _trace(ax: Any, row: dict[str, Any], truth: float) -> None:
+    """One lengthscale along both chains, or how far the sampler came."""
     titles = {
         "kronax": "kronax: exact gradient",
-        "naive": "automatic differentiation through eigh: wrong gradient",
+        "naive": "JAX's derivative of eigh",
+        "PyMC": "PyMC: KroneckerNormal",
     }
-    figure, axes = plt.subplots(
-        1, len(rows), figsize=(11, 4.2), sharey=True, layout="constrained", squeeze=False
-    )
-    for row, ax in zip(rows, axes[0], strict=True):
+    facts = row.get("error", f"{row['seconds']:.1f} s in all" if row["seconds"] else "")
+    if "trace" in row:
         for chain, (draws, colour) in enumerate(
-            zip(row["lengthscale_1"], ("tab:blue", "tab:orange"), strict=False)
+            zip(row["trace"], ("tab:blue", "tab:orange"), strict=False)
         ):
-            ax.plot(range(1, len(draws) + 1), draws, color=colour, lw=1, label=f"chain {chain + 1}")
-        ax.axhline(
-            results["truth"]["lengthscale_1"], color="0.3", ls="--", lw=1, label="true value"
-        )
-        ax.set_title(
-            f"{titles[row['method']]}\n"
-            f"r-hat {row['r_hat']['lengthscale_1']:.2f} · {row['steps_per_draw']:.0f} leapfrog "
-            f"steps a draw · {row['seconds']:.0f} s in all",
-        )
-        ax.set_xlabel("draw after warm-up")
-        ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("lengthscale of the first axis")
-    axes[0, -1].legend(fontsize=9)
-    shape = " × ".join(map(str, results["shape"]))
-    figure.suptitle(
-        f"One Gaussian process on a {shape} grid, one sampler (NUTS), two gradients", fontsize=13
+            x = range(1, len(draws) + 1)
+            ax.plot(x, draws, color=colour, lw=1, label=f"chain {chain + 1}")
+        r_hat, steps = row["r_hat"]["lengthscale_1"], row["steps_per_draw"]
+        facts = f"r-hat {r_hat:.2f} · {steps:.0f} leapfrog steps a draw\n{facts}"
+    else:
+        facts = f"no draw after warm-up\n{facts}"
+    ax.axhline(truth, color="0.3", ls="--", lw=1, label="true value")
+    ax.set_title(f"{titles[row['method']]}\n{facts}", fontsize=11)
+    ax.set_xlim(0, row["num_samples"])
+    ax.set_xlabel("draw after warm-up")
+    ax.grid(alpha=0.3)
+
+
+def _rates(figure: Any, rows: list[dict[str, Any]]) -> None:
+    """Effective samples a second, one line per problem; a bound where a sampler did not end."""
+    problems = list(dict.fromkeys(map(_problem, rows)))[::-1]
+    ax = figure.subplots()
+    ax.set_xscale("log")
+    for method in STYLES:
+        style = {k: v for k, v in _style(method).items() if k != "ms"} | {"ls": ""}
+        for row in (r for r in rows if r["method"] == method):
+            y = problems.index(_problem(row))
+            if "r_hat" in row:
+                face = {} if has_converged(row) else {"mfc": "white"}
+                ax.plot(row["effective_samples_per_second"], y, ms=8, **style | face)
+            else:
+                most = row["effective_samples_per_second_at_most"]
+                ax.plot(most, y, ms=8, **style | {"mfc": "white"})
+                arrow = {"arrowstyle": "->", "color": style["color"]}
+                ax.annotate("", (most / 2.5, y), (most, y), arrowprops=arrow, annotation_clip=False)
+    ax.set(
+        yticks=range(len(problems)),
+        yticklabels=problems,
+        ylim=(-0.6, len(problems) - 0.4),
+        xlabel="effective samples a second, compiling included "
+        "(hollow: not converged; arrow: not finished, at most)",
     )
-    _save(figure, path)
+    ax.grid(alpha=0.3)
+    _legend_below(figure, [ax])
+
+
+def _problem(row: dict[str, Any]) -> str:
+    return f"{row['kernel']}, {'×'.join(map(str, row['shape']))}"
 
 
 def _legend_below(figure: Any, axes: Iterable[Any], num_columns: int = 4) -> None:

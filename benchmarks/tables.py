@@ -3,7 +3,17 @@
 from math import prod
 from typing import Any
 
-NAMES = {"kronax": "kronax", "naive": "autodiff through `eigh`", "dense": "dense", "eigh": "`eigh`"}
+# What `benchmarks.mcmc` samples with, in the order of the tables.
+SAMPLERS = {
+    "kronax": "kronax",
+    "regular": "kronax, regular axes seen",
+    "naive": "autodiff through `eigh`",
+    "dense": "dense",
+    "PyMC": "PyMC",
+    "PyMC, NumPyro": "PyMC, sampler of NumPyro",
+    "PyMC, dense": "PyMC, dense",
+}
+CONVERGED_R_HAT = 1.05
 LIKELIHOOD_PEERS = ("PyMC", "GPyTorch", "luas")
 # Below this many bytes of data what is resident is the program, not the arrays.
 LEAST_BYTES_TO_COUNT = 8e6
@@ -164,27 +174,61 @@ def scale_table(rows: list[dict[str, Any]]) -> str:
 
 
 def mcmc_table(rows: list[dict[str, Any]]) -> str:
-    """What became of each sampler."""
+    """What became of each sampler on each problem."""
     body = []
-    for row in rows:
-        name = NAMES[row["method"]]
-        draws = f"{row['num_chains']} × ({row['num_warmup']} + {row['num_samples']})"
-        if row["seconds"] is None:
-            body.append([name, draws, row["error"], *["–"] * 4])
-            continue
-        body.append(
-            [
-                name,
-                draws,
-                f"{row['seconds']:.1f}",
-                f"{_worst(row):.2f}",
-                f"{row['effective_samples_per_second']:.2g}",
-                f"{row['steps_per_draw']:.0f}",
-                str(row["divergences"]),
-            ]
-        )
-    header = ["gradient", "chains × (warm-up + draws)", "seconds", "largest r-hat"]
-    return _table([*header, "effective samples/s", "leapfrog steps a draw", "divergences"], body)
+    for group in _groups(rows, ("kernel", "shape")):
+        for method in (m for m in SAMPLERS if m in group):
+            row = group[method]
+            body.append([row["kernel"], _grid(row), SAMPLERS[method], *_sampled(row)])
+    header = ["kernel", "grid", "", "seconds", "sampling alone", "largest r-hat"]
+    header += ["leapfrog steps a draw", "effective samples/s", "of sampling alone"]
+    return _table([*header, "kronax / this", "means apart, standard errors"], body)
+
+
+def nuts_peers_table(rows: list[dict[str, Any]]) -> str:
+    """Effective samples per second, one line per problem."""
+    body = []
+    for group in _groups(rows, ("kernel", "shape")):
+        first = next(iter(group.values()))
+        cells = [_rate(group.get(method)) for method in SAMPLERS]
+        body.append([f"{first['kernel']}, {_grid(first)}", *cells])
+    return _table(["", *SAMPLERS.values()], body)
+
+
+def _sampled(row: dict[str, Any]) -> list[str]:
+    ratio = _times(row.get("kronax_over_this"))
+    if "kronax_over_this_at_least" in row:
+        ratio = f"≥ {_times(row['kronax_over_this_at_least'])}"
+    time = row["error"] if "error" in row else _seconds(row)
+    if "r_hat" not in row:
+        return [time, *["–"] * 5, ratio, "–"]
+    apart = row.get("deviation")
+    per_sampling = row["effective_samples_per_second_of_sampling"]
+    return [
+        time,
+        f"{row['sampling_seconds']:.3g}" if row["sampling_seconds"] else "–",
+        f"{_worst(row):.2f}" if has_converged(row) else f"**{_worst(row):.3g}**",
+        f"{row['steps_per_draw']:.0f}",
+        f"{row['effective_samples_per_second']:.3g}",
+        f"{per_sampling:.3g}" if per_sampling else "–",
+        ratio,
+        f"{max(apart.values()):.1f}" if apart else "–",
+    ]
+
+
+def _rate(row: dict[str, Any] | None) -> str:
+    """Effective samples per second, in brackets if they are of chains that do not agree."""
+    if row is None:
+        return "–"
+    if "r_hat" not in row:
+        return "unfinished"
+    rate = f"{row['effective_samples_per_second']:.3g}"
+    return rate if has_converged(row) else f"({rate}: r-hat {_worst(row):.3g})"
+
+
+def has_converged(row: dict[str, Any]) -> bool:
+    """Whether the chains of a sampler agree on every parameter."""
+    return "r_hat" in row and _worst(row) <= CONVERGED_R_HAT
 
 
 def _groups(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
