@@ -164,9 +164,9 @@ def _trace(ax: Any, row: dict[str, Any], truth: float) -> None:
     titles = {
         "kronax": "kronax: exact gradient",
         "naive": "JAX's derivative of eigh",
-        "PyMC": "PyMC: KroneckerNormal",
+        "PyMC": "PyMC: pm.KroneckerNormal",
     }
-    facts = row.get("error", f"{row['seconds']:.1f} s in all" if row["seconds"] else "")
+    facts = row.get("error", f"{row['seconds'] or 0:.1f} s in all").replace(": ", ":\n")
     if "trace" in row:
         for chain, (draws, colour) in enumerate(
             zip(row["trace"], ("tab:blue", "tab:orange"), strict=False)
@@ -176,7 +176,8 @@ def _trace(ax: Any, row: dict[str, Any], truth: float) -> None:
         r_hat, steps = row["r_hat"]["lengthscale_1"], row["steps_per_draw"]
         facts = f"r-hat {r_hat:.2f} · {steps:.0f} leapfrog steps a draw\n{facts}"
     else:
-        facts = f"no draw after warm-up\n{facts}"
+        style = {"ha": "center", "va": "center", "color": "0.4", "transform": ax.transAxes}
+        ax.text(0.5, 0.5, "no draw after warm-up", **style)
     ax.axhline(truth, color="0.3", ls="--", lw=1, label="true value")
     ax.set_title(f"{titles[row['method']]}\n{facts}", fontsize=11)
     ax.set_xlim(0, row["num_samples"])
@@ -189,24 +190,29 @@ def _rates(figure: Any, rows: list[dict[str, Any]]) -> None:
     problems = list(dict.fromkeys(map(_problem, rows)))[::-1]
     ax = figure.subplots()
     ax.set_xscale("log")
-    for method in STYLES:
-        style = {k: v for k, v in _style(method).items() if k != "ms"} | {"ls": ""}
+    methods = [m for m in STYLES if any(r["method"] == m for r in rows)]
+    styles = {method: _style(method) | {"ls": "", "ms": 9} for method in methods}
+    for style in styles.values():
+        ax.plot([], [], **style)
+    for method in reversed(methods):
+        style = styles[method] | {"label": None}
         for row in (r for r in rows if r["method"] == method):
-            y = problems.index(_problem(row))
+            y, face = problems.index(_problem(row)), {} if has_converged(row) else {"mfc": "white"}
             if "r_hat" in row:
-                face = {} if has_converged(row) else {"mfc": "white"}
-                ax.plot(row["effective_samples_per_second"], y, ms=8, **style | face)
+                ax.plot(row["effective_samples_per_second"], y, **style | face)
             else:
                 most = row["effective_samples_per_second_at_most"]
-                ax.plot(most, y, ms=8, **style | {"mfc": "white"})
-                arrow = {"arrowstyle": "->", "color": style["color"]}
-                ax.annotate("", (most / 2.5, y), (most, y), arrowprops=arrow, annotation_clip=False)
+                arrow = {"arrowstyle": "->", "color": style["color"], "lw": 1.5}
+                ax.annotate("", (most / 2.5, y), (most, y), arrowprops=arrow)
+                # What is not drawn itself still widens the axis to where the arrow ends.
+                ax.plot([most / 3, most], [y, y], **style | {"marker": ""})
+                ax.plot(most, y, **style | face)
     ax.set(
         yticks=range(len(problems)),
         yticklabels=problems,
         ylim=(-0.6, len(problems) - 0.4),
         xlabel="effective samples a second, compiling included "
-        "(hollow: not converged; arrow: not finished, at most)",
+        "(hollow: not converged; with arrow: unfinished, at most)",
     )
     ax.grid(alpha=0.3)
     _legend_below(figure, [ax])

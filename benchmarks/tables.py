@@ -179,10 +179,22 @@ def mcmc_table(rows: list[dict[str, Any]]) -> str:
     for group in _groups(rows, ("kernel", "shape")):
         for method in (m for m in SAMPLERS if m in group):
             row = group[method]
-            body.append([row["kernel"], _grid(row), SAMPLERS[method], *_sampled(row)])
-    header = ["kernel", "grid", "", "seconds", "sampling alone", "largest r-hat"]
+            draws = f"{row['num_warmup']} + {row['num_samples']}"
+            body.append([row["kernel"], _grid(row), SAMPLERS[method], draws, *_sampled(row)])
+    header = [
+        "kernel",
+        "grid",
+        "",
+        "draws",
+        "seconds",
+        "processor time",
+        "sampling alone",
+        "largest r-hat",
+    ]
     header += ["leapfrog steps a draw", "effective samples/s", "of sampling alone"]
-    return _table([*header, "kronax / this", "means apart, standard errors"], body)
+    return _table(
+        [*header, "kronax / this", "by processor time", "means apart, standard errors"], body
+    )
 
 
 def nuts_peers_table(rows: list[dict[str, Any]]) -> str:
@@ -201,17 +213,19 @@ def _sampled(row: dict[str, Any]) -> list[str]:
         ratio = f"≥ {_times(row['kronax_over_this_at_least'])}"
     time = row["error"] if "error" in row else _seconds(row)
     if "r_hat" not in row:
-        return [time, *["–"] * 5, ratio, "–"]
+        return [time, f"{row['cpu_seconds']:.3g}", *["–"] * 5, ratio, "–", "–"]
     apart = row.get("deviation")
     per_sampling = row["effective_samples_per_second_of_sampling"]
     return [
         time,
+        f"{row['cpu_seconds']:.3g}",
         f"{row['sampling_seconds']:.3g}" if row["sampling_seconds"] else "–",
         f"{_worst(row):.2f}" if has_converged(row) else f"**{_worst(row):.3g}**",
         f"{row['steps_per_draw']:.0f}",
         f"{row['effective_samples_per_second']:.3g}",
         f"{per_sampling:.3g}" if per_sampling else "–",
         ratio,
+        _times(row.get("kronax_over_this_of_cpu")),
         f"{max(apart.values()):.1f}" if apart else "–",
     ]
 

@@ -149,7 +149,8 @@ def test_a_run_that_was_stopped_early_has_no_rate():
 
 
 def sampler_rows():
-    problem = {"kernel": "RBF", "shape": [30, 25], "num_chains": 2, "num_samples": 300}
+    problem = {"kernel": "RBF", "shape": [30, 25], "num_chains": 2}
+    problem |= {"num_warmup": 300, "num_samples": 300}
     methods = {
         "kronax": mcmc.described(found_draws()),
         "PyMC": mcmc.described({**found_draws(shift=1.0), "seconds": 80.0}),
@@ -178,7 +179,7 @@ def test_samplers_are_compared_with_kronax_where_they_converged():
 def test_the_table_of_samplers_says_what_did_not_end_or_converge():
     rows = mcmc.compared(sampler_rows())
     _, _, ours, naive, pymc, dense = tables.mcmc_table(rows).splitlines()
-    assert ours.startswith("| RBF | 30×25 | kronax | 4 | 1 |")
+    assert ours.startswith("| RBF | 30×25 | kronax | 300 + 300 | 4 | 8 | 1 |")
     assert "| 20 × |" in pymc
     assert f"| **{max(rows[2]['r_hat'].values()):.3g}** |" in naive
     assert "unfinished after 300 s" in dense
