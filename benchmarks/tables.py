@@ -208,26 +208,28 @@ def nuts_peers_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _sampled(row: dict[str, Any]) -> list[str]:
-    ratio = _times(row.get("kronax_over_this"))
-    if "kronax_over_this_at_least" in row:
-        ratio = f"≥ {_times(row['kronax_over_this_at_least'])}"
+    ratios = [_ratio(row, name) for name in ("kronax_over_this", "kronax_over_this_of_cpu")]
     time = row["error"] if "error" in row else _seconds(row)
     if "r_hat" not in row:
-        return [time, f"{row['cpu_seconds']:.3g}", *["–"] * 5, ratio, "–", "–"]
+        return [time, _digits(row["cpu_seconds"]), *["–"] * 5, *ratios, "–"]
     apart = row.get("deviation")
-    per_sampling = row["effective_samples_per_second_of_sampling"]
     return [
         time,
-        f"{row['cpu_seconds']:.3g}",
-        f"{row['sampling_seconds']:.3g}" if row["sampling_seconds"] else "–",
+        _digits(row["cpu_seconds"]),
+        _digits(row["sampling_seconds"]),
         f"{_worst(row):.2f}" if has_converged(row) else f"**{_worst(row):.3g}**",
         f"{row['steps_per_draw']:.0f}",
         f"{row['effective_samples_per_second']:.3g}",
-        f"{per_sampling:.3g}" if per_sampling else "–",
-        ratio,
-        _times(row.get("kronax_over_this_of_cpu")),
+        _digits(row["effective_samples_per_second_of_sampling"]),
+        *ratios,
         f"{max(apart.values()):.1f}" if apart else "–",
     ]
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    """A ratio, or what it is at least."""
+    least = row.get(f"{name}_at_least")
+    return f"≥ {_times(least)}" if least else _times(row.get(name))
 
 
 def _rate(row: dict[str, Any] | None) -> str:
@@ -303,8 +305,11 @@ def _in_unit(row: dict[str, Any] | None, unit: float) -> str:
         return "–"
     if row["seconds"] is None:
         return row["error"].replace("|", "/")
-    value = unit * row["seconds"]
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return _digits(unit * row["seconds"])
+
+
+def _digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _with_error(row: dict[str, Any] | None) -> str:

@@ -1,6 +1,7 @@
 """PyMC's NUTS on the models of `benchmarks.mcmc`: its own sampler, or NumPyro's through JAX."""
 
 from collections.abc import Callable
+from multiprocessing import active_children
 from time import perf_counter
 from typing import Any
 
@@ -93,6 +94,9 @@ def nuts(
                     raise
                 sampling = None
         seconds = perf_counter() - start
+        # The time of a process counts once it was waited for.
+        for process in active_children():
+            process.join(timeout=5)
         times = {"seconds": seconds, "sampling_seconds": sampling}
         return {**times, "cpu_seconds": cpu_seconds() - cpu, **recorder.result()}
 
