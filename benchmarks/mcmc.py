@@ -39,7 +39,7 @@ FEWER_DRAWS = {
     ("PyMC", "Matérn-3/2", (100, 80)): {"num_warmup": 150, "num_samples": 150},
     ("PyMC, dense", "RBF", (30, 25)): {"num_warmup": 150, "num_samples": 150},
 }
-LIMIT_S = 900
+LIMIT_S = 600
 # PyMC is asked to stop this long before it is ended: a long trajectory has to end first.
 GRACE_S = 30
 # What takes less time than this is run with several seeds, and the median one stands.
