@@ -142,11 +142,12 @@ def compared(rows: list[Row]) -> list[Row]:
     errors.
     """
     ours = {(r["kernel"], *r["shape"]): r for r in rows if r["method"] == "kronax"}
-    return [
-        row if row["method"] == "kronax" else row | _beside(row, ours[row["kernel"], *row["shape"]])
-        for row in rows
-        if (row["kernel"], *row["shape"]) in ours
-    ]
+
+    def beside(row: Row) -> Row:
+        found = ours.get((row["kernel"], *row["shape"]))
+        return row if found is None or found is row else row | _beside(row, found)
+
+    return [beside(row) for row in rows]
 
 
 def _beside(row: Row, ours: Row) -> Row:

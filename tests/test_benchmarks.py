@@ -175,6 +175,7 @@ def test_samplers_are_compared_with_kronax_where_they_converged():
     assert dense["effective_samples_per_second_at_most"] == 2
     rate = ours["effective_samples_per_second"]
     assert dense["kronax_over_this_at_least"] == rate / 2
+    assert mcmc.compared([sampler_rows()[1]]) == [sampler_rows()[1]]
     per_cpu = ours["effective_samples_per_cpu_second"]
     np.testing.assert_allclose(dense["kronax_over_this_of_cpu_at_least"], per_cpu / (600 / 500))
 
