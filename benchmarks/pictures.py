@@ -166,7 +166,7 @@ def _trace(ax: Any, row: dict[str, Any], truth: float) -> None:
         "naive": "JAX's derivative of eigh",
         "PyMC": "PyMC: pm.KroneckerNormal",
     }
-    facts = row.get("error", f"{row['seconds'] or 0:.1f} s in all").replace(": ", ":\n")
+    facts = row.get("error", f"{row['seconds'] or 0:.1f} s in all")
     if "trace" in row:
         for chain, (draws, colour) in enumerate(
             zip(row["trace"], ("tab:blue", "tab:orange"), strict=False)
@@ -176,6 +176,7 @@ def _trace(ax: Any, row: dict[str, Any], truth: float) -> None:
         r_hat, steps = row["r_hat"]["lengthscale_1"], row["steps_per_draw"]
         facts = f"r-hat {r_hat:.2f} · {steps:.0f} leapfrog steps a draw\n{facts}"
     else:
+        facts = facts.replace(": ", ":\n")
         style = {"ha": "center", "va": "center", "color": "0.4", "transform": ax.transAxes}
         ax.text(0.5, 0.5, "no draw after warm-up", **style)
     ax.axhline(truth, color="0.3", ls="--", lw=1, label="true value")
