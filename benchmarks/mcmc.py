@@ -1,111 +1,194 @@
-"""W4: NUTS on an RBF Gaussian process over 30 × 25 cells, with a right and a wrong gradient.
+"""W4: NUTS on Gaussian processes over grids: effective samples per second of the same posterior.
 
-One NumPyro model with amplitude, two lengthscales and noise; only the likelihood differs: kronax's
-distribution, or the textbook formula through `eigh` left to automatic differentiation. Each runs in
-a process of its own, one chain per core, compile time included; one that takes longer than
-`LIMIT_S` is ended and reported as unfinished.
+One model, with amplitude, two lengthscales and noise; the likelihood differs, and with PyMC the
+sampler. Each runs in a process of its own, one chain per core. Draws come back, and the same
+estimators (those of NumPyro) are applied to all. A run that takes longer than `LIMIT_S` is ended:
+what PyMC's own sampler had drawn by then counts; NumPyro's has nothing to show.
 """
 
 import json
-from time import perf_counter
+import os
 from typing import Any
 
 import numpy as np
+from numpyro.diagnostics import summary
 
-from benchmarks import reference
 from benchmarks.apart import apart
+from benchmarks.chains import cpu_seconds
 from benchmarks.measure import CandidateError, save
+from benchmarks.nuts import TRUTH, data
+from benchmarks.peers.processes import Peers
+from benchmarks.tables import has_converged
 
-SHAPE = (30, 25)
-TRUTH = {"variance": 1.0, "lengthscale_1": 0.3, "lengthscale_2": 0.4, "sigma": 0.1**0.5}
-METHODS = ("kronax", "naive")
-DRAWS = {"num_warmup": 300, "num_samples": 300}
-QUICK_DRAWS = {"num_warmup": 30, "num_samples": 30}
-NUM_CHAINS = 2
-LIMIT_S = 900
+Row = dict[str, Any]
+SHAPES = ((30, 25), (100, 80))
+QUICK_SHAPES = ((12, 10),)
+# The order of running: what is over soon comes first. PyMC's wrong gradient takes longest.
+METHODS = ("kronax", "regular", "dense", "naive", "PyMC, NumPyro", "PyMC", "PyMC, dense")
+PYMC = {
+    "PyMC": {"likelihood": "kronecker", "sampler": "pymc"},
+    "PyMC, NumPyro": {"likelihood": "kronecker", "sampler": "numpyro"},
+    "PyMC, dense": {"likelihood": "dense", "sampler": "pymc"},
+}
+DRAWS = {"num_warmup": 300, "num_samples": 300, "num_chains": 2}
+QUICK_DRAWS = {"num_warmup": 50, "num_samples": 50, "num_chains": 2}
+# So that the time limit leaves something to measure: trajectories on a wrong gradient are a thousand
+# steps long, and with many cells or a dense matrix a step of PyMC is slow.
+FEWER_DRAWS = {
+    ("PyMC", "RBF", (30, 25)): {"num_warmup": 100, "num_samples": 100},
+    ("PyMC", "Matérn-3/2", (100, 80)): {"num_warmup": 150, "num_samples": 150},
+    ("PyMC, dense", "RBF", (30, 25)): {"num_warmup": 150, "num_samples": 150},
+    ("dense", "RBF", (30, 25)): {"num_warmup": 150, "num_samples": 150},
+}
+LIMIT_S = 600
+# PyMC is asked to stop this long before it is ended: a long trajectory has to end first.
+GRACE_S = 30
+# What takes less time than this is run with several seeds, and the median one stands.
+SHORT_S = 30
+SEEDS = 3
+FEWEST_DRAWS = 10
+PICTURED = ("RBF", (30, 25), ("kronax", "naive", "PyMC"))
 
 
-def data() -> tuple[list[np.ndarray], np.ndarray]:
-    """The axes, and a draw from the model at `TRUTH`."""
-    axes = [np.linspace(0, 1, n) for n in SHAPE]
-    lengthscales = TRUTH["lengthscale_1"], TRUTH["lengthscale_2"]
-    factors = [
-        reference.rbf(x, np.log(length))[0] for x, length in zip(axes, lengthscales, strict=True)
-    ]
-    factors[0] = TRUTH["variance"] * factors[0]
-    return axes, reference.draw(np.random.default_rng(0), factors, TRUTH["sigma"] ** 2)
+def runs_dense(kernel: str, shape: tuple[int, ...]) -> bool:
+    """A dense covariance of 8000 cells takes seconds a gradient; one kernel says it all."""
+    return kernel == "RBF" and np.prod(shape) <= 1000
 
 
-def sample(method: str, num_warmup: int, num_samples: int) -> dict[str, Any]:
-    """Run NUTS in this process, which must not have used JAX before."""
-    import numpyro
+def sampled(method: str, case: dict[str, Any], peers: Peers) -> dict[str, Any]:
+    """Draws and times from a process of its own."""
+    if method not in PYMC:
+        return apart("nuts", "sample", LIMIT_S, method=method, **case)
+    axes, y = data(case["kernel"], case.pop("shape"))
+    inputs = case | PYMC[method] | {"axes": axes, "y": y, "stop_after_s": LIMIT_S - GRACE_S}
+    call = peers.call("pymc", "nuts", LIMIT_S, **inputs)
+    call.seconds()
+    return call()
 
-    numpyro.set_host_device_count(NUM_CHAINS)
-    import jax
-    import jax.numpy as jnp
-    import numpyro.distributions as dist
-    from numpyro.diagnostics import summary
-    from numpyro.infer import MCMC, NUTS
 
-    import kronax as kx
-    from benchmarks import models
-
-    axes, y = data()
-    x1, x2 = (jnp.asarray(x) for x in axes)
-    y = jnp.asarray(y)
-
-    def model(y):
-        variance = numpyro.sample("variance", dist.LogNormal(0.0, 1.0))
-        lengthscale_1 = numpyro.sample("lengthscale_1", dist.LogNormal(-1.0, 1.0))
-        lengthscale_2 = numpyro.sample("lengthscale_2", dist.LogNormal(-1.0, 1.0))
-        sigma = numpyro.sample("sigma", dist.HalfNormal(1.0))
-        factors = variance * kx.RBF(lengthscale_1)(x1, x1), kx.RBF(lengthscale_2)(x2, x2)
-        if method == "kronax":
-            numpyro.sample("y", kx.KroneckerNormal(0.0, factors, sigma**2), obs=y)
-        else:
-            numpyro.factor("y", models.naive(y, factors, sigma**2))
-
-    mcmc = MCMC(
-        NUTS(model),
-        num_warmup=num_warmup,
-        num_samples=num_samples,
-        num_chains=NUM_CHAINS,
-        chain_method="parallel",
-        progress_bar=False,
-    )
-    start = perf_counter()
-    mcmc.run(jax.random.key(0), y, extra_fields=("num_steps", "diverging"))
-    draws = jax.block_until_ready(mcmc.get_samples(group_by_chain=True))
-    seconds = perf_counter() - start
-    found = summary(draws)
-    extra = mcmc.get_extra_fields(group_by_chain=True)
-    effective = {name: float(found[name]["n_eff"]) for name in TRUTH}
-    return {
-        "seconds": seconds,
-        "r_hat": {name: float(found[name]["r_hat"]) for name in TRUTH},
+def described(found: dict[str, Any]) -> dict[str, Any]:
+    """Times, and what the draws come to, by the estimators of NumPyro."""
+    draws = {name: np.asarray(found["draws"][name]) for name in found["draws"]}
+    num_draws = next((d.shape[1] for d in draws.values()), 0)
+    row = {k: found[k] for k in ("seconds", "sampling_seconds", "cpu_seconds")}
+    row |= {"draws_done": num_draws, "warmup_done": found.get("warmup_done")}
+    if num_draws < FEWEST_DRAWS:
+        return row
+    table = summary(draws)
+    effective = {name: float(table[name]["n_eff"]) for name in TRUTH}
+    least = min(effective.values())
+    per_sampling = least / row["sampling_seconds"] if row["sampling_seconds"] else None
+    return row | {
+        "r_hat": {name: float(table[name]["r_hat"]) for name in TRUTH},
         "effective_samples": effective,
-        "effective_samples_per_second": min(effective.values()) / seconds,
-        "steps_per_draw": float(jnp.mean(extra["num_steps"])),
-        "divergences": int(jnp.sum(extra["diverging"])),
-        "lengthscale_1": np.asarray(draws["lengthscale_1"]).round(5).tolist(),
+        "mean": {name: float(table[name]["mean"]) for name in TRUTH},
+        "standard_error": {
+            name: float(table[name]["std"]) / effective[name] ** 0.5 for name in TRUTH
+        },
+        "effective_samples_per_second": least / row["seconds"],
+        "effective_samples_per_second_of_sampling": per_sampling,
+        "effective_samples_per_cpu_second": least / row["cpu_seconds"],
+        "steps_per_draw": float(np.mean(found["num_steps"])),
+        "divergences": int(np.sum(found["diverging"])),
     }
 
 
-def measure(method: str, draws: dict[str, int]) -> dict[str, Any]:
-    """One row, from a process of its own."""
-    row = {"method": method, **draws, "num_chains": NUM_CHAINS}
-    try:
-        return {**row, **apart("mcmc", "sample", LIMIT_S, method=method, **draws)}
-    except CandidateError as reason:
-        return {**row, "seconds": None, "error": str(reason)}
+def measure(
+    method: str, kernel: str, shape: tuple[int, ...], draws: dict[str, int], versions: dict
+) -> Row:
+    """One row; the one with the median rate of several seeds, if a run is short.
+
+    `versions` collects those of the peers.
+    """
+    draws = draws | FEWER_DRAWS.get((method, kernel, shape), {})
+    row = {"kernel": kernel, "shape": list(shape), "method": method, **draws}
+    row["limit_s"] = LIMIT_S
+    cpu = cpu_seconds()
+    found: list[Row] = []
+    for seed in range(SEEDS):
+        case = {"kernel": kernel, "shape": shape, "seed": seed, **draws}
+        try:
+            # A fresh process each: PyMC forks, which must not happen after JAX was used.
+            with Peers() as peers:
+                samples = sampled(method, case, peers)
+                versions |= peers.versions()
+        except CandidateError as reason:
+            row |= {"cpu_seconds": cpu_seconds() - cpu, "load_average": os.getloadavg()[0]}
+            return row | {"seconds": None, "error": str(reason)}
+        found.append({"seed": seed, **described(samples), "load_average": os.getloadavg()[0]})
+        if (kernel, shape) == PICTURED[:2] and method in PICTURED[2] and samples["draws"]:
+            found[-1]["trace"] = np.round(samples["draws"]["lengthscale_1"], 4).tolist()
+        if found[0]["seconds"] > SHORT_S:
+            break
+    rates = [r.get("effective_samples_per_second", 0.0) for r in found]
+    chosen = found[int(np.argsort(rates)[len(rates) // 2])]
+    if chosen["draws_done"] < draws["num_samples"]:
+        chosen["error"] = unfinished(chosen, draws)
+    return row | chosen | {"rates": rates}
+
+
+def unfinished(row: Row, draws: dict[str, int]) -> str:
+    """How far a run came that was stopped."""
+    reached = f"{row['warmup_done']} of {draws['num_warmup']} warm-up draws"
+    if row["draws_done"]:
+        reached = f"{row['draws_done']} of {draws['num_samples']} draws"
+    return f"unfinished after {row['seconds']:.0f} s: {reached}"
+
+
+def compared(rows: list[Row]) -> list[Row]:
+    """Each row beside kronax on the same problem: how many times slower, and how far its means.
+
+    A run without draws has a bound: one effective sample per draw that it was asked for, had it
+    finished when it was ended. Means are compared where a sampler converged, in their standard
+    errors.
+    """
+    ours = {(r["kernel"], *r["shape"]): r for r in rows if r["method"] == "kronax"}
+
+    def beside(row: Row) -> Row:
+        found = ours.get((row["kernel"], *row["shape"]))
+        return row if found is None or found is row else row | _beside(row, found)
+
+    return [beside(row) for row in rows]
+
+
+def _beside(row: Row, ours: Row) -> Row:
+    rate, cpu = ours["effective_samples_per_second"], "effective_samples_per_cpu_second"
+    if "r_hat" not in row:
+        draws = row["num_chains"] * row["num_samples"]
+        most = draws / (row["seconds"] or row["limit_s"])
+        found = {
+            "effective_samples_per_second_at_most": most,
+            "kronax_over_this_at_least": rate / most,
+        }
+        if row["cpu_seconds"]:
+            found["kronax_over_this_of_cpu_at_least"] = ours[cpu] / draws * row["cpu_seconds"]
+        return found
+    found = {
+        "kronax_over_this": rate / row["effective_samples_per_second"],
+        "kronax_over_this_of_cpu": ours[cpu] / row[cpu],
+    }
+    if not has_converged(row):
+        return found
+    found["deviation"] = {
+        name: abs(row["mean"][name] - ours["mean"][name])
+        / np.hypot(row["standard_error"][name], ours["standard_error"][name])
+        for name in TRUTH
+    }
+    return found
 
 
 def run(quick: bool) -> None:
-    """Measure both methods."""
-    rows = []
+    """Measure every method on every problem that it may end on."""
+    rows: list[Row] = []
+    versions: dict[str, Any] = {}
     for method in METHODS:
-        row = measure(method, QUICK_DRAWS if quick else DRAWS)
-        rows.append(row)
-        shown = {k: v for k, v in row.items() if k != "lengthscale_1"}
-        print(json.dumps(shown))
-    save("mcmc", rows, quick, shape=SHAPE, truth=TRUTH)
+        for kernel in ("RBF", "Matérn-3/2"):
+            for shape in QUICK_SHAPES if quick else SHAPES:
+                if "dense" in method and not runs_dense(kernel, shape):
+                    continue
+                row = measure(method, kernel, shape, QUICK_DRAWS if quick else DRAWS, versions)
+                rows.append(row)
+                shown = {k: v for k, v in row.items() if k != "trace"}
+                print(json.dumps(shown), flush=True)
+                notes = {"truth": TRUTH, "peers": versions}
+                save("mcmc", compared(rows), quick, **notes)

@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks.measure import ROOT
+from benchmarks.tables import has_converged
 
 # Label, colour and marker of a method in every picture.
 STYLES = {
@@ -19,6 +20,8 @@ STYLES = {
     "luas": ("luas", "tab:purple", "s"),
     "GPyTorch": ("GPyTorch", "tab:orange", "^"),
     "PyMC": ("PyMC", "tab:brown", "D"),
+    "PyMC, NumPyro": ("PyMC, sampler of NumPyro", "tab:pink", "D"),
+    "PyMC, dense": ("PyMC, dense", "tab:olive", "v"),
     "kronax, not jitted": ("kronax, not jitted", "tab:cyan", "o"),
     "NumPy": ("NumPy by axis", "0.6", "P"),
     "dense": ("dense", "0.2", "v"),
@@ -140,37 +143,84 @@ def scale_picture(results: dict[str, Any], path: Path) -> None:
 
 
 def nuts_picture(results: dict[str, Any], path: Path) -> None:
-    """Traces of one lengthscale, side by side."""
-    rows = [row for row in results["rows"] if row["seconds"] is not None]
+    """Traces of one lengthscale by three samplers, and every rate below."""
+    traced = [r for r in results["rows"] if "trace" in r or r["method"] == "PyMC"]
+    problem = traced[0]["kernel"], traced[0]["shape"]
+    traced = [r for r in traced if (r["kernel"], r["shape"]) == problem]
+    figure = plt.figure(figsize=(11, 8.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.15, 1))
+    panels = top.subplots(1, len(traced), sharey=True, squeeze=False)[0]
+    for row, ax in zip(traced, panels, strict=True):
+        _trace(ax, row, results["truth"]["lengthscale_1"])
+    panels[0].set_ylabel("lengthscale of the first axis")
+    panels[0].legend(fontsize=9, loc="upper right")
+    top.suptitle(f"NUTS: one Gaussian process, {_problem(traced[0])}", fontsize=13)
+    _rates(bottom, results["rows"])
+    _save(figure, path)
+
+
+def _trace(ax: Any, row: dict[str, Any], truth: float) -> None:
+    """One lengthscale along both chains, or how far the sampler came."""
     titles = {
         "kronax": "kronax: exact gradient",
-        "naive": "automatic differentiation through eigh: wrong gradient",
+        "naive": "JAX's derivative of eigh",
+        "PyMC": "PyMC: pm.KroneckerNormal",
     }
-    figure, axes = plt.subplots(
-        1, len(rows), figsize=(11, 4.2), sharey=True, layout="constrained", squeeze=False
-    )
-    for row, ax in zip(rows, axes[0], strict=True):
+    facts = row.get("error", f"{row['seconds'] or 0:.1f} s in all")
+    if "trace" in row:
         for chain, (draws, colour) in enumerate(
-            zip(row["lengthscale_1"], ("tab:blue", "tab:orange"), strict=False)
+            zip(row["trace"], ("tab:blue", "tab:orange"), strict=False)
         ):
-            ax.plot(range(1, len(draws) + 1), draws, color=colour, lw=1, label=f"chain {chain + 1}")
-        ax.axhline(
-            results["truth"]["lengthscale_1"], color="0.3", ls="--", lw=1, label="true value"
-        )
-        ax.set_title(
-            f"{titles[row['method']]}\n"
-            f"r-hat {row['r_hat']['lengthscale_1']:.2f} · {row['steps_per_draw']:.0f} leapfrog "
-            f"steps a draw · {row['seconds']:.0f} s in all",
-        )
-        ax.set_xlabel("draw after warm-up")
-        ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("lengthscale of the first axis")
-    axes[0, -1].legend(fontsize=9)
-    shape = " × ".join(map(str, results["shape"]))
-    figure.suptitle(
-        f"One Gaussian process on a {shape} grid, one sampler (NUTS), two gradients", fontsize=13
+            x = range(1, len(draws) + 1)
+            ax.plot(x, draws, color=colour, lw=1, label=f"chain {chain + 1}")
+        r_hat, steps = row["r_hat"]["lengthscale_1"], row["steps_per_draw"]
+        facts = f"r-hat {r_hat:.2f} · {steps:.0f} leapfrog steps a draw\n{facts}"
+    else:
+        facts = facts.replace(": ", ":\n")
+        style = {"ha": "center", "va": "center", "color": "0.4", "transform": ax.transAxes}
+        ax.text(0.5, 0.5, "no draw after warm-up", **style)
+    ax.axhline(truth, color="0.3", ls="--", lw=1, label="true value")
+    ax.set_title(f"{titles[row['method']]}\n{facts}", fontsize=11)
+    ax.set_xlim(0, row["num_samples"])
+    ax.set_xlabel("draw after warm-up")
+    ax.grid(alpha=0.3)
+
+
+def _rates(figure: Any, rows: list[dict[str, Any]]) -> None:
+    """Effective samples a second, one line per problem; a bound where a sampler did not end."""
+    problems = list(dict.fromkeys(map(_problem, rows)))[::-1]
+    ax = figure.subplots()
+    ax.set_xscale("log")
+    methods = [m for m in STYLES if any(r["method"] == m for r in rows)]
+    styles = {method: _style(method) | {"ls": "", "ms": 9} for method in methods}
+    for style in styles.values():
+        ax.plot([], [], **style)
+    for method in reversed(methods):
+        style = styles[method] | {"label": None}
+        for row in (r for r in rows if r["method"] == method):
+            y, face = problems.index(_problem(row)), {} if has_converged(row) else {"mfc": "white"}
+            if "r_hat" in row:
+                ax.plot(row["effective_samples_per_second"], y, **style | face)
+            else:
+                most = row["effective_samples_per_second_at_most"]
+                arrow = {"arrowstyle": "->", "color": style["color"], "lw": 1.5}
+                ax.annotate("", (most / 2.5, y), (most, y), arrowprops=arrow)
+                # What is not drawn itself still widens the axis to where the arrow ends.
+                ax.plot([most / 3, most], [y, y], **style | {"marker": ""})
+                ax.plot(most, y, **style | face)
+    ax.set(
+        yticks=range(len(problems)),
+        yticklabels=problems,
+        ylim=(-0.6, len(problems) - 0.4),
+        xlabel="effective samples a second, compiling included "
+        "(hollow: not converged; with arrow: unfinished, at most)",
     )
-    _save(figure, path)
+    ax.grid(alpha=0.3)
+    _legend_below(figure, [ax])
+
+
+def _problem(row: dict[str, Any]) -> str:
+    return f"{row['kernel']}, {'×'.join(map(str, row['shape']))}"
 
 
 def _legend_below(figure: Any, axes: Iterable[Any], num_columns: int = 4) -> None:

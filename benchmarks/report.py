@@ -68,7 +68,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "solve": {"solve": partial(tables.solve_table, published=results.get("published"))},
         "matvec": {"matvec": tables.matvec_table},
         "scale": {"scale": tables.scale_table},
-        "mcmc": {"mcmc": tables.mcmc_table},
+        "mcmc": {"mcmc": tables.mcmc_table, "nuts-peers": tables.nuts_peers_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

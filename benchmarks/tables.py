@@ -3,7 +3,17 @@
 from math import prod
 from typing import Any
 
-NAMES = {"kronax": "kronax", "naive": "autodiff through `eigh`", "dense": "dense", "eigh": "`eigh`"}
+# What `benchmarks.mcmc` samples with, in the order of the tables.
+SAMPLERS = {
+    "kronax": "kronax",
+    "regular": "kronax, regular axes seen",
+    "naive": "autodiff through `eigh`",
+    "dense": "dense",
+    "PyMC": "PyMC",
+    "PyMC, NumPyro": "PyMC, sampler of NumPyro",
+    "PyMC, dense": "PyMC, dense",
+}
+CONVERGED_R_HAT = 1.05
 LIKELIHOOD_PEERS = ("PyMC", "GPyTorch", "luas")
 # Below this many bytes of data what is resident is the program, not the arrays.
 LEAST_BYTES_TO_COUNT = 8e6
@@ -164,27 +174,77 @@ def scale_table(rows: list[dict[str, Any]]) -> str:
 
 
 def mcmc_table(rows: list[dict[str, Any]]) -> str:
-    """What became of each sampler."""
+    """What became of each sampler on each problem."""
     body = []
-    for row in rows:
-        name = NAMES[row["method"]]
-        draws = f"{row['num_chains']} × ({row['num_warmup']} + {row['num_samples']})"
-        if row["seconds"] is None:
-            body.append([name, draws, row["error"], *["–"] * 4])
-            continue
-        body.append(
-            [
-                name,
-                draws,
-                f"{row['seconds']:.1f}",
-                f"{_worst(row):.2f}",
-                f"{row['effective_samples_per_second']:.2g}",
-                f"{row['steps_per_draw']:.0f}",
-                str(row["divergences"]),
-            ]
-        )
-    header = ["gradient", "chains × (warm-up + draws)", "seconds", "largest r-hat"]
-    return _table([*header, "effective samples/s", "leapfrog steps a draw", "divergences"], body)
+    for group in _groups(rows, ("kernel", "shape")):
+        for method in (m for m in SAMPLERS if m in group):
+            row = group[method]
+            draws = f"{row['num_warmup']} + {row['num_samples']}"
+            body.append([row["kernel"], _grid(row), SAMPLERS[method], draws, *_sampled(row)])
+    header = [
+        "kernel",
+        "grid",
+        "",
+        "draws",
+        "seconds",
+        "processor time",
+        "sampling alone",
+        "largest r-hat",
+    ]
+    header += ["leapfrog steps a draw", "effective samples/s", "of sampling alone"]
+    return _table(
+        [*header, "kronax / this", "by processor time", "means apart, standard errors"], body
+    )
+
+
+def nuts_peers_table(rows: list[dict[str, Any]]) -> str:
+    """Effective samples per second, one line per problem."""
+    body = []
+    for group in _groups(rows, ("kernel", "shape")):
+        first = next(iter(group.values()))
+        cells = [_rate(group.get(method)) for method in SAMPLERS]
+        body.append([f"{first['kernel']}, {_grid(first)}", *cells])
+    return _table(["", *SAMPLERS.values()], body)
+
+
+def _sampled(row: dict[str, Any]) -> list[str]:
+    ratios = [_ratio(row, name) for name in ("kronax_over_this", "kronax_over_this_of_cpu")]
+    time = row["error"] if "error" in row else _seconds(row)
+    if "r_hat" not in row:
+        return [time, _digits(row["cpu_seconds"]), *["–"] * 5, *ratios, "–"]
+    apart = row.get("deviation")
+    return [
+        time,
+        _digits(row["cpu_seconds"]),
+        _digits(row["sampling_seconds"]),
+        f"{_worst(row):.2f}" if has_converged(row) else f"**{_worst(row):.3g}**",
+        f"{row['steps_per_draw']:.0f}",
+        f"{row['effective_samples_per_second']:.3g}",
+        _digits(row["effective_samples_per_second_of_sampling"]),
+        *ratios,
+        f"{max(apart.values()):.1f}" if apart else "–",
+    ]
+
+
+def _ratio(row: dict[str, Any], name: str) -> str:
+    """A ratio, or what it is at least."""
+    least = row.get(f"{name}_at_least")
+    return f"≥ {_times(least)}" if least else _times(row.get(name))
+
+
+def _rate(row: dict[str, Any] | None) -> str:
+    """Effective samples per second, in brackets if they are of chains that do not agree."""
+    if row is None:
+        return "–"
+    if "r_hat" not in row:
+        return "unfinished"
+    rate = f"{row['effective_samples_per_second']:.3g}"
+    return rate if has_converged(row) else f"({rate}: r-hat {_worst(row):.3g})"
+
+
+def has_converged(row: dict[str, Any]) -> bool:
+    """Whether the chains of a sampler agree on every parameter."""
+    return "r_hat" in row and _worst(row) <= CONVERGED_R_HAT
 
 
 def _groups(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -245,8 +305,11 @@ def _in_unit(row: dict[str, Any] | None, unit: float) -> str:
         return "–"
     if row["seconds"] is None:
         return row["error"].replace("|", "/")
-    value = unit * row["seconds"]
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return _digits(unit * row["seconds"])
+
+
+def _digits(value: float | None) -> str:
+    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _with_error(row: dict[str, Any] | None) -> str:

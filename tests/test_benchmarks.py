@@ -2,12 +2,16 @@
 
 import os
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from numpyro.infer.util import log_density
 
 # `benchmarks` insists on one BLAS thread and float64; the tests have settings of their own.
 BEFORE = {k: os.environ.get(k) for k in ("OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64")}
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-from benchmarks import apart, likelihood, matvec, measure, tables  # noqa: E402
+from benchmarks import apart, chains, likelihood, matvec, mcmc, measure, nuts, tables  # noqa: E402
 from benchmarks.peers import environments, processes  # noqa: E402
 
 for key, value in BEFORE.items():
@@ -111,3 +115,98 @@ def test_a_table_shows_times_errors_and_reasons():
 def test_a_process_that_takes_too_long_is_ended():
     with pytest.raises(measure.CandidateError, match="unfinished after 0 s"):
         apart.apart("reference", "rbf", 0.01, x=[0.0], t=0.0)
+
+
+def found_draws(num_draws=200, shift=0.0, apart=0.0):
+    """Independent draws of a sampler, its chains `apart`."""
+    rng = np.random.default_rng(0)
+    offset = shift + apart * np.arange(2)[:, None]
+    draws = {name: offset + rng.normal(size=(2, num_draws)) for name in nuts.TRUTH}
+    times = {"seconds": 4.0, "sampling_seconds": 1.0, "cpu_seconds": 8.0}
+    steps = {"num_steps": np.full((2, num_draws), 7), "diverging": np.zeros((2, num_draws))}
+    return {**times, **steps, "warmup_done": 300, "draws": draws}
+
+
+def test_draws_are_described_by_rates_and_errors():
+    row = mcmc.described(found_draws())
+    least = min(row["effective_samples"].values())
+    assert 200 < least < 600
+    assert row["effective_samples_per_second"] == least / 4
+    assert row["effective_samples_per_second_of_sampling"] == least
+    assert row["effective_samples_per_cpu_second"] == least / 8
+    assert row["steps_per_draw"] == 7
+    np.testing.assert_allclose(row["standard_error"]["sigma"], 400**-0.5, rtol=0.3)
+
+
+def test_a_run_that_was_stopped_early_has_no_rate():
+    row = mcmc.described({**found_draws(9), "sampling_seconds": None})
+    assert row["draws_done"] == 9
+    assert "r_hat" not in row
+    draws = {"num_warmup": 300, "num_samples": 300}
+    assert mcmc.unfinished(row, draws) == "unfinished after 4 s: 9 of 300 draws"
+    row |= {"draws_done": 0, "warmup_done": 20}
+    assert mcmc.unfinished(row, draws) == "unfinished after 4 s: 20 of 300 warm-up draws"
+
+
+def sampler_rows():
+    problem = {"kernel": "RBF", "shape": [30, 25], "num_chains": 2}
+    problem |= {"num_warmup": 300, "num_samples": 300}
+    methods = {
+        "kronax": mcmc.described(found_draws()),
+        "PyMC": mcmc.described({**found_draws(shift=1.0), "seconds": 80.0}),
+        "naive": mcmc.described(found_draws(apart=5.0)),
+        "PyMC, dense": {
+            "seconds": 300.0,
+            "cpu_seconds": 500.0,
+            "error": "unfinished after 300 s: 3 of 300 warm-up draws",
+        },
+    }
+    return [{**problem, "method": method, **row} for method, row in methods.items()]
+
+
+def test_samplers_are_compared_with_kronax_where_they_converged():
+    ours, pymc, naive, dense = mcmc.compared(sampler_rows())
+    assert "kronax_over_this" not in ours
+    np.testing.assert_allclose(pymc["kronax_over_this"], 20)
+    expected = 1 / np.hypot(pymc["standard_error"]["sigma"], ours["standard_error"]["sigma"])
+    np.testing.assert_allclose(pymc["deviation"]["sigma"], expected)
+    assert naive["kronax_over_this"] > 20
+    assert "deviation" not in naive
+    assert dense["effective_samples_per_second_at_most"] == 2
+    rate = ours["effective_samples_per_second"]
+    assert dense["kronax_over_this_at_least"] == rate / 2
+    assert mcmc.compared([sampler_rows()[1]]) == [sampler_rows()[1]]
+    per_cpu = ours["effective_samples_per_cpu_second"]
+    np.testing.assert_allclose(dense["kronax_over_this_of_cpu_at_least"], per_cpu / (600 / 500))
+
+
+def test_the_table_of_samplers_says_what_did_not_end_or_converge():
+    rows = mcmc.compared(sampler_rows())
+    _, _, ours, naive, pymc, dense = tables.mcmc_table(rows).splitlines()
+    assert ours.startswith("| RBF | 30×25 | kronax | 300 + 300 | 4 | 8 | 1 |")
+    assert "| 20 × |" in pymc
+    assert f"| **{max(rows[2]['r_hat'].values()):.3g}** |" in naive
+    assert "unfinished after 300 s" in dense
+    assert "| ≥ " in dense
+
+
+def test_chains_are_mapped_and_timed():
+    timed = chains.TimedChains()
+    result = timed(lambda x: 2 * x)(jnp.ones((1, 3)))
+    np.testing.assert_array_equal(jax.device_get(result), 2 * np.ones((1, 3)))
+    assert timed.compile_seconds > 0
+    assert timed.sampling_seconds > 0
+
+
+@pytest.mark.parametrize("kernel", ["RBF", "Matérn-3/2"])
+def test_every_likelihood_of_the_samplers_is_the_same_model(kernel):
+    axes, y = nuts.data(kernel, (6, 5))
+    truth = {name: jnp.asarray(value) for name, value in nuts.TRUTH.items()}
+
+    def density(method):
+        model = nuts.model_of(method, kernel, axes, y)
+        return float(log_density(model, (), {}, truth)[0])
+
+    with jax.numpy_dtype_promotion("standard"):
+        values = [density(method) for method in ("kronax", "regular", "naive", "dense")]
+    np.testing.assert_allclose(values, values[0], rtol=1e-5)

@@ -10,9 +10,10 @@ FOLDER = Path(__file__).resolve().parents[2] / ".peers"
 LUAS_CHECKOUT = "KRONAX_LUAS"
 
 # pykronecker takes NumPy unless JAX is there, so that its two backends are two environments. luas
-# is on no package index: `LUAS_CHECKOUT` names a checkout. What its examples need stays out.
+# is on no package index: `LUAS_CHECKOUT` names a checkout. What its examples need stays out. PyMC
+# can sample by NumPyro.
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
-    "pymc": ("pymc>=5.28", "numpy>=2"),
+    "pymc": ("pymc>=5.28", "jax>=0.10", "numpyro>=0.22", "numpy>=2"),
     "gpytorch": ("gpytorch==1.15.*", "linear_operator==0.6.*", "torch>=2.9", "numpy>=2"),
     "pykronecker": ("pykronecker==0.1.3", "numpy>=2"),
     "pykronecker-jax": ("pykronecker==0.1.3", "jax>=0.10", "numpy>=2"),
@@ -20,7 +21,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
 }
 # What a result names of each environment.
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "pymc": ("pymc", "pytensor"),
+    "pymc": ("pymc", "pytensor", "numpyro", "jax"),
     "gpytorch": ("gpytorch", "linear_operator", "torch"),
     "pykronecker": ("pykronecker", "numpy"),
     "pykronecker-jax": ("pykronecker", "jax"),

@@ -10,6 +10,7 @@ from jax.extend import core
 
 import kronax as kx
 from tests.cases import covariance, general
+from tests.programs import num_eigh
 
 SIZES = (12, 10, 8)
 NUM_CELLS = 960
@@ -84,11 +85,6 @@ def test_no_array_of_squared_size(builder, output, order):
 def test_a_dense_matrix_is_found():
     program = jax.make_jaxpr(lambda m: jax.jit(lambda m: jnp.sum(noise_free(m).to_dense()))(m))
     assert largest(program(MATRICES).jaxpr) == NUM_CELLS**2
-
-
-def num_eigh(function, *args) -> int:
-    program = jax.jit(function).lower(*args).compile().as_text()
-    return len(re.findall(r"custom_call_target=\"[^\"]*syevd", program))
 
 
 PAIR = (covariance(5), covariance(4))
