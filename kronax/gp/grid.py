@@ -11,13 +11,21 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.distributions import KroneckerNormal
-from kronax.gp.axes import Axis, ordered
-from kronax.gp.kernels import Kernel, as_kernel, dtype_of, split_scale
+from kronax.gp.axes import Axis, as_axis, new_axes, ordered
+from kronax.gp.derivatives import warn_of_nan_gradient
+from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
 from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
-from kronax.gp.structure import Structure, check_rank, check_structure, choose, factor
+from kronax.gp.structure import (
+    Structure,
+    check_kernel,
+    check_rank,
+    check_structure,
+    choose,
+    factor,
+)
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
@@ -82,10 +90,10 @@ class GridGP(eqx.Module):
     ):
         kernels, axes, self.axis_names = _aligned(kernels, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
-        self.axes = tuple(Axis(x, name) for x, name in zip(axes, labels, strict=True))
+        self.axes = tuple(as_axis(x, name) for x, name in zip(axes, labels, strict=True))
         _refuse_mesh(self.axes)
         split = [
-            split_scale(as_kernel(k, f"The kernel of {n} must be"))
+            as_kernel(k, f"The kernel of {n} must be").split_scale()
             for k, n in zip(kernels, labels, strict=True)
         ]
         self.kernels = tuple(kernel for kernel, _ in split)
@@ -107,9 +115,12 @@ class GridGP(eqx.Module):
         asked = (None,) * num_axes
         if structure is not None:
             asked = ordered(structure, self.axis_names, num_axes, "structure")
+        for kernel, axis, name in zip(self.kernels, self.axes, labels, strict=True):
+            check_kernel(kernel, axis, name)
         chosen = tuple(map(choose, self.kernels, self.axes, asked))
         for kernel, axis, one, name in zip(self.kernels, self.axes, chosen, labels, strict=True):
             check_structure(kernel, axis, one, name)
+            warn_of_nan_gradient(kernel, axis, name)
         return chosen
 
     @property
@@ -240,6 +251,15 @@ class GridGP(eqx.Module):
         ]
         return self.mean(*points).astype(dtype)
 
+    def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
+        """New coordinates in the form of the axes, `None` for those that stay."""
+        new = new_axes(axes, self.axes, self.axis_names)
+        names = self.axis_names or tuple(f"axis {i}" for i in range(len(new)))
+        for kernel, axis, name in zip(self.kernels, new, names, strict=True):
+            if axis is not None:
+                check_kernel(kernel, axis, f"new {name}")
+        return new
+
     @staticmethod
     def solve(operator: KroneckerPlusNoise, b: Array) -> Array:
         """`operator⁻¹ b` in the grid layout."""
@@ -253,10 +273,10 @@ class GridGP(eqx.Module):
         for label, kernel, axis, structure in zip(
             labels, self.kernels, self.axes, self.structures, strict=True
         ):
-            moved = "" if axis.shift is None else f", snapped by at most {axis.shift:.3g}"
+            words = ", ".join(word for word in (structure.reason, axis.describe()) if word)
             lines.append(
                 f"  {label:<{width}}  {axis.size:>5}  {type(kernel).__name__}  "
-                f"{structure.kind} ({structure.reason}{moved})"
+                f"{structure.kind} ({words})"
             )
         table = repr(parameters(self)).splitlines()
         return "\n".join(lines + [f"  {row}" for row in table])

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.axes import Axis, new_axes
+from kronax.gp.axes import Axis
 from kronax.gp.predictive import PosteriorNormal
-from kronax.gp.structure import low_rank_joint, low_rank_rows, points
+from kronax.gp.structure import low_rank_joint, low_rank_rows
 from kronax.linalg.checks import array_of_reals, check_finite, is_concrete
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks, full_block
@@ -111,7 +111,7 @@ class Posterior(eqx.Module):
         return draws + scale * jax.random.normal(noise_key, draws.shape, draws.dtype)
 
     def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
-        return new_axes(axes, self.gp.axes, self.gp.axis_names)
+        return self.gp.new_axes(axes)
 
     def grid_shape(self, axes: Any = None) -> tuple[int, ...]:
         """Shape of the grid with new coordinates on some axes."""
@@ -182,10 +182,10 @@ def _cross(post: Posterior, i: int, new: Axis) -> tuple[Array, Array | None]:
     """`K_*i`, and the rows of a low-rank factor's root at the new coordinates."""
     gp, dtype = post.gp, post.operator.dtype
     kernel, rank = gp.kernels[i], gp.structures[i].rank
-    x, z = (points(kernel, axis, dtype) for axis in (new, gp.axes[i]))
+    x, z = (axis.points(dtype) for axis in (new, gp.axes[i]))
     amplitude = gp.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
     if rank is None:
-        return amplitude * kernel(x, z), None
+        return amplitude * kernel.matrix(x, z), None
     ahead, old = (jnp.sqrt(amplitude) * r for r in low_rank_rows(kernel, x, z, rank, dtype))
     return matmul(ahead, old.T), ahead
 
@@ -210,7 +210,7 @@ def _mean(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
             factors.append(factor)
             continue
         kernel = gp.kernels[i]
-        row = kernel(points(kernel, axis, op.dtype), points(kernel, gp.axes[i], op.dtype))
+        row = kernel.matrix(axis.points(op.dtype), gp.axes[i].points(op.dtype))
         factors.append(gp.variance * row if i == 0 else row)
     return gp.mean_on(new) + Kronecker(*factors).mv_grid(post.weights)
 
@@ -222,7 +222,7 @@ def _variance(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
     prior = post.gp.variance
     dtype = post.operator.dtype
     for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
-        prior = prior[..., None] * kernel.diagonal(points(kernel, axis or old, dtype))
+        prior = prior[..., None] * kernel.variances((axis or old).points(dtype))
     op = post.operator
     pairs = [
         (factor.to_dense(), factor.thin_root()) if axis is None else _cross(post, i, axis)
@@ -261,11 +261,11 @@ def _joint_root(gp: Any, i: int, new: Axis | None, dtype: Any) -> SymmetricBlock
     """A root of the covariance of one axis over old and new coordinates together."""
     kernel, rank = gp.kernels[i], gp.structures[i].rank
     amplitude = gp.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
-    x = points(kernel, gp.axes[i], dtype)
-    ahead = None if new is None else points(kernel, new, dtype)
+    x = gp.axes[i].points(dtype)
+    ahead = None if new is None else new.points(dtype)
     if rank is None:
-        joint = x if ahead is None else jnp.concatenate([x, ahead])
-        return full_block(symmetric_root(amplitude * kernel(joint, joint)))
+        joint = x if ahead is None else x.joined(ahead)
+        return full_block(symmetric_root(amplitude * kernel.matrix(joint, joint)))
     root = jnp.sqrt(amplitude) * low_rank_joint(kernel, x, ahead, rank, dtype)
     return SymmetricBlocks((root,), (2,), (root.shape[-1],))
 
