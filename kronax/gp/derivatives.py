@@ -40,9 +40,9 @@ def warn_of_nan_gradient(kernel: Kernel, axis: Axis, name: str) -> None:
         if paths:
             kind = name_of(term.function if isinstance(term, FunctionKernel) else term)
             warnings.warn(
-                f"The kernel of {name}, {kind}, must have a gradient where two points coincide; that of its variance is NaN or "
-                f"infinite in {', '.join(paths)}, and so will be the likelihood's. If it takes the "
-                "square root of a squared distance r2, write "
+                f"The kernel of {name}, {kind}, must have a gradient where two points coincide; "
+                f"that of its variance is NaN or infinite in {', '.join(paths)}, and so will be "
+                "the likelihood's. If it takes the square root of a squared distance r2, write "
                 "`jnp.where(r2 > 0, jnp.sqrt(jnp.where(r2 > 0, r2, 1.0)), 0.0)`.",
                 UserWarning,
                 stacklevel=_level_of_caller(),

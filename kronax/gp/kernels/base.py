@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -36,6 +36,9 @@ class Kernel(eqx.Module):
         >>> Triangle(2.0)(jnp.arange(3.0), jnp.arange(2.0)).shape
         (3, 2)
     """
+
+    # NumPy numbers leave `number * kernel` to the kernel, and so keep their precision.
+    __array_ufunc__: ClassVar[None] = None
 
     @property
     def stationary(self) -> bool:

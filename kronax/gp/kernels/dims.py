@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -74,7 +73,7 @@ class ActiveDims(Kernel):
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The kernel of these dimensions."""
-        return self.kernel.evaluate(self._columns(x), self._columns(z))
+        return self.kernel.evaluate(self._columns(x, 1), self._columns(z, 1))
 
     def __call__(self, x1: Any, x2: Any) -> Array:
         """The matrix of the kernel of these dimensions."""
@@ -92,8 +91,8 @@ class ActiveDims(Kernel):
         """The diagonal, from points in the form that suits the kernel inside."""
         return self.kernel.variances(x.columns(self.dims))
 
-    def _columns(self, x: Any) -> Any:
-        if x.ndim == 0 or x.shape[-1] <= np.max(self.dims):
+    def _columns(self, x: Any, ndim: int = 2) -> Any:
+        if x.ndim != ndim or x.shape[-1] <= np.max(self.dims):
             raise ValueError(
                 f"A kernel of the dimensions {self.dims} must have coordinates (n, p) with "
                 f"p > {np.max(self.dims)}; got shape {x.shape}."

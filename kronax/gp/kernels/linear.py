@@ -3,9 +3,9 @@
 from typing import Any
 
 import equinox as eqx
-import numpy as np
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.kernels.base import Kernel

@@ -2,9 +2,9 @@
 
 from math import pi, sqrt
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-import equinox as eqx
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
