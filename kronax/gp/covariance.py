@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import matmul
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.solve import solve_grid
@@ -22,6 +23,7 @@ class PosteriorCovariance(AbstractOperator):
     prior: Kronecker
     cross: Kronecker
     operator: KroneckerPlusNoise
+    regressed: Array | None
     variances: Array
     noise: Array | None
 
@@ -61,6 +63,11 @@ class PosteriorCovariance(AbstractOperator):
         """The prior's product, less what the data explain."""
         explained = self.cross.mv_grid(solve_grid(self.operator, self.cross.T.mv_grid(x)))
         result = self.prior.mv_grid(x) - explained
+        if self.regressed is not None:
+            num, ndim = self.regressed.shape[0], len(self.grid_shape)
+            root = self.regressed.reshape(num, -1)
+            flat = matmul(matmul(x.reshape(*x.shape[: x.ndim - ndim], -1), root.T), root)
+            result = result + flat.reshape(x.shape)
         return result if self.noise is None else result + self.noise * x
 
     def diagonal(self) -> Array:

@@ -1,14 +1,15 @@
-"""Covariances between new coordinates of one axis and the old ones."""
+"""Covariances between new points of one axis and the old ones."""
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes import Axis
-from kronax.gp.structure import low_rank_rows, points, wraps
+from kronax.gp.kernels.points import Points
+from kronax.gp.structure import low_rank_rows
 from kronax.linalg.modes import matmul
 
 
@@ -17,35 +18,39 @@ def amplitude(gp: Any, i: int, dtype: Any) -> Array:
     return gp.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
 
 
-def kernel_rows(gp: Any, i: int, new: Axis, dtype: Any) -> Float[Array, "m n"]:
+def kernel_rows(gp: Any, i: int, new: Points, dtype: Any) -> Float[Array, "m n"]:
     """`K_*i` as the kernel has it, low rank or not."""
-    kernel = gp.kernels[i]
-    rows = kernel(points(kernel, new, dtype), points(kernel, gp.axes[i], dtype))
+    rows = gp.kernels[i].matrix(new, gp.axes[i].points(dtype))
     return amplitude(gp, i, dtype) * rows.astype(dtype)
 
 
+def kernel_matrix(gp: Any, i: int, x: Points, dtype: Any) -> Float[Array, "m m"]:
+    """The covariance of one axis at any points."""
+    return amplitude(gp, i, dtype) * gp.kernels[i].matrix(x, x).astype(dtype)
+
+
 def root_rows(
-    gp: Any, i: int, new: Axis, dtype: Any
+    gp: Any, i: int, new: Points, dtype: Any
 ) -> tuple[Float[Array, "m n"], Float[Array, "m r"] | None]:
-    """`K_*i`, and the rows of a low-rank factor's root at the new coordinates."""
+    """`K_*i`, and the rows of a low-rank factor's root at the new points."""
     rank = gp.structures[i].rank
     if rank is None:
         return kernel_rows(gp, i, new, dtype), None
-    kernel = gp.kernels[i]
-    x, z = (points(kernel, axis, dtype) for axis in (new, gp.axes[i]))
     scale = jnp.sqrt(amplitude(gp, i, dtype))
-    ahead, old = (scale * r for r in low_rank_rows(kernel, x, z, rank, dtype))
+    rows = low_rank_rows(gp.kernels[i], new, gp.axes[i].points(dtype), rank, dtype)
+    ahead, old = (scale * r for r in rows)
     return matmul(ahead, old.T), ahead
 
 
 def slope_rows(gp: Any, i: int, new: Axis, dtype: Any) -> Float[Array, "m n"]:
     """`∂K_*i / ∂x_*`: how each row changes with its own coordinate, one to a place."""
-    kernel = gp.kernels[i]
-    old, x = points(kernel, gp.axes[i], dtype), points(kernel, new, dtype)
-    along = jnp.ones_like(x)
-    if wraps(kernel, new):
+    kernel, old, x = gp.kernels[i], gp.axes[i].points(dtype), new.points(dtype)
+    ones, places = jnp.ones_like(x.raw), None
+    if x.places is not None:
         # Round the circle, at one unit of arc length for one of the coordinate.
         assert new.period is not None
-        along = jnp.stack([-x[:, 1], x[:, 0]], axis=-1) * (2 * math.pi / new.period)
-    _, slope = jax.jvp(lambda places: kernel(places, old).astype(dtype), (x,), (along,))
+        angle = x.raw * jnp.asarray(2 * np.pi / new.period, dtype)
+        places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    tangent = Points(ones, ones, places, x.origin)
+    _, slope = jax.jvp(lambda p: kernel.matrix(p, old).astype(dtype), (x,), (tangent,))
     return amplitude(gp, i, dtype) * slope

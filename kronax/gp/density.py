@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.gp.axes import Axis
+from kronax.gp.cross import kernel_matrix
+from kronax.gp.gls import marginal_logpdf
+from kronax.gp.kernels.points import Points
 from kronax.gp.scattered import covariance_at, mean_at
-from kronax.gp.structure import points
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -56,16 +58,15 @@ def _again(post: Any, y_new: Array) -> Array:
 def _longer(post: Any, y_new: Array, new: tuple[Axis | None, ...], i: int) -> Array:
     """The grid with one axis made longer."""
     gp, op = post.gp, post.operator
-    kernel, axis = gp.kernels[i], new[i]
+    axis = new[i]
     assert axis is not None
-    x = jnp.concatenate([points(kernel, a, op.dtype) for a in (gp.axes[i], axis)])
-    scale = gp.variance.astype(op.dtype) if i == 0 else jnp.ones((), op.dtype)
-    factors = list(op.factors)
-    factors[i] = scale * kernel(x, x).astype(op.dtype)
+    x = gp.axes[i].points(op.dtype).joined(axis.points(op.dtype))
+    factors: list[Any] = list(op.factors)
+    factors[i] = kernel_matrix(gp, i, x, op.dtype)
     noise = op.noise
     if isinstance(noise, Kronecker):
-        parts = list(noise.factors)
-        parts[i] = jnp.eye(x.shape[0], dtype=op.dtype)
+        parts: list[Any] = list(noise.factors)
+        parts[i] = jnp.eye(x.raw.shape[0], dtype=op.dtype)
         noise = Kronecker(*parts)
     joint = KroneckerPlusNoise(Kronecker(*factors), noise)
     return _difference(post, y_new, joint, i - len(factors), new=new)
@@ -93,8 +94,16 @@ def _difference(
         jnp.broadcast_to(part, (*lead, *part.shape[part.ndim - len(grid) :]))
         for part in (old, ahead)
     ]
-    whole = jnp.stack(both, axis=axis) if stack else jnp.concatenate(both, axis=axis)
-    return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op)
+    join = jnp.stack if stack else jnp.concatenate
+    whole = join(both, axis=axis)
+    if post.regression is None:
+        return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op)
+    design = gp.design_on(stay)
+    longer = join([design, gp.design_on(new or stay)], axis=axis)
+    variance = gp.mean.variance
+    return marginal_logpdf(joint, longer, whole, variance) - marginal_logpdf(
+        op, design, old, variance
+    )
 
 
 def check_number(count: int) -> None:
@@ -113,16 +122,18 @@ def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
     indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
     count = indices[0].size
     check_number(count)
-    places = tuple(axis.taken(k.reshape(-1)) for axis, k in zip(axes, indices, strict=True))
+    places = tuple(
+        axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)
+    )
     levels = post.noise_diagonal(new, noise)
     flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
     return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
 
 
 @eqx.filter_jit
-def log_density_at(post: Any, y_new: Array, new: tuple[Axis, ...], levels: Array) -> Array:
+def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Array:
     """Of new observations at scattered places with noise of the variances `levels`."""
-    covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, (new[0].size,)))
+    covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))
     root = jnp.linalg.cholesky(covariance)
     residual = y_new - mean_at(post, new)
     white = jax.scipy.linalg.solve_triangular(root, residual[..., None], lower=True)[..., 0]
@@ -130,5 +141,3 @@ def log_density_at(post: Any, y_new: Array, new: tuple[Axis, ...], levels: Array
     logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
     constant = jnp.asarray(count * jnp.log(2 * jnp.pi), residual.dtype)
     return -(jnp.sum(jnp.square(white), axis=-1) + logdet + constant) / 2
-
-

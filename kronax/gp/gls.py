@@ -1,9 +1,9 @@
 """Generalised least squares: a process with a regression whose coefficients are integrated out.
 
-With `y = H β + f + ε`, `S = K + N` and a prior `β ~ N(0, v I)` or a flat one, `A = Hᵀ S⁻¹ H + I/v`:
-`β | y ~ N(A⁻¹ Hᵀ S⁻¹ y, A⁻¹)`, and `log p(y)` is that of the residual under `S`, less
-`½ |β̂|²/v + ½ logdet A + ½ p log v`; with a flat prior less `½ logdet A − ½ p log 2π`, the restricted
-likelihood.
+With `y = H β + f + ε`, `S = K + N`, a prior `β ~ N(0, v I)` and `A = Hᵀ S⁻¹ H + I/v`:
+`β | y ~ N(A⁻¹ Hᵀ S⁻¹ y, A⁻¹)`, and `log p(y)` is that of the residual `y − H β̂` under `S`, less
+`½ |β̂|²/v + ½ logdet A + ½ p log v`. A flat prior has `A = Hᵀ S⁻¹ H`, and less
+`½ logdet A − ½ p log 2π` is the restricted likelihood.
 """
 
 from typing import Any
@@ -55,11 +55,11 @@ class Regression(eqx.Module):
         shift = jax.scipy.linalg.solve_triangular(self.root.T, white[..., None], lower=False)
         return self.coefficients + shift[..., 0]
 
-    def added_variance(self, difference: Float[Array, "p ..."]) -> Float[Array, "..."]:
-        """`Σ_j (L⁻¹ D)_j²` for `D = H_* − K_* S⁻¹ H`: what not knowing the coefficients adds."""
+    def whitened(self, difference: Float[Array, "p ..."]) -> Float[Array, "p ..."]:
+        """`L⁻¹ D` for `D = H_* − K_* S⁻¹ H`: its squares are what the coefficients add."""
         flat = difference.reshape(difference.shape[0], -1)
         white = jax.scipy.linalg.solve_triangular(self.root, flat, lower=True)
-        return jnp.sum(jnp.square(white), axis=0).reshape(difference.shape[1:])
+        return white.reshape(difference.shape)
 
     def __repr__(self) -> str:
         if not is_concrete(self.coefficients) or self.coefficients.ndim != 1:

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 
 from kronax.gp.axes import FrozenArray
-from kronax.gp.kernels import Kernel
+from kronax.gp.kernels.base import Kernel
 from kronax.linalg.checks import check_finite
 from kronax.parameters import data, parameter
 

@@ -32,8 +32,8 @@ class RegressionMean(Mean):
 
     @property
     @abc.abstractmethod
-    def names(self) -> tuple[str, ...]:
-        """One per coefficient."""
+    def terms(self) -> tuple[str, ...]:
+        """What each coefficient belongs to."""
 
     @abc.abstractmethod
     def functions(self, x: Array) -> Float[Array, "p n"]:
@@ -53,7 +53,7 @@ class RegressionMean(Mean):
         values = self.functions(x)
         shape = [1] * len(axes)
         shape[i] = x.shape[0]
-        return values.reshape(len(self.names), *shape)
+        return values.reshape(len(self.terms), *shape)
 
     def __call__(self, *axes: Array) -> Array:
         """The mean."""
@@ -74,7 +74,7 @@ class RegressionMean(Mean):
             half = float(x.max() - x.min()) / 2
             changes |= {"centre": float(x.max() + x.min()) / 2, "scale": half or 1.0}
         if self.coefficients is None:
-            changes["coefficients"] = jnp.zeros(len(self.names), dtype)
+            changes["coefficients"] = jnp.zeros(len(self.terms), dtype)
         return dataclasses.replace(self, **changes)
 
     def _number(self, num_axes: int, names: tuple[str, ...] | None = None) -> int:
@@ -116,9 +116,9 @@ class LinearMean(RegressionMean):
     """
 
     axis: int | str = eqx.field(static=True)
-    coefficients: Array | None = parameter(constraints.real)
-    centre: float | None = eqx.field(static=True)
-    scale: float | None = eqx.field(static=True)
+    coefficients: Array | None = parameter(constraints.real, default=None)
+    centre: float | None = eqx.field(static=True, default=None)
+    scale: float | None = eqx.field(static=True, default=None)
 
     def __init__(
         self,
@@ -131,9 +131,9 @@ class LinearMean(RegressionMean):
         self.coefficients = _numbers(coefficients, 2, "The coefficients of a LinearMean")
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def terms(self) -> tuple[str, ...]:
         """Level and slope."""
-        return (f"{self.axis}: level", f"{self.axis}: slope")
+        return ("level", "slope")
 
     def functions(self, x: Array) -> Array:
         """`1, u`."""
@@ -161,10 +161,10 @@ class PolynomialMean(RegressionMean):
     """
 
     axis: int | str = eqx.field(static=True)
-    degree: int = eqx.field(static=True)
-    coefficients: Array | None = parameter(constraints.real)
-    centre: float | None = eqx.field(static=True)
-    scale: float | None = eqx.field(static=True)
+    degree: int = eqx.field(static=True, default=0)
+    coefficients: Array | None = parameter(constraints.real, default=None)
+    centre: float | None = eqx.field(static=True, default=None)
+    scale: float | None = eqx.field(static=True, default=None)
 
     def __init__(
         self,
@@ -183,9 +183,9 @@ class PolynomialMean(RegressionMean):
         self.coefficients = _numbers(coefficients, degree + 1, what)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def terms(self) -> tuple[str, ...]:
         """By degree."""
-        return tuple(f"{self.axis}: degree {k}" for k in range(self.degree + 1))
+        return tuple(f"degree {k}" for k in range(self.degree + 1))
 
     def functions(self, x: Array) -> Array:
         """`P_0(u), …, P_k(u)` by Bonnet's recursion."""
@@ -211,9 +211,9 @@ class HarmonicMean(RegressionMean):
     """
 
     axis: int | str = eqx.field(static=True)
-    period: float = eqx.field(static=True)
-    order: int = eqx.field(static=True)
-    coefficients: Array | None = parameter(constraints.real)
+    period: float = eqx.field(static=True, default=1.0)
+    order: int = eqx.field(static=True, default=1)
+    coefficients: Array | None = parameter(constraints.real, default=None)
     centre: float | None = eqx.field(static=True, default=None, init=False)
     scale: float | None = eqx.field(static=True, default=None, init=False)
 
@@ -228,10 +228,9 @@ class HarmonicMean(RegressionMean):
         self.coefficients = _numbers(coefficients, 2 * order, what)
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def terms(self) -> tuple[str, ...]:
         """Cosine and sine of every harmonic."""
-        pairs = ((f"cos {k}", f"sin {k}") for k in range(1, self.order + 1))
-        return tuple(f"{self.axis}: {name}" for pair in pairs for name in pair)
+        return tuple(f"{f} {k}" for k in range(1, self.order + 1) for f in ("cos", "sin"))
 
     def functions(self, x: Array) -> Array:
         """Cosine and sine of every harmonic."""
@@ -266,7 +265,8 @@ class MarginalMean(Mean):
 
     parts: tuple[Any, ...]
     fixed: Mean
-    variance: Array | None = parameter(constraints.positive)
+    axis_names: tuple[str, ...] | None = eqx.field(static=True)
+    variance: Array | None = parameter(constraints.positive, default=None)
 
     def __init__(self, mean: Any, variance: Any = None):
         summands = mean.summands() if isinstance(mean, Mean) else ()
@@ -278,6 +278,7 @@ class MarginalMean(Mean):
             )
         others = [m for m in summands if not isinstance(m, RegressionMean | ConstantMean)]
         self.fixed = functools.reduce(SumMean, others) if others else ZeroMean()
+        self.axis_names = None
         self.variance = variance
 
     @property
@@ -285,7 +286,13 @@ class MarginalMean(Mean):
         """One per coefficient."""
         found: list[str] = []
         for part in self.parts:
-            found += ["constant"] if isinstance(part, ConstantMean) else part.names
+            if isinstance(part, ConstantMean):
+                found.append("constant")
+                continue
+            axis = part.axis
+            if isinstance(axis, int):
+                axis = self.axis_names[axis] if self.axis_names else f"axis {axis}"
+            found += [f"{axis}: {term}" for term in part.terms]
         return tuple(found)
 
     def design(self, *axes: Array) -> Float[Array, "p ..."]:
@@ -294,7 +301,7 @@ class MarginalMean(Mean):
         pieces = [
             jnp.ones((1, *grid), axes[0].dtype)
             if isinstance(part, ConstantMean)
-            else jnp.broadcast_to(part.design(*axes), (len(part.names), *grid))
+            else jnp.broadcast_to(part.design(*axes), (len(part.terms), *grid))
             for part in self.parts
         ]
         return jnp.concatenate(pieces)
@@ -311,6 +318,8 @@ class MarginalMean(Mean):
             else dataclasses.replace(part.bound(axes, names, dtype), coefficients=None)
             for part in self.parts
         )
-        return eqx.tree_at(
+        new = eqx.tree_at(
             lambda m: (m.parts, m.fixed), self, (parts, self.fixed.bound(axes, names, dtype))
         )
+        object.__setattr__(new, "axis_names", names)
+        return new

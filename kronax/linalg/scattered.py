@@ -5,9 +5,8 @@ that size is built: places are handled in chunks.
 """
 
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
@@ -59,7 +58,9 @@ def inverse_at(
 
 
 def _inverse_at_value(operands, bases, *, joint):
-    rotated = [rotated_rows(row, basis) for row, basis in zip(operands[2], bases, strict=True)]
+    rotated: list[Any] = [
+        rotated_rows(row, basis) for row, basis in zip(operands[2], bases, strict=True)
+    ]
     inverse = 1 / spectrum(bases)
     if not joint:
         return mv_rows([jnp.square(u) for u in rotated], inverse)
