@@ -27,7 +27,7 @@ def parameter(constraint: Any = constraints.real, *, default: Any = dataclasses.
 
     Args:
         constraint: a NumPyro constraint, such as `numpyro.distributions.constraints.positive`.
-        default: value of the field if none is given.
+        default: value of the field if none is given; with `None` it may be left without one.
 
     Examples:
         >>> import equinox as eqx, kronax as kx
@@ -39,6 +39,8 @@ def parameter(constraint: Any = constraints.real, *, default: Any = dataclasses.
     """
 
     def convert(value: Any) -> Any:
+        if value is None and default is None:
+            return None
         return as_parameter(value, constraint, getattr(field, "name", None) or "The parameter")
 
     given = {} if default is dataclasses.MISSING else {"default": default}

@@ -4,6 +4,7 @@ Concrete coordinates are static: they are no pytree leaves, so no optimiser, wei
 can move them. Traced coordinates (a warped axis) are leaves.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.gp.dates import Dates, dates_from, is_dates
+from kronax.gp.kernels.points import Points
+from kronax.gp.labels import Labels, is_labels, labels_from
 from kronax.linalg.checks import check_finite, is_concrete
 from kronax.paths import nearest
 
@@ -35,12 +39,21 @@ def snapped(x: np.ndarray) -> np.ndarray:
 class FrozenArray:
     """A NumPy array that can be static metadata of a pytree: hashable, compared by value."""
 
-    def __init__(self, values: np.ndarray):
+    def __init__(self, values: np.ndarray, is_exact: bool = False):
         self.values = np.array(values)
         self.values.setflags(write=False)
+        self._is_exact = is_exact
         self._is_regular: bool | None = None
         self._is_symmetric: bool | None = None
-        self._hash = hash((self.values.shape, str(self.values.dtype), self.values.tobytes()))
+        # Objects (dates of cftime) have no bytes of their own.
+        objects = self.values.dtype == object
+        content = tuple(map(str, self.values.flat)) if objects else self.values.tobytes()
+        self._hash = hash((self.values.shape, str(self.values.dtype), content))
+
+    @property
+    def exact(self) -> np.ndarray:
+        """The coordinates that are meant: regular ones without the rounding of their dtype."""
+        return self.values if self._is_exact or not self.is_regular else snapped(self.values)
 
     @property
     def line(self) -> np.ndarray | None:
@@ -77,6 +90,7 @@ class FrozenArray:
             isinstance(other, FrozenArray)
             and self._hash == other._hash
             and self.values.dtype == other.values.dtype
+            and self._is_exact == other._is_exact
             and np.array_equal(self.values, other.values)
         )
 
@@ -85,50 +99,44 @@ class FrozenArray:
 
 
 class Axis(eqx.Module):
-    """The coordinates of one axis, `(n,)` or `(n, p)`."""
+    """The coordinates of one axis, `(n,)` or `(n, p)`.
+
+    Args:
+        static: concrete coordinates.
+        traced: traced ones, if there are no concrete ones.
+        origin: what kernels that do not see where zero is may have taken off.
+        period: the length of a declared circle.
+        radius: that of a declared sphere.
+        shift: how far `kx.regular` moved a coordinate at most.
+        coding: how dates or labels became coordinates.
+        given: these dates or labels.
+    """
 
     static: FrozenArray | None = eqx.field(static=True)
     traced: Array | None
-    period: float | None = eqx.field(static=True)
-    shift: float | None = eqx.field(static=True)
-    origin: float = eqx.field(static=True)
+    origin: float | tuple[float, ...] = eqx.field(static=True, default=0.0)
+    period: float | None = eqx.field(static=True, default=None)
+    radius: float | None = eqx.field(static=True, default=None)
+    shift: float | None = eqx.field(static=True, default=None)
+    coding: Dates | Labels | None = eqx.field(static=True, default=None)
+    given: FrozenArray | None = eqx.field(static=True, default=None)
 
-    def __init__(
-        self,
-        coordinates: Any,
-        name: str,
-        *,
-        period: float | None = None,
-        shift: float | None = None,
-        origin: float | None = None,
-    ):
-        if isinstance(coordinates, Axis):
-            self.static, self.traced = coordinates.static, coordinates.traced
-            self.period, self.shift = coordinates.period, coordinates.shift
-            self.origin = coordinates.origin if origin is None else origin
-            return
-        self.period, self.shift = period, shift
-        concrete = is_concrete(coordinates)
-        values = _checked(_as_numpy(coordinates, name) if concrete else coordinates, name)
-        self.static = FrozenArray(values) if concrete else None
-        self.traced = None if concrete else values
-        line = None if self.static is None else self.static.line
-        first = 0.0 if line is None else float(line[0])
-        self.origin = first if origin is None else origin
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`(n,)` or `(n, p)`."""
+        values = self.traced if self.static is None else self.static.values
+        assert values is not None
+        return values.shape
 
     @property
     def size(self) -> int:
         """Number of coordinates."""
-        values = self.traced if self.static is None else self.static.values
-        assert values is not None
-        return values.shape[0]
+        return self.shape[0]
 
     @property
     def num_dimensions(self) -> int | None:
         """`None` for `(n,)` coordinates, else `p`."""
-        values = self.traced if self.static is None else self.static.values
-        assert values is not None
-        return values.shape[1] if values.ndim == 2 else None
+        return self.shape[1] if len(self.shape) == 2 else None
 
     def coordinates(self, dtype: Any, *, centred: bool = False) -> Array:
         """The coordinates in the precision of the parameters.
@@ -136,22 +144,47 @@ class Axis(eqx.Module):
         `centred` takes off `origin` before rounding to that precision: a float32 model then sees
         seconds since 1970 as well as it sees seconds since the first observation.
         """
-        origin = self.origin if centred else 0.0
+        origin = np.asarray(self.origin if centred else 0.0)
         if self.static is None:
             assert self.traced is not None
-            return self.traced.astype(dtype) - origin
-        x = self.static.values
-        exact = snapped(x) if self.static.is_regular else x
+            return self.traced.astype(dtype) - origin.astype(dtype)
+        exact = self.static.exact
         return jnp.asarray((exact - origin if centred else exact).astype(dtype))
 
-    def places(self, dtype: Any) -> Array:
-        """The coordinates; those of a circle as places `(n, 2)` on it, in units of the axis."""
-        x = self.coordinates(dtype)
-        if self.period is None:
-            return x
-        radius = self.period / (2 * np.pi)
-        angle = x / radius
-        return radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+    def points(self, dtype: Any) -> Points:
+        """The coordinates in every form that a kernel may want."""
+        places = None
+        if self.period is not None or self.radius is not None:
+            # The nearer the places are to zero, the more float32 keeps of their distances.
+            origin = self._embedded(np.asarray(self.origin)[None], np)
+            if self.static is None:
+                places = self._embedded(self.coordinates(dtype), jnp) - origin.astype(dtype)
+            else:
+                places = jnp.asarray((self._embedded(self.static.exact, np) - origin).astype(dtype))
+        return Points(
+            self.coordinates(dtype), self.coordinates(dtype, centred=True), places, self.origin
+        )
+
+    def _embedded(self, x: Any, xp: Any) -> Any:
+        """Places `(n, 2)` on the circle or `(n, 3)` on the sphere, in units of its radius."""
+        if self.period is not None:
+            radius = self.period / (2 * np.pi)
+            angle = xp.mod(x, self.period) / radius
+            return radius * xp.stack([xp.cos(angle), xp.sin(angle)], axis=-1)
+        latitude = xp.deg2rad(x[:, 0])
+        longitude = xp.deg2rad(xp.mod(x[:, 1], 360))
+        across = xp.cos(latitude)
+        unit = [across * xp.cos(longitude), across * xp.sin(longitude), xp.sin(latitude)]
+        return self.radius * xp.stack(unit, axis=-1)
+
+    @property
+    def is_distinct(self) -> bool:
+        """Whether no place is known to occur twice."""
+        if self.static is None:
+            return False
+        x = self.static.exact
+        x = x if self.period is None and self.radius is None else self._embedded(x, np)
+        return len(np.unique(x, axis=0)) == self.size
 
     @property
     def is_full_circle(self) -> bool:
@@ -163,105 +196,142 @@ class Axis(eqx.Module):
         reach = abs(x[-1] - x[0]) - step * (x.size - 1)
         return bool(abs(reach) <= slack(self.static.values) + 4 * np.spacing(self.period))
 
-
-def circle(axis: Any, period: float) -> Axis:
-    """Declare that an axis goes round a circle: longitude, hour of the day, day of the year.
-
-    Isotropic kernels (Matérn, squared exponential, rational quadratic and what they make up) then
-    see the chord between two places, in units of the axis: `(p/π) sin(π |x − x'| / p)`, which is
-    positive definite at every lengthscale. A regular axis all the way round needs no `eigh`.
-
-    Args:
-        axis: coordinates `(n,)`, or what `kx.regular` returns.
-        period: the length of the circle in units of the axis, such as 360.0 degrees.
-
-    Raises:
-        ValueError: if the period is not positive and finite, or the axis is longer than it, or a
-            circle already.
-        TypeError: if the coordinates are traced.
-
-    Examples:
-        >>> import numpy as np, kronax as kx
-        >>> kx.circle(np.arange(0, 360, 5), period=360.0).is_full_circle
-        True
-    """
-    if not isinstance(period, int | float) or not 0 < period < float("inf"):
-        raise ValueError(f"The period of a circle must be a positive number; got {period!r}.")
-    shift = None
-    if isinstance(axis, Axis) and axis.static is not None:
-        if axis.period is not None:
-            raise ValueError(
-                f"The axis is a circle already, of period {axis.period}; got period {period} as "
-                "well. Give the coordinates."
-            )
-        axis, shift = axis.static.values, axis.shift
-    result = Axis(axis, "a circle", period=float(period), shift=shift)
-    if result.static is None:
-        raise TypeError("The coordinates of a circle must be concrete; got traced ones.")
-    x = result.static.values
-    if x.ndim != 1:
-        raise ValueError(f"The coordinates of a circle must have shape (n,); got {x.shape}.")
-    if x.size > 1 and abs(float(x.max() - x.min()) - period) <= slack(x):
-        raise ValueError(
-            f"The first and the last coordinate of a circle must be different places; got {x[0]} "
-            f"and {x[-1]} with period {period}. Leave out the last one."
-        )
-    if float(x.max() - x.min()) > period:
-        raise ValueError(
-            f"A circle must not be shorter than its axis; got period {period} for coordinates from "
-            f"{x.min()} to {x.max()}."
-        )
-    return result
+    def describe(self) -> str:
+        """What the coordinates alone do not show."""
+        words = []
+        if self.coding is not None and self.given is not None:
+            words.append(f"{self.coding.what} {self.coding.describe(self.given.values)}")
+        if self.period is not None:
+            words.append(f"circle of period {self.period:.6g}")
+        if self.radius is not None:
+            words.append(f"sphere of radius {self.radius:.6g}")
+        if self.shift is not None:
+            words.append(f"snapped by at most {self.shift:.3g}")
+        return ", ".join(words)
 
 
-def regular(axis: Any) -> Axis:
-    """Snap an almost regular axis to a regular one; the largest shift is kept and shown.
+def as_axis(coordinates: Any, name: str, unit: str = "days") -> Axis:
+    """An axis from coordinates, dates or labels.
 
     Args:
-        axis: coordinates `(n,)`.
+        coordinates: `(n,)` or `(n, p)`; or an axis, which stays as it is.
+        name: what errors call it.
+        unit: of dates.
 
     Raises:
-        ValueError: if some coordinate would move by more than a tenth of a step.
-        TypeError: if the coordinates are traced.
-
-    Examples:
-        >>> import numpy as np, kronax as kx
-        >>> round(kx.regular(np.array([0.0, 1.0, 2.01, 3.0])).shift, 3)
-        0.01
+        ValueError: if they are not finite, or of another shape.
+        TypeError: if they are neither real numbers nor dates nor labels.
     """
-    given = Axis(axis, "a regular axis")
-    if given.static is None:
-        raise TypeError("The coordinates of a regular axis must be concrete; got traced ones.")
-    x = given.static.values
-    if x.ndim != 1 or x.size < 2:
-        raise ValueError(f"A regular axis must have shape (n,) with n ≥ 2; got {x.shape}.")
-    fitted = snapped(x)
-    shift = float(np.abs(fitted - x).max())
-    step = abs(fitted[1] - fitted[0])
-    if shift > 0.1 * step:
-        place = int(np.abs(fitted - x).argmax())
-        raise ValueError(
-            f"kx.regular moves no coordinate by more than a tenth of the step {step:.4g}; "
-            f"coordinate {place} would move from {x[place]} to {fitted[place]:.6g}. Leave the axis "
-            "as it is, or put the data on a regular one first."
+    if isinstance(coordinates, Axis):
+        return coordinates
+    if not is_concrete(coordinates):
+        return Axis(None, _checked(coordinates, name))
+    values = _as_numpy(coordinates, name)
+    coding: Dates | Labels | None = None
+    if is_dates(values):
+        coding = dates_from(values, unit, name)
+    elif is_labels(values):
+        coding = labels_from(values, name)
+    numbers = _checked(values if coding is None else coding.encode(values, name), name)
+    first = numbers[0].astype(float).tolist()
+    return Axis(
+        FrozenArray(numbers),
+        None,
+        origin=tuple(first) if isinstance(first, list) else first,
+        coding=coding,
+        given=None if coding is None else FrozenArray(values),
+    )
+
+
+def _like(coordinates: Any, old: Axis, name: str) -> Axis:
+    """New coordinates of an axis: in its units, from its origin, on its circle or sphere."""
+    if isinstance(coordinates, Axis):
+        coordinates = next(
+            x if isinstance(x, jax.Array) else x.values
+            for x in (coordinates.given, coordinates.static, coordinates.traced)
+            if x is not None
         )
-    return Axis(fitted, "a regular axis", period=given.period, shift=shift)
+    static, traced, given = None, None, None
+    if not is_concrete(coordinates):
+        traced = _checked(coordinates, name)
+        _check_kind(None, old, name)
+    else:
+        values = _as_numpy(coordinates, name)
+        _check_kind(values, old, name)
+        numbers = values
+        if old.coding is not None:
+            numbers, given = old.coding.encode(values, name), FrozenArray(values)
+        static = FrozenArray(_checked(numbers, name))
+    new = dataclasses.replace(old, static=static, traced=traced, shift=None, given=given)
+    if new.num_dimensions != old.num_dimensions:
+        form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
+        raise ValueError(
+            f"The new coordinates of {name.removeprefix('new ')} must have shape {form}, as the "
+            f"old ones; got shape {new.shape}."
+        )
+    check_places(new, name)
+    return _aligned(new, old)
+
+
+def _check_kind(values: np.ndarray | None, old: Axis, name: str) -> None:
+    """Refuse numbers for dates or labels, and the reverse."""
+    wanted = "numbers" if old.coding is None else old.coding.what
+    got = "numbers"
+    if values is not None and (is_dates(values) or is_labels(values)):
+        got = "dates" if is_dates(values) else "labels"
+    if got != wanted:
+        raise TypeError(f"The coordinates of {name} must be {wanted}, as the old ones; got {got}.")
+
+
+def _aligned(new: Axis, old: Axis) -> Axis:
+    """New coordinates that are old ones but for rounding become the same numbers."""
+    if new.static is None or old.static is None or new.num_dimensions is not None:
+        return new
+    exact, known = new.static.exact.astype(np.float64), np.sort(old.static.exact)
+    rounding = max(slack(new.static.values), slack(old.static.values))
+    after = np.searchsorted(known, exact).clip(0, known.size - 1)
+    for place in (after, np.maximum(after - 1, 0)):
+        exact = np.where(np.abs(known[place] - exact) <= rounding, known[place], exact)
+    return dataclasses.replace(new, static=FrozenArray(exact, is_exact=True))
+
+
+def check_places(axis: Axis, name: str) -> None:
+    """Refuse coordinates that are no places on a declared sphere."""
+    if axis.radius is None:
+        return
+    if axis.shape[1:] != (2,):
+        raise ValueError(
+            f"The coordinates of {name} on a sphere must be latitudes and longitudes in degrees, "
+            f"(n, 2); got shape {axis.shape}."
+        )
+    x = np.zeros((1, 2)) if axis.static is None else axis.static.values
+    wrong = (np.abs(x) > (90, 360)).any(axis=1)
+    if wrong.any():
+        place = int(wrong.argmax())
+        raise ValueError(
+            f"The coordinates of {name} on a sphere must be latitudes from -90 to 90 and "
+            f"longitudes from -360 to 360 degrees, in this order; got {x[place].tolist()} at index "
+            f"{place}."
+        )
 
 
 def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
     try:
-        return np.asarray(coordinates)
+        values = np.asarray(coordinates)
     except ValueError as error:
         raise ValueError(
             f"The coordinates of {name} must form a rectangular array; got {coordinates!r}."
         ) from error
+    # NumPy makes text of numbers that stand among labels.
+    mixed = isinstance(coordinates, list | tuple) and values.dtype.kind == "U"
+    return np.array(coordinates, object) if mixed else values
 
 
 def _checked(values: Any, name: str) -> Any:
     if values.dtype.kind not in "fiu":
         raise TypeError(
-            f"The coordinates of {name} must be real numbers; got dtype {values.dtype}. Convert "
-            "dates or labels first, for example to decimal years."
+            f"The coordinates of {name} must be real numbers, dates or labels; got dtype "
+            f"{values.dtype}. Convert them first, for example with `.astype(float)`."
         )
     if values.ndim not in (1, 2) or 0 in values.shape:
         raise ValueError(
@@ -302,17 +372,7 @@ def new_axes(
         return (None,) * len(old_axes)
     labels = names or tuple(f"axis {i}" for i in range(len(old_axes)))
     values = ordered(given, names, len(old_axes), "The new axes")
-    new = tuple(
-        None if x is None else Axis(x, f"new {name}", period=old.period, origin=old.origin)
+    return tuple(
+        None if x is None else _like(x, old, f"new {name}")
         for x, name, old in zip(values, labels, old_axes, strict=True)
     )
-    for old, axis, name in zip(old_axes, new, labels, strict=True):
-        if axis is not None and axis.num_dimensions != old.num_dimensions:
-            form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
-            size = axis.size
-            got = (size,) if axis.num_dimensions is None else (size, axis.num_dimensions)
-            raise ValueError(
-                f"The new coordinates of {name} must have shape {form}, as the old ones; got "
-                f"shape {got}."
-            )
-    return new

@@ -11,13 +11,23 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.distributions import KroneckerNormal
-from kronax.gp.axes import Axis, ordered
-from kronax.gp.kernels import Kernel, as_kernel, dtype_of, split_scale
+from kronax.gp.axes import Axis, as_axis, new_axes, ordered
+from kronax.gp.derivatives import warn_of_nan_gradient
+from kronax.gp.gls import Regression, fitted, marginal_logpdf, regress
+from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
-from kronax.gp.means import Mean, as_mean
+from kronax.gp.means import ArrayMean, Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
-from kronax.gp.structure import Structure, check_rank, check_structure, choose, factor
+from kronax.gp.regression import MarginalMean
+from kronax.gp.structure import (
+    Structure,
+    check_kernel,
+    check_rank,
+    check_structure,
+    choose,
+    factor,
+)
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
@@ -83,10 +93,10 @@ class GridGP(eqx.Module):
     ):
         kernels, axes, self.axis_names = _aligned(kernels, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
-        self.axes = tuple(Axis(x, name) for x, name in zip(axes, labels, strict=True))
+        self.axes = tuple(as_axis(x, name) for x, name in zip(axes, labels, strict=True))
         _refuse_mesh(self.axes)
         split = [
-            split_scale(as_kernel(k, f"The kernel of {n} must be"))
+            as_kernel(k, f"The kernel of {n} must be").split_scale()
             for k, n in zip(kernels, labels, strict=True)
         ]
         self.kernels = tuple(kernel for kernel, _ in split)
@@ -99,7 +109,7 @@ class GridGP(eqx.Module):
         if isinstance(noise, int | float) and not isinstance(noise, bool):
             noise = np.asarray(noise, dtype)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
-        self.mean = as_mean(mean, dtype)
+        self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         self.structures = self._choose(structure, labels)
 
@@ -108,9 +118,12 @@ class GridGP(eqx.Module):
         asked = (None,) * num_axes
         if structure is not None:
             asked = ordered(structure, self.axis_names, num_axes, "structure")
+        for kernel, axis, name in zip(self.kernels, self.axes, labels, strict=True):
+            check_kernel(kernel, axis, name)
         chosen = tuple(map(choose, self.kernels, self.axes, asked))
         for kernel, axis, one, name in zip(self.kernels, self.axes, chosen, labels, strict=True):
             check_structure(kernel, axis, one, name)
+            warn_of_nan_gradient(kernel, axis, name)
         return chosen
 
     @property
@@ -149,6 +162,7 @@ class GridGP(eqx.Module):
         """
         value = _log_marginal_likelihood(self, self.check_data(y))
         if _failed(value):
+            self._check_design()
             self._check_ranks()
             explain_not_finite(value, self.covariance())
         return value
@@ -165,9 +179,10 @@ class GridGP(eqx.Module):
         """
         grid = self.check_data(y)
         self._check_ranks()
+        self._check_design()
         operator = decompose(self.covariance())
         assert isinstance(operator, KroneckerPlusNoise)
-        return Posterior(self, grid, operator, _weights(self, operator, grid))
+        return Posterior(self, grid, operator, *_weights(self, operator, grid))
 
     def sample(
         self,
@@ -175,7 +190,12 @@ class GridGP(eqx.Module):
         sample_shape: tuple[int, ...] | int = (),
         include_noise: bool = False,
     ) -> Float[Array, "..."]:
-        """Prior draws on the grid, of the function or of noisy observations."""
+        """Prior draws on the grid, of the function or of noisy observations.
+
+        Raises:
+            NotImplementedError: with a `kx.MarginalMean`.
+        """
+        self._check_mean("Prior draws are")
         self._check_ranks()
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
         return draws + self.mean_on((None,) * len(self.axes))
@@ -194,6 +214,7 @@ class GridGP(eqx.Module):
             >>> gp.numpyro_dist().event_shape
             (5,)
         """
+        self._check_mean("gp.numpyro_dist() is")
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
         return KroneckerNormal(loc, self.covariance(), flatten=flatten)
 
@@ -224,6 +245,7 @@ class GridGP(eqx.Module):
             ...     gp.latent("f").shape
             (5,)
         """
+        self._check_mean("gp.latent() is")
         return sample_latent(self, name, jitter)
 
     def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
@@ -236,21 +258,53 @@ class GridGP(eqx.Module):
         Raises:
             ValueError: if `f` does not lie on the grid, or the jitter is negative.
         """
+        self._check_mean("gp.latent_condition() is")
         return latent_condition(self, f, jitter)
 
     def mean_on(self, new: Sequence[Axis | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        dtype = self.dtype
-        points = [
-            (old if axis is None else axis).coordinates(dtype)
-            for axis, old in zip(new, self.axes, strict=True)
-        ]
-        return self.mean(*points).astype(dtype)
+        return self.mean(*self._coordinates(new)).astype(self.dtype)
 
-    @staticmethod
-    def solve(operator: KroneckerPlusNoise, b: Array) -> Array:
-        """`operator⁻¹ b` in the grid layout."""
-        return solve_grid(operator, b)
+    def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
+        """New coordinates in the form of the axes, `None` for those that stay."""
+        new = new_axes(axes, self.axes, self.axis_names)
+        names = self.axis_names or tuple(f"axis {i}" for i in range(len(new)))
+        for kernel, axis, name in zip(self.kernels, new, names, strict=True):
+            if axis is not None:
+                check_kernel(kernel, axis, f"new {name}")
+        return new
+
+    def design_on(self, new: Sequence[Axis | None]) -> Array:
+        """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
+        assert isinstance(self.mean, MarginalMean)
+        return self.mean.design(*self._coordinates(new)).astype(self.dtype)
+
+    def mean_slope(self, new: Sequence[Axis | None], i: int) -> Array:
+        """The derivative of the mean along axis `i`; it broadcasts to the grid."""
+        if any(isinstance(part, ArrayMean) for part in self.mean.summands()):
+            raise ValueError(
+                "A mean given as an array is known on the grid only and has no derivative. Use a "
+                "mean that is a function of the axes."
+            )
+        return self._slope(lambda *x: self.mean(*x).astype(self.dtype), new, i)
+
+    def design_slope(self, new: Sequence[Axis | None], i: int) -> Array:
+        """The derivative of `design_on` along axis `i`."""
+        mean = self.mean
+        assert isinstance(mean, MarginalMean)
+        return self._slope(lambda *x: mean.design(*x).astype(self.dtype), new, i)
+
+    def _coordinates(self, new: Sequence[Axis | None]) -> list[Array]:
+        pairs = zip(new, self.axes, strict=True)
+        return [(old if axis is None else axis).coordinates(self.dtype) for axis, old in pairs]
+
+    def _slope(self, function: Any, new: Sequence[Axis | None], i: int) -> Array:
+        x = self._coordinates(new)
+
+        def moved(coordinates: Array) -> Array:
+            return function(*x[:i], coordinates, *x[i + 1 :])
+
+        return jax.jvp(moved, (x[i],), (jnp.ones_like(x[i]),))[1]
 
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""
@@ -260,10 +314,10 @@ class GridGP(eqx.Module):
         for label, kernel, axis, structure in zip(
             labels, self.kernels, self.axes, self.structures, strict=True
         ):
-            moved = "" if axis.shift is None else f", snapped by at most {axis.shift:.3g}"
+            words = ", ".join(word for word in (structure.reason, axis.describe()) if word)
             lines.append(
                 f"  {label:<{width}}  {axis.size:>5}  {type(kernel).__name__}  "
-                f"{structure.kind} ({structure.reason}{moved})"
+                f"{structure.kind} ({words})"
             )
         table = repr(parameters(self)).splitlines()
         return "\n".join(lines + [f"  {row}" for row in table])
@@ -275,6 +329,26 @@ class GridGP(eqx.Module):
         """By structure and shapes, so that `jax.jit` takes bound methods; `==` compares values."""
         leaves, tree = jax.tree.flatten(self)
         return hash((tree, tuple(map(np.shape, leaves))))
+
+    def _check_mean(self, what: str) -> None:
+        if isinstance(self.mean, MarginalMean):
+            raise NotImplementedError(
+                f"{what} not available for a mean whose coefficients are integrated out: give them "
+                "values or priors of their own, with the mean outside kx.MarginalMean."
+            )
+
+    def _check_design(self) -> None:
+        """Refuse functions of a marginal mean that are combinations of each other."""
+        if not isinstance(self.mean, MarginalMean) or not is_concrete(self.axes):
+            return
+        design = np.asarray(self.design_on((None,) * len(self.axes)))
+        rank = np.linalg.matrix_rank(design.reshape(design.shape[0], -1))
+        if rank < design.shape[0]:
+            raise ValueError(
+                f"The functions of the mean are not independent on this grid: {design.shape[0]} of "
+                f"them span {rank} dimensions ({', '.join(self.mean.names)}). A LinearMean and a "
+                "PolynomialMean hold a constant already."
+            )
 
     def _check_ranks(self) -> None:
         """Refuse concrete parameters that a low-rank axis cannot carry."""
@@ -303,12 +377,24 @@ class GridGP(eqx.Module):
 
 @eqx.filter_jit
 def _log_marginal_likelihood(gp: GridGP, y: Array) -> Array:
-    return normal_logpdf_grid(y - gp.mean_on((None,) * len(gp.axes)), gp.covariance())
+    stay = (None,) * len(gp.axes)
+    residual = y - gp.mean_on(stay)
+    covariance = gp.covariance()
+    if isinstance(gp.mean, MarginalMean):
+        assert isinstance(covariance, KroneckerPlusNoise)
+        return marginal_logpdf(covariance, gp.design_on(stay), residual, gp.mean.variance)
+    return normal_logpdf_grid(residual, covariance)
 
 
 @eqx.filter_jit
-def _weights(gp: GridGP, operator: KroneckerPlusNoise, y: Array) -> Array:
-    return solve_grid(operator, y - gp.mean_on((None,) * len(gp.axes)))
+def _weights(gp: GridGP, operator: KroneckerPlusNoise, y: Array) -> tuple[Array, Regression | None]:
+    stay = (None,) * len(gp.axes)
+    residual = y - gp.mean_on(stay)
+    if not isinstance(gp.mean, MarginalMean):
+        return solve_grid(operator, residual), None
+    design = gp.design_on(stay)
+    found = regress(operator, design, residual, gp.mean.variance, gp.mean.names)
+    return solve_grid(operator, residual - fitted(found.coefficients, design)), found
 
 
 def _refuse_mesh(axes: tuple[Axis, ...]) -> None:

@@ -9,8 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.axes import Axis, new_axes
-from kronax.gp.structure import points
+from kronax.gp.axes import Axis
 from kronax.linalg.checks import grid_of
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
@@ -65,7 +64,7 @@ class LatentPosterior(eqx.Module):
     jitter: float = eqx.field(static=True)
 
     def _new(self, axes: Any) -> tuple[Axis | None, ...]:
-        return new_axes(axes, self.gp.axes, self.gp.axis_names)
+        return self.gp.new_axes(axes)
 
     def mean(self, axes: Any) -> Float[Array, "..."]:
         """Mean of the field on a new grid.
@@ -102,10 +101,10 @@ def _joint(post: LatentPosterior, i: int, new: Axis | None) -> Array:
     """The covariance of one axis over old and new coordinates together, jitter included."""
     gp, dtype = post.gp, post.gp.dtype
     kernel = gp.kernels[i]
-    x = points(kernel, gp.axes[i], dtype)
+    x = gp.axes[i].points(dtype)
     if new is not None:
-        x = jnp.concatenate([x, points(kernel, new, dtype)])
-    matrix = kernel(x, x).astype(dtype)
+        x = x.joined(new.points(dtype))
+    matrix = kernel.matrix(x, x).astype(dtype)
     matrix = gp.variance.astype(dtype) * matrix if i == 0 else matrix
     size = gp.axes[i].size
     level = post.jitter * jnp.mean(jnp.diagonal(matrix)[:size])

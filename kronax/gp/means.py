@@ -1,7 +1,7 @@
 """Mean functions over the grid."""
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +12,7 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 
 from kronax.gp.axes import FrozenArray
-from kronax.gp.kernels import Kernel
+from kronax.gp.kernels.base import Kernel
 from kronax.linalg.checks import check_finite
 from kronax.parameters import data, parameter
 
@@ -23,6 +23,19 @@ class Mean(eqx.Module):
     @abc.abstractmethod
     def __call__(self, *axes: Array) -> Array:
         """An array that broadcasts to `(n_1, …, n_d)`."""
+
+    def __add__(self, other: Any) -> "Mean":
+        return SumMean(self, as_mean(other, None))
+
+    __radd__ = __add__
+
+    def summands(self) -> tuple["Mean", ...]:
+        """What it is the sum of."""
+        return (self,)
+
+    def bound(self, axes: Sequence[Any], names: tuple[str, ...] | None, dtype: Any) -> "Mean":
+        """The mean of a process with these axes, which may depend on them."""
+        return self
 
 
 class ZeroMean(Mean):
@@ -90,6 +103,25 @@ class FunctionMean(Mean):
                 f"shape {values.shape}. Add axes of size one, as in `x[:, None]`."
             )
         return values
+
+
+class SumMean(Mean):
+    """The sum of two means: what `+` makes."""
+
+    first: Mean
+    second: Mean
+
+    def __call__(self, *axes: Array) -> Array:
+        """Both, added."""
+        return self.first(*axes) + self.second(*axes)
+
+    def summands(self) -> tuple[Mean, ...]:
+        """Those of both."""
+        return (*self.first.summands(), *self.second.summands())
+
+    def bound(self, axes: Sequence[Any], names: tuple[str, ...] | None, dtype: Any) -> Mean:
+        """Both bound."""
+        return SumMean(self.first.bound(axes, names, dtype), self.second.bound(axes, names, dtype))
 
 
 def _fits(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:

@@ -1,5 +1,6 @@
 """Which factor the covariance of one axis is: chosen from facts that hold for all parameters."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -7,11 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kronax.gp.axes import Axis
-from kronax.gp.kernels import Kernel, dtype_of
+from kronax.gp.axes import Axis, FrozenArray
+from kronax.gp.kernels.base import Kernel, dtype_of
+from kronax.gp.kernels.dims import ActiveDims
+from kronax.gp.kernels.points import Points
+from kronax.gp.labels import Labels
 from kronax.linalg.checks import check_symmetric, is_concrete
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.lowrank import LowRank, default_tolerance
 from kronax.linalg.factors.structured import Centrosymmetric, Circulant, Toeplitz
 from kronax.linalg.pivoted import choose_pivots, joint_root, root_at
@@ -19,6 +24,7 @@ from kronax.linalg.pivoted import choose_pivots, joint_root, root_at
 # Each kind with what it holds for.
 KINDS = {
     "dense": "any kernel on any axis",
+    "diagonal": "a kernel without correlation on an axis whose places all differ",
     "toeplitz": "a stationary kernel on a regular axis (kx.regular snaps one that nearly is)",
     "circulant": "an isotropic kernel on a regular axis all the way round a kx.circle",
     "centrosymmetric": "a stationary kernel on an axis that is symmetric about its middle",
@@ -52,6 +58,8 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
         return Structure(asked if isinstance(asked, str) else repr(asked), "as asked")
     if axis.static is None:
         return Structure("dense", "traced coordinates")
+    if kernel.uncorrelated and axis.is_distinct:
+        return Structure("diagonal", "uncorrelated between different places")
     if wraps(kernel, axis):
         if axis.is_full_circle:
             return Structure("circulant", "isotropic kernel, regular all the way round")
@@ -74,32 +82,28 @@ def wraps(kernel: Kernel, axis: Axis) -> bool:
     return axis.period is not None and kernel.isotropic
 
 
-def points(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
-    """What the kernel is evaluated at: coordinates, or places on a circle."""
-    if wraps(kernel, axis):
-        return axis.places(dtype)
-    return axis.coordinates(dtype, centred=kernel.stationary)
-
-
 def factor(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> AbstractFactor:
     """The covariance of `kernel` on `axis` as a factor of some kind."""
-    kind = structure.kind
+    kind, x = structure.kind, axis.points(dtype)
     if structure.rank is not None:
-        return low_rank(kernel, points(kernel, axis, dtype), structure.rank, dtype)
+        return low_rank(kernel, x, structure.rank, dtype)
     if kind in ("toeplitz", "circulant"):
         column = _first_column(kernel, axis, dtype)
         return Toeplitz(column) if kind == "toeplitz" else Circulant(column)
-    x = points(kernel, axis, dtype)
-    matrix = kernel(x, x).astype(dtype)
+    if kind == "diagonal":
+        if kernel.stationary:
+            return ScaledIdentity(kernel.variances(x[:1])[0].astype(dtype), axis.size)
+        return Diagonal(kernel.variances(x).astype(dtype))
+    matrix = kernel.matrix(x, x).astype(dtype)
     return Centrosymmetric(matrix) if kind == "centrosymmetric" else Dense(matrix)
 
 
-def low_rank(kernel: Kernel, x: jax.Array, rank: int, dtype: Any) -> LowRank:
+def low_rank(kernel: Kernel, x: Points, rank: int, dtype: Any) -> LowRank:
     """The covariance at `x` by at most `rank` columns; NaN if they do not carry it.
 
     It does not raise: a sampler may try values that need more columns, and reject them.
     """
-    return _low_rank(_InPrecision(kernel, dtype), x, rank)
+    return _low_rank(*_at_indices(kernel, x, dtype), rank)
 
 
 @eqx.filter_jit
@@ -109,64 +113,103 @@ def _low_rank(kernel: Any, x: jax.Array, rank: int) -> LowRank:
 
 def check_rank(kernel: Kernel, axis: Axis, structure: Structure, name: str, dtype: Any) -> None:
     """Refuse concrete parameters whose covariance needs more columns than were asked for."""
-    x = points(kernel, axis, dtype)
-    if structure.rank is None or not is_concrete(kernel, x):
-        return
-    cast = _InPrecision(kernel, dtype)
-    error = float(choose_pivots(cast, x, min(structure.rank, axis.size)).remainders[-1])
-    if error <= default_tolerance(dtype):
+    if structure.rank is None or not is_concrete(kernel, axis):
         return
     wanted = f"The covariance of {name} must be carried by {structure.rank} columns"
-    try:
-        enough = LowRank.from_kernel(cast, x).rank
-    except ValueError as reason:
-        raise ValueError(f"{wanted}, and is not by any number. {reason}") from reason
+    with jax.ensure_compile_time_eval():
+        indexed, x = _at_indices(kernel, axis.points(dtype), dtype)
+        error = choose_pivots(indexed, x, min(structure.rank, axis.size)).remainders[-1]
+        if not is_concrete(error) or error <= default_tolerance(dtype):
+            return
+        try:
+            enough = LowRank.from_kernel(indexed, x).rank
+        except ValueError as reason:
+            raise ValueError(f"{wanted}, and is not by any number. {reason}") from reason
     raise ValueError(
-        f"{wanted}; they leave a part of {error:.3g} of its trace. {enough} columns do, at these "
+        f"{wanted}; they leave a part of {float(error):.3g} of its trace. {enough} columns do, at these "
         "parameters: raise the number in `structure`, or leave it out."
     )
 
 
 def low_rank_rows(
-    kernel: Kernel, new: jax.Array, x: jax.Array, rank: int, dtype: Any
+    kernel: Kernel, new: Points, x: Points, rank: int, dtype: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The rows of the root of `low_rank` at new points, and those at `x`."""
-    cast = _InPrecision(kernel, dtype)
-    places = choose_pivots(cast, x, min(rank, x.shape[0])).places
-    return root_at(cast, x, places, new), root_at(cast, x, places)
+    indexed, old, ahead = _at_two_indices(kernel, x, new, dtype)
+    places = choose_pivots(indexed, old, min(rank, old.shape[0])).places
+    return root_at(indexed, old, places, ahead), root_at(indexed, old, places)
 
 
 def low_rank_joint(
-    kernel: Kernel, x: jax.Array, new: jax.Array | None, rank: int, dtype: Any
+    kernel: Kernel, x: Points, new: Points | None, rank: int, dtype: Any
 ) -> jax.Array:
     """A root over `x` and new points; NaN if `rank` more columns do not carry the new ones."""
-    cast = _InPrecision(kernel, dtype)
-    places = choose_pivots(cast, x, min(rank, x.shape[0])).places
     if new is None:
-        return root_at(cast, x, places)
-    root, left = joint_root(cast, x, places, new, min(rank, new.shape[0]))
+        indexed, old = _at_indices(kernel, x, dtype)
+        return root_at(indexed, old, choose_pivots(indexed, old, min(rank, old.shape[0])).places)
+    indexed, old, ahead = _at_two_indices(kernel, x, new, dtype)
+    places = choose_pivots(indexed, old, min(rank, old.shape[0])).places
+    root, left = joint_root(indexed, old, places, ahead, min(rank, ahead.shape[0]))
     return jnp.where(left <= default_tolerance(dtype), root, jnp.nan)
 
 
-class _InPrecision(eqx.Module):
-    """A kernel whose values have a given precision; a pytree, so that compiled code is shared."""
+class _Indexed(eqx.Module):
+    """A kernel between points known by their number, with values of a given precision.
+
+    What the kernel sees of a point may take several forms; pivoted Cholesky needs one array.
+    """
 
     kernel: Kernel
+    points: Points
     dtype: Any = eqx.field(static=True)
 
-    def __call__(self, x: jax.Array, z: jax.Array) -> jax.Array:
-        return self.kernel(x, z).astype(self.dtype)
+    def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
+        x, z = (self.points[index.astype(int)] for index in (i, j))
+        return self.kernel.matrix(x, z).astype(self.dtype)
+
+
+def _at_indices(kernel: Kernel, x: Points, dtype: Any) -> tuple[_Indexed, jax.Array]:
+    return _Indexed(kernel, x, dtype), jnp.arange(x.raw.shape[0], dtype=dtype)
+
+
+def _at_two_indices(
+    kernel: Kernel, x: Points, new: Points, dtype: Any
+) -> tuple[_Indexed, jax.Array, jax.Array]:
+    indexed, every = _at_indices(kernel, x.joined(new), dtype)
+    size = x.raw.shape[0]
+    return indexed, every[:size], every[size:]
 
 
 def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     """The covariances with the first place, the axis taken as exactly regular."""
     assert axis.static is not None
-    assert axis.static.line is not None
-    x = axis.static.line.astype(np.float64)
-    lags = (x[-1] - x[0]) / max(1, x.size - 1) * np.arange(x.size)
-    lags = Axis(lags.reshape(axis.static.values.shape), "the lags", period=axis.period)
-    places = points(kernel, lags, dtype)
-    return kernel(places, places[:1])[:, 0].astype(dtype)
+    line = axis.static.line
+    assert line is not None
+    wide = line.astype(np.float64)
+    lags = (wide[-1] - wide[0]) / max(1, wide.size - 1) * np.arange(wide.size)
+    lags = FrozenArray(lags.reshape(axis.static.values.shape))
+    origin = 0.0 if axis.num_dimensions is None else (0.0,)
+    x = dataclasses.replace(axis, static=lags, origin=origin).points(dtype)
+    return kernel.matrix(x, x[:1])[:, 0].astype(dtype)
+
+
+def check_kernel(kernel: Kernel, axis: Axis, name: str) -> None:
+    """Refuse coordinates at which a kernel is not defined, or has no meaning."""
+    if isinstance(axis.coding, Labels) and not kernel.takes_labels:
+        raise TypeError(
+            f"The kernel of {name} must take labels, which have neither order nor distance; got "
+            f"{type(kernel).__name__}. Use kx.Categorical or kx.White, or give the axis numbers."
+        )
+    for term in kernel.terms():
+        if axis.static is not None:
+            term.check_coordinates(axis.static.values, name)
+        planar = term.stationary and not term.isotropic and not isinstance(term, ActiveDims)
+        if axis.radius is not None and planar:
+            raise ValueError(
+                f"The kernel of {name} must depend on the distance alone on a sphere; got "
+                f"{type(term).__name__}, which would see differences of latitude and longitude. "
+                "Give it one lengthscale, or put kx.ActiveDims around it."
+            )
 
 
 def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str) -> None:
@@ -185,13 +228,20 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
         raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
     if not is_concrete(kernel, axis):
         return
+    # Concrete kernels stay so inside jit, where a likelihood may build its model.
+    with jax.ensure_compile_time_eval():
+        _check_values(kernel, axis, structure, name, asked)
+
+
+def _check_values(kernel: Kernel, axis: Axis, structure: Structure, name: str, asked: bool) -> None:
+    """The part of `check_structure` that looks at concrete values."""
     dtype = dtype_of(kernel)
-    x = points(kernel, axis, dtype)
+    x = axis.points(dtype)
     if kernel.stationary and not asked:
         if structure.kind != "dense":
             _check_mirrored(kernel, x, name)
         return
-    matrix = kernel(x, x)
+    matrix = kernel.matrix(x, x)
     check_symmetric(matrix, f"The covariance of {name}")
     if not asked or not is_concrete(matrix):
         return
@@ -211,12 +261,12 @@ def _claimed(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> ja
     return factor(kernel, axis, structure, dtype).to_dense()
 
 
-def _check_mirrored(kernel: Kernel, x: jax.Array, name: str) -> None:
+def _check_mirrored(kernel: Kernel, x: Points, name: str) -> None:
     """Refuse a kernel that calls itself stationary and plainly is not."""
-    ends = [kernel(end, x) for end in (x[:1], x[-1:])]
-    if not is_concrete(ends):
+    rows = [kernel.matrix(end, x)[0] for end in (x[:1], x[-1:])]
+    if not is_concrete(rows):  # a function that closes over something traced
         return
-    first, last = (np.asarray(row)[0] for row in ends)
+    first, last = (np.asarray(row) for row in rows)
     gap = np.abs(first - last[::-1]).max()
     if gap > 0.01 * max(np.abs(first).max(), np.abs(last).max()):
         raise ValueError(

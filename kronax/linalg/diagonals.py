@@ -145,7 +145,7 @@ def _symmetric_root(factor: AbstractFactor) -> Array:
     )
 
 
-def _rotated_rows(row: Array | None, basis: Eigenbasis) -> Array | None:
+def rotated_rows(row: Array | None, basis: Eigenbasis) -> Array | None:
     """`C W`, with `None` for the identity."""
     if basis.is_identity:
         return row
@@ -161,7 +161,7 @@ def _apply_squares(rotated: Sequence[Array | None], x: Array, skip: int | None =
 
 def _diagonal_value(operands, bases):
     _, _, rows = operands
-    rotated = [_rotated_rows(c, b) for c, b in zip(rows, bases, strict=True)]
+    rotated = [rotated_rows(c, b) for c, b in zip(rows, bases, strict=True)]
     return _apply_squares(rotated, 1 / spectrum(bases))
 
 
@@ -172,7 +172,7 @@ def _diagonal_derivative(operands, bases, tangents):
 
 def _diagonal_tangent_value(coefficients, moving, *, given):
     (signal, noise, rows), bases = coefficients
-    rotated = [_rotated_rows(c, b) for c, b in zip(rows, bases, strict=True)]
+    rotated = [rotated_rows(c, b) for c, b in zip(rows, bases, strict=True)]
     inverse_d = 1 / spectrum(bases)
     tangents = iter(moving)
     marks = iter(given)

@@ -47,6 +47,27 @@ def constant(x, z, variance):
     return np.full((len(x), len(z)), variance)
 
 
+def cosine(x, z, period):
+    return np.cos(2 * np.pi * (x[:, None] - z) / period)
+
+
+def spectral_mixture(x, z, weights, means, scales):
+    """Of coordinates `(n, p)`, with means and scales `(q, p)`."""
+    lag = x[:, None] - z
+    return sum(
+        w * np.prod(np.exp(-2 * (np.pi * lag * s) ** 2) * np.cos(2 * np.pi * lag * m), axis=-1)
+        for w, m, s in zip(weights, means, scales, strict=True)
+    )
+
+
+def white(x, z, variance):
+    return variance * (x[:, None] == z)
+
+
+def linear(x, z, centre):
+    return (x[:, None] - centre) * (z - centre)
+
+
 @dataclass(frozen=True, eq=False)
 class DenseGP:
     """A grid GP, and what it is made of."""

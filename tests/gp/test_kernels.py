@@ -34,6 +34,21 @@ KERNELS = {
         lambda x, z: dense.periodic(x, z, 1.5, 0.6),
     ),
     "Constant": (kx.Constant(2.5), lambda x, z: dense.constant(x, z, 2.5)),
+    "Cosine": (kx.Cosine(1.5), lambda x, z: dense.cosine(x, z, 1.5)),
+    "SpectralMixture": (
+        kx.SpectralMixture([0.7, 0.3], [0.4, 1.3], [0.05, 0.3]),
+        lambda x, z: dense.spectral_mixture(
+            x[:, None], z[:, None], [0.7, 0.3], [[0.4], [1.3]], [[0.05], [0.3]]
+        ),
+    ),
+    "White": (kx.White(0.7), lambda x, z: dense.white(x, z, 0.7)),
+    "Linear": (kx.Linear(0.4), lambda x, z: dense.linear(x, z, 0.4)),
+    "a line in a field": (
+        kx.Matern32(0.5) + 0.3 * kx.Linear(2.0) + kx.White(0.2),
+        lambda x, z: (
+            dense.matern32(x, z, 0.5) + 0.3 * dense.linear(x, z, 2.0) + dense.white(x, z, 0.2)
+        ),
+    ),
     "a sum": (
         kx.Matern12(0.5) + 2.0 * kx.RBF(0.3),
         lambda x, z: dense.matern12(x, z, 0.5) + 2 * dense.squared_exponential(x, z, 0.3),
@@ -97,11 +112,26 @@ def test_matrices_are_symmetric_and_positive_semidefinite(name, points):
 
 
 @every_kernel
-def test_gradients_are_finite_where_points_coincide(name):
+def test_gradients_and_hessians_are_finite_where_points_coincide(name):
     kernel = KERNELS[name][0]
     raw, build = kx.unconstrain(kernel)
-    slopes = jax.grad(lambda values, x: jnp.sum(build(values)(x, x)), argnums=(0, 1))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes(raw, jnp.asarray(X))))
+    x = jnp.asarray(X)
+
+    def total(values, x):
+        return jnp.sum(build(values)(x, x))
+
+    for derivative in (jax.grad, jax.hessian):
+        slopes = jax.jit(derivative(total, argnums=(0, 1)))(raw, x)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+@every_kernel
+def test_the_formula_holds_in_float32(name):
+    kernel, formula = KERNELS[name]
+    single = jax.tree.map(lambda leaf: leaf.astype(np.float32), kernel)
+    values = single(X.astype(np.float32), Z.astype(np.float32))
+    assert values.dtype == np.float32
+    assert_close(values, formula(X, Z))
 
 
 @pytest.mark.parametrize("kind", [kernel for kernel, _ in OF_PLACES], ids=lambda k: k.__name__)
@@ -148,6 +178,32 @@ def test_nested_scales_gather_in_one_parameter():
 def test_sums_keep_the_scales_of_their_terms():
     both = 2.0 * kx.RBF(0.7) + 3.0 * kx.Matern12(0.3)
     assert [p.value.item() for p in kx.parameters(both) if p.path.endswith("variance")] == [2, 3]
+
+
+def test_constants_and_white_are_scales_too():
+    """So that an amplitude is never counted twice."""
+    assert [p.path for p in kx.parameters(2.0 * kx.White(0.5))] == ["variance"]
+    both = kx.Constant(2.0) * kx.RBF(0.7) * kx.Constant(3.0)
+    assert {p.path: p.value.item() for p in kx.parameters(both)} == {
+        "kernel.lengthscale": 0.7,
+        "variance": 6.0,
+    }
+    assert_close(both(X, Z), 6 * dense.squared_exponential(X, Z, 0.7))
+
+
+def test_a_process_gathers_the_scales_of_a_sum():
+    """`2 k + 3 k'` has as many free amplitudes as it shows: the first is the process'."""
+    kernel = 2.0 * kx.RBF(0.7) + (3.0 * kx.Matern12(0.3) + kx.White(4.0))
+    gp = kx.GridGP((kernel, 5.0 * kx.ActiveDims(7.0 * kx.RBF(1.0), 0)), (X, X[:, None]), noise=0.1)
+    values = {p.path: p.value.item() for p in kx.parameters(gp) if p.path.endswith("variance")}
+    assert values == {
+        "kernels[0].second.variance": 1.5,
+        "kernels[0].second.kernel.second.variance": pytest.approx(4 / 3),
+        "variance": 70.0,
+    }
+    first = 2 * dense.squared_exponential(X, X, 0.7) + 3 * dense.matern12(X, X, 0.3) + 4 * np.eye(4)
+    truth = np.kron(first, 35 * dense.squared_exponential(X, X, 1.0))
+    assert_close(gp.covariance(include_noise=False).to_dense(), truth)
 
 
 def test_any_callable_is_a_kernel_in_sums_and_products():
@@ -233,6 +289,26 @@ def test_numbers_follow_the_precision_of_the_kernel():
             ValueError,
             r"shape \(4, 3\) for 4 and 3 points; got float",
         ),
+        (lambda: kx.Cosine(-1.0), ValueError, r"period must be positive; got -1\.0"),
+        (lambda: kx.White(0.0), ValueError, r"variance must be positive; got 0\.0"),
+        (
+            lambda: kx.SpectralMixture([0.5, 0.6], [1.0, 2.0], [1.0, 2.0]),
+            ValueError,
+            r"weights must be Simplex.*got \[0\.5 0\.6\]",
+        ),
+        (
+            lambda: kx.SpectralMixture([0.5, 0.5], [1.0], [1.0, 2.0]),
+            ValueError,
+            r"got shapes \(2,\), \(1,\) and \(2,\)",
+        ),
+        (
+            lambda: kx.SpectralMixture([1.0], [[1.0, 2.0]], [[1.0, 2.0]])(X, Z),
+            ValueError,
+            r"mean of a spectral mixture .* got shape \(2,\) for coordinates \(n,\)",
+        ),
+        (lambda: kx.Linear(np.nan), TypeError, "finite number, or one per dimension; got nan"),
+        (lambda: kx.Linear("here"), TypeError, "finite number.*got 'here'"),
+        (lambda: jax.jit(kx.Linear)(1.0), TypeError, "centre .* must be concrete.*kx.Constant"),
         (lambda: kx.RBF([0.1, 0.2])(X, Z), ValueError, r"got shape \(2,\) for coordinates \(n,\)"),
         (
             lambda: kx.Matern32([0.1, 0.2])(X, Z),
@@ -254,3 +330,13 @@ def test_numbers_follow_the_precision_of_the_kernel():
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_a_spectral_mixture_has_weights_that_a_fit_can_move():
+    kernel = kx.SpectralMixture([0.7, 0.3], [0.4, 1.3], [0.05, 0.3])
+    raw, build = kx.unconstrain(kernel)
+    moved = build({path: value + 0.3 for path, value in raw.items()})
+    assert_close(moved.weights.sum(), 1.0)
+    assert_close(moved.diagonal(X), np.ones(4))
+    single = kx.SpectralMixture([1.0], [0.4], [0.05])
+    assert_close(kx.unconstrain(single)[1](kx.unconstrain(single)[0])(X, Z), single(X, Z))

@@ -255,7 +255,11 @@ X = np.ones(3)
             r"place must have shape \(m, 2\).*got shape \(4, 3\)",
         ),
         (lambda: unnamed().mean([None, X * np.nan]), ValueError, "new axis 1 must be finite"),
-        (lambda: unnamed().mean([["a"], None]), TypeError, "new axis 0 must be real numbers"),
+        (
+            lambda: unnamed().mean([["a"], None]),
+            TypeError,
+            "new axis 0 must be numbers, as the old ones; got labels",
+        ),
         (
             lambda: unnamed().variance(include_noise=True, noise=-1.5),
             ValueError,

@@ -1,0 +1,102 @@
+"""The covariance of a posterior as an operator: never a matrix of the new grid's size squared."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import matmul
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.solve import solve_grid
+
+
+class PosteriorCovariance(AbstractOperator):
+    """`K_** − K_* S⁻¹ K_*ᵀ` on a grid, plus noise: what `post.covariance(…)` returns.
+
+    It multiplies vectors, `4 (N + M) Σ n_i` operations each, and knows its diagonal. It is no
+    Kronecker product: for its inverse or log-determinant take `to_dense()` where that fits.
+    """
+
+    prior: Kronecker
+    cross: Kronecker
+    operator: KroneckerPlusNoise
+    regressed: Array | None
+    variances: Array
+    noise: Array | None
+
+    @property
+    def factors(self) -> tuple[Any, ...]:
+        """There are none.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError(
+            "A posterior covariance is no Kronecker product and has no factors. Multiply by it "
+            "(op.mv, op @ x), take op.diagonal(), or op.to_dense() where that fits."
+        )
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """Shape of the grid of the prediction."""
+        return self.prior.grid_shape
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """None: the covariance does not depend on the data."""
+        return ()
+
+    @property
+    def dtype(self) -> Any:
+        """Precision of the model."""
+        return self.operator.dtype
+
+    @property
+    def T(self) -> "PosteriorCovariance":
+        """Itself: it is symmetric."""
+        return self
+
+    def mv_grid(self, x: Array) -> Array:
+        """The prior's product, less what the data explain."""
+        explained = self.cross.mv_grid(solve_grid(self.operator, self.cross.T.mv_grid(x)))
+        result = self.prior.mv_grid(x) - explained
+        if self.regressed is not None:
+            num, ndim = self.regressed.shape[0], len(self.grid_shape)
+            root = self.regressed.reshape(num, -1)
+            flat = matmul(matmul(x.reshape(*x.shape[: x.ndim - ndim], -1), root.T), root)
+            result = result + flat.reshape(x.shape)
+        return result if self.noise is None else result + self.noise * x
+
+    def diagonal(self) -> Array:
+        """The variances."""
+        return self.variances if self.noise is None else self.variances + self.noise
+
+    def to_dense(self) -> Array:
+        """The matrix, column by column: for small grids only."""
+        size = self.shape[-1]
+
+        def column(k: Array) -> Array:
+            unit = jnp.zeros(size, self.dtype).at[k].set(1.0)
+            return self.mv_grid(unit.reshape(self.grid_shape)).reshape(size)
+
+        matrix = jax.lax.map(column, jnp.arange(size))
+        return (matrix + matrix.T) / 2
+
+    def scaled(self, scalar: Array) -> AbstractOperator:
+        """Not defined.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("A posterior covariance cannot be scaled: scale its products instead.")
+
+    def __add__(self, other: Any) -> AbstractOperator:
+        raise TypeError(
+            "Nothing can be added to a posterior covariance: for new observations ask for "
+            "post.covariance(include_noise=True)."
+        )
+
+    __radd__ = __add__

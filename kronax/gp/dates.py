@@ -1,0 +1,150 @@
+"""Dates as numbers: how many units have passed since the first date of an axis."""
+
+import datetime
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kronax.paths import nearest
+
+SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400, "weeks": 604_800}
+# Counted by the calendar, whatever their lengths: months and years that follow each other are
+# equally spaced.
+COUNTED = {"months": 1, "years": 12}
+UNITS = (*SECONDS, *COUNTED)
+
+
+def is_dates(values: np.ndarray) -> bool:
+    """Whether they are dates: of NumPy, of Python, of pandas or of cftime."""
+    return values.dtype.kind == "M" or (values.dtype == object and any(map(_is_date, values.flat)))
+
+
+def _is_date(value: Any) -> bool:
+    return isinstance(value, datetime.date) or all(
+        hasattr(value, part) for part in ("calendar", "year", "month", "timetuple")
+    )
+
+
+@dataclass(frozen=True)
+class Dates:
+    """How dates become numbers: the unit, and the date that is zero.
+
+    Args:
+        unit: one of `UNITS`.
+        reference: a NumPy or a cftime date.
+    """
+
+    unit: str
+    reference: Any
+
+    @property
+    def what(self) -> str:
+        """What the axis holds."""
+        return "dates"
+
+    def describe(self, given: np.ndarray) -> str:
+        """The dates in words."""
+        days = [str(date)[:10] for date in (given.min(), given.max())]
+        return f"{days[0]} to {days[1]} in {self.unit}"
+
+    def encode(self, values: np.ndarray, name: str) -> np.ndarray:
+        """Numbers of units since the reference, in float64.
+
+        Raises:
+            TypeError: if they are no dates, or of another calendar.
+            ValueError: if one is missing.
+        """
+        dates = plain(values, name)
+        if (dates.dtype == object) != (not isinstance(self.reference, np.datetime64)) or (
+            dates.dtype == object and dates[0].calendar != self.reference.calendar
+        ):
+            raise TypeError(
+                f"The dates of {name} must be of one calendar; got {_calendar(dates[0])} and "
+                f"{_calendar(self.reference)}."
+            )
+        if self.unit in COUNTED:
+            return (_months(dates) - _months(_array(self.reference))[0]) / COUNTED[self.unit]
+        if dates.dtype == object:
+            passed = [date - self.reference for date in dates]
+            days = np.array([t.days for t in passed], float)
+            seconds = np.array([t.seconds + t.microseconds / 1e6 for t in passed])
+        else:
+            # Whole days apart from the rest: dates of unequal resolution do not overflow.
+            (day, seconds), (day0, seconds0) = _split(dates), _split(_array(self.reference))
+            days, seconds = (day - day0).astype(float), seconds - seconds0
+        return days * (86_400 / SECONDS[self.unit]) + seconds / SECONDS[self.unit]
+
+
+def dates_from(values: np.ndarray, unit: str, name: str) -> Dates:
+    """The way from dates to numbers that counts from the first of them.
+
+    Raises:
+        TypeError: if they are no dates.
+        ValueError: if the unit is unknown, or a date is missing.
+    """
+    if unit not in UNITS:
+        raise ValueError(f"The unit of dates is unknown; got {unit!r}.{nearest(unit, UNITS)}")
+    return Dates(unit, plain(values, name)[0])
+
+
+def plain(values: np.ndarray, name: str) -> np.ndarray:
+    """Dates `(n,)` as NumPy or as cftime dates; aware ones in coordinated universal time."""
+    if values.ndim != 1 or not values.size:
+        raise ValueError(
+            f"The dates of {name} must have shape (n,) with n ≥ 1; got shape {values.shape}."
+        )
+    if values.dtype == object:
+        for place, value in enumerate(values):
+            if not _is_date(value) or value != value:
+                raise TypeError(
+                    f"The dates of {name} must all be dates; entry {place} is {value!r}."
+                )
+        if all(isinstance(value, datetime.date) for value in values):
+            values = np.array([_naive(value) for value in values], "M8[us]")
+        elif any(isinstance(value, datetime.date) for value in values):
+            raise TypeError(
+                f"The dates of {name} must be of one kind; got {values[0]!r} and others."
+            )
+    if values.dtype.kind == "M" and np.isnat(values).any():
+        place = int(np.isnat(values).argmax())
+        raise ValueError(f"The dates of {name} must not be missing; entry {place} is NaT.")
+    return values
+
+
+def _naive(value: Any) -> Any:
+    aware = isinstance(value, datetime.datetime) and value.tzinfo is not None
+    return value.astimezone(datetime.UTC).replace(tzinfo=None) if aware else value
+
+
+def _array(date: Any) -> np.ndarray:
+    result = np.empty(1, date.dtype if isinstance(date, np.datetime64) else object)
+    result[0] = date
+    return result
+
+
+def _calendar(date: Any) -> str:
+    return "numpy's" if isinstance(date, np.datetime64) else date.calendar
+
+
+def _split(dates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Days since 1970, and seconds since midnight."""
+    days = dates.astype("M8[D]")
+    return days.astype("i8"), (dates - days) / np.timedelta64(1, "s")
+
+
+def _months(dates: np.ndarray) -> np.ndarray:
+    """Months of the calendar, and the part of the last one that has passed."""
+    if dates.dtype != object:
+        month = dates.astype("M8[M]")
+        days, seconds = _split(dates)
+        first, after = (m.astype("M8[D]").astype("i8") for m in (month, month + 1))
+        return month.astype("i8") + (days - first + seconds / 86_400) / (after - first)
+    return np.array([_months_of(date) for date in dates])
+
+
+def _months_of(date: Any) -> float:
+    first = date.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    year, month = divmod(12 * date.year + date.month, 12)
+    after = first.replace(year=year, month=month + 1)
+    return 12 * date.year + date.month - 1 + (date - first) / (after - first)

@@ -1,0 +1,143 @@
+"""Log density of further data given the data."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kronax.gp.axes import Axis
+from kronax.gp.cross import kernel_matrix
+from kronax.gp.gls import marginal_logpdf
+from kronax.gp.kernels.points import Points
+from kronax.gp.scattered import covariance_at, mean_at
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.logdet import normal_logpdf_grid
+from kronax.linalg.noise import KroneckerPlusNoise
+
+# A grid with several new axes is a list of places for its density: m² N operations, m³ more.
+MOST_PLACES = 5_000
+
+
+def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Array:
+    """Of new observations on a grid.
+
+    With at most one new axis the old and the new data lie on one longer grid, and the log density
+    is the difference of two of them. With several it is that of a dense normal distribution.
+    """
+    moved = [i for i, axis in enumerate(new) if axis is not None]
+    if len(moved) > 1 or noise is not None:
+        return _on_places(post, y_new, new, noise)
+    if not moved:
+        return _again(post, y_new)
+    if isinstance(post.operator.noise, Kronecker):
+        varying = getattr(post.gp.noise, "variances", None)
+        if varying is None or varying[moved[0]] is not None:
+            name = post.gp.axis_names[moved[0]] if post.gp.axis_names else f"axis {moved[0]}"
+            raise ValueError(
+                f"The noise varies along {name} and is not defined at its new coordinates. Pass "
+                "`noise=` with the variance there."
+            )
+    return _longer(post, y_new, new, moved[0])
+
+
+@eqx.filter_jit
+def _again(post: Any, y_new: Array) -> Array:
+    """A second observation of every cell: one more axis, of two that share the function."""
+    op = post.operator
+    both = jnp.ones((2, 2), op.dtype)
+    noise = op.noise
+    if isinstance(noise, Kronecker):
+        noise = Kronecker(jnp.eye(2, dtype=op.dtype), *noise.factors)
+    joint = KroneckerPlusNoise(Kronecker(both, *op.factors), noise)
+    return _difference(post, y_new, joint, -len(op.factors) - 1, stack=True)
+
+
+@eqx.filter_jit
+def _longer(post: Any, y_new: Array, new: tuple[Axis | None, ...], i: int) -> Array:
+    """The grid with one axis made longer."""
+    gp, op = post.gp, post.operator
+    axis = new[i]
+    assert axis is not None
+    x = gp.axes[i].points(op.dtype).joined(axis.points(op.dtype))
+    factors: list[Any] = list(op.factors)
+    factors[i] = kernel_matrix(gp, i, x, op.dtype)
+    noise = op.noise
+    if isinstance(noise, Kronecker):
+        parts: list[Any] = list(noise.factors)
+        parts[i] = jnp.eye(x.raw.shape[0], dtype=op.dtype)
+        noise = Kronecker(*parts)
+    joint = KroneckerPlusNoise(Kronecker(*factors), noise)
+    return _difference(post, y_new, joint, i - len(factors), new=new)
+
+
+def _difference(
+    post: Any,
+    y_new: Array,
+    joint: KroneckerPlusNoise,
+    axis: int,
+    *,
+    stack: bool = False,
+    new: tuple[Axis | None, ...] | None = None,
+) -> Array:
+    """`log p(y, y_new) − log p(y)`."""
+    gp, op = post.gp, post.operator
+    stay = (None,) * len(gp.axes)
+    grid = tuple(a.size for a in gp.axes)
+    old = post.y - jnp.broadcast_to(gp.mean_on(stay), grid)
+    ahead = y_new - jnp.broadcast_to(gp.mean_on(new or stay), y_new.shape[y_new.ndim - len(grid) :])
+    lead = jnp.broadcast_shapes(
+        old.shape[: old.ndim - len(grid)], ahead.shape[: ahead.ndim - len(grid)]
+    )
+    both = [
+        jnp.broadcast_to(part, (*lead, *part.shape[part.ndim - len(grid) :]))
+        for part in (old, ahead)
+    ]
+    join = jnp.stack if stack else jnp.concatenate
+    whole = join(both, axis=axis)
+    if post.regression is None:
+        return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op)
+    design = gp.design_on(stay)
+    longer = join([design, gp.design_on(new or stay)], axis=axis)
+    variance = gp.mean.variance
+    return marginal_logpdf(joint, longer, whole, variance) - marginal_logpdf(
+        op, design, old, variance
+    )
+
+
+def check_number(count: int) -> None:
+    """Refuse a dense covariance of too many observations."""
+    if count > MOST_PLACES:
+        raise ValueError(
+            "The joint density of new data on several new axes, at scattered points or with noise "
+            f"of their own needs a dense covariance; got {count} observations, more than "
+            f"{MOST_PLACES}. Move one axis at a time, or take the density of parts."
+        )
+
+
+def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Array:
+    axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
+    shape = tuple(axis.size for axis in axes)
+    indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
+    count = indices[0].size
+    check_number(count)
+    places = tuple(
+        axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)
+    )
+    levels = post.noise_diagonal(new, noise)
+    flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
+    return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
+
+
+@eqx.filter_jit
+def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Array:
+    """Of new observations at scattered places with noise of the variances `levels`."""
+    covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))
+    root = jnp.linalg.cholesky(covariance)
+    residual = y_new - mean_at(post, new)
+    white = jax.scipy.linalg.solve_triangular(root, residual[..., None], lower=True)[..., 0]
+    count = residual.shape[-1]
+    logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
+    constant = jnp.asarray(count * jnp.log(2 * jnp.pi), residual.dtype)
+    return -(jnp.sum(jnp.square(white), axis=-1) + logdet + constant) / 2

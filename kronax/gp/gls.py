@@ -1,0 +1,111 @@
+"""Generalised least squares: a process with a regression whose coefficients are integrated out.
+
+With `y = H β + f + ε`, `S = K + N`, a prior `β ~ N(0, v I)` and `A = Hᵀ S⁻¹ H + I/v`:
+`β | y ~ N(A⁻¹ Hᵀ S⁻¹ y, A⁻¹)`, and `log p(y)` is that of the residual `y − H β̂` under `S`, less
+`½ |β̂|²/v + ½ logdet A + ½ p log v`. A flat prior has `A = Hᵀ S⁻¹ H`, and less
+`½ logdet A − ½ p log 2π` is the restricted likelihood.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kronax.linalg.checks import is_concrete
+from kronax.linalg.logdet import normal_logpdf_grid
+from kronax.linalg.modes import matmul
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.solve import solve_grid
+from kronax.parameters import aligned
+
+
+class Regression(eqx.Module):
+    """The coefficients of a `kx.MarginalMean` given data: `post.regression`.
+
+    Attributes:
+        names: one per coefficient.
+        coefficients: their posterior means, `(*batch, p)`; with flat priors the generalised least
+            squares estimates.
+        solved: `S⁻¹ H` on the grid, `(p, n_1, …, n_d)`.
+        root: the lower Cholesky factor of their precision `A`, `(p, p)`.
+    """
+
+    names: tuple[str, ...] = eqx.field(static=True)
+    coefficients: Float[Array, "..."]
+    solved: Float[Array, "p ..."]
+    root: Float[Array, "p p"]
+
+    @property
+    def covariance(self) -> Float[Array, "p p"]:
+        """Of the coefficients: `A⁻¹`."""
+        identity = jnp.eye(self.root.shape[0], dtype=self.root.dtype)
+        inverse = jax.scipy.linalg.solve_triangular(self.root, identity, lower=True)
+        return matmul(inverse.T, inverse)
+
+    @property
+    def standard_errors(self) -> Float[Array, " p"]:
+        """Of the coefficients."""
+        return jnp.sqrt(jnp.diagonal(self.covariance))
+
+    def draw(self, white: Float[Array, "... p"]) -> Float[Array, "... p"]:
+        """Coefficients from white noise."""
+        shift = jax.scipy.linalg.solve_triangular(self.root.T, white[..., None], lower=False)
+        return self.coefficients + shift[..., 0]
+
+    def whitened(self, difference: Float[Array, "p ..."]) -> Float[Array, "p ..."]:
+        """`L⁻¹ D` for `D = H_* − K_* S⁻¹ H`: its squares are what the coefficients add."""
+        flat = difference.reshape(difference.shape[0], -1)
+        white = jax.scipy.linalg.solve_triangular(self.root, flat, lower=True)
+        return white.reshape(difference.shape)
+
+    def __repr__(self) -> str:
+        if not is_concrete(self.coefficients) or self.coefficients.ndim != 1:
+            return f"Regression of {', '.join(self.names)}"
+        rows = [("coefficient", "estimate", "standard error")]
+        for name, value, error in zip(
+            self.names, self.coefficients, self.standard_errors, strict=True
+        ):
+            rows.append((name, f"{float(value):.4g}", f"{float(error):.3g}"))
+        return aligned(rows)
+
+
+def regress(
+    op: KroneckerPlusNoise, design: Array, y: Array, variance: Array | None, names: Any
+) -> Regression:
+    """The coefficients given data that have no other mean; one structured solve each."""
+    num = design.shape[0]
+    solved = solve_grid(op, design)
+    flat = design.reshape(num, -1)
+    precision = matmul(flat, solved.reshape(num, -1).T)
+    precision = (precision + precision.T) / 2
+    if variance is not None:
+        precision = precision + jnp.eye(num, dtype=precision.dtype) / variance.astype(op.dtype)
+    root = jnp.linalg.cholesky(precision)
+    batch = y.shape[: y.ndim - (design.ndim - 1)]
+    projected = matmul(y.reshape(*batch, -1), solved.reshape(num, -1).T)
+    coefficients = jax.scipy.linalg.cho_solve((root, True), projected[..., None])[..., 0]
+    return Regression(names, coefficients, solved, root)
+
+
+def fitted(coefficients: Float[Array, "... p"], design: Float[Array, "p ..."]) -> Array:
+    """`H β` on the grid of the design."""
+    batch, grid = coefficients.shape[:-1], design.shape[1:]
+    return matmul(coefficients, design.reshape(design.shape[0], -1)).reshape(*batch, *grid)
+
+
+def marginal_logpdf(
+    op: KroneckerPlusNoise, design: Array, y: Array, variance: Array | None
+) -> Array:
+    """Log density of data with the coefficients integrated out; restricted if they are flat."""
+    found = regress(op, design, y, variance, ())
+    value = normal_logpdf_grid(y - fitted(found.coefficients, design), op)
+    num, dtype = design.shape[0], y.dtype
+    value = value - jnp.sum(jnp.log(jnp.diagonal(found.root)))
+    if variance is None:
+        return value + jnp.asarray(num / 2 * np.log(2 * np.pi), dtype)
+    spread = variance.astype(dtype)
+    square = jnp.sum(jnp.square(found.coefficients), axis=-1)
+    return value - square / spread / 2 - num / 2 * jnp.log(spread)

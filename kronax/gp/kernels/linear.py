@@ -1,0 +1,80 @@
+"""Straight lines and planes."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.gp.kernels.base import Kernel
+from kronax.gp.kernels.points import Points
+
+
+class Linear(Kernel):
+    """`Σ (x − c)(x' − c)`; a line through zero at `c`, of unknown slope.
+
+    `a * Linear(c)` is a slope of variance `a`, in squared units of the data over those of the
+    axis; add a `Constant` for an unknown level at `c`. It is not stationary, and of rank one per
+    dimension.
+
+    Args:
+        centre: `c`, where the line is zero, in units of the axis: a coordinate, hence data and no
+            parameter; a number for all dimensions, or one per dimension.
+
+    Raises:
+        TypeError: if the centre is traced, or no number.
+
+    Examples:
+        >>> import kronax as kx
+        >>> kx.Linear(centre=2000.0).evaluate(2001.0, 2003.0).item()
+        3.0
+    """
+
+    centre: float | tuple[float, ...] = eqx.field(static=True)
+
+    def __init__(self, centre: Any = 0.0):
+        if isinstance(centre, jax.core.Tracer):
+            raise TypeError(
+                "The centre of a linear kernel must be concrete, as coordinates are; got a traced "
+                "one. Where it is unknown, add a kx.Constant."
+            )
+        given = np.asarray(centre)
+        if given.dtype.kind not in "fiu" or given.ndim > 1 or not np.isfinite(given).all():
+            raise TypeError(
+                "The centre of a linear kernel must be a finite number, or one per dimension; got "
+                f"{centre!r}."
+            )
+        values = given.astype(float).tolist()
+        self.centre = tuple(values) if given.ndim else values
+
+    @property
+    def takes_labels(self) -> bool:
+        """Never: codes have no order."""
+        return False
+
+    def check_coordinates(self, x: np.ndarray, name: str) -> None:
+        """Refuse a centre in another number of dimensions."""
+        if np.shape(self.centre) not in ((), x.shape[1:]):
+            raise ValueError(
+                f"The kernel of {name}: the centre of a linear kernel must be one number, or one "
+                f"per dimension of coordinates (n, p); got {self.centre} for coordinates of shape "
+                f"{x.shape}."
+            )
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        centre = np.asarray(self.centre, jnp.result_type(x, z))
+        return jnp.sum((x - centre) * (z - centre))
+
+    def matrix(self, x1: Points, x2: Points) -> Array:
+        """From centred points, so that large coordinates lose nothing in float32."""
+        return self._moved(x1)(x1.centred, x2.centred)
+
+    def variances(self, x: Points) -> Array:
+        """From centred points too."""
+        return self._moved(x).diagonal(x.centred)
+
+    def _moved(self, x: Points) -> "Linear":
+        return Linear(np.asarray(self.centre) - np.asarray(x.origin))

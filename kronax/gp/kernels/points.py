@@ -1,0 +1,44 @@
+"""Points of an axis, in each of the forms in which a kernel may see them."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+
+class Points(eqx.Module):
+    """The same points three times: a kernel takes the form that suits it.
+
+    A stationary kernel does not see where zero is. It gets coordinates less an origin, which keep
+    their differences in float32 however large they are; one that does see it gets them as they
+    are. In a sum of both each term takes its own.
+
+    Args:
+        raw: coordinates `(n,)` or `(n, p)` as the user means them.
+        centred: the same less `origin`, taken off before rounding.
+        places: where they lie on a declared circle `(n, 2)` or sphere `(n, 3)`; isotropic kernels
+            see these.
+        origin: what was taken off, per dimension.
+    """
+
+    raw: Array
+    centred: Array
+    places: Array | None
+    origin: float | tuple[float, ...] = eqx.field(static=True)
+
+    def __getitem__(self, index: Any) -> "Points":
+        return jax.tree.map(lambda x: x[index], self)
+
+    def columns(self, dims: int | tuple[int, ...]) -> "Points":
+        """Some of the dimensions; a single number gives `(n,)` coordinates."""
+        index: Any = dims if isinstance(dims, int) else np.asarray(dims)
+        origin = np.asarray(self.origin)[index].tolist()
+        origin = tuple(origin) if isinstance(origin, list) else origin
+        return Points(self.raw[..., index], self.centred[..., index], None, origin)
+
+    def joined(self, other: "Points") -> "Points":
+        """These points and then the others; both have one origin."""
+        return jax.tree.map(lambda x, z: jnp.concatenate([x, z]), self, other)

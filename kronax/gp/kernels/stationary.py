@@ -1,0 +1,360 @@
+"""Kernels of the difference between two points."""
+
+from math import pi, sqrt
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.distributions import constraints
+
+from kronax.gp.kernels.base import Exchangeable, Kernel, Ones
+from kronax.parameters import parameter
+
+
+def _mismatch(what: str, value: Array, shape: tuple[int, ...]) -> str:
+    places = f"places in {shape[0]} dimensions" if shape else "coordinates (n,)"
+    return (
+        f"The {what} must be one number, or one per dimension of coordinates (n, p); got "
+        f"shape {jnp.shape(value)} for {places}."
+    )
+
+
+def _ratio(x: Array, z: Array, unit: Array, what: str) -> Array:
+    if jnp.shape(unit) not in ((), jnp.shape(x)):
+        raise ValueError(_mismatch(what, unit, jnp.shape(x)))
+    return (x - z) / unit
+
+
+def check_per_dimension(what: str, value: Array, x: np.ndarray, name: str) -> None:
+    """Refuse a value per dimension that is not one per dimension of an axis."""
+    if jnp.shape(value) not in ((), x.shape[1:]):
+        raise ValueError(f"The kernel of {name}: {_mismatch(what, value, x.shape[1:])}")
+
+
+def squared_distance(x: Array, z: Array, lengthscale: Array) -> Array:
+    """`Σ ((x − z) / ℓ)²`; `ℓ` is a number, or one per dimension."""
+    return jnp.sum(jnp.square(_ratio(x, z, lengthscale, "lengthscale")))
+
+
+def distance(x: Array, z: Array, lengthscale: Array) -> Array:
+    """The Euclidean distance in lengthscales, with a finite derivative where points coincide."""
+    if jnp.ndim(x) == 0:
+        return jnp.abs(_ratio(x, z, lengthscale, "lengthscale"))
+    square = squared_distance(x, z, lengthscale)
+    apart = square > 0
+    return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
+
+
+class Isotropic(Kernel):
+    """A kernel of the distance in lengthscales; isotropic if it has a single lengthscale."""
+
+    lengthscale: eqx.AbstractVar[Array]
+
+    @property
+    def stationary(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def isotropic(self) -> bool:
+        """With one lengthscale for all dimensions."""
+        return jnp.ndim(self.lengthscale) == 0
+
+    def check_coordinates(self, x: np.ndarray, name: str) -> None:
+        """Refuse lengthscales for another number of dimensions."""
+        check_per_dimension("lengthscale", self.lengthscale, x, name)
+
+
+class SquaredExponential(Isotropic):
+    """`exp(−r²/2)`, `r = |x − x'| / ℓ`; infinitely smooth. Also `kx.RBF`.
+
+    Args:
+        lengthscale: `ℓ > 0` in units of the axis; `(p,)` for one per dimension.
+
+    Examples:
+        >>> import kronax as kx
+        >>> round(kx.SquaredExponential(1.0).evaluate(0.0, 1.0).item(), 4)
+        0.6065
+    """
+
+    lengthscale: Array = parameter(constraints.positive)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        return jnp.exp(-squared_distance(x, z, self.lengthscale) / 2)
+
+
+RBF = SquaredExponential
+
+
+class Matern12(Isotropic):
+    """`exp(−r)`, `r = |x − x'| / ℓ`; continuous and nowhere smooth (Ornstein–Uhlenbeck).
+
+    Args:
+        lengthscale: `ℓ > 0` in units of the axis; `(p,)` for one per dimension.
+
+    Examples:
+        >>> import kronax as kx
+        >>> round(kx.Matern12(1.0).evaluate(0.0, 1.0).item(), 4)
+        0.3679
+    """
+
+    lengthscale: Array = parameter(constraints.positive)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        return jnp.exp(-distance(x, z, self.lengthscale))
+
+
+class Matern32(Isotropic):
+    """`(1 + √3 r) exp(−√3 r)`, `r = |x − x'| / ℓ`; once differentiable.
+
+    Args:
+        lengthscale: `ℓ > 0` in units of the axis; `(p,)` for one per dimension.
+
+    Examples:
+        >>> import kronax as kx
+        >>> round(kx.Matern32(1.0).evaluate(0.0, 1.0).item(), 4)
+        0.4834
+    """
+
+    lengthscale: Array = parameter(constraints.positive)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        r = sqrt(3.0) * distance(x, z, self.lengthscale)
+        return (1 + r) * jnp.exp(-r)
+
+
+class Matern52(Isotropic):
+    """`(1 + √5 r + 5 r²/3) exp(−√5 r)`, `r = |x − x'| / ℓ`; twice differentiable.
+
+    Args:
+        lengthscale: `ℓ > 0` in units of the axis; `(p,)` for one per dimension.
+
+    Examples:
+        >>> import kronax as kx
+        >>> round(kx.Matern52(1.0).evaluate(0.0, 1.0).item(), 4)
+        0.524
+    """
+
+    lengthscale: Array = parameter(constraints.positive)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        r = sqrt(5.0) * distance(x, z, self.lengthscale)
+        return (1 + r + jnp.square(r) / 3) * jnp.exp(-r)
+
+
+class RationalQuadratic(Isotropic):
+    """`(1 + r²/(2α))^(−α)`, `r = |x − x'| / ℓ`; a mixture of lengthscales.
+
+    Args:
+        lengthscale: `ℓ > 0` in units of the axis; `(p,)` for one per dimension.
+        alpha: `α > 0`; the larger, the nearer to `SquaredExponential`.
+
+    Examples:
+        >>> import kronax as kx
+        >>> round(kx.RationalQuadratic(1.0, 1.0).evaluate(0.0, 1.0).item(), 4)
+        0.6667
+    """
+
+    lengthscale: Array = parameter(constraints.positive)
+    alpha: Array = parameter(constraints.positive)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        square = squared_distance(x, z, self.lengthscale)
+        return jnp.exp(-self.alpha * jnp.log1p(square / (2 * self.alpha)))
+
+
+class Periodic(Kernel):
+    """`exp(−2 sin²(π |x − x'| / p) / ℓ²)`; repeats with period `p`.
+
+    Twice the lengthscale of PyMC and GPJax, and the root of GPyTorch's.
+
+    Args:
+        period: `p > 0` in units of the axis.
+        lengthscale: `ℓ > 0`, without units.
+
+    Examples:
+        >>> import kronax as kx
+        >>> kx.Periodic(period=1.0, lengthscale=0.5).evaluate(0.0, 1.0).round(4).item()
+        1.0
+    """
+
+    period: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive)
+
+    @property
+    def stationary(self) -> bool:
+        """Always; not isotropic, because it knows its own period."""
+        return True
+
+    def check_coordinates(self, x: np.ndarray, name: str) -> None:
+        """Refuse lengthscales for another number of dimensions."""
+        check_per_dimension("period", self.period, x, name)
+        check_per_dimension("lengthscale", self.lengthscale, x, name)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        angle = pi * (x - z) / self.period
+        return jnp.exp(-2 * squared_distance(jnp.sin(angle), 0.0 * angle, self.lengthscale))
+
+
+class Cosine(Kernel):
+    """`cos(2π Σ (x − x') / p)`; a wave of fixed period and unknown phase.
+
+    Two functions span it, the sine and the cosine: multiply it by another kernel for a wave whose
+    phase drifts.
+
+    Args:
+        period: `p > 0` in units of the axis; `(p,)` for one per dimension, of plane waves.
+
+    Examples:
+        >>> import kronax as kx
+        >>> kx.Cosine(period=2.0).evaluate(0.0, 1.0).item()
+        -1.0
+    """
+
+    period: Array = parameter(constraints.positive)
+
+    @property
+    def stationary(self) -> bool:
+        """Always; not isotropic, because a wave has a direction."""
+        return True
+
+    def check_coordinates(self, x: np.ndarray, name: str) -> None:
+        """Refuse periods for another number of dimensions."""
+        check_per_dimension("period", self.period, x, name)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        return jnp.cos(2 * pi * jnp.sum(_ratio(x, z, self.period, "period")))
+
+
+class SpectralMixture(Kernel):
+    """`Σ_q w_q Π_p exp(−2π² τ² σ_qp²) cos(2π τ μ_qp)`, `τ = x_p − x'_p`; any spectrum.
+
+    Its spectral density is a mixture of normal densities, mirrored at frequency zero. The weights
+    sum to one, so that a number in front is the variance and nothing is counted twice; only the
+    order of the components is left open. The likelihood has many optima: start from frequencies
+    seen in a periodogram, below half the sampling rate.
+
+    Args:
+        weights: `w`, `(q,)`, positive, of sum one.
+        means: `μ > 0`, frequencies in cycles per unit of the axis, `(q,)` or `(q, p)`.
+        scales: `σ > 0`, widths of the peaks in the same units and shape: a component loses its
+            phase over a distance of about `1 / (2π σ)`.
+
+    Raises:
+        ValueError: if the shapes do not match.
+
+    Examples:
+        >>> import kronax as kx
+        >>> kernel = kx.SpectralMixture(weights=[0.7, 0.3], means=[1.0, 0.1], scales=[0.01, 0.2])
+        >>> kernel.evaluate(0.0, 0.0).round(4).item()
+        1.0
+    """
+
+    weights: Array = parameter(constraints.simplex)
+    means: Array = parameter(constraints.positive)
+    scales: Array = parameter(constraints.positive)
+
+    def __check_init__(self) -> None:
+        """Refuse shapes that do not match."""
+        shapes = [jnp.shape(v) for v in (self.weights, self.means, self.scales)]
+        if len(shapes[0]) != 1 or shapes[1] != shapes[2] or shapes[1][:1] != shapes[0]:
+            raise ValueError(
+                "A spectral mixture must have weights (q,), and means and scales both (q,) or "
+                f"(q, p); got shapes {shapes[0]}, {shapes[1]} and {shapes[2]}."
+            )
+
+    @property
+    def stationary(self) -> bool:
+        """Always; not isotropic, because its waves have a direction."""
+        return True
+
+    def check_coordinates(self, x: np.ndarray, name: str) -> None:
+        """Refuse frequencies for another number of dimensions."""
+        check_per_dimension("mean of a spectral mixture", self.means[0], x, name)
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        if self.means.shape[1:] != jnp.shape(x):
+            raise ValueError(_mismatch("mean of a spectral mixture", self.means[0], jnp.shape(x)))
+        # Per component and dimension: `(q, p)`.
+        means, scales = (jnp.reshape(v, (v.shape[0], -1)) for v in (self.means, self.scales))
+        lag = jnp.atleast_1d(x - z)
+        decay = jnp.exp(-2 * pi**2 * jnp.sum(jnp.square(lag * scales), axis=1))
+        return jnp.sum(self.weights * decay * jnp.prod(jnp.cos(2 * pi * lag * means), axis=1))
+
+
+class Constant(Exchangeable):
+    """The same covariance `c` between all points: an unknown common offset.
+
+    Args:
+        variance: `c > 0`.
+
+    Examples:
+        >>> import kronax as kx
+        >>> kx.Constant(2.0).evaluate(0.0, 1.0).item()
+        2.0
+    """
+
+    variance: Array = parameter(constraints.positive, default=1.0)
+
+    def split_scale(self) -> tuple[Kernel, Array | None]:
+        """It is nothing but a scale."""
+        return Ones(), self.variance
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The constant."""
+        return self.variance
+
+
+class Indicator(Exchangeable):
+    """One where two points are the same, else zero: what `White` is without its variance."""
+
+    @property
+    def uncorrelated(self) -> bool:
+        """Always."""
+        return True
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        return jnp.all(x == z).astype(jnp.result_type(x, z))
+
+
+class White(Exchangeable):
+    """`c` where `x = x'`, else zero: an independent value at every point.
+
+    Unlike noise it belongs to the function. A point that occurs twice on the axis, or again among
+    new coordinates (to rounding), has one value; at any other new point the prediction is the
+    prior's. In a sum it is an effect of each place alone (a nugget), on its own it says that the
+    slices along an axis are independent: that axis then needs no decomposition.
+
+    Args:
+        variance: `c > 0`.
+
+    Examples:
+        >>> import kronax as kx
+        >>> kx.White(2.0)([0.0, 1.0], [1.0]).tolist()
+        [[0.0], [2.0]]
+    """
+
+    variance: Array = parameter(constraints.positive, default=1.0)
+
+    @property
+    def uncorrelated(self) -> bool:
+        """Always."""
+        return True
+
+    def split_scale(self) -> tuple[Kernel, Array | None]:
+        """Its variance is a scale."""
+        return Indicator(), self.variance
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """The formula."""
+        return self.variance * Indicator().evaluate(x, z).astype(self.variance.dtype)

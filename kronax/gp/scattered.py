@@ -1,0 +1,136 @@
+"""Prediction at places scattered over the grid, not on a grid of their own."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kronax.gp.cross import kernel_matrix, kernel_rows, root_rows
+from kronax.gp.kernels.points import Points
+from kronax.linalg.modes import matmul
+from kronax.linalg.roots import symmetric_root
+from kronax.linalg.scattered import inverse_at, mv_rows
+from kronax.linalg.thin import is_thin, reduced, rows_inside
+
+
+def scattered_points(gp: Any, points: Any) -> tuple[Points, ...]:
+    """The coordinates of scattered places: one entry of `m` per axis.
+
+    Args:
+        gp: the process.
+        points: `(m, d)` where every axis has coordinates `(n_i,)`; or one array of `m` per axis, a
+            sequence or a dictionary by name.
+    """
+    given = points
+    if not isinstance(points, Mapping | list | tuple):
+        array = points if isinstance(points, jax.Array) else np.asarray(points)
+        if array.ndim != 2 or array.shape[1] != len(gp.axes):
+            raise ValueError(
+                f"points must have shape (m, {len(gp.axes)}), one column per axis, or be one array "
+                f"of m per axis; got shape {tuple(array.shape)}."
+            )
+        given = [array[:, i] for i in range(array.shape[1])]
+    axes = gp.new_axes(given)
+    names = gp.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
+    missing = [name for name, axis in zip(names, axes, strict=True) if axis is None]
+    if missing:
+        raise ValueError(
+            f"Scattered points need coordinates on every axis; got none for {missing[0]}."
+        )
+    found = tuple(axis for axis in axes if axis is not None)
+    sizes = [axis.size for axis in found]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"Scattered points need as many coordinates on every axis; got {sizes}. For a grid of "
+            "new coordinates pass `axes=`."
+        )
+    return tuple(axis.points(gp.dtype) for axis in found)
+
+
+@eqx.filter_jit
+def mean_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "*batch m"]:
+    """Posterior mean; `2 m N` operations."""
+    dtype = post.operator.dtype
+    rows = [kernel_rows(post.gp, i, place, dtype) for i, place in enumerate(new)]
+    value = _prior_mean(post.gp, new) + mv_rows(rows, post.weights)
+    if post.regression is None:
+        return value
+    return value + matmul(post.regression.coefficients, _design(post.gp, new))
+
+
+def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
+    """The mean function, place by place."""
+
+    def one(*place: Array) -> Array:
+        value = gp.mean(*(x[None] for x in place))
+        return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
+
+    return jax.vmap(one)(*(p.raw for p in new))
+
+
+def _design(gp: Any, new: tuple[Points, ...]) -> Float[Array, "p m"]:
+    """The functions of a marginal mean, place by place."""
+
+    def one(*place: Array) -> Array:
+        return gp.mean.design(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
+
+    return jax.vmap(one, out_axes=1)(*(p.raw for p in new))
+
+
+def _regressed(post: Any, new: tuple[Points, ...]) -> Float[Array, "p m"] | None:
+    """The root of what not knowing the coefficients adds to the covariance."""
+    if post.regression is None:
+        return None
+    rows = [kernel_rows(post.gp, i, p, post.operator.dtype) for i, p in enumerate(new)]
+    return post.regression.whitened(_design(post.gp, new) - mv_rows(rows, post.regression.solved))
+
+
+@eqx.filter_jit
+def variance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
+    """Posterior variance of the function; values only, differentiating raises."""
+    gp, dtype = post.gp, post.operator.dtype
+    prior = gp.variance.astype(dtype)
+    for kernel, place in zip(gp.kernels, new, strict=True):
+        prior = prior * kernel.variances(place).astype(dtype)
+    op, rows = _rows(post, new)
+    value = prior - inverse_at(op, rows, joint=False)
+    root = _regressed(post, new)
+    return value if root is None else value + jnp.sum(jnp.square(root), axis=0)
+
+
+@eqx.filter_jit
+def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
+    """Posterior covariance between all places; `2 m² N` operations, values only."""
+    gp, dtype = post.gp, post.operator.dtype
+    prior = jnp.ones((), dtype)
+    for i, place in enumerate(new):
+        prior = prior * kernel_matrix(gp, i, place, dtype)
+    op, rows = _rows(post, new)
+    covariance = prior - inverse_at(op, rows, joint=True)
+    root = _regressed(post, new)
+    if root is not None:
+        covariance = covariance + matmul(root.T, root)
+    return (covariance + covariance.T) / 2
+
+
+@eqx.filter_jit
+def sample_at(
+    post: Any, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
+) -> Float[Array, "*shape m"]:
+    """Joint draws of the function."""
+    mean, root = mean_at(post, new), symmetric_root(covariance_at(post, new))
+    white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
+    return mean + matmul(white, root)
+
+
+def _rows(post: Any, new: tuple[Points, ...]) -> tuple[Any, list[Array]]:
+    """The operator to be inverted and the rows of every place on it, low-rank axes reduced."""
+    op = post.operator
+    pairs = [root_rows(post.gp, i, place, op.dtype) for i, place in enumerate(new)]
+    if not is_thin(op):
+        return op, [row for row, _ in pairs]
+    return reduced(op), rows_inside(op, pairs)

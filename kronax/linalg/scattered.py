@@ -1,0 +1,85 @@
+"""Products with `C = (c_1 ⊗ … ⊗ c_d)` row by row (Khatri–Rao): places scattered over a grid.
+
+A scattered place has one row `c_i`, `(n_i,)`, per axis. Neither `C`, `(m, N)`, nor anything else of
+that size is built: places are handled in chunks.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from kronax.linalg.diagonals import rotated_rows
+from kronax.linalg.modes import HIGHEST
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
+from kronax.linalg.spectral import spectrum
+
+# What a chunk of places holds, in numbers.
+CHUNK = 4_000_000
+
+
+def mv_rows(
+    rows: Sequence[Float[Array, "m _"]], x: Float[Array, "*batch _"]
+) -> Float[Array, "*batch m"]:
+    """`C x` for `x` on the grid; `2 m N` operations.
+
+    The longest axis goes first, as one matrix product for a chunk of places; what it leaves,
+    `N / n_max` numbers a place, is all that is held.
+    """
+    num_axes, num_places = len(rows), rows[0].shape[0]
+    lead = x.ndim - num_axes
+    order = sorted(range(num_axes), key=lambda i: rows[i].shape[1])
+    x = jnp.transpose(x, (*range(lead), *(lead + i for i in order)))
+    ordered = tuple(rows[i] for i in order)
+
+    def one(place: tuple[Array, ...]) -> Array:
+        value = x
+        for row in reversed(place):
+            value = jnp.einsum("...n,n->...", value, row, precision=HIGHEST)
+        return value
+
+    held = max(1, x.size // max(1, x.shape[-1]))
+    batch_size = max(1, min(num_places, CHUNK // held))
+    return jnp.moveaxis(lax.map(one, ordered, batch_size=batch_size), 0, -1)
+
+
+def inverse_at(
+    op: KroneckerPlusNoise, rows: Sequence[Float[Array, "m _"]], *, joint: bool
+) -> Float[Array, "..."]:
+    """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal `(m,)`; `2 m N` operations per column.
+
+    Values only: differentiating raises.
+    """
+    signal, noise = op.blocks()
+    return _inverse_at((signal, noise, tuple(rows)), op.eigenbases(), joint=joint)
+
+
+def _inverse_at_value(operands, bases, *, joint):
+    rotated: list[Any] = [
+        rotated_rows(row, basis) for row, basis in zip(operands[2], bases, strict=True)
+    ]
+    inverse = 1 / spectrum(bases)
+    if not joint:
+        return mv_rows([jnp.square(u) for u in rotated], inverse)
+
+    def column(place: tuple[Array, ...]) -> Array:
+        weighted = inverse
+        for i, row in enumerate(place):
+            weighted = weighted * row.reshape(-1, *(1,) * (len(place) - 1 - i))
+        return mv_rows(rotated, weighted)
+
+    batch_size = max(1, min(rotated[0].shape[0], CHUNK // inverse.size))
+    return lax.map(column, tuple(rotated), batch_size=batch_size)
+
+
+def _refuse(operands, constants, tangents, **static) -> NoReturn:
+    raise DerivativeOrderError(
+        "Variances and covariances at scattered places have values only. On a grid they can be "
+        "differentiated once (pass `axes=`); the mean can be at scattered places too."
+    )
+
+
+_inverse_at = RulePrimitive("kronax_inverse_at", _inverse_at_value, _refuse)

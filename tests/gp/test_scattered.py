@@ -1,0 +1,237 @@
+"""Scattered points, covariances as operators, densities of new data, derivatives along an axis."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import kronax as kx
+from tests.gp.dense import GPS, PLACES, SPACE, TIME, full_noise, named, task_noise, two_axes
+from tests.tolerances import assert_close
+
+RNG = np.random.default_rng(8)
+X = np.stack([RNG.uniform(-0.2, 1.6, 7), RNG.uniform(-1, 1, 7)], axis=1)
+TWO = two_axes().gp.condition(two_axes().y)
+
+
+def dense_at(case, points):
+    """Mean and covariance at scattered points, from a grid that has them on its diagonal."""
+    mean, covariance = case.posterior(list(points))
+    m, d = len(points[0]), len(points)
+    chosen = np.ravel_multi_index((np.arange(m),) * d, (m,) * d)
+    return mean.ravel()[chosen], covariance[np.ix_(chosen, chosen)]
+
+
+def test_scattered_points_are_those_of_the_dense_posterior():
+    mean, covariance = dense_at(two_axes(), X.T)
+    assert_close(TWO.mean(points=X), mean)
+    assert_close(TWO.variance(points=X), np.diagonal(covariance))
+    assert_close(TWO.variance(points=X, include_noise=True), np.diagonal(covariance) + 0.1)
+    levels = np.linspace(0.1, 0.7, 7)
+    assert_close(
+        TWO.variance(points=X, include_noise=True, noise=levels), np.diagonal(covariance) + levels
+    )
+
+
+def test_points_come_by_name_and_in_several_dimensions():
+    case = named()
+    post = case.gp.condition(case.y)
+    points = {"time": X[:3, 0], "place": PLACES[:3] + 0.05, "hour": np.array([0.1, 0.5, 2.0])}
+    mean, covariance = dense_at(case, list(points.values()))
+    assert_close(post.mean(points=points), mean)
+    assert_close(post.mean(points=tuple(points.values())), mean)
+    assert_close(post.variance(points=points), np.diagonal(covariance))
+
+
+def test_a_batch_of_data_has_a_batch_of_means_at_points():
+    case = two_axes()
+    both = np.stack([case.y, 2 * case.y])
+    post = case.gp.condition(both)
+    means = post.mean(points=X)
+    assert means.shape == (2, 7)
+    assert_close(means[1], case.gp.condition(both[1]).mean(points=X))
+    assert post.sample(jax.random.key(0), points=X, sample_shape=(3,)).shape == (3, 2, 7)
+
+
+def test_more_points_than_a_chunk_holds_agree(monkeypatch):
+    whole = TWO.mean(points=X), TWO.variance(points=X)
+    monkeypatch.setattr("kronax.linalg.scattered.CHUNK", 12)
+    jax.clear_caches()
+    assert_close(TWO.mean(points=X), whole[0])
+    assert_close(TWO.variance(points=X), whole[1])
+
+
+def test_draws_at_points_have_the_moments_of_the_posterior():
+    mean, covariance = dense_at(two_axes(), X.T)
+    draws = np.asarray(TWO.sample(jax.random.key(1), points=X, sample_shape=20_000))
+    error = np.sqrt(np.diagonal(covariance) / 20_000)
+    assert (np.abs(draws.mean(0) - mean) < 5 * error).all()
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=5 * 1.5 / np.sqrt(20_000))
+    noisy = TWO.sample(jax.random.key(1), points=X, sample_shape=20_000, include_noise=True)
+    np.testing.assert_allclose(noisy.var(0) - draws.var(0), 0.1, atol=0.05)
+
+
+def test_low_rank_axes_predict_at_points():
+    x = np.linspace(0, 1, 30)
+    y = np.sin(6 * x)[:, None] * np.cos(3 * x)
+    kernels = (kx.RBF(0.5), kx.RBF(0.4))
+    exact = kx.GridGP(kernels, (x, x), noise=0.1).condition(y)
+    thin = kx.GridGP(kernels, (x, x), noise=0.1, structure=(20, None)).condition(y)
+    points = RNG.uniform(0, 1, (5, 2))
+    np.testing.assert_allclose(thin.mean(points=points), exact.mean(points=points), atol=1e-6)
+    np.testing.assert_allclose(
+        thin.variance(points=points), exact.variance(points=points), atol=1e-6
+    )
+
+
+def test_the_mean_at_points_can_be_differentiated_and_variances_say_that_they_cannot():
+    slope = jax.grad(lambda x: jnp.sum(TWO.mean(points=x)))(jnp.asarray(X))
+    step = 1e-6
+    shifted = X + step * np.array([1.0, 0.0])
+    expected = (TWO.mean(points=shifted) - TWO.mean(points=X)) / step
+    np.testing.assert_allclose(slope[:, 0], expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(kx.DerivativeOrderError, match="scattered places have values only"):
+        jax.grad(lambda x: jnp.sum(TWO.variance(points=x)))(jnp.asarray(X))
+
+
+NEW = {
+    "the grid": None,
+    "one new axis": [np.array([0.1, 1.0, 1.9]), None],
+    "two new axes": [np.array([0.1, 1.0]), np.array([-0.5, 0.6, 0.9])],
+}
+
+
+@pytest.mark.parametrize("where", NEW)
+@pytest.mark.parametrize("noisy", [False, True], ids=["function", "observations"])
+def test_the_covariance_is_an_operator(where, noisy):
+    axes = NEW[where]
+    used = [x if n is None else n for n, x in zip(axes or (None, None), (TIME, SPACE), strict=True)]
+    expected = two_axes().posterior(used)[1]
+    if noisy:
+        expected = expected + 0.1 * np.eye(len(expected))
+    operator = TWO.covariance(axes=axes, include_noise=noisy)
+    grid = tuple(len(x) for x in used)
+    assert operator.shape == expected.shape
+    assert operator.grid_shape == grid
+    assert_close(operator.to_dense(), expected)
+    assert_close(operator.diagonal(), np.diagonal(expected).reshape(grid))
+    vector = RNG.normal(size=(2, *grid))
+    assert_close(operator.mv(vector), (vector.reshape(2, -1) @ expected).reshape(2, *grid))
+    columns = RNG.normal(size=(len(expected), 3))
+    assert_close(operator @ columns, expected @ columns)
+    assert_close(operator.trace(), np.trace(expected))
+
+
+def test_what_a_posterior_covariance_cannot_do_says_so():
+    operator = TWO.covariance()
+    for call, match in (
+        (lambda: operator.factors, "has no factors"),
+        (lambda: 2.0 * operator, "cannot be scaled"),
+        (lambda: operator + 0.1, r"post\.covariance\(include_noise=True\)"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            call()
+    correlated = full_noise()
+    with pytest.raises(ValueError, match="correlated from cell to cell"):
+        correlated.gp.condition(correlated.y).covariance(include_noise=True)
+
+
+@pytest.mark.parametrize("where", NEW)
+@pytest.mark.parametrize("name", ["two axes", "noise by axis"])
+def test_the_log_density_of_new_data_is_that_of_the_dense_posterior(name, where):
+    case, axes = GPS[name], NEW[where]
+    if name == "noise by axis" and where == "two new axes":
+        pytest.skip("the noise is not defined on new coordinates of its axis")
+    used = [x if n is None else n for n, x in zip(axes or (None, None), case.axes, strict=True)]
+    mean, covariance = case.posterior(used)
+    noise = 0.1 if name == "two axes" else np.tile([0.1, 0.4, 0.2, 0.9], len(used[0]))
+    covariance = covariance + np.diag(np.broadcast_to(noise, len(covariance)))
+    data = RNG.normal(size=(2, *mean.shape))
+    normal = scipy.stats.multivariate_normal(mean.ravel(), covariance)
+    post = case.gp.condition(case.y)
+    assert_close(post.log_prob(data[0], axes=axes), normal.logpdf(data[0].ravel()))
+    assert_close(post.log_prob(data, axes=axes), normal.logpdf(data.reshape(2, -1)))
+
+
+def test_the_log_density_at_points_and_with_other_noise():
+    mean, covariance = dense_at(two_axes(), X.T)
+    data = RNG.normal(size=7)
+    for noise, level in ((None, 0.1), (0.5, 0.5)):
+        normal = scipy.stats.multivariate_normal(mean, covariance + level * np.eye(7))
+        assert_close(TWO.log_prob(data, points=X, noise=noise), normal.logpdf(data))
+    mean, covariance = two_axes().posterior()
+    normal = scipy.stats.multivariate_normal(mean.ravel(), covariance + 0.5 * np.eye(20))
+    assert_close(TWO.log_prob(two_axes().y, noise=0.5), normal.logpdf(two_axes().y.ravel()))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("new", [None, [np.array([0.05, 0.31, 1.2]), np.array([-0.5, 0.3])]])
+def test_the_derivative_of_the_mean_is_that_of_differences(axis, new):
+    used = [TIME + 1e-3, SPACE + 1e-3] if new is None else new
+    step = np.array([1e-6, 0.0]) if axis == 0 else np.array([0.0, 1e-6])
+    moved = [x + s for x, s in zip(used, step, strict=True)]
+    expected = (TWO.mean(axes=moved) - TWO.mean(axes=used)) / 1e-6
+    np.testing.assert_allclose(TWO.mean_derivative(axis, axes=used), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_derivatives_go_round_a_circle_and_along_the_prior_mean():
+    hours = np.arange(0.0, 24.0, 2.0)
+    gp = kx.GridGP(
+        kernels={"hour": kx.RBF(3.0), "day": kx.Matern52(2.0)},
+        axes={"hour": kx.circle(hours, 24.0), "day": np.arange(4.0)},
+        noise=0.1,
+        mean=lambda h, d: 0.2 * h[:, None] + d**2,
+    )
+    post = gp.condition(np.cos(2 * np.pi * hours / 24)[:, None] + np.arange(4.0))
+    for axis in ("hour", "day"):
+        at = {"hour": hours + 0.3, "day": np.arange(4.0) + 0.1}
+        moved = {**at, axis: at[axis] + 1e-6}
+        expected = (post.mean(axes=moved) - post.mean(axes=at)) / 1e-6
+        np.testing.assert_allclose(
+            post.mean_derivative(axis, axes=at), expected, rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: TWO.mean(points=X[:, :1]), ValueError, r"shape \(m, 2\).*got shape \(7, 1\)"),
+        (lambda: TWO.mean(points=(X[:3, 0], X[:2, 1])), ValueError, r"on every axis; got \[3, 2\]"),
+        (lambda: TWO.mean(points=(X[:3, 0], None)), ValueError, "got none for axis 1"),
+        (lambda: TWO.mean(axes=[TIME, None], points=X), TypeError, "got both"),
+        (lambda: TWO.log_prob(np.ones(3), points=X), ValueError, r"y_new .*got shape \(3,\)"),
+        (lambda: TWO.log_prob(np.ones((4, 5))), ValueError, r"y_new .*got shape \(4, 5\)"),
+        (
+            lambda: TWO.log_prob(np.ones((80, 80)), axes=[np.arange(80.0)] * 2),
+            ValueError,
+            "got 6400 observations, more than 5000",
+        ),
+        (lambda: TWO.mean_derivative(2), KeyError, "There is no axis 2"),
+        (lambda: TWO.mean_derivative("time"), KeyError, "There is no axis 'time'"),
+        (
+            lambda: (
+                task_noise()
+                .gp.condition(task_noise().y)
+                .log_prob(np.ones((5, 1)), axes={"task": np.array([0.3])})
+            ),
+            ValueError,
+            "varies along task",
+        ),
+        (
+            lambda: (
+                task_noise().gp.condition(task_noise().y).variance(points=X, include_noise=True)
+            ),
+            ValueError,
+            "not defined at scattered points.*`noise=`",
+        ),
+        (
+            lambda: named().gp.condition(named().y).mean_derivative("place"),
+            ValueError,
+            "places in several dimensions",
+        ),
+    ],
+)
+def test_bad_input_raises(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
