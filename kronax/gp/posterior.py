@@ -185,7 +185,7 @@ def _cross(post: Posterior, i: int, new: Axis) -> tuple[Array, Array | None]:
     x, z = (axis.points(dtype) for axis in (new, gp.axes[i]))
     amplitude = gp.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
     if rank is None:
-        return amplitude * kernel.matrix(x, z), None
+        return amplitude * kernel.matrix_at(x, z), None
     ahead, old = (jnp.sqrt(amplitude) * r for r in low_rank_rows(kernel, x, z, rank, dtype))
     return matmul(ahead, old.T), ahead
 
@@ -210,7 +210,7 @@ def _mean(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
             factors.append(factor)
             continue
         kernel = gp.kernels[i]
-        row = kernel.matrix(axis.points(op.dtype), gp.axes[i].points(op.dtype))
+        row = kernel.matrix_at(axis.points(op.dtype), gp.axes[i].points(op.dtype))
         factors.append(gp.variance * row if i == 0 else row)
     return gp.mean_on(new) + Kronecker(*factors).mv_grid(post.weights)
 
@@ -222,7 +222,7 @@ def _variance(post: Posterior, new: tuple[Axis | None, ...]) -> Array:
     prior = post.gp.variance
     dtype = post.operator.dtype
     for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
-        prior = prior[..., None] * kernel.variances((axis or old).points(dtype))
+        prior = prior[..., None] * kernel.variances_at((axis or old).points(dtype))
     op = post.operator
     pairs = [
         (factor.to_dense(), factor.thin_root()) if axis is None else _cross(post, i, axis)
@@ -265,7 +265,7 @@ def _joint_root(gp: Any, i: int, new: Axis | None, dtype: Any) -> SymmetricBlock
     ahead = None if new is None else new.points(dtype)
     if rank is None:
         joint = x if ahead is None else x.joined(ahead)
-        return full_block(symmetric_root(amplitude * kernel.matrix(joint, joint)))
+        return full_block(symmetric_root(amplitude * kernel.matrix_at(joint, joint)))
     root = jnp.sqrt(amplitude) * low_rank_joint(kernel, x, ahead, rank, dtype)
     return SymmetricBlocks((root,), (2,), (root.shape[-1],))
 

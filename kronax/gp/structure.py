@@ -82,9 +82,9 @@ def factor(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> Abst
         return Toeplitz(column) if kind == "toeplitz" else Circulant(column)
     if kind == "diagonal":
         if kernel.stationary:
-            return ScaledIdentity(kernel.variances(x[:1])[0].astype(dtype), axis.size)
-        return Diagonal(kernel.variances(x).astype(dtype))
-    matrix = kernel.matrix(x, x).astype(dtype)
+            return ScaledIdentity(kernel.variances_at(x[:1])[0].astype(dtype), axis.size)
+        return Diagonal(kernel.variances_at(x).astype(dtype))
+    matrix = kernel.matrix_at(x, x).astype(dtype)
     return Centrosymmetric(matrix) if kind == "centrosymmetric" else Dense(matrix)
 
 
@@ -155,7 +155,7 @@ class _Indexed(eqx.Module):
 
     def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
         x, z = (self.points[index.astype(int)] for index in (i, j))
-        return self.kernel.matrix(x, z).astype(self.dtype)
+        return self.kernel.matrix_at(x, z).astype(self.dtype)
 
 
 def _at_indices(kernel: Kernel, x: Points, dtype: Any) -> tuple[_Indexed, jax.Array]:
@@ -177,7 +177,7 @@ def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     step = (np.float64(values[-1]) - np.float64(values[0])) / max(1, values.shape[0] - 1)
     lags = FrozenArray(step * np.arange(values.shape[0]))
     x = dataclasses.replace(axis, static=lags, origin=0.0).points(dtype)
-    return kernel.matrix(x, x[:1])[:, 0].astype(dtype)
+    return kernel.matrix_at(x, x[:1])[:, 0].astype(dtype)
 
 
 def check_kernel(kernel: Kernel, axis: Axis, name: str) -> None:
@@ -187,7 +187,7 @@ def check_kernel(kernel: Kernel, axis: Axis, name: str) -> None:
             f"The kernel of {name} must take labels, which have neither order nor distance; got "
             f"{type(kernel).__name__}. Use kx.Categorical or kx.White, or give the axis numbers."
         )
-    for term in kernel.terms():
+    for term in kernel.all_terms():
         if axis.static is not None:
             term.check_coordinates(axis.static.values, name)
         planar = term.stationary and not term.isotropic and not isinstance(term, ActiveDims)
@@ -228,7 +228,7 @@ def _check_values(kernel: Kernel, axis: Axis, structure: Structure, name: str, a
         if structure.kind != "dense":
             _check_mirrored(kernel, x, name)
         return
-    matrix = kernel.matrix(x, x)
+    matrix = kernel.matrix_at(x, x)
     check_symmetric(matrix, f"The covariance of {name}")
     if not asked or not is_concrete(matrix):
         return
@@ -245,7 +245,7 @@ def _check_values(kernel: Kernel, axis: Axis, structure: Structure, name: str, a
 
 def _check_mirrored(kernel: Kernel, x: Points, name: str) -> None:
     """Refuse a kernel that calls itself stationary and plainly is not."""
-    rows = [kernel.matrix(end, x)[0] for end in (x[:1], x[-1:])]
+    rows = [kernel.matrix_at(end, x)[0] for end in (x[:1], x[-1:])]
     if not is_concrete(rows):  # a function that closes over something traced
         return
     first, last = (np.asarray(row) for row in rows)
