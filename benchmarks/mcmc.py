@@ -32,8 +32,8 @@ PYMC = {
 }
 DRAWS = {"num_warmup": 300, "num_samples": 300, "num_chains": 2}
 QUICK_DRAWS = {"num_warmup": 50, "num_samples": 50, "num_chains": 2}
-# So that the time limit leaves something to measure: trajectories on a wrong gradient are a thousand
-# steps long, and with many cells or a dense matrix a step of PyMC is slow.
+# So that the time limit leaves something to measure: trajectories on a wrong gradient are a
+# thousand steps long, and with many cells or a dense matrix a step of PyMC is slow.
 FEWER_DRAWS = {
     ("PyMC", "RBF", (30, 25)): {"num_warmup": 100, "num_samples": 100},
     ("PyMC", "Matérn-3/2", (100, 80)): {"num_warmup": 150, "num_samples": 150},

@@ -20,13 +20,13 @@ def amplitude(gp: Any, i: int, dtype: Any) -> Array:
 
 def kernel_rows(gp: Any, i: int, new: Points, dtype: Any) -> Float[Array, "m n"]:
     """`K_*i` as the kernel has it, low rank or not."""
-    rows = gp.kernels[i].matrix(new, gp.axes[i].points(dtype))
+    rows = gp.kernels[i].matrix_at(new, gp.axes[i].points(dtype))
     return amplitude(gp, i, dtype) * rows.astype(dtype)
 
 
 def kernel_matrix(gp: Any, i: int, x: Points, dtype: Any) -> Float[Array, "m m"]:
     """The covariance of one axis at any points."""
-    return amplitude(gp, i, dtype) * gp.kernels[i].matrix(x, x).astype(dtype)
+    return amplitude(gp, i, dtype) * gp.kernels[i].matrix_at(x, x).astype(dtype)
 
 
 def root_rows(
@@ -52,5 +52,5 @@ def slope_rows(gp: Any, i: int, new: Axis, dtype: Any) -> Float[Array, "m n"]:
         angle = x.raw * jnp.asarray(2 * np.pi / new.period, dtype)
         places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
     tangent = Points(ones, ones, places, x.origin)
-    _, slope = jax.jvp(lambda p: kernel.matrix(p, old).astype(dtype), (x,), (tangent,))
+    _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))
     return amplitude(gp, i, dtype) * slope

@@ -138,7 +138,8 @@ def _months(dates: np.ndarray) -> np.ndarray:
     if dates.dtype != object:
         month = dates.astype("M8[M]")
         days, seconds = _split(dates)
-        first, after = (m.astype("M8[D]").astype("i8") for m in (month, month + 1))
+        following = month + np.timedelta64(1, "M")
+        first, after = (m.astype("M8[D]").astype("i8") for m in (month, following))
         return month.astype("i8") + (days - first + seconds / 86_400) / (after - first)
     return np.array([_months_of(date) for date in dates])
 

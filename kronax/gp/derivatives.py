@@ -25,7 +25,7 @@ def warn_of_nan_gradient(kernel: Kernel, axis: Axis, name: str) -> None:
     """
     if not is_concrete(kernel, axis):
         return
-    for term in kernel.terms():
+    for term in kernel.all_terms():
         if _is_known(term) or not any(map(eqx.is_inexact_array, jax.tree.leaves(term))):
             continue
         with jax.ensure_compile_time_eval():
@@ -59,11 +59,11 @@ def _level_of_caller() -> int:
 
 def _is_known(term: Kernel) -> bool:
     if isinstance(term, ActiveDims):
-        return all(map(_is_known, term.kernel.terms()))
+        return all(map(_is_known, term.kernel.all_terms()))
     return type(term).__module__.startswith("kronax.") and not isinstance(term, FunctionKernel)
 
 
 @eqx.filter_jit
 def _slope(kernel: Kernel, x: Points) -> Any:
     """The gradient of one variance in the parameters, as of an entry of the matrix."""
-    return eqx.filter_grad(lambda k: k.matrix(x, x)[0, 0])(kernel)
+    return eqx.filter_grad(lambda k: k.matrix_at(x, x)[0, 0])(kernel)

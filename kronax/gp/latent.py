@@ -104,7 +104,7 @@ def _joint(post: LatentPosterior, i: int, new: Axis | None) -> Array:
     x = gp.axes[i].points(dtype)
     if new is not None:
         x = x.joined(new.points(dtype))
-    matrix = kernel.matrix(x, x).astype(dtype)
+    matrix = kernel.matrix_at(x, x).astype(dtype)
     matrix = gp.variance.astype(dtype) * matrix if i == 0 else matrix
     size = gp.axes[i].size
     level = post.jitter * jnp.mean(jnp.diagonal(matrix)[:size])

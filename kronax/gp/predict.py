@@ -106,7 +106,7 @@ def _variance(post: Any, new: New) -> Array:
     op = post.operator
     prior = post.gp.variance.astype(op.dtype)
     for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
-        prior = prior[..., None] * kernel.variances((axis or old).points(op.dtype))
+        prior = prior[..., None] * kernel.variances_at((axis or old).points(op.dtype))
     pairs = _root_pairs(post, new)
     if not is_thin(op):
         return prior - conjugated_inverse_diagonal(op, [row for row, _ in pairs])

@@ -95,7 +95,7 @@ def variance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
     gp, dtype = post.gp, post.operator.dtype
     prior = gp.variance.astype(dtype)
     for kernel, place in zip(gp.kernels, new, strict=True):
-        prior = prior * kernel.variances(place).astype(dtype)
+        prior = prior * kernel.variances_at(place).astype(dtype)
     op, rows = _rows(post, new)
     value = prior - inverse_at(op, rows, joint=False)
     root = _regressed(post, new)

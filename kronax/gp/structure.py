@@ -92,9 +92,9 @@ def factor(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> Abst
         return Toeplitz(column) if kind == "toeplitz" else Circulant(column)
     if kind == "diagonal":
         if kernel.stationary:
-            return ScaledIdentity(kernel.variances(x[:1])[0].astype(dtype), axis.size)
-        return Diagonal(kernel.variances(x).astype(dtype))
-    matrix = kernel.matrix(x, x).astype(dtype)
+            return ScaledIdentity(kernel.variances_at(x[:1])[0].astype(dtype), axis.size)
+        return Diagonal(kernel.variances_at(x).astype(dtype))
+    matrix = kernel.matrix_at(x, x).astype(dtype)
     return Centrosymmetric(matrix) if kind == "centrosymmetric" else Dense(matrix)
 
 
@@ -126,8 +126,8 @@ def check_rank(kernel: Kernel, axis: Axis, structure: Structure, name: str, dtyp
         except ValueError as reason:
             raise ValueError(f"{wanted}, and is not by any number. {reason}") from reason
     raise ValueError(
-        f"{wanted}; they leave a part of {float(error):.3g} of its trace. {enough} columns do, at these "
-        "parameters: raise the number in `structure`, or leave it out."
+        f"{wanted}; they leave a part of {float(error):.3g} of its trace. {enough} columns do, at "
+        "these parameters: raise the number in `structure`, or leave it out."
     )
 
 
@@ -165,7 +165,7 @@ class _Indexed(eqx.Module):
 
     def __call__(self, i: jax.Array, j: jax.Array) -> jax.Array:
         x, z = (self.points[index.astype(int)] for index in (i, j))
-        return self.kernel.matrix(x, z).astype(self.dtype)
+        return self.kernel.matrix_at(x, z).astype(self.dtype)
 
 
 def _at_indices(kernel: Kernel, x: Points, dtype: Any) -> tuple[_Indexed, jax.Array]:
@@ -190,7 +190,7 @@ def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     lags = FrozenArray(lags.reshape(axis.static.values.shape))
     origin = 0.0 if axis.num_dimensions is None else (0.0,)
     x = dataclasses.replace(axis, static=lags, origin=origin).points(dtype)
-    return kernel.matrix(x, x[:1])[:, 0].astype(dtype)
+    return kernel.matrix_at(x, x[:1])[:, 0].astype(dtype)
 
 
 def check_kernel(kernel: Kernel, axis: Axis, name: str) -> None:
@@ -200,7 +200,7 @@ def check_kernel(kernel: Kernel, axis: Axis, name: str) -> None:
             f"The kernel of {name} must take labels, which have neither order nor distance; got "
             f"{type(kernel).__name__}. Use kx.Categorical or kx.White, or give the axis numbers."
         )
-    for term in kernel.terms():
+    for term in kernel.all_terms():
         if axis.static is not None:
             term.check_coordinates(axis.static.values, name)
         planar = term.stationary and not term.isotropic and not isinstance(term, ActiveDims)
@@ -241,7 +241,7 @@ def _check_values(kernel: Kernel, axis: Axis, structure: Structure, name: str, a
         if structure.kind != "dense":
             _check_mirrored(kernel, x, name)
         return
-    matrix = kernel.matrix(x, x)
+    matrix = kernel.matrix_at(x, x)
     check_symmetric(matrix, f"The covariance of {name}")
     if not asked or not is_concrete(matrix):
         return
@@ -263,7 +263,7 @@ def _claimed(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> ja
 
 def _check_mirrored(kernel: Kernel, x: Points, name: str) -> None:
     """Refuse a kernel that calls itself stationary and plainly is not."""
-    rows = [kernel.matrix(end, x)[0] for end in (x[:1], x[-1:])]
+    rows = [kernel.matrix_at(end, x)[0] for end in (x[:1], x[-1:])]
     if not is_concrete(rows):  # a function that closes over something traced
         return
     first, last = (np.asarray(row) for row in rows)

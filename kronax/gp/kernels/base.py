@@ -73,15 +73,15 @@ class Kernel(eqx.Module):
         """The variances at a list of points."""
         return jax.vmap(lambda p: self.evaluate(p, p))(as_points(x, self))
 
-    def matrix(self, x1: Points, x2: Points) -> Float[Array, "n1 n2"]:
+    def matrix_at(self, x1: Points, x2: Points) -> Float[Array, "n1 n2"]:
         """The matrix between points of an axis, in the form that suits this kernel."""
-        return self(self.form(x1), self.form(x2))
+        return self(self.form_of(x1), self.form_of(x2))
 
-    def variances(self, x: Points) -> Float[Array, " n"]:
+    def variances_at(self, x: Points) -> Float[Array, " n"]:
         """The variances at points of an axis, in the form that suits this kernel."""
-        return self.diagonal(self.form(x))
+        return self.diagonal(self.form_of(x))
 
-    def form(self, x: Points) -> Array:
+    def form_of(self, x: Points) -> Array:
         """The form of the points that this kernel sees."""
         if self.isotropic and x.places is not None:
             return x.places
@@ -90,7 +90,7 @@ class Kernel(eqx.Module):
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
         """Refuse coordinates of an axis at which the kernel is not defined."""
 
-    def terms(self) -> Iterator["Kernel"]:
+    def all_terms(self) -> Iterator["Kernel"]:
         """What it is made of by sums, products and scales."""
         yield self
 
@@ -175,10 +175,10 @@ class Pair(Kernel):
         """If both do."""
         return self.first.takes_labels and self.second.takes_labels
 
-    def terms(self) -> Iterator[Kernel]:
+    def all_terms(self) -> Iterator[Kernel]:
         """Those of both."""
-        yield from self.first.terms()
-        yield from self.second.terms()
+        yield from self.first.all_terms()
+        yield from self.second.all_terms()
 
     @abc.abstractmethod
     def combine(self, a: Array, b: Array) -> Array:
@@ -198,13 +198,13 @@ class Pair(Kernel):
         x = as_points(x, self)
         return self.combine(self.first.diagonal(x), self.second.diagonal(x))
 
-    def matrix(self, x1: Points, x2: Points) -> Array:
+    def matrix_at(self, x1: Points, x2: Points) -> Array:
         """Both matrices; each kernel sees the points in its own form."""
-        return self.combine(self.first.matrix(x1, x2), self.second.matrix(x1, x2))
+        return self.combine(self.first.matrix_at(x1, x2), self.second.matrix_at(x1, x2))
 
-    def variances(self, x: Points) -> Array:
+    def variances_at(self, x: Points) -> Array:
         """Both diagonals."""
-        return self.combine(self.first.variances(x), self.second.variances(x))
+        return self.combine(self.first.variances_at(x), self.second.variances_at(x))
 
 
 class Sum(Pair):
@@ -281,9 +281,9 @@ class Scale(Kernel):
         """If the kernel does."""
         return self.kernel.takes_labels
 
-    def terms(self) -> Iterator[Kernel]:
+    def all_terms(self) -> Iterator[Kernel]:
         """Those of the kernel."""
-        yield from self.kernel.terms()
+        yield from self.kernel.all_terms()
 
     def split_scale(self) -> tuple[Kernel, Array | None]:
         """The variance, times what the kernel inside has."""
@@ -303,13 +303,13 @@ class Scale(Kernel):
         """The diagonal, scaled."""
         return self.variance * self.kernel.diagonal(as_points(x, self))
 
-    def matrix(self, x1: Points, x2: Points) -> Array:
+    def matrix_at(self, x1: Points, x2: Points) -> Array:
         """The matrix, scaled."""
-        return self.variance * self.kernel.matrix(x1, x2)
+        return self.variance * self.kernel.matrix_at(x1, x2)
 
-    def variances(self, x: Points) -> Array:
+    def variances_at(self, x: Points) -> Array:
         """The diagonal, scaled."""
-        return self.variance * self.kernel.variances(x)
+        return self.variance * self.kernel.variances_at(x)
 
 
 class FunctionKernel(Kernel):

@@ -68,7 +68,7 @@ class ActiveDims(Kernel):
                 f"The coordinates of {name} must have the dimensions {self.dims}, counted from 0, "
                 f"that its kernel sees; got shape {x.shape}."
             )
-        for term in self.kernel.terms():
+        for term in self.kernel.all_terms():
             term.check_coordinates(self._columns(x), name)
 
     def evaluate(self, x: Array, z: Array) -> Array:
@@ -83,13 +83,13 @@ class ActiveDims(Kernel):
         """The diagonal of the kernel of these dimensions."""
         return self.kernel.diagonal(self._columns(as_points(x, self)))
 
-    def matrix(self, x1: Points, x2: Points) -> Array:
+    def matrix_at(self, x1: Points, x2: Points) -> Array:
         """The matrix, from points in the form that suits the kernel inside."""
-        return self.kernel.matrix(x1.columns(self.dims), x2.columns(self.dims))
+        return self.kernel.matrix_at(x1.columns(self.dims), x2.columns(self.dims))
 
-    def variances(self, x: Points) -> Array:
+    def variances_at(self, x: Points) -> Array:
         """The diagonal, from points in the form that suits the kernel inside."""
-        return self.kernel.variances(x.columns(self.dims))
+        return self.kernel.variances_at(x.columns(self.dims))
 
     def _columns(self, x: Any, ndim: int = 2) -> Any:
         if x.ndim != ndim or x.shape[-1] <= np.max(self.dims):

@@ -68,11 +68,11 @@ class Linear(Kernel):
         centre = np.asarray(self.centre, jnp.result_type(x, z))
         return jnp.sum((x - centre) * (z - centre))
 
-    def matrix(self, x1: Points, x2: Points) -> Array:
+    def matrix_at(self, x1: Points, x2: Points) -> Array:
         """From centred points, so that large coordinates lose nothing in float32."""
         return self._moved(x1)(x1.centred, x2.centred)
 
-    def variances(self, x: Points) -> Array:
+    def variances_at(self, x: Points) -> Array:
         """From centred points too."""
         return self._moved(x).diagonal(x.centred)
 
