@@ -136,7 +136,7 @@ class SquaredExponential(Isotropic):
         0.6065
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -158,7 +158,7 @@ class Matern12(Isotropic):
         0.3679
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -177,7 +177,7 @@ class Matern32(Isotropic):
         0.4834
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -197,7 +197,7 @@ class Matern52(Isotropic):
         0.524
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -218,8 +218,8 @@ class RationalQuadratic(Isotropic):
         0.6667
     """
 
-    lengthscale: Array = parameter(constraints.positive)
-    alpha: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
+    alpha: Array = parameter(constraints.positive, start=1.0)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -242,8 +242,8 @@ class Periodic(Kernel):
         1.0
     """
 
-    period: Array = parameter(constraints.positive)
-    lengthscale: Array = parameter(constraints.positive)
+    period: Array = parameter(constraints.positive, start="as given")
+    lengthscale: Array = parameter(constraints.positive, start=1.0)
 
     @property
     def stationary(self) -> bool:
@@ -268,7 +268,7 @@ class Constant(Kernel):
         2.0
     """
 
-    variance: Array = parameter(constraints.positive)
+    variance: Array = parameter(constraints.positive, start=1.0)
 
     @property
     def stationary(self) -> bool:
@@ -339,7 +339,7 @@ class Scale(Kernel):
     """`variance · kernel`: what `number * kernel` makes."""
 
     kernel: Kernel
-    variance: Array = parameter(constraints.positive)
+    variance: Array = parameter(constraints.positive, start=1.0)
 
     @property
     def stationary(self) -> bool:
