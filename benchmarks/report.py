@@ -69,6 +69,11 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "matvec": {"matvec": tables.matvec_table},
         "scale": {"scale": tables.scale_table},
         "mcmc": {"mcmc": tables.mcmc_table, "nuts-peers": tables.nuts_peers_table},
+        "fitting": {
+            "fitting": tables.fitting_table,
+            "fitting-starts": tables.fitting_starts_table,
+            "fitting-bar": tables.fitting_bar_table,
+        },
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

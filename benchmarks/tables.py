@@ -15,6 +15,7 @@ SAMPLERS = {
 }
 CONVERGED_R_HAT = 1.05
 LIKELIHOOD_PEERS = ("PyMC", "GPyTorch", "luas")
+FITTING_ALONE = ("starts", "progress bar")
 # Below this many bytes of data what is resident is the program, not the arrays.
 LEAST_BYTES_TO_COUNT = 8e6
 
@@ -245,6 +246,71 @@ def _rate(row: dict[str, Any] | None) -> str:
 def has_converged(row: dict[str, Any]) -> bool:
     """Whether the chains of a sampler agree on every parameter."""
     return "r_hat" in row and _worst(row) <= CONVERGED_R_HAT
+
+
+def fitting_table(rows: list[dict[str, Any]]) -> str:
+    """Seconds to the optimum by method; what could not be run has its reason."""
+    body = []
+    for group in _groups([r for r in rows if r["method"] not in FITTING_ALONE], ("data",)):
+        for row in group.values():
+            ours = group["kronax"]
+            cells = [f"{row['data']}, {_grid(row)}", row["method"]]
+            if row["seconds"] is None:
+                body.append([*cells, row["error"], *["–"] * 6])
+                continue
+            near, ours_near = row["seconds_to_near"], ours["seconds_to_near"]
+            body.append(
+                [
+                    *cells,
+                    _in_unit({"seconds": near}, 1) if near else "never",
+                    _in_unit(row, 1),
+                    _in_unit({"seconds": row["first_call_seconds"]}, 1),
+                    str(row["steps"]),
+                    _error(max(0.0, row["above_best_per_cell"])),
+                    _error(row["gradient_per_cell"]),
+                    "–"
+                    if row is ours
+                    else f"{_times(near and near / ours_near)}, "
+                    f"{_times(row['seconds'] / ours['seconds'])}",
+                ]
+            )
+    header = ["data", "method", "to within 1e-3 nats per cell, s", "to the end, s", "first call, s"]
+    header += ["steps", "above the best, per cell", "gradient per cell"]
+    return _table([*header, "over kronax: within 1e-3, to the end"], body)
+
+
+def fitting_starts_table(rows: list[dict[str, Any]]) -> str:
+    """Which share of starts reaches the best value."""
+    body = [
+        [
+            f"{row['data']}, {_grid(row)}",
+            row["kernels"],
+            "yes" if row["initialised_reaches"] else "no",
+            f"{row['num_reached']} of {row['num_starts']}",
+            f"{row['num_calls_reached']} of {row['num_calls']}",
+            f"{row['num_converged']} of {row['num_starts']}",
+            str(row["most_steps"]),
+        ]
+        for row in rows
+        if row["method"] == "starts"
+    ]
+    header = ["data", "first axis", "`initialise` reaches it", "random starts that do"]
+    return _table([*header, "calls with `restarts=5` that do", "converged", "most steps"], body)
+
+
+def fitting_bar_table(rows: list[dict[str, Any]]) -> str:
+    """What the progress bar costs."""
+    body = [
+        [
+            f"{row['data']}, {_grid(row)}",
+            f"{1e3 * row['seconds_without']:.1f}",
+            f"{1e3 * (row['seconds'] - row['seconds_without']):.1f}",
+            f"{row['overhead']:.1%}",
+        ]
+        for row in rows
+        if row["method"] == "progress bar"
+    ]
+    return _table(["data", "fit without, ms", "the bar adds, ms", "share"], body)
 
 
 def _groups(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:

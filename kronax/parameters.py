@@ -19,8 +19,19 @@ from kronax.paths import check_known, frozen_paths, matching, path_of, shared_pa
 
 Model = TypeVar("Model")
 
+# What a field may say that its parameter starts at when data are there (`GridGP.initialise`): a
+# power of the distance over which the data are correlated, their mean, or what only its user knows.
+LENGTH_POWERS = {"lengthscale": 1, "1/lengthscale": -1, "1/lengthscale²": -2}
+DATA_MEAN = "mean"
+AS_GIVEN = "as given"
 
-def parameter(constraint: Any = constraints.real, *, default: Any = dataclasses.MISSING) -> Any:
+
+def parameter(
+    constraint: Any = constraints.real,
+    *,
+    default: Any = dataclasses.MISSING,
+    start: float | str | None = None,
+) -> Any:
     """Declare a field of an Equinox module as a parameter with a domain.
 
     Python numbers become arrays, so that they train. Concrete values outside the domain raise.
@@ -28,6 +39,13 @@ def parameter(constraint: Any = constraints.real, *, default: Any = dataclasses.
     Args:
         constraint: a NumPyro constraint, such as `numpyro.distributions.constraints.positive`.
         default: value of the field if none is given; with `None` it may be left without one.
+        start: what `GridGP.initialise` sets it to: a number, for a parameter without units; in a
+            kernel `"lengthscale"`, `"1/lengthscale"` or `"1/lengthscale²"`, for one in units of the
+            axis; in a mean `"mean"`, that of the data. By default it stays, and random starts move
+            it; with `"as given"`, for what only the user knows, such as a period, they do not.
+
+    Raises:
+        ValueError: if `start` is none of these.
 
     Examples:
         >>> import equinox as eqx, kronax as kx
@@ -43,8 +61,13 @@ def parameter(constraint: Any = constraints.real, *, default: Any = dataclasses.
             return None
         return as_parameter(value, constraint, getattr(field, "name", None) or "The parameter")
 
+    known = (*LENGTH_POWERS, DATA_MEAN, AS_GIVEN)
+    if isinstance(start, str) and start not in known:
+        raise ValueError(f"start must be a number or one of {', '.join(known)}; got {start!r}.")
     given = {} if default is dataclasses.MISSING else {"default": default}
-    field = eqx.field(converter=convert, metadata={"constraint": constraint}, **given)
+    field = eqx.field(
+        converter=convert, metadata={"constraint": constraint, "start": start}, **given
+    )
     return field
 
 

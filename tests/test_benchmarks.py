@@ -11,7 +11,17 @@ from numpyro.infer.util import log_density
 # `benchmarks` insists on one BLAS thread and float64; the tests have settings of their own.
 BEFORE = {k: os.environ.get(k) for k in ("OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64")}
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-from benchmarks import apart, chains, likelihood, matvec, mcmc, measure, nuts, tables  # noqa: E402
+from benchmarks import (  # noqa: E402
+    apart,
+    chains,
+    fitting,
+    likelihood,
+    matvec,
+    mcmc,
+    measure,
+    nuts,
+    tables,
+)
 from benchmarks.peers import environments, processes  # noqa: E402
 
 for key, value in BEFORE.items():
@@ -71,7 +81,8 @@ def test_an_unknown_peer_is_refused():
 
 def test_every_environment_names_its_packages():
     assert environments.REQUIREMENTS.keys() == environments.PACKAGES.keys()
-    used = {*likelihood.PEERS.values(), *matvec.PEERS.values()}
+    fits = {environment for environment, *_ in fitting.PEERS.values()}
+    used = {*likelihood.PEERS.values(), *matvec.PEERS.values(), *fits}
     assert used <= environments.REQUIREMENTS.keys()
 
 
@@ -110,6 +121,24 @@ def test_a_table_shows_times_errors_and_reasons():
     last = tables.likelihood_peers_table(rows).splitlines()[-1]
     cells = ["RBF", "20×20", "1", "0.5", "200 (**5.2**)", "not installed", "2 (1e-14)", "luas"]
     assert last == "| " + " | ".join([*cells, "2 ×", "4 ×"]) + " |"
+
+
+def test_fits_are_shown_beside_kronax_with_the_reason_of_those_without():
+    def row(method, seconds, **more):
+        return {"data": "hills", "shape": [3, 4], "method": method, "seconds": seconds, **more}
+
+    end = {"steps": 9, "above_best_per_cell": 0.0, "gradient_per_cell": 2e-7}
+    rows = [
+        row("kronax", 0.02, first_call_seconds=4.0, seconds_to_near=0.01, **end),
+        row("GPyTorch", 0.2, first_call_seconds=0.3, seconds_to_near=0.05, **end),
+        row("scikit-learn", None, error="not installed"),
+        row("starts", 3.0),
+        row("progress bar", 3.0),
+    ]
+    ours, theirs, none = tables.fitting_table(rows).splitlines()[2:]
+    assert ours.split(" | ")[2:6] == ["0.01", "0.02", "4", "9"]
+    assert theirs.endswith("| 5 ×, 10 × |")
+    assert none.startswith("| hills, 3×4 | scikit-learn | not installed |")
 
 
 def test_a_process_that_takes_too_long_is_ended():

@@ -17,6 +17,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "gpytorch": ("gpytorch==1.15.*", "linear_operator==0.6.*", "torch>=2.9", "numpy>=2"),
     "pykronecker": ("pykronecker==0.1.3", "numpy>=2"),
     "pykronecker-jax": ("pykronecker==0.1.3", "jax>=0.10", "numpy>=2"),
+    "sklearn": ("scikit-learn>=1.7", "numpy>=2"),
     "luas": ("jax>=0.10", "scipy", "tqdm", "matplotlib", "numpy>=2"),
 }
 # What a result names of each environment.
@@ -25,6 +26,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "gpytorch": ("gpytorch", "linear_operator", "torch"),
     "pykronecker": ("pykronecker", "numpy"),
     "pykronecker-jax": ("pykronecker", "jax"),
+    "sklearn": ("scikit-learn", "scipy"),
     "luas": ("luas", "jax"),
 }
 

@@ -2,9 +2,12 @@
 
 import os
 from collections.abc import Callable
+from time import perf_counter
+from typing import Any
 
 import gpytorch
 import numpy as np
+import scipy.optimize
 import torch
 from linear_operator.operators import (
     KroneckerProductLinearOperator,
@@ -38,6 +41,91 @@ def likelihood(
         return value.item(), np.array([leaf.grad.item() for leaf in leaves])
 
     return call
+
+
+def fit(
+    optimizer: str,
+    kernels: tuple[float, ...],
+    places: list[np.ndarray],
+    y: np.ndarray,
+    start: np.ndarray,
+    tolerance: float,
+    num_steps: int,
+) -> Callable:
+    """Maximise the marginal likelihood of a product of Matérn kernels times a variance, plus noise.
+
+    Parameters are the logarithms of lengthscales, variance and noise; the loss that the optimiser
+    sees is per cell, as that of GPyTorch's own exact marginal likelihood is.
+    """
+    points = [torch.from_numpy(x) for x in places]
+    data = torch.from_numpy(y).reshape(-1)
+
+    def call() -> tuple[np.ndarray, ...]:
+        parts = [_matern(nu, t) for nu, t in zip(kernels, start, strict=False)]
+        scales = [torch.tensor(t, requires_grad=True) for t in start[len(parts) :]]
+        leaves = [k.raw_lengthscale for k in parts] + scales
+        trace: list[tuple[float, float]] = []
+        began = perf_counter()
+
+        def loss() -> torch.Tensor:
+            for leaf in leaves:
+                leaf.grad = None
+            factors = [k(x) for k, x in zip(parts, points, strict=True)]
+            factors[0] = factors[0] * torch.exp(scales[0])
+            covariance = KroneckerProductLinearOperator(*factors).add_diagonal(torch.exp(scales[1]))
+            normal = gpytorch.distributions.MultivariateNormal(torch.zeros_like(data), covariance)
+            value = -normal.log_prob(data) / data.numel()
+            value.backward()
+            trace.append((perf_counter() - began, value.item()))
+            return value
+
+        # Up to 800 cells its default is a dense Cholesky factor, which is far slower.
+        with gpytorch.settings.max_cholesky_size(1):
+            steps = OPTIMIZERS[optimizer](loss, leaves, tolerance, num_steps)
+        found = np.array([leaf.detach().item() for leaf in leaves])
+        times, losses = np.array(trace).T
+        return times, losses * data.numel(), found, np.array(steps)
+
+    return call
+
+
+def _torch_lbfgs(loss: Callable, leaves: list, tolerance: float, num_steps: int) -> int:
+    """`torch.optim.LBFGS` with its strong Wolfe line search, ended by the gradient alone."""
+    optimizer = torch.optim.LBFGS(
+        leaves,
+        max_iter=num_steps,
+        max_eval=10 * num_steps,
+        tolerance_grad=tolerance,
+        tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
+    )
+    optimizer.step(loss)
+    return optimizer.state[leaves[0]]["n_iter"]
+
+
+def _scipy_lbfgs(loss: Callable, leaves: list, tolerance: float, num_steps: int) -> int:
+    """SciPy's L-BFGS-B, ended by the gradient alone."""
+
+    def put(x: np.ndarray) -> None:
+        with torch.no_grad():
+            for leaf, value in zip(leaves, x, strict=True):
+                leaf.fill_(value)
+
+    def value_and_gradient(x: np.ndarray) -> tuple[float, np.ndarray]:
+        put(x)
+        value = loss().item()
+        return value, np.array([leaf.grad.item() for leaf in leaves])
+
+    first = np.array([leaf.detach().item() for leaf in leaves])
+    options = {"gtol": tolerance, "ftol": 0.0, "maxiter": num_steps}
+    found = scipy.optimize.minimize(
+        value_and_gradient, first, jac=True, method="L-BFGS-B", options=options
+    )
+    put(found.x)
+    return found.nit
+
+
+OPTIMIZERS = {"torch": _torch_lbfgs, "SciPy": _scipy_lbfgs}
 
 
 def stored_likelihood(path: str, **inputs: object) -> Callable:
@@ -81,11 +169,24 @@ def solve(kind: str, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callable:
 
 def _kernel(name: str, dtype: torch.dtype, log_lengthscale: float) -> gpytorch.kernels.Kernel:
     """A kernel whose raw parameter is the logarithm of its lengthscale."""
-    positive = gpytorch.constraints.Positive(transform=torch.exp, inv_transform=torch.log)
     if name == "RBF":
-        kernel = gpytorch.kernels.RBFKernel(lengthscale_constraint=positive)
-    else:
-        kernel = gpytorch.kernels.MaternKernel(nu=1.5, lengthscale_constraint=positive)
+        kernel = gpytorch.kernels.RBFKernel(lengthscale_constraint=_exponential())
+        return _started(kernel, dtype, log_lengthscale)
+    return _matern(1.5, log_lengthscale, dtype)
+
+
+def _matern(
+    nu: float, log_lengthscale: float, dtype: torch.dtype = torch.float64
+) -> gpytorch.kernels.Kernel:
+    kernel = gpytorch.kernels.MaternKernel(nu=nu, lengthscale_constraint=_exponential())
+    return _started(kernel, dtype, log_lengthscale)
+
+
+def _exponential() -> gpytorch.constraints.Positive:
+    return gpytorch.constraints.Positive(transform=torch.exp, inv_transform=torch.log)
+
+
+def _started(kernel: Any, dtype: torch.dtype, log_lengthscale: float) -> gpytorch.kernels.Kernel:
     return kernel.to(dtype).initialize(
         raw_lengthscale=torch.tensor([[float(log_lengthscale)]], dtype=dtype)
     )
@@ -93,6 +194,7 @@ def _kernel(name: str, dtype: torch.dtype, log_lengthscale: float) -> gpytorch.k
 
 TASKS = {
     "likelihood": likelihood,
+    "fit": fit,
     "stored likelihood": stored_likelihood,
     "matvec": matvec,
     "solve": solve,

@@ -20,6 +20,7 @@ from kronax.gp.means import ArrayMean, Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.regression import MarginalMean
+from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
     Structure,
     check_kernel,
@@ -260,6 +261,52 @@ class GridGP(eqx.Module):
         """
         self._check_mean("gp.latent_condition() is")
         return latent_condition(self, f, jitter)
+
+    def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
+        """The same model with starting values from the data, for `kx.fit`.
+
+        A constant mean is that of the data. The correlation of the data along each axis, by
+        distance, gives its lengthscales, where it falls to that at one lengthscale, and the share
+        of the noise, what it has lost between neighbours; several lengthscales of a sum are spread
+        around that, in the order of those given. `variance` and `noise` share out the mean square
+        about the mean. Parameters without units start at 1, periods stay, and so does what
+        declares no start (`kx.parameter`). Other units of data or axes give the same model in
+        these units. One pass over the data; a batch is pooled.
+
+        Args:
+            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            freeze: what stays as it is, as for `kx.parameters`.
+
+        Raises:
+            ValueError: if `y` does not lie on the grid, has NaN or infinite cells, or is constant.
+            TypeError: if `y` is traced, or of higher precision than the parameters.
+
+        Examples:
+            >>> import jax.numpy as jnp, kronax as kx
+            >>> x = jnp.linspace(0, 1, 20)
+            >>> gp = kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), (x, 1000 * x), noise=1.0)
+            >>> started = gp.initialise(jnp.sin(6 * x)[:, None] * jnp.cos(6 * x))
+            >>> [round(kernel.lengthscale.item(), 3) for kernel in started.kernels]
+            [0.163, 172.119]
+        """
+        return initialise(self, y, freeze)
+
+    def random_start(self, key: PRNGKeyArray, y: Float[Array, "..."]) -> "GridGP":
+        """The model at a random place around `initialise(y)`, as `kx.fit(restarts=…)` uses it.
+
+        Positive parameters move by a factor that is log-normal with standard deviation 1, others by
+        as much in unconstrained space; means, other real numbers and periods stay. Which of the
+        lengthscales of a sum are long and which are short is drawn as well.
+
+        Examples:
+            >>> import jax, jax.numpy as jnp, kronax as kx
+            >>> x = jnp.linspace(0, 1, 20)
+            >>> gp = kx.GridGP((kx.RBF(1.0),), (x,), noise=1.0)
+            >>> start = gp.random_start(jax.random.key(0), jnp.sin(6 * x))
+            >>> bool(start.noise > 0)
+            True
+        """
+        return random_start(self, key, y)
 
     def mean_on(self, new: Sequence[Axis | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""

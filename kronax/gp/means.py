@@ -64,7 +64,7 @@ class ConstantMean(Mean):
         0.5
     """
 
-    value: Array = parameter(constraints.real)
+    value: Array = parameter(constraints.real, start="mean")
 
     def __call__(self, *axes: Array) -> Array:
         """The number."""

@@ -259,7 +259,7 @@ class Scale(Kernel):
     """`variance · kernel`: what `number * kernel` makes."""
 
     kernel: Kernel
-    variance: Array = parameter(constraints.positive)
+    variance: Array = parameter(constraints.positive, start=1.0)
 
     @property
     def stationary(self) -> bool:

@@ -78,7 +78,7 @@ class SquaredExponential(Isotropic):
         0.6065
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -100,7 +100,7 @@ class Matern12(Isotropic):
         0.3679
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -119,7 +119,7 @@ class Matern32(Isotropic):
         0.4834
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -139,7 +139,7 @@ class Matern52(Isotropic):
         0.524
     """
 
-    lengthscale: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -160,8 +160,8 @@ class RationalQuadratic(Isotropic):
         0.6667
     """
 
-    lengthscale: Array = parameter(constraints.positive)
-    alpha: Array = parameter(constraints.positive)
+    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
+    alpha: Array = parameter(constraints.positive, start=1.0)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -184,8 +184,8 @@ class Periodic(Kernel):
         1.0
     """
 
-    period: Array = parameter(constraints.positive)
-    lengthscale: Array = parameter(constraints.positive)
+    period: Array = parameter(constraints.positive, start="as given")
+    lengthscale: Array = parameter(constraints.positive, start=1.0)
 
     @property
     def stationary(self) -> bool:
@@ -218,7 +218,7 @@ class Cosine(Kernel):
         -1.0
     """
 
-    period: Array = parameter(constraints.positive)
+    period: Array = parameter(constraints.positive, start="as given")
 
     @property
     def stationary(self) -> bool:
@@ -303,7 +303,7 @@ class Constant(Exchangeable):
         2.0
     """
 
-    variance: Array = parameter(constraints.positive, default=1.0)
+    variance: Array = parameter(constraints.positive, default=1.0, start=1.0)
 
     def split_scale(self) -> tuple[Kernel, Array | None]:
         """It is nothing but a scale."""
@@ -344,7 +344,7 @@ class White(Exchangeable):
         [[0.0], [2.0]]
     """
 
-    variance: Array = parameter(constraints.positive, default=1.0)
+    variance: Array = parameter(constraints.positive, default=1.0, start=1.0)
 
     @property
     def uncorrelated(self) -> bool:
