@@ -9,6 +9,8 @@ from kronax.fitting import LaplaceApproximation as LaplaceApproximation
 from kronax.fitting import fit as fit
 from kronax.gp.axes import circle as circle
 from kronax.gp.axes import regular as regular
+from kronax.gp.compare import Comparison as Comparison
+from kronax.gp.compare import compare as compare
 from kronax.gp.grid import GridGP as GridGP
 from kronax.gp.kernels import RBF as RBF
 from kronax.gp.kernels import Constant as Constant

@@ -19,6 +19,7 @@ RETURNED = {
     "Posterior",
     "LatentPosterior",
     "LaplaceApproximation",
+    "Comparison",
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",
