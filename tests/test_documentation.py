@@ -20,6 +20,7 @@ RETURNED = {
     "LatentPosterior",
     "LaplaceApproximation",
     "Comparison",
+    "ProfileLikelihood",
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",

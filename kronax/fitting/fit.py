@@ -14,7 +14,13 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
-from kronax.fitting.problem import Problem, losses_at, make_problem, precision
+from kronax.fitting.problem import (
+    Problem,
+    default_tolerance,
+    losses_at,
+    make_problem,
+    precision,
+)
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
 from kronax.fitting.starts import starting_points
 from kronax.fitting.steps import CONVERGED, NOT_FINITE, RUNNING, STALLED, State, start
@@ -104,7 +110,7 @@ def fit(
     _check_count(checkpoint_every, "checkpoint_every")
     starts, members = starting_points(problem, restarts, key)
     if tolerance is None:
-        tolerance = 1e-6 if jnp.finfo(precision(starts)).bits == 64 else 1e-5
+        tolerance = default_tolerance(precision(starts))
     threshold = jnp.asarray(tolerance * problem.num_cells, precision(starts))
 
     states = start(starts, jnp.asarray(members, jnp.int32), optimizer, num_steps)
