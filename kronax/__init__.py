@@ -6,7 +6,11 @@ from kronax.distributions import KroneckerReparam as KroneckerReparam
 from kronax.distributions import KroneckerStudentT as KroneckerStudentT
 from kronax.fitting import FitResult as FitResult
 from kronax.fitting import LaplaceApproximation as LaplaceApproximation
+from kronax.fitting import ProfileLikelihood as ProfileLikelihood
 from kronax.fitting import fit as fit
+from kronax.fitting import profile_likelihood as profile_likelihood
+from kronax.gp.compare import Comparison as Comparison
+from kronax.gp.compare import compare as compare
 from kronax.gp.declarations import circle as circle
 from kronax.gp.declarations import dates as dates
 from kronax.gp.declarations import regular as regular
@@ -61,4 +65,6 @@ from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace
 from kronax.parameters import unconstrain as unconstrain
+from kronax.plotting import plot_losses as plot_losses
+from kronax.plotting import plot_profile as plot_profile
 from kronax.priors import sample_parameters as sample_parameters

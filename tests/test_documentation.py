@@ -19,6 +19,8 @@ RETURNED = {
     "Posterior",
     "LatentPosterior",
     "LaplaceApproximation",
+    "Comparison",
+    "ProfileLikelihood",
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",

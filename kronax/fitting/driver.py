@@ -20,6 +20,7 @@ from kronax.fitting.steps import CONVERGED, RUNNING, State, advance
 # Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
 # many seconds; the steps in between are one compiled loop.
 SECONDS_PER_CHUNK = 0.25
+INTERRUPTED = "it was interrupted"
 
 
 class Interruption:
@@ -88,7 +89,7 @@ def drive(
             if report is not None and report(states, elapsed()) is True:
                 stopped = "the callback asked to stop"
             if interruption.asked:
-                stopped = "it was interrupted"
+                stopped = INTERRUPTED
             if stopped is not None:
                 break
             chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))

@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
 from kronax.fitting.plateaus import doubted
-from kronax.fitting.problem import Problem, make_problem, precision
+from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
 from kronax.fitting.starts import starting_points
 from kronax.fitting.steps import CONVERGED, NOT_FINITE, RUNNING, STALLED, State, start
@@ -100,7 +100,7 @@ def fit(
     _check_count(checkpoint_every, "checkpoint_every")
     starts, members = starting_points(problem, restarts, key)
     if tolerance is None:
-        tolerance = 1e-6 if jnp.finfo(precision(starts)).bits == 64 else 1e-5
+        tolerance = default_tolerance(precision(starts))
     threshold = jnp.asarray(tolerance * problem.num_cells, precision(starts))
 
     states = start(starts, jnp.asarray(members, jnp.int32), optimizer, num_steps)

@@ -87,6 +87,11 @@ def precision(raw: Mapping[str, Array]) -> Any:
     return jnp.result_type(*(v.dtype for v in raw.values()))
 
 
+def default_tolerance(dtype: Any) -> float:
+    """The gradient per cell below which a fit has converged, if the user does not say."""
+    return 1e-6 if jnp.finfo(dtype).bits == 64 else 1e-5
+
+
 def make_problem(
     model: Any,
     y: Any,

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.distributions import KroneckerNormal
+from kronax.gp.alignment import aligned, refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
 from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.gls import Regression, fitted, marginal_logpdf, regress
@@ -38,7 +39,6 @@ from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.sample import sample_normal
 from kronax.linalg.solve import solve_grid
 from kronax.parameters import parameter, parameters
-from kronax.paths import nearest
 
 
 class GridGP(eqx.Module):
@@ -92,10 +92,10 @@ class GridGP(eqx.Module):
         mean: Any = None,
         structure: Sequence[str | int | None] | Mapping[str, str | int] | None = None,
     ):
-        kernels, axes, self.axis_names = _aligned(kernels, axes)
+        kernels, axes, self.axis_names = aligned(kernels, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
         self.axes = tuple(as_axis(x, name) for x, name in zip(axes, labels, strict=True))
-        _refuse_mesh(self.axes)
+        refuse_mesh(self.axes)
         split = [
             as_kernel(k, f"The kernel of {n} must be").split_scale()
             for k, n in zip(kernels, labels, strict=True)
@@ -444,45 +444,5 @@ def _weights(gp: GridGP, operator: KroneckerPlusNoise, y: Array) -> tuple[Array,
     return solve_grid(operator, residual - fitted(found.coefficients, design)), found
 
 
-def _refuse_mesh(axes: tuple[Axis, ...]) -> None:
-    shapes = {(axis.size, axis.num_dimensions) for axis in axes}
-    if len(axes) == 2 and len(shapes) == 1 and axes[0].num_dimensions not in (None, 1, 2, 3):
-        raise ValueError(
-            f"Every axis has coordinates of shape {next(iter(shapes))}, as np.meshgrid gives them. "
-            "Pass the coordinates of each axis alone, (n_1,) and (n_2,)."
-        )
-
-
 def _failed(value: Any) -> bool:
     return not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value).all())
-
-
-def _aligned(kernels: Any, axes: Any) -> tuple[tuple, tuple, tuple[str, ...] | None]:
-    """Kernels and axes in one order, and the names if they came by name."""
-    if isinstance(kernels, Mapping) != isinstance(axes, Mapping):
-        raise TypeError(
-            "kernels and axes must both be sequences or both be dictionaries by axis name; got "
-            f"{type(kernels).__name__} and {type(axes).__name__}."
-        )
-    if isinstance(axes, Mapping):
-        names = tuple(axes)
-        for name in kernels:
-            if name not in names:
-                raise KeyError(
-                    f"The kernel {name!r} has no axis: no coordinates of that name were given."
-                    f"{nearest(name, names)}"
-                )
-        missing = [name for name in names if name not in kernels]
-        if missing:
-            raise KeyError(
-                f"The axis {missing[0]!r} has no kernel; got kernels for "
-                f"{', '.join(map(repr, kernels)) or 'none'}. Give one kernel per axis."
-            )
-        return ordered(dict(kernels), names, len(names), "kernels"), tuple(axes.values()), names
-    kernels, axes = ((tuple(v) if isinstance(v, Sequence) else (v,)) for v in (kernels, axes))
-    if len(kernels) != len(axes) or not axes:
-        raise ValueError(
-            f"A GridGP needs one kernel per axis and at least one axis; got {len(kernels)} "
-            f"kernels and {len(axes)} axes."
-        )
-    return kernels, axes, None

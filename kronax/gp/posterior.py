@@ -15,6 +15,7 @@ from kronax.gp.density import check_number, log_density, log_density_at
 from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
+from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
 from kronax.linalg.checks import array_of_reals, check_finite, grid_of, is_concrete
@@ -208,6 +209,14 @@ class Posterior(eqx.Module):
         if noise is None and not any(new):
             return draws + predict.noise_draw(self.operator, noise_key, draws.shape)
         return _noisy(draws, noise_key, self.noise_diagonal(new, noise))
+
+    def leave_one_out(self) -> LeaveOneOut:
+        """Every noisy observation as predicted from all the others, with the same parameters.
+
+        `means, variances = post.leave_one_out()`; exact, from the diagonal of the inverse, at
+        `2 N Σ n_i` operations. Right to first order, raises beyond.
+        """
+        return leave_one_out(self.operator, self.y, self.weights, self.regression)
 
     def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         return self.gp.new_axes(axes)

@@ -113,6 +113,22 @@ class DenseGP:
         reduction = cross @ np.linalg.solve(self.covariance(), cross.T)
         return mean, self.signal(new, new) - reduction
 
+    def left_out(self, y=None) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance of every observation given the others."""
+        return left_out(self.covariance(), self.mean_on(), self.y if y is None else y)
+
+
+def left_out(covariance, mean, y):
+    """Mean and variance of every entry of `y` given the others, one dense solve each."""
+    residual = (y - mean).ravel()
+    means, variances = np.empty(residual.size), np.empty(residual.size)
+    for c in range(residual.size):
+        kept = np.arange(residual.size) != c
+        row = np.linalg.solve(covariance[np.ix_(kept, kept)], covariance[kept, c])
+        means[c] = row @ residual[kept]
+        variances[c] = covariance[c, c] - row @ covariance[kept, c]
+    return mean + means.reshape(y.shape), variances.reshape(y.shape)
+
 
 TIME = np.array([0.0, 0.3, 0.45, 0.9, 1.4])
 SPACE = np.array([-1.0, -0.2, 0.1, 0.8])

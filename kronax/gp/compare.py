@@ -1,0 +1,219 @@
+"""Models of the same data side by side: marginal likelihood, information criteria, leave-one-out."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.fitting.result import FitResult
+from kronax.gp.grid import GridGP
+from kronax.parameters import aligned, parameters
+
+# What orders the rows, and whether the largest comes first.
+ORDERS = {"loo": True, "log_marginal_likelihood": True, "bic": False, "aic": False}
+
+
+@dataclasses.dataclass(frozen=True)
+class ComparedModel:
+    """One row of `kx.compare`; all but the errors are in nats.
+
+    Attributes:
+        name: as given.
+        log_marginal_likelihood: of all the data, without priors on the parameters.
+        num_parameters: numbers that were trained, or that a fit would train.
+        aic: `2 k − 2 log L`.
+        bic: `k log N − 2 log L`, with `N` the cells of the data.
+        loo: sum of the leave-one-out log predictive densities.
+        loo_error: its standard error, as if the cells were independent.
+        loo_difference: `loo` less that of the best model.
+        difference_error: standard error of the difference, from the paired cells.
+        loo_rmse: root mean squared leave-one-out error, in units of the data.
+        remarks: what to know before believing the row.
+    """
+
+    name: str
+    log_marginal_likelihood: float
+    num_parameters: int
+    aic: float
+    bic: float
+    loo: float
+    loo_error: float
+    loo_difference: float
+    difference_error: float
+    loo_rmse: float
+    remarks: tuple[str, ...] = ()
+
+
+class Comparison(tuple[ComparedModel, ...]):
+    """What `kx.compare` returns: one row per model, the best first; prints as a table.
+
+    `comparison["name"]` is a row by name, `comparison[0]` by position.
+    """
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return super().__getitem__(key)
+        for row in self:
+            if row.name == key:
+                return row
+        raise KeyError(
+            f"There is no model {key!r}. Known: {', '.join(repr(r.name) for r in self)}."
+        )
+
+    def __repr__(self) -> str:
+        value = max(row.log_marginal_likelihood for row in self)
+        aic, bic = min(row.aic for row in self), min(row.bic for row in self)
+        table = [("model", "k", "log L", "Δ log L", "Δ AIC", "Δ BIC", "LOO", "Δ LOO", "LOO RMSE")]
+        for row in self:
+            table.append(
+                (
+                    row.name,
+                    str(row.num_parameters),
+                    f"{row.log_marginal_likelihood:.2f}",
+                    f"{row.log_marginal_likelihood - value:.2f}",
+                    f"{row.aic - aic:.2f}",
+                    f"{row.bic - bic:.2f}",
+                    f"{row.loo:.2f} ± {row.loo_error:.2f}",
+                    f"{row.loo_difference:.2f} ± {row.difference_error:.2f}",
+                    f"{row.loo_rmse:.4g}",
+                )
+            )
+        remarks = [f"{row.name}: {remark}" for row in self for remark in row.remarks]
+        return "\n".join([aligned(table), *remarks])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Scores:
+    """One model on the data, before it is set against the others."""
+
+    value: float
+    densities: np.ndarray
+    rmse: float
+    count: int
+    remarks: tuple[str, ...]
+
+
+def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison:
+    """Models of the same data in one table: marginal likelihood, AIC, BIC and leave-one-out.
+
+    Leave-one-out predicts every cell from all the others with the parameters as they are, in closed
+    form. The standard errors take the cells for independent: beside correlated residuals they are
+    too small. AIC and BIC suppose that the parameters maximise the likelihood.
+
+    Args:
+        models: a `kx.FitResult` or a `kx.GridGP` by name. The parameters of a result are those that
+            its fit trained; of a model, those that `kx.parameters` calls trainable.
+        y: data for all of them, `(*batch, n_1, …, n_d)` or `(*batch, N)`; batches are added. A result
+            must have been fitted to these data: to score a fit on others pass `result.model`.
+        by: what the rows are ordered by, the best first: "loo", "log_marginal_likelihood", "bic" or
+            "aic".
+
+    Returns:
+        The rows, which print as a table. `Δ` is the difference to the best model.
+
+    Raises:
+        TypeError: if something else than a result of a single fit or a GridGP is given.
+        ValueError: if there is no model, a result belongs to other data, the data do not lie on the
+            grid of a model, or `by` is unknown.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0.0, 1.0, 8)
+        >>> y = jnp.sin(6 * x)[:, None] * x
+        >>> smooth, rough = (
+        ...     kx.GridGP((k(0.3), k(0.3)), (x, x), noise=0.01) for k in (kx.RBF, kx.Matern12)
+        ... )
+        >>> table = kx.compare({"rough": rough, "smooth": smooth}, y)
+        >>> table[0].name, table["rough"].loo_difference < 0
+        ('smooth', True)
+    """
+    if not isinstance(models, Mapping) or not models:
+        raise ValueError(
+            f"models must be a dictionary of one model or more by name; got {models!r}."
+        )
+    if by not in ORDERS:
+        raise ValueError(f"by must be one of {', '.join(map(repr, ORDERS))}; got {by!r}.")
+    scores = {str(name): _scores(str(name), model, y) for name, model in models.items()}
+    best = max(scores.values(), key=lambda one: one.densities.sum())
+    rows = [_row(name, one, best) for name, one in scores.items()]
+    return Comparison(sorted(rows, key=lambda row: getattr(row, by), reverse=ORDERS[by]))
+
+
+def _scores(name: str, model: Any, y: Any) -> _Scores:
+    gp, count, remarks = _opened(name, model, y)
+    try:
+        grid = gp.check_data(y)
+    except (TypeError, ValueError) as problem:
+        raise type(problem)(f"The model {name!r} does not take these data. {problem}") from problem
+    found = gp.condition(grid).leave_one_out()
+    value = float(jnp.sum(gp.log_marginal_likelihood(grid)))
+    rmse = float(jnp.sqrt(jnp.mean(jnp.square(grid - found.mean))))
+    # Sums over many cells are in float64, whatever the precision of the model. Cells are in C order,
+    # so that those of grids of other shapes belong together.
+    densities = np.asarray(found.log_density(grid), np.float64).ravel()
+    return _Scores(value, densities, rmse, count, remarks)
+
+
+def _opened(name: str, model: Any, y: Any) -> tuple[GridGP, int, tuple[str, ...]]:
+    """The process, how many numbers were trained, and what should be known about the fit."""
+    remarks: list[str] = []
+    gp = model
+    table = None
+    if isinstance(model, FitResult):
+        problem = model.problem
+        if problem.independent:
+            raise TypeError(
+                f"kx.compare needs single fits; {name!r} holds {len(model)} independent ones. Take "
+                "one: result[i]."
+            )
+        gp, table = model.model, problem.table()
+        if problem.y is not None:
+            _check_data(name, problem.y, y)
+        if not model.converged:
+            remarks.append(f"the fit has not converged: {model.reason}")
+        if problem.priors:
+            remarks.append(
+                "fitted with priors: it is compared at the maximum a posteriori, their density left "
+                "out; AIC and BIC suppose a maximum of the likelihood"
+            )
+    if not isinstance(gp, GridGP):
+        raise TypeError(
+            f"kx.compare needs a GridGP, or a fit of one; {name!r} is of type {type(gp).__name__}. "
+            "Pass the GridGP inside it."
+        )
+    table = parameters(gp) if table is None else table
+    return gp, sum(p.value.size for p in table if p.trainable), tuple(remarks)
+
+
+def _check_data(name: str, fitted: Array, y: Any) -> None:
+    given = np.asarray(y)
+    shapes = fitted.size == given.size
+    if not shapes or not np.array_equal(np.asarray(fitted).ravel(), given.ravel()):
+        differ = "of other values" if shapes else f"of shape {fitted.shape}, not {given.shape}"
+        raise ValueError(
+            f"Models must be compared on the data that they were fitted to; {name!r} was fitted to "
+            f"data {differ}. To score it on other data pass result.model."
+        )
+
+
+def _row(name: str, own: _Scores, best: _Scores) -> ComparedModel:
+    num_cells = own.densities.size
+    difference = own.densities - best.densities
+    root = math.sqrt(num_cells)
+    return ComparedModel(
+        name=name,
+        log_marginal_likelihood=own.value,
+        num_parameters=own.count,
+        aic=2 * own.count - 2 * own.value,
+        bic=own.count * math.log(num_cells) - 2 * own.value,
+        loo=float(own.densities.sum()),
+        loo_error=root * float(own.densities.std()),
+        loo_difference=float(difference.sum()),
+        difference_error=root * float(difference.std()),
+        loo_rmse=own.rmse,
+        remarks=own.remarks,
+    )
