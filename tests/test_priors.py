@@ -10,6 +10,7 @@ import pytest
 from numpyro.contrib.module import random_eqx_module
 from numpyro.distributions import constraints
 from numpyro.handlers import seed, substitute, trace
+from numpyro.infer.util import log_density
 
 import kronax as kx
 
@@ -74,6 +75,38 @@ def test_random_eqx_module_leaves_coordinates_alone():
     sampled = {name for name, site in sites.items() if site["type"] == "sample"}
     assert sampled == {f"gp/{p.path}" for p in kx.parameters(GP)}
     np.testing.assert_allclose(np.diff(sites["x"]["value"]), np.diff(X))
+
+
+def test_random_eqx_module_ignores_a_misspelt_path():
+    """The caveat of docs/numpyro.md: no site, and all of the module is a site for optimisers."""
+    noise = []
+
+    def model():
+        module = random_eqx_module("gp", GP, {"noize": dist.HalfNormal(1.0)})
+        noise.append(module.noise)
+
+    sites = traced(model)
+    assert {name: site["type"] for name, site in sites.items()} == {"gp$params": "param"}
+    assert isinstance(sites["gp$params"]["value"], kx.GridGP)
+    assert noise == [GP.noise]
+    with pytest.raises(KeyError, match=r"'noize'\. Did you mean 'noise'"):
+        traced(lambda: kx.sample_parameters("gp", GP, {"noize": dist.HalfNormal(1.0)}))
+
+
+def test_plain_sites_into_constructors():
+    y = np.random.default_rng(0).normal(size=(4, 3))
+
+    def model(y):
+        first = kx.Matern32(numpyro.sample("lengthscale", dist.LogNormal(0.0, 1.0)))
+        noise = numpyro.sample("noise", dist.HalfNormal(1.0))
+        gp = kx.GridGP((1.5 * first, kx.RBF(0.5)), (X, Z), noise)
+        numpyro.sample("y", gp.numpyro_dist(), obs=y)
+
+    values = {"lengthscale": 0.4, "noise": 0.2}
+    joint = jax.jit(lambda values: log_density(model, (y,), {}, values)[0])(values)
+    priors = dist.LogNormal(0.0, 1.0).log_prob(0.4) + dist.HalfNormal(1.0).log_prob(0.2)
+    gp = kx.replace(GP, {"kernels[0].lengthscale": 0.4, "noise": 0.2})
+    np.testing.assert_allclose(joint, gp.log_marginal_likelihood(y) + priors, rtol=1e-10)
 
 
 @pytest.mark.parametrize(

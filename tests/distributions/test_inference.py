@@ -97,6 +97,12 @@ def test_a_latent_site_and_a_plate_have_the_right_joint_density():
     assert prior["f"].shape == (3, 2, 3, 4)
 
 
+def test_gaps_in_what_a_model_observes_raise():
+    gaps = np.where(np.arange(12).reshape(3, 4) == 5, np.nan, Y)
+    with pytest.raises(ValueError, match=r"got NaN in 1 of 12 cells.*kx\.MaskedKroneckerNormal"):
+        log_density(model, (gaps,), {}, {"noise": 0.1, "shift": 0.0})
+
+
 @pytest.mark.parametrize("flatten", [False, True])
 def test_a_plate_over_the_axes_of_a_grid_is_noticed(flatten):
     def model(y, size):

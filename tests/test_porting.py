@@ -1,0 +1,126 @@
+"""What docs/porting.md says of other libraries: numbers of PyMC, formulas of the others.
+
+`tools/pymc_reference.py` made the file of numbers, with the same inputs.
+"""
+
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tinygp
+from numpyro.handlers import seed, substitute
+
+import kronax as kx
+
+PYMC = json.loads(Path(__file__).with_name("porting_pymc.json").read_text(encoding="utf-8"))
+X, Z = np.array([0.0, 0.4, 1.1]), np.array([0.0, 0.7, 0.9, 2.0])
+NEW = np.array([0.2, 1.5]), np.array([0.5, 0.9, 3.0])
+SIGMA, SHIFT, ETA = 0.4, 0.3, 1.5
+Y = np.sin(1.0 + np.arange(12.0)) + 0.1 * np.arange(12.0)
+KERNELS = {
+    "ExpQuad(1, ls=0.5)": kx.RBF(0.5),
+    "Matern52(1, ls=0.5)": kx.Matern52(0.5),
+    "Matern32(1, ls=0.5)": kx.Matern32(0.5),
+    "Matern12(1, ls=0.5)": kx.Matern12(0.5),
+    "Exponential(1, ls=0.5)": kx.Matern12(2 * 0.5),
+    "RatQuad(1, ls=0.5, alpha=2.0)": kx.RationalQuadratic(0.5, 2.0),
+    "Periodic(1, period=1.0, ls=0.5)": kx.Periodic(1.0, 2 * 0.5),
+    "Constant(2.0)": kx.Constant(2.0),
+    "1.5**2 * ExpQuad(1, ls=0.5)": 1.5**2 * kx.RBF(0.5),
+}
+
+
+def process():
+    kernels = ETA**2 * kx.Matern52(0.6), kx.Periodic(1.7, 2 * 0.5)
+    return kx.GridGP(kernels, (X, Z), SIGMA**2, SHIFT)
+
+
+def assert_equal(actual, expected, rtol=1e-9):
+    np.testing.assert_allclose(np.ravel(actual), expected, rtol=rtol)
+
+
+@pytest.mark.parametrize("name", PYMC["kernels"])
+def test_kernels_of_pymc(name):
+    assert_equal(KERNELS[name].evaluate(0.0, 0.3), PYMC["kernels"][name])
+
+
+def test_the_periodic_lengthscale_is_doubled():
+    ours, theirs = kx.Periodic(1.0, 0.5).evaluate(0.0, 0.3), PYMC["kernels"]
+    exponents = np.log([float(ours), theirs["Periodic(1, period=1.0, ls=0.5)"]])
+    assert_equal(exponents[0] / exponents[1], 4.0)
+
+
+@pytest.mark.parametrize("sigma", [0.0, SIGMA])
+@pytest.mark.parametrize("way", ["covs", "chols", "evds"])
+def test_densities_of_pymc(way, sigma):
+    covs = [f.to_dense() for f in process().covariance(include_noise=False).factors]
+    covs = [k + 0.2 * np.eye(len(k)) for k in covs]
+    given = {
+        "covs": {"factors": covs},
+        "chols": {"scale_trils": [np.linalg.cholesky(k) for k in covs]},
+        "evds": {"factors": [(q * v) @ q.T for v, q in map(np.linalg.eigh, covs)]},
+    }
+    noise = sigma**2 if sigma else None
+    d = kx.KroneckerNormal(0.1 * np.arange(12.0), noise=noise, flatten=True, **given[way])
+    assert_equal(d.log_prob(Y), PYMC["densities"][f"{way}, sigma={sigma}"])
+    grid = kx.KroneckerNormal(0.1 * np.arange(12.0), noise=noise, **given[way])
+    assert_equal(grid.log_prob(Y.reshape(3, 4)), PYMC["densities"][f"{way}, sigma={sigma}"])
+
+
+def test_likelihood_and_predictions_of_pymc():
+    expected, gp = PYMC["marginal"], process()
+    assert_equal(gp.numpyro_dist(flatten=True).log_prob(Y), expected["log_marginal_likelihood"])
+    assert_equal(gp.log_marginal_likelihood(Y), expected["log_marginal_likelihood"])
+    post = gp.condition(Y)
+    assert_equal(post.mean(NEW), expected["mean"])
+    assert_equal(post.variance(NEW), expected["variance"])
+    assert_equal(post.variance(NEW), expected["diagonal of covariance"])
+
+
+def test_pymc_adds_the_standard_deviation_as_predictive_noise():
+    expected, post = PYMC["marginal"], process().condition(Y)
+    for what in ("variance", "diagonal of covariance"):
+        added = np.subtract(expected[f"{what}, pred_noise=True"], expected[what])
+        assert_equal(added, SIGMA)
+    assert_equal(post.variance(NEW, include_noise=True) - post.variance(NEW), SIGMA**2)
+
+
+def test_latent_fields_of_pymc():
+    """Up to the jitter of 1e-6, which PyMC adds as it is and kronax relative to the variance."""
+    expected, gp = PYMC["latent"], process()
+    with substitute(data={"f_white": jnp.asarray(Y.reshape(3, 4))}), seed(rng_seed=0):
+        f = gp.latent("f", jitter=1e-6)
+    assert_equal(f, expected["f"], rtol=1e-5)
+    post = gp.latent_condition(np.reshape(expected["f"], (3, 4)), jitter=1e-6)
+    assert_equal(post.mean(NEW), expected["mean"], rtol=1e-4)
+    np.testing.assert_allclose(np.ravel(post.variance(NEW)), expected["variance"], atol=1e-4)
+
+
+def test_scattered_points_are_the_diagonal_of_a_grid():
+    post, points = process().condition(Y), (np.array([0.2, 0.9, 1.5]), np.array([0.5, 3.0, 0.1]))
+    each = [float(post.mean((a[None], b[None]))[0, 0]) for a, b in zip(*points, strict=True)]
+    assert_equal(post.mean(points)[np.arange(3), np.arange(3)], each)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (tinygp.kernels.ExpSquared(scale=0.5), kx.RBF(0.5)),
+        (tinygp.kernels.Exp(scale=0.5), kx.Matern12(0.5)),
+        (tinygp.kernels.ExpSineSquared(scale=1.7, gamma=3.0), kx.Periodic(1.7, np.sqrt(2 / 3.0))),
+    ],
+)
+def test_kernels_of_tinygp(theirs, ours):
+    np.testing.assert_allclose(theirs(X, Z), ours(X, Z), rtol=1e-12)
+
+
+def test_periodic_kernels_of_gpjax_and_gpytorch():
+    """Their formulas, as their sources have them: GPJax that of PyMC, GPyTorch with ℓ for ℓ²."""
+    period, scale = 1.7, 0.5
+    sine = np.sin(np.pi * (X[:, None] - Z) / period)
+    gpjax = np.exp(-0.5 * (sine / scale) ** 2)
+    gpytorch = np.exp(-2 * sine**2 / scale)
+    np.testing.assert_allclose(kx.Periodic(period, 2 * scale)(X, Z), gpjax, rtol=1e-12)
+    np.testing.assert_allclose(kx.Periodic(period, np.sqrt(scale))(X, Z), gpytorch, rtol=1e-12)
