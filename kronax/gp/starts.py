@@ -162,9 +162,9 @@ class _Along:
     ) -> Correlogram:
         """Over the distances that a kernel sees, with coordinates in other units if given."""
         places = self.places(kernel, dims)
-        key = places.shape[1], dims, None if units is None else tuple(units)
+        scaled = places if units is None else places / units
+        key = scaled.shape, scaled.tobytes()
         if key not in self._correlograms:
-            scaled = places if units is None else places / units
             self._correlograms[key] = self.products.by_distance(scaled)
         return self._correlograms[key]
 
