@@ -1,5 +1,6 @@
 """The distributions inside NumPyro's models: samplers, guides, handlers, control flow."""
 
+import arviz as az
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,17 +30,8 @@ def model(y=None):
     numpyro.sample("y", kx.KroneckerNormal(shift, (A, B), noise), obs=y)
 
 
-def test_observed_under_nuts_it_gives_the_posterior():
-    """Beside quadrature of the two-parameter posterior, with dense normals."""
-    shifts, noises = np.linspace(-4, 4, 81), np.linspace(0.005, 3, 120)
-    values, vectors = np.linalg.eigh(np.kron(A, B))
-    spectrum = values + noises[:, None]
-    squares = np.square((Y.ravel() - shifts[:, None]) @ vectors)
-    log_post = -0.5 * (squares @ (1 / spectrum).T + np.log(spectrum).sum(-1))
-    log_post += scipy.stats.norm(0, 2).logpdf(shifts)[:, None]
-    log_post += scipy.stats.halfnorm.logpdf(noises)
-    weights = np.exp(log_post - log_post.max())
-    weights /= weights.sum()
+@pytest.fixture(scope="module")
+def run():
     mcmc = MCMC(
         NUTS(model),
         num_warmup=100,
@@ -50,7 +42,21 @@ def test_observed_under_nuts_it_gives_the_posterior():
     )
     with jax.numpy_dtype_promotion("standard"):
         mcmc.run(jax.random.key(0), y=Y)
-    draws = mcmc.get_samples(group_by_chain=True)
+    return mcmc
+
+
+def test_observed_under_nuts_it_gives_the_posterior(run):
+    """Beside quadrature of the two-parameter posterior, with dense normals."""
+    shifts, noises = np.linspace(-4, 4, 81), np.linspace(0.005, 3, 120)
+    values, vectors = np.linalg.eigh(np.kron(A, B))
+    spectrum = values + noises[:, None]
+    squares = np.square((Y.ravel() - shifts[:, None]) @ vectors)
+    log_post = -0.5 * (squares @ (1 / spectrum).T + np.log(spectrum).sum(-1))
+    log_post += scipy.stats.norm(0, 2).logpdf(shifts)[:, None]
+    log_post += scipy.stats.halfnorm.logpdf(noises)
+    weights = np.exp(log_post - log_post.max())
+    weights /= weights.sum()
+    draws = run.get_samples(group_by_chain=True)
     for name, grid, marginal in (
         ("shift", shifts, weights.sum(1)),
         ("noise", noises, weights.sum(0)),
@@ -59,7 +65,35 @@ def test_observed_under_nuts_it_gives_the_posterior():
         spread = np.sqrt((grid - mean) ** 2 @ marginal)
         assert abs(draws[name].mean() - mean) < 0.4 * spread
         assert numpyro.diagnostics.gelman_rubin(np.asarray(draws[name])) < 1.1
-    assert not mcmc.get_extra_fields()["diverging"].any()
+    assert not run.get_extra_fields()["diverging"].any()
+
+
+def test_arviz_reads_a_run_with_its_log_likelihood(run):
+    replicates = Predictive(model, run.get_samples())(jax.random.key(1))
+    data = az.from_numpyro(
+        run,
+        posterior_predictive=replicates,
+        log_likelihood=True,
+        coords={"row": [10, 20, 30], "column": list("abcd")},
+        dims={"y": ["row", "column"]},
+    )
+    draws = run.get_samples(group_by_chain=True)
+    for name in ("shift", "noise"):
+        np.testing.assert_array_equal(data.posterior[name], draws[name])
+    # A grid is one observation: one density per draw.
+    found = data.log_likelihood["y"]
+    assert found.dims == ("chain", "draw")
+    for chain, draw in np.ndindex(found.shape):
+        shift, noise = (np.asarray(draws[name])[chain, draw] for name in ("shift", "noise"))
+        expected = scipy_log_prob(Y, np.full(12, shift), AB + noise * np.eye(12))
+        assert_close(found[chain, draw].item(), expected)
+    np.testing.assert_array_equal(data.observed_data["y"], Y)
+    replicated = data.posterior_predictive["y"]
+    assert replicated.dims == ("chain", "draw", "row", "column")
+    np.testing.assert_array_equal(replicated[1, 0].sel(row=20), replicates["y"][100, 1])
+    diagnosed = az.rhat(data)["shift"].item(), az.ess(data)["shift"].item()
+    assert 0.99 < diagnosed[0] < 1.1
+    assert diagnosed[1] > 20
 
 
 def test_a_latent_site_and_a_plate_have_the_right_joint_density():
