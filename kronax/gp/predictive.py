@@ -2,6 +2,7 @@
 
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
@@ -68,5 +69,6 @@ class PosteriorNormal(dist.Distribution):
 
     @property
     def variance(self) -> Array:
-        """Posterior variance."""
-        return self.posterior.variance(self.axes, self.include_noise, self.noise)
+        """Posterior variance, the same for every data set of a batch."""
+        variance = self.posterior.variance(self.axes, self.include_noise, self.noise)
+        return jnp.broadcast_to(variance, self.shape())

@@ -132,6 +132,17 @@ def test_a_posterior_inside_predictive():
         d.log_prob(draws)
 
 
+def test_a_posterior_given_a_batch_of_data_has_moments_of_its_whole_shape():
+    gp = PROCESSES["dense"]
+    y = gp.sample(KEY, include_noise=True)
+    post = gp.condition(jnp.stack([y, -y]))
+    d = post.numpyro_dist((NEW, None), include_noise=True)
+    assert (d.batch_shape, d.event_shape) == ((2,), (3, 4))
+    assert d.mean.shape == d.variance.shape == d.sample(KEY).shape == (2, 3, 4)
+    for variance in d.variance:
+        np.testing.assert_array_equal(variance, post.variance((NEW, None), include_noise=True))
+
+
 @pytest.mark.parametrize("jitter", [-1e-6, "small", True])
 def test_a_bad_jitter_raises(jitter):
     gp = PROCESSES["dense"]
