@@ -129,8 +129,8 @@ print(plain.summary(), "\n")
 # %% [markdown]
 # ## Is it any good?
 # The held-out half hours. The five networks are one prediction too: the mixture of all. Its
-# variance has the networks' disagreement in it, which each of them alone does not know of. (It still
-# is a little too sure of itself: the weights of each network are one estimate, with no uncertainty.)
+# variance has the networks' disagreement in it, which each of them alone does not know of. (It
+# still is a little too sure: the weights of each network are one estimate, with no uncertainty.)
 
 # %%
 new = {"minute": minutes[held_out]}
