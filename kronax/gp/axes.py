@@ -349,7 +349,7 @@ def ordered(values: Any, names: tuple[str, ...] | None, num_axes: int, what: str
         if names is None:
             raise TypeError(
                 f"{what} by name needs a GridGP with named axes; this one has none. Pass a "
-                f"sequence of {num_axes}, with None for an axis that stays."
+                f"sequence of {num_axes}, with None to leave an axis as it is."
             )
         unknown = [k for k in values if k not in names]
         if unknown:
@@ -359,7 +359,7 @@ def ordered(values: Any, names: tuple[str, ...] | None, num_axes: int, what: str
         got = f"{len(values)}" if isinstance(values, list | tuple) else type(values).__name__
         raise ValueError(
             f"{what} must have one entry per axis, {num_axes} in all; got {got}. "
-            "Pass None for an axis that stays."
+            "Pass None to leave an axis as it is."
         )
     return tuple(values)
 
