@@ -76,6 +76,7 @@ class Call:
     key: int
     task: str
     inputs: dict[str, Any]
+    limit_s: float = CALL_LIMIT_S
     is_prepared: bool = False
 
     def seconds(self, repeats: int = 1) -> float:
@@ -85,7 +86,7 @@ class Call:
                 "prepare", PREPARE_LIMIT_S, key=self.key, task=self.task, inputs=self.inputs
             )
             self.is_prepared = True
-        return self.worker.ask("seconds", CALL_LIMIT_S, key=self.key, repeats=repeats)
+        return self.worker.ask("seconds", self.limit_s, key=self.key, repeats=repeats)
 
     def __call__(self) -> Any:
         """What the last timed call gave."""
@@ -106,9 +107,9 @@ class Peers:
         for worker in self.workers.values():
             worker.stop()
 
-    def call(self, name: str, task: str, **inputs: Any) -> Call:
-        """A candidate for `measure.alternate`; what fails does so there."""
-        return Call(self.workers[name], next(self.keys), task, inputs)
+    def call(self, name: str, task: str, limit_s: float = CALL_LIMIT_S, **inputs: Any) -> Call:
+        """A candidate for `measure.alternate`; what fails, or takes too long, does so there."""
+        return Call(self.workers[name], next(self.keys), task, inputs, limit_s)
 
     def forget(self) -> None:
         """Let go of all that was prepared."""
