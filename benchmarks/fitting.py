@@ -9,7 +9,6 @@ progress bar costs.
 import io
 import json
 import sys
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -30,7 +29,7 @@ NEAR = 1e-3
 SAME_PER_CELL, SAME = 1e-6, 0.01
 NUM_STARTS = 20
 NUM_CALLS, RESTARTS = 5, 5
-COLD_LIMIT_S = 300
+COLD_LIMIT_S = FIT_LIMIT_S = 300
 BUDGET_S = 60.0
 MATERN = {0.5: kx.Matern12, 1.5: kx.Matern32, 2.5: kx.Matern52}
 # By the name in tables: environment, further inputs, and up to how many cells.
@@ -97,62 +96,62 @@ def peer_inputs(data: DataSet, start: kx.GridGP) -> dict[str, Any]:
 
 
 def measure(name: str, rounds: int, peers: Peers) -> list[dict[str, Any]]:
-    """One row per method."""
+    """One row per method; every other library takes turns with kronax."""
     data = DATA_SETS[name]()
     start = model(data).initialise(data.y)
-    results: dict[str, kx.FitResult] = {}
+    paths = list(kx.unconstrain(start)[0])
+    result = fit(start, data.y)
 
     def ours(num_steps: int = NUM_STEPS) -> Any:
-        results["kronax"] = fit(start, data.y, num_steps=num_steps)
-        return results["kronax"].raw
+        return fit(start, data.y, num_steps=num_steps).raw
 
-    calls: dict[str, Callable[[], Any]] = {"kronax": ours}
+    # Seconds of evaluations (ours are not known), losses, parameters, steps.
+    raw = np.array([result.raw[path].item() for path in paths])
+    traces: dict[str, Any] = {"kronax": (None, result.losses, raw, result.num_steps)}
+    times = {"kronax": alternate({"kronax": ours}, rounds, BUDGET_S)["kronax"]}
     for peer, (environment, inputs, most) in PEERS.items():
-        if data.y.size <= most:
-            peers.workers[environment].stop()
-            inputs = {**peer_inputs(data, start), **inputs}
-            calls[peer] = peers.call(environment, "fit", **inputs)
-    ours()
-    times = alternate(calls, rounds, BUDGET_S)
-    found = results["kronax"]
-    # In the order of the model, which a dictionary loses on its way through a compiled function.
-    raw = np.array([found.raw[path].item() for path in kx.unconstrain(start)[0]])
-    traces = {"kronax": (None, found.losses, raw, found.num_steps)}
-    for peer in calls.keys() - {"kronax"}:
-        if times[peer]["seconds"] is not None:
-            traces[peer] = calls[peer]()
+        if data.y.size > most:
+            continue
+        # A new process, so that its first call is one.
+        peers.workers[environment].stop()
+        inputs = {**peer_inputs(data, start), **inputs}
+        call = peers.call(environment, "fit", FIT_LIMIT_S, **inputs)
+        pair = alternate({"kronax": ours, peer: call}, rounds, BUDGET_S)
+        times[peer] = pair[peer]
+        if pair[peer]["seconds"] is not None:
+            times[peer]["kronax_seconds"] = pair["kronax"]["seconds"]
+            traces[peer] = call()
     best = min(float(np.min(losses)) for _, losses, *_ in traces.values())
-    near = best + NEAR * data.y.size
-    rows = []
-    for method in calls:
-        row = {"data": name, "shape": data.y.shape, "method": method, **times[method]}
-        if method in traces:
-            seconds, losses, raw, steps = traces[method]
-            reached = np.flatnonzero(losses <= near)
-            # Of ours the steps are known, not when they were taken: the fit is run up to there.
-            if reached.size and seconds is None:
-                last = max(1, int(reached[0]))
-                timed = alternate({"": lambda last=last: ours(last)}, rounds, BUDGET_S)[""][
-                    "seconds"
-                ]
-            else:
-                timed = float(seconds[reached[0]]) if reached.size else None
-            row |= {
-                "steps": int(steps),
-                "evaluations": None if seconds is None else len(losses),
-                "loss": float(np.min(losses)),
-                "above_best_per_cell": (float(np.min(losses)) - best) / data.y.size,
-                "gradient_per_cell": gradient(start, data.y, raw),
-                "seconds_to_near": timed,
-                "log_parameters": np.round(raw, 6).tolist(),
-            }
-        rows.append(row)
+    rows = [{"data": name, "shape": data.y.shape, "method": m, **times[m]} for m in times]
+    for row in rows:
+        if row["method"] in traces:
+            row |= ending(traces[row["method"]], best, data, start)
+    # Of ours the steps are known, not when they were taken: the fit is run up to there.
+    last = max(1, int(np.flatnonzero(result.losses <= best + NEAR * data.y.size)[0]))
+    timed = alternate({"": lambda: ours(last)}, rounds, BUDGET_S)[""]
+    rows[0]["seconds_to_near"] = timed["seconds"]
     try:
         rows[0] |= apart("fitting", "cold", COLD_LIMIT_S, name=name)
     except CandidateError as reason:
         rows[0]["cold_error"] = str(reason)
-    peers.forget()
     return rows
+
+
+def ending(trace: Any, best: float, data: DataSet, start: kx.GridGP) -> dict[str, Any]:
+    """How a fit ended, and when it was near the best value of all."""
+    seconds, losses, raw, steps = trace
+    reached = np.flatnonzero(losses <= best + NEAR * data.y.size)
+    found = {
+        "steps": int(steps),
+        "loss": float(np.min(losses)),
+        "above_best_per_cell": (float(np.min(losses)) - best) / data.y.size,
+        "gradient_per_cell": gradient(start, data.y, raw),
+        "log_parameters": np.round(raw, 6).tolist(),
+    }
+    if seconds is None:
+        return found
+    near = float(seconds[reached[0]]) if reached.size else None
+    return {**found, "evaluations": len(losses), "seconds_to_near": near}
 
 
 def gradient(start: kx.GridGP, y: np.ndarray, raw: np.ndarray) -> float:
@@ -237,10 +236,10 @@ def run(quick: bool) -> None:
 
     with Peers() as peers:
         for name in names:
-            keep(measure(name, rounds, peers))
-            for row in rows[-len(PEERS) - 1 :]:
-                if row["data"] == name:
-                    print(name, row["method"], shown(row), json.dumps(row.get("loss")), flush=True)
+            new = measure(name, rounds, peers)
+            for row in new:
+                print(name, row["method"], shown(row), json.dumps(row.get("loss")), flush=True)
+            keep(new)
         for name in names:
             for kind in ("one scale", "two scales"):
                 keep([measure_starts(name, kind, 5 if quick else NUM_STARTS)])

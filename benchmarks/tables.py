@@ -271,7 +271,7 @@ def fitting_table(rows: list[dict[str, Any]]) -> str:
                     "–"
                     if row is ours
                     else f"{_times(near and near / ours_near)}, "
-                    f"{_times(row['seconds'] / ours['seconds'])}",
+                    f"{_times(row['seconds'] / row['kronax_seconds'])}",
                 ]
             )
     header = ["data", "method", "to within 1e-3 nats per cell, s", "to the end, s", "first call, s"]
