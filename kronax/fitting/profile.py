@@ -1,4 +1,4 @@
-"""The profile likelihood of one parameter: the loss at its values, minimised over all the others."""
+"""The profile likelihood of one parameter: the loss at its values, the others at their best."""
 
 import math
 import re
@@ -196,7 +196,7 @@ def profile_likelihood(
         >>> x = jnp.linspace(0, 1, 8)
         >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.01)
         >>> y = jnp.sin(6 * x)[:, None] * x + 0.1 * jnp.cos(40 * x * x[:, None])
-        >>> result = kx.fit(gp, y, freeze=("variance",), progress=False)
+        >>> result = kx.fit(gp, y, freeze=("variance", "kernels"), progress=False)
         >>> profile = kx.profile_likelihood(result, "noise", progress=False)
         >>> low, high = profile.interval(0.95)
         >>> bool(low < result.model.noise < high)

@@ -1,4 +1,4 @@
-"""Models of the same data side by side: marginal likelihood, information criteria, leave-one-out."""
+"""Models of the same data side by side: likelihood, information criteria, leave-one-out."""
 
 import dataclasses
 import math
@@ -107,8 +107,8 @@ def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison
     Args:
         models: a `kx.FitResult` or a `kx.GridGP` by name. The parameters of a result are those that
             its fit trained; of a model, those that `kx.parameters` calls trainable.
-        y: data for all of them, `(*batch, n_1, …, n_d)` or `(*batch, N)`; batches are added. A result
-            must have been fitted to these data: to score a fit on others pass `result.model`.
+        y: data for all of them, `(*batch, n_1, …, n_d)` or `(*batch, N)`; batches are added. A
+            result must have been fitted to these data: to score one on others pass `result.model`.
         by: what the rows are ordered by, the best first: "loo", "log_marginal_likelihood", "bic" or
             "aic".
 
@@ -152,8 +152,8 @@ def _scores(name: str, model: Any, y: Any) -> _Scores:
     found = gp.condition(grid).leave_one_out()
     value = float(jnp.sum(gp.log_marginal_likelihood(grid)))
     rmse = float(jnp.sqrt(jnp.mean(jnp.square(grid - found.mean))))
-    # Sums over many cells are in float64, whatever the precision of the model. Cells are in C order,
-    # so that those of grids of other shapes belong together.
+    # Sums over many cells are in float64, whatever the precision of the model. Cells are in C
+    # order, so that those of grids of other shapes belong together.
     densities = np.asarray(found.log_density(grid), np.float64).ravel()
     return _Scores(value, densities, rmse, count, remarks)
 
@@ -177,8 +177,8 @@ def _opened(name: str, model: Any, y: Any) -> tuple[GridGP, int, tuple[str, ...]
             remarks.append(f"the fit has not converged: {model.reason}")
         if problem.priors:
             remarks.append(
-                "fitted with priors: it is compared at the maximum a posteriori, their density left "
-                "out; AIC and BIC suppose a maximum of the likelihood"
+                "fitted with priors: it is compared at the maximum a posteriori, their density "
+                "left out; AIC and BIC suppose a maximum of the likelihood"
             )
     if not isinstance(gp, GridGP):
         raise TypeError(
