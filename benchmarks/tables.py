@@ -181,7 +181,8 @@ def mcmc_table(rows: list[dict[str, Any]]) -> str:
         for method in (m for m in SAMPLERS if m in group):
             row = group[method]
             draws = f"{row['num_warmup']} + {row['num_samples']}"
-            body.append([row["kernel"], _grid(row), SAMPLERS[method], draws, *_sampled(row)])
+            first = [row["kernel"], _grid(row), SAMPLERS[method], draws]
+            body.append([*first, *_sampled(row), _digits(row.get("load_average"))])
     header = [
         "kernel",
         "grid",
@@ -194,7 +195,8 @@ def mcmc_table(rows: list[dict[str, Any]]) -> str:
     ]
     header += ["leapfrog steps a draw", "effective samples/s", "of sampling alone"]
     return _table(
-        [*header, "kronax / this", "by processor time", "means apart, standard errors"], body
+        [*header, "kronax / this", "by processor time", "means apart, standard errors", "load"],
+        body,
     )
 
 

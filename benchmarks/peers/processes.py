@@ -1,7 +1,9 @@
 """The near end of the peers' processes: candidates that take turns with those of this process."""
 
 import os
+import signal
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from multiprocessing import Pipe
@@ -44,10 +46,11 @@ class Worker:
         return reply["answer"]
 
     def stop(self) -> None:
-        """End the process, and with it what was prepared."""
+        """End the process, those that it started, and with them what was prepared."""
         if self.process is not None:
             self.connection.close()
-            self.process.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
         self.process = self.connection = None
 
@@ -62,6 +65,7 @@ class Worker:
                 # No path of ours: a peer sees its own packages and this checkout alone.
                 env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
                 pass_fds=[far.fileno()],
+                start_new_session=True,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
