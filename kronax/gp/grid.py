@@ -224,8 +224,9 @@ class GridGP(eqx.Module):
 
         The sample site is the whitened field, `name_white`, of independent standard normals; the
         field itself is recorded as the deterministic site `name`. Samplers then see a geometry
-        that does not depend on the lengthscales. Low-rank axes take as many whitened numbers as
-        they have columns.
+        that does not depend on the lengthscales. The whitened numbers go from smooth to rough along
+        each axis, so that they are nearly independent in the posterior too. Low-rank axes take as
+        many of them as they have columns.
 
         Args:
             name: of the field.

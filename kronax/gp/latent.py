@@ -1,27 +1,32 @@
 """Latent fields of NumPyro models: a process drawn whitened, and conditioned on its draws."""
 
+from functools import lru_cache
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.axes import Axis
+from kronax.gp.axes import Axis, FrozenArray
 from kronax.linalg.checks import grid_of
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import matmul
 from kronax.linalg.sample import apply_roots
+from kronax.linalg.transforms import Transform
 from kronax.priors import sample_site
 
 
 def sample_latent(gp: Any, name: str, jitter: float) -> Array:
     """The body of `GridGP.latent`."""
     check_jitter(jitter)
-    roots = [_root(factor, jitter) for factor in gp.covariance(include_noise=False).factors]
+    factors = gp.covariance(include_noise=False).factors
+    roots = [_root(k, jitter, axis.static) for k, axis in zip(factors, gp.axes, strict=True)]
     shape = tuple(r.size for r in roots)
     white = sample_site(
         f"{name}_white", dist.Normal(jnp.zeros(shape, gp.dtype), 1.0).to_event(len(shape))
@@ -38,18 +43,62 @@ def check_jitter(jitter: Any) -> None:
         )
 
 
-def _root(factor: AbstractFactor, jitter: float) -> SymmetricBlocks:
-    """`R` with `R Rᵀ = K + jitter · mean(diag K) · I`, block by block; a thin root as it is."""
+def _root(factor: AbstractFactor, jitter: float, places: FrozenArray | None) -> SymmetricBlocks:
+    """`R` with `R Rᵀ = K + jitter · mean(diag K) · I`, block by block; a thin root as it is.
+
+    `R = C L`, with the Cholesky factor `L` of `Cᵀ (K + …) C` in a fixed basis `C` of the axis, from
+    smooth to rough. Stationary covariances are nearly diagonal there, whatever their parameters,
+    and so is what data say of the white field: the diagonal mass matrix of a sampler fits it. In
+    the basis of places the columns of `L` overlap, and no diagonal scaling helps.
+    """
     if factor.thin_root() is not None:
         return factor.root()
     level = jitter * jnp.mean(factor.diagonal())
+    blocks = factor.blocks()
 
-    def one(a: Array, ndim: int) -> Array:
+    def one(a: Array, ndim: int, basis: np.ndarray | None) -> Array:
         if ndim < 2:
             return jnp.sqrt(jnp.maximum(a, 0) + level)
-        return jnp.linalg.cholesky(a + level * jnp.eye(a.shape[-1], dtype=a.dtype))
+        if basis is None:
+            return jnp.linalg.cholesky(a + level * jnp.eye(a.shape[-1], dtype=a.dtype))
+        c = jnp.asarray(basis, a.dtype)
+        inside = matmul(c.T, matmul(a, c))
+        return matmul(c, jnp.linalg.cholesky(inside + level * jnp.eye(len(c), dtype=a.dtype)))
 
-    return factor.blocks().map_blocks(one)
+    bases = _smooth_to_rough(places, blocks)
+    arrays = tuple(map(one, blocks.arrays, blocks.ndims, bases))
+    return SymmetricBlocks(arrays, blocks.ndims, blocks.sizes, blocks.transform)
+
+
+def _smooth_to_rough(
+    places: FrozenArray | None, blocks: SymmetricBlocks
+) -> tuple[np.ndarray | None, ...]:
+    """An orthonormal basis per full block, if the places are known."""
+    if places is None or 2 not in blocks.ndims:
+        return (None,) * len(blocks.ndims)
+    return _eigenvectors(places, blocks.ndims, blocks.sizes, blocks.transform)
+
+
+@lru_cache(maxsize=8)
+def _eigenvectors(
+    places: FrozenArray, ndims: tuple[int, ...], sizes: tuple[int, ...], transform: Transform
+) -> tuple[np.ndarray | None, ...]:
+    """Waves of more and more half periods: the eigenvectors of an exponential kernel.
+
+    It is as long as the axis. Its eigenvalues decay slowly enough for all of them to be told apart.
+    """
+    x = places.values.reshape(len(places.values), -1).astype(np.float64)
+    extent = np.ptp(x, axis=0)
+    x = x / np.where(extent > 0, extent, 1)
+    kernel = np.exp(-np.sqrt(np.sum((x[:, None] - x) ** 2, axis=-1)))
+    with jax.ensure_compile_time_eval():
+        rows = transform.forward(jnp.asarray(kernel), -1)
+        matrix = np.asarray(transform.forward(rows, -2))
+    ends = np.cumsum(sizes)
+    return tuple(
+        np.linalg.eigh(matrix[end - size : end, end - size : end])[1][:, ::-1] if n == 2 else None
+        for n, size, end in zip(ndims, sizes, ends, strict=True)
+    )
 
 
 class LatentPosterior(eqx.Module):

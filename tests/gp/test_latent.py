@@ -29,24 +29,52 @@ PROCESSES = {
     "Toeplitz": process(axis=REGULAR),
     "a circle": process(kernel=2.0 * kx.Matern52(0.4), axis=kx.circle(X[:-1], 1.0)),
     "low rank": process(kernel=2.0 * kx.RBF(0.4), axis=REGULAR, structure=(18, None)),
+    "places": process(axis=np.stack([X, X**2], axis=-1)),
 }
+
+
+def field_of(gp, white):
+    """The flat field that the white one makes."""
+    with substitute(data={"f_white": white}), seed(rng_seed=0):
+        return gp.latent("f", JITTER).ravel()
+
+
+def root_of(gp, shape):
+    root = jax.jacfwd(lambda white: field_of(gp, white))(jnp.zeros(shape))
+    return root.reshape(len(root), -1)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_latent_field_has_the_prior_covariance(name):
     gp = PROCESSES[name]
-
-    def field(white):
-        with substitute(data={"f_white": white}), seed(rng_seed=0):
-            return gp.latent("f", JITTER).ravel()
-
     shape = trace(seed(lambda: gp.latent("f"), KEY)).get_trace()["f_white"]["value"].shape
     assert shape == (18, 4) if name == "low rank" else gp.grid_shape
-    white = jnp.zeros(shape)
-    np.testing.assert_allclose(field(white), 0.5)
-    root = jax.jacfwd(field)(white).reshape(-1, white.size)
+    np.testing.assert_allclose(field_of(gp, jnp.zeros(shape)), 0.5)
+    root = root_of(gp, shape)
     covariance = gp.covariance(include_noise=False).to_dense()
     np.testing.assert_allclose(root @ root.T, covariance, atol=3 * 2.0 * JITTER)
+
+
+def test_a_latent_field_on_traced_coordinates_has_the_prior_covariance():
+    root = jax.jit(lambda x: root_of(process(axis=x), (6, 4)))(X)
+    covariance = PROCESSES["dense"].covariance(include_noise=False).to_dense()
+    np.testing.assert_allclose(root @ root.T, covariance, atol=3 * 2.0 * JITTER)
+
+
+@pytest.mark.parametrize("axis", [REGULAR, np.sort(REGULAR**1.5)], ids=["halves", "dense"])
+@pytest.mark.parametrize("lengthscale", [0.1, 0.5])
+def test_a_diagonal_scaling_fits_what_counts_say_of_the_white_field(axis, lengthscale):
+    gp = kx.GridGP((kx.Matern52(lengthscale),), (axis,), noise=0.1)
+    rates = 20 * np.exp(gp.sample(KEY))
+
+    def condition(root):
+        """Of the posterior precision of the white field, scaled by its marginal variances."""
+        precision = np.eye(20) + np.asarray(root).T @ (rates[:, None] * np.asarray(root))
+        scale = np.sqrt(np.diagonal(np.linalg.inv(precision)))
+        return np.linalg.cond(scale[:, None] * precision * scale)
+
+    assert condition(root_of(gp, (20,))) < 10
+    assert condition(np.linalg.cholesky(gp.covariance(False).to_dense())) > 50
 
 
 @pytest.mark.parametrize("name", ["dense", "Toeplitz"])
