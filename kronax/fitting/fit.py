@@ -151,17 +151,17 @@ def _result(
 ) -> FitResult:
     """The best fit of every member, and how all of them ended."""
     # Many small pieces are read: on the host, where that is cheap.
-    states = jax.tree.map(np.asarray, states._replace(raw={}, optimizer=None))
-    ends = [_ending(states, k, problem, tolerance, stopped) for k in range(states.step.size)]
+    host: Any = jax.tree.map(np.asarray, states._replace(raw={}, optimizer=None))
+    ends = [_ending(host, k, problem, tolerance, stopped) for k in range(host.step.size)]
     count = problem.num_members
     loss = np.array([end.loss for end in ends]).reshape(-1, count)
     chosen = np.argmin(loss, axis=0) * count + np.arange(count)
-    raw = {path: jnp.asarray(value[chosen]) for path, value in states.best.items()}
+    raw = {path: jnp.asarray(value[chosen]) for path, value in host.best.items()}
     tables = [RestartTable(ends[i::count]) for i in range(count)]
     best = [ends[k] for k in chosen]
     end = max(b.num_steps for b in best) + 1
-    losses = states.losses[chosen, :end]
-    norms = states.norms[chosen, :end] / problem.num_cells
+    losses = host.losses[chosen, :end]
+    norms = host.norms[chosen, :end] / problem.num_cells
     model = model_at(problem, raw)
     many = problem.independent
     return FitResult(
