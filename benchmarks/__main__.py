@@ -3,7 +3,7 @@
 import argparse
 from importlib import import_module
 
-WORKLOADS = ("gradients", "likelihood", "solve", "matvec", "scale", "mcmc")
+WORKLOADS = ("gradients", "likelihood", "solve", "matvec", "scale", "mcmc", "whitening")
 
 
 def main() -> None:

@@ -69,6 +69,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "matvec": {"matvec": tables.matvec_table},
         "scale": {"scale": tables.scale_table},
         "mcmc": {"mcmc": tables.mcmc_table},
+        "whitening": {"whitening": tables.whitening_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

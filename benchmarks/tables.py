@@ -4,6 +4,7 @@ from math import prod
 from typing import Any
 
 NAMES = {"kronax": "kronax", "naive": "autodiff through `eigh`", "dense": "dense", "eigh": "`eigh`"}
+CONVERGED_R_HAT = 1.05
 LIKELIHOOD_PEERS = ("PyMC", "GPyTorch", "luas")
 # Below this many bytes of data what is resident is the program, not the arrays.
 LEAST_BYTES_TO_COUNT = 8e6
@@ -185,6 +186,34 @@ def mcmc_table(rows: list[dict[str, Any]]) -> str:
         )
     header = ["gradient", "chains × (warm-up + draws)", "seconds", "largest r-hat"]
     return _table([*header, "effective samples/s", "leapfrog steps a draw", "divergences"], body)
+
+
+def whitening_table(rows: list[dict[str, Any]]) -> str:
+    """Latent fields in several coordinates, one problem after another."""
+    body = []
+    for group in _groups(rows, ("counts", "is_sampled")):
+        for method, row in group.items():
+            parameters = "sampled" if row["is_sampled"] else "held"
+            cells = [f"counts about {row['counts']}, parameters {parameters}", method]
+            if row["seconds"] is None:
+                body.append([*cells, row["error"], *["–"] * 6])
+                continue
+            worst = _worst(row)
+            body.append(
+                [
+                    *cells,
+                    f"{row['steps_per_draw']:.0f}",
+                    f"{row['share_at_most_steps']:.0%}",
+                    f"{worst:.2f}" if worst <= CONVERGED_R_HAT else f"**{worst:.2f}**",
+                    str(row["divergences"]),
+                    f"{min(row['effective_samples'].values()):.0f}",
+                    f"{row['cpu_seconds']:.0f}",
+                    f"{row['effective_samples_per_cpu_second']:.2g}",
+                ]
+            )
+    header = ["problem", "field", "leapfrog steps a draw", "draws at the limit", "largest r-hat"]
+    header += ["divergences", "fewest effective samples", "processor time, s"]
+    return _table([*header, "effective samples per second of it"], body)
 
 
 def _groups(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 # `benchmarks` insists on one BLAS thread and float64; the tests have settings of their own.
 BEFORE = {k: os.environ.get(k) for k in ("OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64")}
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
-from benchmarks import apart, likelihood, matvec, measure, tables  # noqa: E402
+from benchmarks import apart, likelihood, matvec, measure, tables, whitening  # noqa: E402
 from benchmarks.peers import environments, processes  # noqa: E402
 
 for key, value in BEFORE.items():
@@ -106,6 +106,41 @@ def test_a_table_shows_times_errors_and_reasons():
     last = tables.likelihood_peers_table(rows).splitlines()[-1]
     cells = ["RBF", "20×20", "1", "0.5", "200 (**5.2**)", "not installed", "2 (1e-14)", "luas"]
     assert last == "| " + " | ".join([*cells, "2 ×", "4 ×"]) + " |"
+
+
+def test_the_table_of_latent_fields_marks_chains_that_do_not_agree():
+    sampled = {"f": 100.0, "variance": 300.0}
+    rows = [
+        {
+            "counts": 2,
+            "is_sampled": True,
+            "seconds": None,
+            "method": "centred",
+            "error": "unfinished",
+        },
+        {
+            "counts": 2,
+            "is_sampled": True,
+            "method": "latent",
+            "seconds": 9.0,
+            "cpu_seconds": 20.0,
+            "steps_per_draw": 63.0,
+            "share_at_most_steps": 0.125,
+            "r_hat": {"f": 1.004, "variance": 1.06},
+            "divergences": 0,
+            "effective_samples": sampled,
+            "effective_samples_per_cpu_second": 5.0,
+        },
+    ]
+    unfinished, last = tables.whitening_table(rows).splitlines()[-2:]
+    assert unfinished.split(" | ")[1:3] == ["centred", "unfinished"]
+    cells = ["latent", "63", "12%", "**1.06**", "0", "100", "20", "5"]
+    assert last == "| counts about 2, parameters sampled | " + " | ".join(cells) + " |"
+
+
+def test_the_fewest_effective_samples_are_those_of_what_is_correlated():
+    assert whitening.fewest([300.0, -2000.0, 40.0], 200) == 40.0
+    assert whitening.fewest(-12.0, 200) == 200.0
 
 
 def test_a_process_that_takes_too_long_is_ended():
