@@ -3,7 +3,7 @@
 import argparse
 from importlib import import_module
 
-WORKLOADS = ("gradients", "likelihood", "solve", "matvec", "scale", "mcmc", "fitting")
+WORKLOADS = ("gradients", "likelihood", "solve", "matvec", "scale", "mcmc", "fitting", "whitening")
 
 
 def main() -> None:

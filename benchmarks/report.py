@@ -74,6 +74,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "fitting-starts": tables.fitting_starts_table,
             "fitting-bar": tables.fitting_bar_table,
         },
+        "whitening": {"whitening": tables.whitening_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

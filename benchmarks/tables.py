@@ -250,6 +250,34 @@ def has_converged(row: dict[str, Any]) -> bool:
     return "r_hat" in row and _worst(row) <= CONVERGED_R_HAT
 
 
+def whitening_table(rows: list[dict[str, Any]]) -> str:
+    """Latent fields in several coordinates, one problem after another."""
+    body = []
+    for group in _groups(rows, ("counts", "is_sampled")):
+        for method, row in group.items():
+            parameters = "sampled" if row["is_sampled"] else "held"
+            cells = [f"counts about {row['counts']}, parameters {parameters}", method]
+            if row["seconds"] is None:
+                body.append([*cells, row["error"], *["–"] * 6])
+                continue
+            worst = _worst(row)
+            body.append(
+                [
+                    *cells,
+                    f"{row['steps_per_draw']:.0f}",
+                    f"{row['share_at_most_steps']:.0%}",
+                    f"{worst:.2f}" if worst <= CONVERGED_R_HAT else f"**{worst:.2f}**",
+                    str(row["divergences"]),
+                    f"{min(row['effective_samples'].values()):.0f}",
+                    f"{row['cpu_seconds']:.0f}",
+                    f"{row['effective_samples_per_cpu_second']:.2g}",
+                ]
+            )
+    header = ["problem", "field", "leapfrog steps a draw", "draws at the limit", "largest r-hat"]
+    header += ["divergences", "fewest effective samples", "processor time, s"]
+    return _table([*header, "effective samples per second of it"], body)
+
+
 def fitting_table(rows: list[dict[str, Any]]) -> str:
     """Seconds to the optimum by method; what could not be run has its reason."""
     body = []

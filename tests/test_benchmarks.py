@@ -21,6 +21,7 @@ from benchmarks import (  # noqa: E402
     measure,
     nuts,
     tables,
+    whitening,
 )
 from benchmarks.peers import environments, processes  # noqa: E402
 
@@ -244,3 +245,38 @@ def test_every_likelihood_of_the_samplers_is_the_same_model(kernel):
     with jax.numpy_dtype_promotion("standard"):
         values = [density(method) for method in ("kronax", "regular", "naive", "dense")]
     np.testing.assert_allclose(values, values[0], rtol=1e-5)
+
+
+def test_the_table_of_latent_fields_marks_chains_that_do_not_agree():
+    sampled = {"f": 100.0, "variance": 300.0}
+    rows = [
+        {
+            "counts": 2,
+            "is_sampled": True,
+            "seconds": None,
+            "method": "centred",
+            "error": "unfinished",
+        },
+        {
+            "counts": 2,
+            "is_sampled": True,
+            "method": "latent",
+            "seconds": 9.0,
+            "cpu_seconds": 20.0,
+            "steps_per_draw": 63.0,
+            "share_at_most_steps": 0.125,
+            "r_hat": {"f": 1.004, "variance": 1.06},
+            "divergences": 0,
+            "effective_samples": sampled,
+            "effective_samples_per_cpu_second": 5.0,
+        },
+    ]
+    unfinished, last = tables.whitening_table(rows).splitlines()[-2:]
+    assert unfinished.split(" | ")[1:3] == ["centred", "unfinished"]
+    cells = ["latent", "63", "12%", "**1.06**", "0", "100", "20", "5"]
+    assert last == "| counts about 2, parameters sampled | " + " | ".join(cells) + " |"
+
+
+def test_the_fewest_effective_samples_are_those_of_what_is_correlated():
+    assert whitening.fewest([300.0, -2000.0, 40.0], 200) == 40.0
+    assert whitening.fewest(-12.0, 200) == 200.0
