@@ -3,23 +3,20 @@
 #
 # A survey counts birds in 24 plots along a shore in each of 36 weeks: 864 counts, a third of them
 # zero. The rate is the exponential of a smooth field over place and week. It is latent: no closed
-# form integrates it out, and NUTS samples its values together with the parameters. `gp.latent` draws
-# the field whitened, so that the sampler sees a geometry that hardly depends on the lengthscales.
-# The last six weeks are held out and forecast.
+# form integrates it out, and NUTS samples its values together with the parameters. `gp.latent`
+# draws the field whitened, so that the sampler sees a geometry that hardly depends on the
+# lengthscales. The last six weeks are held out and forecast.
 #
 # Needs `pip install kronax matplotlib`.
 
 # %%
 from pathlib import Path
 
-import numpyro
-
-numpyro.set_host_device_count(2)
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
+import numpyro
 import numpyro.distributions as dist
 from numpyro.diagnostics import summary
 from numpyro.infer import MCMC, NUTS, Predictive
@@ -27,6 +24,7 @@ from numpyro.infer import MCMC, NUTS, Predictive
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
+numpyro.set_host_device_count(2)  # one chain per core
 picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "poisson.png"
 
 # %% [markdown]
