@@ -43,8 +43,8 @@ print(f"{counts.size} counts, {np.mean(counts == 0):.0%} of them zero, at most {
 
 # %% [markdown]
 # ## The model
-# `kx.sample_parameters` puts priors on the parameters by path, `gp.latent` is the field. Lengthscales
-# are in kilometres and weeks.
+# `kx.sample_parameters` puts priors on the parameters by path, `gp.latent` is the field.
+# Lengthscales are in kilometres and weeks.
 
 # %%
 start = kx.GridGP(
@@ -88,8 +88,8 @@ for path in priors:
 
 # %% [markdown]
 # ## The forecast
-# `gp.latent_condition(f)` is the process given a draw of the field: it is drawn further, jointly over
-# the new weeks, and then counts are drawn from it.
+# `gp.latent_condition(f)` is the process given a draw of the field: it is drawn further, jointly
+# over the new weeks, and then counts are drawn from it.
 
 
 # %%
@@ -147,7 +147,7 @@ for ax in axs[1]:
 for ax in axs[:, 0]:
     ax.set_ylabel("place along the shore (km)")
 figure.suptitle(
-    f"864 counts and the field behind them: r-hat ≤ {r_hat:.2f}, {steps:.0f} leapfrog steps a draw\n"
+    f"864 counts and their field: r-hat ≤ {r_hat:.2f}, {steps:.0f} leapfrog steps a draw\n"
     f"held-out weeks: {inside:.0%} of the counts in their 95 % interval",
     fontsize=13,
 )
