@@ -221,7 +221,7 @@ def _check_alike(first: Parameter, other: Parameter) -> None:
             f"Parameters that share a value must have one shape; got {first.value.shape} for "
             f"{first.path} and {other.value.shape} for {other.path}."
         )
-    if first.domain is not other.domain:
+    if first.domain is not other.domain and first.domain != other.domain:
         domains = [p.domain and describe_domain(p.domain) for p in (first, other)]
         raise ValueError(
             f"Parameters that share a value must have one domain; got {domains[0] or 'unknown'} "
@@ -254,8 +254,8 @@ def unconstrain(
     Raises:
         KeyError: if a path is unknown; the nearest is suggested.
         TypeError: if `freeze` or `share` is of another kind.
-        ValueError: if a value lies outside its domain, two parameters share a path, or parameters
-            that share a value have different shapes or domains.
+        ValueError: if a value lies outside its domain, or parameters that share a value have
+            different shapes or domains.
 
     Examples:
         >>> import kronax as kx

@@ -6,6 +6,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -88,11 +89,21 @@ def test_pymc_adds_the_standard_deviation_as_predictive_noise():
 
 
 def test_latent_fields_of_pymc():
-    """Up to the jitter of 1e-6, which PyMC adds as it is and kronax relative to the variance."""
+    """Up to the jitter of 1e-6, which PyMC adds as it is and kronax relative to the variance.
+
+    The white numbers are others: PyMC's go through Cholesky factors, as `KroneckerReparam`'s do.
+    """
     expected, gp = PYMC["latent"], process()
-    with substitute(data={"f_white": jnp.asarray(Y.reshape(3, 4))}), seed(rng_seed=0):
-        f = gp.latent("f", jitter=1e-6)
-    assert_equal(f, expected["f"], rtol=1e-5)
+    transform = kx.KroneckerCholeskyTransform(gp.covariance(include_noise=False), jitter=1e-6)
+    assert_equal(transform(jnp.asarray(Y.reshape(3, 4))), expected["f"], rtol=1e-5)
+
+    def field(white):
+        with substitute(data={"f_white": white}), seed(rng_seed=0):
+            return gp.latent("f", jitter=1e-6)
+
+    root = np.reshape(jax.jacobian(field)(jnp.zeros((3, 4))), (12, 12))
+    covariance = gp.covariance(include_noise=False).to_dense()
+    np.testing.assert_allclose(root @ root.T, covariance, atol=1e-4)
     post = gp.latent_condition(np.reshape(expected["f"], (3, 4)), jitter=1e-6)
     assert_equal(post.mean(NEW), expected["mean"], rtol=1e-4)
     np.testing.assert_allclose(np.ravel(post.variance(NEW)), expected["variance"], atol=1e-4)

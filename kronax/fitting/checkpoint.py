@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from kronax.fitting.problem import Problem
+from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
 
 FORMAT = "kronax fit 1"
@@ -22,7 +24,9 @@ FORMAT = "kronax fit 1"
 class Checkpoint:
     """Where a fit is saved, and which fit that is."""
 
-    def __init__(self, path: str | os.PathLike[str], problem: Problem, states: State):
+    def __init__(
+        self, path: str | os.PathLike[str], problem: Problem, states: State, optimizer: Any
+    ):
         self.path = Path(path)
         if self.path.is_dir():
             raise IsADirectoryError(
@@ -32,7 +36,7 @@ class Checkpoint:
             raise FileNotFoundError(
                 f"The folder of the checkpoint must exist; got {str(self.path)!r}."
             )
-        self.fingerprint = _fingerprint(problem, states)
+        self.fingerprint = _fingerprint(problem, states, optimizer)
 
     def save(self, states: State, seconds: float) -> None:
         """Write beside the old file, to the disk, and only then in its place."""
@@ -57,20 +61,43 @@ class Checkpoint:
         finally:
             beside.unlink(missing_ok=True)
 
-    def load(self, like: State) -> tuple[State, float] | None:
-        """The saved states and the seconds they took; nothing if there is no file yet."""
+    def load(self, like: State, problem: Problem) -> tuple[State, float] | None:
+        """The saved states and the seconds they took; nothing if there is no file yet.
+
+        Not everything about a loss can be compared, so its value at the saved point is.
+        """
         if not self.path.exists():
             return None
         header, content = _parts(self.path)
+        other = ValueError(
+            f"The checkpoint {str(self.path)!r} belongs to another fit: model, data, loss, "
+            "starting values, priors, settings or optimiser differ. Give another path, or remove "
+            "it."
+        )
         if header["fit"] != self.fingerprint:
-            raise ValueError(
-                f"The checkpoint {str(self.path)!r} belongs to another fit: model, data, starting "
-                "values, priors, settings or optimiser differ. Give another path, or remove it."
-            )
+            raise other
         num_steps = like.losses.shape[1] - 1
         saved = _resized(like, header["num_steps"])
         states = eqx.tree_deserialise_leaves(io.BytesIO(content), saved)
+        if not _same_loss(problem, states):
+            raise other
         return _continued(states, num_steps), float(header["seconds"])
+
+
+def _same_loss(problem: Problem, states: State) -> bool:
+    """Whether the loss at the first fit's best point is the one that was saved with it."""
+    saved = float(states.best_loss[0])
+    if not np.isfinite(saved):
+        return True
+    best = {path: value[0] for path, value in states.best.items()}
+    value = float(_value(problem, best, states.member[0]))
+    slack = float(jnp.finfo(states.best_loss.dtype).eps) ** 0.75
+    return abs(value - saved) <= slack * max(1.0, abs(saved))
+
+
+@eqx.filter_jit
+def _value(problem: Problem, raw: Raw, member: Array) -> Array:
+    return problem.value(raw, member)
 
 
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
@@ -124,7 +151,19 @@ def _continued(states: State, num_steps: int) -> State:
     )
 
 
-def _fingerprint(problem: Problem, states: State) -> str:
+def _settings_of(function: Any, depth: int = 8) -> Iterator[Any]:
+    """The numbers and names that a function of optax closes over: its learning rate, for one."""
+    yield getattr(function, "__qualname__", type(function).__name__)
+    for cell in getattr(function, "__closure__", None) or ():
+        value = cell.cell_contents
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, bool | int | float | str):
+                yield part
+            elif callable(part) and depth:
+                yield from _settings_of(part, depth - 1)
+
+
+def _fingerprint(problem: Problem, states: State, optimizer: Any) -> str:
     """What makes a fit this fit: its numbers, their shapes, and the settings."""
     digest = hashlib.sha256()
     settings = (problem.freeze, problem.share, problem.independent)
@@ -132,6 +171,7 @@ def _fingerprint(problem: Problem, states: State) -> str:
     digest.update(repr((settings, domains)).encode())
     name = getattr(problem.loss, "__qualname__", type(problem.loss).__name__)
     digest.update(str(name).encode())
+    digest.update(repr(list(_settings_of(optimizer.update))).encode())
     kept = (problem.model, problem.y, problem.priors, states.raw, states.member)
     leaves, tree = jax.tree.flatten(eqx.filter(kept, eqx.is_array))
     for structure in (tree, jax.tree.structure(states.optimizer)):

@@ -1,9 +1,10 @@
 """The loop of a fit outside of compiled code: progress, interruption, checkpoints."""
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ def drive(
     with those of an earlier run that is continued.
     """
     began = time.perf_counter()
-    loaded = checkpoint.load(states) if checkpoint is not None else None
+    loaded = checkpoint.load(states, fixed[0]) if checkpoint is not None else None
     before = 0.0
     if loaded is not None:
         states, before = loaded
@@ -72,10 +73,14 @@ def drive(
     def elapsed() -> float:
         return before + time.perf_counter() - began
 
+    def save(states: State) -> None:
+        if checkpoint is not None:
+            checkpoint.save(states, elapsed())
+
     num_steps = states.losses.shape[1] - 1
     bar = tqdm(total=num_steps, desc="fit", disable=None if progress else True, leave=True)
     chunk, stopped = 1, None
-    with bar, Interruption() as interruption:
+    with bar, Interruption() as interruption, _saved_at_the_end(lambda: save(states)):
         while (at := _position(states)) is not None:
             until = min(at + chunk, num_steps + 1)
             if checkpoint is not None:
@@ -83,19 +88,36 @@ def drive(
             since = time.perf_counter()
             states = jax.block_until_ready(advance(fixed, states, jnp.asarray(until, jnp.int32)))
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
-            if checkpoint is not None and until % every == 0:
-                checkpoint.save(states, elapsed())
+            if until % every == 0:
+                save(states)
             _show(bar, states)
-            if report is not None and report(states, elapsed()) is True:
+            if report is not None and _asks_to_stop(report(states, elapsed())):
                 stopped = "the callback asked to stop"
             if interruption.asked:
                 stopped = INTERRUPTED
             if stopped is not None:
                 break
             chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))
-        if checkpoint is not None:
-            checkpoint.save(states, elapsed())
     return states, stopped, elapsed()
+
+
+@contextlib.contextmanager
+def _saved_at_the_end(save: Callable[[], None]) -> Iterator[None]:
+    """Save whatever there is, also when a callback raises."""
+    try:
+        yield
+    finally:
+        save()
+
+
+def _asks_to_stop(answer: Any) -> bool:
+    if answer is None:
+        return False
+    if not isinstance(answer, bool | np.bool_ | jax.Array):
+        raise TypeError(
+            f"A callback must return None, or a boolean that ends the fit if true; got {answer!r}."
+        )
+    return bool(answer)
 
 
 def _position(states: State) -> int | None:

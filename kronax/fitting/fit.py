@@ -71,7 +71,7 @@ def fit(
             its own, in one compiled loop.
         progress: show a bar in a terminal or notebook.
         callback: called about four times a second with the `FitResult` so far; the fit ends if it
-            returns `True`.
+            returns a true boolean.
         checkpoint: path of a file that holds the running fit. If it is there already, the fit goes
             on from it, to the same numbers as without an interruption.
         checkpoint_every: steps between two savings.
@@ -105,7 +105,7 @@ def fit(
     threshold = jnp.asarray(tolerance * problem.num_cells, precision(starts))
 
     states = start(starts, jnp.asarray(members, jnp.int32), optimizer, num_steps)
-    saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states)
+    saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states, optimizer)
     begin = {path: np.asarray(value) for path, value in starts.items()}
     before = time.perf_counter() - began
 

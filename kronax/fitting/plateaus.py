@@ -16,9 +16,11 @@ PROBES = (-0.5, 0.5, -10.0, -3.0, -1.0, 1.0, 3.0, 10.0)
 # Parameters with more numbers, such as weights of a network, are not looked at.
 MOST_NUMBERS = 10
 MOST_PATHS = 50
-# What counts as flat and as lower, in nats; and as not moved, in unconstrained units.
+# What counts as flat and as lower, in nats and in roundings of the loss; and as not moved, in
+# unconstrained units.
 FLAT = 1e-6
 LOWER = 1e-3
+ROUNDINGS = 32
 MOVED = 1e-3
 
 
@@ -32,15 +34,21 @@ def doubted(found: FitResult, begin: dict[str, np.ndarray]) -> FitResult:
     still = _unmoved(found.raw, begin)
     if not still or len(still) > MOST_PATHS:
         return found
-    rise, values = _around(found.problem, found.raw, found.loss, still)
-    flat = [k for k in range(len(still)) if np.max(np.abs(rise[k, :2])) <= FLAT]
-    lowest = np.unravel_index(np.argmin(rise), rise.shape)
-    if not flat and not rise[lowest] < -LOWER:
+    try:
+        rise, values = _around(found.problem, found.raw, found.loss, still)
+    except (Exception, KeyboardInterrupt):  # a loss may refuse to be evaluated so far away
         return found
-    which = " and ".join(still[k] for k in flat) or still[lowest[0]]
+    rounding = ROUNDINGS * float(np.finfo(found.losses.dtype).eps) * abs(found.loss)
+    near = rise[:, :2]
+    flat = [k for k in range(len(still)) if np.max(np.abs(near[k])) <= FLAT + rounding]
+    falls = [k for k in range(len(still)) if np.min(near[k]) < -LOWER - rounding]
+    if not flat and not falls:
+        return found
+    which = " and ".join(still[k] for k in flat or falls)
     reason = f"the gradient is below the tolerance, but {which} did not move, and the loss is "
     reason += "flat there" if flat else "no minimum there"
-    if rise[lowest] < -LOWER:
+    lowest = np.unravel_index(np.argmin(rise), rise.shape)
+    if rise[lowest] < -LOWER - rounding:
         reason += f": with {still[lowest[0]]} = {values[lowest]} it is {-rise[lowest]:.3g} lower"
     reason += ". Start from other values (kx.replace), or give restarts="
     warnings.warn(f"The fit did not converge: {reason}.", RuntimeWarning, stacklevel=3)

@@ -161,7 +161,13 @@ def _check_loss(model: Any, loss: Any, independent: bool) -> None:
             "independent=True needs data `y`, one entry for each fit; got a loss. Sum the losses "
             "of a batched model instead, or map your own loop over kx.unconstrain."
         )
-    shape = getattr(eqx.filter_eval_shape(loss, model), "shape", ())
+    value = eqx.filter_eval_shape(loss, model)
+    shape = getattr(value, "shape", () if isinstance(value, int | float) else None)
+    if shape is None:
+        raise TypeError(
+            f"The loss must return one number; got {type(value).__name__}. Leave auxiliary results "
+            "out."
+        )
     if shape != ():
         raise ValueError(
             f"The loss must be a scalar; got shape {shape}. Reduce it, for example by jnp.sum."

@@ -13,8 +13,10 @@ from kronax.fitting.laplace import LaplaceApproximation, laplace
 from kronax.fitting.problem import Problem, Raw
 from kronax.parameters import ParameterTable, aligned
 
-# Starts that end this near to the best loss, relative to it or in nats, have reached it.
+# Starts that end this near to the best loss, in nats, have reached it.
 SAME_LOSS = 1e-3
+# A summary takes the Hessian of at most so many numbers.
+MOST_NUMBERS = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +84,10 @@ class FitResult(eqx.Module):
 
     @property
     def loss(self) -> Any:
-        """The lowest loss; an array with `independent=True`."""
-        best = np.min(np.where(np.isnan(self.losses), np.inf, self.losses), axis=-1)
-        return best if self.problem.independent else float(best)
+        """The loss of the model that is returned; an array with `independent=True`."""
+        if not self.problem.independent:
+            return min(end.loss for end in self.restarts)
+        return np.array([min(end.loss for end in table) for table in self.restarts])
 
     def __len__(self) -> int:
         return self.problem.num_members
@@ -136,14 +139,20 @@ class FitResult(eqx.Module):
         """A readable account: how it ended, and the parameters.
 
         Args:
-            standard_errors: with standard errors and 95 % intervals, where the fit converged; they
-                cost one Hessian, see `laplace`.
+            standard_errors: with standard errors and 95 % intervals, where the fit converged and
+                trained at most 200 numbers; they cost one Hessian, see `laplace`.
         """
         if self.problem.independent:
             return repr(self)
         head = self._head()
         if not (standard_errors and self.converged):
             return f"{head}\n{self.parameters!r}"
+        count = sum(value.size for value in self.raw.values())
+        if count > MOST_NUMBERS:
+            return (
+                f"{head}\n{self.parameters!r}\nNo standard errors: {count} trained numbers are "
+                "many for a Hessian. Ask for it by result.laplace()."
+            )
         try:
             table = self.laplace().table(self.parameters)
         except ValueError as reason:

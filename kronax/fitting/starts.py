@@ -21,21 +21,21 @@ def starting_points(
     The model as it is comes first, for every member; then the restarts.
     """
     first, _ = problem.unconstrained()
-    others = _others(problem, restarts, key, first)
-    members = np.tile(np.arange(problem.num_members), 1 + len(others))
-    starts = {
-        path: jnp.stack([raw[path] for raw in [first, *others] for _ in range(problem.num_members)])
-        for path in first
-    }
-    return starts, members
+    count = problem.num_members
+    raws = [first] * count + _others(problem, restarts, key, first)
+    starts = {path: jnp.stack([raw[path] for raw in raws]) for path in first}
+    return starts, np.tile(np.arange(count), len(raws) // count)
 
 
 def _others(problem: Problem, restarts: Any, key: PRNGKeyArray | None, first: Raw) -> list[Raw]:
+    """For every further start one for each member."""
+    count = problem.num_members
     if isinstance(restarts, int | np.integer) and not isinstance(restarts, bool) and restarts >= 0:
         key = jax.random.key(0) if key is None else key
-        return [_random(problem, k, first) for k in jax.random.split(key, int(restarts))]
+        keys = jax.random.split(key, (int(restarts), count))
+        return [_random(problem, k, first, i) for row in keys for i, k in enumerate(row)]
     if isinstance(restarts, Sequence) and not isinstance(restarts, str):
-        return [_given(problem, model, first) for model in restarts]
+        return [raw for model in restarts for raw in [_given(problem, model, first)] * count]
     raise ValueError(
         "restarts must be the number of further random starts, 0 or more, or a sequence of models "
         f"to start at; got {restarts!r}."
@@ -49,14 +49,22 @@ def _given(problem: Problem, model: Any, first: Raw) -> Raw:
             "Every model in restarts must have the form of the model that is fitted; got "
             f"{type(model).__name__} of another structure. Make them by kx.replace."
         )
+    for p, q in zip(problem.table(), problem.table(model), strict=True):
+        if not p.trainable and p.source is None and not np.array_equal(p.value, q.value):
+            raise ValueError(
+                "Models in restarts must agree with the fitted one in what does not train; "
+                f"{p.path} differs. Let it train, or give it one value."
+            )
     raw, _ = unconstrain(model, **problem.settings)
     return {path: value.astype(first[path].dtype) for path, value in raw.items()}
 
 
-def _random(problem: Problem, key: PRNGKeyArray, first: Raw) -> Raw:
+def _random(problem: Problem, key: PRNGKeyArray, first: Raw, member: int) -> Raw:
     """What the model thinks a random start is, or steps of one unit in unconstrained space."""
     if problem.y is not None and hasattr(problem.model, "random_start"):
-        return _given(problem, problem.model.random_start(key, problem.y), first)
+        y = problem.y[member] if problem.independent else problem.y
+        raw, _ = unconstrain(problem.model.random_start(key, y), **problem.settings)
+        return {path: value.astype(first[path].dtype) for path, value in raw.items()}
     domains = {p.path: p.domain for p in problem.table()}
     keys = dict(zip(first, jax.random.split(key, len(first)), strict=True))
     return {

@@ -141,7 +141,10 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
     status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
     status = jnp.where(norm <= threshold, CONVERGED, status)
     status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
-    better = ~failed & (value < state.best_loss)
+    # The point whose gradient is small is the one to return, even where rounding hides that its
+    # loss is the lowest.
+    level = (status == CONVERGED) & (value <= state.best_loss + 25 * tiny)
+    better = ~failed & ((value < state.best_loss) | level)
     return state._replace(
         best=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.raw, state.best),
         best_loss=jnp.where(better, value, state.best_loss),

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from kronax.fitting.result import FitResult
 from kronax.gp.grid import GridGP
+from kronax.gp.regression import MarginalMean
 from kronax.parameters import aligned, parameters
 
 # What orders the rows, and whether the largest comes first.
@@ -184,6 +185,11 @@ def _opened(name: str, model: Any, y: Any) -> tuple[GridGP, int, tuple[str, ...]
         raise TypeError(
             f"kx.compare needs a GridGP, or a fit of one; {name!r} is of type {type(gp).__name__}. "
             "Pass the GridGP inside it."
+        )
+    if isinstance(gp.mean, MarginalMean) and gp.mean.variance is None:
+        remarks.append(
+            "its likelihood is restricted, of coefficients with flat priors: log L, AIC and BIC "
+            "compare with models of the very same mean only, leave-one-out with all"
         )
     table = parameters(gp) if table is None else table
     return gp, sum(p.value.size for p in table if p.trainable), tuple(remarks)

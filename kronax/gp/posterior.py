@@ -185,7 +185,7 @@ class Posterior(eqx.Module):
             include_noise: draws of new observations.
             noise: the noise variance there, where the model's is not defined on new coordinates.
             points: scattered places instead, as for `mean`: from their dense joint covariance,
-                `2 m² N + m³` operations; values only.
+                `2 m² N + m³` operations, for up to 5 000 of them; values only.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -197,7 +197,10 @@ class Posterior(eqx.Module):
         key, noise_key = jax.random.split(key)
         if points is not None:
             places = self._scattered(axes, points)
+            check_number(places[0].raw.shape[0])
             draws = sample_at(self, key, places, shape)
+            if is_concrete(draws):
+                check_finite(draws, "Draws at scattered points (their covariance is indefinite)")
             levels = self._noise_at(places, noise) if include_noise else None
             return draws if levels is None else _noisy(draws, noise_key, levels)
         new = self._new_axes(axes)

@@ -48,8 +48,10 @@ class RegressionMean(Mean):
                 f"shape {axes[i].shape}."
             )
         x = axes[i]
-        if self.centre is not None and self.scale is not None:
-            x = (x - jnp.asarray(self.centre, x.dtype)) / jnp.asarray(self.scale, x.dtype)
+        if self.centre is not None:
+            x = x - jnp.asarray(self.centre, x.dtype)
+        if self.scale is not None:
+            x = x / jnp.asarray(self.scale, x.dtype)
         values = self.functions(x)
         shape = [1] * len(axes)
         shape[i] = x.shape[0]
@@ -69,10 +71,13 @@ class RegressionMean(Mean):
         changes: dict[str, Any] = {"axis": i}
         static = axes[i].static
         centred = any(f.name == "centre" and f.init for f in dataclasses.fields(self))
-        if centred and static is not None and static.values.ndim == 1 and self.centre is None:
+        if centred and static is not None and static.values.ndim == 1:
             x = static.values.astype(np.float64)
             half = float(x.max() - x.min()) / 2
-            changes |= {"centre": float(x.max() + x.min()) / 2, "scale": half or 1.0}
+            if self.centre is None:
+                changes["centre"] = float(x.max() + x.min()) / 2
+            if self.scale is None:
+                changes["scale"] = half or 1.0
         if self.coefficients is None:
             changes["coefficients"] = jnp.zeros(len(self.terms), dtype)
         return dataclasses.replace(self, **changes)

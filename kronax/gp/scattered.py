@@ -12,9 +12,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.cross import kernel_matrix, kernel_rows, root_rows
 from kronax.gp.kernels.points import Points
 from kronax.linalg.modes import matmul
-from kronax.linalg.roots import symmetric_root
 from kronax.linalg.scattered import inverse_at, mv_rows
 from kronax.linalg.thin import is_thin, reduced, rows_inside
+
+# Eigenvalues of a posterior covariance that are this many roundings below zero are wrong.
+ROUNDINGS = 100
 
 
 def scattered_points(gp: Any, points: Any) -> tuple[Points, ...]:
@@ -122,9 +124,16 @@ def sample_at(
     post: Any, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
 ) -> Float[Array, "*shape m"]:
     """Joint draws of the function."""
-    mean, root = mean_at(post, new), symmetric_root(covariance_at(post, new))
+    mean, covariance = mean_at(post, new), covariance_at(post, new)
+    # The covariance is a difference of two: its rounding is of the size of the first.
+    values, vectors = jnp.linalg.eigh(covariance)
+    prior = post.gp.variance.astype(mean.dtype)
+    for kernel, place in zip(post.gp.kernels, new, strict=True):
+        prior = prior * jnp.max(kernel.variances_at(place)).astype(mean.dtype)
+    slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
+    root = vectors * jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
-    return mean + matmul(white, root)
+    return mean + matmul(white, root.T)
 
 
 def _rows(post: Any, new: tuple[Points, ...]) -> tuple[Any, list[Array]]:

@@ -19,10 +19,12 @@ from kronax.linalg.spectral import spectrum
 
 # What a chunk of places holds, in numbers.
 CHUNK = 4_000_000
+# Columns of a matrix that are handled at once.
+MOST_COLUMNS = 16
 
 
 def mv_rows(
-    rows: Sequence[Float[Array, "m _"]], x: Float[Array, "*batch _"]
+    rows: Sequence[Float[Array, "m _"]], x: Float[Array, "*batch _"], chunk: int | None = None
 ) -> Float[Array, "*batch m"]:
     """`C x` for `x` on the grid; `2 m N` operations.
 
@@ -42,7 +44,7 @@ def mv_rows(
         return value
 
     held = max(1, x.size // max(1, x.shape[-1]))
-    batch_size = max(1, min(num_places, CHUNK // held))
+    batch_size = max(1, min(num_places, (chunk or CHUNK) // held))
     return jnp.moveaxis(lax.map(one, ordered, batch_size=batch_size), 0, -1)
 
 
@@ -69,9 +71,9 @@ def _inverse_at_value(operands, bases, *, joint):
         weighted = inverse
         for i, row in enumerate(place):
             weighted = weighted * row.reshape(-1, *(1,) * (len(place) - 1 - i))
-        return mv_rows(rotated, weighted)
+        return mv_rows(rotated, weighted, CHUNK // batch_size)
 
-    batch_size = max(1, min(rotated[0].shape[0], CHUNK // inverse.size))
+    batch_size = max(1, min(rotated[0].shape[0], CHUNK // inverse.size, MOST_COLUMNS))
     return lax.map(column, tuple(rotated), batch_size=batch_size)
 
 

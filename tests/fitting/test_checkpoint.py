@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -232,3 +233,38 @@ def test_fits_run_in_other_threads():
     thread.start()
     thread.join()
     assert ends[0].num_steps == 3
+
+
+def away_from(c):
+    return lambda m: jnp.sum((m.lengthscale - c) ** 2)
+
+
+def test_another_loss_or_another_learning_rate_is_refused(tmp_path):
+    """A closure has no name of its own: its value at the saved point tells."""
+    kernel, path = kx.RBF(1.0), tmp_path / "fit.ckpt"
+    kx.fit(kernel, loss=away_from(3.0), checkpoint=path, progress=False)
+    with pytest.raises(ValueError, match="belongs to another fit"):
+        kx.fit(kernel, loss=away_from(30.0), checkpoint=path, progress=False)
+    path.unlink()
+    options = {"y": Y, "num_steps": 3, "checkpoint": path}
+    fit(**options, optimizer=optax.adam(1e-2))
+    with pytest.raises(ValueError, match="belongs to another fit"):
+        fit(**options, optimizer=optax.adam(1e-1))
+
+
+def test_a_callback_that_raises_loses_nothing(tmp_path, whole):
+    path = tmp_path / "fit.ckpt"
+
+    def fails(so_far):
+        raise RuntimeError("the disk of the callback is full")
+
+    with pytest.raises(RuntimeError, match="disk of the callback"):
+        fit(y=Y, checkpoint=path, callback=fails)
+    assert path.exists()
+    same(fit(y=Y, checkpoint=path), whole)
+
+
+def test_a_callback_may_answer_with_any_boolean():
+    assert fit(y=Y, callback=lambda r: r.gradient_norms[-1] < 1e9).reason.startswith("the callback")
+    with pytest.raises(TypeError, match=r"must return None, or a boolean.*got 'stop'"):
+        fit(y=Y, callback=lambda r: "stop")

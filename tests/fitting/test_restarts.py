@@ -6,12 +6,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpyro.distributions import constraints
 
 import kronax as kx
 from kronax.fitting import steps
-from tests.fitting.cases import draws, fit, natural
+from tests.fitting.cases import draws, fit, make, natural
 
 Y = draws(5)
 
@@ -176,3 +177,42 @@ def test_fits_side_by_side_are_the_fits_one_after_another(many, monkeypatch):
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_members_start_at_places_of_their_own():
+    """Data in other units: each member's random starts are its own, and so is what they reach."""
+    pair = np.stack([1e-3 * Y[0], 1e3 * Y[1]])
+    found = fit(y=pair, independent=True, restarts=3)
+    for i in range(2):
+        alone = fit(y=pair[i], restarts=3)
+        assert found.loss[i] == pytest.approx(alone.loss, abs=1e-3)
+    assert found.restarts[0].num_best >= 3
+
+
+def test_models_to_start_at_agree_in_what_is_frozen():
+    other = kx.replace(make(), {"noise": 0.2})
+    with pytest.raises(ValueError, match=r"agree .* in what does not train; noise differs"):
+        fit(y=Y[0], freeze=("noise",), restarts=[other])
+
+
+def test_the_point_that_converged_is_the_one_returned():
+    """In float32 an earlier point may have a loss that is lower by rounding."""
+    x = np.linspace(0, 1, 15, dtype=np.float32)
+    truth = kx.GridGP((kx.RBF(np.float32(0.3)), kx.RBF(np.float32(0.3))), (x, x), noise=0.1)
+    for seed in range(3):
+        y = truth.sample(jax.random.key(seed), include_noise=True)
+        result = fit(truth, y)
+        if not result.converged:
+            continue
+        raw, build = kx.unconstrain(result.model)
+        slopes = jax.grad(lambda r, build=build, y=y: -build(r).log_marginal_likelihood(y))(raw)
+        assert max(float(abs(s)) for s in slopes.values()) / y.size < 2e-5
+
+
+def test_the_loss_is_that_of_the_model_that_is_returned():
+    def cliff(m):
+        return jnp.where(m.a < 0.5, -jnp.inf, m.a)
+
+    with pytest.warns(RuntimeWarning, match="the loss is -inf"):
+        found = kx.fit(Point(1.0), loss=cliff, optimizer=optax.sgd(0.2), progress=False)
+    assert found.loss == pytest.approx(found.model.a.item())

@@ -235,3 +235,14 @@ def test_derivatives_go_round_a_circle_and_along_the_prior_mean():
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_draws_at_many_points_are_finite_in_float32():
+    """The covariance is a small difference of large numbers there."""
+    x = np.linspace(0, 1, 20, dtype=np.float32)
+    gp = kx.GridGP((kx.RBF(np.float32(0.3)), kx.RBF(np.float32(0.3))), (x, x), noise=1e-3)
+    post = gp.condition(np.sin(5 * x)[:, None] * x)
+    points = RNG.uniform(0, 1, (60, 2)).astype(np.float32)
+    draws = post.sample(jax.random.key(0), points=points, sample_shape=3)
+    assert draws.dtype == np.float32
+    np.testing.assert_allclose(draws, np.sin(5 * points[:, 0]) * points[:, 1] + 0 * draws, atol=0.1)
