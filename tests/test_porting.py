@@ -28,6 +28,8 @@ KERNELS = {
     "Exponential(1, ls=0.5)": kx.Matern12(2 * 0.5),
     "RatQuad(1, ls=0.5, alpha=2.0)": kx.RationalQuadratic(0.5, 2.0),
     "Periodic(1, period=1.0, ls=0.5)": kx.Periodic(1.0, 2 * 0.5),
+    "Cosine(1, ls=0.5)": kx.Cosine(0.5),
+    "Linear(1, c=0.2)": kx.Linear(0.2),
     "Constant(2.0)": kx.Constant(2.0),
     "1.5**2 * ExpQuad(1, ls=0.5)": 1.5**2 * kx.RBF(0.5),
 }
@@ -45,6 +47,16 @@ def assert_equal(actual, expected, rtol=1e-9):
 @pytest.mark.parametrize("name", PYMC["kernels"])
 def test_kernels_of_pymc(name):
     assert_equal(KERNELS[name].evaluate(0.0, 0.3), PYMC["kernels"][name])
+
+
+def test_matrices_of_pymc():
+    weights, own = np.array([[1.0, 0.2], [0.5, -0.3], [0.1, 0.8]]), np.array([0.3, 0.5, 0.1])
+    level = own.mean()
+    outputs = level * kx.Categorical(weights / np.sqrt(level), own / own.sum())
+    expected = PYMC["matrices"]
+    codes = np.arange(3)
+    np.testing.assert_allclose(outputs(codes, codes), expected["Coregion(1, W=W, kappa=kappa)"])
+    np.testing.assert_allclose(kx.White(0.3**2)(X, X), expected["WhiteNoise(0.3)"])
 
 
 def test_the_periodic_lengthscale_is_doubled():
@@ -109,10 +121,21 @@ def test_latent_fields_of_pymc():
     np.testing.assert_allclose(np.ravel(post.variance(NEW)), expected["variance"], atol=1e-4)
 
 
-def test_scattered_points_are_the_diagonal_of_a_grid():
-    post, points = process().condition(Y), (np.array([0.2, 0.9, 1.5]), np.array([0.5, 3.0, 0.1]))
-    each = [float(post.mean((a[None], b[None]))[0, 0]) for a, b in zip(*points, strict=True)]
-    assert_equal(post.mean(points)[np.arange(3), np.arange(3)], each)
+def test_a_list_of_points_is_taken_as_pymc_takes_it():
+    points = np.stack(np.meshgrid(*NEW, indexing="ij"), axis=-1).reshape(6, 2)
+    expected, post = PYMC["marginal"], process().condition(Y)
+    assert_equal(post.mean(points=points), expected["mean"])
+    assert_equal(post.variance(points=points), expected["variance"])
+
+
+def test_a_linear_mean_of_pymc():
+    x, z = jnp.asarray(X), jnp.asarray(Z)
+    linear = kx.LinearMean(0, [0.7, 2.0], 0.0, 1.0) + kx.LinearMean(1, [0.0, -1.0], 0.0, 1.0)
+    gp = kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), (X, Z), 0.1, mean=linear)
+    cells = np.stack(np.meshgrid(X, Z, indexing="ij"), axis=-1).reshape(12, 2)
+    theirs = cells @ np.array([2.0, -1.0]) + 0.7  # pm.gp.mean.Linear([2, -1], 0.7)
+    assert_equal(gp.numpyro_dist(flatten=True).mean, theirs)
+    assert_equal(2.0 * x[:, None] - 1.0 * z + 0.7, theirs)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ KERNELS = {
     "Exponential(1, ls=0.5)": cov.Exponential(1, ls=0.5),
     "RatQuad(1, ls=0.5, alpha=2.0)": cov.RatQuad(1, ls=0.5, alpha=2.0),
     "Periodic(1, period=1.0, ls=0.5)": cov.Periodic(1, period=1.0, ls=0.5),
+    "Cosine(1, ls=0.5)": cov.Cosine(1, ls=0.5),
+    "Linear(1, c=0.2)": cov.Linear(1, c=0.2),
     "Constant(2.0)": cov.Constant(2.0),
     "1.5**2 * ExpQuad(1, ls=0.5)": ETA**2 * cov.ExpQuad(1, ls=0.5),
 }
@@ -39,6 +41,16 @@ def kernels():
     """Each kernel at two points."""
     near = np.array([[0.0], [0.3]])
     return {name: float(k(near).eval()[0, 1]) for name, k in KERNELS.items()}
+
+
+def matrices():
+    """Kernels that are no function of a distance, as matrices."""
+    weights, own = np.array([[1.0, 0.2], [0.5, -0.3], [0.1, 0.8]]), np.array([0.3, 0.5, 0.1])
+    coregion, codes = cov.Coregion(1, W=weights, kappa=own), np.arange(3)[:, None]
+    return {
+        "Coregion(1, W=W, kappa=kappa)": coregion(codes).eval().tolist(),
+        "WhiteNoise(0.3)": cov.WhiteNoise(0.3)(X[:, None]).eval().tolist(),
+    }
 
 
 def cov_funcs():
@@ -105,6 +117,7 @@ if __name__ == "__main__":
     numbers = {
         "pymc": pm.__version__,
         "kernels": kernels(),
+        "matrices": matrices(),
         "densities": densities(),
         "marginal": marginal(),
         "latent": latent(),
