@@ -106,7 +106,8 @@ def test_latent_fields_of_pymc():
     The white numbers are others: PyMC's go through Cholesky factors, as `KroneckerReparam`'s do.
     """
     expected, gp = PYMC["latent"], process()
-    transform = kx.KroneckerCholeskyTransform(gp.covariance(include_noise=False), jitter=1e-6)
+    prior = gp.covariance(include_noise=False)
+    transform = kx.KroneckerCholeskyTransform(prior, loc=SHIFT, jitter=1e-6)
     assert_equal(transform(jnp.asarray(Y.reshape(3, 4))), expected["f"], rtol=1e-5)
 
     def field(white):
@@ -114,8 +115,7 @@ def test_latent_fields_of_pymc():
             return gp.latent("f", jitter=1e-6)
 
     root = np.reshape(jax.jacobian(field)(jnp.zeros((3, 4))), (12, 12))
-    covariance = gp.covariance(include_noise=False).to_dense()
-    np.testing.assert_allclose(root @ root.T, covariance, atol=1e-4)
+    np.testing.assert_allclose(root @ root.T, prior.to_dense(), atol=1e-4)
     post = gp.latent_condition(np.reshape(expected["f"], (3, 4)), jitter=1e-6)
     assert_equal(post.mean(NEW), expected["mean"], rtol=1e-4)
     np.testing.assert_allclose(np.ravel(post.variance(NEW)), expected["variance"], atol=1e-4)
