@@ -65,7 +65,7 @@ print(gp, "\n")
 start = perf_counter()
 result = kx.fit(gp, anomaly, freeze=("variance",))
 fit_seconds = perf_counter() - start
-print(result.summary(), "\n")
+print(result, "\n")
 
 # %% [markdown]
 # ## Forecast
