@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kronax.gp.axes import Axis
 from kronax.gp.kernels.points import Points
 from kronax.gp.structure import low_rank_rows
 from kronax.linalg.modes import matmul
@@ -42,14 +41,14 @@ def root_rows(
     return matmul(ahead, old.T), ahead
 
 
-def slope_rows(gp: Any, i: int, new: Axis, dtype: Any) -> Float[Array, "m n"]:
+def slope_rows(gp: Any, i: int, x: Points, dtype: Any) -> Float[Array, "m n"]:
     """`∂K_*i / ∂x_*`: how each row changes with its own coordinate, one to a place."""
-    kernel, old, x = gp.kernels[i], gp.axes[i].points(dtype), new.points(dtype)
+    kernel, old, period = gp.kernels[i], gp.axes[i].points(dtype), gp.axes[i].period
     ones, places = jnp.ones_like(x.raw), None
     if x.places is not None:
         # Round the circle, at one unit of arc length for one of the coordinate.
-        assert new.period is not None
-        angle = x.raw * jnp.asarray(2 * np.pi / new.period, dtype)
+        assert period is not None
+        angle = x.raw * jnp.asarray(2 * np.pi / period, dtype)
         places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
     tangent = Points(ones, ones, places, x.origin)
     _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))

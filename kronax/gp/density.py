@@ -31,6 +31,7 @@ def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: An
         return _on_places(post, y_new, new, noise)
     if not moved:
         return _again(post, y_new)
+    ahead = tuple(None if axis is None else axis.points(post.operator.dtype) for axis in new)
     if isinstance(post.operator.noise, Kronecker):
         varying = getattr(post.gp.noise, "variances", None)
         if varying is None or varying[moved[0]] is not None:
@@ -39,7 +40,7 @@ def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: An
                 f"The noise varies along {name} and is not defined at its new coordinates. Pass "
                 "`noise=` with the variance there."
             )
-    return _longer(post, y_new, new, moved[0])
+    return _longer(post, y_new, ahead, moved[0])
 
 
 @eqx.filter_jit
@@ -55,12 +56,12 @@ def _again(post: Any, y_new: Array) -> Array:
 
 
 @eqx.filter_jit
-def _longer(post: Any, y_new: Array, new: tuple[Axis | None, ...], i: int) -> Array:
+def _longer(post: Any, y_new: Array, new: tuple[Points | None, ...], i: int) -> Array:
     """The grid with one axis made longer."""
     gp, op = post.gp, post.operator
-    axis = new[i]
-    assert axis is not None
-    x = gp.axes[i].points(op.dtype).joined(axis.points(op.dtype))
+    ahead = new[i]
+    assert ahead is not None
+    x = gp.axes[i].points(op.dtype).joined(ahead)
     factors: list[Any] = list(op.factors)
     factors[i] = kernel_matrix(gp, i, x, op.dtype)
     noise = op.noise
@@ -79,7 +80,7 @@ def _difference(
     axis: int,
     *,
     stack: bool = False,
-    new: tuple[Axis | None, ...] | None = None,
+    new: tuple[Points | None, ...] | None = None,
 ) -> Array:
     """`log p(y, y_new) − log p(y)`."""
     gp, op = post.gp, post.operator

@@ -16,6 +16,7 @@ from kronax.gp.axes import Axis, as_axis, new_axes, ordered
 from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.gls import Regression, fitted, marginal_logpdf, regress
 from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
+from kronax.gp.kernels.points import Points
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
 from kronax.gp.means import ArrayMean, Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
@@ -309,7 +310,7 @@ class GridGP(eqx.Module):
         """
         return random_start(self, key, y)
 
-    def mean_on(self, new: Sequence[Axis | None]) -> Array:
+    def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
         return self.mean(*self._coordinates(new)).astype(self.dtype)
 
@@ -322,12 +323,12 @@ class GridGP(eqx.Module):
                 check_kernel(kernel, axis, f"new {name}")
         return new
 
-    def design_on(self, new: Sequence[Axis | None]) -> Array:
+    def design_on(self, new: Sequence[Points | None]) -> Array:
         """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
         assert isinstance(self.mean, MarginalMean)
         return self.mean.design(*self._coordinates(new)).astype(self.dtype)
 
-    def mean_slope(self, new: Sequence[Axis | None], i: int) -> Array:
+    def mean_slope(self, new: Sequence[Points | None], i: int) -> Array:
         """The derivative of the mean along axis `i`; it broadcasts to the grid."""
         if any(isinstance(part, ArrayMean) for part in self.mean.summands()):
             raise ValueError(
@@ -336,17 +337,17 @@ class GridGP(eqx.Module):
             )
         return self._slope(lambda *x: self.mean(*x).astype(self.dtype), new, i)
 
-    def design_slope(self, new: Sequence[Axis | None], i: int) -> Array:
+    def design_slope(self, new: Sequence[Points | None], i: int) -> Array:
         """The derivative of `design_on` along axis `i`."""
         mean = self.mean
         assert isinstance(mean, MarginalMean)
         return self._slope(lambda *x: mean.design(*x).astype(self.dtype), new, i)
 
-    def _coordinates(self, new: Sequence[Axis | None]) -> list[Array]:
+    def _coordinates(self, new: Sequence[Points | None]) -> list[Array]:
         pairs = zip(new, self.axes, strict=True)
-        return [(old if axis is None else axis).coordinates(self.dtype) for axis, old in pairs]
+        return [old.coordinates(self.dtype) if p is None else p.raw for p, old in pairs]
 
-    def _slope(self, function: Any, new: Sequence[Axis | None], i: int) -> Array:
+    def _slope(self, function: Any, new: Sequence[Points | None], i: int) -> Array:
         x = self._coordinates(new)
 
         def moved(coordinates: Array) -> Array:

@@ -11,7 +11,8 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.axes import Axis, FrozenArray
+from kronax.gp.axes import FrozenArray
+from kronax.gp.kernels.points import Points
 from kronax.linalg.checks import grid_of
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
@@ -112,8 +113,9 @@ class LatentPosterior(eqx.Module):
     f: Array
     jitter: float = eqx.field(static=True)
 
-    def _new(self, axes: Any) -> tuple[Axis | None, ...]:
-        return self.gp.new_axes(axes)
+    def _new(self, axes: Any) -> tuple[Points | None, ...]:
+        dtype, new = self.gp.dtype, self.gp.new_axes(axes)
+        return tuple(None if axis is None else axis.points(dtype) for axis in new)
 
     def mean(self, axes: Any) -> Float[Array, "..."]:
         """Mean of the field on a new grid.
@@ -146,13 +148,13 @@ def latent_condition(gp: Any, f: Any, jitter: float) -> LatentPosterior:
     return LatentPosterior(gp, grid, jitter)
 
 
-def _joint(post: LatentPosterior, i: int, new: Axis | None) -> Array:
+def _joint(post: LatentPosterior, i: int, new: Points | None) -> Array:
     """The covariance of one axis over old and new coordinates together, jitter included."""
     gp, dtype = post.gp, post.gp.dtype
     kernel = gp.kernels[i]
     x = gp.axes[i].points(dtype)
     if new is not None:
-        x = x.joined(new.points(dtype))
+        x = x.joined(new)
     matrix = kernel.matrix_at(x, x).astype(dtype)
     matrix = gp.variance.astype(dtype) * matrix if i == 0 else matrix
     size = gp.axes[i].size
@@ -160,7 +162,7 @@ def _joint(post: LatentPosterior, i: int, new: Axis | None) -> Array:
     return matrix + level * jnp.eye(matrix.shape[0], dtype=dtype)
 
 
-def _weights(post: LatentPosterior, new: tuple[Axis | None, ...]) -> list[Array]:
+def _weights(post: LatentPosterior, new: tuple[Points | None, ...]) -> list[Array]:
     """`K_*i (K_i + jitter)⁻¹` per axis, the identity for one that stays."""
     weights = []
     for i, (axis, old) in enumerate(zip(new, post.gp.axes, strict=True)):
@@ -174,13 +176,13 @@ def _weights(post: LatentPosterior, new: tuple[Axis | None, ...]) -> list[Array]
 
 
 @eqx.filter_jit
-def _mean(post: LatentPosterior, new: tuple[Axis | None, ...]) -> Array:
+def _mean(post: LatentPosterior, new: tuple[Points | None, ...]) -> Array:
     residual = post.f - post.gp.mean_on((None,) * len(new))
     return post.gp.mean_on(new) + Kronecker(*_weights(post, new)).mv_grid(residual)
 
 
 @eqx.filter_jit
-def _variance(post: LatentPosterior, new: tuple[Axis | None, ...]) -> Array:
+def _variance(post: LatentPosterior, new: tuple[Points | None, ...]) -> Array:
     prior = explained = jnp.ones((), post.gp.dtype)
     for i, (axis, old, w) in enumerate(zip(new, post.gp.axes, _weights(post, new), strict=True)):
         joint = _joint(post, i, axis)
@@ -195,7 +197,7 @@ def _variance(post: LatentPosterior, new: tuple[Axis | None, ...]) -> Array:
 
 @eqx.filter_jit
 def _sample(
-    post: LatentPosterior, key: PRNGKeyArray, new: tuple[Axis | None, ...], shape: tuple[int, ...]
+    post: LatentPosterior, key: PRNGKeyArray, new: tuple[Points | None, ...], shape: tuple[int, ...]
 ) -> Array:
     gp = post.gp
     roots = [jnp.linalg.cholesky(_joint(post, i, axis)) for i, axis in enumerate(new)]

@@ -58,7 +58,7 @@ class Posterior(eqx.Module):
         """
         if points is not None:
             return mean_at(self, self._scattered(axes, points))
-        return predict.mean(self, self._new_axes(axes))
+        return predict.mean(self, self._points(self._new_axes(axes)))
 
     def mean_derivative(self, axis: int | str, axes: Any = None) -> Float[Array, "..."]:
         """The derivative of the mean along one axis, in units of the data per unit of the axis.
@@ -79,7 +79,7 @@ class Posterior(eqx.Module):
             raise ValueError(
                 f"The mean has a derivative along axes with coordinates (n,); {axis!r} has {what}."
             )
-        return predict.mean_derivative(self, self._new_axes(axes), i)
+        return predict.mean_derivative(self, self._points(self._new_axes(axes)), i)
 
     def variance(
         self,
@@ -110,7 +110,7 @@ class Posterior(eqx.Module):
             variance = variance_at(self, places)
             return variance + self._noise_at(places, noise) if include_noise else variance
         new = self._new_axes(axes)
-        variance = predict.variance(self, new)
+        variance = predict.variance(self, self._points(new))
         return variance + self.noise_diagonal(new, noise) if include_noise else variance
 
     def covariance(
@@ -134,7 +134,7 @@ class Posterior(eqx.Module):
         if include_noise:
             _check_independent(self.operator.noise, noise)
             levels = self.noise_diagonal(new, noise)
-        return predict.covariance(self, new, levels)
+        return predict.covariance(self, self._points(new), levels)
 
     def log_prob(
         self, y_new: Float[Array, "..."], axes: Any = None, points: Any = None, noise: Any = None
@@ -204,7 +204,7 @@ class Posterior(eqx.Module):
             levels = self._noise_at(places, noise) if include_noise else None
             return draws if levels is None else _noisy(draws, noise_key, levels)
         new = self._new_axes(axes)
-        draws = predict.sample(self, key, new, shape)
+        draws = predict.sample(self, key, self._points(new), shape)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
         if not include_noise:
@@ -246,6 +246,10 @@ class Posterior(eqx.Module):
         """
         _check_used(noise, include_noise)
         return PosteriorNormal(self, axes, include_noise, noise)
+
+    def _points(self, new: tuple[Axis | None, ...]) -> tuple[Points | None, ...]:
+        dtype = self.operator.dtype
+        return tuple(None if axis is None else axis.points(dtype) for axis in new)
 
     def _scattered(self, axes: Any, points: Any) -> tuple[Points, ...]:
         if axes is not None:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from kronax.gp.axes import Axis
 from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows, slope_rows
 from kronax.gp.gls import fitted
+from kronax.gp.kernels.points import Points
 from kronax.gp.structure import low_rank_joint
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks, full_block
@@ -23,7 +23,9 @@ from kronax.linalg.sequence import in_sequence
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.thin import is_thin, reduced, rows_inside
 
-New = tuple[Axis | None, ...]
+# New points per axis, `None` for one that stays: arrays, so that other coordinates, if as many,
+# need no new compilation.
+New = tuple[Points | None, ...]
 
 
 def _exact_rows(post: Any, new: New, along: int | None = None) -> Kronecker:
@@ -35,11 +37,11 @@ def _exact_rows(post: Any, new: New, along: int | None = None) -> Kronecker:
     factors: list[Any] = []
     for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True)):
         if i == along:
-            factors.append(slope_rows(gp, i, axis or gp.axes[i], dtype))
+            factors.append(slope_rows(gp, i, axis or gp.axes[i].points(dtype), dtype))
         elif axis is None:
             factors.append(factor)
         else:
-            factors.append(kernel_rows(gp, i, axis.points(dtype), dtype))
+            factors.append(kernel_rows(gp, i, axis, dtype))
     return Kronecker(*factors)
 
 
@@ -48,7 +50,7 @@ def _root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
     return [
         (factor.to_dense(), factor.thin_root())
         if axis is None
-        else root_rows(post.gp, i, axis.points(dtype), dtype)
+        else root_rows(post.gp, i, axis, dtype)
         for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
     ]
 
@@ -58,7 +60,7 @@ def _signal(post: Any, new: New) -> Kronecker:
     dtype = post.operator.dtype
     return Kronecker(
         *(
-            factor if axis is None else root_rows(post.gp, i, axis.points(dtype), dtype)[0]
+            factor if axis is None else root_rows(post.gp, i, axis, dtype)[0]
             for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
         )
     )
@@ -106,7 +108,7 @@ def _variance(post: Any, new: New) -> Array:
     op = post.operator
     prior = post.gp.variance.astype(op.dtype)
     for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
-        prior = prior[..., None] * kernel.variances_at((axis or old).points(op.dtype))
+        prior = prior[..., None] * kernel.variances_at(axis or old.points(op.dtype))
     pairs = _root_pairs(post, new)
     if not is_thin(op):
         return prior - conjugated_inverse_diagonal(op, [row for row, _ in pairs])
@@ -118,7 +120,7 @@ def covariance(post: Any, new: New, levels: Array | None) -> PosteriorCovariance
     """The posterior covariance as an operator."""
     dtype = post.operator.dtype
     prior = [
-        factor if axis is None else Dense(kernel_matrix(post.gp, i, axis.points(dtype), dtype))
+        factor if axis is None else Dense(kernel_matrix(post.gp, i, axis, dtype))
         for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
     ]
     return PosteriorCovariance(
@@ -159,15 +161,14 @@ def sample(post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...]) -> Ar
     return gp.mean_on(new) + ahead + correction
 
 
-def _joint_root(gp: Any, i: int, new: Axis | None, dtype: Any) -> SymmetricBlocks:
+def _joint_root(gp: Any, i: int, new: Points | None, dtype: Any) -> SymmetricBlocks:
     """A root of the covariance of one axis over old and new coordinates together."""
     kernel, rank = gp.kernels[i], gp.structures[i].rank
     x = gp.axes[i].points(dtype)
-    ahead = None if new is None else new.points(dtype)
     if rank is None:
-        joint = x if ahead is None else x.joined(ahead)
+        joint = x if new is None else x.joined(new)
         return full_block(symmetric_root(kernel_matrix(gp, i, joint, dtype)))
-    root = jnp.sqrt(amplitude(gp, i, dtype)) * low_rank_joint(kernel, x, ahead, rank, dtype)
+    root = jnp.sqrt(amplitude(gp, i, dtype)) * low_rank_joint(kernel, x, new, rank, dtype)
     return SymmetricBlocks((root,), (2,), (root.shape[-1],))
 
 

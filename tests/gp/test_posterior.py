@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from kronax.gp import predict
 from tests.gp.dense import GPS, HOURS, PLACES, SPACE, TIME, named, task_noise, two_axes
 from tests.tolerances import assert_close
 
@@ -286,3 +287,21 @@ X = np.ones(3)
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_other_coordinates_of_the_same_number_need_no_new_compilation(monkeypatch):
+    """A window that slides compiles once."""
+    traces = []
+    original = predict.kernel_rows
+
+    def counted(*arguments):
+        traces.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(predict, "kernel_rows", counted)
+    jax.clear_caches()
+    post = two_axes().gp.condition(two_axes().y)
+    for shift in (0.0, 0.1, 0.2):
+        new = [np.array([0.35, 2.0]) + shift, None]
+        assert_close(post.mean(axes=new), two_axes().posterior([new[0], SPACE])[0])
+    assert len(traces) == 1

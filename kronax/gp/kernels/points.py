@@ -29,6 +29,11 @@ class Points(eqx.Module):
     places: Array | None
     origin: float | tuple[float, ...] = eqx.field(static=True)
 
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return self.raw.shape[0]
+
     def __getitem__(self, index: Any) -> "Points":
         return jax.tree.map(lambda x: x[index], self)
 
