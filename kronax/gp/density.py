@@ -11,6 +11,7 @@ from kronax.gp.axes import Axis
 from kronax.gp.cross import kernel_matrix
 from kronax.gp.gls import marginal_logpdf
 from kronax.gp.kernels.points import Points
+from kronax.gp.noise_levels import noise_on
 from kronax.gp.scattered import covariance_at, mean_at
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import normal_logpdf_grid
@@ -126,7 +127,7 @@ def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
     places = tuple(
         axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)
     )
-    levels = post.noise_diagonal(new, noise)
+    levels = noise_on(post, new, noise)
     flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
     return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
 

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.distributions import KroneckerNormal
+from kronax.gp import evidence
 from kronax.gp.alignment import aligned, refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
 from kronax.gp.derivatives import warn_of_nan_gradient
-from kronax.gp.gls import Regression, fitted, marginal_logpdf, regress
+from kronax.gp.description import description
 from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
@@ -35,11 +36,9 @@ from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.sample import sample_normal
-from kronax.linalg.solve import solve_grid
-from kronax.parameters import parameter, parameters
+from kronax.parameters import parameter
 
 
 class GridGP(eqx.Module):
@@ -162,8 +161,8 @@ class GridGP(eqx.Module):
             ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        value = _log_marginal_likelihood(self, self.check_data(y))
-        if _failed(value):
+        value = evidence.log_marginal_likelihood(self, self.check_data(y))
+        if evidence.failed(value):
             self._check_design()
             self._check_ranks()
             explain_not_finite(value, self.covariance())
@@ -184,7 +183,7 @@ class GridGP(eqx.Module):
         self._check_design()
         operator = decompose(self.covariance())
         assert isinstance(operator, KroneckerPlusNoise)
-        return Posterior(self, grid, operator, *_weights(self, operator, grid))
+        return Posterior(self, grid, operator, *evidence.weights(self, operator, grid))
 
     def sample(
         self,
@@ -357,19 +356,7 @@ class GridGP(eqx.Module):
 
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""
-        labels = self.axis_names or tuple(f"axis {i}" for i in range(len(self.axes)))
-        width = max(len(label) for label in labels)
-        lines = [f"GridGP on {' × '.join(map(str, self.grid_shape))} cells, {self.dtype}"]
-        for label, kernel, axis, structure in zip(
-            labels, self.kernels, self.axes, self.structures, strict=True
-        ):
-            words = ", ".join(word for word in (structure.reason, axis.describe()) if word)
-            lines.append(
-                f"  {label:<{width}}  {axis.size:>5}  {type(kernel).__name__}  "
-                f"{structure.kind} ({words})"
-            )
-        table = repr(parameters(self)).splitlines()
-        return "\n".join(lines + [f"  {row}" for row in table])
+        return description(self)
 
     def __repr__(self) -> str:
         return self.describe()
@@ -422,29 +409,3 @@ class GridGP(eqx.Module):
             )
         grid, _ = grid_of(y, self.grid_shape, "y", self.dtype)
         return grid
-
-
-@eqx.filter_jit
-def _log_marginal_likelihood(gp: GridGP, y: Array) -> Array:
-    stay = (None,) * len(gp.axes)
-    residual = y - gp.mean_on(stay)
-    covariance = gp.covariance()
-    if isinstance(gp.mean, MarginalMean):
-        assert isinstance(covariance, KroneckerPlusNoise)
-        return marginal_logpdf(covariance, gp.design_on(stay), residual, gp.mean.variance)
-    return normal_logpdf_grid(residual, covariance)
-
-
-@eqx.filter_jit
-def _weights(gp: GridGP, operator: KroneckerPlusNoise, y: Array) -> tuple[Array, Regression | None]:
-    stay = (None,) * len(gp.axes)
-    residual = y - gp.mean_on(stay)
-    if not isinstance(gp.mean, MarginalMean):
-        return solve_grid(operator, residual), None
-    design = gp.design_on(stay)
-    found = regress(operator, design, residual, gp.mean.variance, gp.mean.names)
-    return solve_grid(operator, residual - fitted(found.coefficients, design)), found
-
-
-def _failed(value: Any) -> bool:
-    return not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value).all())

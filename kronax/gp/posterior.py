@@ -4,8 +4,6 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp import predict
@@ -16,13 +14,11 @@ from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
 from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
+from kronax.gp.noise_levels import check_independent, check_used, noise_at, noise_on, noisy
 from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
-from kronax.linalg.checks import array_of_reals, check_finite, grid_of, is_concrete
-from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.checks import check_finite, grid_of, is_concrete
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.roots import safe_sqrt
-from kronax.linalg.thin import is_diagonal
 from kronax.paths import nearest
 
 
@@ -104,14 +100,14 @@ class Posterior(eqx.Module):
             ValueError: if there is not one entry per axis, or if noise that varies along an axis is
                 asked for at new coordinates of it.
         """
-        _check_used(noise, include_noise)
+        check_used(noise, include_noise)
         if points is not None:
             places = self._scattered(axes, points)
             variance = variance_at(self, places)
-            return variance + self._noise_at(places, noise) if include_noise else variance
+            return variance + noise_at(self, places, noise) if include_noise else variance
         new = self._new_axes(axes)
         variance = predict.variance(self, self._points(new))
-        return variance + self.noise_diagonal(new, noise) if include_noise else variance
+        return variance + noise_on(self, new, noise) if include_noise else variance
 
     def covariance(
         self, axes: Any = None, include_noise: bool = False, noise: Any = None
@@ -128,12 +124,12 @@ class Posterior(eqx.Module):
             TypeError: as in `variance`.
             ValueError: as in `variance`; or if noise that is correlated is to be included.
         """
-        _check_used(noise, include_noise)
+        check_used(noise, include_noise)
         new = self._new_axes(axes)
         levels = None
         if include_noise:
-            _check_independent(self.operator.noise, noise)
-            levels = self.noise_diagonal(new, noise)
+            check_independent(self.operator.noise, noise)
+            levels = noise_on(self, new, noise)
         return predict.covariance(self, self._points(new), levels)
 
     def log_prob(
@@ -160,7 +156,7 @@ class Posterior(eqx.Module):
             places = self._scattered(axes, points)
             flat, _ = grid_of(y_new, (places[0].raw.shape[0],), "y_new", self.operator.dtype)
             check_number(places[0].raw.shape[0])
-            return log_density_at(self, flat, places, self._noise_at(places, noise))
+            return log_density_at(self, flat, places, noise_at(self, places, noise))
         new = self._new_axes(axes)
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise)
@@ -192,7 +188,7 @@ class Posterior(eqx.Module):
             TypeError: as in `variance`.
             ValueError: as in `variance`.
         """
-        _check_used(noise, include_noise)
+        check_used(noise, include_noise)
         shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
         key, noise_key = jax.random.split(key)
         if points is not None:
@@ -201,8 +197,8 @@ class Posterior(eqx.Module):
             draws = sample_at(self, key, places, shape)
             if is_concrete(draws):
                 check_finite(draws, "Draws at scattered points (their covariance is indefinite)")
-            levels = self._noise_at(places, noise) if include_noise else None
-            return draws if levels is None else _noisy(draws, noise_key, levels)
+            levels = noise_at(self, places, noise) if include_noise else None
+            return draws if levels is None else noisy(draws, noise_key, levels)
         new = self._new_axes(axes)
         draws = predict.sample(self, key, self._points(new), shape)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
@@ -211,7 +207,7 @@ class Posterior(eqx.Module):
             return draws
         if noise is None and not any(new):
             return draws + predict.noise_draw(self.operator, noise_key, draws.shape)
-        return _noisy(draws, noise_key, self.noise_diagonal(new, noise))
+        return noisy(draws, noise_key, noise_on(self, new, noise))
 
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.
@@ -244,7 +240,7 @@ class Posterior(eqx.Module):
             TypeError: as in `variance`.
             ValueError: as in `variance`.
         """
-        _check_used(noise, include_noise)
+        check_used(noise, include_noise)
         return PosteriorNormal(self, axes, include_noise, noise)
 
     def _points(self, new: tuple[Axis | None, ...]) -> tuple[Points | None, ...]:
@@ -265,72 +261,3 @@ class Posterior(eqx.Module):
         if axis not in known or isinstance(axis, bool):
             raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
         return axis if isinstance(axis, int) else names.index(axis)
-
-    def _noise_at(self, places: tuple[Points, ...], noise: Any) -> Array:
-        if noise is not None:
-            return _given_noise(noise, (places[0].raw.shape[0],), self.operator.dtype)
-        if isinstance(self.operator.noise, Kronecker):
-            raise ValueError(
-                "Noise that varies over the grid is not defined at scattered points. Pass `noise=` "
-                "with the variance there."
-            )
-        return self.operator.noise
-
-    def noise_diagonal(self, new: tuple[Axis | None, ...], noise: Any) -> Array:
-        """The noise variances on the grid of a prediction; they broadcast to it."""
-        if noise is not None:
-            shape = tuple((axis or old).size for axis, old in zip(new, self.gp.axes, strict=True))
-            return _given_noise(noise, shape, self.operator.dtype)
-        model = self.operator.noise
-        if not isinstance(model, Kronecker):
-            return model
-        varying = getattr(self.gp.noise, "variances", (True,) * len(new))
-        for i, (axis, values) in enumerate(zip(new, varying, strict=True)):
-            if axis is not None and values is not None:
-                name = self.gp.axis_names[i] if self.gp.axis_names else f"axis {i}"
-                raise ValueError(
-                    f"The noise varies along {name} and is not defined at its new coordinates. "
-                    "Pass `noise=` with the variance there."
-                )
-        sizes = [
-            f.diagonal() if axis is None else jnp.ones(axis.size, f.dtype)
-            for f, axis in zip(model.factors, new, strict=True)
-        ]
-        grid = jnp.ones((), model.dtype)
-        for values in sizes:
-            grid = grid[..., None] * values
-        return grid
-
-
-def _check_used(noise: Any, include_noise: bool) -> None:
-    if noise is not None and not include_noise:
-        raise TypeError(
-            f"`noise` is used with include_noise=True only; got noise={noise!r} without it."
-        )
-
-
-def _given_noise(noise: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
-    if not isinstance(value, jax.core.Tracer) and bool((np.asarray(value) < 0).any()):
-        raise ValueError(f"The noise variance must not be negative; got {value}.")
-    if value.ndim > len(shape) or any(
-        m not in (1, n) for m, n in zip(value.shape[::-1], shape[::-1], strict=False)
-    ):
-        raise ValueError(
-            "The noise must be one variance, or variances that broadcast to the grid of the "
-            f"prediction, {shape}; got shape {value.shape}."
-        )
-    return value.astype(dtype)
-
-
-def _check_independent(model: Any, noise: Any) -> None:
-    correlated = isinstance(model, Kronecker) and not all(is_diagonal(f) for f in model.factors)
-    if noise is None and correlated:
-        raise ValueError(
-            "The noise of this model is correlated from cell to cell, and new observations of a "
-            "posterior covariance must have independent noise. Leave it out, or pass `noise=`."
-        )
-
-
-def _noisy(draws: Array, key: PRNGKeyArray, levels: Array) -> Array:
-    return draws + safe_sqrt(levels) * jax.random.normal(key, draws.shape, draws.dtype)
