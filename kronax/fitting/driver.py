@@ -145,10 +145,10 @@ def _awake(states: State, threshold: Array) -> State:
 def _show(bar: Any, states: State) -> None:
     if bar.disable:
         return
-    num_steps = states.losses.shape[1] - 1
-    bar.update(min(_furthest(states), num_steps) - bar.n)
     shown = {"loss": f"{float(jnp.min(states.best_loss)):.6g}"}
     if states.step.size > 1:
         running = int(jnp.sum(states.status == RUNNING))
         shown = {"running": f"{running} of {states.step.size}", **shown}
-    bar.set_postfix(shown)
+    # Drawn by `update`, ten times a second at most, and once more at the end.
+    bar.set_postfix(shown, refresh=False)
+    bar.update(min(_furthest(states), states.losses.shape[1] - 1) - bar.n)
