@@ -41,7 +41,7 @@ class Checkpoint:
     def save(self, states: State, seconds: float) -> None:
         """Write beside the old file, to the disk, and only then in its place."""
         payload = io.BytesIO()
-        eqx.tree_serialise_leaves(payload, states)
+        eqx.tree_serialise_leaves(payload, _plain(states))
         content = payload.getvalue()
         header = {
             "format": FORMAT,
@@ -78,10 +78,26 @@ class Checkpoint:
             raise other
         num_steps = like.losses.shape[1] - 1
         saved = _resized(like, header["num_steps"])
-        states = eqx.tree_deserialise_leaves(io.BytesIO(content), saved)
+        states = _typed(eqx.tree_deserialise_leaves(io.BytesIO(content), _plain(saved)), saved)
         if not _same_loss(problem, states):
             raise other
         return _continued(states, num_steps), float(header["seconds"])
+
+
+def _plain(states: State) -> State:
+    """Random keys, which an optimiser may hold, as the numbers that a file can hold."""
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, states)
+
+
+def _typed(plain: State, like: State) -> State:
+    def typed(x: Any, old: Any) -> Any:
+        return jax.random.wrap_key_data(x, impl=jax.random.key_impl(old)) if _is_key(old) else x
+
+    return jax.tree.map(typed, plain, like)
+
+
+def _is_key(x: Any) -> bool:
+    return eqx.is_array(x) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _same_loss(problem: Problem, states: State) -> bool:
@@ -178,8 +194,7 @@ def _fingerprint(problem: Problem, states: State, optimizer: Any) -> str:
         # Addresses of functions differ from process to process.
         digest.update(re.sub(r" at 0x[0-9a-f]+", "", str(structure)).encode())
     for leaf in leaves:
-        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -53,8 +53,10 @@ def fit(
     Args:
         model: a `kx.GridGP`, or any Equinox module with `loss`.
         y: data for a GridGP, `(n_1, …, n_d)` or `(N,)`; losses of a leading batch are added.
-        loss: `loss(model)`, a scalar to be minimised, instead of `y`.
-        optimizer: any optax transformation; by default `optax.lbfgs()` with its line search.
+        loss: `loss(model)`, a scalar to be minimised, instead of `y`. The loop is compiled once
+            per function: pass the same one again, not a new `lambda` in each call.
+        optimizer: any optax transformation; by default `optax.lbfgs()` with its line search. Pass
+            the same object again, so that nothing is compiled anew.
         num_steps: at most this many steps.
         tolerance: converged when the largest entry of the unconstrained gradient, per cell for a
             GridGP, is below this; by default 1e-6 in float64 and 1e-5 in float32.
@@ -100,6 +102,7 @@ def fit(
     _check_count(num_steps, "num_steps")
     _check_count(checkpoint_every, "checkpoint_every")
     starts, members = starting_points(problem, restarts, key)
+    _check_tolerance(tolerance)
     if tolerance is None:
         tolerance = default_tolerance(precision(starts))
     threshold = jnp.asarray(tolerance * problem.num_cells, precision(starts))
@@ -140,6 +143,15 @@ def _check_optimizer(optimizer: Any) -> None:
 def _check_count(number: Any, name: str) -> None:
     if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
         raise ValueError(f"{name} must be a positive integer; got {number!r}.")
+
+
+def _check_tolerance(tolerance: Any) -> None:
+    if tolerance is None:
+        return
+    if np.ndim(tolerance) != 0 or not 0 <= float(tolerance) < np.inf:
+        raise ValueError(
+            f"tolerance must be a finite number that is not negative; got {tolerance!r}."
+        )
 
 
 def _result(

@@ -61,7 +61,9 @@ def _unmoved(raw: Raw, begin: dict[str, np.ndarray]) -> list[str]:
         path
         for path, value in raw.items()
         if 0 < value.size <= MOST_NUMBERS
-        and any(np.max(np.abs(np.asarray(value) - start)) <= MOVED for start in begin[path])
+        and any(
+            np.max(np.abs(np.asarray(value) - start), initial=0.0) <= MOVED for start in begin[path]
+        )
     ]
 
 

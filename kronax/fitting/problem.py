@@ -58,7 +58,7 @@ class Problem(eqx.Module):
         """The loss, less the log density of the priors."""
         model = self.unconstrained()[1](raw)
         if self.loss is not None:
-            total = self.loss(model)
+            total = jnp.asarray(self.loss(model)).astype(precision(raw))
         else:
             y = self.y[member] if self.independent and self.y is not None else self.y
             total = -jnp.sum(model.log_marginal_likelihood(y))
@@ -124,6 +124,8 @@ def make_problem(
                 "unknown domain. Leave its prior out, or let it train."
             )
     _check_trainable(problem)
+    if loss is not None:
+        _check_precision(loss, model, precision(problem.unconstrained()[0]))
     return eqx.tree_at(lambda p: p.priors, problem, prepared)
 
 
@@ -145,7 +147,7 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
 
 def _check_trainable(problem: Problem) -> None:
     table = problem.table()
-    if not any(p.trainable for p in table):
+    if not any(p.trainable and p.value.size for p in table):
         raise ValueError(
             "Nothing is trainable: every parameter is frozen, has no known domain, or is a plain "
             "number rather than an array. Unfreeze one, give `domains=`, or declare fields with "
@@ -171,6 +173,16 @@ def _check_loss(model: Any, loss: Any, independent: bool) -> None:
     if shape != ():
         raise ValueError(
             f"The loss must be a scalar; got shape {shape}. Reduce it, for example by jnp.sum."
+        )
+
+
+def _check_precision(loss: Any, model: Any, dtype: Any) -> None:
+    """Refuse a loss whose digits the optimiser could not hold."""
+    given = jnp.result_type(eqx.filter_eval_shape(loss, model))
+    if not jnp.issubdtype(given, jnp.floating) or jnp.promote_types(given, dtype) != dtype:
+        raise TypeError(
+            f"The loss must be a real number of at most the precision of the parameters, {dtype}; "
+            f"got {given}. Cast the model or the data that the loss uses."
         )
 
 

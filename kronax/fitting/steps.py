@@ -131,7 +131,7 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
 
     Only a line search that no longer moves is stuck: other optimisers may rest on purpose.
     """
-    norm = jnp.max(jnp.stack([jnp.max(jnp.abs(g)) for g in grad.values()]))
+    norm = jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0.0) for g in grad.values()]))
     bad = {path: ~jnp.all(jnp.isfinite(g)) for path, g in grad.items()}
     failed = ~jnp.isfinite(value) | jnp.any(jnp.stack(list(bad.values())))
     previous = jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)

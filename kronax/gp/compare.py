@@ -96,6 +96,8 @@ class _Scores:
     rmse: float
     count: int
     remarks: tuple[str, ...]
+    # The functions whose coefficients a restricted likelihood has integrated out.
+    restricted: tuple[str, ...] | None
 
 
 def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison:
@@ -119,7 +121,8 @@ def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison
     Raises:
         TypeError: if something else than a result of a single fit or a GridGP is given.
         ValueError: if there is no model, a result belongs to other data, the data do not lie on the
-            grid of a model, or `by` is unknown.
+            grid of a model, `by` is unknown, or rows are to be ordered by likelihoods that do not
+            compare: restricted ones of different means.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
@@ -139,9 +142,25 @@ def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison
     if by not in ORDERS:
         raise ValueError(f"by must be one of {', '.join(map(repr, ORDERS))}; got {by!r}.")
     scores = {str(name): _scores(str(name), model, y) for name, model in models.items()}
+    _check_comparable(scores, by)
     best = max(scores.values(), key=lambda one: one.densities.sum())
     rows = [_row(name, one, best) for name, one in scores.items()]
     return Comparison(sorted(rows, key=lambda row: getattr(row, by), reverse=ORDERS[by]))
+
+
+def _check_comparable(scores: Mapping[str, _Scores], by: str) -> None:
+    """Refuse to order by likelihoods of data that differ by what flat coefficients take out."""
+    if by == "loo" or len({one.restricted for one in scores.values()}) == 1:
+        return
+    parts = [
+        f"{name!r} has {', '.join(one.restricted) if one.restricted else 'none'}"
+        for name, one in scores.items()
+    ]
+    raise ValueError(
+        f"Models are ordered by {by!r} only where the same coefficients with flat priors are "
+        f"integrated out of all of them; {'; '.join(parts)}. Order by 'loo', or give the "
+        "coefficients a prior variance (kx.MarginalMean(…, variance=…))."
+    )
 
 
 def _scores(name: str, model: Any, y: Any) -> _Scores:
@@ -156,7 +175,11 @@ def _scores(name: str, model: Any, y: Any) -> _Scores:
     # Sums over many cells are in float64, whatever the precision of the model. Cells are in C
     # order, so that those of grids of other shapes belong together.
     densities = np.asarray(found.log_density(grid), np.float64).ravel()
-    return _Scores(value, densities, rmse, count, remarks)
+    mean = gp.mean
+    restricted = None
+    if isinstance(mean, MarginalMean) and mean.variance is None:
+        restricted = mean.names
+    return _Scores(value, densities, rmse, count, remarks, restricted)
 
 
 def _opened(name: str, model: Any, y: Any) -> tuple[GridGP, int, tuple[str, ...]]:

@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -84,7 +85,9 @@ def test_a_tighter_tolerance_goes_on(tmp_path, whole):
 
 
 def test_other_optimisers_and_several_fits_resume(tmp_path):
+    noisy = optax.chain(optax.add_noise(0.01, 0.55, jax.random.key(0)), optax.adam(0.05))
     for name, options in (
+        ("random", {"optimizer": noisy, "num_steps": 30}),
         ("adam", {"optimizer": optax.adam(0.05), "num_steps": 30}),
         ("restarts", {"restarts": 2}),
         ("independent", {"y": draws(3), "independent": True}),

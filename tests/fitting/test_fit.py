@@ -32,6 +32,14 @@ def data():
 Y = data()
 
 
+class Scaled(eqx.Module):
+    a: jax.Array = kx.parameter(constraints.positive)
+
+
+class Padded(Scaled):
+    none: jax.Array = kx.parameter(constraints.positive)
+
+
 def fit(gp=None, y=Y, **options):
     return kx.fit(make() if gp is None else gp, y, progress=False, **options)
 
@@ -211,6 +219,13 @@ def test_any_module_with_a_loss_is_fitted():
     np.testing.assert_allclose([result.model.a, result.model.b], [1, 0], atol=1e-6)
 
 
+def test_parameters_without_entries_and_losses_of_lower_precision_do_no_harm():
+    model = Padded(a=jnp.ones(()), none=jnp.ones(0))
+    result = kx.fit(model, loss=lambda m: (m.a.astype("float32") - 2) ** 2, progress=False)
+    assert result.losses.dtype == np.float64
+    np.testing.assert_allclose(result.model.a, 2.0, rtol=1e-3)
+
+
 def test_strict_promotion_is_no_obstacle():
     with jax.numpy_dtype_promotion("strict"):
         for optimizer in (None, optax.adam(0.1)):
@@ -298,6 +313,23 @@ def test_a_bar_shows_in_a_terminal_only(monkeypatch):
             ValueError,
             r"must be a scalar; got shape \(3,\)",
         ),
+        (
+            lambda: kx.fit(Scaled(jnp.ones((), "float32")), loss=lambda m: m.a * np.ones(())),
+            TypeError,
+            "at most the precision of the parameters, float32; got float64",
+        ),
+        (
+            lambda: kx.fit(Scaled(jnp.ones(())), loss=lambda m: jnp.int32(1)),
+            TypeError,
+            "must be a real number .*; got int32",
+        ),
+        (
+            lambda: kx.fit(Scaled(jnp.ones(0)), loss=lambda m: jnp.sum(m.a)),
+            ValueError,
+            "Nothing is trainable",
+        ),
+        (lambda: fit(tolerance=np.nan), ValueError, "tolerance must be a finite number.*nan"),
+        (lambda: fit(tolerance=-1e-3), ValueError, r"that is not negative; got -0\.001"),
         (lambda: fit(y=Y.T), ValueError, r"got shape \(6, 7\). The axes are in another order"),
         (lambda: fit(y=np.where(Y > 0, Y, np.nan)), ValueError, "every cell; got 12 NaN of 42"),
         (lambda: fit(y=Y.astype(int)), TypeError, "got dtype int64"),

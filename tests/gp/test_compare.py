@@ -160,12 +160,30 @@ def test_float32_models():
     assert row.log_marginal_likelihood == pytest.approx(exact.log_marginal_likelihood, rel=1e-4)
 
 
+def with_mean(mean):
+    return kx.GridGP((kx.RBF(0.5), kx.RBF(0.5)), smooth().gp.axes, noise=0.1, mean=mean)
+
+
+def test_restricted_likelihoods_are_ordered_among_their_own_kind():
+    line = kx.MarginalMean(kx.LinearMean(0))
+    proper = kx.MarginalMean(kx.LinearMean(0), variance=10.0)
+    kx.compare({"a": with_mean(line), "b": with_mean(line)}, Y, by="log_marginal_likelihood")
+    kx.compare({"a": with_mean(proper), "b": with_mean(None)}, Y, by="aic")
+    assert "restricted" in repr(kx.compare({"a": with_mean(line), "b": with_mean(None)}, Y))
+
+
 @pytest.mark.parametrize(
     ("models", "options", "error", "match"),
     [
         (dict, {}, ValueError, r"one model or more by name; got \{\}"),
         (lambda: [smooth().gp], {}, ValueError, "must be a dictionary"),
         (lambda: {"a": smooth().gp}, {"by": "waic"}, ValueError, r"'loo', .*; got 'waic'"),
+        (
+            lambda: {"line": with_mean(kx.MarginalMean(kx.LinearMean(0))), "none": with_mean(None)},
+            {"by": "bic"},
+            ValueError,
+            "'line' has axis 0: level, axis 0: slope; 'none' has none. Order by 'loo'",
+        ),
         (lambda: {"a": kx.RBF(1.0)}, {}, TypeError, "'a' is of type SquaredExponential.*inside it"),
         (lambda: {"a": two_axes().gp}, {}, ValueError, r"'a' does not take these data.*\(7, 6\)"),
         (
