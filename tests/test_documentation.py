@@ -27,32 +27,85 @@ RETURNED = {
 }
 
 
-def python_blocks(page: Path) -> str:
-    """The blocks of one page in a row, each at its own line, so that a traceback points there."""
-    kept, inside = [], False
-    for line in page.read_text(encoding="utf-8").splitlines():
+NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
+
+
+def blocks(page: Path) -> list[tuple[int, str, str]]:
+    """First line, language and text of every fenced block of a page."""
+    found, start, language, kept = [], 0, "", []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
         fence = re.match(r"\s*```(\S*)", line)
-        if fence:
-            inside = not inside and fence[1] == "python"
-            line = ""
-        kept.append(line if inside else "")
-    return "\n".join(kept)
+        if fence and start:
+            found.append((start, language, "\n".join(kept)))
+            start, kept = 0, []
+        elif fence:
+            start, language = number + 1, fence[1]
+        elif start:
+            kept.append(line)
+    return found
+
+
+def same_output(shown: str, printed: str) -> bool:
+    """Whether a page shows what its code prints: the words, and the numbers to a few per cent.
+
+    Spaces do not count, as numbers of another length move the columns of tables; `…` stands for
+    anything, as for seconds.
+    """
+    parts = ["".join(part.split()) for part in shown.split("…")]
+    pattern = ".*".join(re.escape(NUMBER.sub("#", part)) for part in parts)
+    printed = "".join(printed.split())
+    if not re.fullmatch(pattern, NUMBER.sub("#", printed)):
+        return False
+    if len(parts) > 1:
+        return True
+    pairs = zip(NUMBER.findall(parts[0]), NUMBER.findall(printed), strict=True)
+    return all(float(b) == pytest.approx(float(a), rel=0.05, abs=2e-3) for a, b in pairs)
 
 
 def test_blocks_are_found_at_their_lines(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text("Text\n```python\nx = 1\n```\n```bash\nls\n```\n```python\ny = x\n```\n")
-    assert python_blocks(page) == "\n\nx = 1\n\n\n\n\n\ny = x\n"
+    page.write_text("Text\n```python\nx = 1\n```\n```text\n1\n2\n```\n```python\ny = x\n```\n")
+    assert blocks(page) == [(3, "python", "x = 1"), (6, "text", "1\n2"), (10, "python", "y = x")]
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in PAGES if python_blocks(page).strip()], ids=lambda page: page.name
+    ("shown", "printed", "same"),
+    [
+        ("a  1.50 b", "a 1.52  b", True),
+        ("a 1.5 b", "a 1.7 b", False),
+        ("a 1.5 b", "c 1.5 b", False),
+        ("took … s, 3 steps", "took 0.31 s, 3 steps", True),
+        ("took … s, 3 steps", "took 0.31 s, none", False),
+    ],
 )
-def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, monkeypatch):
+def test_shown_output_is_compared_by_words_and_numbers(shown, printed, same):
+    assert same_output(shown, printed) is same
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if any(b[1] == "python" for b in blocks(page))],
+    ids=lambda page: page.name,
+)
+def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, monkeypatch, capsys):
+    """And prints what is shown in a block of text directly below it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    with jax.enable_x64(False):
-        exec(compile(python_blocks(page), str(page), "exec"), {"__name__": "__main__"})
+    names, printed = {"__name__": "__main__"}, None
+    # Not by the context manager, which would outdo what a page sets itself.
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", False)
+    try:
+        for line, language, text in blocks(page):
+            if language == "text" and printed is not None:
+                assert same_output(text, printed), f"{page}:{line}: printed is\n{printed}"
+            printed = None
+            if language == "python":
+                # At its own line, so that a traceback points there.
+                exec(compile("\n" * (line - 1) + text, str(page), "exec"), names)
+                printed = capsys.readouterr().out
+    finally:
+        jax.config.update("jax_enable_x64", before)
 
 
 def examples_of(name):
