@@ -165,7 +165,7 @@ def _short(value: Any) -> str:
         return f"traced {value.dtype}{list(value.shape)}"
     array = np.asarray(value)
     if array.size <= 4:
-        return np.array2string(array, precision=4, separator=", ")
+        return " ".join(np.array2string(array, precision=4, separator=", ").split())
     return f"{array.dtype}{list(array.shape)} in [{array.min():.4g}, {array.max():.4g}]"
 
 

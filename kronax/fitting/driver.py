@@ -21,6 +21,8 @@ from kronax.fitting.steps import CONVERGED, RUNNING, State, advance
 # Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
 # many seconds; the steps in between are one compiled loop.
 SECONDS_PER_CHUNK = 0.25
+# A fit that is over sooner shows no bar: drawing it would take longer than some fits.
+SECONDS_TO_BAR = 0.1
 INTERRUPTED = "it was interrupted"
 
 
@@ -47,6 +49,39 @@ class Interruption:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+class Bar:
+    """The progress bar of a fit that takes its time, in a terminal or a notebook."""
+
+    def __init__(self, num_steps: int, wanted: bool) -> None:
+        self.num_steps, self.wanted = num_steps, wanted
+        self.began = time.perf_counter()
+        self._drawn: Any = None
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._drawn is not None:
+            self._drawn.close()
+
+    def show(self, states: State) -> None:
+        """Draw ten times a second at most, and once more at the end."""
+        if not self.wanted or time.perf_counter() - self.began < SECONDS_TO_BAR:
+            return
+        if self._drawn is None:
+            self._drawn = tqdm(total=self.num_steps, desc="fit", disable=None)
+            if not self._drawn.disable:
+                self._drawn.start_t -= time.perf_counter() - self.began
+        if self._drawn.disable:
+            return
+        shown = {"loss": f"{float(jnp.min(states.best_loss)):.6g}"}
+        if states.step.size > 1:
+            running = int(jnp.sum(states.status == RUNNING))
+            shown = {"running": f"{running} of {states.step.size}", **shown}
+        self._drawn.set_postfix(shown, refresh=False)
+        self._drawn.update(min(_furthest(states), self.num_steps) - self._drawn.n)
 
 
 def drive(
@@ -78,9 +113,12 @@ def drive(
             checkpoint.save(states, elapsed())
 
     num_steps = states.losses.shape[1] - 1
-    bar = tqdm(total=num_steps, desc="fit", disable=None if progress else True, leave=True)
     chunk, stopped = 1, None
-    with bar, Interruption() as interruption, _saved_at_the_end(lambda: save(states)):
+    with (
+        Bar(num_steps, progress) as bar,
+        Interruption() as interruption,
+        _saved_at_the_end(lambda: save(states)),
+    ):
         while (at := _position(states)) is not None:
             until = min(at + chunk, num_steps + 1)
             if checkpoint is not None:
@@ -90,7 +128,7 @@ def drive(
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
             if until % every == 0:
                 save(states)
-            _show(bar, states)
+            bar.show(states)
             if report is not None and _asks_to_stop(report(states, elapsed())):
                 stopped = "the callback asked to stop"
             if interruption.asked:
@@ -140,15 +178,3 @@ def _awake(states: State, threshold: Array) -> State:
         step=states.step - again,
         stalled=jnp.maximum(states.stalled - again, 0),
     )
-
-
-def _show(bar: Any, states: State) -> None:
-    if bar.disable:
-        return
-    shown = {"loss": f"{float(jnp.min(states.best_loss)):.6g}"}
-    if states.step.size > 1:
-        running = int(jnp.sum(states.status == RUNNING))
-        shown = {"running": f"{running} of {states.step.size}", **shown}
-    # Drawn by `update`, ten times a second at most, and once more at the end.
-    bar.set_postfix(shown, refresh=False)
-    bar.update(min(_furthest(states), states.losses.shape[1] - 1) - bar.n)

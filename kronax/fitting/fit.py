@@ -71,7 +71,7 @@ def fit(
         key: of the random starts; by default `jax.random.key(0)`.
         independent: one fit for each entry of the leading axis of `y`, each with parameters of
             its own, in one compiled loop.
-        progress: show a bar in a terminal or notebook.
+        progress: show a bar in a terminal or notebook, if the fit takes over a tenth of a second.
         callback: called about four times a second with the `FitResult` so far; the fit ends if it
             returns a true boolean.
         checkpoint: path of a file that holds the running fit. If it is there already, the fit goes

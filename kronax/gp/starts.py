@@ -62,11 +62,11 @@ def _seed(key: PRNGKeyArray) -> np.ndarray:
 
 
 def _scattered(p: Parameter, key: Array) -> Array:
-    # The noise moves as a whole, whatever its pattern over the places.
-    shape = () if p.path.startswith("noise") else p.value.shape
     transform = biject_to(p.domain)
-    step = SCATTER * jax.random.normal(key, shape, p.value.dtype)
-    return transform(transform.inv(p.value) + step)
+    raw = transform.inv(p.value)
+    # The noise moves as a whole, whatever its pattern over the places.
+    shape = () if p.path.startswith("noise") else raw.shape
+    return transform(raw + SCATTER * jax.random.normal(key, shape, raw.dtype))
 
 
 class _Start:

@@ -264,11 +264,13 @@ class Terminal(io.StringIO):
 
 
 def test_a_bar_shows_in_a_terminal_only(monkeypatch):
-    for stream, options, shown in (
-        (Terminal(), {}, True),
-        (io.StringIO(), {}, False),
-        (Terminal(), {"progress": False}, False),
+    for stream, options, delay, shown in (
+        (Terminal(), {}, 0.0, True),
+        (io.StringIO(), {}, 0.0, False),
+        (Terminal(), {"progress": False}, 0.0, False),
+        (Terminal(), {}, 60.0, False),
     ):
+        monkeypatch.setattr("kronax.fitting.driver.SECONDS_TO_BAR", delay)
         monkeypatch.setattr("sys.stderr", stream)
         kx.fit(Point(3.0, -2.0), loss=bowl, optimizer=SMALL_STEPS, num_steps=3, **options)
         text = stream.getvalue()

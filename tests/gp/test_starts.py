@@ -279,6 +279,18 @@ def test_a_random_start_leaves_means_and_periods_and_shuffles_sums():
     assert 2 <= sum(longer) <= 10
 
 
+def test_shares_of_categories_scatter_on_their_simplex():
+    kernels = {"task": kx.Categorical.with_rank(3), "time": kx.Matern32(1.0)}
+    axes = {"task": ["ash", "elm", "oak"], "time": np.arange(8.0)}
+    gp = kx.GridGP(kernels, axes, noise=0.1)
+    y = gp.sample(jax.random.key(0), include_noise=True)
+    start = gp.random_start(jax.random.key(1), y)
+    shares = np.asarray(start.kernels[0].shares)
+    assert shares.sum() == pytest.approx(1.0)
+    assert np.ptp(shares) > 0.01
+    assert (shares > 0).all()
+
+
 def test_restarts_of_a_fit_are_random_starts_of_the_model():
     gp = given(kx.RBF(1.0), kx.RBF(1.0))(1.0)
     y = smooth(24, 18)
