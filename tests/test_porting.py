@@ -1,6 +1,7 @@
-"""What docs/porting.md says of other libraries: numbers of PyMC, formulas of the others.
+"""What docs/porting.md says of other libraries: numbers of PyMC and GPyTorch, formulas of GPJax.
 
-`tools/pymc_reference.py` made the file of numbers, with the same inputs.
+`tools/pymc_reference.py` and `tools/gpytorch_reference.py` made the files of numbers, with the same
+inputs.
 """
 
 import json
@@ -16,6 +17,7 @@ from numpyro.handlers import seed, substitute
 import kronax as kx
 
 PYMC = json.loads(Path(__file__).with_name("porting_pymc.json").read_text(encoding="utf-8"))
+GPYTORCH = json.loads(Path(__file__).with_name("porting_gpytorch.json").read_text(encoding="utf-8"))
 X, Z = np.array([0.0, 0.4, 1.1]), np.array([0.0, 0.7, 0.9, 2.0])
 NEW = np.array([0.2, 1.5]), np.array([0.5, 0.9, 3.0])
 SIGMA, SHIFT, ETA = 0.4, 0.3, 1.5
@@ -150,11 +152,47 @@ def test_kernels_of_tinygp(theirs, ours):
     np.testing.assert_allclose(theirs(X, Z), ours(X, Z), rtol=1e-12)
 
 
-def test_periodic_kernels_of_gpjax_and_gpytorch():
-    """Their formulas, as their sources have them: GPJax that of PyMC, GPyTorch with ℓ for ℓ²."""
+def test_the_periodic_kernel_of_gpjax():
+    """Its formula, as its source has it: that of PyMC."""
     period, scale = 1.7, 0.5
     sine = np.sin(np.pi * (X[:, None] - Z) / period)
     gpjax = np.exp(-0.5 * (sine / scale) ** 2)
-    gpytorch = np.exp(-2 * sine**2 / scale)
     np.testing.assert_allclose(kx.Periodic(period, 2 * scale)(X, Z), gpjax, rtol=1e-12)
-    np.testing.assert_allclose(kx.Periodic(period, np.sqrt(scale))(X, Z), gpytorch, rtol=1e-12)
+
+
+KERNELS_OF_GPYTORCH = {
+    "RBFKernel, lengthscale 0.5": kx.RBF(0.5),
+    "MaternKernel(0.5), lengthscale 0.5": kx.Matern12(0.5),
+    "MaternKernel(1.5), lengthscale 0.5": kx.Matern32(0.5),
+    "MaternKernel(2.5), lengthscale 0.5": kx.Matern52(0.5),
+    "RQKernel, lengthscale 0.5, alpha 2": kx.RationalQuadratic(0.5, 2.0),
+    "PeriodicKernel, period_length 1, lengthscale 0.5": kx.Periodic(1.0, np.sqrt(0.5)),
+    "CosineKernel, period_length 0.5": kx.Cosine(2 * 0.5),
+    "SpectralMixtureKernel": kx.SpectralMixture([0.7, 0.3], [0.2, 1.5], [0.1, 0.3]),
+    "ScaleKernel(RBFKernel), outputscale 2.25, lengthscale 0.5": 2.25 * kx.RBF(0.5),
+    "LinearKernel, variance 0.7": 0.7 * kx.Linear(0.0),
+}
+
+
+@pytest.mark.parametrize("name", GPYTORCH["kernels"])
+def test_kernels_of_gpytorch(name):
+    assert_equal(KERNELS_OF_GPYTORCH[name].evaluate(0.2, 0.5), GPYTORCH["kernels"][name])
+
+
+def test_coregionalisation_of_gpytorch():
+    weights, own = np.array([[1.0, 0.2], [0.5, -0.3], [0.1, 0.8]]), np.array([0.3, 0.5, 0.1])
+    level = own.mean()
+    outputs = level * kx.Categorical(weights / np.sqrt(level), own / own.sum())
+    np.testing.assert_allclose(outputs(np.arange(3), np.arange(3)), GPYTORCH["IndexKernel"])
+
+
+def test_a_process_of_gpytorch():
+    """Its marginal likelihood is per cell; its noise a variance, and added as one."""
+    y = np.sin(1.0 + np.arange(3.0))
+    gp = kx.GridGP((2.25 * kx.Matern32(0.5),), (X,), noise=0.16, mean=0.3)
+    assert_equal(gp.log_marginal_likelihood(y) / 3, GPYTORCH["mll"])
+    post, new = gp.condition(y), [NEW[0]]
+    assert_equal(post.mean(new), GPYTORCH["mean"])
+    assert_equal(post.variance(new), GPYTORCH["variance"])
+    noisy = post.variance(new, include_noise=True)
+    assert_equal(noisy, GPYTORCH["likelihood(model(x)).variance"])
