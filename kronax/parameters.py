@@ -120,7 +120,13 @@ def describe_domain(constraint: Any) -> str:
         return "positive"
     if constraint is constraints.real:
         return "real"
-    return str(constraint)
+    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
+    bounds = [end for end in (low, high) if end is not None]
+    if not bounds or any(isinstance(b, jax.core.Tracer) or np.ndim(b) for b in bounds):
+        return str(constraint)
+    if len(bounds) == 2:
+        return f"between {float(bounds[0]):g} and {float(bounds[1]):g}"
+    return f"{'above' if high is None else 'below'} {float(bounds[0]):g}"
 
 
 @dataclasses.dataclass(frozen=True)

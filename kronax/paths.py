@@ -1,6 +1,7 @@
 """Paths of parameters: how they are written, and what selects some of them."""
 
 import difflib
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -8,10 +9,18 @@ import equinox as eqx
 import jax
 import numpy as np
 
+# A kernel by the name of its axis, where paths have its number.
+BY_NAME = re.compile(r"""kernels(\[['"]|\.)(?=[^\W\d])""")
+
 
 def nearest(name: Any, known: Collection[Any]) -> str:
     """A hint that names what was probably meant."""
     names = {str(k): k for k in known}
+    if BY_NAME.match(str(name)) and any(k.startswith("kernels[0]") for k in names):
+        return (
+            " Kernels are counted in the order of the axes, kernels[0] first, whatever the names. "
+            f"Known: {', '.join(map(repr, known))}."
+        )
     close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.0)
     hint = f" Did you mean {names[close[0]]!r}?" if close else ""
     return f"{hint} Known: {', '.join(map(repr, known)) or 'none'}."

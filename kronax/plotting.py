@@ -141,8 +141,10 @@ def _logarithmic(ax: Any, values: np.ndarray) -> None:
     from matplotlib import ticker
 
     ax.set_xscale("log")
-    if np.log10(values[-1] / values[0]) < 2:
-        ax.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+    decades = np.log10(values[-1] / values[0])
+    if decades < 2:
+        few = ticker.MaxNLocator(6, steps=[1, 2, 5, 10])
+        ax.xaxis.set_major_locator(few if decades < 1 else ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_minor_formatter(ticker.NullFormatter())
 

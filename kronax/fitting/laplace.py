@@ -9,13 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro.distributions import biject_to
+from numpyro.distributions import biject_to, constraints
 
 from kronax.fitting.problem import Problem, Raw
 from kronax.parameters import ParameterTable, aligned, describe_domain
 
 # Curvature below this share of the largest (the root of the precision's rounding) is none.
 FLAT = 0.5
+# A standard deviation of a logarithm by which a parameter counts as undetermined: a factor of 150.
+WIDE = 5.0
 NORMAL_975 = 1.959963984540054
 
 
@@ -96,7 +98,23 @@ class LaplaceApproximation(eqx.Module):
             rows.append(
                 (p.path, _short(p.value), _short(errors[p.path]), interval, domain, trained)
             )
-        return aligned(rows)
+        return "\n".join([aligned(rows), *self._undetermined()])
+
+    def _undetermined(self) -> list[str]:
+        """What the data hardly determine, in a sentence."""
+        deviations = np.sqrt(np.diagonal(np.asarray(self.covariance)))
+        domains = {p.path: p.domain for p in self.problem.table()}
+        wide = [
+            name
+            for name, sd in zip(self.names, deviations, strict=True)
+            if sd > WIDE and domains.get(name) is constraints.positive
+        ]
+        if not wide:
+            return []
+        return [
+            f"The data hardly determine {' and '.join(wide)}: an interval over many powers of ten "
+            "is not to be believed. Look at kx.profile_likelihood, freeze, or give a prior."
+        ]
 
     def __repr__(self) -> str:
         return self.table(self.problem.table(self.problem.unconstrained()[1](self.raw)))

@@ -6,6 +6,7 @@ import warnings
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpyro.distributions import constraints
 
 from kronax.fitting.problem import Problem, Raw, losses_at
 from kronax.fitting.result import FitResult
@@ -22,38 +23,66 @@ FLAT = 1e-6
 LOWER = 1e-3
 ROUNDINGS = 32
 MOVED = 1e-3
+# Noise below this share of the data's mean square may be on its way up a slope too flat to be seen
+# in logarithms: the loss is looked at where it is one of these shares.
+FAINT = 1e-4
+SHARES = (1e-3, 1e-2, 0.1, 1.0)
 
 
 def doubted(found: FitResult, begin: dict[str, np.ndarray]) -> FitResult:
     """The result, or if it converged on a plateau, the result that says so.
 
-    Only parameters that are still where a fit started are looked at: eight values of the loss each.
+    Looked at are parameters that are still where a fit started, by eight values of the loss each,
+    and noise that is next to nothing, by four.
     """
     if found.problem.independent or not found.converged:
         return found
     still = _unmoved(found.raw, begin)
-    if not still or len(still) > MOST_PATHS:
+    still = still if len(still) <= MOST_PATHS else []
+    moves = [(path, probe) for path in still for probe in PROBES]
+    rises = _rises(found)
+    moves += rises
+    if not moves:
         return found
     try:
-        rise, values = _around(found.problem, found.raw, found.loss, still)
+        rise, values = _around(found.problem, found.raw, found.loss, moves)
     except (Exception, KeyboardInterrupt):  # a loss may refuse to be evaluated so far away
         return found
     rounding = ROUNDINGS * float(np.finfo(found.losses.dtype).eps) * abs(found.loss)
-    near = rise[:, :2]
+    near = rise[: len(still) * len(PROBES)].reshape(len(still), len(PROBES))[:, :2]
     flat = [k for k in range(len(still)) if np.max(np.abs(near[k])) <= FLAT + rounding]
     falls = [k for k in range(len(still)) if np.min(near[k]) < -LOWER - rounding]
-    if not flat and not falls:
+    lowest = int(np.argmin(rise))
+    is_lower = rise[lowest] < -LOWER - rounding
+    faint = is_lower and moves[lowest] in rises
+    if not flat and not falls and not faint:
         return found
-    which = " and ".join(still[k] for k in flat or falls)
-    reason = f"the gradient is below the tolerance, but {which} did not move, and the loss is "
-    reason += "flat there" if flat else "no minimum there"
-    lowest = np.unravel_index(np.argmin(rise), rise.shape)
-    if rise[lowest] < -LOWER - rounding:
-        reason += f": with {still[lowest[0]]} = {values[lowest]} it is {-rise[lowest]:.3g} lower"
-    reason += ". Start from other values (kx.replace), or give restarts="
+    if flat or falls:
+        which = " and ".join(still[k] for k in flat or falls)
+        reason = f"the gradient is below the tolerance, but {which} did not move, and the loss is "
+        reason += "flat there" if flat else "no minimum there"
+    else:
+        reason = f"the gradient is below the tolerance, but {moves[lowest][0]} is next to nothing, "
+        reason += "where it always is"
+    if is_lower:
+        reason += f": with {moves[lowest][0]} = {values[lowest]} it is {-rise[lowest]:.3g} lower"
+    reason += ". Start from other values (kx.replace, gp.initialise), or give restarts="
     warnings.warn(f"The fit did not converge: {reason}.", RuntimeWarning, stacklevel=3)
     kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     return FitResult(**{**kept, "converged": False, "reason": reason})
+
+
+def _rises(found: FitResult) -> list[tuple[str, float]]:
+    """How far faint noise would go up, in logarithms, to be a share of the data."""
+    if found.problem.y is None or "noise" not in found.raw:
+        return []
+    noise = next((p for p in found.parameters if p.path == "noise"), None)
+    if noise is None or noise.value.shape != () or noise.domain is not constraints.positive:
+        return []
+    level, share = float(noise.value), float(np.mean(np.square(found.problem.y)))
+    if not 0 < level < FAINT * share:
+        return []
+    return [("noise", float(np.log(k * share / level))) for k in SHARES]
 
 
 def _unmoved(raw: Raw, begin: dict[str, np.ndarray]) -> list[str]:
@@ -68,10 +97,9 @@ def _unmoved(raw: Raw, begin: dict[str, np.ndarray]) -> list[str]:
 
 
 def _around(
-    problem: Problem, raw: Raw, loss: float, paths: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """By how much the loss rises, and the value in print, `(num_paths, num_probes)` each."""
-    moves = [(path, probe) for path in paths for probe in PROBES]
+    problem: Problem, raw: Raw, loss: float, moves: list[tuple[str, float]]
+) -> tuple[np.ndarray, list[str]]:
+    """By how much the loss rises by every move, and the value of what was moved, in print."""
     points = {
         path: jnp.stack(
             [value + jnp.asarray(by if path == moved else 0.0, value.dtype) for moved, by in moves]
@@ -81,10 +109,9 @@ def _around(
     losses = np.asarray(losses_at(problem, points))
     rise = np.where(np.isfinite(losses), losses, np.inf) - loss
     build = problem.unconstrained()[1]
-    values = np.empty(len(moves), object)
+    values = []
     for k, (path, _) in enumerate(moves):
         there = problem.table(build(jax.tree.map(lambda v, k=k: v[k], points)))
-        value = next(p.value for p in there if p.path == path)
-        values[k] = np.array2string(np.asarray(value), precision=3)
-    shape = len(paths), len(PROBES)
-    return rise.reshape(shape), values.reshape(shape)
+        value = np.asarray(next(p.value for p in there if p.path == path))
+        values.append(f"{value:.3g}" if value.ndim == 0 else np.array2string(value, precision=3))
+    return rise, values

@@ -6,14 +6,38 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array
+from numpyro.distributions import constraints
 
-from kronax.parameters import ParameterTable, parameters, unconstrain
+from kronax.parameters import (
+    Parameter,
+    ParameterTable,
+    describe_domain,
+    parameters,
+    unconstrain,
+)
 from kronax.paths import frozen_paths, shared_paths
 from kronax.priors import prepare
 
 Raw = dict[str, Array]
+
+
+class Domain:
+    """A NumPyro constraint that hashes: those with bounds do not."""
+
+    def __init__(self, constraint: Any):
+        self.constraint = constraint
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Domain) and bool(self.constraint == other.constraint)
+
+    def __hash__(self) -> int:
+        return hash(str(self.constraint))
+
+    def __repr__(self) -> str:
+        return str(self.constraint)
 
 
 class Problem(eqx.Module):
@@ -27,14 +51,15 @@ class Problem(eqx.Module):
     priors: dict[str, dist.Distribution]
     loss: Callable[[Any], Array] | None = eqx.field(static=True)
     freeze: tuple[str, ...] = eqx.field(static=True)
-    domains: tuple[tuple[str, Any], ...] = eqx.field(static=True)
+    domains: tuple[tuple[str, Domain], ...] = eqx.field(static=True)
     share: tuple[tuple[str, ...], ...] = eqx.field(static=True)
     independent: bool = eqx.field(static=True)
 
     @property
     def settings(self) -> dict[str, Any]:
         """What says which parameters train, for `parameters` and `unconstrain`."""
-        return {"freeze": self.freeze, "domains": dict(self.domains), "share": self.share}
+        domains = {path: domain.constraint for path, domain in self.domains}
+        return {"freeze": self.freeze, "domains": domains, "share": self.share}
 
     @property
     def num_members(self) -> int:
@@ -108,15 +133,20 @@ def make_problem(
         )
     frozen = frozen_paths(model, settings["freeze"])
     shared = shared_paths(model, settings["share"])
-    domains = tuple((settings["domains"] or {}).items())
+    domains = dict(settings["domains"] or {})
     grid = None
     if loss is not None:
         _check_loss(model, loss, independent)
     else:
         grid = _data(model, y, independent)
-    problem = Problem(model, grid, {}, loss, frozen, domains, shared, independent)
-    rows = {p.path: p for p in problem.table()}
-    prepared = prepare(rows, priors or {})
+    rows = {p.path: p for p in parameters(model, freeze=frozen, domains=domains, share=shared)}
+    given = prepare(rows, priors or {})
+    for path, prior in given.items():
+        if path not in domains:
+            domains |= _narrower(path, prior, rows[path])
+    prepared = {path: _as_arrays(prior, rows[path]) for path, prior in given.items()}
+    kept = tuple((path, Domain(domain)) for path, domain in domains.items())
+    problem = Problem(model, grid, {}, loss, frozen, kept, shared, independent)
     for path in prepared:
         if not rows[path].trainable:
             raise ValueError(
@@ -127,6 +157,31 @@ def make_problem(
     if loss is not None:
         _check_precision(loss, model, precision(problem.unconstrained()[0]))
     return eqx.tree_at(lambda p: p.priors, problem, prepared)
+
+
+def _as_arrays(prior: dist.Distribution, parameter: Parameter) -> dist.Distribution:
+    """Numbers of a prior as arrays, so that other ones need no new compilation."""
+    return jax.tree.map(lambda x: jnp.asarray(x, parameter.value.dtype), prior)
+
+
+def _narrower(path: str, prior: dist.Distribution, parameter: Parameter) -> dict[str, Any]:
+    """The support of a prior as domain, where it is a smaller one than the parameter's."""
+    support = prior.support
+    if prior.support.is_discrete:
+        raise TypeError(
+            f"The prior of {path} must be continuous; got {type(prior).__name__}, whose support "
+            f"is {support}."
+        )
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if parameter.domain is None or support == parameter.domain:
+        return {}
+    if not bool(jnp.all(support(parameter.value))):
+        raise ValueError(
+            f"{path} must start in the support of its prior, {describe_domain(support)}; got "
+            f"{parameter.value}. Start at another value: kx.replace(model, {{{path!r}: value}})."
+        )
+    return {path: support}
 
 
 def _data(model: Any, y: Any, independent: bool) -> Array:
@@ -141,6 +196,14 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
         raise ValueError(
             f"independent=True needs data with one leading axis, (num_fits, *{model.grid_shape}); "
             f"got shape {jnp.shape(y)}."
+        )
+    members = np.asarray(grid).reshape(len(grid) if independent else 1, -1)
+    constant = np.flatnonzero(np.ptp(members, axis=1) == 0)
+    if constant.size and members.shape[1] > 1:
+        which = f" (data set {constant[0]})" if independent else ""
+        raise ValueError(
+            f"Data must vary, so that there is something to fit; got {members[constant[0], 0]} in "
+            f"every cell{which}."
         )
     return grid
 

@@ -185,11 +185,11 @@ def profile_likelihood(
         progress: show a bar in a terminal or notebook.
 
     Raises:
-        TypeError: if the result is of independent fits.
+        TypeError: if it is no result of a fit, or one of independent fits.
         KeyError: if the path is unknown; the nearest is suggested.
         ValueError: if the parameter was not trained or is no single number, or values lie outside
             its domain.
-        FloatingPointError: if the loss is not finite at a value.
+        FloatingPointError: if the loss is not finite at one of `values`.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
@@ -202,6 +202,11 @@ def profile_likelihood(
         >>> bool(low < result.model.noise < high)
         True
     """
+    if not isinstance(result, FitResult):
+        raise TypeError(
+            f"kx.profile_likelihood needs the result of kx.fit; got {type(result).__name__}. Fit "
+            "it first."
+        )
     if result.problem.independent:
         raise TypeError(
             f"kx.profile_likelihood is for a single fit; got {len(result)} independent ones. Take "
@@ -323,7 +328,10 @@ def _outwards(start: _Point, longest: float, minimised: Any) -> list[_Point]:
     """Values on one side, as far as a profile is wanted, near enough to interpolate between."""
     points, step, reached, travelled = [start], longest, 0.0, 0.0
     for _ in range(MOST_TRIALS):
-        point = minimised(points[-1], float(points[-1].held.at) + step)
+        try:
+            point = minimised(points[-1], float(points[-1].held.at) + step)
+        except FloatingPointError:  # beyond what numbers hold: the profile ends before
+            break
         gain = math.sqrt(2 * max(point.loss - start.loss, 0.0)) - reached
         if gain > TOO_FAR:
             step *= max(STEP / gain, 1 / 16)
@@ -347,13 +355,19 @@ def _loss(held: Held) -> Array:
 _value = eqx.filter_jit(_loss)
 
 
+def _finite(loss: float) -> float:
+    if not math.isfinite(loss):
+        raise FloatingPointError(f"The loss is {loss} there.")
+    return loss
+
+
 def _minimised(before: _Point, at: Array, value: float, options: dict[str, Any]) -> _Point:
     """The next point, from the end of the one before it."""
     held = eqx.tree_at(lambda h: h.at, before.held, at)
-    if not held.others:
-        return _Point(held, float(_value(held)), True)
     frozen = ("problem", "at")
     try:
+        if not held.others:
+            return _Point(held, _finite(float(_value(held))), True)
         result = fit(held, loss=_loss, freeze=frozen, progress=False, **options)
     except FloatingPointError as error:
         raise FloatingPointError(

@@ -96,11 +96,16 @@ class FitResult(eqx.Module):
         """One of the fits of `independent=True`.
 
         Raises:
-            TypeError: if this is a single fit.
+            TypeError: if this is a single fit, or the index is no whole number.
             IndexError: if there are not as many.
         """
         if not self.problem.independent:
             raise TypeError("Only the result of independent=True has parts; this is one fit.")
+        if not isinstance(index, int | np.integer):
+            raise TypeError(
+                f"Fits are taken one at a time, by a whole number; got {index!r}. Several are "
+                "[result[i] for i in range(…)], and result.model holds all of them."
+            )
         if not -len(self) <= index < len(self):
             raise IndexError(f"There are {len(self)} fits; got index {index}.")
         index = index % len(self)

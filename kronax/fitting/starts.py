@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.fitting.problem import Problem, Raw
-from kronax.parameters import unconstrain
+from kronax.fitting.problem import Problem, Raw, precision
+from kronax.parameters import parameters, replace, unconstrain
 
 
 def starting_points(
@@ -23,7 +23,9 @@ def starting_points(
     first, _ = problem.unconstrained()
     count = problem.num_members
     raws = [first] * count + _others(problem, restarts, key, first)
-    starts = {path: jnp.stack([raw[path] for raw in raws]) for path in first}
+    # In one precision: optimisers mix what they move.
+    dtype = precision(first)
+    starts = {path: jnp.stack([raw[path] for raw in raws]).astype(dtype) for path in first}
     return starts, np.tile(np.arange(count), len(raws) // count)
 
 
@@ -31,7 +33,7 @@ def _others(problem: Problem, restarts: Any, key: PRNGKeyArray | None, first: Ra
     """For every further start one for each member."""
     count = problem.num_members
     if isinstance(restarts, int | np.integer) and not isinstance(restarts, bool) and restarts >= 0:
-        key = jax.random.key(0) if key is None else key
+        key = jax.random.key(0) if key is None else _checked_key(key)
         keys = jax.random.split(key, (int(restarts), count))
         return [_random(problem, k, first, i) for row in keys for i, k in enumerate(row)]
     if isinstance(restarts, Sequence) and not isinstance(restarts, str):
@@ -63,8 +65,11 @@ def _random(problem: Problem, key: PRNGKeyArray, first: Raw, member: int) -> Raw
     """What the model thinks a random start is, or steps of one unit in unconstrained space."""
     if problem.y is not None and hasattr(problem.model, "random_start"):
         y = problem.y[member] if problem.independent else problem.y
-        raw, _ = unconstrain(problem.model.random_start(key, y), **problem.settings)
-        return {path: value.astype(first[path].dtype) for path, value in raw.items()}
+        drawn = problem.model.random_start(key, y)
+        outside = _outside(problem, drawn)
+        raw, _ = unconstrain(replace(drawn, outside), **problem.settings)
+        near = {path: _moved(raw[path], key) for path in outside if path in raw}
+        return {path: value.astype(first[path].dtype) for path, value in {**raw, **near}.items()}
     domains = {p.path: p.domain for p in problem.table()}
     keys = dict(zip(first, jax.random.split(key, len(first)), strict=True))
     return {
@@ -72,6 +77,32 @@ def _random(problem: Problem, key: PRNGKeyArray, first: Raw, member: int) -> Raw
         + _unit(value, domains[path]) * jax.random.normal(keys[path], value.shape, value.dtype)
         for path, value in first.items()
     }
+
+
+def _outside(problem: Problem, drawn: Any) -> dict[str, Array]:
+    """The model's own values for what a random start puts outside the support of a prior."""
+    own = {p.path: p.value for p in parameters(problem.model)}
+    domains = {path: domain.constraint for path, domain in problem.domains}
+    rows = [p for p in parameters(drawn) if p.path in domains]
+    return {p.path: own[p.path] for p in rows if not bool(jnp.all(domains[p.path](p.value)))}
+
+
+def _moved(raw: Array, key: PRNGKeyArray) -> Array:
+    return raw + jax.random.normal(key, raw.shape, raw.dtype)
+
+
+def _checked_key(key: Any) -> PRNGKeyArray:
+    try:
+        jax.random.key_data(jax.random.wrap_key_data(key) if _is_old_style(key) else key)
+    except (TypeError, ValueError, AttributeError):
+        raise TypeError(
+            f"key must be a JAX random key, such as jax.random.key(0); got {key!r}."
+        ) from None
+    return key
+
+
+def _is_old_style(key: Any) -> bool:
+    return getattr(key, "dtype", None) == jnp.uint32
 
 
 def _unit(raw: Array, domain: Any) -> Array:

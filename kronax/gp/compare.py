@@ -137,7 +137,8 @@ def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison
     """
     if not isinstance(models, Mapping) or not models:
         raise ValueError(
-            f"models must be a dictionary of one model or more by name; got {models!r}."
+            "models must be a dictionary of one model or more by name; got "
+            f"{models if isinstance(models, Mapping) else type(models).__name__}."
         )
     if by not in ORDERS:
         raise ValueError(f"by must be one of {', '.join(map(repr, ORDERS))}; got {by!r}.")

@@ -297,7 +297,8 @@ class GridGP(eqx.Module):
 
         Positive parameters move by a factor that is log-normal with standard deviation 1, others by
         as much in unconstrained space; means, other real numbers and periods stay. Which of the
-        lengthscales of a sum are long and which are short is drawn as well.
+        lengthscales of a sum are long and which are short is drawn as well, and half of the
+        lengthscales are anywhere between the spacing and the extent of their axis.
 
         Examples:
             >>> import jax, jax.numpy as jnp, kronax as kx

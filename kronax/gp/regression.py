@@ -234,8 +234,9 @@ class HarmonicMean(RegressionMean):
 
     @property
     def terms(self) -> tuple[str, ...]:
-        """Cosine and sine of every harmonic."""
-        return tuple(f"{f} {k}" for k in range(1, self.order + 1) for f in ("cos", "sin"))
+        """Cosine and sine of every harmonic, by its period."""
+        periods = [f"{self.period / k:g}" for k in range(1, self.order + 1)]
+        return tuple(f"{f} {period}" for period in periods for f in ("cos", "sin"))
 
     def functions(self, x: Array) -> Array:
         """Cosine and sine of every harmonic."""

@@ -191,6 +191,7 @@ class _Along:
                 power = LENGTH_POWERS[start]
                 length = self._length(kernel, value ** (1 / power), signal, returns, dims)
                 if length is not None:
+                    length = self._anywhere(kernel, dims, length)
                     yield name, (factor * length) ** power
             elif not isinstance(start, str):
                 yield name, start
@@ -217,6 +218,21 @@ class _Along:
         if found is None or given.ndim == 0:
             return found
         return found * np.reshape(self._spread(list(given.ravel())), given.shape)
+
+    def _anywhere(self, kernel: Kernel, dims: Dims, length: Any) -> Any:
+        """At random, with `rng`: this length, or in half of the cases any that the axis can show.
+
+        A correlation along one axis may come from what the slices along another have in common:
+        then the length at which it is lost is that of a poorer model.
+        """
+        if self.rng is None or self.rng.random() < 0.5 or self.axis.size < 3:
+            return length
+        places = self.places(kernel, dims)
+        extent = float(np.max(np.ptp(places, axis=0)))
+        spacing = extent / (self.axis.size - 1)
+        if not 0 < spacing < np.inf:
+            return length
+        return length * np.exp(self.rng.uniform(np.log(spacing), np.log(extent))) / np.mean(length)
 
     def _spread(self, sizes: list[float | None]) -> np.ndarray:
         """Factors from long to short in the order of the sizes given, or in any; 1 for no size."""

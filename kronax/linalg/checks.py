@@ -31,6 +31,11 @@ def array_of_reals(
     """
     if value is None or isinstance(value, str | dict | set):
         raise TypeError(f"{name} must be an array of real numbers; got {value!r}.")
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must be a plain array; got a masked one. Fill what is masked: "
+            "`y.filled(numpy.nan)` marks missing cells."
+        )
     given, dtype = value, getattr(value, "dtype", None)
     if dtype is None:
         try:

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 import scipy.optimize
@@ -219,6 +220,34 @@ def test_any_module_with_a_loss_is_fitted():
     np.testing.assert_allclose([result.model.a, result.model.b], [1, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("restarts", [0, 2])
+def test_the_support_of_a_prior_is_a_bound(fitted, restarts):
+    """The noise of the unbounded fit is below it; random starts are inside as well."""
+    assert float(fitted.model.noise) < 0.25
+    result = fit(priors={"noise": dist.Uniform(0.25, 0.5)}, restarts=restarts, tolerance=1e-4)
+    assert 0.25 <= float(result.model.noise) < 0.26
+    assert all(np.isfinite(end.loss) for end in result.restarts)
+    assert "between 0.25 and 0.5" in repr(result)
+
+
+def test_other_numbers_in_a_prior_need_no_new_compilation(monkeypatch):
+    calls = []
+    inner = kx.GridGP.log_marginal_likelihood
+    monkeypatch.setattr(
+        kx.GridGP, "log_marginal_likelihood", lambda gp, y: calls.append(1) or inner(gp, y)
+    )
+    fit(priors={"noise": dist.HalfNormal(1.0)}, num_steps=3)
+    before = len(calls)
+    fit(priors={"noise": dist.HalfNormal(2.0)}, num_steps=3)
+    assert before > 0
+    assert len(calls) == before
+
+
+def test_a_parameter_of_lower_precision_trains_with_the_others(fitted):
+    gp = eqx.tree_at(lambda gp: gp.kernels[0].lengthscale, make(), jnp.float32(0.3))
+    assert fit(gp).loss == pytest.approx(fitted.loss, abs=1e-5)
+
+
 def test_parameters_without_entries_and_losses_of_lower_precision_do_no_harm():
     model = Padded(a=jnp.ones(()), none=jnp.ones(0))
     result = kx.fit(model, loss=lambda m: (m.a.astype("float32") - 2) ** 2, progress=False)
@@ -332,6 +361,29 @@ def test_a_bar_shows_in_a_terminal_only(monkeypatch):
         ),
         (lambda: fit(tolerance=np.nan), ValueError, "tolerance must be a finite number.*nan"),
         (lambda: fit(tolerance=-1e-3), ValueError, r"that is not negative; got -0\.001"),
+        (lambda: fit(restarts=1, key=0), TypeError, r"such as jax\.random\.key\(0\); got 0"),
+        (lambda: fit(y=np.zeros((7, 6))), ValueError, r"Data must vary.*got 0\.0 in every cell"),
+        (
+            lambda: fit(y=np.stack([Y, np.ones((7, 6))]), independent=True),
+            ValueError,
+            r"every cell \(data set 1\)",
+        ),
+        (lambda: fit(y=np.ma.masked_greater(Y, 1.0)), TypeError, r"masked.*y\.filled"),
+        (
+            lambda: fit(freeze=("kernels['x'].lengthscale",)),
+            KeyError,
+            "in the order of the axes, kernels",
+        ),
+        (
+            lambda: fit(priors={"noise": dist.Uniform(0.01, 0.1)}),
+            ValueError,
+            r"support of its prior, between 0\.01 and 0\.1; got 0\.3",
+        ),
+        (
+            lambda: fit(priors={"noise": dist.Poisson(1.0)}),
+            TypeError,
+            "noise must be continuous; got Poisson",
+        ),
         (lambda: fit(y=Y.T), ValueError, r"got shape \(6, 7\). The axes are in another order"),
         (lambda: fit(y=np.where(Y > 0, Y, np.nan)), ValueError, "every cell; got 12 NaN of 42"),
         (lambda: fit(y=Y.astype(int)), TypeError, "got dtype int64"),

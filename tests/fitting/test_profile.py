@@ -269,7 +269,7 @@ def test_float32_stays_float32(fitted):
 def test_ctrl_c_ends_it(monkeypatch):
     result = bowl_fit()
     monkeypatch.setattr(
-        "kronax.fitting.driver._show", lambda *_: signal.raise_signal(signal.SIGINT)
+        "kronax.fitting.driver.Bar.show", lambda *_: signal.raise_signal(signal.SIGINT)
     )
     with pytest.raises(KeyboardInterrupt):
         profile(result, "a")
@@ -308,3 +308,23 @@ def test_a_value_where_the_loss_is_not_finite_is_named():
 def test_bad_input_raises(fitted, call, error, match):
     with pytest.raises(error, match=match):
         call(fitted)
+
+
+class Slack(eqx.Module):
+    a: jax.Array = kx.parameter(constraints.positive)
+
+
+def test_a_profile_ends_where_the_loss_is_no_number():
+    def loss(m):
+        return jnp.where(m.a < 0.5, jnp.nan, 0.1 * jnp.log(m.a) ** 2)
+
+    found = profile(kx.fit(Slack(1.5), loss=loss, progress=False), "a")
+    assert found.values.min() >= 0.5
+    assert found.values.max() > 2.0
+    with pytest.raises(ValueError, match="bound"):
+        found.interval()
+
+
+def test_a_profile_is_of_a_fit():
+    with pytest.raises(TypeError, match=r"result of kx\.fit; got GridGP\. Fit"):
+        profile(kx.GridGP((kx.RBF(1.0),), (TIME,), noise=0.1), "noise")

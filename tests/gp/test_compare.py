@@ -176,7 +176,7 @@ def test_restricted_likelihoods_are_ordered_among_their_own_kind():
     ("models", "options", "error", "match"),
     [
         (dict, {}, ValueError, r"one model or more by name; got \{\}"),
-        (lambda: [smooth().gp], {}, ValueError, "must be a dictionary"),
+        (lambda: [smooth().gp], {}, ValueError, "must be a dictionary .* got list"),
         (lambda: {"a": smooth().gp}, {"by": "waic"}, ValueError, r"'loo', .*; got 'waic'"),
         (
             lambda: {"line": with_mean(kx.MarginalMean(kx.LinearMean(0))), "none": with_mean(None)},

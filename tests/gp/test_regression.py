@@ -74,7 +74,7 @@ def test_coefficients_that_are_integrated_out_are_those_of_least_squares(varianc
     assert_close(post.regression.covariance, dense.errors)
     assert_close(post.regression.standard_errors, np.sqrt(np.diagonal(dense.errors)))
     assert post.regression.names[:3] == ("time: degree 0", "time: degree 1", "time: degree 2")
-    assert post.regression.names[3:] == ("space: cos 1", "space: sin 1")
+    assert post.regression.names[3:] == ("space: cos 3", "space: sin 3")
     lines = repr(post.regression).splitlines()
     assert lines[0].split() == ["coefficient", "estimate", "standard", "error"]
     assert lines[1].startswith("time: degree 0  ")

@@ -260,8 +260,10 @@ def test_a_random_start_is_spread_about_the_initial_one():
     starts = [values(gp.random_start(jax.random.key(k), y)) for k in range(24)]
     for path, value in centre.items():
         moves = np.array([np.log(s[path] / value) for s in starts])
-        assert abs(moves.mean()) < 0.7, path
-        assert 0.6 < moves.std() < 1.5, path
+        # Lengthscales are anywhere on their axis in half of the starts.
+        is_length = path.endswith(("lengthscale", "rate", "slope"))
+        assert abs(moves.mean()) < (2.5 if is_length else 0.7), path
+        assert 0.6 < moves.std() < (6.0 if is_length else 2.0), path
     again = values(gp.random_start(jax.random.key(3), y))
     assert all(np.array_equal(again[path], starts[3][path]) for path in again)
 
