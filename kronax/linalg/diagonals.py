@@ -20,6 +20,7 @@ from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
+from kronax.linalg.kronecker_sum import two_terms
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import symmetric_roots
@@ -48,6 +49,7 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
         >>> kx.inverse_diagonal(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).sum().item()
         3.0
     """
+    op = two_terms(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("inverse_diagonal")

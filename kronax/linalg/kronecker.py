@@ -186,6 +186,11 @@ def as_kronecker(op: Any, name: str = "op") -> Kronecker:
         return op
     if isinstance(op, AbstractFactor):
         return Kronecker(op)
+    if isinstance(op, AbstractOperator):
+        raise TypeError(
+            f"{name} must be a Kronecker product; got {type(op).__name__}, for which there is no "
+            "exact rule here. Multiply by it (`mv`, `@`), or take to_dense() where that fits."
+        )
     raise TypeError(
         f"{name} must be a kronax operator; got {type(op).__name__}. "
         "Wrap matrices as kx.Kronecker(A, B) or kx.Dense(A)."

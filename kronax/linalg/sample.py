@@ -10,6 +10,7 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import map_batch
+from kronax.linalg.kronecker_sum import two_terms
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import safe_sqrt
@@ -40,6 +41,7 @@ def sample_normal(
         >>> kx.sample_normal(jax.random.key(0), op, (5,)).shape
         (5, 3, 2)
     """
+    op = two_terms(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_covariance("sampling")
