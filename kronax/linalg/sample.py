@@ -9,8 +9,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.modes import map_batch
 from kronax.linalg.kronecker_sum import two_terms
+from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import safe_sqrt

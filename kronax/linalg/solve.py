@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.modes import map_batch
 from kronax.linalg.kronecker_sum import two_terms
+from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.spectral import rotate, spectrum, unrotate

@@ -1,10 +1,9 @@
-"""A sum of kernels with names: what the terms of an additive model are on the axis they differ on."""
+"""A sum of kernels with names: what terms of an additive model are where they differ."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import equinox as eqx
-import jax.numpy as jnp
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
