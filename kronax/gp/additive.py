@@ -173,12 +173,13 @@ def _choices(
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     """Which terms may join the noise, and on which axis: the fewest first, later ones first."""
     yield (), 0
-    places = range(len(axes))
-    able = {i: _white_elsewhere(terms, axes, i) for i in places if _is_white(noise, i)}
+    able = [
+        (i, _white_elsewhere(terms, axes, i)) for i in range(len(axes)) if _is_white(noise, i)
+    ]
+    places = {name: k for k, name in enumerate(terms)}
     for count in range(1, len(terms)):
-        for i, names in able.items():
-            for chosen in combinations(reversed(names), count):
-                yield tuple(reversed(chosen)), i
+        found = [(chosen, i) for i, names in able for chosen in combinations(names, count)]
+        yield from sorted(found, key=lambda choice: [-places[name] for name in choice[0][::-1]])
 
 
 def _white_elsewhere(terms: dict[str, Term], axes: tuple[Axis, ...], i: int) -> tuple[str, ...]:
@@ -209,20 +210,23 @@ def _differing(terms: dict[str, Term], names: tuple[str, ...]) -> list[int]:
 
 def _is_same(first: Kernel, second: Kernel) -> bool:
     """Whether two kernels are the same for every value of the parameters: they hold the same."""
-    leaves, tree = jax.tree.flatten(first)
-    others, other_tree = jax.tree.flatten(second)
-    return tree == other_tree and all(a is b for a, b in zip(leaves, others, strict=True))
+    leaves, others = jax.tree.leaves(first), jax.tree.leaves(second)
+    return _has_form_of(first, second) and all(a is b for a, b in zip(leaves, others, strict=True))
 
 
 def _is_copy(first: Kernel, second: Kernel) -> bool:
     """Whether two kernels are equal now, and have parameters of their own."""
     if _is_same(first, second) or not is_concrete(first, second):
         return False
-    leaves, tree = jax.tree.flatten(first)
-    others, other_tree = jax.tree.flatten(second)
-    return tree == other_tree and all(
+    leaves, others = jax.tree.leaves(first), jax.tree.leaves(second)
+    return _has_form_of(first, second) and all(
         np.array_equal(a, b) for a, b in zip(leaves, others, strict=True)
     )
+
+
+def _has_form_of(first: Kernel, second: Kernel) -> bool:
+    trees: Any = jax.tree.structure(first), jax.tree.structure(second)
+    return trees[0] == trees[1]
 
 
 def _first_with_parameters(kernels: tuple[Kernel, ...]) -> int:

@@ -63,17 +63,17 @@ def _white_but(gp: Any, kernel: Kernel) -> tuple[Kernel, ...]:
     return tuple(kernel if j == i else Indicator() for j in range(len(gp.axes)))
 
 
-def joined_noise(gp: Any, noise: Any) -> Kronecker:
-    """`I ⊗ … (B + N) … ⊗ I`: the terms that join the noise, and the noise if there is any."""
+def joined_noise(gp: Any, include_noise: bool) -> Kronecker:
+    """`I ⊗ … (B + N) … ⊗ I`: the terms that join the noise, with the noise or alone."""
     dtype = gp.dtype
     one = jnp.ones((), dtype)
     i = gp.terms.joined_axis
     added: AbstractFactor = factor(gp.joined, gp.axes[i], gp.joined_structure, dtype)
-    if isinstance(noise, AxisNoise) and noise.variances[i] is not None:
-        added = Dense(added.to_dense() + jnp.diag(noise.variances[i].astype(dtype)))
-    elif noise is not None:
-        level = one if isinstance(noise, AxisNoise) else noise.astype(dtype)
-        added = added.shifted(level)
+    variances = gp.noise.variances[i] if isinstance(gp.noise, AxisNoise) else None
+    if include_noise and variances is not None:
+        added = Dense(added.to_dense() + jnp.diag(variances.astype(dtype)))
+    elif include_noise:
+        added = added.shifted(one if isinstance(gp.noise, AxisNoise) else gp.noise.astype(dtype))
     return Kronecker(
         *(added if j == i else ScaledIdentity(one, axis.size) for j, axis in enumerate(gp.axes))
     )

@@ -62,10 +62,9 @@ class PosteriorCovariance(AbstractOperator):
 
     def mv_grid(self, x: Array) -> Array:
         """The prior's product, less what the data explain."""
-        back = sum(part.T.mv_grid(x) for part in self.cross)
-        weights = solve_grid(self.operator, back)
-        explained = sum(part.mv_grid(weights) for part in self.cross)
-        result = sum(part.mv_grid(x) for part in self.prior) - explained
+        result: Any = sum(part.mv_grid(x) for part in self.prior)
+        weights = solve_grid(self.operator, sum(part.T.mv_grid(x) for part in self.cross))
+        result = result - sum(part.mv_grid(weights) for part in self.cross)
         if self.regressed is not None:
             num, ndim = self.regressed.shape[0], len(self.grid_shape)
             root = self.regressed.reshape(num, -1)

@@ -161,10 +161,9 @@ class GridGP(eqx.Module):
             )
         )
         signal = Kronecker(amplitude(self, 0, dtype) * first, *rest)
-        noise = self.noise_term() if include_noise else None
         if self.joined is not None:
-            return KroneckerPlusNoise(signal, joined_noise(self, noise))
-        return signal + noise if include_noise else signal
+            return KroneckerPlusNoise(signal, joined_noise(self, include_noise))
+        return KroneckerPlusNoise(signal, self.noise_term()) if include_noise else signal
 
     def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
         """Log density of the data in nats, right to second order in every parameter.

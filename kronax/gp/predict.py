@@ -104,7 +104,8 @@ def _rows_of_root(gp: Any, i: int, new: Points, dtype: Any) -> Array:
 
 def explained(post: Any, new: New, name: str | None, x: Array, along: int | None = None) -> Array:
     """`K_* x` for grid arrays `x`, of the function or of a term."""
-    return sum(_cross(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
+    first, *rest = (_cross(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
+    return sum(rest, first)
 
 
 def _root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:

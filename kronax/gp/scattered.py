@@ -78,7 +78,9 @@ def _explained(
     post: Any, new: tuple[Points, ...], components: tuple[Component, ...], x: Array
 ) -> Array:
     """`K_* x` for grid arrays `x`, over all components."""
-    return sum(mv_rows(rows_at(post.gp, c, new, post.operator.dtype), x) for c in components)
+    dtype = post.operator.dtype
+    first, *rest = (mv_rows(rows_at(post.gp, part, new, dtype), x) for part in components)
+    return sum(rest, first)
 
 
 def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:

@@ -8,6 +8,7 @@ applied to `1/D`. Its derivative is not that of frozen bases: along `dK_i` it ta
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -174,10 +175,9 @@ def _products(
 
 def _hadamard(u: Array | None, v: Array | None) -> Array | None:
     """`U ∘ V`; `None` for the identity."""
-    if u is None and v is None:
-        return None
     if u is None or v is None:
-        return jnp.diag(jnp.diagonal(v if u is None else u))
+        only = v if u is None else u
+        return None if only is None else jnp.diag(jnp.diagonal(only))
     return u * v
 
 
@@ -220,11 +220,11 @@ def _diagonal_tangent_value(coefficients, moving, *, given):
                 total = total - _apply_products(pairs, inside, skip=i)
     # Where both sides are the same rows, the two derivatives are equal.
     sides = ((rows, 1, 2.0),) if not others else ((rows, 1, 1.0), (others, 0, 1.0))
-    for side, opposite, weight in sides:
+    for side, opposite, times in sides:
         for i, (row, basis) in enumerate(zip(side, bases, strict=True)):
             if row is not None and next(marks):
-                product = _hadamard(basis.right(next(tangents)), pairs[i][opposite])
-                part = apply_along(weight * product, inverse_d, i - len(bases))
+                product: Any = _hadamard(basis.right(next(tangents)), pairs[i][opposite])
+                part = apply_along(times * product, inverse_d, i - len(bases))
                 total = total + _apply_products(pairs, part, skip=i)
     return total
 
@@ -246,7 +246,8 @@ def _along_factor(block: SymmetricBlocks, basis, tangents, pair, weight, inverse
         both = _hadamard(*pair)
         return scaled if both is None else apply_along(both, scaled, axis)
     middle = jax.scipy.linalg.block_diag(*(jnp.diag(p) if p.ndim == 1 else p for p in pieces))
-    return _columnwise(*pair, middle, weight, inverse_d, axis)
+    u, v = pair
+    return _columnwise(u, v, middle, weight, inverse_d, axis)
 
 
 def _columnwise(

@@ -81,7 +81,8 @@ def _inverse_at_value(operands, bases, *, joint):
             for i, row in enumerate(rows):
                 part = part * row.reshape(-1, *(1,) * (len(rows) - 1 - i))
             weighted = weighted + part
-        return sum(mv_rows(rows, weighted, CHUNK // batch_size) for rows in rotated)
+        first, *rest = (mv_rows(rows, weighted, CHUNK // batch_size) for rows in rotated)
+        return sum(rest, first)
 
     batch_size = max(1, min(rotated[0][0].shape[0], CHUNK // inverse.size, MOST_COLUMNS))
     return lax.map(column, tuple(map(tuple, rotated)), batch_size=batch_size)
