@@ -40,6 +40,7 @@ from kronax.gp.regression import HarmonicMean as HarmonicMean
 from kronax.gp.regression import LinearMean as LinearMean
 from kronax.gp.regression import MarginalMean as MarginalMean
 from kronax.gp.regression import PolynomialMean as PolynomialMean
+from kronax.gp.term_posterior import TermPosterior as TermPosterior
 from kronax.linalg.decompose import decompose as decompose
 from kronax.linalg.diagonals import inverse_diagonal as inverse_diagonal
 from kronax.linalg.factors.base import AbstractFactor as AbstractFactor
