@@ -53,7 +53,7 @@ from kronax.linalg.factors.structured import Circulant as Circulant
 from kronax.linalg.factors.structured import Toeplitz as Toeplitz
 from kronax.linalg.factors.triangular import LowerTriangular as LowerTriangular
 from kronax.linalg.kronecker import Kronecker as Kronecker
-from kronax.linalg.kronecker_sum import KroneckerSum as KroneckerSum
+from kronax.linalg.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.logdet import inv_quad as inv_quad
 from kronax.linalg.logdet import logdet as logdet
 from kronax.linalg.logdet import normal_logpdf as normal_logpdf

@@ -478,6 +478,8 @@ def _kronecker_sum_cases(k3, k4):
     yield _case("Kronecker sum plus noise", _dense(k4, k3), 0.3, is_sum=True)
     mixed = [("toeplitz", decay(4)), ("circulant", wave(5))]
     yield _case("Kronecker sum of structured factors", mixed, 0.3, is_sum=True)
+    three = _dense(k3, covariance(2), covariance(4))
+    yield _case("Kronecker sum of three factors", three, 0.3, is_sum=True)
     plain = [("dense", exchangeable(4, 0.4)), ("diagonal", [0.3, 0.2, 0.4])]
     yield _case("Kronecker sum, noise-free", plain, is_sum=True)
     both = [("dense", covariance(2, 3, (3, 1))), ("scaled_identity", (1.3, 3))]

@@ -173,9 +173,7 @@ def _choices(
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     """Which terms may join the noise, and on which axis: the fewest first, later ones first."""
     yield (), 0
-    able = [
-        (i, _white_elsewhere(terms, axes, i)) for i in range(len(axes)) if _is_white(noise, i)
-    ]
+    able = [(i, _white_elsewhere(terms, axes, i)) for i in range(len(axes)) if _is_white(noise, i)]
     places = {name: k for k, name in enumerate(terms)}
     for count in range(1, len(terms)):
         found = [(chosen, i) for i, names in able for chosen in combinations(names, count)]

@@ -20,13 +20,12 @@ from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand
 from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.kronecker_sum import two_terms
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
-from kronax.linalg.spectral import spectrum
+from kronax.linalg.spectral import signal_slopes, spectrum
 from kronax.linalg.thin import is_thin, noise_factors, whitened
 
 # Columns of a rotation that are handled at once hold at most about this many numbers.
@@ -50,7 +49,7 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
         >>> kx.inverse_diagonal(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).sum().item()
         3.0
     """
-    op = two_terms(op)
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("inverse_diagonal")
@@ -209,7 +208,7 @@ def _diagonal_tangent_value(coefficients, moving, *, given):
     marks = iter(given)
     total = jnp.zeros((), inverse_d.dtype)
     for blocks, values in (
-        (signal, [b.values for b in bases]),
+        (signal, signal_slopes([b.values for b in bases], bases[0].adds)),
         (noise, [b.noise_values for b in bases]),
     ):
         for i, (block, basis) in enumerate(zip(blocks, bases, strict=True)):

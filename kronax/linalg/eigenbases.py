@@ -88,7 +88,8 @@ class Eigenbasis(eqx.Module):
     matrix, or `None` for the identity. It is orthonormal unless both terms are general; then
     `log_abs_det` is `log|det W|`. The arrays are held constant: the derivative rules contain what
     depends on them. `vectors` hands them out guarded, so that a derivative through eigenvectors
-    raises and never returns a wrong number.
+    raises and never returns a wrong number. With `adds` the signal is a Kronecker sum: the `values`
+    of all axes are added, not multiplied.
     """
 
     blocks: tuple[Array | None, ...]
@@ -98,6 +99,7 @@ class Eigenbasis(eqx.Module):
     anchor: Array
     sizes: tuple[int, ...] = eqx.field(static=True)
     transform: Transform = eqx.field(static=True, default=Identity())
+    adds: bool = eqx.field(static=True, default=False)
 
     @property
     def vectors(self) -> tuple[Array | None, ...]:
@@ -115,6 +117,7 @@ class Eigenbasis(eqx.Module):
             anchor=0,  # type: ignore[arg-type]
             sizes=self.sizes,
             transform=self.transform,
+            adds=self.adds,
         )
 
     def rotate(self, x: Array, axis: int) -> Array:
@@ -226,7 +229,8 @@ class _Block(NamedTuple):
         return self.signal, self.noise, self.scales
 
     def basis(self, arrays: tuple) -> tuple:
-        return _block_basis(_Block(*arrays, *self[3:]))
+        signal, noise, scales = arrays
+        return _block_basis(self._replace(signal=signal, noise=noise, scales=scales))
 
 
 def _decompose_in_turn(blocks: list[_Block], batched: bool) -> list[tuple]:

@@ -14,9 +14,8 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.kronecker_sum import two_terms
 from kronax.linalg.modes import map_batch
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.spectral import rotate, spectrum, unrotate
 from kronax.linalg.thin import decomposition, is_thin
@@ -46,7 +45,7 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
         >>> kx.solve(2.0 * kx.Kronecker(jnp.eye(3), jnp.eye(2)), jnp.ones((3, 2))).sum().item()
         3.0
     """
-    op = two_terms(op)
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("solve")
@@ -175,7 +174,7 @@ def inverse(op: AbstractOperator) -> Inverse:
         >>> (kx.inverse(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0) @ jnp.ones((6, 4))).shape
         (6, 4)
     """
-    op = two_terms(op)
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("an inverse")

@@ -55,32 +55,60 @@ def test_batches_broadcast():
 
 
 @pytest.mark.parametrize("noise", [0.1, 1, np.float64(0.1), jnp.array(0.1)])
-def test_a_variance_makes_two_products(noise):
+def test_a_variance_is_noise(noise):
     for op in (kx.KroneckerSum(A, B) + noise, noise + kx.KroneckerSum(A, B)):
         assert isinstance(op, kx.KroneckerPlusNoise)
         assert_close(op.to_dense(), dense_sum(A, B) + float(noise) * np.eye(12))
+        assert_close((2.0 * op + 0.3).to_dense(), 2 * op.to_dense() + 0.3 * np.eye(12))
 
 
-@pytest.mark.parametrize("kind", ["toeplitz", "circulant"])
-def test_structure_survives_the_variance(kind):
-    """The shifted factor has the blocks of the factor: no larger matrix is decomposed."""
-    make = {"toeplitz": kx.Toeplitz, "circulant": kx.Circulant}[kind]
-    factor = make(np.exp(np.cos(2 * np.pi * np.arange(6) / 6)))
-    shifted = (kx.KroneckerSum(A, factor) + 0.1).noise.factors[1]
+@pytest.mark.parametrize("kind", ["toeplitz", "circulant", "diagonal", "scaled_identity"])
+def test_a_factor_plus_a_multiple_of_the_identity_keeps_its_blocks(kind):
+    column = np.exp(np.cos(2 * np.pi * np.arange(6) / 6))
+    factor = {
+        "toeplitz": lambda: kx.Toeplitz(column),
+        "circulant": lambda: kx.Circulant(column),
+        "diagonal": lambda: kx.Diagonal(column),
+        "scaled_identity": lambda: kx.ScaledIdentity(1.3, 6),
+    }[kind]()
+    shifted = factor.shifted(jnp.asarray(0.1))
     assert shifted.blocks().sizes == factor.blocks().sizes
     assert shifted.blocks().ndims == factor.blocks().ndims
     x = np.arange(6.0)
-    assert_close(shifted.mv(x), factor.mv(x) + 0.1 * x)
-    assert_close(shifted.diagonal(), jnp.diagonal(shifted.to_dense()))
-    assert_close((2.0 * shifted.T).to_dense(), 2 * factor.to_dense() + 0.2 * np.eye(6))
+    dense = factor.to_dense() + 0.1 * np.eye(6)
+    assert_close(shifted.to_dense(), dense)
+    assert_close(shifted.mv(x), dense @ x)
+    assert_close(shifted.diagonal(), jnp.diagonal(dense))
+    assert_close((2.0 * shifted.T).to_dense(), 2 * dense)
+    product = kx.Kronecker(shifted, B)
+    assert_close(kx.logdet(product), np.linalg.slogdet(np.kron(dense, B))[1])
 
 
-def test_functions_take_a_sum_and_a_decomposed_one():
-    op = kx.KroneckerSum(A, B)
-    dense = dense_sum(A, B)
+def test_thin_factors_of_a_sum():
+    root = np.random.default_rng(4).normal(size=(4, 1))
+    op = kx.KroneckerSum(kx.LowRank(root), B) + 0.2
+    dense = dense_sum(root @ root.T, B) + 0.2 * np.eye(12)
+    assert_close(kx.logdet(op), np.linalg.slogdet(dense)[1])
+    assert_close(kx.inverse_diagonal(op).ravel(), np.diag(np.linalg.inv(dense)))
+
+
+def test_distributions_take_sums_of_two():
+    y = np.random.default_rng(4).normal(size=(4, 3))
+    for op in (kx.KroneckerSum(A, B) + 0.1, kx.KroneckerSum(A, B)):
+        normal = kx.KroneckerNormal(0.0, op)
+        assert_close(normal.log_prob(jnp.asarray(y)), kx.normal_logpdf(y, 0.0, op))
+        assert_close(normal.variance, op.diagonal())
+    with pytest.raises(NotImplementedError, match=r"must have two factors.*got 3"):
+        kx.KroneckerNormal(0.0, kx.KroneckerSum(A, B, C))
+
+
+@pytest.mark.parametrize("matrices", [(A, B), (A, B, C)], ids=["two", "three"])
+def test_functions_take_a_sum_and_a_decomposed_one(matrices):
+    op = kx.KroneckerSum(*matrices)
+    dense = dense_sum(*matrices)
     for held in (op, kx.decompose(op)):
         assert_close(kx.logdet(held), np.linalg.slogdet(dense)[1])
-    columns = np.eye(12)[:, :3]
+    columns = np.eye(dense.shape[0])[:, :3]
     assert_close(kx.inverse(op) @ columns, np.linalg.solve(dense, columns))
 
 
@@ -93,25 +121,15 @@ BAD = {
         ValueError,
         r"factor 1 must be square for a Kronecker sum; got shape \(2, 3\)",
     ),
-    "three factors": (
-        lambda: kx.KroneckerSum(A, B, C) + 0.1,
-        NotImplementedError,
-        "exactly two factors; got 3.*one factor, kx.KroneckerSum",
-    ),
-    "logdet of three": (
-        lambda: kx.logdet(kx.KroneckerSum(A, B, C)),
-        NotImplementedError,
-        "exactly two factors; got 3",
-    ),
     "a third term": (
         lambda: kx.KroneckerSum(A, B) + kx.Kronecker(A, B),
         TypeError,
-        r"more than two Kronecker products.*KroneckerSum plus Kronecker\. Add a variance",
+        "more than two terms has no exact.*got a Kronecker sum plus Kronecker",
     ),
     "a third term before": (
         lambda: kx.Kronecker(A, B) + kx.KroneckerSum(A, B),
         TypeError,
-        "must be a Kronecker product; got KroneckerSum, for which there is no exact rule",
+        "more than two terms has no exact.*got a Kronecker sum plus Kronecker",
     ),
     "not symmetric": (
         lambda: kx.logdet(kx.KroneckerSum(general(4), B) + 0.1),
@@ -121,14 +139,28 @@ BAD = {
     "indefinite": (
         lambda: kx.logdet(kx.KroneckerSum(A, np.diag([1.0, -2.0, 1.0])) + 0.1),
         np.linalg.LinAlgError,
-        "factor 1 of the noise must be positive semidefinite",
+        "factor 1 of the signal must be positive semidefinite",
     ),
     "singular": (
         lambda: kx.logdet(kx.KroneckerSum(np.zeros((4, 4)), np.zeros((3, 3)))),
         np.linalg.LinAlgError,
         "must be positive definite.*Add noise",
     ),
-    "negative": (lambda: kx.KroneckerSum(A, B) + -0.1, ValueError, "must not be negative; got -0.1"),
+    "Kronecker noise": (
+        lambda: kx.KroneckerPlusNoise(kx.KroneckerSum(A, B), kx.Kronecker(A, B)),
+        TypeError,
+        "got a Kronecker sum plus Kronecker",
+    ),
+    "a third term to a noisy one": (
+        lambda: kx.KroneckerSum(A, B) + 0.1 + kx.Kronecker(A, B),
+        TypeError,
+        "got a Kronecker sum plus noise plus Kronecker",
+    ),
+    "negative": (
+        lambda: kx.KroneckerSum(A, B) + -0.1,
+        ValueError,
+        "must not be negative; got -0.1",
+    ),
     "array": (lambda: kx.KroneckerSum(A, B) + np.ones(3), ValueError, r"got shape \(3,\)"),
     "nested": (
         lambda: kx.Kronecker(kx.KroneckerSum(A, B), C),
