@@ -13,6 +13,7 @@ import pytest
 
 import kronax as kx
 from tests.gp.dense import HOURS, SPACE, TIME, left_out
+from tests.linalg.contracted import QUICK
 from tests.tolerances import assert_close
 
 REGULAR = np.linspace(0.0, 4.0, 17)
@@ -232,7 +233,10 @@ def test_likelihood_gradient_and_hessian_are_the_dense_ones(name):
         return model.make(theta).log_marginal_likelihood(model.y)
 
     def all_orders(function):
-        return jax.jit(lambda t: (function(t), jax.grad(function)(t), jax.hessian(function)(t)))
+        def orders(theta):
+            return function(theta), jax.grad(function)(theta), jax.hessian(function)(theta)
+
+        return jax.jit(orders, compiler_options=QUICK)
 
     found, truth = (all_orders(f)(model.theta) for f in (value, model.log_likelihood))
     for order in range(3):
