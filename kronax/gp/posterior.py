@@ -142,8 +142,9 @@ class Posterior(eqx.Module):
         """Joint log density in nats of new observations, given the data.
 
         With at most one new axis it is the difference of two marginal likelihoods, one `eigh` per
-        axis. With several new axes, at scattered points, or with `noise=` it takes the dense
-        covariance of the new observations: `2 m² N + m³` operations, for up to 5 000 of them.
+        axis. With several new axes, at scattered points, with `noise=`, or where terms join the
+        noise it takes the dense covariance of the new observations: `2 m² N + m³` operations, for
+        up to 5 000 of them.
 
         Args:
             y_new: on the grid of the prediction; one further observation of every cell by default.
