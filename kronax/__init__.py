@@ -40,6 +40,7 @@ from kronax.gp.regression import HarmonicMean as HarmonicMean
 from kronax.gp.regression import LinearMean as LinearMean
 from kronax.gp.regression import MarginalMean as MarginalMean
 from kronax.gp.regression import PolynomialMean as PolynomialMean
+from kronax.gp.term_posterior import TermPosterior as TermPosterior
 from kronax.linalg.decompose import decompose as decompose
 from kronax.linalg.diagonals import inverse_diagonal as inverse_diagonal
 from kronax.linalg.factors.base import AbstractFactor as AbstractFactor
@@ -52,6 +53,7 @@ from kronax.linalg.factors.structured import Circulant as Circulant
 from kronax.linalg.factors.structured import Toeplitz as Toeplitz
 from kronax.linalg.factors.triangular import LowerTriangular as LowerTriangular
 from kronax.linalg.kronecker import Kronecker as Kronecker
+from kronax.linalg.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.logdet import inv_quad as inv_quad
 from kronax.linalg.logdet import logdet as logdet
 from kronax.linalg.logdet import normal_logpdf as normal_logpdf

@@ -113,6 +113,7 @@ class Layout(NamedTuple):
     """What does not change when the numbers do: hashable, so that compiled functions are shared."""
 
     signal: tuple[tuple[str, int], ...]
+    # Factors, "scalar", or "sum" and "bare sum": a Kronecker sum with and without a variance.
     noise: tuple[tuple[str, int], ...] | str | None = None
 
     @property
@@ -121,9 +122,14 @@ class Layout(NamedTuple):
 
     @property
     def num_leaves(self) -> int:
-        return len(self.signal) + (len(self.noise or ()) if self.noise != "scalar" else 1)
+        if isinstance(self.noise, tuple):
+            return len(self.signal) + len(self.noise)
+        return len(self.signal) + (self.noise in ("scalar", "sum"))
 
     def operator(self, parameters):
+        if self.noise in ("sum", "bare sum"):
+            total = kx.KroneckerSum(*_factors(self.signal, parameters))
+            return total + parameters[-1] if self.noise == "sum" else total
         signal = kx.Kronecker(*_factors(self.signal, parameters))
         if self.noise is None:
             return signal
@@ -199,11 +205,12 @@ class Case:
             for (kind, n), leaf in zip(kinds, leaves, strict=False)
         ]
         num_axes = len(self.grid)
-        matrix = _kronecker(factors[:num_axes])
-        if self.layout.noise == "scalar":
+        is_sum = self.layout.noise in ("sum", "bare sum")
+        matrix = (_kronecker_sum if is_sum else _kronecker)(factors[:num_axes])
+        if self.layout.noise in ("scalar", "sum"):
             identity = np.eye(prod(self.grid))
             matrix += oracle.linear_map(lambda a: a[..., None, None] * identity, leaves[-1])
-        elif self.noisy:
+        elif isinstance(self.layout.noise, tuple):
             matrix += _kronecker(factors[num_axes:])
         flat = (oracle.linear_map(self._flatten, leaf) for leaf in (y, mean))
         return matrix, *flat
@@ -233,7 +240,7 @@ class Case:
 
     def _kinds(self):
         noise = self.layout.noise
-        scalar = (("scalar", 0),) if noise == "scalar" else ()
+        scalar = (("scalar", 0),) if noise in ("scalar", "sum") else ()
         return (*self.layout.signal, *(noise if isinstance(noise, tuple) else scalar))
 
     def astype(self, dtype) -> "Case":
@@ -244,6 +251,20 @@ class Case:
 
 def _kronecker(factors: list[Jet]) -> Jet:
     return reduce(lambda a, b: oracle.product(oracle.kron, a, b), factors)
+
+
+def _kronecker_sum(factors: list[Jet]) -> Jet:
+    """Each factor beside identities, added up."""
+    total = None
+    for i, factor in enumerate(factors):
+        before, after = (
+            prod(f.value.shape[-1] for f in part) for part in (factors[:i], factors[i + 1 :])
+        )
+        wide = oracle.linear_map(
+            lambda a, m=before, n=after: oracle.kron(oracle.kron(np.eye(m), a), np.eye(n)), factor
+        )
+        total = wide if total is None else total + wide
+    return total
 
 
 def _event_ndim(kind: str) -> int:
@@ -312,7 +333,7 @@ def _rbf_leaf(size: int, lengthscale: float = 0.3) -> Jet:
     return Jet(k, (k * squared / lengthscale**3)[None], (k * bend)[None, None])
 
 
-def _case(name, signal, noise=None, batch=(), leaves=None, count=2) -> Case:
+def _case(name, signal, noise=None, batch=(), leaves=None, count=2, is_sum=False) -> Case:
     """`signal` and `noise`: pairs (kind, base parameters); `noise` may be a variance."""
     signal = [(kind, base, _size(kind, base)) for kind, base, *_ in signal]
     parts, layout_noise = list(signal), None
@@ -326,6 +347,8 @@ def _case(name, signal, noise=None, batch=(), leaves=None, count=2) -> Case:
     if noise is not None and layout_noise is None:
         parameters.append(_leaf(noise, lambda a: a, 91, 1))
         layout_noise = "scalar"
+    if is_sum:
+        layout_noise = "bare sum" if noise is None else "sum"
     grid = tuple(n for _, _, n in signal)
     rng = _rng(prod(grid), 5)
     vectors = [
@@ -373,6 +396,7 @@ def _all_cases():
     yield from _low_rank_cases(k3, k4)
     yield from _two_term_cases(k2, k3, k4)
     yield from _noise_free_cases(k2, k3, k4)
+    yield from _kronecker_sum_cases(k3, k4)
     yield from _batched_cases()
 
 
@@ -448,6 +472,18 @@ def _two_term_cases(k2, k3, k4):
     yield _case("each axis another pair of kinds", signal, mixed)
     own = [("exchangeable", ([0.3, 0.1], 4)), ("dense", covariance(3, 5))]
     yield _case("user-defined noise", _dense(k4, k3), own)
+
+
+def _kronecker_sum_cases(k3, k4):
+    yield _case("Kronecker sum plus noise", _dense(k4, k3), 0.3, is_sum=True)
+    mixed = [("toeplitz", decay(4)), ("circulant", wave(5))]
+    yield _case("Kronecker sum of structured factors", mixed, 0.3, is_sum=True)
+    three = _dense(k3, covariance(2), covariance(4))
+    yield _case("Kronecker sum of three factors", three, 0.3, is_sum=True)
+    plain = [("dense", exchangeable(4, 0.4)), ("diagonal", [0.3, 0.2, 0.4])]
+    yield _case("Kronecker sum, noise-free", plain, is_sum=True)
+    both = [("dense", covariance(2, 3, (3, 1))), ("scaled_identity", (1.3, 3))]
+    yield _case("batched Kronecker sum", both, np.linspace(0.2, 0.6, 5), (3, 5), is_sum=True)
 
 
 def _noise_free_cases(k2, k3, k4):

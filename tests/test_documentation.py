@@ -17,6 +17,7 @@ OBJECTS = {name: value for name, value in PUBLIC.items() if callable(value)}
 RETURNED = {
     "FitResult",
     "Posterior",
+    "TermPosterior",
     "LatentPosterior",
     "LaplaceApproximation",
     "Comparison",

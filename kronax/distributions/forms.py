@@ -22,7 +22,7 @@ from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.logdet import inv_quad, log_abs_det, logdet, normal_logpdf_grid
 from kronax.linalg.modes import map_batch, matmul
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sample import draw_normal
 from kronax.linalg.solve import solve_grid
@@ -295,6 +295,7 @@ def cholesky(op: Kronecker, jitter: float = 0.0, what: str = "covariance") -> Kr
 
 
 def _operator(factors: Any, name: str) -> Kronecker | KroneckerPlusNoise:
+    factors = as_products(factors)
     if isinstance(factors, KroneckerPlusNoise):
         return factors
     if isinstance(factors, list | tuple):

@@ -204,4 +204,5 @@ def _colour(form: AbstractForm, white: Array, jitter: float) -> Array:
         return solve_grid(cholesky(form.operator, what="precision").T, white)
     operator = form.operator
     signal = operator.kronecker if isinstance(operator, KroneckerPlusNoise) else operator
+    assert isinstance(signal, Kronecker)
     return cholesky(signal, jitter).mv_grid(white)

@@ -18,10 +18,11 @@ class PosteriorCovariance(AbstractOperator):
 
     It multiplies vectors, `4 (N + M) Σ n_i` operations each, and knows its diagonal. It is no
     Kronecker product: for its inverse or log-determinant take `to_dense()` where that fits.
+    `prior` and `cross` are sums, of one product for each component of the function.
     """
 
-    prior: Kronecker
-    cross: Kronecker
+    prior: tuple[Kronecker, ...]
+    cross: tuple[Kronecker, ...]
     operator: KroneckerPlusNoise
     regressed: Array | None
     variances: Array
@@ -42,7 +43,7 @@ class PosteriorCovariance(AbstractOperator):
     @property
     def grid_shape(self) -> tuple[int, ...]:
         """Shape of the grid of the prediction."""
-        return self.prior.grid_shape
+        return self.prior[0].grid_shape
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
@@ -61,8 +62,9 @@ class PosteriorCovariance(AbstractOperator):
 
     def mv_grid(self, x: Array) -> Array:
         """The prior's product, less what the data explain."""
-        explained = self.cross.mv_grid(solve_grid(self.operator, self.cross.T.mv_grid(x)))
-        result = self.prior.mv_grid(x) - explained
+        result: Any = sum(part.mv_grid(x) for part in self.prior)
+        weights = solve_grid(self.operator, sum(part.T.mv_grid(x) for part in self.cross))
+        result = result - sum(part.mv_grid(weights) for part in self.cross)
         if self.regressed is not None:
             num, ndim = self.regressed.shape[0], len(self.grid_shape)
             root = self.regressed.reshape(num, -1)

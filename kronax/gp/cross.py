@@ -2,9 +2,7 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.kernels.points import Points
@@ -13,8 +11,10 @@ from kronax.linalg.modes import matmul
 
 
 def amplitude(gp: Any, i: int, dtype: Any) -> Array:
-    """The process' variance, which the first axis carries."""
-    return gp.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
+    """The process' variance, which the first axis carries; terms have variances of their own."""
+    if i > 0 or gp.variance is None:
+        return jnp.ones((), dtype)
+    return gp.variance.astype(dtype)
 
 
 def kernel_rows(gp: Any, i: int, new: Points, dtype: Any) -> Float[Array, "m n"]:
@@ -39,17 +39,3 @@ def root_rows(
     rows = low_rank_rows(gp.kernels[i], new, gp.axes[i].points(dtype), rank, dtype)
     ahead, old = (scale * r for r in rows)
     return matmul(ahead, old.T), ahead
-
-
-def slope_rows(gp: Any, i: int, x: Points, dtype: Any) -> Float[Array, "m n"]:
-    """`∂K_*i / ∂x_*`: how each row changes with its own coordinate, one to a place."""
-    kernel, old, period = gp.kernels[i], gp.axes[i].points(dtype), gp.axes[i].period
-    ones, places = jnp.ones_like(x.raw), None
-    if x.places is not None:
-        # Round the circle, at one unit of arc length for one of the coordinate.
-        assert period is not None
-        angle = x.raw * jnp.asarray(2 * np.pi / period, dtype)
-        places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
-    tangent = Points(ones, ones, places, x.origin)
-    _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))
-    return amplitude(gp, i, dtype) * slope

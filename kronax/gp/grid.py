@@ -12,12 +12,16 @@ from numpyro.distributions import constraints
 
 from kronax.distributions import KroneckerNormal
 from kronax.gp import evidence
-from kronax.gp.alignment import aligned, refuse_mesh
+from kronax.gp.additive import Terms, joined_structure, merge, read_kernels
+from kronax.gp.alignment import refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
+from kronax.gp.components import joined_noise
+from kronax.gp.cross import amplitude
 from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.description import description
-from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
+from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.terms import TermSum
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
 from kronax.gp.means import ArrayMean, Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
@@ -45,10 +49,14 @@ class GridGP(eqx.Module):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
-    identifiable. Concrete coordinates are static: they are never trained.
+    identifiable; each of several `terms` has one of its own. Concrete coordinates are static: they
+    are never trained.
 
     Args:
         kernels: one per axis, a sequence, or a dictionary by name.
+        terms: in place of `kernels`, those of each term of an additive model by name, such as
+            `{"trend": (slow, space), "season": (year, space)}`. Terms differ on one axis, the
+            others have the same kernel object; or they are `kx.White` on all axes but one.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise; or a dictionary from an axis to
             variances along it; or a `kx.Kronecker` covariance.
@@ -64,6 +72,7 @@ class GridGP(eqx.Module):
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
             not positive.
         TypeError: if something is not of the kinds above.
+        NotImplementedError: if terms have no exact decomposition together with the noise.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
@@ -77,42 +86,47 @@ class GridGP(eqx.Module):
     """
 
     kernels: tuple[Kernel, ...]
+    joined: TermSum | None
     axes: tuple[Axis, ...]
     mean: Mean
     axis_names: tuple[str, ...] | None = eqx.field(static=True)
     structures: tuple[Structure, ...] = eqx.field(static=True)
-    variance: Array = parameter(constraints.positive)
+    joined_structure: Structure | None = eqx.field(static=True)
+    terms: Terms | None = eqx.field(static=True)
+    variance: Array | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
 
     def __init__(
         self,
-        kernels: Sequence[Any] | Mapping[str, Any],
-        axes: Sequence[Any] | Mapping[str, Any],
-        noise: Any,
+        kernels: Sequence[Any] | Mapping[str, Any] | None = None,
+        axes: Sequence[Any] | Mapping[str, Any] = (),
+        noise: Any = None,
         mean: Any = None,
         structure: Sequence[str | int | None] | Mapping[str, str | int] | None = None,
+        terms: Mapping[str, Any] | None = None,
     ):
-        kernels, axes, self.axis_names = aligned(kernels, axes)
+        given, axes, self.axis_names = read_kernels(kernels, terms, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
         self.axes = tuple(as_axis(x, name) for x, name in zip(axes, labels, strict=True))
         refuse_mesh(self.axes)
-        split = [
-            as_kernel(k, f"The kernel of {n} must be").split_scale()
-            for k, n in zip(kernels, labels, strict=True)
-        ]
-        self.kernels = tuple(kernel for kernel, _ in split)
         # Numbers that are not arrays follow the precision of the kernels.
-        dtype = dtype_of([kernel for kernel, _ in split] + [scale for _, scale in split])
-        variance: Any = jnp.ones((), dtype)
-        for _, scale in split:
-            variance = variance if scale is None else variance * scale.astype(dtype)
-        self.variance = variance
+        dtype = dtype_of(given)
         if isinstance(noise, int | float) and not isinstance(noise, bool):
             noise = np.asarray(noise, dtype)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
+        self.joined, self.terms, self.joined_structure = None, None, None
+        if terms is None:
+            self.kernels, self.variance = given[None]
+        else:
+            self.variance = None
+            self.terms, self.kernels, self.joined = merge(given, self.axes, self.noise, labels)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         self.structures = self._choose(structure, labels)
+        if self.terms is not None and self.joined is not None:
+            self.joined_structure = joined_structure(
+                self.terms, self.joined, self.axes, labels, self.structures
+            )
 
     def _choose(self, structure: Any, labels: tuple[str, ...]) -> tuple[Structure, ...]:
         num_axes = len(self.axes)
@@ -135,7 +149,7 @@ class GridGP(eqx.Module):
     @property
     def dtype(self) -> Any:
         """Precision of the parameters, and so of every result."""
-        return dtype_of((self.kernels, self.variance, self.noise, self.mean))
+        return dtype_of((self.kernels, self.joined, self.variance, self.noise, self.mean))
 
     def covariance(self, include_noise: bool = True) -> Kronecker | KroneckerPlusNoise:
         """The prior covariance on the grid, as an operator."""
@@ -146,8 +160,10 @@ class GridGP(eqx.Module):
                 self.kernels, self.axes, self.structures, strict=True
             )
         )
-        signal = Kronecker(self.variance.astype(dtype) * first, *rest)
-        return signal + self._noise_term() if include_noise else signal
+        signal = Kronecker(amplitude(self, 0, dtype) * first, *rest)
+        if self.joined is not None:
+            return KroneckerPlusNoise(signal, joined_noise(self, include_noise))
+        return KroneckerPlusNoise(signal, self.noise_term()) if include_noise else signal
 
     def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
         """Log density of the data in nats, right to second order in every parameter.
@@ -248,6 +264,7 @@ class GridGP(eqx.Module):
             (5,)
         """
         self._check_mean("gp.latent() is")
+        self._check_product("gp.latent() is")
         return sample_latent(self, name, jitter)
 
     def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
@@ -261,6 +278,7 @@ class GridGP(eqx.Module):
             ValueError: if `f` does not lie on the grid, or the jitter is negative.
         """
         self._check_mean("gp.latent_condition() is")
+        self._check_product("gp.latent_condition() is")
         return latent_condition(self, f, jitter)
 
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
@@ -374,6 +392,14 @@ class GridGP(eqx.Module):
                 "values or priors of their own, with the mean outside kx.MarginalMean."
             )
 
+    def _check_product(self, what: str) -> None:
+        if self.joined is not None:
+            raise NotImplementedError(
+                f"{what} not available where terms join the noise ({', '.join(self.joined.names)}):"
+                " the covariance of the function is no Kronecker product. Make the terms differ on "
+                "one axis only."
+            )
+
     def _check_design(self) -> None:
         """Refuse functions of a marginal mean that are combinations of each other."""
         if not isinstance(self.mean, MarginalMean) or not is_concrete(self.axes):
@@ -395,7 +421,8 @@ class GridGP(eqx.Module):
         ):
             check_rank(kernel, axis, structure, name, self.dtype)
 
-    def _noise_term(self) -> Any:
+    def noise_term(self) -> Any:
+        """The noise alone: a variance, or a Kronecker covariance."""
         if isinstance(self.noise, AxisNoise | FullNoise):
             return self.noise.operator(self.dtype)
         return self.noise.astype(self.dtype)

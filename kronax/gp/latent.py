@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes import FrozenArray
+from kronax.gp.cross import amplitude
 from kronax.gp.kernels.points import Points
 from kronax.linalg.checks import grid_of
 from kronax.linalg.eigenbases import SymmetricBlocks
@@ -155,8 +156,7 @@ def _joint(post: LatentPosterior, i: int, new: Points | None) -> Array:
     x = gp.axes[i].points(dtype)
     if new is not None:
         x = x.joined(new)
-    matrix = kernel.matrix_at(x, x).astype(dtype)
-    matrix = gp.variance.astype(dtype) * matrix if i == 0 else matrix
+    matrix = amplitude(gp, i, dtype) * kernel.matrix_at(x, x).astype(dtype)
     size = gp.axes[i].size
     level = post.jitter * jnp.mean(jnp.diagonal(matrix)[:size])
     return matrix + level * jnp.eye(matrix.shape[0], dtype=dtype)

@@ -19,12 +19,13 @@ def noise_at(post: Any, places: tuple[Points, ...], noise: Any) -> Array:
     """The noise variances at scattered places; they broadcast to them."""
     if noise is not None:
         return _given_noise(noise, (places[0].raw.shape[0],), post.operator.dtype)
-    if isinstance(post.operator.noise, Kronecker):
+    model = post.gp.noise_term()
+    if isinstance(model, Kronecker):
         raise ValueError(
             "Noise that varies over the grid is not defined at scattered points. Pass `noise=` "
             "with the variance there."
         )
-    return post.operator.noise
+    return model
 
 
 def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
@@ -32,7 +33,7 @@ def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
     if noise is not None:
         shape = tuple((axis or old).size for axis, old in zip(new, post.gp.axes, strict=True))
         return _given_noise(noise, shape, post.operator.dtype)
-    model = post.operator.noise
+    model = post.gp.noise_term()
     if not isinstance(model, Kronecker):
         return model
     varying = getattr(post.gp.noise, "variances", (True,) * len(new))

@@ -12,14 +12,13 @@ from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.density import check_number, log_density, log_density_at
 from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
-from kronax.gp.labels import Labels
 from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.noise_levels import check_independent, check_used, noise_at, noise_on, noisy
 from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
+from kronax.gp.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.checks import check_finite, grid_of, is_concrete
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.paths import nearest
 
 
 class Posterior(eqx.Module):
@@ -27,7 +26,8 @@ class Posterior(eqx.Module):
 
     `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
     coordinates, or `None` (or left out) for an axis that stays. Batches of `y` lead. `regression`
-    has the coefficients of a `kx.MarginalMean`, with their standard errors.
+    has the coefficients of a `kx.MarginalMean`, with their standard errors; `terms` the terms of an
+    additive model.
     """
 
     gp: Any
@@ -38,6 +38,16 @@ class Posterior(eqx.Module):
 
     def __repr__(self) -> str:
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
+
+    @property
+    def terms(self) -> TermPosteriors:
+        """The terms of an additive model by name: each has a mean, a variance and draws."""
+        names = () if self.gp.terms is None else self.gp.terms.names
+        return TermPosteriors({name: TermPosterior(self, name) for name in names})
+
+    def residual(self) -> Float[Array, "..."]:
+        """The data less the posterior mean of the function: what is taken for noise."""
+        return self.y - self.mean()
 
     def mean(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
         """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
@@ -68,13 +78,7 @@ class Posterior(eqx.Module):
             ValueError: if the axis has places in several dimensions or labels, or the mean function
                 is known on the grid only.
         """
-        i = self._axis_number(axis)
-        along = self.gp.axes[i]
-        if along.num_dimensions is not None or isinstance(along.coding, Labels):
-            what = "labels" if along.coding is not None else "places in several dimensions"
-            raise ValueError(
-                f"The mean has a derivative along axes with coordinates (n,); {axis!r} has {what}."
-            )
+        i = predict.axis_with_slope(self.gp, axis)
         return predict.mean_derivative(self, self._points(self._new_axes(axes)), i)
 
     def variance(
@@ -128,7 +132,7 @@ class Posterior(eqx.Module):
         new = self._new_axes(axes)
         levels = None
         if include_noise:
-            check_independent(self.operator.noise, noise)
+            check_independent(self.gp.noise_term(), noise)
             levels = noise_on(self, new, noise)
         return predict.covariance(self, self._points(new), levels)
 
@@ -138,8 +142,9 @@ class Posterior(eqx.Module):
         """Joint log density in nats of new observations, given the data.
 
         With at most one new axis it is the difference of two marginal likelihoods, one `eigh` per
-        axis. With several new axes, at scattered points, or with `noise=` it takes the dense
-        covariance of the new observations: `2 m² N + m³` operations, for up to 5 000 of them.
+        axis. With several new axes, at scattered points, with `noise=`, or where terms join the
+        noise it takes the dense covariance of the new observations: `2 m² N + m³` operations, for
+        up to 5 000 of them.
 
         Args:
             y_new: on the grid of the prediction; one further observation of every cell by default.
@@ -206,7 +211,8 @@ class Posterior(eqx.Module):
         if not include_noise:
             return draws
         if noise is None and not any(new):
-            return draws + predict.noise_draw(self.operator, noise_key, draws.shape)
+            model = self.gp.noise_term()
+            return draws + predict.noise_draw(model, noise_key, draws.shape, draws.dtype)
         return noisy(draws, noise_key, noise_on(self, new, noise))
 
     def leave_one_out(self) -> LeaveOneOut:
@@ -244,20 +250,7 @@ class Posterior(eqx.Module):
         return PosteriorNormal(self, axes, include_noise, noise)
 
     def _points(self, new: tuple[Axis | None, ...]) -> tuple[Points | None, ...]:
-        dtype = self.operator.dtype
-        return tuple(None if axis is None else axis.points(dtype) for axis in new)
+        return predict.as_points(self, new)
 
     def _scattered(self, axes: Any, points: Any) -> tuple[Points, ...]:
-        if axes is not None:
-            raise TypeError(
-                "Give `axes`, for a grid of new coordinates, or `points`, for scattered places; "
-                "got both."
-            )
-        return scattered_points(self.gp, points)
-
-    def _axis_number(self, axis: int | str) -> int:
-        names: Any = self.gp.axis_names or ()
-        known = (*names, *range(len(self.gp.axes)))
-        if axis not in known or isinstance(axis, bool):
-            raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
-        return axis if isinstance(axis, int) else names.index(axis)
+        return scattered_points(self.gp, points, axes)

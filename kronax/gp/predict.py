@@ -1,5 +1,6 @@
 """Prediction on a grid, compiled: mean, variance, covariance, draws."""
 
+from itertools import combinations_with_replacement
 from typing import Any
 
 import equinox as eqx
@@ -7,42 +8,104 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from kronax.gp.axes import Axis
+from kronax.gp.components import (
+    Component,
+    New,
+    cross_covariance,
+    cross_rows,
+    joint_root,
+    parts,
+    prior_covariance,
+    prior_variances,
+    slope_matrix,
+    term,
+    whole,
+)
 from kronax.gp.covariance import PosteriorCovariance
-from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows, slope_rows
+from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
-from kronax.gp.structure import low_rank_joint
+from kronax.gp.labels import Labels
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
-from kronax.linalg.eigenbases import SymmetricBlocks, full_block
+from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.roots import safe_sqrt, symmetric_root
+from kronax.linalg.roots import safe_sqrt
 from kronax.linalg.sample import apply_roots
 from kronax.linalg.sequence import in_sequence
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.thin import is_thin, reduced, rows_inside
-
-# New points per axis, `None` for one that stays: arrays, so that other coordinates, if as many,
-# need no new compilation.
-New = tuple[Points | None, ...]
+from kronax.paths import nearest
 
 
-def _exact_rows(post: Any, new: New, along: int | None = None) -> Kronecker:
-    """`K_*` by the kernels themselves; the derivative along one axis if asked for.
+def new_points(post: Any, axes: Any) -> New:
+    """New coordinates, in the form that users give them in, as points."""
+    return as_points(post, post.gp.new_axes(axes))
 
-    Rows of a low-rank root would be off by the root of the trace error.
+
+def as_points(post: Any, new: tuple[Axis | None, ...]) -> New:
+    """New axes as points."""
+    dtype = post.operator.dtype
+    return tuple(None if axis is None else axis.points(dtype) for axis in new)
+
+
+def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
+    """The number of an axis along which the function, or a term, has a derivative."""
+    names: Any = gp.axis_names or ()
+    known = (*names, *range(len(gp.axes)))
+    if axis not in known or isinstance(axis, bool):
+        raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
+    i = axis if isinstance(axis, int) else names.index(axis)
+    along = gp.axes[i]
+    if along.num_dimensions is not None or isinstance(along.coding, Labels):
+        what = "labels" if along.coding is not None else "places in several dimensions"
+        raise ValueError(
+            f"The mean has a derivative along axes with coordinates (n,); {axis!r} has {what}."
+        )
+    if gp.joined is not None and gp.terms.joined_axis != i:
+        rough = [n for n in gp.terms.joined if name in (None, n)]
+        if rough:
+            raise ValueError(
+                f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
+                " is white. Take that of the other terms: post.terms[name].mean_derivative."
+            )
+    return i
+
+
+def _cross(
+    post: Any, part: Component, new: New, along: int | None = None, *, exact: bool = True
+) -> Kronecker:
+    """`K_*` of one component; the derivative along one axis if asked for.
+
+    By the kernels themselves if `exact`: rows of a low-rank root are off by the root of the trace
+    error. Else as the operator has it.
     """
     gp, dtype = post.gp, post.operator.dtype
+    if part.kernels is not gp.kernels:
+        return cross_covariance(gp, part, new, dtype, along)
     factors: list[Any] = []
     for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True)):
+        scale = amplitude(gp, i, dtype)
         if i == along:
-            factors.append(slope_rows(gp, i, axis or gp.axes[i].points(dtype), dtype))
+            x = axis or gp.axes[i].points(dtype)
+            factors.append(scale * slope_matrix(gp.kernels[i], gp.axes[i], x, dtype))
         elif axis is None:
             factors.append(factor)
         else:
-            factors.append(kernel_rows(gp, i, axis, dtype))
+            rows = kernel_rows if exact else _rows_of_root
+            factors.append(rows(gp, i, axis, dtype))
     return Kronecker(*factors)
+
+
+def _rows_of_root(gp: Any, i: int, new: Points, dtype: Any) -> Array:
+    return root_rows(gp, i, new, dtype)[0]
+
+
+def explained(post: Any, new: New, name: str | None, x: Array, along: int | None = None) -> Array:
+    """`K_* x` for grid arrays `x`, of the function or of a term."""
+    first, *rest = (_cross(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
+    return sum(rest, first)
 
 
 def _root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
@@ -55,60 +118,80 @@ def _root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
     ]
 
 
-def _signal(post: Any, new: New) -> Kronecker:
-    """The covariance between the new grid and the old, as the operator has it."""
-    dtype = post.operator.dtype
-    return Kronecker(
-        *(
-            factor if axis is None else root_rows(post.gp, i, axis, dtype)[0]
-            for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
-        )
-    )
-
-
 @eqx.filter_jit
-def mean(post: Any, new: New) -> Array:
-    """The posterior mean of the function."""
-    value = post.gp.mean_on(new) + _exact_rows(post, new).mv_grid(post.weights)
+def mean(post: Any, new: New, name: str | None = None) -> Array:
+    """The posterior mean of the function, or of the term of that name."""
+    value = explained(post, new, name, post.weights)
+    if name is not None:
+        return value
+    value = post.gp.mean_on(new) + value
     if post.regression is None:
         return value
     return value + fitted(post.regression.coefficients, post.gp.design_on(new))
 
 
 @eqx.filter_jit
-def mean_derivative(post: Any, new: New, i: int) -> Array:
+def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Array:
     """The derivative of the mean along axis `i`."""
     gp = post.gp
-    value = gp.mean_slope(new, i) + _exact_rows(post, new, i).mv_grid(post.weights)
+    value = explained(post, new, name, post.weights, i)
+    if name is not None:
+        return value
+    value = gp.mean_slope(new, i) + value
     if post.regression is None:
         return value
     return value + fitted(post.regression.coefficients, gp.design_slope(new, i))
 
 
-def _regressed(post: Any, new: New) -> Array | None:
+def _regressed(post: Any, new: New, name: str | None) -> Array | None:
     """`L⁻¹ (H_* − K_* S⁻¹ H)`, the root of what not knowing the coefficients adds."""
     if post.regression is None:
         return None
-    explained = _exact_rows(post, new).mv_grid(post.regression.solved)
-    return post.regression.whitened(post.gp.design_on(new) - explained)
+    known = explained(post, new, name, post.regression.solved)
+    design = post.gp.design_on(new) if name is None else jnp.zeros_like(known)
+    return post.regression.whitened(design - known)
 
 
 @eqx.filter_jit
-def variance(post: Any, new: New) -> Array:
-    """The posterior variance of the function."""
-    root = _regressed(post, new)
+def variance(post: Any, new: New, name: str | None = None) -> Array:
+    """The posterior variance of the function, or of the term of that name."""
+    root = _regressed(post, new, name)
     added = 0.0 if root is None else jnp.sum(jnp.square(root), axis=0)
-    return _variance(post, new) + added
+    if name is None and post.gp.joined is None:
+        return _variance(post, new) + added
+    return _variance_of_parts(post, new, name) + added
+
+
+def _variance_of_parts(post: Any, new: New, name: str | None) -> Array:
+    """Of a term, or of a function that the terms in the noise belong to.
+
+    At the old coordinates the function is the data less the noise, and has the variance of that,
+    `N − N S⁻¹ N`: one diagonal, and it loses digits only where the noise is the larger part.
+    """
+    gp, op = post.gp, post.operator
+    if name is None and not any(new):
+        noise = gp.noise_term()
+        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
+        nothing: list[Array | None] = [None] * len(new)
+        return levels - jnp.square(levels) * conjugated_inverse_diagonal(op, nothing)
+    components = parts(gp, name)
+    rows = [cross_rows(gp, part, new, op.dtype) for part in components]
+    total = jnp.zeros((), op.dtype)
+    for part in components:
+        total = total + prior_variances(gp, part, new, op.dtype)
+    for a, b in combinations_with_replacement(range(len(components)), 2):
+        scale = components[a].variance * components[b].variance * (1 if a == b else 2)
+        others = None if a == b else rows[b]
+        total = total - scale.astype(op.dtype) * conjugated_inverse_diagonal(op, rows[a], others)
+    return total
 
 
 def _variance(post: Any, new: New) -> Array:
-    """That with known coefficients."""
+    """Of a function with one component, its coefficients known."""
     if not any(new):
         return posterior_diagonal(post.operator)
     op = post.operator
-    prior = post.gp.variance.astype(op.dtype)
-    for kernel, axis, old in zip(post.gp.kernels, new, post.gp.axes, strict=True):
-        prior = prior[..., None] * kernel.variances_at(axis or old.points(op.dtype))
+    prior = prior_variances(post.gp, whole(post.gp)[0], new, op.dtype)
     pairs = _root_pairs(post, new)
     if not is_thin(op):
         return prior - conjugated_inverse_diagonal(op, [row for row, _ in pairs])
@@ -116,65 +199,92 @@ def _variance(post: Any, new: New) -> Array:
 
 
 @eqx.filter_jit
-def covariance(post: Any, new: New, levels: Array | None) -> PosteriorCovariance:
-    """The posterior covariance as an operator."""
-    dtype = post.operator.dtype
-    prior = [
-        factor if axis is None else Dense(kernel_matrix(post.gp, i, axis, dtype))
-        for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
-    ]
+def covariance(
+    post: Any, new: New, levels: Array | None, name: str | None = None
+) -> PosteriorCovariance:
+    """The posterior covariance of the function or of a term, as an operator."""
+    gp = post.gp
     return PosteriorCovariance(
-        prior=Kronecker(*prior),
-        cross=_signal(post, new),
+        prior=tuple(_prior(post, part, new) for part in parts(gp, name)),
+        cross=tuple(_cross(post, part, new, exact=False) for part in parts(gp, name)),
         operator=post.operator,
-        regressed=_regressed(post, new),
-        variances=variance(post, new),
+        regressed=_regressed(post, new, name),
+        variances=variance(post, new, name),
         noise=levels,
     )
 
 
+def _prior(post: Any, part: Component, new: New) -> Kronecker:
+    gp, dtype = post.gp, post.operator.dtype
+    if part.kernels is not gp.kernels:
+        return prior_covariance(gp, part, new, dtype)
+    return Kronecker(
+        *(
+            factor if axis is None else Dense(kernel_matrix(gp, i, axis, dtype))
+            for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
+        )
+    )
+
+
 @eqx.filter_jit
-def sample(post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...]) -> Array:
-    """Draws of the function by Matheron's rule; coefficients are drawn first."""
+def sample(
+    post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...], name: str | None = None
+) -> Array:
+    """Draws of the function by Matheron's rule; coefficients are drawn first.
+
+    An additive model is drawn term by term, and `name` asks for that term of the same draws.
+    """
     gp, op = post.gp, post.operator
     signal_key, noise_key = jax.random.split(key)
-    roots = in_sequence(
-        lambda i: _joint_root(gp, i, new[i], op.dtype), range(len(new)), batched=False
-    )
+    components = whole(gp) if gp.terms is None else tuple(term(gp, n) for n in gp.terms.names)
+    wanted = range(len(components)) if name is None else (gp.terms.names.index(name),)
+    keys = [signal_key] if gp.terms is None else jax.random.split(signal_key, len(components))
     lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
-    white = jax.random.normal(signal_key, (*lead, *(r.size for r in roots)), op.dtype)
-    field = apply_roots(roots, white)
-    old, ahead = field, field
+    fields = [
+        _prior_draw(post, part, k, new, lead) for part, k in zip(components, keys, strict=True)
+    ]
+    residual = post.y - gp.mean_on((None,) * len(new))
+    for old, _ in fields:
+        residual = residual - old
+    residual = residual - noise_draw(gp.noise_term(), noise_key, residual.shape, op.dtype)
+    draw = gp.mean_on(new) if name is None else jnp.zeros((), op.dtype)
+    if post.regression is not None:
+        white = jax.random.normal(jax.random.fold_in(key, 1), (*lead, len(gp.mean.names)), op.dtype)
+        coefficients = post.regression.draw(white)
+        residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
+        if name is None:
+            draw = draw + fitted(coefficients, gp.design_on(new))
+    weights = solve_grid(op, residual)
+    for k in wanted:
+        correction = _cross(post, components[k], new, exact=False).mv_grid(weights)
+        draw = draw + fields[k][1] + correction
+    return draw
+
+
+def _prior_draw(
+    post: Any, part: Component, key: PRNGKeyArray, new: New, lead: tuple[int, ...]
+) -> tuple[Array, Array]:
+    """One component at the old and at the new coordinates, drawn together."""
+    gp, dtype = post.gp, post.operator.dtype
+
+    def root(i: int) -> SymmetricBlocks:
+        scale = jnp.ones((), dtype) if i else part.variance.astype(dtype)
+        return joint_root(gp, part.kernels[i], i, new[i], scale, dtype)
+
+    roots = in_sequence(root, range(len(new)), batched=False)
+    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), dtype)
+    old = ahead = apply_roots(roots, white)
     for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
         if axis is not None:
             dim = i - len(new)
             old = jnp.take(old, jnp.arange(before.size), axis=dim)
             ahead = jnp.take(ahead, jnp.arange(before.size, before.size + axis.size), axis=dim)
-    noise = noise_draw(op, noise_key, old.shape)
-    residual = post.y - gp.mean_on((None,) * len(new)) - old - noise
-    if post.regression is not None:
-        white = jax.random.normal(jax.random.fold_in(key, 1), (*lead, len(gp.mean.names)), op.dtype)
-        coefficients = post.regression.draw(white)
-        residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
-        ahead = ahead + fitted(coefficients, gp.design_on(new))
-    correction = _signal(post, new).mv_grid(solve_grid(op, residual))
-    return gp.mean_on(new) + ahead + correction
+    return old, ahead
 
 
-def _joint_root(gp: Any, i: int, new: Points | None, dtype: Any) -> SymmetricBlocks:
-    """A root of the covariance of one axis over old and new coordinates together."""
-    kernel, rank = gp.kernels[i], gp.structures[i].rank
-    x = gp.axes[i].points(dtype)
-    if rank is None:
-        joint = x if new is None else x.joined(new)
-        return full_block(symmetric_root(kernel_matrix(gp, i, joint, dtype)))
-    root = jnp.sqrt(amplitude(gp, i, dtype)) * low_rank_joint(kernel, x, new, rank, dtype)
-    return SymmetricBlocks((root,), (2,), (root.shape[-1],))
-
-
-def noise_draw(op: KroneckerPlusNoise, key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
-    """Noise on the grid."""
-    white = jax.random.normal(key, shape, op.dtype)
-    if not isinstance(op.noise, Kronecker):
-        return safe_sqrt(op.noise) * white
-    return apply_roots([f.root() for f in op.noise.factors], white)
+def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Noise on the grid: of one variance, or of a Kronecker covariance."""
+    white = jax.random.normal(key, shape, dtype)
+    if not isinstance(noise, Kronecker):
+        return safe_sqrt(noise) * white
+    return apply_roots([f.root() for f in noise.factors], white)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.cross import kernel_matrix, kernel_rows, root_rows
+from kronax.gp.components import Component, parts, rows_at
+from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
 from kronax.linalg.modes import matmul
 from kronax.linalg.scattered import inverse_at, mv_rows
@@ -19,14 +20,20 @@ from kronax.linalg.thin import is_thin, reduced, rows_inside
 ROUNDINGS = 100
 
 
-def scattered_points(gp: Any, points: Any) -> tuple[Points, ...]:
+def scattered_points(gp: Any, points: Any, axes: Any) -> tuple[Points, ...]:
     """The coordinates of scattered places: one entry of `m` per axis.
 
     Args:
         gp: the process.
         points: `(m, d)` where every axis has coordinates `(n_i,)`; or one array of `m` per axis, a
             sequence or a dictionary by name.
+        axes: of a grid, which must not be given as well.
     """
+    if axes is not None:
+        raise TypeError(
+            "Give `axes`, for a grid of new coordinates, or `points`, for scattered places; "
+            "got both."
+        )
     given = points
     if not isinstance(points, Mapping | list | tuple):
         array = points if isinstance(points, jax.Array) else np.asarray(points)
@@ -54,14 +61,26 @@ def scattered_points(gp: Any, points: Any) -> tuple[Points, ...]:
 
 
 @eqx.filter_jit
-def mean_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "*batch m"]:
-    """Posterior mean; `2 m N` operations."""
-    dtype = post.operator.dtype
-    rows = [kernel_rows(post.gp, i, place, dtype) for i, place in enumerate(new)]
-    value = _prior_mean(post.gp, new) + mv_rows(rows, post.weights)
+def mean_at(
+    post: Any, new: tuple[Points, ...], name: str | None = None
+) -> Float[Array, "*batch m"]:
+    """Posterior mean of the function, or of the term of that name; `2 m N` operations."""
+    value = _explained(post, new, parts(post.gp, name), post.weights)
+    if name is not None:
+        return value
+    value = _prior_mean(post.gp, new) + value
     if post.regression is None:
         return value
     return value + matmul(post.regression.coefficients, _design(post.gp, new))
+
+
+def _explained(
+    post: Any, new: tuple[Points, ...], components: tuple[Component, ...], x: Array
+) -> Array:
+    """`K_* x` for grid arrays `x`, over all components."""
+    dtype = post.operator.dtype
+    first, *rest = (mv_rows(rows_at(post.gp, part, new, dtype), x) for part in components)
+    return sum(rest, first)
 
 
 def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
@@ -83,36 +102,52 @@ def _design(gp: Any, new: tuple[Points, ...]) -> Float[Array, "p m"]:
     return jax.vmap(one, out_axes=1)(*(p.raw for p in new))
 
 
-def _regressed(post: Any, new: tuple[Points, ...]) -> Float[Array, "p m"] | None:
+def _regressed(
+    post: Any, new: tuple[Points, ...], name: str | None = None
+) -> Float[Array, "p m"] | None:
     """The root of what not knowing the coefficients adds to the covariance."""
     if post.regression is None:
         return None
-    rows = [kernel_rows(post.gp, i, p, post.operator.dtype) for i, p in enumerate(new)]
-    return post.regression.whitened(_design(post.gp, new) - mv_rows(rows, post.regression.solved))
+    explained = _explained(post, new, parts(post.gp, name), post.regression.solved)
+    design = _design(post.gp, new) if name is None else jnp.zeros_like(explained)
+    return post.regression.whitened(design - explained)
 
 
 @eqx.filter_jit
-def variance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
-    """Posterior variance of the function; values only, differentiating raises."""
-    gp, dtype = post.gp, post.operator.dtype
-    prior = gp.variance.astype(dtype)
-    for kernel, place in zip(gp.kernels, new, strict=True):
-        prior = prior * kernel.variances_at(place).astype(dtype)
-    op, rows = _rows(post, new)
-    value = prior - inverse_at(op, rows, joint=False)
-    root = _regressed(post, new)
+def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> Float[Array, " m"]:
+    """Posterior variance of the function or a term; values only, differentiating raises."""
+    prior = _prior_variances(post, new, name)
+    op, products = _rows(post, new, name)
+    value = prior - inverse_at(op, *products, joint=False)
+    root = _regressed(post, new, name)
     return value if root is None else value + jnp.sum(jnp.square(root), axis=0)
+
+
+def _prior_variances(
+    post: Any, new: tuple[Points, ...], name: str | None = None
+) -> Float[Array, " m"]:
+    dtype = post.operator.dtype
+    total = jnp.zeros((), dtype)
+    for part in parts(post.gp, name):
+        prior = part.variance.astype(dtype)
+        for kernel, place in zip(part.kernels, new, strict=True):
+            prior = prior * kernel.variances_at(place).astype(dtype)
+        total = total + prior
+    return total
 
 
 @eqx.filter_jit
 def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     """Posterior covariance between all places; `2 m² N` operations, values only."""
     gp, dtype = post.gp, post.operator.dtype
-    prior = jnp.ones((), dtype)
-    for i, place in enumerate(new):
-        prior = prior * kernel_matrix(gp, i, place, dtype)
-    op, rows = _rows(post, new)
-    covariance = prior - inverse_at(op, rows, joint=True)
+    total = jnp.zeros((), dtype)
+    for part in parts(gp, None):
+        prior = part.variance.astype(dtype)
+        for kernel, place in zip(part.kernels, new, strict=True):
+            prior = prior * kernel.matrix_at(place, place).astype(dtype)
+        total = total + prior
+    op, products = _rows(post, new)
+    covariance = total - inverse_at(op, *products, joint=True)
     root = _regressed(post, new)
     if root is not None:
         covariance = covariance + matmul(root.T, root)
@@ -127,19 +162,24 @@ def sample_at(
     mean, covariance = mean_at(post, new), covariance_at(post, new)
     # The covariance is a difference of two: its rounding is of the size of the first.
     values, vectors = jnp.linalg.eigh(covariance)
-    prior = post.gp.variance.astype(mean.dtype)
-    for kernel, place in zip(post.gp.kernels, new, strict=True):
-        prior = prior * jnp.max(kernel.variances_at(place)).astype(mean.dtype)
+    prior = jnp.max(_prior_variances(post, new))
     slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
     root = vectors * jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
     return mean + matmul(white, root.T)
 
 
-def _rows(post: Any, new: tuple[Points, ...]) -> tuple[Any, list[Array]]:
+def _rows(
+    post: Any, new: tuple[Points, ...], name: str | None = None
+) -> tuple[Any, list[list[Array]]]:
     """The operator to be inverted and the rows of every place on it, low-rank axes reduced."""
-    op = post.operator
-    pairs = [root_rows(post.gp, i, place, op.dtype) for i, place in enumerate(new)]
+    gp, op = post.gp, post.operator
     if not is_thin(op):
-        return op, [row for row, _ in pairs]
-    return reduced(op), rows_inside(op, pairs)
+        return op, [rows_at(gp, part, new, op.dtype) for part in parts(gp, name)]
+    if name is not None:
+        raise NotImplementedError(
+            "The variance of a term at scattered places is not available with low-rank axes. Pass "
+            "`axes=` for a grid, or leave `structure` out."
+        )
+    pairs = [root_rows(gp, i, place, op.dtype) for i, place in enumerate(new)]
+    return reduced(op), [rows_inside(op, pairs)]

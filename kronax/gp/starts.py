@@ -16,10 +16,12 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 
 from kronax.gp.axes import Axis
+from kronax.gp.components import term
 from kronax.gp.correlogram import Correlogram, Products
 from kronax.gp.kernels.base import Kernel, Sum
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labels import Labels
 from kronax.gp.noise import AxisNoise
 from kronax.linalg.checks import is_concrete
@@ -96,12 +98,15 @@ class _Start:
                 "y must vary about the mean, so that starting values can be taken from it; got a "
                 f"mean square of {mean_square:.3g} about it. Give the values yourself."
             )
-        alongs = [_Along(gp, i, residual, mean_square, rng) for i in range(len(gp.axes))]
+        alongs = [
+            _Along(gp, i, kernel, path, residual, mean_square, rng)
+            for i, kernel, path in _placed_kernels(gp)
+        ]
         noise = _noise_share(alongs)
         for along in alongs:
             self.put(dict(along.lengths(1 - noise)))
             self.known_to_user |= along.known_to_user
-        self.put({"variance": (1 - noise) * mean_square / _mean_diagonal(self.gp)})
+        self.put(dict(_variances(self.gp, (1 - noise) * mean_square)))
         self.put(dict(_noise_values(self.gp.noise, noise * mean_square)))
 
     def put(self, values: dict[str, Any]) -> None:
@@ -128,14 +133,16 @@ class _Along:
         self,
         gp: Any,
         index: int,
+        kernel: Kernel,
+        path: str,
         residual: np.ndarray,
         mean_square: float,
         rng: np.random.Generator | None,
     ):
         self.rng = rng
-        self.kernel: Kernel = gp.kernels[index]
+        self.kernel = kernel
         self.axis: Axis = gp.axes[index]
-        self.path = f"kernels[{index}]"
+        self.path = path
         self.dtype = gp.dtype
         self.known_to_user: set[str] = set()
         place = residual.ndim - len(gp.axes) + index
@@ -198,7 +205,7 @@ class _Along:
         parts = _parts(kernel, path)
         rises = [self._comes_back(part) for part, _ in parts] if len(parts) > 1 else [False]
         factors = np.ones(len(parts))
-        if isinstance(kernel, Sum):
+        if isinstance(kernel, Sum | TermSum):
             factors = self._spread([_size(part) for part, _ in parts])
         for k, (part, below) in enumerate(parts):
             beside = returns or any(rises[:k] + rises[k + 1 :])
@@ -273,6 +280,8 @@ def _parts(kernel: Kernel, path: str) -> list[tuple[Kernel, str]]:
         entries = [(value, below)]
         if isinstance(value, tuple):
             entries = [(entry, f"{below}[{i}]") for i, entry in enumerate(value)]
+        if isinstance(value, dict):
+            entries = [(entry, f"{below}[{name!r}]") for name, entry in value.items()]
         for part, name in entries:
             if isinstance(kernel, Sum) and isinstance(part, Sum):
                 found += _parts(part, name)
@@ -310,10 +319,31 @@ def _noise_share(alongs: list[_Along]) -> float:
     return float(np.clip(min(told), *NOISE_SHARES)) if told else UNKNOWN_NOISE_SHARE
 
 
-def _mean_diagonal(gp: Any) -> float:
+def _placed_kernels(gp: Any) -> Iterator[tuple[int, Kernel, str]]:
+    """The axis, the kernel and its path, for all that have parameters."""
+    for i, kernel in enumerate(gp.kernels):
+        yield i, kernel, f"kernels[{i}]"
+    if gp.joined is not None:
+        yield gp.terms.joined_axis, gp.joined, "joined"
+
+
+def _variances(gp: Any, level: float) -> Iterator[tuple[str, Any]]:
+    """The amplitude at a level, or those of all terms at equal shares of it."""
+    if gp.terms is None:
+        yield "variance", level / _mean_diagonal(gp, gp.kernels)
+        return
+    for name in gp.terms.names:
+        joined = name in gp.terms.joined
+        path = "joined" if joined else f"kernels[{gp.terms.axis}]"
+        kernels = term(gp, name).kernels
+        share = level / len(gp.terms.names)
+        yield f"{path}.variances[{name!r}]", share / _mean_diagonal(gp, kernels)
+
+
+def _mean_diagonal(gp: Any, kernels: tuple[Kernel, ...]) -> float:
     """The mean prior variance on the grid at an amplitude of one."""
     places = tuple(axis.points(gp.dtype) for axis in gp.axes)
-    return float(np.prod(np.asarray(_diagonals(gp.kernels, places), np.float64)))
+    return float(np.prod(np.asarray(_diagonals(kernels, places), np.float64)))
 
 
 @eqx.filter_jit

@@ -10,7 +10,7 @@ from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.thin import decomposition, is_thin
 
@@ -35,6 +35,7 @@ def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
         >>> round(kx.logdet(op).item(), 4)
         4.1589
     """
+    op = with_noise(op)
     if isinstance(op, KroneckerPlusNoise):
         bases = _bases(op)
         explain_not_finite(bases, op)

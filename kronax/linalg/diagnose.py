@@ -7,7 +7,7 @@ import numpy as np
 
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.noise import KroneckerPlusNoise
 
 
@@ -46,7 +46,9 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
     )
 
 
-def refuse_indefinite(kronecker: Kronecker, what: str, definite: bool = False) -> None:
+def refuse_indefinite(
+    kronecker: Kronecker | KroneckerSum, what: str, definite: bool = False
+) -> None:
     """Raise if a concrete factor is not positive semidefinite (or not positive definite)."""
     for k, factor in enumerate(kronecker.factors):
         if is_concrete(factor):

@@ -1,13 +1,14 @@
-"""`diag(C S⁻¹ Cᵀ)` of a two-term sum: variances and leave-one-out, right to first order.
+"""`diag(C S⁻¹ Bᵀ)` of a two-term sum: variances and leave-one-out, right to first order.
 
-In the eigenbasis, with `U_i = C_i W_i`, it is `U_i ∘ U_i` along every axis, applied to `1/D`. Its
-derivative is not that of frozen bases: along `dK_i` it takes
-`−Σ_b λ_{-i}[b] Σ_ac U[p,a] U[p,c] E[a,c] / (D[a,b] D[c,b])` with `E = W_iᵀ dK_i W_i`, at a cost of
-`O(N Σ n_i²)`.
+In the eigenbasis, with `U_i = C_i W_i` and `V_i = B_i W_i`, it is `U_i ∘ V_i` along every axis,
+applied to `1/D`. Its derivative is not that of frozen bases: along `dK_i` it takes
+`−Σ_b λ_{-i}[b] Σ_ac U[p,a] V[p,c] E[a,c] / (D[a,b] D[c,b])` with `E = W_iᵀ dK_i W_i`, at a cost of
+`O(N Σ n_i²)`. Mostly `B` is `C`.
 """
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +21,11 @@ from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
-from kronax.linalg.spectral import spectrum
+from kronax.linalg.spectral import signal_slopes, spectrum
 from kronax.linalg.thin import is_thin, noise_factors, whitened
 
 # Columns of a rotation that are handled at once hold at most about this many numbers.
@@ -48,6 +49,7 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
         >>> kx.inverse_diagonal(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).sum().item()
         3.0
     """
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("inverse_diagonal")
@@ -72,23 +74,30 @@ def _inverse_factor(matrix, factorization):
 
 
 def conjugated_inverse_diagonal(
-    op: KroneckerPlusNoise, rows: Sequence[Array | None]
+    op: KroneckerPlusNoise,
+    rows: Sequence[Array | None],
+    others: Sequence[Array | None] | None = None,
 ) -> Float[Array, "..."]:
-    """`diag(C op⁻¹ Cᵀ)` for `C = ⊗ rows[i]`, each `(*batch, m_i, n_i)` or `None` for identity."""
+    """`diag(C op⁻¹ Bᵀ)` for `C = ⊗ rows[i]`, each `(*batch, m_i, n_i)` or `None` for identity.
+
+    `B = ⊗ others[i]` is `C` unless given; with thin factors it must be.
+    """
     if is_thin(op):
+        assert others is None
         return _by_woodbury(op, rows)
     signal, noise = op.blocks()
     bases = op.eigenbases()
     ndims = (
         tuple(b.event_ndims for b in signal),
         tuple(b.event_ndims for b in noise),
-        [None if c is None else 2 for c in rows],
+        *([None if c is None else 2 for c in side] for side in (rows, others or ())),
     )
-    batch = jnp.broadcast_shapes(op.batch_shape, *(c.shape[:-2] for c in rows if c is not None))
+    given = [c for c in (*rows, *(others or ())) if c is not None]
+    batch = jnp.broadcast_shapes(op.batch_shape, *(c.shape[:-2] for c in given))
     return map_batch(
         _diagonal,
         batch,
-        ((signal, noise, list(rows)), ndims),
+        ((signal, noise, list(rows), list(others or ())), ndims),
         (bases, tuple(b.event_ndims for b in bases)),
     )
 
@@ -152,17 +161,38 @@ def rotated_rows(row: Array | None, basis: Eigenbasis) -> Array | None:
     return basis.matrix() if row is None else basis.right(row)
 
 
-def _apply_squares(rotated: Sequence[Array | None], x: Array, skip: int | None = None) -> Array:
-    for i, u in enumerate(rotated):
-        if u is not None and i != skip:
-            x = apply_along(jnp.square(u), x, i - len(rotated))
+def _products(
+    rows: Sequence[Array | None], others: Sequence[Array | None], bases: tuple[Eigenbasis, ...]
+) -> list[tuple[Array | None, Array | None]]:
+    """`U_i` and `V_i` per axis; `None` for the identity."""
+    left = [rotated_rows(c, b) for c, b in zip(rows, bases, strict=True)]
+    if not others:
+        return [(u, u) for u in left]
+    right = [rotated_rows(c, b) for c, b in zip(others, bases, strict=True)]
+    return list(zip(left, right, strict=True))
+
+
+def _hadamard(u: Array | None, v: Array | None) -> Array | None:
+    """`U ∘ V`; `None` for the identity."""
+    if u is None or v is None:
+        only = v if u is None else u
+        return None if only is None else jnp.diag(jnp.diagonal(only))
+    return u * v
+
+
+def _apply_products(
+    pairs: Sequence[tuple[Array | None, Array | None]], x: Array, skip: int | None = None
+) -> Array:
+    for i, pair in enumerate(pairs):
+        both = None if i == skip else _hadamard(*pair)
+        if both is not None:
+            x = apply_along(both, x, i - len(pairs))
     return x
 
 
 def _diagonal_value(operands, bases):
-    _, _, rows = operands
-    rotated = [rotated_rows(c, b) for c, b in zip(rows, bases, strict=True)]
-    return _apply_squares(rotated, 1 / spectrum(bases))
+    _, _, rows, others = operands
+    return _apply_products(_products(rows, others, bases), 1 / spectrum(bases))
 
 
 def _diagonal_derivative(operands, bases, tangents):
@@ -171,32 +201,35 @@ def _diagonal_derivative(operands, bases, tangents):
 
 
 def _diagonal_tangent_value(coefficients, moving, *, given):
-    (signal, noise, rows), bases = coefficients
-    rotated = [rotated_rows(c, b) for c, b in zip(rows, bases, strict=True)]
+    (signal, noise, rows, others), bases = coefficients
+    pairs = _products(rows, others, bases)
     inverse_d = 1 / spectrum(bases)
     tangents = iter(moving)
     marks = iter(given)
     total = jnp.zeros((), inverse_d.dtype)
     for blocks, values in (
-        (signal, [b.values for b in bases]),
+        (signal, signal_slopes([b.values for b in bases], bases[0].adds)),
         (noise, [b.noise_values for b in bases]),
     ):
         for i, (block, basis) in enumerate(zip(blocks, bases, strict=True)):
             ts = [next(tangents) if next(marks) else None for _ in block.arrays]
             if any(t is not None for t in ts):
                 weight = outer(values, skip=i)
-                inside = _along_factor(block, basis, ts, rotated[i], weight, inverse_d, i)
-                total = total - _apply_squares(rotated, inside, skip=i)
-    for i, (row, basis) in enumerate(zip(rows, bases, strict=True)):
-        if row is not None and next(marks):
-            product = basis.right(next(tangents)) * basis.right(row)
-            part = apply_along(2 * product, inverse_d, i - len(bases))
-            total = total + _apply_squares(rotated, part, skip=i)
+                inside = _along_factor(block, basis, ts, pairs[i], weight, inverse_d, i)
+                total = total - _apply_products(pairs, inside, skip=i)
+    # Where both sides are the same rows, the two derivatives are equal.
+    sides = ((rows, 1, 2.0),) if not others else ((rows, 1, 1.0), (others, 0, 1.0))
+    for side, opposite, times in sides:
+        for i, (row, basis) in enumerate(zip(side, bases, strict=True)):
+            if row is not None and next(marks):
+                product: Any = _hadamard(basis.right(next(tangents)), pairs[i][opposite])
+                part = apply_along(times * product, inverse_d, i - len(bases))
+                total = total + _apply_products(pairs, part, skip=i)
     return total
 
 
-def _along_factor(block: SymmetricBlocks, basis, tangents, u, weight, inverse_d, i) -> Array:
-    """`Σ_ac U_pa U_pc E_ac λ / (D_a D_c)` along axis `i`, for the tangents of one factor."""
+def _along_factor(block: SymmetricBlocks, basis, tangents, pair, weight, inverse_d, i) -> Array:
+    """`Σ_ac U_pa V_pc E_ac λ / (D_a D_c)` along axis `i`, for the tangents of one factor."""
     axis = i - inverse_d.ndim
     pieces = []
     for t, ndim, w, size in zip(tangents, block.ndims, basis.blocks, block.sizes, strict=True):
@@ -209,20 +242,23 @@ def _along_factor(block: SymmetricBlocks, basis, tangents, u, weight, inverse_d,
             pieces.append(matmul(matmul(w.T, full), w))
     if all(p.ndim == 1 for p in pieces):
         scaled = along(jnp.concatenate(pieces), axis) * weight * jnp.square(inverse_d)
-        return scaled if u is None else apply_along(jnp.square(u), scaled, axis)
+        both = _hadamard(*pair)
+        return scaled if both is None else apply_along(both, scaled, axis)
     middle = jax.scipy.linalg.block_diag(*(jnp.diag(p) if p.ndim == 1 else p for p in pieces))
-    assert u is not None
-    return _columnwise(u, middle, weight, inverse_d, axis)
+    u, v = pair
+    return _columnwise(u, v, middle, weight, inverse_d, axis)
 
 
-def _columnwise(u: Array, middle: Array, weight: Array, inverse_d: Array, axis: int) -> Array:
+def _columnwise(
+    u: Array, v: Array, middle: Array, weight: Array, inverse_d: Array, axis: int
+) -> Array:
     """One product per place on the other axes, in chunks: a map over cells, not over factors."""
     columns = jnp.moveaxis(inverse_d, axis, -1)
     weights = jnp.broadcast_to(jnp.moveaxis(weight, axis, -1), (*columns.shape[:-1], 1))
 
     def one(pair):
         d, scale = pair
-        product = matmul(u * d, middle) * (u * d)
+        product = matmul(u * d, middle) * (v * d)
         return scale[0] * jnp.sum(product, axis=-1)
 
     flat = (columns.reshape(-1, columns.shape[-1]), weights.reshape(-1, 1))

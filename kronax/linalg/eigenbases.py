@@ -88,7 +88,8 @@ class Eigenbasis(eqx.Module):
     matrix, or `None` for the identity. It is orthonormal unless both terms are general; then
     `log_abs_det` is `log|det W|`. The arrays are held constant: the derivative rules contain what
     depends on them. `vectors` hands them out guarded, so that a derivative through eigenvectors
-    raises and never returns a wrong number.
+    raises and never returns a wrong number. With `adds` the signal is a Kronecker sum: the `values`
+    of all axes are added, not multiplied.
     """
 
     blocks: tuple[Array | None, ...]
@@ -98,6 +99,7 @@ class Eigenbasis(eqx.Module):
     anchor: Array
     sizes: tuple[int, ...] = eqx.field(static=True)
     transform: Transform = eqx.field(static=True, default=Identity())
+    adds: bool = eqx.field(static=True, default=False)
 
     @property
     def vectors(self) -> tuple[Array | None, ...]:
@@ -115,6 +117,7 @@ class Eigenbasis(eqx.Module):
             anchor=0,  # type: ignore[arg-type]
             sizes=self.sizes,
             transform=self.transform,
+            adds=self.adds,
         )
 
     def rotate(self, x: Array, axis: int) -> Array:
@@ -181,13 +184,7 @@ def eigenbases(
     """
     pairs = list(pairs)
     held = lax.stop_gradient(pairs)
-    blocks = [
-        _Block(k, n, k_ndim, n_ndim, size)
-        for signal, noise in held
-        for k, n, k_ndim, n_ndim, size in zip(
-            signal.arrays, noise.arrays, signal.ndims, noise.ndims, signal.sizes, strict=True
-        )
-    ]
+    blocks = [block for signal, noise in held for block in _Block.of(signal, noise)]
     together = jax.default_backend() != "cpu"
     decompose = _decompose_together if together else _decompose_in_turn
     found = iter(decompose(blocks, batched))
@@ -195,13 +192,28 @@ def eigenbases(
 
 
 class _Block(NamedTuple):
-    """One block of both terms, and what tells blocks apart that cannot share a call."""
+    """One block of both terms, and what tells blocks apart that cannot share a call.
+
+    Where both are general, `scales` holds the mean diagonals of both terms on the whole axis.
+    """
 
     signal: Array
     noise: Array
+    scales: tuple[Array, Array] | None
     signal_ndim: int
     noise_ndim: int
     size: int
+
+    @classmethod
+    def of(cls, signal: SymmetricBlocks, noise: SymmetricBlocks) -> "list[_Block]":
+        found = []
+        for k, n, k_ndim, n_ndim, size in zip(
+            signal.arrays, noise.arrays, signal.ndims, noise.ndims, signal.sizes, strict=True
+        ):
+            general = min(k_ndim, n_ndim) > 0 and max(k_ndim, n_ndim) == 2
+            scales = (_scale(signal), _scale(noise)) if general else None
+            found.append(cls(k, n, scales, k_ndim, n_ndim, size))
+        return found
 
     @property
     def form(self) -> tuple:
@@ -212,15 +224,18 @@ class _Block(NamedTuple):
     def needs_decomposition(self) -> bool:
         return 2 in (self.signal_ndim, self.noise_ndim)
 
+    @property
+    def arrays(self) -> tuple[Array, Array, tuple[Array, Array] | None]:
+        return self.signal, self.noise, self.scales
+
+    def basis(self, arrays: tuple) -> tuple:
+        signal, noise, scales = arrays
+        return _block_basis(self._replace(signal=signal, noise=noise, scales=scales))
+
 
 def _decompose_in_turn(blocks: list[_Block], batched: bool) -> list[tuple]:
-    def one(item: tuple[int, Array, Array]) -> tuple:
-        index, signal, noise = item
-        block = blocks[index]
-        return _block_basis(signal, block.signal_ndim, noise, block.noise_ndim, block.size)
-
-    items = [(i, block.signal, block.noise) for i, block in enumerate(blocks)]
-    return in_sequence(one, items, batched=batched)
+    items = [(i, block.arrays) for i, block in enumerate(blocks)]
+    return in_sequence(lambda item: blocks[item[0]].basis(item[1]), items, batched=batched)
 
 
 def _decompose_together(blocks: list[_Block], batched: bool) -> list[tuple]:
@@ -230,17 +245,13 @@ def _decompose_together(blocks: list[_Block], batched: bool) -> list[tuple]:
     found: dict[int, tuple] = {}
     for members in groups.values():
         first = blocks[members[0]]
-
-        def one(signal: Array, noise: Array, first: _Block = first) -> tuple:
-            return _block_basis(signal, first.signal_ndim, noise, first.noise_ndim, first.size)
-
         if len(members) == 1:
-            found[members[0]] = one(first.signal, first.noise)
+            found[members[0]] = first.basis(first.arrays)
             continue
-        signal, noise = (jnp.stack([blocks[i][k] for i in members]) for k in range(2))
-        stacked = jax.vmap(one)(signal, noise)
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(blocks[i].arrays for i in members))
+        together = jax.vmap(first.basis)(stacked)
         for place, i in enumerate(members):
-            found[i] = tuple(None if part is None else part[place] for part in stacked)
+            found[i] = tuple(None if part is None else part[place] for part in together)
     return [found[i] for i in range(len(blocks))]
 
 
@@ -248,10 +259,15 @@ def _assembled(signal: SymmetricBlocks, noise: SymmetricBlocks, found: list[tupl
     """The basis of one axis from those of its blocks."""
     vectors, values, noise_values, log_abs_dets = (list(part) for part in zip(*found, strict=True))
     general = [v for v in log_abs_dets if v is not None]
+    if general:
+        values = _settled_by_length(values, vectors, signal)
+        noise_values = _settled_by_length(noise_values, vectors, noise)
+    else:
+        values, noise_values = _settled(values), _settled(noise_values)
     return Eigenbasis(
         blocks=tuple(vectors),
-        values=_concatenate(_settled(values)),
-        noise_values=_concatenate(_settled(noise_values)),
+        values=_concatenate(values),
+        noise_values=_concatenate(noise_values),
         log_abs_det=sum(general[1:], general[0]) if general else None,
         anchor=_zero_of(signal) + _zero_of(noise),
         sizes=signal.sizes,
@@ -259,8 +275,9 @@ def _assembled(signal: SymmetricBlocks, noise: SymmetricBlocks, found: list[tupl
     )
 
 
-def _block_basis(k: Array, k_ndim: int, n: Array, n_ndim: int, size: int):
+def _block_basis(block: "_Block"):
     """`(W, λ, μ, log|det W|)` of one block; `None` for an identity and for a zero."""
+    k, n, scales, k_ndim, n_ndim, size = block
     if k_ndim < 2 and n_ndim < 2:
         return None, expand(k, k_ndim, size), expand(n, n_ndim, size), None
     if n_ndim == 0:
@@ -269,31 +286,35 @@ def _block_basis(k: Array, k_ndim: int, n: Array, n_ndim: int, size: int):
     if k_ndim == 0:
         values, vectors = jnp.linalg.eigh(n)
         return vectors, expand(k, 0, size), values, None
-    return _whitened(_full(k, k_ndim), _full(n, n_ndim))
+    assert scales is not None
+    return _whitened(_full(k, k_ndim), _full(n, n_ndim), *scales)
 
 
-def _whitened(k: Array, n: Array):
+def _whitened(k: Array, n: Array, k_scale: Array, n_scale: Array):
     """Diagonalise two general terms, whitening by their trace-balanced sum.
 
     For positive semidefinite terms that sum is positive definite whenever the two-term operator
-    is, so neither term is singled out and either may be singular.
+    is, so neither term is singled out and either may be singular. The scales are those of the whole
+    axis: the odd half of a smooth kernel may be nothing but rounding, which must not be magnified.
     """
-    size = k.shape[-1]
     k, n = jnp.broadcast_arrays(k, n)
-    k_scale, n_scale = (_mean_diagonal(m)[..., None, None] for m in (k, n))
+    k_scale, n_scale = (scale[..., None, None] for scale in (k_scale, n_scale))
     root = jnp.linalg.cholesky(k / k_scale + n / n_scale)
     half = lax.linalg.triangular_solve(root, k / k_scale, left_side=True, lower=True)
     white = lax.linalg.triangular_solve(root, half, left_side=False, lower=True, transpose_a=True)
     share, vectors = jnp.linalg.eigh(white)
-    slack = ROUNDING * size * jnp.finfo(k.dtype).eps
-    share, rest = (_above(part, slack) for part in (share, 1 - share))
     w = lax.linalg.triangular_solve(root, vectors, left_side=True, lower=True, transpose_a=True)
     log_abs_det = -jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), -1)
-    return w, share * k_scale[..., 0], rest * n_scale[..., 0], log_abs_det
+    return w, share * k_scale[..., 0], (1 - share) * n_scale[..., 0], log_abs_det
 
 
-def _mean_diagonal(matrix: Array) -> Array:
-    mean = jnp.trace(matrix, axis1=-2, axis2=-1) / matrix.shape[-1]
+def _scale(blocks: SymmetricBlocks) -> Array:
+    """The mean of the diagonal, `(*batch,)`; one where it is not positive."""
+    traces = [
+        jnp.trace(a, axis1=-2, axis2=-1) if ndim == 2 else jnp.sum(expand(a, ndim, size), axis=-1)
+        for a, ndim, size in zip(blocks.arrays, blocks.ndims, blocks.sizes, strict=True)
+    ]
+    mean = functools.reduce(jnp.add, traces) / blocks.size
     return jnp.where(mean > 0, mean, 1)
 
 
@@ -314,6 +335,26 @@ def _settled(pieces: list[Array]) -> list[Array]:
     size = sum(p.shape[-1] for p in pieces)
     slack = ROUNDING * size * jnp.finfo(top.dtype).eps * top
     return [_above(p, slack) for p in pieces]
+
+
+def _settled_by_length(
+    pieces: list[Array], vectors: list[Array | None], blocks: SymmetricBlocks
+) -> list[Array]:
+    """The same where a basis need not be orthonormal: `λ = wᵀ K w` grows with `|w|²`.
+
+    What counts as rounding is that of the matrix, measured by its norm on the whole axis, times
+    `|w|²`, and that of a share of the trace-balanced sum.
+    """
+    blocks = lax.stop_gradient(blocks)
+    norms = [
+        jnp.sqrt(jnp.sum(jnp.square(a), (-2, -1))) if ndim == 2 else jnp.max(jnp.abs(p), axis=-1)
+        for a, ndim, p in zip(blocks.arrays, blocks.ndims, pieces, strict=True)
+    ]
+    top = functools.reduce(jnp.maximum, norms)[..., None]
+    unit = ROUNDING * blocks.size * jnp.finfo(top.dtype).eps
+    squares = [1.0 if w is None else jnp.sum(jnp.square(w), axis=-2) for w in vectors]
+    share = _scale(blocks)[..., None]
+    return [_above(p, unit * (top * q + share)) for p, q in zip(pieces, squares, strict=True)]
 
 
 def _above(values: Array, slack: Any) -> Array:

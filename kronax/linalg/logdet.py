@@ -12,7 +12,7 @@ from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.modes import map_batch
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.spectral import TwoTermSum, Weights, log_det_and_quadratic
@@ -36,6 +36,7 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
         >>> round(kx.logdet(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).item(), 4)
         4.1589
     """
+    op = with_noise(op)
     if isinstance(op, KroneckerPlusNoise):
         value = _two_term(op, None, (1.0, 0.0))
     else:
@@ -63,6 +64,7 @@ def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*bat
         >>> kx.inv_quad(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0, jnp.ones((3, 2))).item()
         3.0
     """
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("inv_quad")
@@ -97,6 +99,7 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
         >>> round(kx.normal_logpdf(jnp.zeros((3, 2)), 0.0, op).item(), 4)
         -7.5931
     """
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_covariance("normal_logpdf")

@@ -1,5 +1,6 @@
 """A Kronecker product plus noise, and the exact sum of two Kronecker products: one case."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -13,21 +14,22 @@ from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, fu
 from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
-from kronax.linalg.kronecker import Kronecker, as_kronecker
+from kronax.linalg.kronecker import Kronecker, KroneckerSum, as_kronecker
 from kronax.linalg.operators import AbstractOperator, define_sums
 
 
 class KroneckerPlusNoise(AbstractOperator):
-    """`⊗K_i + σ² I`, or `⊗K_i + ⊗N_i` with any positive semidefinite `N_i`.
+    """`⊗K_i + σ² I`, `⊗K_i + ⊗N_i` with any positive semidefinite `N_i`, or `⊕K_i + σ² I`.
 
     Both terms are diagonalised together, axis by axis: one `eigh` per axis that is not diagonal.
     Either term may be singular as long as the sum is positive definite. `kx.Kronecker(A, B) + 0.1`
     makes one.
 
     Args:
-        kronecker: the signal, symmetric positive semidefinite factors.
+        kronecker: the signal, a `kx.Kronecker` or `kx.KroneckerSum` of symmetric positive
+            semidefinite factors.
         noise: the variance σ² (not σ), a number or an array that broadcasts to the batch shape of
-            the signal; or a `kx.Kronecker` of covariances over the same grid.
+            the signal; or, beside a product, a `kx.Kronecker` of covariances over the same grid.
 
     Raises:
         ValueError: if a factor is not square or not symmetric, if the noise is negative, or if the
@@ -41,12 +43,14 @@ class KroneckerPlusNoise(AbstractOperator):
         4.1589
     """
 
-    kronecker: Kronecker
+    kronecker: Kronecker | KroneckerSum
     noise: Array | Kronecker
     decomposition: tuple[Eigenbasis, ...] | eqx.Module | None
 
     def __init__(self, kronecker: Any, noise: Any, *, decomposition: Any = None):
-        self.kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusNoise")
+        if not isinstance(kronecker, KroneckerSum):
+            kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusNoise")
+        self.kronecker = kronecker
         self.kronecker.check_covariance("a sum with noise")
         self.noise = _checked_noise(noise, self.kronecker)
         self.decomposition = decomposition
@@ -125,15 +129,48 @@ class KroneckerPlusNoise(AbstractOperator):
         if isinstance(self.decomposition, tuple):
             return lax.stop_gradient(self.decomposition)
         pairs = zip(*self.blocks(), strict=True)
-        return eigenbases(pairs, batched=bool(self.batch_shape))
+        found = eigenbases(pairs, batched=bool(self.batch_shape))
+        if not isinstance(self.kronecker, KroneckerSum):
+            return found
+        return tuple(dataclasses.replace(basis, adds=True) for basis in found)
 
     def _noise_grid(self) -> Array:
         assert not isinstance(self.noise, Kronecker)
         return self.noise.reshape(*self.noise.shape, *(1,) * len(self.grid_shape))
 
 
-def _checked_noise(noise: Any, kronecker: Kronecker) -> Array | Kronecker:
+def with_noise(op: Any) -> Any:
+    """A Kronecker sum as one with a variance of zero; other operators as they are."""
+    return KroneckerPlusNoise(op, 0.0) if isinstance(op, KroneckerSum) else op
+
+
+def as_products(op: Any) -> Any:
+    """A Kronecker sum of two, plus noise, as `A ⊗ I + I ⊗ (B + σ² I)`; others as they are.
+
+    Raises:
+        NotImplementedError: for a sum of more.
+    """
+    op = with_noise(op)
+    if not (isinstance(op, KroneckerPlusNoise) and isinstance(op.kronecker, KroneckerSum)):
+        return op
+    if len(op.factors) > 2:
+        raise NotImplementedError(
+            "Here a Kronecker sum must have two factors, so that it is two Kronecker products; got "
+            f"{len(op.factors)}. kx.normal_logpdf and kx.sample_normal take any number of them."
+        )
+    assert not isinstance(op.noise, Kronecker)
+    first, last = op.factors
+    one = jnp.ones((), op.dtype)
+    signal = Kronecker(first, ScaledIdentity(one, last.size))
+    return KroneckerPlusNoise(
+        signal, Kronecker(ScaledIdentity(one, first.size), last.shifted(op.noise))
+    )
+
+
+def _checked_noise(noise: Any, kronecker: Kronecker | KroneckerSum) -> Array | Kronecker:
     if isinstance(noise, AbstractOperator):
+        if isinstance(kronecker, KroneckerSum):
+            raise TypeError(_three_terms(kronecker, type(noise).__name__))
         noise = as_kronecker(noise, "The noise")
         noise.check_covariance("noise")
         if noise.grid_shape != kronecker.grid_shape:
@@ -221,7 +258,7 @@ def _sum(first: AbstractOperator, second: Any) -> AbstractOperator:
 
 def _sum_of_operators(first: AbstractOperator, second: AbstractOperator) -> AbstractOperator:
     for noisy, other in ((first, second), (second, first)):
-        if isinstance(noisy, KroneckerPlusNoise):
+        if isinstance(noisy, KroneckerPlusNoise | KroneckerSum):
             raise TypeError(_three_terms(noisy, type(other).__name__))
     if first.grid_shape != second.grid_shape:
         raise ValueError(
@@ -238,10 +275,13 @@ def _sum_of_operators(first: AbstractOperator, second: AbstractOperator) -> Abst
     return KroneckerPlusNoise(as_kronecker(first), as_kronecker(second))
 
 
-def _three_terms(noisy: KroneckerPlusNoise, other: str) -> str:
+def _three_terms(noisy: KroneckerPlusNoise | KroneckerSum, other: str) -> str:
+    signal = noisy.kronecker if isinstance(noisy, KroneckerPlusNoise) else noisy
+    got = "a Kronecker sum" if isinstance(signal, KroneckerSum) else "a Kronecker product"
+    if isinstance(noisy, KroneckerPlusNoise):
+        got += " plus Kronecker noise" if isinstance(noisy.noise, Kronecker) else " plus noise"
     return (
-        "A sum of more than two terms has no exact decomposition; got a Kronecker product plus "
-        f"{'Kronecker noise' if isinstance(noisy.noise, Kronecker) else 'noise'} plus {other}. "
+        f"A sum of more than two terms has no exact decomposition; got {got} plus {other}. "
         "Put what the terms share into one factor, or add fewer terms."
     )
 

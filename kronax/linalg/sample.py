@@ -8,9 +8,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.kronecker import Kronecker, as_kronecker
+from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.kronecker import Kronecker, KroneckerSum, as_kronecker
 from kronax.linalg.modes import map_batch
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import safe_sqrt
 from kronax.linalg.sequence import in_sequence
@@ -40,6 +41,7 @@ def sample_normal(
         >>> kx.sample_normal(jax.random.key(0), op, (5,)).shape
         (5, 3, 2)
     """
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_covariance("sampling")
@@ -56,7 +58,10 @@ def _draw_normal(
     if not isinstance(op, KroneckerPlusNoise):
         return _draw_factors(key, op, lead)
     signal_key, noise_key = jax.random.split(key)
-    signal = _draw_factors(signal_key, op.kronecker, lead)
+    if isinstance(op.kronecker, KroneckerSum):
+        signal = _draw_sum(signal_key, op.kronecker, lead)
+    else:
+        signal = _draw_factors(signal_key, op.kronecker, lead)
     if isinstance(op.noise, Kronecker):
         return signal + _draw_factors(noise_key, op.noise, lead)
     white = jax.random.normal(noise_key, (*lead, *op.grid_shape), op.dtype)
@@ -72,6 +77,19 @@ def _draw_factors(key: PRNGKeyArray, op: Kronecker, lead: tuple[int, ...]) -> Ar
     roots = in_sequence(lambda f: f.root(), op.factors, batched=bool(op.batch_shape))
     white = jax.random.normal(key, (*lead, *(r.size for r in roots)), op.dtype)
     return apply_roots(roots, white)
+
+
+def _draw_sum(key: PRNGKeyArray, op: KroneckerSum, lead: tuple[int, ...]) -> Array:
+    """`Σ R_i z_i`, with a root along one axis and other numbers for each."""
+    total = jnp.zeros((), op.dtype)
+    one = jnp.ones((), op.dtype)
+    for i, (factor, part) in enumerate(
+        zip(op.factors, jax.random.split(key, len(op.factors)), strict=True)
+    ):
+        alone = [ScaledIdentity(one, n) for n in op.grid_shape]
+        product = Kronecker(*alone[:i], factor, *alone[i + 1 :])
+        total = total + _draw_factors(part, product, lead)
+    return total
 
 
 def apply_roots(roots: Sequence[SymmetricBlocks], white: Array) -> Array:

@@ -5,6 +5,7 @@ that size is built: places are handled in chunks.
 """
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
@@ -49,32 +50,42 @@ def mv_rows(
 
 
 def inverse_at(
-    op: KroneckerPlusNoise, rows: Sequence[Float[Array, "m _"]], *, joint: bool
+    op: KroneckerPlusNoise, *products: Sequence[Float[Array, "m _"]], joint: bool
 ) -> Float[Array, "..."]:
     """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal `(m,)`; `2 m N` operations per column.
 
-    Values only: differentiating raises.
+    `C` is the sum of one or more products of rows. Values only: differentiating raises.
     """
     signal, noise = op.blocks()
-    return _inverse_at((signal, noise, tuple(rows)), op.eigenbases(), joint=joint)
+    return _inverse_at((signal, noise, tuple(map(tuple, products))), op.eigenbases(), joint=joint)
 
 
 def _inverse_at_value(operands, bases, *, joint):
     rotated: list[Any] = [
-        rotated_rows(row, basis) for row, basis in zip(operands[2], bases, strict=True)
+        [rotated_rows(row, basis) for row, basis in zip(rows, bases, strict=True)]
+        for rows in operands[2]
     ]
     inverse = 1 / spectrum(bases)
     if not joint:
-        return mv_rows([jnp.square(u) for u in rotated], inverse)
+        pairs = combinations_with_replacement(range(len(rotated)), 2)
+        return sum(
+            (1 if a == b else 2)
+            * mv_rows([u * v for u, v in zip(rotated[a], rotated[b], strict=True)], inverse)
+            for a, b in pairs
+        )
 
-    def column(place: tuple[Array, ...]) -> Array:
-        weighted = inverse
-        for i, row in enumerate(place):
-            weighted = weighted * row.reshape(-1, *(1,) * (len(place) - 1 - i))
-        return mv_rows(rotated, weighted, CHUNK // batch_size)
+    def column(place: tuple[tuple[Array, ...], ...]) -> Array:
+        weighted = jnp.zeros_like(inverse)
+        for rows in place:
+            part = inverse
+            for i, row in enumerate(rows):
+                part = part * row.reshape(-1, *(1,) * (len(rows) - 1 - i))
+            weighted = weighted + part
+        first, *rest = (mv_rows(rows, weighted, CHUNK // batch_size) for rows in rotated)
+        return sum(rest, first)
 
-    batch_size = max(1, min(rotated[0].shape[0], CHUNK // inverse.size, MOST_COLUMNS))
-    return lax.map(column, tuple(rotated), batch_size=batch_size)
+    batch_size = max(1, min(rotated[0][0].shape[0], CHUNK // inverse.size, MOST_COLUMNS))
+    return lax.map(column, tuple(map(tuple, rotated)), batch_size=batch_size)
 
 
 def _refuse(operands, constants, tangents, **static) -> NoReturn:

@@ -15,7 +15,7 @@ from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import map_batch
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.spectral import rotate, spectrum, unrotate
 from kronax.linalg.thin import decomposition, is_thin
@@ -45,6 +45,7 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
         >>> kx.solve(2.0 * kx.Kronecker(jnp.eye(3), jnp.eye(2)), jnp.ones((3, 2))).sum().item()
         3.0
     """
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("solve")
@@ -173,6 +174,7 @@ def inverse(op: AbstractOperator) -> Inverse:
         >>> (kx.inverse(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0) @ jnp.ones((6, 4))).shape
         (6, 4)
     """
+    op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("an inverse")

@@ -1,5 +1,8 @@
 """`a · log det S + b · yᵀ S⁻¹ y` of a two-term sum `S = ⊗K_i + ⊗N_i`, right to second order.
 
+The signal may be a Kronecker sum `⊕K_i` as well, whose eigenvalues add up: only what `D` is, and
+its derivative in `λ_i`, one in place of `⊗_{j≠i} λ_j`, are different then.
+
 Automatic differentiation of `eigh` divides by differences of eigenvalues; nothing here does. The
 value comes from the eigenbasis. Its gradient in the blocks is known in closed form. The
 derivative of that gradient is the ordinary derivative of the gradient of a *surrogate*: a
@@ -18,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand, split_blocks
-from kronax.linalg.modes import apart, apply_along, gram, matmul, outer, sum_others
+from kronax.linalg.modes import along, apart, apply_along, gram, matmul, outer, sum_others
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 
 Weights = tuple[float, float]
@@ -37,8 +40,22 @@ class TwoTermSum(NamedTuple):
 
 def spectrum(bases: tuple[Eigenbasis, ...]) -> Array:
     """`D = ⊗λ + ⊗μ`, the eigenvalues of `S` as a grid array; NaN where it is not positive."""
-    total = outer([b.values for b in bases]) + outer([b.noise_values for b in bases])
+    signal = _signal([b.values for b in bases], bases[0].adds)
+    total = signal + outer([b.noise_values for b in bases])
     return jnp.where(total > 0, total, jnp.nan)
+
+
+def _signal(values: list[Array], adds: bool) -> Array:
+    """`⊗λ`, or `⊕λ`, as a grid array."""
+    if not adds:
+        return outer(values)
+    first, *rest = (along(v, i - len(values)) for i, v in enumerate(values))
+    return sum(rest, first)
+
+
+def signal_slopes(values: list[Array], adds: bool) -> list[Array]:
+    """What the derivative of `D` in `λ_i` is the outer product of, over the other axes."""
+    return [jnp.ones_like(v) for v in values] if adds else values
 
 
 def rotate(bases: tuple[Eigenbasis, ...], x: Array) -> Array:
@@ -102,7 +119,7 @@ def _gradient(
     wanted = iter(needed)
     slopes: list[Array] = []
     for blocks, values in (
-        (problem.signal, [b.values for b in bases]),
+        (problem.signal, signal_slopes([b.values for b in bases], bases[0].adds)),
         (problem.noise, [b.noise_values for b in bases]),
     ):
         for i, block in enumerate(blocks):
@@ -115,7 +132,7 @@ def _gradient(
 
 
 def _axis_gradients(block, bases, i, want, values, d, a, weights, earlier):
-    """The gradient in the blocks of axis `i`, of which `values` are the eigenvalues."""
+    """The gradient in the blocks of axis `i`; `values` of the others make its weights."""
     on_logdet, on_quadratic = weights
     axis, basis = i - len(bases), bases[i]
 
@@ -215,7 +232,8 @@ def _hessian_product(
             filled = list(leaves)
             for k, leaf in zip(outputs, targets, strict=True):
                 filled[k] = leaf
-            return _surrogate(jax.tree.unflatten(treedef, filled), spectrum(bases), start, weights)
+            moving_problem = jax.tree.unflatten(treedef, filled)
+            return _surrogate(moving_problem, spectrum(bases), start, weights, bases[0].adds)
 
         return jax.grad(value, argnums=tuple(range(len(outputs))))(*(leaves[k] for k in outputs))
 
@@ -273,7 +291,9 @@ def _congruence(w: Array, m: Array) -> Array:
     return matmul(matmul(w, m), w.T)
 
 
-def _surrogate(problem: TwoTermSum, d0: Array, start: Array | None, weights: Weights) -> Array:
+def _surrogate(
+    problem: TwoTermSum, d0: Array, start: Array | None, weights: Weights, adds: bool
+) -> Array:
     """Agrees with `_value` to second order around diagonal blocks, with frozen bases.
 
     `log det (D + O) = Σ log D − ½ tr(D⁻¹ O D⁻¹ O) + …` for an off-diagonal `O`, in which
@@ -284,14 +304,15 @@ def _surrogate(problem: TwoTermSum, d0: Array, start: Array | None, weights: Wei
     signal, noise = ([_diagonal(b) for b in blocks] for blocks in (problem.signal, problem.noise))
     total = jnp.zeros((), d0.dtype)
     if on_logdet:
-        d = outer(signal) + outer(noise)
+        d = _signal(signal, adds) + outer(noise)
         total += on_logdet * jnp.sum(jnp.log(d))
+        slopes = signal_slopes(signal, adds)
         for i in range(len(signal)):
-            total -= on_logdet / 2 * _coupling(problem, i, signal, noise, d)
+            total -= on_logdet / 2 * _coupling(problem, i, slopes, noise, d)
     if start is not None:
 
         def apply(x):
-            return _apply_blocks(problem.signal, x) + _apply_blocks(problem.noise, x)
+            return _apply_blocks(problem.signal, x, adds) + _apply_blocks(problem.noise, x)
 
         refined = start + (problem.y - apply(start)) / d0
         total += on_quadratic * jnp.sum(refined * (2 * problem.y - apply(refined)))
@@ -336,8 +357,11 @@ def _diagonal(block: SymmetricBlocks) -> Array:
     return jnp.concatenate(pieces)
 
 
-def _apply_blocks(blocks: tuple[SymmetricBlocks, ...], x: Array) -> Array:
-    """`⊗` of block-diagonal matrices applied to a grid."""
+def _apply_blocks(blocks: tuple[SymmetricBlocks, ...], x: Array, adds: bool = False) -> Array:
+    """`⊗`, or `⊕`, of block-diagonal matrices applied to a grid."""
+    if adds:
+        first, *rest = (block.apply(x, i - len(blocks)) for i, block in enumerate(blocks))
+        return sum(rest, first)
     for i, block in enumerate(blocks):
         x = block.apply(x, i - len(blocks))
     return x

@@ -19,7 +19,7 @@ from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis, ex
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
-from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.modes import along, apply_along, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.roots import symmetric_root
@@ -98,7 +98,9 @@ class ThinBases(eqx.Module):
 
 
 def thin_roots(op: KroneckerPlusNoise) -> list[Array | None]:
-    """The thin roots of the axes on which the noise is diagonal."""
+    """The thin roots of the axes on which the noise is diagonal; in a sum there are none."""
+    if isinstance(op.kronecker, KroneckerSum):
+        return [None] * len(op.factors)
     noise = op.noise.factors if isinstance(op.noise, Kronecker) else [None] * len(op.factors)
     return [
         k.thin_root() if n is None or is_diagonal(n) else None

@@ -83,6 +83,26 @@ def test_halves_of_a_smooth_kernel_keep_the_rounding_of_the_whole(lengthscale):
     assert np.isfinite(kx.sample_normal(jax.random.key(0), fast)).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("lengthscale", [0.3, 2.0, 20.0, 1e3])
+def test_halves_of_two_smooth_terms_keep_the_rounding_of_the_whole(lengthscale, dtype):
+    """Whitened by scales of its own, an odd half that is all rounding would be indefinite."""
+    lag = np.linspace(0, 1, 50)
+    signal = (60 * np.exp(-0.5 * np.square(lag / lengthscale))).astype(dtype)
+    noise = (0.002 * np.exp(-lag) + 0.08 * (lag == 0)).astype(dtype)
+    places = np.exp(-0.5 * np.square((lag[::5, None] - lag[::5]) / 3)).astype(dtype)
+    one = kx.ScaledIdentity(np.ones((), dtype), 10)
+    op = kx.Kronecker(kx.Toeplitz(signal), places) + kx.Kronecker(kx.Toeplitz(noise), one)
+    truth = np.linalg.slogdet(np.asarray(op.to_dense(), np.float64))[1]
+    np.testing.assert_allclose(kx.logdet(op), truth, rtol=1e-9 if dtype == np.float64 else 1e-3)
+
+
+def test_an_indefinite_half_beside_structured_noise_is_still_refused():
+    noise = kx.Kronecker(kx.Toeplitz(np.array([1.0, 0.2])))
+    with pytest.raises(np.linalg.LinAlgError, match="smallest eigenvalue is -1"):
+        kx.logdet(kx.Kronecker(kx.Toeplitz(np.array([1.0, 2.0]))) + noise)
+
+
 @pytest.mark.parametrize("lengthscale", [0.5, 1.0, 30.0])
 def test_fourier_eigenvalues_of_a_smooth_kernel_may_round_below_zero(lengthscale):
     angle = 2 * np.pi * np.arange(60) / 60

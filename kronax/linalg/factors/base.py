@@ -119,6 +119,10 @@ class AbstractFactor(AbstractOperator):
         if not self.is_symmetric and checks.is_concrete(self):
             checks.check_symmetric(self.to_dense(), name)
 
+    def shifted(self, scalar: Array) -> "AbstractFactor":
+        """`self + scalar · I`, which keeps its blocks."""
+        return Shifted(self, scalar)
+
     def event_ndims(self) -> Any:
         """The number of axes of every leaf without its batch, as a matching pytree."""
         batch = len(self.batch_shape)
@@ -216,6 +220,59 @@ class Scaled(AbstractFactor):
         """The thin root of the factor times `√scalar`; NaN where that is negative."""
         root = self.factor.thin_root()
         return None if root is None else safe_sqrt(self.scalar) * root
+
+
+class Shifted(AbstractFactor):
+    """A factor plus a multiple of the identity: the same in the coordinates of its blocks."""
+
+    factor: AbstractFactor
+    scalar: Array
+
+    @property
+    def size(self) -> int:
+        """Length of the axis."""
+        return self.factor.size
+
+    @property
+    def T(self) -> "Shifted":
+        """The transpose."""
+        return Shifted(self.factor.T, self.scalar)
+
+    def mv(self, x: Array) -> Array:
+        """Multiply along the last axis of `x`."""
+        return self.factor.mv(x) + self.scalar * x
+
+    def mv_along(self, x: Array, axis: int) -> Array:
+        """Multiply along `axis < 0` of `x`."""
+        return self.factor.mv_along(x, axis) + self.scalar * x
+
+    def to_dense(self) -> Array:
+        """The matrix."""
+        return self.factor.to_dense() + _multiple(self.scalar, 2, self.size)
+
+    def diagonal(self) -> Array:
+        """The diagonal."""
+        return self.factor.diagonal() + self.scalar[..., None]
+
+    def blocks(self) -> SymmetricBlocks:
+        """The blocks of the factor, shifted: the transform is orthonormal."""
+        blocks = self.factor.blocks()
+        arrays = tuple(
+            a + _multiple(self.scalar, ndim, size)
+            for a, ndim, size in zip(blocks.arrays, blocks.ndims, blocks.sizes, strict=True)
+        )
+        return SymmetricBlocks(arrays, blocks.ndims, blocks.sizes, blocks.transform)
+
+    def check_covariance(self, name: str) -> None:
+        """That of the factor."""
+        self.factor.check_covariance(name)
+
+
+def _multiple(scalar: Array, ndim: int, size: int) -> Array:
+    """`scalar · I` as a block with `ndim` axes."""
+    if ndim < 2:
+        return scalar[..., None] if ndim else scalar
+    return scalar[..., None, None] * jnp.eye(size, dtype=scalar.dtype)
 
 
 def cast(factor: AbstractFactor, dtype: Any) -> AbstractFactor:

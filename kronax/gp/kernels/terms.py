@@ -1,0 +1,82 @@
+"""A sum of kernels with names: what terms of an additive model are where they differ."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array
+from numpyro.distributions import constraints
+
+from kronax.gp.kernels.base import Kernel, as_points
+from kronax.gp.kernels.points import Points
+from kronax.parameters import parameter
+
+
+class TermSum(Kernel):
+    """`Σ v_t k_t`, one variance and one kernel for each named term.
+
+    Args:
+        terms: the kernels by name, without scales of their own.
+        variances: `v_t > 0` by name.
+    """
+
+    # Of their own order: JAX sorts dictionaries, and sums depend on the order in the last place.
+    names: tuple[str, ...] = eqx.field(static=True)
+    terms: dict[str, Kernel]
+    variances: dict[str, Array] = parameter(constraints.positive)
+
+    def __init__(self, terms: Mapping[str, Kernel], variances: Mapping[str, Array]):
+        self.names = tuple(terms)
+        self.terms = dict(terms)
+        self.variances = dict(variances)
+
+    @property
+    def stationary(self) -> bool:
+        """If all are."""
+        return all(kernel.stationary for kernel in self.terms.values())
+
+    @property
+    def isotropic(self) -> bool:
+        """If all are."""
+        return all(kernel.isotropic for kernel in self.terms.values())
+
+    @property
+    def uncorrelated(self) -> bool:
+        """If all are."""
+        return all(kernel.uncorrelated for kernel in self.terms.values())
+
+    @property
+    def takes_labels(self) -> bool:
+        """If all do."""
+        return all(kernel.takes_labels for kernel in self.terms.values())
+
+    def all_terms(self) -> Iterator[Kernel]:
+        """Those of all."""
+        for name in self.names:
+            yield from self.terms[name].all_terms()
+
+    def evaluate(self, x: Array, z: Array) -> Array:
+        """All formulas."""
+        return self._total(lambda kernel: kernel.evaluate(x, z))
+
+    def __call__(self, x1: Any, x2: Any) -> Array:
+        """All matrices."""
+        x1, x2 = (as_points(x, self) for x in (x1, x2))
+        return self._total(lambda kernel: kernel(x1, x2))
+
+    def diagonal(self, x: Any) -> Array:
+        """All diagonals."""
+        x = as_points(x, self)
+        return self._total(lambda kernel: kernel.diagonal(x))
+
+    def matrix_at(self, x1: Points, x2: Points) -> Array:
+        """All matrices; each kernel sees the points in its own form."""
+        return self._total(lambda kernel: kernel.matrix_at(x1, x2))
+
+    def variances_at(self, x: Points) -> Array:
+        """All diagonals."""
+        return self._total(lambda kernel: kernel.variances_at(x))
+
+    def _total(self, function: Callable[[Kernel], Array]) -> Array:
+        first, *rest = (self.variances[n] * function(self.terms[n]) for n in self.names)
+        return sum(rest, first)
