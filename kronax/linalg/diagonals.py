@@ -198,25 +198,35 @@ def _diagonal_tangent_value(coefficients, moving, *, given):
 def _along_factor(block: SymmetricBlocks, basis, tangents, u, weight, inverse_d, i) -> Array:
     """`Σ_ac U_pa U_pc E_ac λ / (D_a D_c)` along axis `i`, for the tangents of one factor."""
     axis = i - inverse_d.ndim
+    middle = tangent_in_basis(block, basis, tangents)
+    if middle.ndim == 1:
+        scaled = along(middle, axis) * weight * jnp.square(inverse_d)
+        return scaled if u is None else apply_along(jnp.square(u), scaled, axis)
+    assert u is not None
+    return columnwise(u, middle, weight, inverse_d, axis)
+
+
+def tangent_in_basis(block: SymmetricBlocks, basis: Eigenbasis, tangents: Sequence) -> Array:
+    """`E = Wᵀ dK W` for the tangents of one factor's blocks, or its diagonal if it has no more."""
     pieces = []
     for t, ndim, w, size in zip(tangents, block.ndims, basis.blocks, block.sizes, strict=True):
         if t is None:
-            pieces.append(jnp.zeros(size, inverse_d.dtype))
+            pieces.append(jnp.zeros(size, basis.values.dtype))
         elif ndim == 0 or w is None:
             pieces.append(expand(t, ndim, size))
         else:
             full = jnp.diag(t) if ndim == 1 else (t + t.T) / 2
             pieces.append(matmul(matmul(w.T, full), w))
     if all(p.ndim == 1 for p in pieces):
-        scaled = along(jnp.concatenate(pieces), axis) * weight * jnp.square(inverse_d)
-        return scaled if u is None else apply_along(jnp.square(u), scaled, axis)
-    middle = jax.scipy.linalg.block_diag(*(jnp.diag(p) if p.ndim == 1 else p for p in pieces))
-    assert u is not None
-    return _columnwise(u, middle, weight, inverse_d, axis)
+        return jnp.concatenate(pieces)
+    return jax.scipy.linalg.block_diag(*(jnp.diag(p) if p.ndim == 1 else p for p in pieces))
 
 
-def _columnwise(u: Array, middle: Array, weight: Array, inverse_d: Array, axis: int) -> Array:
-    """One product per place on the other axes, in chunks: a map over cells, not over factors."""
+def columnwise(u: Array, middle: Array, weight: Array, inverse_d: Array, axis: int) -> Array:
+    """`Σ_ac U_pa U_pc E_ac λ / (D_a D_c)` along `axis < 0` for a full `E`.
+
+    One product per place on the other axes, in chunks: a map over cells, not over factors.
+    """
     columns = jnp.moveaxis(inverse_d, axis, -1)
     weights = jnp.broadcast_to(jnp.moveaxis(weight, axis, -1), (*columns.shape[:-1], 1))
 
