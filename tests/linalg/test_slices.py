@@ -42,9 +42,7 @@ OPERATORS = {
     "noise by axis": kx.KroneckerPlusNoise(kx.Kronecker(A, B, C), BY_AXIS),
     "full noise": kx.KroneckerPlusNoise(kx.Kronecker(A, B, C), FULL),
     "thin": kx.Kronecker(thin(5, 2), B, thin(3, 1)) + 0.1,
-    "thin, noise by axis": kx.KroneckerPlusNoise(
-        kx.Kronecker(thin(5, 2), B, thin(3, 1)), BY_AXIS
-    ),
+    "thin, noise by axis": kx.KroneckerPlusNoise(kx.Kronecker(thin(5, 2), B, thin(3, 1)), BY_AXIS),
     "thin, noise full elsewhere": kx.KroneckerPlusNoise(
         kx.Kronecker(thin(5, 2), B, C),
         kx.Kronecker(kx.ScaledIdentity(1.0, 5), random(4), random(3)),
