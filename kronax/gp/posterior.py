@@ -203,14 +203,14 @@ class Posterior(eqx.Module):
             levels = noise_at(self, places, noise) if include_noise else None
             return draws if levels is None else noisy(draws, noise_key, levels)
         new = self._new_axes(axes)
-        draws = predict.sample(self, key, self._points(new), shape)
+        observed = None
+        if include_noise:
+            own = noise is None and not any(new)
+            observed = predict.Observed(noise_key, None if own else noise_on(self, new, noise))
+        draws = predict.sample(self, key, self._points(new), shape, observed)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
-        if not include_noise:
-            return draws
-        if noise is None and not any(new):
-            return draws + predict.noise_draw(self.operator, noise_key, draws.shape)
-        return noisy(draws, noise_key, noise_on(self, new, noise))
+        return draws
 
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.

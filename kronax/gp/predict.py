@@ -1,6 +1,7 @@
 """Prediction on a grid, compiled: mean, variance, covariance, draws."""
 
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,6 +12,7 @@ from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows, slope_rows
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
+from kronax.gp.noise_levels import noisy
 from kronax.gp.structure import low_rank_joint
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks, full_block
@@ -26,6 +28,15 @@ from kronax.linalg.thin import is_thin, reduced, rows_inside
 # New points per axis, `None` for one that stays: arrays, so that other coordinates, if as many,
 # need no new compilation.
 New = tuple[Points | None, ...]
+# Draws that are made together hold at most this many numbers each time.
+DRAWN_AT_ONCE = 10_000_000
+
+
+class Observed(NamedTuple):
+    """The noise of draws of observations: the model's own at the grid, or variances."""
+
+    key: Any
+    levels: Array | None
 
 
 def _exact_rows(post: Any, new: New, along: int | None = None) -> Kronecker:
@@ -134,13 +145,42 @@ def covariance(post: Any, new: New, levels: Array | None) -> PosteriorCovariance
 
 
 @eqx.filter_jit
-def sample(post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...]) -> Array:
-    """Draws of the function by Matheron's rule; coefficients are drawn first."""
+def sample(
+    post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...], observed: Observed | None
+) -> Array:
+    """Draws of the function by Matheron's rule, or of noisy observations.
+
+    Many draws of a large grid are made one after another, or a few at a time: beside the result
+    they need memory for these few only.
+    """
+    op = post.operator
+    roots = in_sequence(lambda i: _joint_root(post, i, new[i]), range(len(new)), batched=False)
+    count, size = prod(shape), max(op.shape[-1], prod(r.size for r in roots))
+    at_once = DRAWN_AT_ONCE // (size * prod(post.y.shape[: post.y.ndim - len(new)]))
+    if count <= max(at_once, 1):
+        return _draws(post, key, roots, new, shape, observed)
+
+    def one(pair: tuple[PRNGKeyArray, PRNGKeyArray | None]) -> Array:
+        noisy = None if observed is None else Observed(pair[1], observed.levels)
+        return _draws(post, pair[0], roots, new, (), noisy)
+
+    keys = jax.random.split(key, count)
+    noise_keys = None if observed is None else jax.random.split(observed.key, count)
+    draws = jax.lax.map(one, (keys, noise_keys), batch_size=max(at_once, 1))
+    return draws.reshape(*shape, *draws.shape[1:])
+
+
+def _draws(
+    post: Any,
+    key: PRNGKeyArray,
+    roots: list[SymmetricBlocks],
+    new: New,
+    shape: tuple[int, ...],
+    observed: Observed | None,
+) -> Array:
+    """Coefficients are drawn first, then a field over old and new coordinates together."""
     gp, op = post.gp, post.operator
     signal_key, noise_key = jax.random.split(key)
-    roots = in_sequence(
-        lambda i: _joint_root(gp, i, new[i], op.dtype), range(len(new)), batched=False
-    )
     lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
     white = jax.random.normal(signal_key, (*lead, *(r.size for r in roots)), op.dtype)
     field = apply_roots(roots, white)
@@ -158,16 +198,23 @@ def sample(post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...]) -> Ar
         residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
         ahead = ahead + fitted(coefficients, gp.design_on(new))
     correction = _signal(post, new).mv_grid(solve_grid(op, residual))
-    return gp.mean_on(new) + ahead + correction
+    draws = gp.mean_on(new) + ahead + correction
+    if observed is None:
+        return draws
+    if observed.levels is None:
+        return draws + noise_draw(op, observed.key, draws.shape)
+    return noisy(draws, observed.key, observed.levels)
 
 
-def _joint_root(gp: Any, i: int, new: Points | None, dtype: Any) -> SymmetricBlocks:
+def _joint_root(post: Any, i: int, new: Points | None) -> SymmetricBlocks:
     """A root of the covariance of one axis over old and new coordinates together."""
+    gp, dtype = post.gp, post.operator.dtype
     kernel, rank = gp.kernels[i], gp.structures[i].rank
     x = gp.axes[i].points(dtype)
+    if rank is None and new is None:
+        return post.operator.factors[i].root()
     if rank is None:
-        joint = x if new is None else x.joined(new)
-        return full_block(symmetric_root(kernel_matrix(gp, i, joint, dtype)))
+        return full_block(symmetric_root(kernel_matrix(gp, i, x.joined(new), dtype)))
     root = jnp.sqrt(amplitude(gp, i, dtype)) * low_rank_joint(kernel, x, new, rank, dtype)
     return SymmetricBlocks((root,), (2,), (root.shape[-1],))
 

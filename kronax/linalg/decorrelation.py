@@ -39,7 +39,9 @@ def _value(operands: Any, bases: Any) -> Array:
     _, x = operands
     if isinstance(bases, ThinBases):
         white = bases.divided(x, jnp.sqrt)
-        turned = [b if u is None else None for b, u in zip(bases.reduced, bases.ranges, strict=True)]
+        turned = [
+            b if u is None else None for b, u in zip(bases.reduced, bases.ranges, strict=True)
+        ]
     else:
         white, turned = rotate(bases, x) / jnp.sqrt(spectrum(bases)), bases
     for i, basis in enumerate(turned):

@@ -96,8 +96,9 @@ def conjugated_inverse_diagonal(
 def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
     """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
 
-    With a root `R Rᵀ = K` it is `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)`, a sum of squares; only noise that
-    is a Kronecker product without thin factors beside it needs the subtraction.
+    With one noise variance it is `σ² diag(K op⁻¹)`, a sum of squares in the eigenbasis, and with
+    thin factors `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)` for `R Rᵀ = K`; only noise that is a Kronecker product
+    without thin factors beside it needs the subtraction.
     """
     if is_thin(op):
         small, _, roots = _woodbury(op)
@@ -105,9 +106,14 @@ def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
     if isinstance(op.noise, Kronecker):
         rows = [f.to_dense() for f in op.factors]
         return op.kronecker.diagonal() - conjugated_inverse_diagonal(op, rows)
-    # For the symmetric root, I + RᵀR / σ² is op / σ².
-    diagonal = conjugated_inverse_diagonal(op, [_symmetric_root(f) for f in op.factors])
-    return op.noise.reshape(*op.noise.shape, *(1,) * len(op.grid_shape)) * diagonal
+    signal, _ = op.blocks()
+    bases = op.eigenbases()
+    return map_batch(
+        _posterior,
+        op.batch_shape,
+        ((signal, op.noise), (tuple(b.event_ndims for b in signal), 0)),
+        (bases, tuple(b.event_ndims for b in bases)),
+    )
 
 
 def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
@@ -241,6 +247,41 @@ def columnwise(u: Array, middle: Array, weight: Array, inverse_d: Array, axis: i
     return jnp.moveaxis(result.reshape(*columns.shape[:-1], u.shape[0]), -1, axis)
 
 
+def _posterior_value(operands, bases):
+    _, noise = operands
+    rotated = [rotated_rows(None, b) for b in bases]
+    return _apply_squares(rotated, noise * outer([b.values for b in bases]) / spectrum(bases))
+
+
+def _posterior_derivative(operands, bases, tangents):
+    given = tuple(t is not None for t in tangents)
+    moving = [t for t in tangents if t is not None]
+    return _posterior_tangent((operands, bases), moving, given=given)
+
+
+def _posterior_tangent_value(coefficients, moving, *, given):
+    """`σ² K S⁻¹` moves by `σ⁴ S⁻¹ dK S⁻¹ + (K S⁻¹)² dσ²`."""
+    (signal, noise), bases = coefficients
+    rotated = [rotated_rows(None, b) for b in bases]
+    inverse_d, values = 1 / spectrum(bases), [b.values for b in bases]
+    tangents, marks = iter(moving), iter(given)
+    total = jnp.zeros((), inverse_d.dtype)
+    for i, (block, basis) in enumerate(zip(signal, bases, strict=True)):
+        ts = [next(tangents) if next(marks) else None for _ in block.arrays]
+        if any(t is not None for t in ts):
+            weight = jnp.square(noise) * outer(values, skip=i)
+            inside = _along_factor(block, basis, ts, rotated[i], weight, inverse_d, i)
+            total = total + _apply_squares(rotated, inside, skip=i)
+    if next(marks):
+        share = jnp.square(outer(values) * inverse_d)
+        total = total + next(tangents) * _apply_squares(rotated, share)
+    return total
+
+
+_posterior_tangent = LinearPrimitive(
+    "kronax_posterior_diagonal_tangent", _posterior_tangent_value, "A posterior variance"
+)
+_posterior = RulePrimitive("kronax_posterior_diagonal", _posterior_value, _posterior_derivative)
 _diagonal_tangent = LinearPrimitive(
     "kronax_diagonal_tangent", _diagonal_tangent_value, "The diagonal of an inverse"
 )

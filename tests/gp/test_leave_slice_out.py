@@ -176,5 +176,5 @@ def test_the_slices_print_in_the_users_coordinates():
     assert any(line.startswith("1997 ") for line in lines)
     assert lines[-1] == "and 8 more, with smaller chi-squares"
     assert "elm" in repr(post.leave_slice_out("tree"))
-    with pytest.raises(KeyError, match="no axis 'tre'.*Did you mean 'tree'"):
+    with pytest.raises(KeyError, match=r"no axis 'tre'.*Did you mean 'tree'"):
         post.leave_slice_out("tre")
