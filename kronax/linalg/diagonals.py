@@ -97,8 +97,8 @@ def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
     """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
 
     With one noise variance it is `σ² diag(K op⁻¹)`, a sum of squares in the eigenbasis, and with
-    thin factors `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)` for `R Rᵀ = K`; only noise that is a Kronecker product
-    without thin factors beside it needs the subtraction.
+    thin factors `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)` for `R Rᵀ = K`. Only noise that is a Kronecker
+    product, and has no thin factors beside it, needs the subtraction.
     """
     if is_thin(op):
         small, _, roots = _woodbury(op)
