@@ -92,7 +92,7 @@ def test_derivatives_are_those_of_the_dense_formula(name):
     precision = np.linalg.inv(op.to_dense())
     change = precision @ jax.jvp(lambda o: o.to_dense(), (op,), (step,))[1] @ precision
     for axis in range(3):
-        values, slopes = jax.jvp(
+        _, slopes = jax.jvp(
             lambda o, x, axis=axis: slices_given_others(o, axis, x),
             (op, FIELDS),
             (step, field_step),
