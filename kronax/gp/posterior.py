@@ -89,6 +89,8 @@ class Posterior(eqx.Module):
     ) -> Float[Array, "..."]:
         """Posterior variance, grid-shaped; right to first order, raises beyond.
 
+        It does not depend on the data: it has no batch axes, and broadcasts against the mean's.
+
         Args:
             axes: new coordinates; by default the grid itself.
             points: scattered places instead, as for `mean`; values only, differentiating raises.
