@@ -20,7 +20,6 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.diagonals import CHUNK, columnwise, tangent_in_basis
 from kronax.linalg.eigenbases import Eigenbasis
-from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.modes import along, apply_along, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.rules import DerivativeOrderError, LinearPrimitive, RulePrimitive

@@ -126,7 +126,11 @@ def by_name():
             r"dates or labels; got dtype timedelta64\[D\]",
         ),
         # Missing coordinates.
-        (lambda: by_name().mean({"depth": []}), ValueError, r"depth must have shape .*got shape \(0,\)"),
+        (
+            lambda: by_name().mean({"depth": []}),
+            ValueError,
+            r"depth must have shape .*got shape \(0,\)",
+        ),
         (
             lambda: by_name().mean({"day": np.array(["2001-01-01", "NaT"], "datetime64[D]")}),
             ValueError,
