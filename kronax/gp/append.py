@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from kronax.gp import evidence
 from kronax.gp.axes import Axis, FrozenArray, new_axes, ordered
-from kronax.gp.held_out import labels
+from kronax.gp.held_out import axis_labels
 from kronax.gp.labels import Labels
 from kronax.gp.noise import AxisNoise, FullNoise
 from kronax.gp.structure import check_kernel, check_structure, choose
@@ -28,7 +28,8 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
     ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype)
     _check_batches(post.y, ahead, len(shape))
-    longer = _longer(gp, i, joined(old, new, in_front, labels(gp)[i]), new.size, noise, in_front)
+    axis = joined(old, new, in_front, axis_labels(gp)[i])
+    longer = _longer(gp, i, axis, new.size, noise, in_front)
     parts = [ahead, post.y] if in_front else [post.y, ahead]
     y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
     longer.check_model()
@@ -38,7 +39,7 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
 
 def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:
     """Which axis is continued, and its new coordinates in its own units."""
-    names = labels(gp)
+    names = axis_labels(gp)
     given = ordered(axes, gp.axis_names, len(gp.axes), "The new coordinates")
     moved = [i for i, x in enumerate(given) if x is not None]
     if len(moved) != 1:
@@ -109,7 +110,7 @@ def _continued(known: np.ndarray, ahead: np.ndarray, name: str) -> tuple[np.ndar
 
 def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
     """The process with another axis `i`: its structure is chosen anew, its parameters stay."""
-    name, kernel, held = labels(gp)[i], gp.kernels[i], gp.structures[i]
+    name, kernel, held = axis_labels(gp)[i], gp.kernels[i], gp.structures[i]
     asked = held.rank or (held.kind if held.reason == "as asked" else None)
     check_kernel(kernel, axis, name)
     structure = choose(kernel, axis, asked)
@@ -128,7 +129,7 @@ def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool)
 
 def _longer_noise(gp: Any, i: int, size: int, count: int, noise: Any, in_front: bool) -> Any:
     """The noise on the longer grid."""
-    name, held = labels(gp)[i], gp.noise
+    name, held = axis_labels(gp)[i], gp.noise
     varies = isinstance(held, AxisNoise) and held.variances[i] is not None
     if noise is not None and not varies:
         raise TypeError(

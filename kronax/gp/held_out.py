@@ -118,6 +118,6 @@ def quantile(level: float) -> float:
     return NormalDist().inv_cdf((1 + float(level)) / 2)
 
 
-def labels(gp: Any) -> tuple[str, ...]:
+def axis_labels(gp: Any) -> tuple[str, ...]:
     """The names of the axes, made up where there are none."""
     return gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.gp.axes import Axis
-from kronax.gp.held_out import HeldOut, labels
+from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagonals import inverse_diagonal
 
@@ -68,4 +68,4 @@ def leave_one_out(post: Any) -> LeaveOneOut:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
     variance = 1 / diagonal
     mean = post.y - post.weights * variance
-    return LeaveOneOut(mean, variance, post.y, post.gp.axes, labels(post.gp))
+    return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp))

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes import Axis
-from kronax.gp.held_out import HeldOut, labels
+from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.gp.outliers import shown
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.modes import HIGHEST
@@ -95,7 +95,7 @@ def leave_slice_out(post: Any, i: int) -> LeaveSliceOut:
         chi_square=chi_square,
         y=post.y,
         axes=post.gp.axes,
-        axis_names=labels(post.gp),
+        axis_names=axis_labels(post.gp),
         axis=i,
     )
 
@@ -153,9 +153,9 @@ def _check_known(post: Any, i: int, known: Array | None) -> None:
     least = np.sqrt(np.finfo(np.asarray(known).dtype).eps)
     wrong = np.flatnonzero(~(np.asarray(known) > least))
     if wrong.size:
-        place = shown(post.gp.axes[i].at(int(wrong[0])))
+        place, name = shown(post.gp.axes[i].at(int(wrong[0]))), axis_labels(post.gp)[i]
         raise ValueError(
-            f"Without slice {place} of {labels(post.gp)[i]} the other slices must determine every "
+            f"Without slice {place} of {name} the other slices must determine every "
             f"coefficient of the mean; they do not ({', '.join(post.regression.names)}). Give "
             "kx.MarginalMean a `variance`, a mean with fewer coefficients, or leave out slices of "
             "another axis."

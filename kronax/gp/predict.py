@@ -29,7 +29,7 @@ from kronax.linalg.thin import is_thin, reduced, rows_inside
 # need no new compilation.
 New = tuple[Points | None, ...]
 # Draws that are made together hold at most this many numbers each time.
-DRAWN_AT_ONCE = 10_000_000
+DRAWN_AT_ONCE = 2_000_000
 
 
 class Observed(NamedTuple):

@@ -159,6 +159,20 @@ def test_the_score_can_be_fitted_by():
         jax.grad(jax.grad(score))(jnp.asarray(0.1))
 
 
+def test_the_score_has_a_slope_where_coefficients_are_integrated_out():
+    mean = kx.MarginalMean(kx.LinearMean(0))
+    gp = kx.GridGP((kx.Matern32(0.4), kx.RBF(0.7)), (X, Z), noise=0.2, mean=mean)
+
+    @jax.jit
+    def score(lengthscale):
+        model = kx.replace(gp, {"kernels[0].lengthscale": lengthscale})
+        return model.condition(DATA).leave_slice_out(0).log_score
+
+    slope = jax.grad(score)(jnp.asarray(0.4))
+    expected = (score(jnp.asarray(0.4 + 1e-5)) - score(jnp.asarray(0.4 - 1e-5))) / 2e-5
+    assert slope.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_the_slices_print_in_the_users_coordinates():
     years = np.arange("1990", "2010", dtype="datetime64[Y]")
     gp = kx.GridGP(
