@@ -3,7 +3,17 @@
 import argparse
 from importlib import import_module
 
-WORKLOADS = ("gradients", "likelihood", "solve", "matvec", "scale", "mcmc", "fitting", "whitening")
+WORKLOADS = (
+    "gradients",
+    "likelihood",
+    "solve",
+    "matvec",
+    "scale",
+    "mcmc",
+    "fitting",
+    "whitening",
+    "posterior",
+)
 
 
 def main() -> None:

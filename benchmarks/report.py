@@ -75,6 +75,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "fitting-bar": tables.fitting_bar_table,
         },
         "whitening": {"whitening": tables.whitening_table},
+        "posterior": {"posterior": tables.posterior_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

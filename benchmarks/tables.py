@@ -278,6 +278,19 @@ def whitening_table(rows: list[dict[str, Any]]) -> str:
     return _table([*header, "effective samples per second of it"], body)
 
 
+def posterior_table(rows: list[dict[str, Any]]) -> str:
+    """What is asked of a posterior, in likelihood values, and the memory of many draws."""
+    body = []
+    for row in rows:
+        cells = [_grid(row), row["what"]]
+        if row["seconds"] is None:
+            body.append([*cells, row["error"], "–", "–"])
+            continue
+        memory = f"{row['bytes'] / 1e9:.1f} GB" if "bytes" in row else "–"
+        body.append([*cells, _milliseconds(row), _times(row.get("ratio")), memory])
+    return _table(["grid", "what", "ms", "likelihood values", "memory"], body)
+
+
 def fitting_table(rows: list[dict[str, Any]]) -> str:
     """Seconds to the optimum by method; what could not be run has its reason."""
     body = []

@@ -15,6 +15,7 @@ from kronax.gp.declarations import circle as circle
 from kronax.gp.declarations import dates as dates
 from kronax.gp.declarations import regular as regular
 from kronax.gp.declarations import sphere as sphere
+from kronax.gp.diagnostics import Diagnostics as Diagnostics
 from kronax.gp.grid import GridGP as GridGP
 from kronax.gp.kernels.base import Kernel as Kernel
 from kronax.gp.kernels.categorical import Categorical as Categorical
@@ -32,9 +33,12 @@ from kronax.gp.kernels.stationary import SpectralMixture as SpectralMixture
 from kronax.gp.kernels.stationary import SquaredExponential as SquaredExponential
 from kronax.gp.kernels.stationary import White as White
 from kronax.gp.latent import LatentPosterior as LatentPosterior
+from kronax.gp.leave_one_out import LeaveOneOut as LeaveOneOut
+from kronax.gp.leave_slice_out import LeaveSliceOut as LeaveSliceOut
 from kronax.gp.means import ConstantMean as ConstantMean
 from kronax.gp.means import Mean as Mean
 from kronax.gp.means import ZeroMean as ZeroMean
+from kronax.gp.outliers import Outliers as Outliers
 from kronax.gp.posterior import Posterior as Posterior
 from kronax.gp.regression import HarmonicMean as HarmonicMean
 from kronax.gp.regression import LinearMean as LinearMean

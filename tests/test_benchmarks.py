@@ -280,3 +280,16 @@ def test_the_table_of_latent_fields_marks_chains_that_do_not_agree():
 def test_the_fewest_effective_samples_are_those_of_what_is_correlated():
     assert whitening.fewest([300.0, -2000.0, 40.0], 200) == 40.0
     assert whitening.fewest(-12.0, 200) == 200.0
+
+
+def test_the_table_of_posteriors_counts_in_likelihood_values():
+    shape = [1000, 1000]
+    rows = [
+        {"shape": shape, "what": "one likelihood value", "seconds": 0.05, "ratio": 1.0},
+        {"shape": shape, "what": "draws", "seconds": 12.0, "ratio": 240.0, "bytes": 1_600_000_000},
+        {"shape": shape, "what": "draws", "seconds": None, "error": "unfinished after 600 s"},
+    ]
+    first, second, third = tables.posterior_table(rows).splitlines()[2:]
+    assert first == "| 1000×1000 | one likelihood value | 50 | 1 × | – |"
+    assert second == "| 1000×1000 | draws | 12,000 | 240 × | 1.6 GB |"
+    assert third == "| 1000×1000 | draws | unfinished after 600 s | – | – |"

@@ -196,6 +196,14 @@ class Axis(eqx.Module):
         reach = abs(x[-1] - x[0]) - step * (x.size - 1)
         return bool(abs(reach) <= slack(self.static.values) + 4 * np.spacing(self.period))
 
+    def at(self, k: int) -> Any:
+        """One coordinate as it was given: a number, a tuple of them, a date or a label."""
+        if self.given is not None:
+            return self.given.values[k]
+        values = self.traced if self.static is None else self.static.values
+        place = np.asarray(values)[k].tolist()
+        return tuple(place) if isinstance(place, list) else place
+
     def describe(self) -> str:
         """What the coordinates alone do not show."""
         words = []

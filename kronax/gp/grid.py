@@ -179,8 +179,7 @@ class GridGP(eqx.Module):
         """
         value = evidence.log_marginal_likelihood(self, self.check_data(y))
         if evidence.failed(value):
-            self._check_design()
-            self._check_ranks()
+            self.check_model()
             explain_not_finite(value, self.covariance())
         return value
 
@@ -195,8 +194,7 @@ class GridGP(eqx.Module):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         grid = self.check_data(y)
-        self._check_ranks()
-        self._check_design()
+        self.check_model()
         operator = decompose(self.covariance())
         assert isinstance(operator, KroneckerPlusNoise)
         return Posterior(self, grid, operator, *evidence.weights(self, operator, grid))
@@ -385,6 +383,11 @@ class GridGP(eqx.Module):
         leaves, tree = jax.tree.flatten(self)
         return hash((tree, tuple(map(np.shape, leaves))))
 
+    def check_model(self) -> None:
+        """Refuse concrete parameters and means that the axes cannot carry."""
+        self._check_ranks()
+        self._check_design()
+
     def _check_mean(self, what: str) -> None:
         if isinstance(self.mean, MarginalMean):
             raise NotImplementedError(
@@ -404,7 +407,11 @@ class GridGP(eqx.Module):
         """Refuse functions of a marginal mean that are combinations of each other."""
         if not isinstance(self.mean, MarginalMean) or not is_concrete(self.axes):
             return
-        design = np.asarray(self.design_on((None,) * len(self.axes)))
+        with jax.ensure_compile_time_eval():  # concrete coordinates stay so inside jit
+            functions = self.design_on((None,) * len(self.axes))
+        if not is_concrete(functions):
+            return
+        design = np.asarray(functions)
         rank = np.linalg.matrix_rank(design.reshape(design.shape[0], -1))
         if rank < design.shape[0]:
             raise ValueError(

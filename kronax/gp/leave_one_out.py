@@ -6,47 +6,66 @@ others has mean `y_c − α_c / [S⁻¹]_cc` and variance `1 / [S⁻¹]_cc`: the
 """
 
 import math
-from typing import NamedTuple
+from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kronax.gp.gls import Regression
+from kronax.gp.axes import Axis
+from kronax.gp.held_out import HeldOut, axis_labels
+from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagonals import inverse_diagonal
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.noise import KroneckerPlusNoise
 
 
-class LeaveOneOut(NamedTuple):
-    """Every observation as predicted from all the others, grid-shaped.
+class LeaveOneOut(HeldOut):
+    """Every observation as predicted from all the others: `means, variances = …` unpacks it.
 
     Attributes:
-        mean: the predicted observations; batches of the data lead.
+        mean: the predicted observations, grid-shaped; batches of the data lead.
         variance: of the noisy observations; it does not depend on the data.
+        y: the observations.
+        axes: of the grid.
+        axis_names: of the axes, or `axis 0` and so on.
     """
 
     mean: Float[Array, "..."]
     variance: Float[Array, "..."]
+    y: Float[Array, "..."]
+    axes: tuple[Axis, ...]
+    axis_names: tuple[str, ...] = eqx.field(static=True)
 
-    def log_density(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Log predictive density of every cell of `y`, in nats."""
-        square = jnp.square(y - self.mean) / self.variance
+    def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+        """Log predictive density of every cell, in nats: of the data, or of another `y`."""
+        error = self.error if y is None else y - self.mean
+        square = jnp.square(error) / self.variance
         return -(square + jnp.log(self.variance) + math.log(2 * math.pi)) / 2
 
+    @property
+    def log_score(self) -> Float[Array, "..."]:
+        """The sum of the log predictive densities, in nats; one per data set."""
+        return jnp.sum(self.log_density(), axis=self._cells)
 
-def leave_one_out(
-    operator: Kronecker | KroneckerPlusNoise,
-    y: Array,
-    weights: Array,
-    regression: Regression | None = None,
-) -> LeaveOneOut:
-    """The predictions, from the covariance of the data and `weights`, `S⁻¹ (y − m)`.
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.y.shape))
+        if not is_concrete(self.y, self.mean, self.variance) or self.y.ndim > len(self.axes):
+            return f"LeaveOneOut of {shape} observations"
+        return (
+            f"LeaveOneOut of {shape} observations: log score {float(self.log_score):.2f} nats, "
+            f"root mean square error {float(self.rmse):.4g}, "
+            f"{float(self.coverage(0.95)):.1%} inside their 95% intervals"
+        )
+
+
+def leave_one_out(post: Any) -> LeaveOneOut:
+    """The predictions of a posterior.
 
     Coefficients that are integrated out are estimated without the cell as well: then it is the
     inverse `S⁻¹ − S⁻¹ H A⁻¹ Hᵀ S⁻¹` that has a diagonal.
     """
-    diagonal = inverse_diagonal(operator)
+    diagonal, regression = inverse_diagonal(post.operator), post.regression
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
     variance = 1 / diagonal
-    return LeaveOneOut(y - weights * variance, variance)
+    mean = post.y - post.weights * variance
+    return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp))

@@ -7,12 +7,15 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp import predict
+from kronax.gp.append import append
 from kronax.gp.axes import Axis
 from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.density import check_number, log_density, log_density_at
+from kronax.gp.diagnostics import Diagnostics, diagnostics
 from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
 from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
+from kronax.gp.leave_slice_out import LeaveSliceOut, leave_slice_out
 from kronax.gp.noise_levels import check_independent, check_used, noise_at, noise_on, noisy
 from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
@@ -89,6 +92,8 @@ class Posterior(eqx.Module):
         points: Any = None,
     ) -> Float[Array, "..."]:
         """Posterior variance, grid-shaped; right to first order, raises beyond.
+
+        It does not depend on the data: it has no batch axes, and broadcasts against the mean's.
 
         Args:
             axes: new coordinates; by default the grid itself.
@@ -205,23 +210,67 @@ class Posterior(eqx.Module):
             levels = noise_at(self, places, noise) if include_noise else None
             return draws if levels is None else noisy(draws, noise_key, levels)
         new = self._new_axes(axes)
-        draws = predict.sample(self, key, self._points(new), shape)
+        observed = None
+        if include_noise:
+            own = noise is None and not any(new)
+            observed = predict.Observed(noise_key, None if own else noise_on(self, new, noise))
+        draws = predict.sample(self, key, self._points(new), shape, observed)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
-        if not include_noise:
-            return draws
-        if noise is None and not any(new):
-            model = self.gp.noise_term()
-            return draws + predict.noise_draw(model, noise_key, draws.shape, draws.dtype)
-        return noisy(draws, noise_key, noise_on(self, new, noise))
+        return draws
 
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.
 
-        `means, variances = post.leave_one_out()`; exact, from the diagonal of the inverse, at
-        `2 N Σ n_i` operations. Right to first order, raises beyond.
+        `means, variances = post.leave_one_out()`; scores, standardised errors, coverage and
+        outliers are in the same object. Exact, from the diagonal of the inverse, at `2 N Σ n_i`
+        operations. Right to first order, raises beyond.
         """
-        return leave_one_out(self.operator, self.y, self.weights, self.regression)
+        return leave_one_out(self)
+
+    def leave_slice_out(self, axis: int | str) -> LeaveSliceOut:
+        """Every slice along an axis, a year or a station, as predicted from all the others.
+
+        The parameters stay. Exact in closed form with any noise, at `4 N Σ n_i` operations; with a
+        `kx.MarginalMean` its coefficients are estimated from the other slices as well. Right to
+        first order, raises beyond; values only with low-rank axes.
+
+        Args:
+            axis: its name or number.
+
+        Raises:
+            KeyError: if the axis is unknown.
+            ValueError: if coefficients of the mean are not determined without some slice.
+        """
+        return leave_slice_out(self, predict.axis_number(self.gp, axis))
+
+    def diagnostics(self) -> Diagnostics:
+        """Does the model fit: leave-one-out errors, independent residuals, coverage and outliers.
+
+        `print(post.diagnostics())` is a table; `4 N Σ n_i` operations.
+        """
+        return diagnostics(self)
+
+    def append(self, y_new: Float[Array, "..."], axes: Any, noise: Any = None) -> "Posterior":
+        """The posterior given further slices along one axis as well: a new year of data.
+
+        The parameters stay, and the numbers are those of conditioning the longer grid from scratch.
+        That one axis is decomposed again, its structure chosen anew; the others keep their
+        decompositions, and one solve of `4 N Σ n_i` operations follows. The slices stand after the
+        old ones, or before them if all their coordinates come before the first.
+
+        Args:
+            y_new: `(*batch, …)` on the grid of the new slices, with as many data sets as before.
+            axes: new coordinates of one axis, in its form: numbers, dates, labels, places.
+            noise: their noise variance, one or one each, where the noise varies along the axis.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: if the coordinates are of another kind, or `noise` has no use.
+            ValueError: if not one axis is given, `y_new` does not lie on its grid, or noise or mean
+                are not defined at the new coordinates.
+        """
+        return append(self, y_new, axes, noise)
 
     def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         return self.gp.new_axes(axes)

@@ -1,7 +1,8 @@
 """Prediction on a grid, compiled: mean, variance, covariance, draws."""
 
 from itertools import combinations_with_replacement
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -27,6 +28,7 @@ from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
+from kronax.gp.noise_levels import noisy
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.dense import Dense
@@ -37,6 +39,16 @@ from kronax.linalg.sequence import in_sequence
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.thin import is_thin, reduced, rows_inside
 from kronax.paths import nearest
+
+# Draws that are made together hold at most this many numbers each time.
+DRAWN_AT_ONCE = 2_000_000
+
+
+class Observed(NamedTuple):
+    """The noise of draws of observations: the model's own at the grid, or variances."""
+
+    key: Any
+    levels: Array | None
 
 
 def new_points(post: Any, axes: Any) -> New:
@@ -50,13 +62,18 @@ def as_points(post: Any, new: tuple[Axis | None, ...]) -> New:
     return tuple(None if axis is None else axis.points(dtype) for axis in new)
 
 
-def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
-    """The number of an axis along which the function, or a term, has a derivative."""
+def axis_number(gp: Any, axis: int | str) -> int:
+    """The number of an axis that is given by its name or number."""
     names: Any = gp.axis_names or ()
     known = (*names, *range(len(gp.axes)))
     if axis not in known or isinstance(axis, bool):
         raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
-    i = axis if isinstance(axis, int) else names.index(axis)
+    return axis if isinstance(axis, int) else names.index(axis)
+
+
+def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
+    """The number of an axis along which the function, or a term, has a derivative."""
+    i = axis_number(gp, axis)
     along = gp.axes[i]
     if along.num_dimensions is not None or isinstance(along.coding, Labels):
         what = "labels" if along.coding is not None else "places in several dimensions"
@@ -228,20 +245,64 @@ def _prior(post: Any, part: Component, new: New) -> Kronecker:
 
 @eqx.filter_jit
 def sample(
-    post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...], name: str | None = None
+    post: Any,
+    key: PRNGKeyArray,
+    new: New,
+    shape: tuple[int, ...],
+    observed: Observed | None,
+    name: str | None = None,
 ) -> Array:
-    """Draws of the function by Matheron's rule; coefficients are drawn first.
+    """Draws of the function by Matheron's rule, of noisy observations, or of one term.
 
-    An additive model is drawn term by term, and `name` asks for that term of the same draws.
+    Many draws of a large grid are made one after another, or a few at a time: beside the result
+    they need memory for these few only. An additive model is drawn term by term, and `name` asks
+    for that term of the same draws.
     """
     gp, op = post.gp, post.operator
-    signal_key, noise_key = jax.random.split(key)
     components = whole(gp) if gp.terms is None else tuple(term(gp, n) for n in gp.terms.names)
-    wanted = range(len(components)) if name is None else (gp.terms.names.index(name),)
-    keys = [signal_key] if gp.terms is None else jax.random.split(signal_key, len(components))
+    roots = [_roots(post, part, new) for part in components]
+    count = prod(shape)
+    size = max(op.shape[-1], *(prod(r.size for r in one) for one in roots))
+    at_once = DRAWN_AT_ONCE // (size * prod(post.y.shape[: post.y.ndim - len(new)]))
+    drawn = _Drawn(components, roots, name)
+    if count <= max(at_once, 1):
+        return _draws(post, key, drawn, new, shape, observed)
+
+    def one(pair: tuple[PRNGKeyArray, PRNGKeyArray | None]) -> Array:
+        noisy = None if observed is None else Observed(pair[1], observed.levels)
+        return _draws(post, pair[0], drawn, new, (), noisy)
+
+    keys = jax.random.split(key, count)
+    noise_keys = None if observed is None else jax.random.split(observed.key, count)
+    draws = jax.lax.map(one, (keys, noise_keys), batch_size=max(at_once, 1))
+    return draws.reshape(*shape, *draws.shape[1:])
+
+
+class _Drawn(NamedTuple):
+    """What is drawn: the parts of the prior with their roots, and which term is asked for."""
+
+    components: tuple[Component, ...]
+    roots: list[list[SymmetricBlocks]]
+    name: str | None
+
+
+def _draws(
+    post: Any,
+    key: PRNGKeyArray,
+    drawn: _Drawn,
+    new: New,
+    shape: tuple[int, ...],
+    observed: Observed | None,
+) -> Array:
+    """Coefficients are drawn first, then fields over old and new coordinates together."""
+    gp, op, name = post.gp, post.operator, drawn.name
+    signal_key, noise_key = jax.random.split(key)
+    count = len(drawn.components)
+    wanted = range(count) if name is None else (gp.terms.names.index(name),)
+    keys = [signal_key] if gp.terms is None else jax.random.split(signal_key, count)
     lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
     fields = [
-        _prior_draw(post, part, k, new, lead) for part, k in zip(components, keys, strict=True)
+        _prior_draw(post, roots, k, new, lead) for roots, k in zip(drawn.roots, keys, strict=True)
     ]
     residual = post.y - gp.mean_on((None,) * len(new))
     for old, _ in fields:
@@ -256,22 +317,37 @@ def sample(
             draw = draw + fitted(coefficients, gp.design_on(new))
     weights = solve_grid(op, residual)
     for k in wanted:
-        correction = _cross(post, components[k], new, exact=False).mv_grid(weights)
+        correction = _cross(post, drawn.components[k], new, exact=False).mv_grid(weights)
         draw = draw + fields[k][1] + correction
-    return draw
+    if observed is None:
+        return draw
+    if observed.levels is None:
+        return draw + noise_draw(gp.noise_term(), observed.key, draw.shape, op.dtype)
+    return noisy(draw, observed.key, observed.levels)
 
 
-def _prior_draw(
-    post: Any, part: Component, key: PRNGKeyArray, new: New, lead: tuple[int, ...]
-) -> tuple[Array, Array]:
-    """One component at the old and at the new coordinates, drawn together."""
+def _roots(post: Any, part: Component, new: New) -> list[SymmetricBlocks]:
+    """Roots of the covariances of one component over old and new coordinates, axis by axis."""
     gp, dtype = post.gp, post.operator.dtype
 
     def root(i: int) -> SymmetricBlocks:
+        if new[i] is None and part.kernels is gp.kernels and gp.structures[i].rank is None:
+            return post.operator.factors[i].root()
         scale = jnp.ones((), dtype) if i else part.variance.astype(dtype)
         return joint_root(gp, part.kernels[i], i, new[i], scale, dtype)
 
-    roots = in_sequence(root, range(len(new)), batched=False)
+    return in_sequence(root, range(len(new)), batched=False)
+
+
+def _prior_draw(
+    post: Any,
+    roots: list[SymmetricBlocks],
+    key: PRNGKeyArray,
+    new: New,
+    lead: tuple[int, ...],
+) -> tuple[Array, Array]:
+    """One component at the old and at the new coordinates, drawn together."""
+    gp, dtype = post.gp, post.operator.dtype
     white = jax.random.normal(key, (*lead, *(r.size for r in roots)), dtype)
     old = ahead = apply_roots(roots, white)
     for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):

@@ -94,4 +94,6 @@ class TermPosterior(eqx.Module):
         post = self.posterior
         shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
         signal_key, _ = jax.random.split(key)
-        return predict.sample(post, signal_key, predict.new_points(post, axes), shape, self.name)
+        return predict.sample(
+            post, signal_key, predict.new_points(post, axes), shape, None, self.name
+        )

@@ -8,11 +8,12 @@ import numpy as np
 
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.eigenbases import eigenbasis
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.thin import decomposition, is_thin
+from kronax.linalg.thin import ThinBases, decomposition, is_thin, thin_bases_with_axis
 
 
 def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
@@ -47,9 +48,32 @@ def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
     return Kronecker(*op.factors, decomposition=held)
 
 
+def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> KroneckerPlusNoise:
+    """`op` with the decomposition that `held` carries, of which axis `i` alone is made anew.
+
+    Signal and noise of every other axis must be those of `held`. A grid that has its first axis of
+    low rank, or no more any, is decomposed as a whole.
+    """
+    if held.decomposition is None or is_thin(op) != is_thin(held):
+        whole = decompose(op)
+        assert isinstance(whole, KroneckerPlusNoise)
+        return whole
+    bases = _with_axis(op, held.decomposition, i)
+    explain_not_finite(bases, op)
+    return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases)
+
+
 @eqx.filter_jit
 def _bases(op: KroneckerPlusNoise) -> Any:
     return decomposition(op) if is_thin(op) else op.eigenbases()
+
+
+@eqx.filter_jit
+def _with_axis(op: KroneckerPlusNoise, held: Any, i: int) -> Any:
+    if isinstance(held, ThinBases):
+        return thin_bases_with_axis(op, held, i)
+    signal, noise = op.blocks()
+    return (*held[:i], eigenbasis(signal[i], noise[i]), *held[i + 1 :])
 
 
 def _is_positive_definite(factor: AbstractFactor) -> bool:

@@ -105,8 +105,9 @@ def conjugated_inverse_diagonal(
 def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
     """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
 
-    With a root `R Rᵀ = K` it is `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)`, a sum of squares; only noise that
-    is a Kronecker product without thin factors beside it needs the subtraction.
+    With one noise variance it is `σ² diag(K op⁻¹)`, a sum of squares in the eigenbasis, and with
+    thin factors `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)` for `R Rᵀ = K`. Only noise that is a Kronecker
+    product, and has no thin factors beside it, needs the subtraction.
     """
     if is_thin(op):
         small, _, roots = _woodbury(op)
@@ -114,9 +115,14 @@ def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
     if isinstance(op.noise, Kronecker):
         rows = [f.to_dense() for f in op.factors]
         return op.kronecker.diagonal() - conjugated_inverse_diagonal(op, rows)
-    # For the symmetric root, I + RᵀR / σ² is op / σ².
-    diagonal = conjugated_inverse_diagonal(op, [_symmetric_root(f) for f in op.factors])
-    return op.noise.reshape(*op.noise.shape, *(1,) * len(op.grid_shape)) * diagonal
+    signal, _ = op.blocks()
+    bases = op.eigenbases()
+    return map_batch(
+        _posterior,
+        op.batch_shape,
+        ((signal, op.noise), (tuple(b.event_ndims for b in signal), 0)),
+        (bases, tuple(b.event_ndims for b in bases)),
+    )
 
 
 def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
@@ -231,28 +237,38 @@ def _diagonal_tangent_value(coefficients, moving, *, given):
 def _along_factor(block: SymmetricBlocks, basis, tangents, pair, weight, inverse_d, i) -> Array:
     """`Σ_ac U_pa V_pc E_ac λ / (D_a D_c)` along axis `i`, for the tangents of one factor."""
     axis = i - inverse_d.ndim
+    middle = tangent_in_basis(block, basis, tangents)
+    if middle.ndim == 1:
+        scaled = along(middle, axis) * weight * jnp.square(inverse_d)
+        both = _hadamard(*pair)
+        return scaled if both is None else apply_along(both, scaled, axis)
+    u, v = pair
+    return columnwise(u, v, middle, weight, inverse_d, axis)
+
+
+def tangent_in_basis(block: SymmetricBlocks, basis: Eigenbasis, tangents: Sequence) -> Array:
+    """`E = Wᵀ dK W` for the tangents of one factor's blocks, or its diagonal if it has no more."""
     pieces = []
     for t, ndim, w, size in zip(tangents, block.ndims, basis.blocks, block.sizes, strict=True):
         if t is None:
-            pieces.append(jnp.zeros(size, inverse_d.dtype))
+            pieces.append(jnp.zeros(size, basis.values.dtype))
         elif ndim == 0 or w is None:
             pieces.append(expand(t, ndim, size))
         else:
             full = jnp.diag(t) if ndim == 1 else (t + t.T) / 2
             pieces.append(matmul(matmul(w.T, full), w))
     if all(p.ndim == 1 for p in pieces):
-        scaled = along(jnp.concatenate(pieces), axis) * weight * jnp.square(inverse_d)
-        both = _hadamard(*pair)
-        return scaled if both is None else apply_along(both, scaled, axis)
-    middle = jax.scipy.linalg.block_diag(*(jnp.diag(p) if p.ndim == 1 else p for p in pieces))
-    u, v = pair
-    return _columnwise(u, v, middle, weight, inverse_d, axis)
+        return jnp.concatenate(pieces)
+    return jax.scipy.linalg.block_diag(*(jnp.diag(p) if p.ndim == 1 else p for p in pieces))
 
 
-def _columnwise(
+def columnwise(
     u: Array, v: Array, middle: Array, weight: Array, inverse_d: Array, axis: int
 ) -> Array:
-    """One product per place on the other axes, in chunks: a map over cells, not over factors."""
+    """`Σ_ac U_pa V_pc E_ac λ / (D_a D_c)` along `axis < 0` for a full `E`.
+
+    One product per place on the other axes, in chunks: a map over cells, not over factors.
+    """
     columns = jnp.moveaxis(inverse_d, axis, -1)
     weights = jnp.broadcast_to(jnp.moveaxis(weight, axis, -1), (*columns.shape[:-1], 1))
 
@@ -267,6 +283,41 @@ def _columnwise(
     return jnp.moveaxis(result.reshape(*columns.shape[:-1], u.shape[0]), -1, axis)
 
 
+def _posterior_value(operands, bases):
+    _, noise = operands
+    pairs = _products([None] * len(bases), [], bases)
+    return _apply_products(pairs, noise * outer([b.values for b in bases]) / spectrum(bases))
+
+
+def _posterior_derivative(operands, bases, tangents):
+    given = tuple(t is not None for t in tangents)
+    moving = [t for t in tangents if t is not None]
+    return _posterior_tangent((operands, bases), moving, given=given)
+
+
+def _posterior_tangent_value(coefficients, moving, *, given):
+    """`σ² K S⁻¹` moves by `σ⁴ S⁻¹ dK S⁻¹ + (K S⁻¹)² dσ²`."""
+    (signal, noise), bases = coefficients
+    pairs = _products([None] * len(bases), [], bases)
+    inverse_d, values = 1 / spectrum(bases), [b.values for b in bases]
+    tangents, marks = iter(moving), iter(given)
+    total = jnp.zeros((), inverse_d.dtype)
+    for i, (block, basis) in enumerate(zip(signal, bases, strict=True)):
+        ts = [next(tangents) if next(marks) else None for _ in block.arrays]
+        if any(t is not None for t in ts):
+            weight = jnp.square(noise) * outer(values, skip=i)
+            inside = _along_factor(block, basis, ts, pairs[i], weight, inverse_d, i)
+            total = total + _apply_products(pairs, inside, skip=i)
+    if next(marks):
+        share = jnp.square(outer(values) * inverse_d)
+        total = total + next(tangents) * _apply_products(pairs, share)
+    return total
+
+
+_posterior_tangent = LinearPrimitive(
+    "kronax_posterior_diagonal_tangent", _posterior_tangent_value, "A posterior variance"
+)
+_posterior = RulePrimitive("kronax_posterior_diagonal", _posterior_value, _posterior_derivative)
 _diagonal_tangent = LinearPrimitive(
     "kronax_diagonal_tangent", _diagonal_tangent_value, "The diagonal of an inverse"
 )

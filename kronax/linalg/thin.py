@@ -7,8 +7,9 @@ Gram matrix `L_iᵀ L_i`. From the roots to the reduced operator everything is o
 differentiable code: the derivative rules see small blocks only.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -52,7 +53,11 @@ class ThinBases(eqx.Module):
         )
 
     def solve(self, b: Array) -> Array:
-        """`S⁻¹ b` for a grid array `b` (no batch).
+        """`S⁻¹ b` for a grid array `b` (no batch)."""
+        return self._whiten(self._unrotate_others(self.divided(b, lambda d: d)))
+
+    def divided(self, b: Array, function: Callable[[Array], Array]) -> Array:
+        """`b` whitened, in the bases of the axes that are not thin, over `function(eigenvalues)`.
 
         What is outside the range is found by subtraction, twice: the noise that it is divided by
         can be small, and would magnify what one subtraction leaves of the rest.
@@ -68,8 +73,7 @@ class ThinBases(eqx.Module):
             ]
         )
         noise = jnp.where(noise > 0, noise, jnp.nan)  # outside, the noise is all there is
-        solution = self._embed(inside / spectrum(self.reduced)) + outside / noise
-        return self._whiten(self._unrotate_others(solution))
+        return self._embed(inside / function(spectrum(self.reduced))) + outside / function(noise)
 
     def _project(self, x: Array) -> Array:
         for i, u in enumerate(self.ranges):
@@ -230,6 +234,20 @@ def decomposition(op: KroneckerPlusNoise) -> ThinBases:
     found = in_sequence(lambda term: _basis(*term), terms, batched=batched)
     scales = tuple(None if v is None else lax.stop_gradient(1 / jnp.sqrt(v)) for v in variances)
     return ThinBases(tuple(b for b, _ in found), tuple(u for _, u in found), scales)
+
+
+def thin_bases_with_axis(op: KroneckerPlusNoise, held: ThinBases, i: int) -> ThinBases:
+    """The decomposition of `op`, with `held` on every axis but `i`."""
+    roots, variances = _whitened_roots(op)
+    signal, noise = _reduced(op).blocks()
+    basis, span = _basis(roots[i], signal[i], noise[i])
+    v = variances[i]
+    scale = None if v is None else lax.stop_gradient(1 / jnp.sqrt(v))
+
+    def put(values: tuple, value: Any) -> tuple:
+        return (*values[:i], value, *values[i + 1 :])
+
+    return ThinBases(put(held.reduced, basis), put(held.ranges, span), put(held.scales, scale))
 
 
 def _basis(

@@ -1,0 +1,190 @@
+"""A posterior given further slices along one axis: the other axes are not decomposed again."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.gp import evidence
+from kronax.gp.additive import joined_structure
+from kronax.gp.axes import Axis, FrozenArray, new_axes, ordered
+from kronax.gp.held_out import axis_labels
+from kronax.gp.labels import Labels
+from kronax.gp.noise import AxisNoise, FullNoise
+from kronax.gp.structure import check_kernel, check_structure, choose
+from kronax.linalg.checks import array_of_reals, grid_of, is_concrete
+from kronax.linalg.decompose import decompose_axis
+from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.kronecker import Kronecker
+
+
+def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
+    """The posterior of the same process on the longer grid."""
+    gp = post.gp
+    i, new = _new_axis(gp, axes)
+    old = gp.axes[i] if new.coding is None else dataclasses.replace(gp.axes[i], coding=new.coding)
+    in_front = _is_in_front(new, old)
+    shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
+    ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype)
+    _check_batches(post.y, ahead, len(shape))
+    axis = joined(old, new, in_front, axis_labels(gp)[i])
+    longer = _longer(gp, i, axis, new.size, noise, in_front)
+    parts = [ahead, post.y] if in_front else [post.y, ahead]
+    y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
+    longer.check_model()
+    operator = decompose_axis(longer.covariance(), post.operator, i)
+    return type(post)(longer, y, operator, *evidence.weights(longer, operator, y))
+
+
+def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:
+    """Which axis is continued, and its new coordinates in its own units."""
+    names = axis_labels(gp)
+    given = ordered(axes, gp.axis_names, len(gp.axes), "The new coordinates")
+    moved = [i for i, x in enumerate(given) if x is not None]
+    if len(moved) != 1:
+        raise ValueError(
+            "Slices are appended along one axis at a time; got new coordinates for "
+            f"{', '.join(names[i] for i in moved) or 'none'}. Append the others afterwards."
+        )
+    i = moved[0]
+    old = list(gp.axes)
+    coding = old[i].coding
+    if isinstance(coding, Labels):
+        # Labels that the data did not hold so far are the next categories, if the kernel has room.
+        fresh = dict.fromkeys([*coding.categories, *np.asarray(given[i]).tolist()])
+        old[i] = dataclasses.replace(old[i], coding=Labels(tuple(fresh)))
+    new = new_axes(given, old, gp.axis_names)[i]
+    assert new is not None
+    return i, new
+
+
+def _is_in_front(new: Axis, old: Axis) -> bool:
+    """Whether all new coordinates come before the first one, in the direction of the axis."""
+    if new.static is None or old.static is None or isinstance(old.coding, Labels):
+        return False
+    first, line = new.static.line, old.static.line
+    if first is None or line is None or line.size < 2:
+        return first is not None and line is not None and bool(first.max() < line[0])
+    rising = line[-1] > line[0]
+    return bool(first.max() < line.min() if rising else first.min() > line.max())
+
+
+def joined(old: Axis, new: Axis, in_front: bool, name: str) -> Axis:
+    """Both coordinates on one axis: in the units, from the origin, on the circle of the old one."""
+    if old.static is None or new.static is None:
+        parts = [jnp.asarray(x.traced if x.static is None else x.static.exact) for x in (old, new)]
+        parts[1] = parts[1].astype(parts[0].dtype)
+        return dataclasses.replace(
+            old, static=None, traced=jnp.concatenate(parts[::-1] if in_front else parts), given=None
+        )
+    known, ahead, shift = old.static.values, new.static.values, old.shift
+    if shift is not None:
+        ahead, moved = _continued(known, ahead, name)
+        shift = max(shift, moved)
+    elif known.dtype.kind == "f" or np.array_equal(ahead, np.round(ahead)):
+        # Regular coordinates stay so in the precision in which they were given.
+        ahead = ahead.astype(known.dtype)
+    order = slice(None, None, -1 if in_front else 1)
+    given = None
+    if old.given is not None and new.given is not None:
+        given = FrozenArray(np.concatenate([old.given.values, new.given.values][order]))
+    static = FrozenArray(np.concatenate([known, ahead][order]))
+    return dataclasses.replace(old, static=static, given=given, shift=shift)
+
+
+def _continued(known: np.ndarray, ahead: np.ndarray, name: str) -> tuple[np.ndarray, float]:
+    """New coordinates of an axis that `kx.regular` snapped, in its own steps."""
+    step = (known[-1] - known[0]) / (known.size - 1)
+    snapped = known[0] + step * np.round((ahead - known[0]) / step)
+    away = np.abs(snapped - ahead)
+    if away.max() > 0.1 * abs(step):
+        place = int(away.argmax())
+        raise ValueError(
+            f"The new coordinates of {name} must continue the regular axis, within a tenth of its "
+            f"step {abs(step):.4g}; coordinate {place} would move from {ahead[place]:.6g} to "
+            f"{snapped[place]:.6g}. Condition a new kx.GridGP on all of the data."
+        )
+    return snapped, float(away.max())
+
+
+def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
+    """The process with another axis `i`: its structure is chosen anew, its parameters stay."""
+    name, kernel, held = axis_labels(gp)[i], gp.kernels[i], gp.structures[i]
+    asked = held.rank or (held.kind if held.reason == "as asked" else None)
+    check_kernel(kernel, axis, name)
+    structure = choose(kernel, axis, asked)
+    check_structure(kernel, axis, structure, name)
+    axes, structures = _with(gp.axes, i, axis), _with(gp.structures, i, structure)
+    joined = gp.joined_structure
+    if gp.joined is not None:
+        joined = joined_structure(gp.terms, gp.joined, axes, axis_labels(gp), structures)
+    changes = {
+        "axes": axes,
+        "structures": structures,
+        "joined_structure": joined,
+        "noise": _longer_noise(gp, i, axis.size, count, noise, in_front),
+    }
+    longer = object.__new__(type(gp))
+    for field in dataclasses.fields(gp):
+        value = changes.get(field.name, getattr(gp, field.name))
+        object.__setattr__(longer, field.name, value)
+    return longer
+
+
+def _longer_noise(gp: Any, i: int, size: int, count: int, noise: Any, in_front: bool) -> Any:
+    """The noise on the longer grid."""
+    name, held = axis_labels(gp)[i], gp.noise
+    varies = isinstance(held, AxisNoise) and held.variances[i] is not None
+    if noise is not None and not varies:
+        raise TypeError(
+            f"`noise` is for a model whose noise varies along {name}, and this one's does not; got "
+            f"noise={noise!r}. Leave it out."
+        )
+    if isinstance(held, AxisNoise):
+        variances = held.variances[i]
+        if variances is not None:
+            parts = [variances, _checked_noise(noise, count, name, gp.dtype)]
+            variances = jnp.concatenate(parts[::-1] if in_front else parts)
+        shape = _with(held.grid_shape, i, size)
+        return AxisNoise(shape, _with(held.variances, i, variances))
+    if isinstance(held, FullNoise):
+        own = held.kronecker.factors[i]
+        if not isinstance(own, ScaledIdentity):
+            raise ValueError(
+                f"The noise is correlated along {name} and not defined at its new coordinates. "
+                "Condition a new kx.GridGP with noise over all of them."
+            )
+        factors = _with(held.kronecker.factors, i, ScaledIdentity(own.scale, size))
+        return FullNoise(Kronecker(*factors))
+    return held
+
+
+def _checked_noise(noise: Any, count: int, name: str, dtype: Any) -> Array:
+    if noise is None:
+        raise ValueError(
+            f"The noise varies along {name} and is not defined at its new coordinates. Pass "
+            f"`noise=` with the variance there, one number or {count}."
+        )
+    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
+    if value.shape not in ((), (count,)):
+        raise ValueError(
+            f"The noise of new slices along {name} must be one variance, or one for each of them, "
+            f"({count},); got shape {value.shape}."
+        )
+    if is_concrete(value) and not bool(np.all(np.asarray(value) > 0)):
+        raise ValueError(f"The noise variances must be positive; got {value}.")
+    return jnp.broadcast_to(value, (count,)).astype(dtype)
+
+
+def _check_batches(y: Array, ahead: Array, num_axes: int) -> None:
+    lead, own = (x.shape[: x.ndim - num_axes] for x in (y, ahead))
+    if lead != own:
+        raise ValueError(
+            f"y_new must have as many data sets as y, of batch shape {lead}; got {own}."
+        )
+
+
+def _with(values: tuple, i: int, value: Any) -> tuple:
+    return (*values[:i], value, *values[i + 1 :])
