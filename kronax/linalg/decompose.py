@@ -11,11 +11,11 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.thin import decomposition, is_thin
 
 
-def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
+def decompose(op: AbstractOperator) -> Any:
     """The same operator carrying its decomposition, so that later calls need none.
 
     Inside one `jit` this is not needed: identical decompositions are merged there. Gradients flow
@@ -35,6 +35,8 @@ def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
         >>> round(kx.logdet(op).item(), 4)
         4.1589
     """
+    if isinstance(op, AbstractSolvable):
+        return op.decompose()
     if isinstance(op, KroneckerPlusNoise):
         bases = _bases(op)
         explain_not_finite(bases, op)

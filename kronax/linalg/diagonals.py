@@ -21,7 +21,7 @@ from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 from kronax.linalg.spectral import spectrum
@@ -48,6 +48,8 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
         >>> kx.inverse_diagonal(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).sum().item()
         3.0
     """
+    if isinstance(op, AbstractSolvable):
+        return op.inverse_diagonal()
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_square("inverse_diagonal")
@@ -72,9 +74,11 @@ def _inverse_factor(matrix, factorization):
 
 
 def conjugated_inverse_diagonal(
-    op: KroneckerPlusNoise, rows: Sequence[Array | None]
+    op: KroneckerPlusNoise | AbstractSolvable, rows: Sequence[Array | None]
 ) -> Float[Array, "..."]:
     """`diag(C op⁻¹ Cᵀ)` for `C = ⊗ rows[i]`, each `(*batch, m_i, n_i)` or `None` for identity."""
+    if isinstance(op, AbstractSolvable):
+        return op.conjugated_inverse_diagonal(rows)
     if is_thin(op):
         return _by_woodbury(op, rows)
     signal, noise = op.blocks()
@@ -86,19 +90,21 @@ def conjugated_inverse_diagonal(
     )
     batch = jnp.broadcast_shapes(op.batch_shape, *(c.shape[:-2] for c in rows if c is not None))
     return map_batch(
-        _diagonal,
+        blockwise_diagonal,
         batch,
         ((signal, noise, list(rows)), ndims),
         (bases, tuple(b.event_ndims for b in bases)),
     )
 
 
-def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
+def posterior_diagonal(op: KroneckerPlusNoise | AbstractSolvable) -> Float[Array, "..."]:
     """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
 
     With a root `R Rᵀ = K` it is `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)`, a sum of squares; only noise that
     is a Kronecker product without thin factors beside it needs the subtraction.
     """
+    if isinstance(op, AbstractSolvable):
+        return op.posterior_diagonal()
     if is_thin(op):
         small, _, roots = _woodbury(op)
         return conjugated_inverse_diagonal(small, roots)
@@ -234,4 +240,4 @@ def _columnwise(u: Array, middle: Array, weight: Array, inverse_d: Array, axis: 
 _diagonal_tangent = LinearPrimitive(
     "kronax_diagonal_tangent", _diagonal_tangent_value, "The diagonal of an inverse"
 )
-_diagonal = RulePrimitive("kronax_diagonal", _diagonal_value, _diagonal_derivative)
+blockwise_diagonal = RulePrimitive("kronax_diagonal", _diagonal_value, _diagonal_derivative)

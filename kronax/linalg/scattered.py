@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from kronax.linalg.diagonals import rotated_rows
 from kronax.linalg.modes import HIGHEST
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.spectral import spectrum
 
@@ -49,12 +50,17 @@ def mv_rows(
 
 
 def inverse_at(
-    op: KroneckerPlusNoise, rows: Sequence[Float[Array, "m _"]], *, joint: bool
+    op: KroneckerPlusNoise | AbstractSolvable,
+    rows: Sequence[Float[Array, "m _"]],
+    *,
+    joint: bool,
 ) -> Float[Array, "..."]:
     """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal `(m,)`; `2 m N` operations per column.
 
     Values only: differentiating raises.
     """
+    if isinstance(op, AbstractSolvable):
+        return op.inverse_at(rows, joint=joint)
     signal, noise = op.blocks()
     return _inverse_at((signal, noise, tuple(rows)), op.eigenbases(), joint=joint)
 
