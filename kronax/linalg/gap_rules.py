@@ -34,7 +34,7 @@ from kronax.linalg.gap_matrices import (
     observed_cells,
     solve_with_gaps,
 )
-from kronax.linalg.gaps import Gaps
+from kronax.linalg.gaps import CHUNK, EIGH, Gaps
 from kronax.linalg.modes import matmul
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.spectral import (
@@ -45,9 +45,11 @@ from kronax.linalg.spectral import (
     unrotate,
 )
 
-# What a derivative without closed form may hold, in numbers, and how many cells may be merged.
-MOST_COLUMNS = 40_000_000
+# A derivative without closed form may solve for so many columns, or merge so many cells.
+MOST_COLUMNS = 4_000
 MOST_MERGED = 6_000
+# What such a derivative takes per column, in solves.
+SOLVES = 10
 
 
 def apply_sum(problem: TwoTermSum, x: Array) -> Array:
@@ -196,8 +198,8 @@ def _gradient_derivative(problem, held, tangents, *, gaps, needed):
 
 
 def _log_det_by_definition(problem: TwoTermSum, held: GapDecomposition, gaps: Gaps) -> Array:
-    if has_few_columns(gaps):
-        matrix = at_gaps(solved_columns(problem, held, gaps), gaps)
+    if is_by_columns(gaps):
+        matrix = matrix_at_gaps(problem, held, gaps)
         root = CholeskyFactorization.of(lax.stop_gradient(matrix))
         return root.log_abs_det(matrix)
     whole = TwoTermSum(problem.signal, problem.noise, None)
@@ -206,34 +208,44 @@ def _log_det_by_definition(problem: TwoTermSum, held: GapDecomposition, gaps: Ga
     )
 
 
-def has_few_columns(gaps: Gaps) -> bool:
-    """Whether `S⁻¹ E` for all gaps at once is small enough for a derivative by definition."""
-    return gaps.num_problems * gaps.count * prod(gaps.shape) <= MOST_COLUMNS
+def is_by_columns(gaps: Gaps) -> bool:
+    """Whether a derivative by definition solves for columns, or merges the observed cells."""
+    count, size, merged = gaps.num_problems * gaps.count, prod(gaps.shape), len(gaps.observed)
+    if count > MOST_COLUMNS or merged > MOST_MERGED:
+        return count <= MOST_COLUMNS
+    return 4 * SOLVES * count * size * sum(gaps.shape) <= 3 * EIGH * merged**3
 
 
-def solved_columns(problem: TwoTermSum, held: GapDecomposition, gaps: Gaps) -> Array:
-    """`S⁻¹ E` for every gap of the grid, `(columns, *grid)`, right at every order."""
-    bases = held.bases
-    places = jnp.arange(prod(gaps.shape))
-    columns = (_flat_gaps(gaps)[:, None] == places).astype(held.roots.dtype)
+def solved(problem: TwoTermSum, held: GapDecomposition, b: Array) -> Array:
+    """`S⁻¹ b` on the whole grid, right at every order."""
 
     def solve(_: Any, v: Array) -> Array:
-        return unrotate(bases, rotate(bases, v) / spectrum(bases))
+        return unrotate(held.bases, rotate(held.bases, v) / spectrum(held.bases))
 
-    def one(column: Array) -> Array:
-        return lax.custom_linear_solve(
-            lambda x: apply_sum(problem, x), column, solve=solve, transpose_solve=solve
-        )
-
-    return jax.vmap(one)(columns.reshape(-1, *gaps.shape))
+    return lax.custom_linear_solve(
+        lambda x: apply_sum(problem, x), b, solve=solve, transpose_solve=solve
+    )
 
 
-def at_gaps(columns: Array, gaps: Gaps) -> Array:
-    """The values of `(columns, *grid)` at every gap of the grid."""
-    return columns.reshape(columns.shape[0], -1)[:, _flat_gaps(gaps)]
+def matrix_at_gaps(problem: TwoTermSum, held: GapDecomposition, gaps: Gaps) -> Array:
+    """`M` for all gaps of the grid at once, right at every order.
+
+    Columns are solved for in chunks, and again in a derivative, so that few are held.
+    """
+    flat = flat_gaps(gaps)
+    places = jnp.arange(prod(gaps.shape))
+
+    @jax.checkpoint
+    def one(place: Array) -> Array:
+        column = (places == place).astype(held.roots.dtype).reshape(gaps.shape)
+        return solved(problem, held, column).reshape(-1)[flat]
+
+    chunk = max(1, min(len(flat), CHUNK // prod(gaps.shape)))
+    return lax.map(one, jnp.asarray(flat), batch_size=chunk)
 
 
-def _flat_gaps(gaps: Gaps) -> np.ndarray:
+def flat_gaps(gaps: Gaps) -> np.ndarray:
+    """Every gap of the grid, shared axes included, by its index in the flattened grid."""
     return np.flatnonzero(~observed_cells(gaps))
 
 
@@ -255,7 +267,7 @@ def merged_problem(problem: TwoTermSum, gaps: Gaps) -> TwoTermSum:
             "This derivative of an operator with gaps has no closed form, and its definition needs "
             f"the solution of {gaps.num_problems * gaps.count} columns of {prod(gaps.shape)} "
             f"cells, or a matrix of {len(gaps.observed)} observed cells; at most {MOST_COLUMNS} "
-            f"numbers or {MOST_MERGED} cells are taken. Take it by finite differences of the exact "
+            f"columns or {MOST_MERGED} cells are taken. Take it by finite differences of the exact "
             "order below it, or use a grid with fewer gaps."
         )
     signal, noise = (

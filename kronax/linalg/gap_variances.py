@@ -5,6 +5,7 @@
 derivative is that of the definition.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,11 +25,12 @@ from kronax.linalg.gap_matrices import (
     weights_between,
 )
 from kronax.linalg.gap_rules import (
-    at_gaps,
-    has_few_columns,
+    flat_gaps,
+    is_by_columns,
+    matrix_at_gaps,
     merged_bases,
     merged_problem,
-    solved_columns,
+    solved,
 )
 from kronax.linalg.gaps import CHUNK, Gaps, build_axis
 from kronax.linalg.modes import apply_along, matmul
@@ -94,21 +96,37 @@ def _derivative(operands, held, tangents, *, gaps):
 def _by_definition(operands: Any, held: GapDecomposition, gaps: Gaps) -> Array:
     signal, noise, rows = operands
     problem = TwoTermSum(signal, noise, None)
-    if has_few_columns(gaps):
-        columns = solved_columns(problem, held, gaps)
-        matrix = at_gaps(columns, gaps)
-        root = CholeskyFactorization.of(lax.stop_gradient(matrix))
-        inverse = inverse_matrix(matrix, root)
-        for i, row in enumerate(rows):
-            if row is not None:
-                columns = apply_along(row, columns, i - len(rows))
-        flat = columns.reshape(columns.shape[0], -1)
-        return jnp.sum(flat * matmul(inverse, flat), axis=0).reshape(columns.shape[1:])
+    if is_by_columns(gaps):
+        return _by_columns(problem, rows, held, gaps)
     whole = blockwise_diagonal((signal, noise, rows), held.bases)
     merged = merged_problem(problem, gaps)
     on_merged = [*(rows[i] for i in gaps.shared), merged_rows(rows, gaps, whole.dtype)]
     part = blockwise_diagonal((merged.signal, merged.noise, on_merged), merged_bases(merged))
     return whole - unmerged(part, gaps, tuple(whole.shape))
+
+
+def _by_columns(
+    problem: TwoTermSum, rows: Sequence[Array | None], held: GapDecomposition, gaps: Gaps
+) -> Array:
+    """`Σ_p (C S⁻¹ E)_p ∘ (C S⁻¹ E M⁻¹)_p`, one gap after another, so that no two are held."""
+    matrix = matrix_at_gaps(problem, held, gaps)
+    root = CholeskyFactorization.of(lax.stop_gradient(matrix))
+    inverse = inverse_matrix(matrix, root)
+    flat = flat_gaps(gaps)
+
+    @jax.checkpoint
+    def one(own: Array, others: Array) -> Array:
+        columns = jnp.zeros((2, math.prod(gaps.shape)), own.dtype)
+        columns = columns.at[:, flat].set(jnp.stack([own, others]))
+        x = jax.vmap(lambda b: solved(problem, held, b))(columns.reshape(2, *gaps.shape))
+        for i, row in enumerate(rows):
+            x = x if row is None else apply_along(row, x, i - len(rows))
+        return x[0] * x[1]
+
+    pairs = (jnp.eye(len(flat), dtype=inverse.dtype), inverse)
+    shape = jax.eval_shape(one, *(p[0] for p in pairs))
+    step = lambda total, pair: (total + one(*pair), None)  # noqa: E731
+    return lax.scan(step, jnp.zeros(shape.shape, shape.dtype), pairs)[0]
 
 
 def merged_rows(rows: Sequence[Array | None], gaps: Gaps, dtype: Any) -> Array:

@@ -191,7 +191,7 @@ class Masked(AbstractSolvable):
     def conjugated_inverse_diagonal(self, rows: Sequence[Array]) -> Array:
         """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`, each `(*batch, m_i, n_i)`; grid-shaped.
 
-        Right to first order. The derivative holds `O(m N)` numbers for `m` gaps in all.
+        Right to first order. The derivative takes two solves per gap.
         """
         return _conjugated_inverse_diagonal(self, list(rows))
 

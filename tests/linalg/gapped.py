@@ -15,8 +15,6 @@ from kronax.linalg.gaps import Mask
 from tests import oracle
 from tests.linalg.contracted import MODES, QUICK, weights_of
 
-SECOND_ORDER = ("solve", "logdet", "inv_quad", "normal_logpdf")
-
 
 def mask_of(grid, missing) -> Mask:
     """A mask with gaps at the indices `missing`, which may hold slices."""

@@ -14,9 +14,8 @@ from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diago
 from kronax.linalg.gaps import Fibres, Gaps, Mask
 from kronax.linalg.scattered import inverse_at
 from tests.cases import CASES, covariance, rbf
-from tests.linalg.contracted import QUICK, weights_of
+from tests.linalg.contracted import FUSED, QUICK, weights_of
 from tests.linalg.gapped import (
-    SECOND_ORDER,
     expected,
     first_order,
     mask_of,
@@ -83,6 +82,15 @@ def test_every_kind_of_factor(name):
     run_first_order(case, scattered(case.grid), "gaps")
 
 
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+def test_the_parts_of_a_density(method):
+    case = CASES["full Kronecker noise, three axes"]
+    mask = MASKS["shared by the middle axis"]
+    arguments = (case.leaves, weights_of(case), case.theta)
+    names = ("logdet", "inv_quad")
+    compare(first_order(case.layout, mask, method, names, *arguments), expected(case, mask))
+
+
 @pytest.mark.parametrize("name", ["Toeplitz, even and odd", "low rank, batched noise"])
 def test_every_kind_of_factor_merged(name):
     case = CASES[name]
@@ -103,7 +111,7 @@ def test_hessians(name, method, modes):
     case = CASES[name]
     mask = scattered(case.grid)
     result = second_order(
-        case.layout, mask, method, SECOND_ORDER, modes, case.leaves, weights_of(case), case.theta
+        case.layout, mask, method, FUSED, modes, case.leaves, weights_of(case), case.theta
     )
     compare(result, expected(case, mask))
 
