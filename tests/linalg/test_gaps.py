@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import kronax as kx
-from kronax.linalg import gap_rules
+from kronax.linalg import gap_matrices, gap_rules, gap_variances
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.gaps import Fibres, Gaps, Mask
 from kronax.linalg.scattered import inverse_at
@@ -127,6 +127,21 @@ def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch):
     names, modes = ("normal_logpdf",), "forward over reverse"
     compare(second_order(case.layout, mask, "gaps", names, modes, *arguments), truth)
     compare(first_order(case.layout, mask, "gaps", ("inverse_diagonal",), *arguments), truth)
+
+
+def test_loops_over_groups_and_halves(monkeypatch):
+    """What large problems do: one piece, row and column at a time, triangles by halves."""
+    for module in (gap_matrices, gap_variances, gap_rules):
+        monkeypatch.setattr(module, "CHUNK", 1)
+    monkeypatch.setattr(gap_matrices, "INVERTED_SIZE", 1)
+    case = CASES["three axes"]
+    mask = mask_of(GRID, [(0, 0, 2), (0, 1, 2), (1, 0, 1), (2, 0, 3), (2, 1, 3)])
+    assert all(len(fibres.table) > 1 for fibres in mask.gaps.fibres)
+    run_first_order(case, mask, "gaps")
+    arguments = (case.leaves, weights_of(case), case.theta)
+    names, modes = ("normal_logpdf",), "forward over reverse"
+    found = second_order(case.layout, mask, "gaps", names, modes, *arguments)
+    compare(found, expected(case, mask))
 
 
 def test_an_order_that_does_not_fit_raises(monkeypatch):
