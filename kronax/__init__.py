@@ -61,6 +61,7 @@ from kronax.linalg.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.logdet import inv_quad as inv_quad
 from kronax.linalg.logdet import logdet as logdet
 from kronax.linalg.logdet import normal_logpdf as normal_logpdf
+from kronax.linalg.masked import Masked as Masked
 from kronax.linalg.noise import KroneckerPlusNoise as KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator as AbstractOperator
 from kronax.linalg.rules import DerivativeOrderError as DerivativeOrderError

@@ -27,6 +27,12 @@ ALLOWED_LOOPS = {
     ("linalg/diagonals", "map"): "rows of one axis in chunks, so that no N x n array is held",
     ("linalg/slices", "map"): "places on the other axes in chunks, as in linalg/diagonals",
     ("linalg/scattered", "map"): "places in chunks, so that nothing of size m x N is held",
+    ("linalg/gap_matrices", "map"): "eigenvalues of shared axes, and pieces of fibres: one size",
+    ("linalg/gap_matrices", "scan"): "the same, where what is found is added up",
+    ("linalg/gap_rules", "map"): "columns in chunks, so that nothing of size m x N is held",
+    ("linalg/gap_variances", "scan"): "one gap after another, for the same reason",
+    ("linalg/gap_variances", "map"): "eigenvalues of shared axes, and rows of one axis in chunks",
+    ("linalg/masked", "map"): "places in chunks, so that nothing of size m x N is held",
 }
 
 Table = Mapping[str, float]

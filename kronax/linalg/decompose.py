@@ -12,11 +12,11 @@ from kronax.linalg.eigenbases import eigenbasis
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.thin import ThinBases, decomposition, is_thin, thin_bases_with_axis
 
 
-def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
+def decompose(op: AbstractOperator) -> Any:
     """The same operator carrying its decomposition, so that later calls need none.
 
     Inside one `jit` this is not needed: identical decompositions are merged there. Gradients flow
@@ -36,6 +36,8 @@ def decompose(op: AbstractOperator) -> Kronecker | KroneckerPlusNoise:
         >>> round(kx.logdet(op).item(), 4)
         4.1589
     """
+    if isinstance(op, AbstractSolvable):
+        return op.decompose()
     op = with_noise(op)
     if isinstance(op, KroneckerPlusNoise):
         bases = _bases(op)

@@ -22,7 +22,7 @@ from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 from kronax.linalg.spectral import signal_slopes, spectrum
@@ -49,6 +49,8 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
         >>> kx.inverse_diagonal(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).sum().item()
         3.0
     """
+    if isinstance(op, AbstractSolvable):
+        return op.inverse_diagonal()
     op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
@@ -74,14 +76,17 @@ def _inverse_factor(matrix, factorization):
 
 
 def conjugated_inverse_diagonal(
-    op: KroneckerPlusNoise,
+    op: KroneckerPlusNoise | AbstractSolvable,
     rows: Sequence[Array | None],
     others: Sequence[Array | None] | None = None,
 ) -> Float[Array, "..."]:
     """`diag(C op⁻¹ Bᵀ)` for `C = ⊗ rows[i]`, each `(*batch, m_i, n_i)` or `None` for identity.
 
-    `B = ⊗ others[i]` is `C` unless given; with thin factors it must be.
+    `B = ⊗ others[i]` is `C` unless given; with thin factors or gaps it must be.
     """
+    if isinstance(op, AbstractSolvable):
+        assert others is None
+        return op.conjugated_inverse_diagonal(rows)
     if is_thin(op):
         assert others is None
         return _by_woodbury(op, rows)
@@ -95,20 +100,22 @@ def conjugated_inverse_diagonal(
     given = [c for c in (*rows, *(others or ())) if c is not None]
     batch = jnp.broadcast_shapes(op.batch_shape, *(c.shape[:-2] for c in given))
     return map_batch(
-        _diagonal,
+        blockwise_diagonal,
         batch,
         ((signal, noise, list(rows), list(others or ())), ndims),
         (bases, tuple(b.event_ndims for b in bases)),
     )
 
 
-def posterior_diagonal(op: KroneckerPlusNoise) -> Float[Array, "..."]:
+def posterior_diagonal(op: KroneckerPlusNoise | AbstractSolvable) -> Float[Array, "..."]:
     """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
 
     With one noise variance it is `σ² diag(K op⁻¹)`, a sum of squares in the eigenbasis, and with
     thin factors `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)` for `R Rᵀ = K`. Only noise that is a Kronecker
     product, and has no thin factors beside it, needs the subtraction.
     """
+    if isinstance(op, AbstractSolvable):
+        return op.posterior_diagonal()
     if is_thin(op):
         small, _, roots = _woodbury(op)
         return conjugated_inverse_diagonal(small, roots)
@@ -321,4 +328,4 @@ _posterior = RulePrimitive("kronax_posterior_diagonal", _posterior_value, _poste
 _diagonal_tangent = LinearPrimitive(
     "kronax_diagonal_tangent", _diagonal_tangent_value, "The diagonal of an inverse"
 )
-_diagonal = RulePrimitive("kronax_diagonal", _diagonal_value, _diagonal_derivative)
+blockwise_diagonal = RulePrimitive("kronax_diagonal", _diagonal_value, _diagonal_derivative)

@@ -13,7 +13,7 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.spectral import TwoTermSum, Weights, log_det_and_quadratic
 from kronax.linalg.thin import decomposition, is_thin, logdet_outside, reduced
@@ -36,6 +36,8 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
         >>> round(kx.logdet(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).item(), 4)
         4.1589
     """
+    if isinstance(op, AbstractSolvable):
+        return op.logdet()
     op = with_noise(op)
     if isinstance(op, KroneckerPlusNoise):
         value = _two_term(op, None, (1.0, 0.0))
@@ -64,6 +66,8 @@ def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*bat
         >>> kx.inv_quad(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0, jnp.ones((3, 2))).item()
         3.0
     """
+    if isinstance(op, AbstractSolvable):
+        return op.inv_quad(b)
     op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
@@ -99,6 +103,8 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
         >>> round(kx.normal_logpdf(jnp.zeros((3, 2)), 0.0, op).item(), 4)
         -7.5931
     """
+    if isinstance(op, AbstractSolvable):
+        return op.normal_logpdf(y, mean)
     op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)

@@ -142,6 +142,50 @@ class AbstractOperator(eqx.Module):
     __radd__ = __add__
 
 
+class AbstractSolvable(AbstractOperator):
+    """An operator that brings its own solves, which the functions of the same names call."""
+
+    @abc.abstractmethod
+    def solve(self, b: Any) -> Array:
+        """`op⁻¹ b`, in the layout of `b`."""
+
+    @abc.abstractmethod
+    def logdet(self) -> Array:
+        """`log det op`, one per entry of the batch."""
+
+    @abc.abstractmethod
+    def inv_quad(self, b: Any) -> Array:
+        """`bᵀ op⁻¹ b`."""
+
+    @abc.abstractmethod
+    def normal_logpdf(self, y: Any, mean: Any) -> Array:
+        """Log density of `N(mean, op)` at `y`."""
+
+    @abc.abstractmethod
+    def inverse_diagonal(self) -> Array:
+        """The diagonal of the inverse, grid-shaped."""
+
+    @abc.abstractmethod
+    def conjugated_inverse_diagonal(self, rows: Any) -> Array:
+        """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`."""
+
+    @abc.abstractmethod
+    def posterior_diagonal(self) -> Array:
+        """`diag(K − K op⁻¹ K)`, where `op` is the covariance `K` plus noise."""
+
+    @abc.abstractmethod
+    def inverse_at(self, rows: Any, *, joint: bool) -> Array:
+        """`C op⁻¹ Cᵀ`, or its diagonal, for places with one row per axis."""
+
+    @abc.abstractmethod
+    def decompose(self) -> "AbstractSolvable":
+        """The same operator carrying its decomposition."""
+
+    @abc.abstractmethod
+    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
+        """Draws from `N(0, op)`, one per entry of `lead`, which the batch broadcasts to."""
+
+
 def _no_sum(first: Any, second: Any) -> AbstractOperator:
     raise NotImplementedError("kronax.linalg.noise defines sums of operators; import kronax.")
 

@@ -12,7 +12,7 @@ from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker, KroneckerSum, as_kronecker
 from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.roots import safe_sqrt
 from kronax.linalg.sequence import in_sequence
 
@@ -41,11 +41,13 @@ def sample_normal(
         >>> kx.sample_normal(jax.random.key(0), op, (5,)).shape
         (5, 3, 2)
     """
+    shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+    if isinstance(op, AbstractSolvable):
+        return op.draw(key, (*shape, *op.batch_shape))
     op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
         op.check_covariance("sampling")
-    shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
     draw = draw_normal(key, op, (*shape, *op.batch_shape))
     explain_not_finite(draw, op, covariance=True)
     return draw

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from kronax.linalg.diagonals import rotated_rows
 from kronax.linalg.modes import HIGHEST
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.spectral import spectrum
 
@@ -50,12 +51,17 @@ def mv_rows(
 
 
 def inverse_at(
-    op: KroneckerPlusNoise, *products: Sequence[Float[Array, "m _"]], joint: bool
+    op: KroneckerPlusNoise | AbstractSolvable,
+    *products: Sequence[Float[Array, "m _"]],
+    joint: bool,
 ) -> Float[Array, "..."]:
     """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal `(m,)`; `2 m N` operations per column.
 
     `C` is the sum of one or more products of rows. Values only: differentiating raises.
     """
+    if isinstance(op, AbstractSolvable):
+        (rows,) = products
+        return op.inverse_at(rows, joint=joint)
     signal, noise = op.blocks()
     return _inverse_at((signal, noise, tuple(map(tuple, products))), op.eigenbases(), joint=joint)
 

@@ -16,7 +16,7 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.spectral import rotate, spectrum, unrotate
 from kronax.linalg.thin import decomposition, is_thin
 
@@ -45,6 +45,8 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
         >>> kx.solve(2.0 * kx.Kronecker(jnp.eye(3), jnp.eye(2)), jnp.ones((3, 2))).sum().item()
         3.0
     """
+    if isinstance(op, AbstractSolvable):
+        return op.solve(b)
     op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
         op = as_kronecker(op)
@@ -116,7 +118,7 @@ def _without_decomposition(op: Any) -> Any:
 class Inverse(AbstractOperator):
     """`op⁻¹`, lazy: every product is a solve."""
 
-    op: Kronecker | KroneckerPlusNoise
+    op: Kronecker | KroneckerPlusNoise | AbstractSolvable
 
     @property
     def factors(self) -> tuple:
@@ -141,10 +143,14 @@ class Inverse(AbstractOperator):
     @property
     def T(self) -> "Inverse":
         """The inverse of the transpose."""
-        return Inverse(self.op.T)
+        transposed = self.op.T
+        assert isinstance(transposed, Kronecker | KroneckerPlusNoise | AbstractSolvable)
+        return Inverse(transposed)
 
     def mv_grid(self, x: Array) -> Array:
         """Solve."""
+        if isinstance(self.op, AbstractSolvable):
+            return self.op.solve(x)
         return solve_grid(self.op, x)
 
     def diagonal(self) -> Array:
@@ -158,7 +164,7 @@ class Inverse(AbstractOperator):
     def scaled(self, scalar: Array) -> "Inverse":
         """`scalar * op⁻¹`."""
         scaled = (1 / scalar) * self.op
-        assert isinstance(scaled, Kronecker | KroneckerPlusNoise)
+        assert isinstance(scaled, Kronecker | KroneckerPlusNoise | AbstractSolvable)
         return Inverse(scaled)
 
 
@@ -175,7 +181,8 @@ def inverse(op: AbstractOperator) -> Inverse:
         (6, 4)
     """
     op = with_noise(op)
-    if not isinstance(op, KroneckerPlusNoise):
+    if not isinstance(op, KroneckerPlusNoise | AbstractSolvable):
         op = as_kronecker(op)
         op.check_square("an inverse")
+    assert isinstance(op, Kronecker | KroneckerPlusNoise | AbstractSolvable)
     return Inverse(op)

@@ -1,0 +1,99 @@
+"""The smaller grid that an operator with gaps is computed on, and the way there and back.
+
+Whole missing slabs are dropped from their axis. With the method `"merged"` the gap axes become one
+axis of the observed cells, behind the shared axes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.diagonal import Diagonal
+from kronax.linalg.gap_rules import merged_matrix
+from kronax.linalg.gap_variances import merged_rows
+from kronax.linalg.gaps import Mask
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.restricted import restricted
+from kronax.linalg.thin import is_diagonal
+
+
+@dataclass(frozen=True)
+class InnerGrid:
+    """A static value: which cells of the whole grid are left, and in which order."""
+
+    mask: Mask
+    is_merged: bool
+
+    @cached_property
+    def _places(self) -> np.ndarray:
+        """Per inner cell its place in the flattened whole grid."""
+        mask = self.mask
+        places = np.arange(mask.array.size).reshape(mask.shape)[np.ix_(*mask.kept)]
+        if not self.is_merged:
+            return places
+        gaps = mask.gaps
+        front = places.transpose((*gaps.shared, *gaps.axes)).reshape(*gaps.shared_sizes, -1)
+        return front[..., ~gaps.missing.array.ravel()]
+
+    @cached_property
+    def _back(self) -> np.ndarray:
+        """Per cell of the whole grid its place among the inner ones; their number for none."""
+        back = np.full(self.mask.array.size, self._places.size)
+        back[self._places.ravel()] = np.arange(self._places.size)
+        return back
+
+    @property
+    def _is_whole(self) -> bool:
+        return not self.is_merged and self._places.shape == self.mask.shape
+
+    def squeezed(self, x: Array) -> Array:
+        """A vector over the whole grid on the inner one."""
+        if self._is_whole:
+            return x
+        lead = x.shape[: x.ndim - len(self.mask.shape)]
+        return x.reshape(*lead, -1)[..., self._places.ravel()].reshape(*lead, *self._places.shape)
+
+    def embedded(self, x: Array) -> Array:
+        """A vector over the inner grid on the whole one, with zeros elsewhere."""
+        if self._is_whole:
+            return x
+        lead = x.shape[: x.ndim - self._places.ndim]
+        padded = jnp.concatenate([x.reshape(*lead, -1), jnp.zeros((*lead, 1), x.dtype)], axis=-1)
+        return padded[..., self._back].reshape(*lead, *self.mask.shape)
+
+    def operator(self, op: KroneckerPlusNoise) -> KroneckerPlusNoise:
+        """`op` on the inner grid."""
+        noise: Any = op.noise
+        if isinstance(noise, Kronecker):
+            noise = Kronecker(*self._factors(noise.factors))
+        return KroneckerPlusNoise(Kronecker(*self._factors(op.factors)), noise)
+
+    def _factors(self, factors: Sequence[Any]) -> list[Any]:
+        kept = [restricted(f, k) for f, k in zip(factors, self.mask.kept, strict=True)]
+        if not self.is_merged:
+            return kept
+        gaps = self.mask.gaps
+        along = [kept[i] for i in gaps.axes]
+        if all(is_diagonal(f) for f in along):
+            index = zip(along, gaps.observed.T, strict=True)
+            values = [f.diagonal()[..., places] for f, places in index]
+            last: Any = Diagonal(prod(values[1:], start=values[0]))
+        else:
+            last = Dense(merged_matrix([f.to_dense() for f in along], gaps))
+        return [*(kept[i] for i in gaps.shared), last]
+
+    def rows(self, rows: Sequence[Array]) -> list[Array]:
+        """The columns of `⊗rows[i]` that belong to inner cells, one matrix per inner axis."""
+        kept = [row[..., k] for row, k in zip(rows, self.mask.kept, strict=True)]
+        if not self.is_merged:
+            return kept
+        gaps = self.mask.gaps
+        return [*(kept[i] for i in gaps.shared), merged_rows(kept, gaps, kept[0].dtype)]

@@ -1,0 +1,399 @@
+"""Rows and columns of a covariance at the observed cells of a grid: exact, for any static mask."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import log, pi, prod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from kronax.linalg import checks
+from kronax.linalg.decompose import decompose
+from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.linalg.gap_matrices import GapDecomposition, gap_roots
+from kronax.linalg.gap_rules import log_det_gaps, quadratic_with_gaps, solve_observed
+from kronax.linalg.gap_variances import gap_variances, unmerged
+from kronax.linalg.gaps import GapPlan, Gaps, Mask, plan_gaps
+from kronax.linalg.inner_grid import InnerGrid
+from kronax.linalg.kronecker import as_kronecker
+from kronax.linalg.logdet import inv_quad, logdet, mean_of, normal_logpdf_grid
+from kronax.linalg.modes import map_batch
+from kronax.linalg.noise import KroneckerPlusNoise, as_products
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
+from kronax.linalg.sample import draw_normal
+from kronax.linalg.scattered import CHUNK, mv_rows
+from kronax.linalg.solve import solve_grid
+from kronax.linalg.spectral import TwoTermSum, log_det_and_quadratic
+from kronax.linalg.thin import is_thin
+
+
+class Masked(AbstractSolvable):
+    """The rows and columns of `op` at the observed cells of a grid with gaps.
+
+    Vectors stay grid arrays: what they hold at the gaps is ignored (NaN included), and results are
+    zero there. `kx.solve`, `logdet`, `inv_quad`, `normal_logpdf`, `inverse_diagonal`,
+    `sample_normal` and `decompose` take it like any other operator, with derivatives of the same
+    orders, and are exact: whole missing slabs are dropped from their axis, and the rest is handled
+    by the cheaper of two methods. `plan` tells which, why, and what it costs. Factors of low rank
+    count as full matrices here.
+
+    Args:
+        op: a Kronecker product, with noise or without.
+        observed: a boolean array of the grid's shape, true where a cell is observed. It is static:
+            not a parameter, not traced, one for a whole batch.
+        method: `"gaps"` takes `O(m³)` operations for `m` gaps, `"merged"` `O(n³)` for `n` observed
+            cells, both counted on the axes along which the gaps are not all the same; `"auto"`
+            takes the cheaper one.
+
+    Raises:
+        TypeError: if the mask is traced or not boolean, or `op` is no Kronecker product.
+        NotImplementedError: for a `kx.KroneckerSum` of three factors or more.
+        ValueError: if the mask has another shape than the grid, no cell is observed, or the method
+            does not fit the mask.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> op = kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0
+        >>> observed = jnp.array([[True, False], [True, True], [False, True]])
+        >>> part = kx.Masked(op, observed)
+        >>> round(kx.logdet(part).item(), 4), part.plan.num_observed
+        (2.7726, 4)
+        >>> kx.solve(part, jnp.ones((3, 2))).tolist()
+        [[0.5, 0.0], [0.5, 0.5], [0.0, 0.5]]
+    """
+
+    op: KroneckerPlusNoise
+    mask: Mask = eqx.field(static=True)
+    plan: GapPlan = eqx.field(static=True)
+    decomposition: Any
+
+    def __init__(
+        self,
+        op: AbstractOperator,
+        observed: Bool[Any, "..."] | Mask,
+        *,
+        method: str = "auto",
+        decomposition: Any = None,
+    ):
+        op = as_products(op)
+        if not isinstance(op, KroneckerPlusNoise):
+            op = KroneckerPlusNoise(as_kronecker(op), 0.0)
+        self.op = op
+        self.mask = Mask.of(observed, op.grid_shape)
+        self.plan = plan_gaps(self.mask, jnp.dtype(op.dtype).itemsize, method)
+        self.decomposition = decomposition
+
+    @property
+    def factors(self) -> tuple[Any, ...]:
+        """The factors of the signal, on the whole grid."""
+        return self.op.factors
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """That of the whole grid."""
+        return self.op.grid_shape
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """That of the operator on the whole grid."""
+        return self.op.batch_shape
+
+    @property
+    def dtype(self) -> Any:
+        """Floating-point type of the entries."""
+        return self.op.dtype
+
+    @property
+    def T(self) -> "Masked":
+        """Itself: it is symmetric."""
+        return self
+
+    @property
+    def observed(self) -> np.ndarray:
+        """The mask, true where a cell is observed."""
+        return self.mask.array
+
+    def mv_grid(self, x: Array) -> Array:
+        """Multiply what is observed; zero at the gaps."""
+        return self.held(self.op.mv_grid(self.held(x)))
+
+    def diagonal(self) -> Array:
+        """The diagonal, zero at the gaps."""
+        return self.held(self.op.diagonal())
+
+    def to_dense(self) -> Array:
+        """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
+        cells = jnp.asarray(self.observed.ravel())
+        return jnp.where(cells[:, None] & cells, self.op.to_dense(), 0)
+
+    def scaled(self, scalar: Array) -> "Masked":
+        """`scalar * self`."""
+        return Masked(self.op.scaled(scalar), self.mask, method=self.plan.method)
+
+    def __add__(self, other: Any) -> "Masked":
+        if isinstance(other, AbstractOperator):
+            raise TypeError(
+                "An operator with gaps takes more noise as a number; got "
+                f"{type(other).__name__}. Add the operators first: kx.Masked(a + b, observed)."
+            )
+        return Masked(self.op + other, self.mask, method=self.plan.method)
+
+    def held(self, x: Array) -> Array:
+        """`x` with zeros at the gaps, also where it is NaN there."""
+        return jnp.where(self.observed, x, jnp.zeros((), x.dtype))
+
+    def vector(self, x: Any, name: str) -> tuple[Array, bool]:
+        """A checked vector in the grid layout, zero at the gaps, and whether it came flat."""
+        grid, flat = checks.grid_of(x, self.grid_shape, name, self.dtype, finite=False)
+        grid = self.held(grid)
+        if checks.is_concrete(grid):
+            checks.check_finite(grid, f"{name} at the observed cells")
+        return grid, flat
+
+    def solve(self, b: Any) -> Array:
+        """See `kx.solve`."""
+        grid, flat = self.vector(b, "b")
+        solution = solve_masked(self, grid)
+        explain_not_finite(solution, self.op)
+        if not flat:
+            return solution
+        return solution.reshape(*solution.shape[: solution.ndim - len(self.grid_shape)], -1)
+
+    def logdet(self) -> Array:
+        """See `kx.logdet`."""
+        value = _logdet(self)
+        explain_not_finite(value, self.op)
+        return value
+
+    def inv_quad(self, b: Any) -> Array:
+        """See `kx.inv_quad`."""
+        value = _inv_quad(self, self.vector(b, "b")[0])
+        explain_not_finite(value, self.op)
+        return value
+
+    def normal_logpdf(self, y: Any, mean: Any) -> Array:
+        """See `kx.normal_logpdf`; the density of the observed cells."""
+        residual = self.vector(y, "y")[0] - mean_of(mean, self)
+        value = masked_logpdf_grid(self.held(residual), self)
+        explain_not_finite(value, self.op, covariance=True)
+        return value
+
+    def inverse_diagonal(self) -> Array:
+        """See `kx.inverse_diagonal`; zero at the gaps."""
+        value = _inverse_diagonal(self)
+        explain_not_finite(value, self.op)
+        return value
+
+    def conjugated_inverse_diagonal(self, rows: Sequence[Array]) -> Array:
+        """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`, each `(*batch, m_i, n_i)`; grid-shaped.
+
+        Right to first order. The derivative takes two solves per gap.
+        """
+        return _conjugated_inverse_diagonal(self, list(rows))
+
+    def posterior_diagonal(self) -> Array:
+        """`diag(K − K op⁻¹ K)` on the whole grid: the variance of the signal given noisy data.
+
+        A sum of squares, unless slabs are dropped or the method is `"merged"`.
+        """
+        return _posterior_diagonal(self)
+
+    def inverse_at(self, rows: Sequence[Float[Array, "m _"]], *, joint: bool) -> Array:
+        """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal, for places scattered over the grid.
+
+        A place has one row per axis. One solve per place; no batch.
+        """
+        return _inverse_at(self, tuple(rows), joint)
+
+    def decompose(self) -> "Masked":
+        """See `kx.decompose`."""
+        held = _decomposition(self)
+        explain_not_finite(held, self.op)
+        return Masked(self.op, self.mask, method=self.plan.method, decomposition=held)
+
+    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
+        """See `kx.sample_normal`; zero at the gaps."""
+        return self.held(draw_normal(key, self.op, lead))
+
+    @property
+    def gaps(self) -> Gaps:
+        """The gaps that dropping whole slabs leaves."""
+        return self.mask.gaps
+
+    @property
+    def grid(self) -> InnerGrid:
+        """The smaller grid that is computed with."""
+        return InnerGrid(self.mask, self.plan.method == "merged")
+
+    def inner(self) -> KroneckerPlusNoise:
+        """The operator on the smaller grid, with the decomposition that there is."""
+        inner = self.grid.operator(self.op)
+        held = self.decomposition
+        if isinstance(held, GapDecomposition):
+            held = None if is_thin(inner) else held.bases
+        elif held is None and self.plan.method != "merged" and not any(self.plan.dropped):
+            held = self.op.decomposition
+        return KroneckerPlusNoise(inner.kronecker, inner.noise, decomposition=held)
+
+    def gap_decomposition(self, inner: KroneckerPlusNoise) -> GapDecomposition:
+        """The one that it carries, or a new one; held constant."""
+        if isinstance(self.decomposition, GapDecomposition):
+            return lax.stop_gradient(self.decomposition)
+        bases = lax.stop_gradient(inner.eigenbases())
+        roots = map_batch(
+            lambda held: gap_roots(self.gaps, held),
+            inner.batch_shape,
+            (bases, tuple(b.event_ndims for b in bases)),
+        )
+        return GapDecomposition(bases, roots)
+
+    def map_gaps(self, function: Callable, inner: KroneckerPlusNoise, y: Array | None) -> Array:
+        """`function(problem, held)` of the method in the gaps, over batches."""
+        held = self.gap_decomposition(inner)
+        signal, noise = inner.blocks()
+        num_axes = len(inner.grid_shape)
+        lead = () if y is None else y.shape[: y.ndim - num_axes]
+        batch = checks.check_broadcast([inner.batch_shape, lead], "the operator and the vector")
+        ndims = TwoTermSum(
+            tuple(b.event_ndims for b in signal),
+            tuple(b.event_ndims for b in noise),
+            None if y is None else num_axes,
+        )
+        problem = (TwoTermSum(signal, noise, y), ndims)
+        return map_batch(function, batch, problem, (held, held.event_ndims))
+
+
+@jax.jit
+def solve_masked(op: Masked, b: Array) -> Array:
+    """`kx.solve` for a vector in the grid layout, zero at the gaps."""
+    inner, b = op.inner(), op.grid.squeezed(b)
+    if op.plan.method != "gaps":
+        return op.grid.embedded(solve_grid(inner, b))
+
+    def one(problem, held):
+        return solve_observed(problem, held, problem.y, gaps=op.gaps)
+
+    return op.grid.embedded(op.map_gaps(one, inner, b))
+
+
+@jax.jit
+def _logdet(op: Masked) -> Array:
+    inner = op.inner()
+    if op.plan.method != "gaps":
+        return logdet(inner)
+
+    def one(problem, held):
+        whole = log_det_and_quadratic(problem, held.bases, weights=(1.0, 0.0))
+        return whole + log_det_gaps(problem, held, gaps=op.gaps)
+
+    return op.map_gaps(one, inner, None)
+
+
+@jax.jit
+def _inv_quad(op: Masked, b: Array) -> Array:
+    inner, b = op.inner(), op.grid.squeezed(b)
+    if op.plan.method != "gaps":
+        return inv_quad(inner, b)
+    one = lambda problem, held: quadratic_with_gaps(problem, held, gaps=op.gaps)  # noqa: E731
+    return op.map_gaps(one, inner, b)
+
+
+@jax.jit
+def masked_logpdf_grid(residual: Array, op: Masked) -> Array:
+    """`kx.normal_logpdf` for a checked residual in the grid layout, zero at the gaps."""
+    inner, y = op.inner(), op.grid.squeezed(residual)
+    if op.plan.method != "gaps":
+        return normal_logpdf_grid(y, inner)
+
+    def one(problem, held):
+        without = problem._replace(y=None)
+        log_det = log_det_and_quadratic(without, held.bases, weights=(1.0, 0.0))
+        log_det = log_det + log_det_gaps(without, held, gaps=op.gaps)
+        return -0.5 * (log_det + quadratic_with_gaps(problem, held, gaps=op.gaps))
+
+    return op.map_gaps(one, inner, y) - op.plan.num_observed * log(2 * pi) / 2
+
+
+@jax.jit
+def _inverse_diagonal(op: Masked) -> Array:
+    inner = op.inner()
+    none = [None] * len(inner.grid_shape)
+    value = conjugated_inverse_diagonal(inner, none)
+    if op.plan.method == "gaps":
+        value = value - _gap_variances(op, inner, none)
+    return op.held(op.grid.embedded(value))
+
+
+@jax.jit
+def _conjugated_inverse_diagonal(op: Masked, rows: Sequence[Array]) -> Array:
+    inner, on_inner = op.inner(), op.grid.rows(rows)
+    value = conjugated_inverse_diagonal(inner, on_inner)
+    if op.plan.method == "gaps":
+        return value - _gap_variances(op, inner, on_inner)
+    if op.plan.method == "slabs":
+        return value
+    shape = tuple(row.shape[-2] for row in rows)
+    lead = value.shape[: value.ndim - len(on_inner)]
+    return map_batch(lambda v: unmerged(v, op.gaps, shape), lead, (value, len(on_inner)))
+
+
+@jax.jit
+def _posterior_diagonal(op: Masked) -> Array:
+    rows = [factor.to_dense() for factor in op.factors]
+    if op.plan.method == "gaps" and not any(op.plan.dropped):
+        inner = op.inner()
+        return posterior_diagonal(inner) + _gap_variances(op, inner, rows)
+    return op.op.kronecker.diagonal() - _conjugated_inverse_diagonal(op, rows)
+
+
+def _gap_variances(op: Masked, inner: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
+    signal, noise = inner.blocks()
+    held = op.gap_decomposition(inner)
+    ndims = (
+        tuple(b.event_ndims for b in signal),
+        tuple(b.event_ndims for b in noise),
+        [None if row is None else 2 for row in rows],
+    )
+    batch = jnp.broadcast_shapes(
+        inner.batch_shape, *(row.shape[:-2] for row in rows if row is not None)
+    )
+    return map_batch(
+        lambda operands, held: gap_variances(operands, held, gaps=op.gaps),
+        batch,
+        ((signal, noise, list(rows)), ndims),
+        (held, held.event_ndims),
+    )
+
+
+@partial(jax.jit, static_argnames="joint")
+def _inverse_at(op: Masked, rows: Sequence[Array], joint: bool) -> Array:
+    """One solve per place, in chunks."""
+
+    def one(place: tuple[Array, ...]) -> Array:
+        c = op.held(_outer(place))
+        solution = solve_masked(op, c)
+        return mv_rows(rows, solution) if joint else jnp.sum(c * solution)
+
+    chunk = max(1, min(rows[0].shape[0], CHUNK // prod(op.grid_shape)))
+    return lax.map(one, tuple(rows), batch_size=chunk)
+
+
+def _outer(place: Sequence[Array]) -> Array:
+    whole = place[0]
+    for row in place[1:]:
+        whole = whole[..., None] * row
+    return whole
+
+
+@jax.jit
+def _decomposition(op: Masked) -> Any:
+    inner = op.inner()
+    if op.plan.method == "gaps":
+        return op.gap_decomposition(inner)
+    return decompose(inner).decomposition

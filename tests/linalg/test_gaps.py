@@ -1,0 +1,487 @@
+"""Operators with gaps equal the dense rows and columns, in values and derivatives."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import kronax as kx
+from kronax.linalg import gap_matrices, gap_rules, gap_variances
+from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.linalg.gaps import Fibres, Gaps, Mask
+from kronax.linalg.scattered import inverse_at
+from tests.cases import CASES, covariance, rbf
+from tests.linalg.contracted import FUSED, QUICK, weights_of
+from tests.linalg.gapped import (
+    expected,
+    first_order,
+    mask_of,
+    scattered,
+    second_order,
+)
+from tests.programs import num_eigh
+from tests.tolerances import assert_close
+
+GRID = (3, 2, 4)
+ALL = slice(None)
+MASKS = {
+    "scattered": mask_of(GRID, [(0, 0, 1), (2, 0, 3), (2, 1, 0)]),
+    "shared by the first axis": mask_of(GRID, [(ALL, 0, 1), (ALL, 1, 3), (ALL, 1, 0)]),
+    "shared by the middle axis": mask_of(GRID, [(0, ALL, 1), (2, ALL, 3)]),
+    "scattered and slabs": mask_of(GRID, [(1,), (..., 0), (0, 0, 1), (2, 1, 3)]),
+    "slabs at the edges": mask_of(GRID, [(2,), (..., 0)]),
+    "two left": mask_of(GRID, [(0,), (..., 0), (ALL, 0, 1), (ALL, 0, 2), (ALL, 1, 3), (ALL, 1, 1)]),
+}
+
+
+def compare(result, truth):
+    for order, values in enumerate(result):
+        for output, value in values.items():
+            assert np.any(truth[output][order]), "a derivative that vanishes tests nothing"
+            assert_close(value, truth[output][order], order)
+
+
+def run_first_order(case, mask, method):
+    names = ("normal_logpdf", "inverse_diagonal")
+    result = first_order(
+        case.layout, mask, method, names, case.leaves, weights_of(case), case.theta
+    )
+    compare(result, expected(case, mask))
+
+
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+@pytest.mark.parametrize("name", MASKS)
+def test_every_kind_of_mask(name, method):
+    if not MASKS[name].gaps.count:
+        method = "slabs"
+    run_first_order(CASES["three axes"], MASKS[name], method)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "exchangeable, rho = 0",
+        "near-singular",
+        "identity factor",
+        "all diagonal",
+        "one factor of each structure",
+        "structured signal and noise",
+        "low rank beside dense",
+        "full Kronecker noise",
+        "each axis another pair of kinds",
+        "noise-free",
+        "batched full noise",
+        "batched with a noise of each",
+    ],
+)
+def test_every_kind_of_factor(name):
+    case = CASES[name]
+    run_first_order(case, scattered(case.grid), "gaps")
+
+
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+def test_the_parts_of_a_density(method):
+    case = CASES["full Kronecker noise, three axes"]
+    mask = MASKS["shared by the middle axis"]
+    arguments = (case.leaves, weights_of(case), case.theta)
+    names = ("logdet", "inv_quad")
+    compare(first_order(case.layout, mask, method, names, *arguments), expected(case, mask))
+
+
+@pytest.mark.parametrize("name", ["Toeplitz, even and odd", "low rank, batched noise"])
+def test_every_kind_of_factor_merged(name):
+    case = CASES[name]
+    run_first_order(case, scattered(case.grid), "merged")
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "modes"),
+    [
+        ("exchangeable, rho = 0", "gaps", "forward over reverse"),
+        ("one factor of each structure", "gaps", "reverse over reverse"),
+        ("full Kronecker noise", "gaps", "reverse over forward"),
+        ("batched with a noise of each", "gaps", "forward over reverse"),
+        ("exchangeable, rho = 0", "merged", "forward over forward"),
+    ],
+)
+def test_hessians(name, method, modes):
+    case = CASES[name]
+    mask = scattered(case.grid)
+    result = second_order(
+        case.layout, mask, method, FUSED, modes, case.leaves, weights_of(case), case.theta
+    )
+    compare(result, expected(case, mask))
+
+
+@pytest.mark.parametrize("name", ["three axes", "full Kronecker noise, three axes"])
+def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch):
+    """The other definition of the derivatives, taken where all columns would not fit."""
+    monkeypatch.setattr(gap_rules, "MOST_COLUMNS", 0)
+    case = CASES[name]
+    mask = mask_of(GRID, [(ALL, 0, 1), (ALL, 1, 3)])
+    arguments = (case.leaves, weights_of(case), case.theta)
+    truth = expected(case, mask)
+    names, modes = ("normal_logpdf",), "forward over reverse"
+    compare(second_order(case.layout, mask, "gaps", names, modes, *arguments), truth)
+    compare(first_order(case.layout, mask, "gaps", ("inverse_diagonal",), *arguments), truth)
+
+
+def test_loops_over_groups_and_halves(monkeypatch):
+    """What large problems do: one piece, row and column at a time, triangles by halves."""
+    for module in (gap_matrices, gap_variances, gap_rules):
+        monkeypatch.setattr(module, "CHUNK", 1)
+    monkeypatch.setattr(gap_matrices, "INVERTED_SIZE", 1)
+    case = CASES["three axes"]
+    mask = mask_of(GRID, [(0, 0, 2), (0, 1, 2), (1, 0, 1), (2, 0, 3), (2, 1, 3)])
+    assert all(len(fibres.table) > 1 for fibres in mask.gaps.fibres)
+    run_first_order(case, mask, "gaps")
+    arguments = (case.leaves, weights_of(case), case.theta)
+    names, modes = ("normal_logpdf",), "forward over reverse"
+    found = second_order(case.layout, mask, "gaps", names, modes, *arguments)
+    compare(found, expected(case, mask))
+
+
+def test_an_order_that_does_not_fit_raises(monkeypatch):
+    monkeypatch.setattr(gap_rules, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(gap_rules, "MOST_MERGED", 3)
+    part = kx.Masked(kx.Kronecker(covariance(5), covariance(4)) + 0.3, scattered((5, 4)))
+
+    def density(scale):
+        return kx.logdet(scale * part)
+
+    assert np.isfinite(jax.grad(density)(1.0))
+    with pytest.raises(kx.DerivativeOrderError, match="a matrix of 16 observed cells; at most 0"):
+        jax.hessian(density)(1.0)
+
+
+def test_a_smooth_kernel_on_a_regular_grid():
+    """Crowded eigenvalues, where derivatives of eigenvectors fail; against the dense formulas."""
+    case = CASES["RBF 30 × 25"]
+    observed = np.random.default_rng(5).random((30, 25)) < 0.95
+    run_first_order(case, Mask.of(observed, (30, 25)), "gaps")
+
+
+def dense_inverse(part):
+    places = np.flatnonzero(part.observed.ravel())
+    matrix = np.asarray(part.op.to_dense())
+    inverse = np.zeros_like(matrix)
+    inverse[np.ix_(places, places)] = np.linalg.inv(matrix[np.ix_(places, places)])
+    return inverse
+
+
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+@pytest.mark.parametrize("name", ["scattered", "shared by the middle axis", "scattered and slabs"])
+def test_what_data_explain_elsewhere(name, method):
+    case = CASES["three axes"]
+    part = kx.Masked(case.operator, MASKS[name], method=method)
+    rng = np.random.default_rng(1)
+    rows = [rng.normal(size=(n + 1, n)) for n in GRID]
+    whole = np.kron(np.kron(rows[0], rows[1]), rows[2])
+    truth = np.diag(whole @ dense_inverse(part) @ whole.T).reshape([n + 1 for n in GRID])
+    assert_close(conjugated_inverse_diagonal(part, rows), truth)
+
+
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+def test_derivative_of_what_data_explain_elsewhere(method):
+    """In rows and factors at once, against the dense formula."""
+    base = [covariance(n) for n in (4, 3)]
+    rows = [np.random.default_rng(n).normal(size=(2, n)) for n in (4, 3)]
+    mask = mask_of((4, 3), [(1, 1), (3, 0)])
+    places = np.flatnonzero(mask.array.ravel())
+
+    def operands(t):
+        matrices = [k + t * jnp.cos(k) + t * jnp.eye(len(k)) for k in base]
+        return matrices, [(1 + t) * r + t for r in rows]
+
+    def ours(t):
+        matrices, c = operands(t)
+        part = kx.Masked(kx.Kronecker(*matrices) + (0.3 + t), mask, method=method)
+        return conjugated_inverse_diagonal(part, c).ravel()
+
+    def dense(t):
+        (k1, k2), (c1, c2) = operands(t)
+        matrix = jnp.kron(k1, k2) + (0.3 + t) * jnp.eye(12)
+        c = jnp.kron(c1, c2)[:, places]
+        inverse = jnp.linalg.inv(matrix[places][:, places])
+        return jnp.einsum("ij,jk,ik->i", c, inverse, c)
+
+    assert_close(ours(0.0), dense(0.0))
+    assert_close(jax.jacrev(ours)(0.0), jax.jacrev(dense)(0.0), 1)
+
+
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+def test_scattered_places(method):
+    part = kx.Masked(CASES["three axes"].operator, MASKS["scattered"], method=method)
+    rows = [np.random.default_rng(n).normal(size=(5, n)) for n in GRID]
+    c = np.einsum("pi,pj,pk->pijk", *rows).reshape(5, -1)
+    truth = c @ dense_inverse(part) @ c.T
+    assert_close(inverse_at(part, rows, joint=True), truth)
+    assert_close(inverse_at(part, rows, joint=False), np.diag(truth))
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "method"),
+    [
+        ("three axes", "scattered", "gaps"),
+        ("three axes", "shared by the middle axis", "merged"),
+        ("full Kronecker noise, three axes", "scattered", "gaps"),
+        ("three axes", "scattered and slabs", "gaps"),
+    ],
+)
+def test_variance_of_the_signal(case, name, method):
+    """At a gap it is that of an unobserved cell."""
+    part = kx.Masked(CASES[case].operator, MASKS[name], method=method)
+    signal = np.asarray(part.op.kronecker.to_dense())
+    truth = np.diag(signal - signal @ dense_inverse(part) @ signal).reshape(GRID)
+    assert_close(posterior_diagonal(part), truth)
+
+
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+def test_operator(method):
+    case = CASES["three axes"]
+    part = kx.Masked(case.operator, MASKS["scattered and slabs"], method=method)
+    cells = part.observed.ravel()
+    matrix = np.where(cells[:, None] & cells, np.asarray(case.operator.to_dense()), 0)
+    y = np.random.default_rng(0).normal(size=GRID)
+    assert_close(part.to_dense(), matrix)
+    assert_close(part.mv(y.ravel()), matrix @ y.ravel())
+    assert_close(part @ y.reshape(24, 1), matrix @ y.reshape(24, 1))
+    assert_close(part.diagonal().ravel(), np.diag(matrix))
+    assert_close((2.0 * part).to_dense(), 2 * matrix)
+    assert_close((part + 0.5).to_dense(), matrix + 0.5 * np.diag(cells))
+    assert part.T is part
+    gapped = np.where(part.observed, y, np.nan)
+    truth = dense_inverse(part) @ np.where(cells, y.ravel(), 0)
+    assert_close(kx.solve(part, gapped.ravel()), truth)
+    assert_close((kx.inverse(part) @ y.reshape(24, 1))[:, 0], truth)
+    assert np.all(np.asarray(kx.solve(part, gapped))[~part.observed] == 0)
+
+
+def test_draws():
+    part = kx.Masked(CASES["two axes"].operator, mask_of((4, 3), [(1, 1), (3, 0)]))
+    draws = kx.sample_normal(jax.random.key(0), part, 20_000)
+    found = np.cov(draws.reshape(20_000, -1).T)
+    truth = np.asarray(part.to_dense())
+    assert np.abs(found - truth).max() < 0.05 * truth.max()  # five standard errors
+    assert np.all(np.asarray(draws)[:, ~part.observed] == 0)
+
+
+@pytest.mark.parametrize("method", ["gaps", "merged"])
+def test_a_decomposed_operator_needs_no_decomposition(method):
+    case = CASES["three axes"]
+    mask = MASKS["shared by the first axis"]
+    op, y, _ = case.inputs
+    held = kx.decompose(kx.Masked(op, mask, method=method))
+    assert_close(kx.normal_logpdf(y, 0.0, held), kx.normal_logpdf(y, 0.0, kx.Masked(op, mask)))
+    for function in (kx.logdet, kx.inverse_diagonal, partial(kx.solve, b=y)):
+        assert num_eigh(function, held) == 0
+    assert num_eigh(kx.logdet, kx.Masked(op, mask, method=method)) > 0
+    slope, truth = (
+        jax.grad(lambda k: kx.normal_logpdf(y, 0.0, k))(k).op.noise
+        for k in (held, kx.Masked(op, mask))
+    )
+    assert_close(slope, truth, 1)
+
+
+# --- transformations ---------------------------------------------------------------------------
+
+
+def total(theta, y, mask):
+    """A log density of two parameters and data."""
+    x = jnp.arange(4.0)
+    matrix = jnp.exp(-0.5 * jnp.square((x[:, None] - x) / theta[0]))
+    op = kx.Kronecker(matrix, kx.Toeplitz(jnp.exp(-jnp.arange(3.0)))) + theta[1]
+    return kx.normal_logpdf(y, 0.0, kx.Masked(op, mask))
+
+
+THETA = jnp.array([1.1, 0.2])
+HOLES = mask_of((4, 3), [(1, 1), (3, 0), (0, 2)])
+DATA = np.random.default_rng(3).normal(size=(5, 4, 3))
+jitted = partial(jax.jit, compiler_options=QUICK)
+
+
+def test_batches_of_data_and_of_operators():
+    alone = np.array([total(THETA, y, HOLES) for y in DATA])
+    assert_close(total(THETA, DATA, HOLES), alone)
+    assert_close(jax.vmap(lambda y: total(THETA, y, HOLES))(DATA), alone)
+    thetas = THETA * jnp.linspace(0.8, 1.2, 3)[:, None]
+    gradient = jitted(jax.grad(lambda t, y: total(t, y, HOLES)))
+    together = jitted(jax.vmap(jax.grad(lambda t, y: total(t, y, HOLES))))(thetas, DATA[:3])
+    for t, y, row in zip(thetas, DATA, together, strict=False):
+        assert_close(row, gradient(t, y), 1)
+    mapped = jitted(jax.grad(lambda t: jnp.sum(jax.vmap(lambda y: total(t, y, HOLES))(DATA))))
+    assert_close(mapped(THETA), sum(gradient(THETA, y) for y in DATA), 1)
+
+
+def in_scan(f, theta):
+    return lax.scan(lambda carry, t: (carry + f(t), None), 0.0, jnp.stack([theta, theta]))[0] / 2
+
+
+def in_checkpoint(f, theta):
+    return jax.checkpoint(f)(theta)
+
+
+@pytest.mark.parametrize("wrapper", [in_scan, in_checkpoint])
+def test_derivatives_inside(wrapper):
+    """Against the dense density; older versions of JAX lose rules inside loops."""
+    places = np.flatnonzero(HOLES.array.ravel())
+
+    def dense(theta):
+        x = jnp.arange(4.0)
+        first = jnp.exp(-0.5 * jnp.square((x[:, None] - x) / theta[0]))
+        second = jnp.exp(-jnp.abs(jnp.arange(3.0)[:, None] - jnp.arange(3.0)))
+        matrix = (jnp.kron(first, second) + theta[1] * jnp.eye(12))[places][:, places]
+        r = DATA[0].ravel()[places]
+        return -0.5 * (r @ jnp.linalg.solve(matrix, r) + jnp.linalg.slogdet(matrix)[1])
+
+    ours = partial(wrapper, lambda t: total(t, DATA[0], HOLES))
+
+    @jitted
+    def orders(theta):
+        return jax.grad(ours)(theta), jax.jacrev(jax.grad(ours))(theta)
+
+    gradient, hessian = orders(THETA)
+    assert_close(gradient, jax.grad(dense)(THETA), 1)
+    assert_close(hessian, jax.hessian(dense)(THETA), 2)
+
+
+def test_single_precision():
+    """In float32 the values are as good as those without gaps."""
+    mask = mask_of((30, 25), [(3, 4), (10, slice(5, 9)), (20, 20), (ALL, 24)])
+    y = np.random.default_rng(0).normal(size=(30, 25))
+
+    def value(dtype, scale):
+        matrices = [rbf(n).astype(dtype) for n in (30, 25)]
+        op = jnp.asarray(scale, dtype) * kx.Kronecker(*matrices) + jnp.asarray(0.1, dtype)
+        part = kx.Masked(op, mask)
+        density = kx.normal_logpdf(y.astype(dtype), 0.0, part)
+        assert density.dtype == dtype
+        return density
+
+    for function, order in ((value, 0), (jax.grad(value, argnums=1), 1)):
+        single, double = (
+            function(dtype, scale)
+            for dtype, scale in (
+                (np.float32, np.float32(1.3)),
+                (np.float64, float(np.float32(1.3))),
+            )
+        )
+        assert_close(single, np.asarray(double), order, np.float32)
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def test_slabs_are_dropped():
+    op = kx.Kronecker(*(kx.Toeplitz(np.exp(-np.arange(float(n)))) for n in (5, 6))) + 0.1
+    plan = kx.Masked(op, mask_of((5, 6), [(0,), (ALL, 5), (ALL, 4)])).plan
+    assert plan.method == "slabs"
+    assert plan.dropped == (1, 2)
+    assert (plan.num_observed, plan.num_missing, plan.num_gaps) == (16, 14, 0)
+    assert "whole missing slab" in plan.reason
+    assert kx.Masked(op, np.ones((5, 6), bool)).plan.method == "slabs"
+
+
+def test_the_cheaper_method_is_chosen_and_its_reason_told():
+    op = kx.Kronecker(covariance(30), covariance(20)) + 0.1
+    few_gaps = kx.Masked(op, mask_of((30, 20), [(3, 4), (5, 6)])).plan
+    few_left = np.zeros((30, 20), bool)
+    few_left[np.arange(20), np.arange(20)] = True
+    few_left = kx.Masked(op, few_left).plan
+    assert (few_gaps.method, few_left.method) == ("gaps", "merged")
+    assert "2 gaps and 598 observed cells; 'gaps' takes" in few_gaps.reason
+    assert few_gaps.flops > 0
+    assert few_gaps.memory > 8 * 600
+    asked = kx.Masked(op, mask_of((30, 20), [(3, 4), (5, 6)]), method="merged").plan
+    assert asked.method == "merged"
+    assert "'merged' was asked for" in asked.reason
+    assert asked.flops > few_gaps.flops
+
+
+def test_gaps_that_repeat_along_axes_are_found():
+    op = kx.Kronecker(*(covariance(n) for n in GRID)) + 0.1
+    plan = kx.Masked(op, MASKS["shared by the middle axis"]).plan
+    assert (plan.shared_axes, plan.num_gaps, plan.num_problems) == ((1,), 2, 2)
+    assert "the same gaps along axis 1: 2 problems of 2 gaps and 10 observed" in plan.reason
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fibres_hold_every_gap_once(seed):
+    missing = np.random.default_rng(seed).random((6, 9)) < 0.3
+    gaps = Gaps((6, 9), (), Mask(missing.shape, np.packbits(missing).tobytes()))
+    for column, fibres in zip(gaps.places.T, gaps.fibres, strict=True):
+        assert isinstance(fibres, Fibres)
+        inside = fibres.table[fibres.table < gaps.count]
+        assert sorted(inside) == list(range(gaps.count))
+        assert np.array_equal(fibres.table.ravel()[fibres.slots], np.arange(gaps.count))
+        for row, piece in zip(fibres.row_of_piece, fibres.table, strict=True):
+            assert set(column[piece[piece < gaps.count]]) == {fibres.rows[row]}
+
+
+def test_structure_survives_where_it_can():
+    grid = (4, 6, 6, 3)
+    factors = (
+        kx.Toeplitz(np.exp(-np.arange(4.0))),
+        kx.Circulant(np.exp(np.cos(np.pi / 3 * np.arange(6)))),
+        kx.Toeplitz(np.exp(-np.arange(6.0))),
+        kx.Diagonal(np.arange(1.0, 4)),
+    )
+    missing = [(0,), (ALL, slice(4, 6)), (ALL, ALL, slice(1, 6, 2)), (..., 1)]
+    part = kx.Masked(kx.Kronecker(*factors) + 0.1, mask_of(grid, missing))
+    inner = part.inner()
+    kinds = [type(f) for f in inner.factors]
+    assert kinds == [kx.Toeplitz, kx.Toeplitz, kx.Toeplitz, kx.Diagonal]
+    cells = part.observed.ravel()
+    truth = np.asarray(part.op.to_dense())[cells][:, cells]
+    assert_close(inner.to_dense(), truth)
+
+
+# --- bad input ---------------------------------------------------------------------------------
+
+OP = kx.Kronecker(np.eye(4), np.eye(3)) + 0.1
+OK = np.ones((4, 3), bool)
+BAD = {
+    "all missing": (lambda: kx.Masked(OP, ~OK), ValueError, r"one cell.*a mask of 12 gaps"),
+    "shape": (lambda: kx.Masked(OP, OK.T), ValueError, r"shape of the grid, \(4, 3\); got \(3, 4"),
+    "batch": (lambda: kx.Masked(OP, OK[None]), ValueError, r"got \(1, 4, 3\).*whole batch"),
+    "integers": (lambda: kx.Masked(OP, OK.astype(int)), TypeError, r"boolean.*got dtype int64"),
+    "numbers": (lambda: kx.Masked(OP, np.ones((4, 3))), TypeError, r"boolean.*dtype float64"),
+    "None": (lambda: kx.Masked(OP, None), TypeError, r"boolean.*dtype object"),
+    "traced": (
+        lambda: jax.jit(lambda m: kx.logdet(kx.Masked(OP, m)))(OK),
+        TypeError,
+        r"concrete values.*traced array. Close over it",
+    ),
+    "no operator": (lambda: kx.Masked(np.eye(12), OK), TypeError, r"kronax operator; got ndarray"),
+    "method": (
+        lambda: kx.Masked(OP, OK, method="dense"),
+        ValueError,
+        r"'auto', 'slabs' for this mask; got 'dense'",
+    ),
+    "sum": (lambda: kx.Masked(OP, OK) + OP, TypeError, r"got KroneckerPlusNoise.*kx.Masked\(a"),
+    "NaN": (
+        lambda: kx.solve(kx.Masked(OP, OK), np.full((4, 3), np.nan)),
+        ValueError,
+        r"b at the observed cells must be finite; got nan at index \(0, 0\)",
+    ),
+    "layout": (
+        lambda: kx.normal_logpdf(np.ones((3, 4)), 0.0, kx.Masked(OP, OK)),
+        ValueError,
+        r"y must have shape \(\*batch, 4, 3\)",
+    ),
+    "no noise, singular": (
+        lambda: kx.logdet(kx.Masked(kx.Kronecker(np.ones((4, 4)), np.eye(3)), scattered((4, 3)))),
+        np.linalg.LinAlgError,
+        r"must be positive definite.*Add noise",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, exception, match = BAD[name]
+    with pytest.raises(exception, match=match):
+        call()
