@@ -14,12 +14,18 @@ from kronax.distributions import KroneckerNormal
 from kronax.gp import evidence
 from kronax.gp.alignment import aligned, refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
+from kronax.gp.data_arrays import (
+    grid_of_data_array,
+    in_grid_order,
+    mean_by_axis,
+    noise_by_axis,
+)
 from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.description import description
 from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
-from kronax.gp.means import ArrayMean, Mean, as_mean
+from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.regression import MarginalMean
@@ -32,6 +38,7 @@ from kronax.gp.structure import (
     choose,
     factor,
 )
+from kronax.gp.templates import template_of
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
@@ -109,7 +116,9 @@ class GridGP(eqx.Module):
         self.variance = variance
         if isinstance(noise, int | float) and not isinstance(noise, bool):
             noise = np.asarray(noise, dtype)
+        noise = noise_by_axis(noise, self.axes, self.axis_names)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
+        mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         self.structures = self._choose(structure, labels)
@@ -126,6 +135,40 @@ class GridGP(eqx.Module):
             check_structure(kernel, axis, one, name)
             warn_of_nan_gradient(kernel, axis, name)
         return chosen
+
+    @classmethod
+    def from_xarray(
+        cls,
+        data: Any,
+        kernels: Mapping[str, Any],
+        noise: Any,
+        mean: Any = None,
+        structure: Mapping[str, str | int] | None = None,
+        axes: Mapping[str, Any] | None = None,
+        batch_dims: Sequence[str] = (),
+    ) -> "GridGP":
+        """A process on the grid of a DataArray; its values are not looked at.
+
+        Axes have the order of the dimensions. Data may then be a DataArray with dimensions in any
+        order, and `post.to_dataset()` has the same coordinates, names and units.
+
+        Args:
+            data: the DataArray.
+            kernels: one per dimension, by name.
+            noise: as for a GridGP; a DataArray as well.
+            mean: as for a GridGP; a DataArray as well.
+            structure: as for a GridGP, by name.
+            axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
+                `kx.dates`, `kx.regular`, or other coordinates.
+            batch_dims: dimensions without a kernel, which count replicates.
+
+        Raises:
+            KeyError: if a dimension has no kernel, or a name is unknown.
+            TypeError: if the data are no DataArray.
+            ValueError: as for a GridGP.
+        """
+        axes = grid_of_data_array(data, kernels, axes, batch_dims)
+        return cls(kernels, axes, noise, mean, structure)
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -155,7 +198,7 @@ class GridGP(eqx.Module):
         One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch.
 
         Args:
-            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
 
         Raises:
             ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
@@ -172,7 +215,7 @@ class GridGP(eqx.Module):
         """The posterior given data on the whole grid; one `eigh` per axis.
 
         Args:
-            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
 
         Raises:
             ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
@@ -183,7 +226,8 @@ class GridGP(eqx.Module):
         self._check_design()
         operator = decompose(self.covariance())
         assert isinstance(operator, KroneckerPlusNoise)
-        return Posterior(self, grid, operator, *evidence.weights(self, operator, grid))
+        template = template_of(y, self.axis_names)
+        return Posterior(self, grid, operator, *evidence.weights(self, operator, grid), template)
 
     def sample(
         self,
@@ -275,7 +319,7 @@ class GridGP(eqx.Module):
         these units. One pass over the data; a batch is pooled.
 
         Args:
-            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
             freeze: what stays as it is, as for `kx.parameters`.
 
         Raises:
@@ -311,7 +355,7 @@ class GridGP(eqx.Module):
 
     def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return self.mean(*self._coordinates(new)).astype(self.dtype)
+        return self.mean(*self.coordinates_on(new)).astype(self.dtype)
 
     def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         """New coordinates in the form of the axes, `None` for those that stay."""
@@ -325,34 +369,12 @@ class GridGP(eqx.Module):
     def design_on(self, new: Sequence[Points | None]) -> Array:
         """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
         assert isinstance(self.mean, MarginalMean)
-        return self.mean.design(*self._coordinates(new)).astype(self.dtype)
+        return self.mean.design(*self.coordinates_on(new)).astype(self.dtype)
 
-    def mean_slope(self, new: Sequence[Points | None], i: int) -> Array:
-        """The derivative of the mean along axis `i`; it broadcasts to the grid."""
-        if any(isinstance(part, ArrayMean) for part in self.mean.summands()):
-            raise ValueError(
-                "A mean given as an array is known on the grid only and has no derivative. Use a "
-                "mean that is a function of the axes."
-            )
-        return self._slope(lambda *x: self.mean(*x).astype(self.dtype), new, i)
-
-    def design_slope(self, new: Sequence[Points | None], i: int) -> Array:
-        """The derivative of `design_on` along axis `i`."""
-        mean = self.mean
-        assert isinstance(mean, MarginalMean)
-        return self._slope(lambda *x: mean.design(*x).astype(self.dtype), new, i)
-
-    def _coordinates(self, new: Sequence[Points | None]) -> list[Array]:
+    def coordinates_on(self, new: Sequence[Points | None]) -> list[Array]:
+        """The coordinates of a grid where some axes are replaced."""
         pairs = zip(new, self.axes, strict=True)
         return [old.coordinates(self.dtype) if p is None else p.raw for p, old in pairs]
-
-    def _slope(self, function: Any, new: Sequence[Points | None], i: int) -> Array:
-        x = self._coordinates(new)
-
-        def moved(coordinates: Array) -> Array:
-            return function(*x[:i], coordinates, *x[i + 1 :])
-
-        return jax.jvp(moved, (x[i],), (jnp.ones_like(x[i]),))[1]
 
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""
@@ -400,7 +422,11 @@ class GridGP(eqx.Module):
         return self.noise.astype(self.dtype)
 
     def check_data(self, y: Any) -> Array:
-        """`y` in the grid layout and the precision of the parameters, or a clear error."""
+        """`y` in the grid layout and the precision of the parameters, or a clear error.
+
+        The dimensions of a DataArray may come in any order; its coordinates must be the model's.
+        """
+        y = in_grid_order(y, self.axes, self.axis_names)
         if is_concrete(y) and np.asarray(y).dtype.kind == "f" and np.isnan(y).any():
             raise ValueError(
                 f"y must have a value in every cell; got {int(np.isnan(y).sum())} NaN of "

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.gp.gls import Regression
+from kronax.gp.indexes import is_labelled
 from kronax.linalg.diagonals import inverse_diagonal
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -29,7 +30,16 @@ class LeaveOneOut(NamedTuple):
     variance: Float[Array, "..."]
 
     def log_density(self, y: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Log predictive density of every cell of `y`, in nats."""
+        """Log predictive density of every cell of `y`, in nats.
+
+        Raises:
+            TypeError: if `y` is a DataArray, whose dimensions may have another order.
+        """
+        if is_labelled(y):
+            raise TypeError(
+                "y must be an array in the order of the model's axes; got a DataArray. Pass "
+                "gp.check_data(y), which puts it into this order."
+            )
         square = jnp.square(y - self.mean) / self.variance
         return -(square + jnp.log(self.variance) + math.log(2 * math.pi)) / 2
 

@@ -1,5 +1,6 @@
 """A grid GP given data: mean, variance and draws, at the grid and on a new one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -9,6 +10,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp import predict
 from kronax.gp.axes import Axis
 from kronax.gp.covariance import PosteriorCovariance
+from kronax.gp.data_arrays import in_grid_order
+from kronax.gp.datasets import to_dataset
 from kronax.gp.density import check_number, log_density, log_density_at
 from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
@@ -17,6 +20,7 @@ from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.noise_levels import check_independent, check_used, noise_at, noise_on, noisy
 from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
+from kronax.gp.templates import Template
 from kronax.linalg.checks import check_finite, grid_of, is_concrete
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.paths import nearest
@@ -35,6 +39,7 @@ class Posterior(eqx.Module):
     operator: KroneckerPlusNoise
     weights: Array
     regression: Regression | None = None
+    template: Template | None = eqx.field(static=True, default=None)
 
     def __repr__(self) -> str:
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
@@ -158,6 +163,8 @@ class Posterior(eqx.Module):
             check_number(places[0].raw.shape[0])
             return log_density_at(self, flat, places, noise_at(self, places, noise))
         new = self._new_axes(axes)
+        moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
+        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new")
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise)
 
@@ -208,6 +215,38 @@ class Posterior(eqx.Module):
         if noise is None and not any(new):
             return draws + predict.noise_draw(self.operator, noise_key, draws.shape)
         return noisy(draws, noise_key, noise_on(self, new, noise))
+
+    def to_dataset(
+        self,
+        axes: Any = None,
+        quantiles: Sequence[float] = (0.025, 0.975),
+        num_samples: int = 0,
+        key: PRNGKeyArray | None = None,
+        include_noise: bool = False,
+        noise: Any = None,
+    ) -> Any:
+        """The posterior as an xarray Dataset, with the coordinates, names and units of the data.
+
+        Its variables are `mean`, `standard_deviation`, `quantiles` (those of the normal
+        distribution, not of draws) and `draws`. `ds.to_netcdf(path)` writes it. Coordinates along
+        a new axis are those given; others that belong to its old places are left out.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            quantiles: their probabilities; `()` for none.
+            num_samples: number of joint draws.
+            key: a JAX random key for them.
+            include_noise: of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            ImportError: if xarray is not installed.
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`; or if draws are asked for without a key.
+            ValueError: as in `variance`; if a probability is not between 0 and 1, or the data have
+                a dimension called as one of the variables.
+        """
+        return to_dataset(self, axes, quantiles, num_samples, key, include_noise, noise)
 
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
@@ -11,7 +10,9 @@ from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows, slope_rows
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
+from kronax.gp.means import ArrayMean
 from kronax.gp.structure import low_rank_joint
+from kronax.gp.templates import compiled
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks, full_block
 from kronax.linalg.factors.dense import Dense
@@ -66,7 +67,7 @@ def _signal(post: Any, new: New) -> Kronecker:
     )
 
 
-@eqx.filter_jit
+@compiled
 def mean(post: Any, new: New) -> Array:
     """The posterior mean of the function."""
     value = post.gp.mean_on(new) + _exact_rows(post, new).mv_grid(post.weights)
@@ -75,14 +76,29 @@ def mean(post: Any, new: New) -> Array:
     return value + fitted(post.regression.coefficients, post.gp.design_on(new))
 
 
-@eqx.filter_jit
+@compiled
 def mean_derivative(post: Any, new: New, i: int) -> Array:
     """The derivative of the mean along axis `i`."""
     gp = post.gp
-    value = gp.mean_slope(new, i) + _exact_rows(post, new, i).mv_grid(post.weights)
+    if any(isinstance(part, ArrayMean) for part in gp.mean.summands()):
+        raise ValueError(
+            "A mean given as an array is known on the grid only and has no derivative. Use a "
+            "mean that is a function of the axes."
+        )
+    value = _slope(gp, gp.mean, new, i) + _exact_rows(post, new, i).mv_grid(post.weights)
     if post.regression is None:
         return value
-    return value + fitted(post.regression.coefficients, gp.design_slope(new, i))
+    return value + fitted(post.regression.coefficients, _slope(gp, gp.mean.design, new, i))
+
+
+def _slope(gp: Any, function: Any, new: New, i: int) -> Array:
+    """The derivative of a function of the coordinates along axis `i`; it broadcasts to the grid."""
+    x = gp.coordinates_on(new)
+
+    def moved(coordinates: Array) -> Array:
+        return function(*x[:i], coordinates, *x[i + 1 :]).astype(gp.dtype)
+
+    return jax.jvp(moved, (x[i],), (jnp.ones_like(x[i]),))[1]
 
 
 def _regressed(post: Any, new: New) -> Array | None:
@@ -93,7 +109,7 @@ def _regressed(post: Any, new: New) -> Array | None:
     return post.regression.whitened(post.gp.design_on(new) - explained)
 
 
-@eqx.filter_jit
+@compiled
 def variance(post: Any, new: New) -> Array:
     """The posterior variance of the function."""
     root = _regressed(post, new)
@@ -115,7 +131,7 @@ def _variance(post: Any, new: New) -> Array:
     return prior - conjugated_inverse_diagonal(reduced(op), rows_inside(op, pairs))
 
 
-@eqx.filter_jit
+@compiled
 def covariance(post: Any, new: New, levels: Array | None) -> PosteriorCovariance:
     """The posterior covariance as an operator."""
     dtype = post.operator.dtype
@@ -133,7 +149,7 @@ def covariance(post: Any, new: New, levels: Array | None) -> PosteriorCovariance
     )
 
 
-@eqx.filter_jit
+@compiled
 def sample(post: Any, key: PRNGKeyArray, new: New, shape: tuple[int, ...]) -> Array:
     """Draws of the function by Matheron's rule; coefficients are drawn first."""
     gp, op = post.gp, post.operator

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.cross import kernel_matrix, kernel_rows, root_rows
 from kronax.gp.kernels.points import Points
+from kronax.gp.templates import compiled
 from kronax.linalg.modes import matmul
 from kronax.linalg.scattered import inverse_at, mv_rows
 from kronax.linalg.thin import is_thin, reduced, rows_inside
@@ -53,7 +53,7 @@ def scattered_points(gp: Any, points: Any) -> tuple[Points, ...]:
     return tuple(axis.points(gp.dtype) for axis in found)
 
 
-@eqx.filter_jit
+@compiled
 def mean_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "*batch m"]:
     """Posterior mean; `2 m N` operations."""
     dtype = post.operator.dtype
@@ -91,7 +91,7 @@ def _regressed(post: Any, new: tuple[Points, ...]) -> Float[Array, "p m"] | None
     return post.regression.whitened(_design(post.gp, new) - mv_rows(rows, post.regression.solved))
 
 
-@eqx.filter_jit
+@compiled
 def variance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
     """Posterior variance of the function; values only, differentiating raises."""
     gp, dtype = post.gp, post.operator.dtype
@@ -104,7 +104,7 @@ def variance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
     return value if root is None else value + jnp.sum(jnp.square(root), axis=0)
 
 
-@eqx.filter_jit
+@compiled
 def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     """Posterior covariance between all places; `2 m² N` operations, values only."""
     gp, dtype = post.gp, post.operator.dtype
@@ -119,7 +119,7 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     return (covariance + covariance.T) / 2
 
 
-@eqx.filter_jit
+@compiled
 def sample_at(
     post: Any, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
 ) -> Float[Array, "*shape m"]:
