@@ -141,7 +141,7 @@ class GridGP(eqx.Module):
         cls,
         data: Any,
         kernels: Mapping[str, Any],
-        noise: Any,
+        noise: Any = 0.1,
         mean: Any = None,
         structure: Mapping[str, str | int] | None = None,
         axes: Mapping[str, Any] | None = None,
@@ -155,7 +155,7 @@ class GridGP(eqx.Module):
         Args:
             data: the DataArray.
             kernels: one per dimension, by name.
-            noise: as for a GridGP; a DataArray as well.
+            noise: as for a GridGP; a DataArray as well. The default is where a fit begins.
             mean: as for a GridGP; a DataArray as well.
             structure: as for a GridGP, by name.
             axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
