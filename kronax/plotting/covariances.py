@@ -133,14 +133,14 @@ def _draw_line(ax: Any, gp: GridGP, i: int) -> None:
     for k, term in enumerate(terms, start=1):
         part = _covariance(term, axis, distance, gp.dtype) / whole[0]
         name = type(term.split_scale()[0]).__name__
-        ax.plot(distance, part, "--", color=f"C{k}", lw=1.3, label=name)
-    ax.plot(distance, whole / whole[0], color="C0", lw=1.8, label="sum" if terms else None)
+        ax.plot(distance, part, "--", color=f"C{k}", lw=1.3, zorder=3, label=name)
+    ax.plot(distance, whole / whole[0], color="C0", lw=2.2, label="sum" if terms else None)
     steps = np.diff(np.unique(x))
     if steps.size:
         ax.axvline(np.median(steps), color="0.6", lw=1, ls=":", label="neighbours")
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel=distance_label(gp, i), ylabel="correlation", xlim=(0, distance[-1]))
-    ax.legend()
+    ax.legend(fontsize="small")
 
 
 def _terms(kernel: Kernel) -> Any:
