@@ -61,6 +61,31 @@ def to_dataset(
     return xarray.Dataset(variables, coordinates, about.title())
 
 
+def to_dataarray(post: Any, values: Any, axes: Any, name: str | None) -> Any:
+    """The body of `Posterior.to_dataarray`."""
+    array, new = np.asarray(values), post.gp.new_axes(axes)
+    grid, dims, batch = post.grid_shape(axes), grid_dims(post.gp), batch_dims(post)
+    shape = (*post.y.shape[: len(batch)], *grid)
+    if array.shape[-len(grid) :] == grid and array.ndim == len(grid):
+        found: tuple[str, ...] = dims
+    elif array.shape == shape:
+        found = (*batch, *dims)
+    elif array.shape[1:] == shape:
+        found = ("draw", *batch, *dims)
+    else:
+        raise ValueError(
+            f"The values must have the shape of the grid, {grid}, or of the posterior, {shape}, "
+            f"behind an axis of draws or not; got {array.shape}."
+        )
+    coordinates = coordinates_of(post, new)
+    known = {k: v for k, v in coordinates.items() if set(_dims_of(v)) <= set(found)}
+    return _xarray().DataArray(array, known, found, name)
+
+
+def _dims_of(coordinate: Any) -> tuple[str, ...]:
+    return (coordinate[0],) if isinstance(coordinate[0], str) else tuple(coordinate[0])
+
+
 def grid_dims(gp: Any) -> tuple[str, ...]:
     """The dimensions of the grid."""
     return gp.axis_names or tuple(f"axis_{i}" for i in range(len(gp.axes)))

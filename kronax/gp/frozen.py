@@ -92,6 +92,7 @@ class FrozenAttributes:
     def __init__(self, values: Mapping[Any, Any]):
         self.values = dict(values)
         self._key = tuple((name, _key(value)) for name, value in self.values.items())
+        self._hash = hash(self._key)
 
     @property
     def units(self) -> str | None:
@@ -100,7 +101,7 @@ class FrozenAttributes:
         return None if units is None else str(units)
 
     def __hash__(self) -> int:
-        return hash(self._key)
+        return self._hash
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FrozenAttributes) and self._key == other._key

@@ -11,7 +11,7 @@ from kronax.gp import predict
 from kronax.gp.axes import Axis
 from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.data_arrays import in_grid_order
-from kronax.gp.datasets import to_dataset
+from kronax.gp.datasets import to_dataarray, to_dataset
 from kronax.gp.density import check_number, log_density, log_density_at
 from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
@@ -247,6 +247,21 @@ class Posterior(eqx.Module):
                 a dimension called as one of the variables.
         """
         return to_dataset(self, axes, quantiles, num_samples, key, include_noise, noise)
+
+    def to_dataarray(self, values: Array, axes: Any = None, name: str | None = None) -> Any:
+        """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.
+
+        Args:
+            values: grid-shaped; batches of the data lead, and before them an axis of draws may.
+            axes: the coordinates of the values; by default the grid itself.
+            name: of the DataArray.
+
+        Raises:
+            ImportError: if xarray is not installed.
+            KeyError: if an axis name is unknown.
+            ValueError: if the values do not lie on this grid.
+        """
+        return to_dataarray(self, values, axes, name)
 
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.

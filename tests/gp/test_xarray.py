@@ -279,6 +279,31 @@ def test_a_dataset_has_the_coordinates_names_and_units_of_the_data():
     assert (y - ds["mean"]).shape == y.shape
 
 
+def test_anything_on_the_grid_gets_its_coordinates():
+    y = field()
+    post = process().condition(y)
+    found = post.leave_one_out()
+    residual = post.to_dataarray(y.values - found.mean, name="residual")
+    xr.testing.assert_identical(residual.coords.to_dataset(), y.coords.to_dataset())
+    np.testing.assert_array_equal(residual, y.values - found.mean)
+    assert residual.name == "residual"
+    new = {"latitude": [1.0, 2.0]}
+    draws = post.to_dataarray(post.sample(jax.random.key(0), new, (4,)), axes=new)
+    assert draws.dims == ("draw", "time", "latitude")
+    assert draws.latitude.values.tolist() == [1.0, 2.0]
+    batch = process().condition(xr.concat([y, y], pd.Index([7, 9], name="member")))
+    slope = batch.to_dataarray(batch.mean_derivative("time"))
+    assert slope.dims == ("member", "time", "latitude")
+    assert slope.member.values.tolist() == [7, 9]
+    shared = batch.to_dataarray(batch.variance())
+    assert shared.dims == ("time", "latitude")
+    assert "member" not in shared.coords
+    with pytest.raises(
+        ValueError, match=r"shape of the grid, \(3, 3\), or .* \(2, 3, 3\), .*got \(3,\)"
+    ):
+        batch.to_dataarray(np.zeros(3))
+
+
 def test_coordinates_of_places_that_are_left_are_left_out():
     latitude = xr.DataArray(np.array([0.1, 0.2], "f4"), dims="latitude")
     ds = process().condition(field()).to_dataset(axes={"latitude": latitude})
