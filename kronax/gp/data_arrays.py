@@ -43,7 +43,7 @@ def in_grid_order(
             f"{', '.join(map(repr, y.dims)) or 'none'}, without {missing[0]!r}."
         )
     for name, axis in zip(names, axes, strict=True):
-        _check_coordinates(y, name, axis, what)
+        check_coordinates(y, name, axis, what)
     batch = [dim for dim in y.dims if dim not in names]
     return y.transpose(*batch, *names).values
 
@@ -66,7 +66,7 @@ def _check_is_data_array(value: Any, what: str) -> None:
         raise TypeError(f"{what} must be an xarray DataArray; got {type(value).__name__}.")
 
 
-def _check_coordinates(y: Any, dim: str, axis: Axis, what: str) -> None:
+def check_coordinates(y: Any, dim: str, axis: Axis, what: str) -> None:
     """Refuse data whose coordinates along a dimension are not those of the axis."""
     wanted = _reference(axis)
     if wanted is None:  # those of a traced axis are unknown
@@ -269,5 +269,5 @@ def _part_of_grid(
         )
     along = {n: axis for n, axis in zip(names or (), axes, strict=False) if n in value.dims}
     for dim, axis in along.items():
-        _check_coordinates(value, dim, axis, what)
+        check_coordinates(value, dim, axis, what)
     return value.transpose(*along).values, list(along)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from kronax.gp.data_arrays import check_coordinates
 from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.indexes import is_labelled
 from kronax.gp.posterior import Posterior
@@ -129,10 +130,10 @@ def _held_out(post: Any, found: Cut, i: int, held_out: Any) -> tuple[np.ndarray,
     """Coordinates and values of held-out data along axis `i`."""
     dims = grid_dims(post.gp)
     if is_labelled(held_out):
-        places = {
-            dim: found.places[k][0] for k, dim in enumerate(dims) if k != i and dim in held_out.dims
-        }
-        line = held_out.sel(places)
+        line = held_out
+        for k, dim in enumerate(dims):
+            if k != i and dim in held_out.dims:
+                line = _at(line, dim, post.gp.axes[k], found.indices[k], found.places[k][0])
         if line.dims != (dims[i],):
             raise ValueError(
                 f"The held-out data must be a line along {dims[i]!r} or hold one; got dimensions "
@@ -146,6 +147,14 @@ def _held_out(post: Any, found: Cut, i: int, held_out: Any) -> tuple[np.ndarray,
             f"shape {values.shape}."
         )
     return drawable(found.places[i]), values
+
+
+def _at(held_out: Any, dim: str, axis: Any, index: int | None, place: Any) -> Any:
+    """Held-out data at one place: that cell of the grid, or the coordinate itself."""
+    if index is None:
+        return held_out.sel({dim: place})
+    check_coordinates(held_out, dim, axis, "held_out")
+    return held_out.isel({dim: index})
 
 
 def plot_maps(

@@ -85,6 +85,14 @@ def test_a_forecast_is_drawn_with_what_was_held_out(post):
         np.testing.assert_array_equal(lines(ax)["held out"], shown["held out"])
     with pytest.raises(ValueError, match=r"one number per coordinate, \(5,\); got shape \(3,\)"):
         kx.plot_series(post, coordinates=new, held_out=np.zeros(3))
+    rounded = held_out.assign_coords(latitude=held_out.latitude + 1e-14)
+    ax = kx.plot_series(post, at={"latitude": 40.0}, coordinates=new, held_out=rounded)
+    assert "held out" in lines(ax)
+    with pytest.raises(ValueError, match="of held_out along 'latitude' must be those of the model"):
+        kx.plot_series(post, held_out=held_out[:, :2])
+    elsewhere = held_out.assign_coords(latitude=[45.0, 46.0, 47.0])
+    ax = kx.plot_series(post, at={"latitude": 46.0}, held_out=elsewhere)
+    np.testing.assert_array_equal(lines(ax)["held out"][:, 1], held_out.values[:, 1, 2])
     with pytest.raises(ValueError, match="must be a line along 'time'"):
         kx.plot_series(post, held_out=held_out.expand_dims(member=2))
 
@@ -201,7 +209,9 @@ def test_places_are_dots():
         np.testing.assert_array_equal(dots.get_offsets(), places[:, ::-1])
         np.testing.assert_allclose(dots.get_array(), post.mean()[2], rtol=1e-9)
         assert (mean.get_xlabel(), mean.get_ylabel()) == ("lon", "lat")
-    ax = kx.plot_series(post, "time", at={"station": (48.9, 2.4)})
+    held_out = 2 * y.assign_coords(time=TIME.shift(5))
+    ax = kx.plot_series(post, "time", at={"station": (48.9, 2.4)}, held_out=held_out)
+    np.testing.assert_array_equal(lines(ax)["held out"][:, 1], held_out.values[:, 1])
     assert ax.get_title() == "station (48.9, 2.4)"
     np.testing.assert_array_equal(lines(ax)["data"][:, 1], y.values[:, 1])
     with pytest.raises(ValueError, match=r"places in 2 dimensions\. Draw it with kx.plot_maps"):
