@@ -1,6 +1,7 @@
 """Paths of parameters: how they are written, and what selects some of them."""
 
 import difflib
+import re
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -26,6 +27,15 @@ def parameter_paths(model: Any) -> list[str]:
     """The path of every floating-point array, in the order of the model."""
     leaves = jax.tree_util.tree_flatten_with_path(model)[0]
     return [path_of(key_path) for key_path, leaf in leaves if eqx.is_inexact_array(leaf)]
+
+
+def numbered(model: Any, path: str) -> str:
+    """The path by which a parameter is listed: `kernels['time']` goes by the axes' names."""
+    names = getattr(model, "axis_names", None) or ()
+    found = re.match(r"kernels\[(['\"])(.*?)\1\]", path) if isinstance(path, str) else None
+    if found is None or found[2] not in names:
+        return path
+    return f"kernels[{names.index(found[2])}]{path[found.end() :]}"
 
 
 def matching(name: str, paths: list[str]) -> list[str]:
@@ -59,7 +69,7 @@ def frozen_paths(model: Any, freeze: Any) -> tuple[str, ...]:
             if callable(entry):
                 chosen += _selected(model, entry, "freeze")
             else:
-                chosen += matching(entry, paths)
+                chosen += matching(numbered(model, entry), paths)
     else:
         raise TypeError(
             "freeze must be paths, functions from the model to nodes of it, or a tree of booleans "
@@ -79,6 +89,7 @@ def shared_paths(model: Any, share: Any) -> tuple[tuple[str, ...], ...]:
                 "share=[(path, path, ...)]."
             )
         group = _selected(model, entry, "share") if callable(entry) else list(entry)
+        group = [numbered(model, path) for path in group]
         for path in group:
             check_known(path, paths)
         if len(group) < 2:

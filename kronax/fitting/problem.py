@@ -10,7 +10,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 
 from kronax.parameters import ParameterTable, parameters, unconstrain
-from kronax.paths import frozen_paths, shared_paths
+from kronax.paths import frozen_paths, numbered, shared_paths
 from kronax.priors import prepare
 
 Raw = dict[str, Array]
@@ -116,7 +116,8 @@ def make_problem(
         grid = _data(model, y, independent)
     problem = Problem(model, grid, {}, loss, frozen, domains, shared, independent)
     rows = {p.path: p for p in problem.table()}
-    prepared = prepare(rows, priors or {})
+    named = {numbered(model, path): prior for path, prior in (priors or {}).items()}
+    prepared = prepare(rows, named)
     for path in prepared:
         if not rows[path].trainable:
             raise ValueError(
