@@ -20,7 +20,7 @@ from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.noise_levels import check_independent, check_used, noise_at, noise_on, noisy
 from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
-from kronax.gp.templates import Template
+from kronax.gp.templates import Template, check_data_units
 from kronax.linalg.checks import check_finite, grid_of, is_concrete
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.paths import nearest
@@ -147,7 +147,8 @@ class Posterior(eqx.Module):
         covariance of the new observations: `2 m² N + m³` operations, for up to 5 000 of them.
 
         Args:
-            y_new: on the grid of the prediction; one further observation of every cell by default.
+            y_new: on the grid of the prediction, as an array or a DataArray; one further
+                observation of every cell by default.
             axes: new coordinates; by default the grid itself.
             points: scattered places instead, as for `mean`; then `y_new` is `(*batch, m)`.
             noise: the noise variance there, where the model's is not defined on new coordinates.
@@ -163,6 +164,7 @@ class Posterior(eqx.Module):
             check_number(places[0].raw.shape[0])
             return log_density_at(self, flat, places, noise_at(self, places, noise))
         new = self._new_axes(axes)
+        check_data_units(y_new, self.template, "y_new")
         moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
         y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new")
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)

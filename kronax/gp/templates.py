@@ -55,6 +55,17 @@ def template_of(y: Any, names: tuple[str, ...] | None) -> Template | None:
     return Template(name, FrozenAttributes(y.attrs), batch_dims, tuple(found))
 
 
+def check_data_units(y: Any, template: Template | None, what: str) -> None:
+    """Refuse data in other units than those that the posterior was given."""
+    known = None if template is None else template.attributes.units
+    units = FrozenAttributes(y.attrs).units if is_labelled(y) else None
+    if known is not None and units is not None and units != known:
+        raise ValueError(
+            f"{what} must be in the units of the data, {known!r}; got {units!r}. Convert it, or "
+            "correct its attribute `units`."
+        )
+
+
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`eqx.filter_jit` for a function of a posterior, whose template is left out.
 

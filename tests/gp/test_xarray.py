@@ -78,6 +78,9 @@ def test_new_data_are_compared_with_the_new_coordinates():
     new = y.assign_coords(time=time)
     value = post.log_prob(new.values, axes={"time": time})
     assert_close(post.log_prob(new.T, axes={"time": time}), value)
+    celsius = new.assign_attrs(units="degC")
+    with pytest.raises(ValueError, match="y_new must be in the units of the data, 'K'; got 'degC'"):
+        post.log_prob(celsius, axes={"time": time})
     with pytest.raises(ValueError, match="along 'time' must be those of the model; got 2001-01-01"):
         post.log_prob(new)
 
