@@ -72,6 +72,10 @@ from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace
 from kronax.parameters import unconstrain as unconstrain
+from kronax.plotting import plot_kernels as plot_kernels
 from kronax.plotting import plot_losses as plot_losses
+from kronax.plotting import plot_maps as plot_maps
 from kronax.plotting import plot_profile as plot_profile
+from kronax.plotting import plot_series as plot_series
+from kronax.plotting import plot_spectra as plot_spectra
 from kronax.priors import sample_parameters as sample_parameters

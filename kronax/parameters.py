@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 
-from kronax.paths import check_known, frozen_paths, matching, path_of, shared_paths
+from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")
 
@@ -208,7 +208,11 @@ def parameters(
     found = list(_leaves(model))
     paths = [path for path, *_ in found]
     frozen = set(frozen_paths(model, freeze))
-    given = {p: domain for name, domain in domains.items() for p in matching(name, paths)}
+    given = {
+        path: domain
+        for name, domain in domains.items()
+        for path in matching(numbered(model, name), paths)
+    }
     rows = {}
     for path, value, domain, known in found:
         known = known or path in given
@@ -306,7 +310,8 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
     """
     rows = {p.path: p for p in parameters(model)}
     new = {}
-    for path, value in values.items():
+    for name, value in values.items():
+        path = numbered(model, name)
         check_known(path, list(rows))
         old = rows[path]
         # Python numbers stay out of a trace, so that they are checked under jit too.

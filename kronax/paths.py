@@ -37,6 +37,15 @@ def parameter_paths(model: Any) -> list[str]:
     return [path_of(key_path) for key_path, leaf in leaves if eqx.is_inexact_array(leaf)]
 
 
+def numbered(model: Any, path: str) -> str:
+    """The path by which a parameter is listed: `kernels['time']` goes by the axes' names."""
+    names = getattr(model, "axis_names", None) or ()
+    found = re.match(r"kernels\[(['\"])(.*?)\1\]", path) if isinstance(path, str) else None
+    if found is None or found[2] not in names:
+        return path
+    return f"kernels[{names.index(found[2])}]{path[found.end() :]}"
+
+
 def matching(name: str, paths: list[str]) -> list[str]:
     """The paths that a path, or the beginning of one, means."""
     found = [p for p in paths if p == name or p.startswith((f"{name}.", f"{name}["))]
@@ -68,7 +77,7 @@ def frozen_paths(model: Any, freeze: Any) -> tuple[str, ...]:
             if callable(entry):
                 chosen += _selected(model, entry, "freeze")
             else:
-                chosen += matching(entry, paths)
+                chosen += matching(numbered(model, entry), paths)
     else:
         raise TypeError(
             "freeze must be paths, functions from the model to nodes of it, or a tree of booleans "
@@ -88,6 +97,7 @@ def shared_paths(model: Any, share: Any) -> tuple[tuple[str, ...], ...]:
                 "share=[(path, path, ...)]."
             )
         group = _selected(model, entry, "share") if callable(entry) else list(entry)
+        group = [numbered(model, path) for path in group]
         for path in group:
             check_known(path, paths)
         if len(group) < 2:

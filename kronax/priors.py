@@ -11,7 +11,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import biject_to
 
 from kronax.parameters import Parameter, describe_domain, parameters, replace
-from kronax.paths import nearest
+from kronax.paths import nearest, numbered
 
 Model = TypeVar("Model")
 # Unconstrained values that show whether the support of a prior leaves a domain.
@@ -53,7 +53,7 @@ def sample_parameters(name: str, model: Model, priors: Mapping[str, Any]) -> Mod
             f"{', '.join(type(given).__name__ for given in (name, model, priors))}."
         )
     rows = {p.path: p for p in parameters(model)}
-    prepared = prepare(rows, priors)
+    prepared = prepare(rows, {numbered(model, path): prior for path, prior in priors.items()})
     drawn: dict[str, Any] = {
         path: sample_site(f"{name}.{path}", prior) for path, prior in prepared.items()
     }

@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 import tinygp
@@ -315,3 +317,32 @@ def test_parameters_of_two_shapes_cannot_share():
     gp = make(kernels=both, axes=(TIME, np.ones((4, 2))))
     with pytest.raises(ValueError, match=r"one shape; got \(\) for .*\[0\].* and \(2,\) for"):
         kx.parameters(gp, share=[tuple(PATHS[:2])])
+
+
+def test_kernels_go_by_the_names_of_their_axes():
+    """Their numbers follow the order of the axes, which that of a file may turn round."""
+    kernels, axes = {"time": kx.Matern32(0.5), "space": kx.RBF(0.4)}, {"time": TIME, "space": SPACE}
+    for names, y in ((("time", "space"), Y), (("space", "time"), Y.T)):
+        gp = kx.GridGP(kernels, {name: axes[name] for name in names}, noise=0.1)
+        path = f"kernels[{names.index('time')}].lengthscale"
+        changed = kx.replace(gp, {"kernels['time'].lengthscale": 3.0})
+        assert {p.path: p.value for p in kx.parameters(changed)}[path] == 3.0
+        frozen = kx.parameters(gp, freeze=('kernels["time"]',))
+        assert [p.path for p in frozen if not p.trainable] == [path]
+        bounded = {"kernels['time'].lengthscale": constraints.interval(0, 2)}
+        domains = {p.path: p.domain for p in kx.parameters(gp, domains=bounded)}
+        assert domains[path] is bounded["kernels['time'].lengthscale"]
+        both = ["kernels['time'].lengthscale", "kernels['space'].lengthscale"]
+        shared = {p.path: p.source for p in kx.parameters(gp, share=[both])}
+        assert shared[f"kernels[{names.index('space')}].lengthscale"] == path
+        prior = {both[0]: dist.LogNormal(0.0, 1.0)}
+        with numpyro.handlers.seed(rng_seed=0), numpyro.handlers.trace() as trace:
+            kx.sample_parameters("gp", gp, prior)
+        assert list(trace) == [f"gp.{path}"]
+        held = ("noise", "kernels['space']")
+        result = kx.fit(gp, y, priors=prior, freeze=held, num_steps=1, progress=False)
+        assert list(result.problem.priors) == [path]
+        with pytest.raises(ValueError, match=r"kernels\[\d\]\.lengthscale was not: it is frozen"):
+            kx.profile_likelihood(result, "kernels['space'].lengthscale")
+        with pytest.raises(KeyError, match=r"There is no parameter .*tine"):
+            kx.replace(gp, {"kernels['tine'].lengthscale": 1.0})

@@ -18,7 +18,7 @@ from kronax.parameters import (
     parameters,
     unconstrain,
 )
-from kronax.paths import frozen_paths, shared_paths
+from kronax.paths import frozen_paths, numbered, shared_paths
 from kronax.priors import prepare
 
 Raw = dict[str, Array]
@@ -140,7 +140,7 @@ def make_problem(
     else:
         grid = _data(model, y, independent)
     rows = {p.path: p for p in parameters(model, freeze=frozen, domains=domains, share=shared)}
-    given = prepare(rows, priors or {})
+    given = prepare(rows, {numbered(model, path): p for path, p in (priors or {}).items()})
     for path, prior in given.items():
         if path not in domains:
             domains |= _narrower(path, prior, rows[path])

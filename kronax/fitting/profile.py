@@ -18,7 +18,7 @@ from kronax.fitting.fit import fit
 from kronax.fitting.problem import Problem, Raw, default_tolerance
 from kronax.fitting.result import SAME_LOSS, FitResult
 from kronax.parameters import Parameter, aligned, as_parameter, describe_domain
-from kronax.paths import nearest
+from kronax.paths import nearest, numbered
 
 # Without values of the user's a profile is followed outwards by half a standard error at a time,
 # until the root of twice the rise, which counts standard errors if the loss is normal, is three. A
@@ -213,6 +213,7 @@ def profile_likelihood(
             "one: result[i]."
         )
     problem = result.problem
+    path = numbered(result.problem.model, path)
     parameter, index = _trained(result, path)
     transform = biject_to(parameter.domain)
     others = {key: raw for key, raw in result.raw.items() if index or key != parameter.path}

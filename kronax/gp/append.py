@@ -9,11 +9,14 @@ from jaxtyping import Array
 
 from kronax.gp import evidence
 from kronax.gp.additive import joined_structure
-from kronax.gp.axes import Axis, FrozenArray, new_axes, ordered
+from kronax.gp.axes import Axis, new_axes, ordered
+from kronax.gp.data_arrays import in_grid_order
+from kronax.gp.frozen import FrozenArray
 from kronax.gp.held_out import axis_labels
 from kronax.gp.labels import Labels
 from kronax.gp.noise import AxisNoise, FullNoise
 from kronax.gp.structure import check_kernel, check_structure, choose
+from kronax.gp.templates import check_data_units, without_axis
 from kronax.linalg.checks import array_of_reals, grid_of, is_concrete
 from kronax.linalg.decompose import decompose_axis
 from kronax.linalg.factors.diagonal import ScaledIdentity
@@ -27,6 +30,8 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     old = gp.axes[i] if new.coding is None else dataclasses.replace(gp.axes[i], coding=new.coding)
     in_front = _is_in_front(new, old)
     shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
+    check_data_units(y_new, post.template, "y_new")
+    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new")
     ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype)
     _check_batches(post.y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
@@ -35,7 +40,9 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
     longer.check_model()
     operator = decompose_axis(longer.covariance(), post.operator, i)
-    return type(post)(longer, y, operator, *evidence.weights(longer, operator, y))
+    weights, regression = evidence.weights(longer, operator, y)
+    template = without_axis(post.template, axis_labels(gp)[i])
+    return type(post)(longer, y, operator, weights, regression, template)
 
 
 def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:
@@ -91,7 +98,12 @@ def joined(old: Axis, new: Axis, in_front: bool, name: str) -> Axis:
     if old.given is not None and new.given is not None:
         given = FrozenArray(np.concatenate([old.given.values, new.given.values][order]))
     static = FrozenArray(np.concatenate([known, ahead][order]))
-    return dataclasses.replace(old, static=static, given=given, shift=shift)
+    index = old.index
+    added = None if new.index is None else new.index.values
+    if index is not None and index.values is not None and added is not None:
+        values = [index.values.values, added.values][order]
+        index = dataclasses.replace(index, values=FrozenArray(np.concatenate(values)))
+    return dataclasses.replace(old, static=static, given=given, shift=shift, index=index)
 
 
 def _continued(known: np.ndarray, ahead: np.ndarray, name: str) -> tuple[np.ndarray, float]:

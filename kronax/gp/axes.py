@@ -15,87 +15,12 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.dates import Dates, dates_from, is_dates
+from kronax.gp.frozen import FrozenArray, FrozenAttributes, slack
+from kronax.gp.indexes import Index, check_units, coordinate_values, index_of, is_labelled
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels, is_labels, labels_from
 from kronax.linalg.checks import check_finite, is_concrete
 from kronax.paths import nearest
-
-# Coordinates that differ from regular ones by at most this many units in the last place are
-# regular: that is what rounding in `linspace`, `arange` and float32 files leaves.
-UNITS = 4
-
-
-def slack(x: np.ndarray) -> float:
-    """What counts as rounding for coordinates like these."""
-    kind = x.dtype if x.dtype.kind == "f" else np.dtype(np.float64)
-    return float(UNITS * np.spacing(np.abs(x).max().astype(kind)))
-
-
-def snapped(x: np.ndarray) -> np.ndarray:
-    """Regular coordinates between the same ends, in float64."""
-    return np.linspace(x[0].astype(np.float64), x[-1].astype(np.float64), x.shape[0])
-
-
-class FrozenArray:
-    """A NumPy array that can be static metadata of a pytree: hashable, compared by value."""
-
-    def __init__(self, values: np.ndarray, is_exact: bool = False):
-        self.values = np.array(values)
-        self.values.setflags(write=False)
-        self._is_exact = is_exact
-        self._is_regular: bool | None = None
-        self._is_symmetric: bool | None = None
-        # Objects (dates of cftime) have no bytes of their own.
-        objects = self.values.dtype == object
-        content = tuple(map(str, self.values.flat)) if objects else self.values.tobytes()
-        self._hash = hash((self.values.shape, str(self.values.dtype), content))
-
-    @property
-    def exact(self) -> np.ndarray:
-        """The coordinates that are meant: regular ones without the rounding of their dtype."""
-        return self.values if self._is_exact or not self.is_regular else snapped(self.values)
-
-    @property
-    def line(self) -> np.ndarray | None:
-        """Coordinates in one dimension, `(n,)`, also where given as `(n, 1)`; else `None`."""
-        x = self.values
-        return x if x.ndim == 1 else x[:, 0] if x.shape[1] == 1 else None
-
-    @property
-    def is_regular(self) -> bool:
-        """Whether the spacing is constant, to units in the last place of the own dtype."""
-        if self._is_regular is None:
-            x = self.line
-            self._is_regular = x is not None and bool(
-                np.abs(x - snapped(x)).max() <= slack(x) and (x.size == 1 or x[0] != x[-1])
-            )
-        return self._is_regular
-
-    @property
-    def is_symmetric(self) -> bool:
-        """Whether the axis is symmetric about its middle, to units in the last place."""
-        if self._is_symmetric is None:
-            x = self.line
-            self._is_symmetric = x is not None and bool(
-                np.abs(x + x[::-1].astype(np.float64) - (np.float64(x[0]) + x[-1])).max()
-                <= 2 * slack(x)
-            )
-        return self._is_symmetric
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return self is other or (
-            isinstance(other, FrozenArray)
-            and self._hash == other._hash
-            and self.values.dtype == other.values.dtype
-            and self._is_exact == other._is_exact
-            and np.array_equal(self.values, other.values)
-        )
-
-    def __repr__(self) -> str:
-        return f"FrozenArray({self.values.dtype}{list(self.values.shape)})"
 
 
 class Axis(eqx.Module):
@@ -110,6 +35,7 @@ class Axis(eqx.Module):
         shift: how far `kx.regular` moved a coordinate at most.
         coding: how dates or labels became coordinates.
         given: these dates or labels.
+        index: under what the cells are found in a DataArray, if the axis comes from one.
     """
 
     static: FrozenArray | None = eqx.field(static=True)
@@ -120,6 +46,7 @@ class Axis(eqx.Module):
     shift: float | None = eqx.field(static=True, default=None)
     coding: Dates | Labels | None = eqx.field(static=True, default=None)
     given: FrozenArray | None = eqx.field(static=True, default=None)
+    index: Index | None = eqx.field(static=True, default=None)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -215,6 +142,8 @@ class Axis(eqx.Module):
             words.append(f"sphere of radius {self.radius:.6g}")
         if self.shift is not None:
             words.append(f"snapped by at most {self.shift:.3g}")
+        if self.coding is None and self.index is not None and self.index.attributes.units:
+            words.append(f"in {self.index.attributes.units}")
         return ", ".join(words)
 
 
@@ -248,11 +177,15 @@ def as_axis(coordinates: Any, name: str, unit: str = "days") -> Axis:
         origin=tuple(first) if isinstance(first, list) else first,
         coding=coding,
         given=None if coding is None else FrozenArray(values),
+        index=index_of(coordinates),
     )
 
 
 def _like(coordinates: Any, old: Axis, name: str) -> Axis:
     """New coordinates of an axis: in its units, from its origin, on its circle or sphere."""
+    index = coordinates.index if isinstance(coordinates, Axis) else index_of(coordinates)
+    if index is not None:
+        check_units(index.attributes, old.index, name)
     if isinstance(coordinates, Axis):
         coordinates = next(
             x if isinstance(x, jax.Array) else x.values
@@ -270,7 +203,10 @@ def _like(coordinates: Any, old: Axis, name: str) -> Axis:
         if old.coding is not None:
             numbers, given = old.coding.encode(values, name), FrozenArray(values)
         static = FrozenArray(_checked(numbers, name))
-    new = dataclasses.replace(old, static=static, traced=traced, shift=None, given=given)
+        index = Index(FrozenArray(values) if index is None else index.values, *_called(index, old))
+    new = dataclasses.replace(
+        old, static=static, traced=traced, shift=None, given=given, index=index
+    )
     if new.num_dimensions != old.num_dimensions:
         form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
         raise ValueError(
@@ -279,6 +215,17 @@ def _like(coordinates: Any, old: Axis, name: str) -> Axis:
         )
     check_places(new, name)
     return _aligned(new, old)
+
+
+def _called(index: Index | None, old: Axis) -> tuple[FrozenAttributes, tuple[str, ...]]:
+    """The attributes and the columns of new coordinates: their own, else those of the axis."""
+    attributes = FrozenAttributes({})
+    columns: tuple[str, ...] = ()
+    for known in (old.index, index):
+        if known is not None:
+            attributes = FrozenAttributes({**attributes.values, **known.attributes.values})
+            columns = known.columns or columns
+    return attributes, columns
 
 
 def _check_kind(values: np.ndarray | None, old: Axis, name: str) -> None:
@@ -324,6 +271,8 @@ def check_places(axis: Axis, name: str) -> None:
 
 
 def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
+    if is_labelled(coordinates):
+        return coordinate_values(coordinates)
     try:
         values = np.asarray(coordinates)
     except ValueError as error:
@@ -354,15 +303,17 @@ def _checked(values: Any, name: str) -> Any:
 def ordered(values: Any, names: tuple[str, ...] | None, num_axes: int, what: str) -> tuple:
     """One entry per axis, from a sequence or from a dictionary by name; left out means `None`."""
     if isinstance(values, dict):
-        if names is None:
+        # Axes without names go by their numbers.
+        known: tuple[Any, ...] = tuple(range(num_axes)) if names is None else names
+        unknown = [k for k in values if k not in known or isinstance(k, bool)]
+        if unknown and names is None and isinstance(unknown[0], str):
             raise TypeError(
-                f"{what} by name needs a GridGP with named axes; this one has none. Pass a "
-                f"sequence of {num_axes}, with None to leave an axis as it is."
+                f"{what} by name needs a GridGP with named axes; this one has none. Use their "
+                f"numbers, 0 to {num_axes - 1}, for example {{0: …}}."
             )
-        unknown = [k for k in values if k not in names]
         if unknown:
-            raise KeyError(f"{what}: there is no axis {unknown[0]!r}.{nearest(unknown[0], names)}")
-        return tuple(values.get(name) for name in names)
+            raise KeyError(f"{what}: there is no axis {unknown[0]!r}.{nearest(unknown[0], known)}")
+        return tuple(values.get(name) for name in known)
     if not isinstance(values, list | tuple) or len(values) != num_axes:
         got = f"{len(values)}" if isinstance(values, list | tuple) else type(values).__name__
         raise ValueError(

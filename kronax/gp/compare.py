@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.fitting.result import FitResult
+from kronax.gp.data_arrays import in_order_of
 from kronax.gp.grid import GridGP
+from kronax.gp.indexes import is_labelled
 from kronax.gp.regression import MarginalMean
 from kronax.parameters import aligned, parameters
 
@@ -110,8 +112,9 @@ def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison
     Args:
         models: a `kx.FitResult` or a `kx.GridGP` by name. The parameters of a result are those that
             its fit trained; of a model, those that `kx.parameters` calls trainable.
-        y: data for all of them, `(*batch, n_1, …, n_d)` or `(*batch, N)`; batches are added. A
-            result must have been fitted to these data: to score one on others pass `result.model`.
+        y: data for all of them, `(*batch, n_1, …, n_d)`, `(*batch, N)` or a DataArray; batches are
+            added. A result must have been fitted to these data: to score one on others pass
+            `result.model`.
         by: what the rows are ordered by, the best first: "loo", "log_marginal_likelihood", "bic" or
             "aic".
 
@@ -174,8 +177,9 @@ def _scores(name: str, model: Any, y: Any) -> _Scores:
     value = float(jnp.sum(gp.log_marginal_likelihood(grid)))
     rmse = float(jnp.sqrt(jnp.mean(jnp.square(grid - found.mean))))
     # Sums over many cells are in float64, whatever the precision of the model. Cells are in C
-    # order, so that those of grids of other shapes belong together.
-    densities = np.asarray(found.log_density(grid), np.float64).ravel()
+    # order of the data, so that those of grids of other shapes belong together.
+    densities = np.asarray(found.log_density(grid), np.float64)
+    densities = in_order_of(densities, y, gp.axis_names).ravel()
     mean = gp.mean
     restricted = None
     if isinstance(mean, MarginalMean) and mean.variance is None:
@@ -197,7 +201,7 @@ def _opened(name: str, model: Any, y: Any) -> tuple[GridGP, int, tuple[str, ...]
             )
         gp, table = model.model, problem.table()
         if problem.y is not None:
-            _check_data(name, problem.y, y)
+            _check_data(name, problem.y, gp.check_data(y) if is_labelled(y) else y)
         if not model.converged:
             remarks.append(f"the fit has not converged: {model.reason}")
         if problem.priors:

@@ -26,7 +26,7 @@ def _is_date(value: Any) -> bool:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Dates:
     """How dates become numbers: the unit, and the date that is zero.
 
@@ -37,6 +37,17 @@ class Dates:
 
     unit: str
     reference: Any
+
+    @property
+    def _key(self) -> tuple[str, str, str]:
+        # Dates of two calendars refuse to be compared.
+        return self.unit, _calendar(self.reference), repr(self.reference)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Dates) and self._key == other._key
 
     @property
     def what(self) -> str:

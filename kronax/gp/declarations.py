@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from kronax.gp.axes import Axis, FrozenArray, as_axis, check_places, slack, snapped
+from kronax.gp.axes import Axis, as_axis, check_places
 from kronax.gp.dates import Dates
+from kronax.gp.frozen import FrozenArray, slack, snapped
 from kronax.gp.labels import Labels
 
 # The mean radius of the Earth in kilometres.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -13,6 +12,7 @@ from kronax.gp.gls import marginal_logpdf
 from kronax.gp.kernels.points import Points
 from kronax.gp.noise_levels import noise_on
 from kronax.gp.scattered import covariance_at, mean_at
+from kronax.gp.templates import compiled
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -45,7 +45,7 @@ def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: An
     return _longer(post, y_new, ahead, moved[0])
 
 
-@eqx.filter_jit
+@compiled
 def _again(post: Any, y_new: Array) -> Array:
     """A second observation of every cell: one more axis, of two that share the function."""
     op = post.operator
@@ -57,7 +57,7 @@ def _again(post: Any, y_new: Array) -> Array:
     return _difference(post, y_new, joint, -len(op.factors) - 1, stack=True)
 
 
-@eqx.filter_jit
+@compiled
 def _longer(post: Any, y_new: Array, new: tuple[Points | None, ...], i: int) -> Array:
     """The grid with one axis made longer."""
     gp, op = post.gp, post.operator
@@ -133,7 +133,7 @@ def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
     return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
 
 
-@eqx.filter_jit
+@compiled
 def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Array:
     """Of new observations at scattered places with noise of the variances `levels`."""
     covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))

@@ -17,25 +17,32 @@ from kronax.gp.alignment import refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
 from kronax.gp.components import joined_noise
 from kronax.gp.cross import amplitude
+from kronax.gp.data_arrays import (
+    grid_of_data_array,
+    in_grid_order,
+    mean_by_axis,
+    noise_by_axis,
+)
 from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.description import description
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
-from kronax.gp.means import ArrayMean, Mean, as_mean
+from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.regression import MarginalMean
+from kronax.gp.soundness import check_design, check_ranks, refuse_joined, refuse_marginal
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
     Structure,
     check_kernel,
-    check_rank,
     check_structure,
     choose,
     factor,
 )
+from kronax.gp.templates import template_of
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
@@ -113,6 +120,7 @@ class GridGP(eqx.Module):
         dtype = dtype_of(given)
         if isinstance(noise, int | float) and not isinstance(noise, bool):
             noise = np.asarray(noise, dtype)
+        noise = noise_by_axis(noise, self.axes, self.axis_names)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
@@ -120,6 +128,7 @@ class GridGP(eqx.Module):
         else:
             self.variance = None
             self.terms, self.kernels, self.joined = merge(given, self.axes, self.noise, labels)
+        mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         self.structures = self._choose(structure, labels)
@@ -140,6 +149,40 @@ class GridGP(eqx.Module):
             check_structure(kernel, axis, one, name)
             warn_of_nan_gradient(kernel, axis, name)
         return chosen
+
+    @classmethod
+    def from_xarray(
+        cls,
+        data: Any,
+        kernels: Mapping[str, Any],
+        noise: Any = 0.1,
+        mean: Any = None,
+        structure: Mapping[str, str | int] | None = None,
+        axes: Mapping[str, Any] | None = None,
+        batch_dims: Sequence[str] = (),
+    ) -> "GridGP":
+        """A process on the grid of a DataArray; its values are not looked at.
+
+        Axes have the order of the dimensions. Data may then be a DataArray with dimensions in any
+        order, and `post.to_dataset()` has the same coordinates, names and units.
+
+        Args:
+            data: the DataArray.
+            kernels: one per dimension, by name.
+            noise: as for a GridGP; a DataArray as well. The default is where a fit begins.
+            mean: as for a GridGP; a DataArray as well.
+            structure: as for a GridGP, by name.
+            axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
+                `kx.dates`, `kx.regular`, or other coordinates.
+            batch_dims: dimensions without a kernel, which count replicates.
+
+        Raises:
+            KeyError: if a dimension has no kernel, or a name is unknown.
+            TypeError: if the data are no DataArray.
+            ValueError: as for a GridGP.
+        """
+        axes = grid_of_data_array(data, kernels, axes, batch_dims)
+        return cls(kernels, axes, noise, mean, structure)
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -171,7 +214,7 @@ class GridGP(eqx.Module):
         One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch.
 
         Args:
-            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
 
         Raises:
             ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
@@ -187,7 +230,7 @@ class GridGP(eqx.Module):
         """The posterior given data on the whole grid; one `eigh` per axis.
 
         Args:
-            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
 
         Raises:
             ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
@@ -197,7 +240,8 @@ class GridGP(eqx.Module):
         self.check_model()
         operator = decompose(self.covariance())
         assert isinstance(operator, KroneckerPlusNoise)
-        return Posterior(self, grid, operator, *evidence.weights(self, operator, grid))
+        template = template_of(y, self.axis_names)
+        return Posterior(self, grid, operator, *evidence.weights(self, operator, grid), template)
 
     def sample(
         self,
@@ -210,8 +254,8 @@ class GridGP(eqx.Module):
         Raises:
             NotImplementedError: with a `kx.MarginalMean`.
         """
-        self._check_mean("Prior draws are")
-        self._check_ranks()
+        refuse_marginal(self, "Prior draws are")
+        check_ranks(self)
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
         return draws + self.mean_on((None,) * len(self.axes))
 
@@ -229,7 +273,7 @@ class GridGP(eqx.Module):
             >>> gp.numpyro_dist().event_shape
             (5,)
         """
-        self._check_mean("gp.numpyro_dist() is")
+        refuse_marginal(self, "gp.numpyro_dist() is")
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
         return KroneckerNormal(loc, self.covariance(), flatten=flatten)
 
@@ -261,8 +305,8 @@ class GridGP(eqx.Module):
             ...     gp.latent("f").shape
             (5,)
         """
-        self._check_mean("gp.latent() is")
-        self._check_product("gp.latent() is")
+        refuse_marginal(self, "gp.latent() is")
+        refuse_joined(self, "gp.latent() is")
         return sample_latent(self, name, jitter)
 
     def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
@@ -275,8 +319,8 @@ class GridGP(eqx.Module):
         Raises:
             ValueError: if `f` does not lie on the grid, or the jitter is negative.
         """
-        self._check_mean("gp.latent_condition() is")
-        self._check_product("gp.latent_condition() is")
+        refuse_marginal(self, "gp.latent_condition() is")
+        refuse_joined(self, "gp.latent_condition() is")
         return latent_condition(self, f, jitter)
 
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
@@ -291,7 +335,7 @@ class GridGP(eqx.Module):
         these units. One pass over the data; a batch is pooled.
 
         Args:
-            y: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
             freeze: what stays as it is, as for `kx.parameters`.
 
         Raises:
@@ -328,7 +372,7 @@ class GridGP(eqx.Module):
 
     def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return self.mean(*self._coordinates(new)).astype(self.dtype)
+        return self.mean(*self.coordinates_on(new)).astype(self.dtype)
 
     def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         """New coordinates in the form of the axes, `None` for those that stay."""
@@ -342,34 +386,12 @@ class GridGP(eqx.Module):
     def design_on(self, new: Sequence[Points | None]) -> Array:
         """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
         assert isinstance(self.mean, MarginalMean)
-        return self.mean.design(*self._coordinates(new)).astype(self.dtype)
+        return self.mean.design(*self.coordinates_on(new)).astype(self.dtype)
 
-    def mean_slope(self, new: Sequence[Points | None], i: int) -> Array:
-        """The derivative of the mean along axis `i`; it broadcasts to the grid."""
-        if any(isinstance(part, ArrayMean) for part in self.mean.summands()):
-            raise ValueError(
-                "A mean given as an array is known on the grid only and has no derivative. Use a "
-                "mean that is a function of the axes."
-            )
-        return self._slope(lambda *x: self.mean(*x).astype(self.dtype), new, i)
-
-    def design_slope(self, new: Sequence[Points | None], i: int) -> Array:
-        """The derivative of `design_on` along axis `i`."""
-        mean = self.mean
-        assert isinstance(mean, MarginalMean)
-        return self._slope(lambda *x: mean.design(*x).astype(self.dtype), new, i)
-
-    def _coordinates(self, new: Sequence[Points | None]) -> list[Array]:
+    def coordinates_on(self, new: Sequence[Points | None]) -> list[Array]:
+        """The coordinates of a grid where some axes are replaced."""
         pairs = zip(new, self.axes, strict=True)
         return [old.coordinates(self.dtype) if p is None else p.raw for p, old in pairs]
-
-    def _slope(self, function: Any, new: Sequence[Points | None], i: int) -> Array:
-        x = self._coordinates(new)
-
-        def moved(coordinates: Array) -> Array:
-            return function(*x[:i], coordinates, *x[i + 1 :])
-
-        return jax.jvp(moved, (x[i],), (jnp.ones_like(x[i]),))[1]
 
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""
@@ -385,48 +407,8 @@ class GridGP(eqx.Module):
 
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
-        self._check_ranks()
-        self._check_design()
-
-    def _check_mean(self, what: str) -> None:
-        if isinstance(self.mean, MarginalMean):
-            raise NotImplementedError(
-                f"{what} not available for a mean whose coefficients are integrated out: give them "
-                "values or priors of their own, with the mean outside kx.MarginalMean."
-            )
-
-    def _check_product(self, what: str) -> None:
-        if self.joined is not None:
-            raise NotImplementedError(
-                f"{what} not available where terms join the noise ({', '.join(self.joined.names)}):"
-                " the covariance of the function is no Kronecker product. Make the terms differ on "
-                "one axis only."
-            )
-
-    def _check_design(self) -> None:
-        """Refuse functions of a marginal mean that are combinations of each other."""
-        if not isinstance(self.mean, MarginalMean) or not is_concrete(self.axes):
-            return
-        with jax.ensure_compile_time_eval():  # concrete coordinates stay so inside jit
-            functions = self.design_on((None,) * len(self.axes))
-        if not is_concrete(functions):
-            return
-        design = np.asarray(functions)
-        rank = np.linalg.matrix_rank(design.reshape(design.shape[0], -1))
-        if rank < design.shape[0]:
-            raise ValueError(
-                f"The functions of the mean are not independent on this grid: {design.shape[0]} of "
-                f"them span {rank} dimensions ({', '.join(self.mean.names)}). A LinearMean and a "
-                "PolynomialMean hold a constant already."
-            )
-
-    def _check_ranks(self) -> None:
-        """Refuse concrete parameters that a low-rank axis cannot carry."""
-        names = self.axis_names or tuple(f"axis {i}" for i in range(len(self.axes)))
-        for kernel, axis, structure, name in zip(
-            self.kernels, self.axes, self.structures, names, strict=True
-        ):
-            check_rank(kernel, axis, structure, name, self.dtype)
+        check_ranks(self)
+        check_design(self)
 
     def noise_term(self) -> Any:
         """The noise alone: a variance, or a Kronecker covariance."""
@@ -435,7 +417,11 @@ class GridGP(eqx.Module):
         return self.noise.astype(self.dtype)
 
     def check_data(self, y: Any) -> Array:
-        """`y` in the grid layout and the precision of the parameters, or a clear error."""
+        """`y` in the grid layout and the precision of the parameters, or a clear error.
+
+        The dimensions of a DataArray may come in any order; its coordinates must be the model's.
+        """
+        y = in_grid_order(y, self.axes, self.axis_names)
         if is_concrete(y) and np.asarray(y).dtype.kind == "f" and np.isnan(y).any():
             raise ValueError(
                 f"y must have a value in every cell; got {int(np.isnan(y).sum())} NaN of "

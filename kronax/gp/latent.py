@@ -11,8 +11,9 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.axes import FrozenArray
 from kronax.gp.cross import amplitude
+from kronax.gp.data_arrays import in_grid_order
+from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.points import Points
 from kronax.linalg.checks import grid_of
 from kronax.linalg.eigenbases import SymmetricBlocks
@@ -145,6 +146,7 @@ class LatentPosterior(eqx.Module):
 def latent_condition(gp: Any, f: Any, jitter: float) -> LatentPosterior:
     """The body of `GridGP.latent_condition`."""
     check_jitter(jitter)
+    f = in_grid_order(f, gp.axes, gp.axis_names, "f")
     grid, _ = grid_of(f, gp.grid_shape, "f", gp.dtype)
     return LatentPosterior(gp, grid, jitter)
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from kronax.gp.axes import Axis
 from kronax.gp.held_out import HeldOut, axis_labels
+from kronax.gp.indexes import is_labelled
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagonals import inverse_diagonal
 
@@ -36,7 +37,16 @@ class LeaveOneOut(HeldOut):
     axis_names: tuple[str, ...] = eqx.field(static=True)
 
     def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
-        """Log predictive density of every cell, in nats: of the data, or of another `y`."""
+        """Log predictive density of every cell, in nats: of the data, or of another `y`.
+
+        Raises:
+            TypeError: if `y` is a DataArray, whose dimensions may have another order.
+        """
+        if is_labelled(y):
+            raise TypeError(
+                "y must be an array in the order of the model's axes; got a DataArray. Pass "
+                "gp.check_data(y), which puts it into this order."
+            )
         error = self.error if y is None else y - self.mean
         square = jnp.square(error) / self.variance
         return -(square + jnp.log(self.variance) + math.log(2 * math.pi)) / 2

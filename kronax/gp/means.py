@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.gp.axes import FrozenArray
+from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.linalg.checks import check_finite
 from kronax.parameters import data, parameter

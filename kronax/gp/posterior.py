@@ -1,5 +1,6 @@
 """A grid GP given data: mean, variance and draws, at the grid and on a new one."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,6 +11,8 @@ from kronax.gp import predict
 from kronax.gp.append import append
 from kronax.gp.axes import Axis
 from kronax.gp.covariance import PosteriorCovariance
+from kronax.gp.data_arrays import in_grid_order
+from kronax.gp.datasets import to_dataarray, to_dataset
 from kronax.gp.density import check_number, log_density, log_density_at
 from kronax.gp.diagnostics import Diagnostics, diagnostics
 from kronax.gp.gls import Regression
@@ -19,6 +22,7 @@ from kronax.gp.leave_slice_out import LeaveSliceOut, leave_slice_out
 from kronax.gp.noise_levels import check_independent, check_used, noise_at, noise_on, noisy
 from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
+from kronax.gp.templates import Template, check_data_units
 from kronax.gp.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.checks import check_finite, grid_of, is_concrete
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -38,6 +42,7 @@ class Posterior(eqx.Module):
     operator: KroneckerPlusNoise
     weights: Array
     regression: Regression | None = None
+    template: Template | None = eqx.field(static=True, default=None)
 
     def __repr__(self) -> str:
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
@@ -152,7 +157,8 @@ class Posterior(eqx.Module):
         up to 5 000 of them.
 
         Args:
-            y_new: on the grid of the prediction; one further observation of every cell by default.
+            y_new: on the grid of the prediction, as an array or a DataArray; one further
+                observation of every cell by default.
             axes: new coordinates; by default the grid itself.
             points: scattered places instead, as for `mean`; then `y_new` is `(*batch, m)`.
             noise: the noise variance there, where the model's is not defined on new coordinates.
@@ -168,6 +174,9 @@ class Posterior(eqx.Module):
             check_number(places[0].raw.shape[0])
             return log_density_at(self, flat, places, noise_at(self, places, noise))
         new = self._new_axes(axes)
+        check_data_units(y_new, self.template, "y_new")
+        moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
+        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new")
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise)
 
@@ -218,6 +227,53 @@ class Posterior(eqx.Module):
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
         return draws
+
+    def to_dataset(
+        self,
+        axes: Any = None,
+        quantiles: Sequence[float] = (0.025, 0.975),
+        num_samples: int = 0,
+        key: PRNGKeyArray | None = None,
+        include_noise: bool = False,
+        noise: Any = None,
+    ) -> Any:
+        """The posterior as an xarray Dataset, with the coordinates, names and units of the data.
+
+        Its variables are `mean`, `standard_deviation`, `quantiles` (those of the normal
+        distribution, not of draws) and `draws`. `ds.to_netcdf(path)` writes it. Coordinates along
+        a new axis are those given; others that belong to its old places are left out.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            quantiles: their probabilities; `()` for none.
+            num_samples: number of joint draws.
+            key: a JAX random key for them.
+            include_noise: of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            ImportError: if xarray is not installed.
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`; or if draws are asked for without a key.
+            ValueError: as in `variance`; if a probability is not between 0 and 1, or the data have
+                a dimension called as one of the variables.
+        """
+        return to_dataset(self, axes, quantiles, num_samples, key, include_noise, noise)
+
+    def to_dataarray(self, values: Array, axes: Any = None, name: str | None = None) -> Any:
+        """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.
+
+        Args:
+            values: grid-shaped; batches of the data lead, and before them an axis of draws may.
+            axes: the coordinates of the values; by default the grid itself.
+            name: of the DataArray.
+
+        Raises:
+            ImportError: if xarray is not installed.
+            KeyError: if an axis name is unknown.
+            ValueError: if the values do not lie on this grid.
+        """
+        return to_dataarray(self, values, axes, name)
 
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.

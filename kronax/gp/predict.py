@@ -4,7 +4,6 @@ from itertools import combinations_with_replacement
 from math import prod
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
@@ -28,7 +27,9 @@ from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
+from kronax.gp.means import ArrayMean
 from kronax.gp.noise_levels import noisy
+from kronax.gp.templates import compiled
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.dense import Dense
@@ -135,7 +136,7 @@ def _root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
     ]
 
 
-@eqx.filter_jit
+@compiled
 def mean(post: Any, new: New, name: str | None = None) -> Array:
     """The posterior mean of the function, or of the term of that name."""
     value = explained(post, new, name, post.weights)
@@ -147,17 +148,32 @@ def mean(post: Any, new: New, name: str | None = None) -> Array:
     return value + fitted(post.regression.coefficients, post.gp.design_on(new))
 
 
-@eqx.filter_jit
+@compiled
 def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Array:
     """The derivative of the mean along axis `i`."""
     gp = post.gp
     value = explained(post, new, name, post.weights, i)
     if name is not None:
         return value
-    value = gp.mean_slope(new, i) + value
+    if any(isinstance(part, ArrayMean) for part in gp.mean.summands()):
+        raise ValueError(
+            "A mean given as an array is known on the grid only and has no derivative. Use a "
+            "mean that is a function of the axes."
+        )
+    value = _slope(gp, gp.mean, new, i) + value
     if post.regression is None:
         return value
-    return value + fitted(post.regression.coefficients, gp.design_slope(new, i))
+    return value + fitted(post.regression.coefficients, _slope(gp, gp.mean.design, new, i))
+
+
+def _slope(gp: Any, function: Any, new: New, i: int) -> Array:
+    """The derivative of a function of the coordinates along axis `i`; it broadcasts to the grid."""
+    x = gp.coordinates_on(new)
+
+    def moved(coordinates: Array) -> Array:
+        return function(*x[:i], coordinates, *x[i + 1 :]).astype(gp.dtype)
+
+    return jax.jvp(moved, (x[i],), (jnp.ones_like(x[i]),))[1]
 
 
 def _regressed(post: Any, new: New, name: str | None) -> Array | None:
@@ -169,7 +185,7 @@ def _regressed(post: Any, new: New, name: str | None) -> Array | None:
     return post.regression.whitened(design - known)
 
 
-@eqx.filter_jit
+@compiled
 def variance(post: Any, new: New, name: str | None = None) -> Array:
     """The posterior variance of the function, or of the term of that name."""
     root = _regressed(post, new, name)
@@ -215,7 +231,7 @@ def _variance(post: Any, new: New) -> Array:
     return prior - conjugated_inverse_diagonal(reduced(op), rows_inside(op, pairs))
 
 
-@eqx.filter_jit
+@compiled
 def covariance(
     post: Any, new: New, levels: Array | None, name: str | None = None
 ) -> PosteriorCovariance:
@@ -243,7 +259,7 @@ def _prior(post: Any, part: Component, new: New) -> Kronecker:
     )
 
 
-@eqx.filter_jit
+@compiled
 def sample(
     post: Any,
     key: PRNGKeyArray,

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.components import Component, parts, rows_at
 from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
+from kronax.gp.templates import compiled
 from kronax.linalg.modes import matmul
 from kronax.linalg.scattered import inverse_at, mv_rows
 from kronax.linalg.thin import is_thin, reduced, rows_inside
@@ -60,7 +60,7 @@ def scattered_points(gp: Any, points: Any, axes: Any) -> tuple[Points, ...]:
     return tuple(axis.points(gp.dtype) for axis in found)
 
 
-@eqx.filter_jit
+@compiled
 def mean_at(
     post: Any, new: tuple[Points, ...], name: str | None = None
 ) -> Float[Array, "*batch m"]:
@@ -113,7 +113,7 @@ def _regressed(
     return post.regression.whitened(design - explained)
 
 
-@eqx.filter_jit
+@compiled
 def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> Float[Array, " m"]:
     """Posterior variance of the function or a term; values only, differentiating raises."""
     prior = _prior_variances(post, new, name)
@@ -136,7 +136,7 @@ def _prior_variances(
     return total
 
 
-@eqx.filter_jit
+@compiled
 def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     """Posterior covariance between all places; `2 m² N` operations, values only."""
     gp, dtype = post.gp, post.operator.dtype
@@ -154,7 +154,7 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     return (covariance + covariance.T) / 2
 
 
-@eqx.filter_jit
+@compiled
 def sample_at(
     post: Any, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
 ) -> Float[Array, "*shape m"]:

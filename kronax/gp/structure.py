@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from kronax.gp.axes import Axis, FrozenArray
+from kronax.gp.axes import Axis
+from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points

@@ -202,6 +202,11 @@ def grid_of(
 
     Where the trailing shape is the grid's, `y` is a grid; else its last size must be `N`.
     """
+    if len(grid_shape) > 1 and hasattr(y, "dims") and hasattr(y, "coords"):
+        raise TypeError(
+            f"{name} names its dimensions, {tuple(y.dims)}, and the axes here have no names. Pass "
+            "its values in the order of the axes; a kx.GridGP with named axes puts them into it."
+        )
     check_precision(y, name, dtype)
     array = array_of_reals(y, name, finite=finite).astype(dtype)
     num_axes, num_cells = len(grid_shape), prod(grid_shape)

@@ -101,7 +101,7 @@ def _by_definition(operands: Any, held: GapDecomposition, gaps: Gaps) -> Array:
     whole = blockwise_diagonal((signal, noise, rows, []), held.bases)
     merged = merged_problem(problem, gaps)
     on_merged = [*(rows[i] for i in gaps.shared), merged_rows(rows, gaps, whole.dtype)]
-    blocks = (merged.signal, merged.noise, on_merged, [])
+    blocks: Any = (merged.signal, merged.noise, on_merged, [])
     part = blockwise_diagonal(blocks, merged_bases(merged))
     return whole - unmerged(part, gaps, tuple(whole.shape))
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 
 import kronax as kx
 
@@ -163,6 +164,11 @@ VECTORS = {
         lambda: kx.normal_logpdf(Y.T, 0.0, NOISY),
         ValueError,
         r"y must.*" + WRONG_SHAPE + r"\(3, 4\).*another order.*transpose y",
+    ),
+    "named dimensions": (
+        lambda: kx.solve(NOISY, xr.DataArray(Y, dims=("a", "b"))),
+        TypeError,
+        r"b names its dimensions, \('a', 'b'\), and the axes here have no names",
     ),
     "swapped in solve": (lambda: kx.solve(K, Y.T), ValueError, r"\(3, 4\).*transpose b"),
     "columns": (

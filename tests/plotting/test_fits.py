@@ -5,15 +5,12 @@ import sys
 
 import equinox as eqx
 import jax
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from numpyro.distributions import constraints
 
 import kronax as kx
-
-mpl.use("agg")
 
 
 class Bowl(eqx.Module):
@@ -28,14 +25,6 @@ def bowl(m):
 @pytest.fixture(scope="module")
 def fitted():
     return kx.fit(Bowl(5.0, 1.0), loss=bowl, restarts=2, progress=False)
-
-
-@pytest.fixture(autouse=True)
-def figures_are_closed_and_settings_kept():
-    before = dict(mpl.rcParams)
-    yield
-    assert dict(mpl.rcParams) == before
-    plt.close("all")
 
 
 def drawn(ax):

@@ -7,6 +7,7 @@ from numpyro.distributions import constraints
 
 from kronax.fitting.profile import ProfileLikelihood
 from kronax.fitting.result import FitResult
+from kronax.plotting.figures import pyplot
 
 # Half the 95 % quantile of χ² with one degree of freedom.
 CHI2_95 = 1.9207294103470623
@@ -41,7 +42,7 @@ def plot_losses(result: FitResult, ax: Any = None) -> Any:
         'log'
     """
     if ax is None:
-        _, axes = _pyplot().subplots(2, sharex=True, figsize=(6, 5), layout="constrained")
+        _, axes = pyplot().subplots(2, sharex=True, figsize=(6, 5), layout="constrained")
     else:
         axes = np.atleast_1d(ax)
     if axes.shape not in ((1,), (2,)):
@@ -110,7 +111,7 @@ def plot_profile(profile: ProfileLikelihood, ax: Any = None) -> Any:
         'noise'
     """
     if ax is None:
-        _, ax = _pyplot().subplots(figsize=(6, 4), layout="constrained")
+        _, ax = pyplot().subplots(figsize=(6, 4), layout="constrained")
     rise = profile.losses - profile.losses.min()
     spaced = np.geomspace if profile.domain is constraints.positive else np.linspace
     low, high = float(profile.values[0]), float(profile.values[-1])
@@ -147,13 +148,3 @@ def _logarithmic(ax: Any, values: np.ndarray) -> None:
         ax.xaxis.set_major_locator(few if decades < 1 else ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         ax.xaxis.set_minor_formatter(ticker.NullFormatter())
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            'Pictures need matplotlib, which is not installed: pip install "kronax[plot]".'
-        ) from error
-    return plt

@@ -1,0 +1,56 @@
+"""What a grid GP cannot do, and which parameters its axes cannot carry."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from kronax.gp.regression import MarginalMean
+from kronax.gp.structure import check_rank
+from kronax.linalg.checks import is_concrete
+
+
+def refuse_marginal(gp: Any, what: str) -> None:
+    """Refuse a mean whose coefficients have no values."""
+    if isinstance(gp.mean, MarginalMean):
+        raise NotImplementedError(
+            f"{what} not available for a mean whose coefficients are integrated out: give them "
+            "values or priors of their own, with the mean outside kx.MarginalMean."
+        )
+
+
+def refuse_joined(gp: Any, what: str) -> None:
+    """Refuse a function whose covariance is no Kronecker product."""
+    if gp.joined is not None:
+        raise NotImplementedError(
+            f"{what} not available where terms join the noise ({', '.join(gp.joined.names)}): the "
+            "covariance of the function is no Kronecker product. Make the terms differ on one axis "
+            "only."
+        )
+
+
+def check_design(gp: Any) -> None:
+    """Refuse functions of a marginal mean that are combinations of each other."""
+    if not isinstance(gp.mean, MarginalMean) or not is_concrete(gp.axes):
+        return
+    with jax.ensure_compile_time_eval():  # concrete coordinates stay so inside jit
+        functions = gp.design_on((None,) * len(gp.axes))
+    if not is_concrete(functions):
+        return
+    design = np.asarray(functions)
+    rank = np.linalg.matrix_rank(design.reshape(design.shape[0], -1))
+    if rank < design.shape[0]:
+        raise ValueError(
+            f"The functions of the mean are not independent on this grid: {design.shape[0]} of "
+            f"them span {rank} dimensions ({', '.join(gp.mean.names)}). A LinearMean and a "
+            "PolynomialMean hold a constant already."
+        )
+
+
+def check_ranks(gp: Any) -> None:
+    """Refuse concrete parameters that a low-rank axis cannot carry."""
+    names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+    for kernel, axis, structure, name in zip(
+        gp.kernels, gp.axes, gp.structures, names, strict=True
+    ):
+        check_rank(kernel, axis, structure, name, gp.dtype)

@@ -1,0 +1,121 @@
+"""What all pictures share: matplotlib, and how axes are labelled."""
+
+from typing import Any
+
+import numpy as np
+
+from kronax.gp.datasets import grid_dims
+from kronax.gp.dates import Dates
+from kronax.gp.labels import Labels
+
+# Calendars without a day that ours does not have.
+WITHIN_OURS = ("standard", "gregorian", "proleptic_gregorian", "noleap", "365_day")
+
+
+def pyplot() -> Any:
+    """Matplotlib's interface.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            'Pictures need matplotlib, which is not installed: pip install "kronax[plot]".'
+        ) from error
+    return plt
+
+
+def panels(ax: Any, count: int, width: float = 4.2, height: float = 3.4) -> np.ndarray:
+    """As many Axes as are needed: the given ones, or those of a new figure.
+
+    Raises:
+        ValueError: if another number is given.
+    """
+    if ax is None:
+        size = (width * count, height)
+        return pyplot().subplots(1, count, figsize=size, layout="constrained", squeeze=False)[1][0]
+    given = np.atleast_1d(np.asarray(ax, object)).ravel()
+    if len(given) != count:
+        raise ValueError(f"ax must be {count} Axes, one per panel; got {len(given)}.")
+    return given
+
+
+def axis_label(gp: Any, i: int) -> str:
+    """Name and units of an axis."""
+    axis, name = gp.axes[i], grid_dims(gp)[i]
+    attributes = {} if axis.index is None else axis.index.attributes.values
+    name = str(attributes.get("long_name", name))
+    if isinstance(axis.coding, Dates) and getattr(axis.given.values[0], "calendar", None):
+        return name if axis.given.values[0].calendar in WITHIN_OURS else f"{name} (year)"
+    if axis.coding is not None:
+        return name
+    return f"{name} ({attributes['units']})" if "units" in attributes else name
+
+
+def distance_label(gp: Any, i: int) -> str:
+    """Name and units of differences along an axis."""
+    axis = gp.axes[i]
+    unit = None if axis.index is None else axis.index.attributes.units
+    if isinstance(axis.coding, Dates):
+        unit = axis.coding.unit
+    return f"distance ({unit})" if unit else "distance"
+
+
+def data_name(post: Any) -> str:
+    """The name of the data, if they have one."""
+    template = post.template
+    name = None if template is None else template.attributes.values.get("long_name", template.name)
+    return "" if name is None else str(name)
+
+
+def data_units(post: Any) -> str:
+    """The units of the data, if they are known."""
+    return (None if post.template is None else post.template.attributes.units) or ""
+
+
+def data_label(post: Any) -> str:
+    """Name and units of the data."""
+    name, units = data_name(post), data_units(post)
+    return f"{name} ({units})" if name and units else name or units
+
+
+def drawable(values: np.ndarray) -> np.ndarray:
+    """Coordinates that matplotlib can draw: dates of other calendars as dates or as years."""
+    if values.dtype != object:
+        return values
+    if values[0].calendar in WITHIN_OURS:
+        return np.array([np.datetime64(value.isoformat()) for value in values])
+    return np.array([_year(value) for value in values])
+
+
+def shorten_dates(ax: Any, which: str, values: np.ndarray, axis: Any) -> None:
+    """Dates on one side of a picture without what is the same for all of them; years in full."""
+    side = getattr(ax, f"{which}axis")
+    if values.dtype.kind == "M":
+        from matplotlib import dates
+
+        locator = dates.AutoDateLocator()
+        side.set_major_locator(locator)
+        side.set_major_formatter(dates.ConciseDateFormatter(locator))
+    elif isinstance(axis.coding, Dates):
+        side.get_major_formatter().set_useOffset(False)
+
+
+def _year(date: Any) -> float:
+    start = date.replace(month=1, day=1, hour=0, minute=0, second=0, microsecond=0)
+    end = start.replace(year=date.year + 1)
+    return float(date.year + (date - start) / (end - start))
+
+
+def is_labels(axis: Any) -> bool:
+    """Whether the axis holds categories, which have no order."""
+    return isinstance(axis.coding, Labels)
+
+
+def name_categories(ax: Any, which: str, labels: np.ndarray) -> None:
+    """Names at the places 0, 1, … of one side of a picture; long ones are turned."""
+    long = sum(len(label) for label in labels) > 24 and which == "x"
+    turned = {"rotation": 30, "ha": "right"} if long else {}
+    (ax.set_xticks if which == "x" else ax.set_yticks)(np.arange(len(labels)), labels, **turned)
