@@ -79,7 +79,7 @@ def _rises(found: FitResult) -> list[tuple[str, float]]:
     noise = next((p for p in found.parameters if p.path == "noise"), None)
     if noise is None or noise.value.shape != () or noise.domain is not constraints.positive:
         return []
-    level, share = float(noise.value), float(np.mean(np.square(found.problem.y)))
+    level, share = float(noise.value), float(np.nanmean(np.square(found.problem.y)))
     if not 0 < level < FAINT * share:
         return []
     return [("noise", float(np.log(k * share / level))) for k in SHARES]

@@ -54,6 +54,8 @@ class Problem(eqx.Module):
     domains: tuple[tuple[str, Domain], ...] = eqx.field(static=True)
     share: tuple[tuple[str, ...], ...] = eqx.field(static=True)
     independent: bool = eqx.field(static=True)
+    # Which cells have data, for a model that can tell.
+    observed: Any = eqx.field(static=True, default=None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -69,7 +71,12 @@ class Problem(eqx.Module):
     @property
     def num_cells(self) -> int:
         """What the gradient is judged by: the cells of a GridGP's data, 1 for another loss."""
-        return 1 if self.y is None else self.y.size // self.num_members
+        if self.y is None:
+            return 1
+        cells = self.y.size // self.num_members
+        if self.observed is None:
+            return cells
+        return cells * int(self.observed.array.sum()) // self.observed.array.size
 
     def table(self, model: Any = None) -> ParameterTable:
         """The parameters of the model, or of one with other values."""
@@ -86,7 +93,8 @@ class Problem(eqx.Module):
             total = jnp.asarray(self.loss(model)).astype(precision(raw))
         else:
             y = self.y[member] if self.independent and self.y is not None else self.y
-            total = -jnp.sum(model.log_marginal_likelihood(y))
+            seen = model if self.observed is None else model.observing(self.observed)
+            total = -jnp.sum(seen.log_marginal_likelihood(y))
         values = {p.path: p.value for p in parameters(model)}
         for path, prior in self.priors.items():
             total = total - jnp.sum(prior.log_prob(values[path])).astype(total.dtype)
@@ -104,6 +112,7 @@ class Problem(eqx.Module):
             self.domains,
             self.share,
             False,
+            self.observed,
         )
 
 
@@ -146,7 +155,8 @@ def make_problem(
             domains |= _narrower(path, prior, rows[path])
     prepared = {path: _as_arrays(prior, rows[path]) for path, prior in given.items()}
     kept = tuple((path, Domain(domain)) for path, domain in domains.items())
-    problem = Problem(model, grid, {}, loss, frozen, kept, shared, independent)
+    observed = None if grid is None else getattr(model, "gaps_of", lambda y: None)(grid)
+    problem = Problem(model, grid, {}, loss, frozen, kept, shared, independent, observed)
     for path in prepared:
         if not rows[path].trainable:
             raise ValueError(
@@ -198,12 +208,13 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
             f"got shape {jnp.shape(y)}."
         )
     members = np.asarray(grid).reshape(len(grid) if independent else 1, -1)
-    constant = np.flatnonzero(np.ptp(members, axis=1) == 0)
+    spread = np.nanmax(members, axis=1) - np.nanmin(members, axis=1)
+    constant = np.flatnonzero(spread == 0)
     if constant.size and members.shape[1] > 1:
         which = f" (data set {constant[0]})" if independent else ""
+        value = np.nanmax(members[constant[0]])
         raise ValueError(
-            f"Data must vary, so that there is something to fit; got {members[constant[0], 0]} in "
-            f"every cell{which}."
+            f"Data must vary, so that there is something to fit; got {value} in every cell{which}."
         )
     return grid
 

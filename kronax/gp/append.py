@@ -12,6 +12,7 @@ from kronax.gp.additive import joined_structure
 from kronax.gp.axes import Axis, new_axes, ordered
 from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.frozen import FrozenArray
+from kronax.gp.gaps import gaps_of
 from kronax.gp.held_out import axis_labels
 from kronax.gp.labels import Labels
 from kronax.gp.noise import AxisNoise, FullNoise
@@ -32,16 +33,18 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
     check_data_units(y_new, post.template, "y_new")
     y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new")
-    ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype)
+    ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype, finite=False)
     _check_batches(post.y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
     longer = _longer(gp, i, axis, new.size, noise, in_front)
     parts = [ahead, post.y] if in_front else [post.y, ahead]
     y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
+    template = without_axis(post.template, axis_labels(gp)[i])
+    if gp.observed is not None or gaps_of(longer, y) is not None:
+        return dataclasses.replace(longer.condition(y), template=template)
     longer.check_model()
     operator = decompose_axis(longer.covariance(), post.operator, i)
     weights, regression = evidence.weights(longer, operator, y)
-    template = without_axis(post.template, axis_labels(gp)[i])
     return type(post)(longer, y, operator, weights, regression, template)
 
 
@@ -134,6 +137,7 @@ def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool)
         joined = joined_structure(gp.terms, gp.joined, axes, axis_labels(gp), structures)
     changes = {
         "axes": axes,
+        "observed": None,
         "structures": structures,
         "joined_structure": joined,
         "noise": _longer_noise(gp, i, axis.size, count, noise, in_front),

@@ -175,11 +175,12 @@ def _scores(name: str, model: Any, y: Any) -> _Scores:
         raise type(problem)(f"The model {name!r} does not take these data. {problem}") from problem
     found = gp.condition(grid).leave_one_out()
     value = float(jnp.sum(gp.log_marginal_likelihood(grid)))
-    rmse = float(jnp.sqrt(jnp.mean(jnp.square(grid - found.mean))))
+    rmse = float(jnp.sqrt(jnp.nanmean(jnp.square(grid - found.mean))))
     # Sums over many cells are in float64, whatever the precision of the model. Cells are in C
     # order of the data, so that those of grids of other shapes belong together.
     densities = np.asarray(found.log_density(grid), np.float64)
     densities = in_order_of(densities, y, gp.axis_names).ravel()
+    densities = densities[~np.isnan(in_order_of(np.asarray(grid), y, gp.axis_names).ravel())]
     mean = gp.mean
     restricted = None
     if isinstance(mean, MarginalMean) and mean.variance is None:
@@ -226,7 +227,7 @@ def _opened(name: str, model: Any, y: Any) -> tuple[GridGP, int, tuple[str, ...]
 def _check_data(name: str, fitted: Array, y: Any) -> None:
     given = np.asarray(y)
     shapes = fitted.size == given.size
-    if not shapes or not np.array_equal(np.asarray(fitted).ravel(), given.ravel()):
+    if not shapes or not np.array_equal(np.asarray(fitted).ravel(), given.ravel(), equal_nan=True):
         differ = "of other values" if shapes else f"of shape {fitted.shape}, not {given.shape}"
         raise ValueError(
             f"Models must be compared on the data that they were fitted to; {name!r} was fitted to "

@@ -68,19 +68,26 @@ class Products:
     """Mean products of the data at pairs of places of one axis, relative to the mean square."""
 
     def __init__(self, rows: np.ndarray, mean_square: float):
-        """From data `(n, m)`, `m` cells at each of `n` places."""
+        """From data `(n, m)`, `m` cells at each of `n` places, NaN where there are none."""
         n, m = rows.shape
         columns = rows[:, :: max(1, -(-n * m // MOST_CELLS))]
         count = min(n, MOST_ANCHORS, max(8, MOST_PAIRS // n))
         self.anchors = np.unique(np.linspace(0, n - 1, count).round().astype(int))
-        scaled = columns / np.sqrt(mean_square)
-        self.values = scaled[self.anchors] @ scaled.T / columns.shape[1]
+        seen = ~np.isnan(columns)
+        scaled = np.where(seen, columns, 0.0) / np.sqrt(mean_square)
+        products = scaled[self.anchors] @ scaled.T
+        if seen.all():
+            counts = np.full(products.shape, float(columns.shape[1]))
+        else:
+            counts = seen[self.anchors].astype(float) @ seen.T.astype(float)
+        self.known = counts > 0
+        self.values = products / np.maximum(counts, 1.0)
 
     def by_distance(self, places: np.ndarray) -> Correlogram:
         """The correlations by Euclidean distance of places `(n, p)`."""
         gaps = places[self.anchors, None, :] - places[None, :, :]
         distances = np.sqrt(np.sum(np.square(gaps), axis=-1))
-        apart = distances > 0
+        apart = (distances > 0) & self.known
         if not apart.any():
             return Correlogram(np.zeros(0), np.zeros(0))
         nearest = np.min(np.where(apart, distances, np.inf), axis=1)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kronax.gp.gaps import described
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.terms import TermSum
 from kronax.parameters import parameters
@@ -20,6 +21,7 @@ def description(gp: Any) -> str:
             f"  {label:<{width}}  {axis.size:>5}  {name_of(kernel)}  {structure.kind} ({words})"
         )
     lines += [f"  {line}" for line in _terms(gp, labels)]
+    lines += described(gp)
     table = repr(parameters(gp)).splitlines()
     return "\n".join(lines + [f"  {row}" for row in table])
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from kronax.gp.gls import fitted
 from kronax.gp.held_out import covered
 from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
+from kronax.gp.soundness import refuse_gaps
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.decorrelation import decorrelate
 from kronax.parameters import aligned
@@ -98,6 +99,7 @@ def _size(x: np.ndarray) -> float:
 
 def diagnostics(post: Any) -> Diagnostics:
     """Those of a posterior."""
+    refuse_gaps(post.gp, "Decorrelated residuals are")
     return Diagnostics(leave_one_out(post), _decorrelated(post))
 
 

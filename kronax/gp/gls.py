@@ -18,6 +18,7 @@ from kronax.linalg.checks import is_concrete
 from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.modes import matmul
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.solve import solve_grid
 from kronax.parameters import aligned
 
@@ -73,7 +74,11 @@ class Regression(eqx.Module):
 
 
 def regress(
-    op: KroneckerPlusNoise, design: Array, y: Array, variance: Array | None, names: Any
+    op: KroneckerPlusNoise | AbstractSolvable,
+    design: Array,
+    y: Array,
+    variance: Array | None,
+    names: Any,
 ) -> Regression:
     """The coefficients given data that have no other mean; one structured solve each."""
     num = design.shape[0]
@@ -97,7 +102,7 @@ def fitted(coefficients: Float[Array, "... p"], design: Float[Array, "p ..."]) -
 
 
 def marginal_logpdf(
-    op: KroneckerPlusNoise, design: Array, y: Array, variance: Array | None
+    op: KroneckerPlusNoise | AbstractSolvable, design: Array, y: Array, variance: Array | None
 ) -> Array:
     """Log density of data with the coefficients integrated out; restricted if they are flat."""
     found = regress(op, design, y, variance, ())

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.distributions import KroneckerNormal
@@ -23,8 +23,8 @@ from kronax.gp.data_arrays import (
     mean_by_axis,
     noise_by_axis,
 )
-from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.description import description
+from kronax.gp.gaps import gaps_of, with_observed
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
@@ -33,20 +33,27 @@ from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.regression import MarginalMean
-from kronax.gp.soundness import check_design, check_ranks, refuse_joined, refuse_marginal
+from kronax.gp.soundness import (
+    check_design,
+    check_ranks,
+    chosen_structures,
+    refuse_gaps,
+    refuse_joined,
+    refuse_marginal,
+)
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
     Structure,
     check_kernel,
-    check_structure,
-    choose,
     factor,
 )
 from kronax.gp.templates import template_of
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.gaps import Mask
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.masked import Masked
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.sample import sample_normal
 from kronax.parameters import parameter
@@ -69,6 +76,7 @@ class GridGP(eqx.Module):
             variances along it; or a `kx.Kronecker` covariance.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
+        observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
         structure: by default each axis gets the fastest factor that is exact for every value of
             the parameters; one of "dense", "toeplitz", "circulant" and "centrosymmetric" per axis
             overrides that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel
@@ -100,6 +108,7 @@ class GridGP(eqx.Module):
     structures: tuple[Structure, ...] = eqx.field(static=True)
     joined_structure: Structure | None = eqx.field(static=True)
     terms: Terms | None = eqx.field(static=True)
+    observed: Mask | None = eqx.field(static=True)
     variance: Array | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
 
@@ -111,6 +120,7 @@ class GridGP(eqx.Module):
         mean: Any = None,
         structure: Sequence[str | int | None] | Mapping[str, str | int] | None = None,
         terms: Mapping[str, Any] | None = None,
+        observed: Bool[Any, "..."] | None = None,
     ):
         given, axes, self.axis_names = read_kernels(kernels, terms, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
@@ -122,6 +132,7 @@ class GridGP(eqx.Module):
             noise = np.asarray(noise, dtype)
         noise = noise_by_axis(noise, self.axes, self.axis_names)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
+        self.observed = None if observed is None else Mask.of(observed, self.grid_shape)
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
             self.kernels, self.variance = given[None]
@@ -131,24 +142,13 @@ class GridGP(eqx.Module):
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
-        self.structures = self._choose(structure, labels)
+        if structure is not None:
+            structure = ordered(structure, self.axis_names, len(self.axes), "structure")
+        self.structures = chosen_structures(self.kernels, self.axes, structure, labels)
         if self.terms is not None and self.joined is not None:
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
             )
-
-    def _choose(self, structure: Any, labels: tuple[str, ...]) -> tuple[Structure, ...]:
-        num_axes = len(self.axes)
-        asked = (None,) * num_axes
-        if structure is not None:
-            asked = ordered(structure, self.axis_names, num_axes, "structure")
-        for kernel, axis, name in zip(self.kernels, self.axes, labels, strict=True):
-            check_kernel(kernel, axis, name)
-        chosen = tuple(map(choose, self.kernels, self.axes, asked))
-        for kernel, axis, one, name in zip(self.kernels, self.axes, chosen, labels, strict=True):
-            check_structure(kernel, axis, one, name)
-            warn_of_nan_gradient(kernel, axis, name)
-        return chosen
 
     @classmethod
     def from_xarray(
@@ -208,19 +208,37 @@ class GridGP(eqx.Module):
             return KroneckerPlusNoise(signal, joined_noise(self, include_noise))
         return KroneckerPlusNoise(signal, self.noise_term()) if include_noise else signal
 
+    def observing(self, observed: Any) -> "GridGP":
+        """The same process with data at these cells only: a boolean array of the grid's shape."""
+        return with_observed(self, Mask.of(observed, self.grid_shape))
+
+    def gaps_of(self, y: Array) -> Mask | None:
+        """Which cells have data, if not all: as `observed` or NaN in checked concrete data say."""
+        return gaps_of(self, y)
+
+    def data_covariance(self) -> KroneckerPlusNoise | Masked:
+        """The covariance of the observations, at the cells that have some."""
+        whole = self.covariance()
+        assert isinstance(whole, KroneckerPlusNoise)
+        return whole if self.observed is None else Masked(whole, self.observed)
+
     def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
         """Log density of the data in nats, right to second order in every parameter.
 
         One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
+                marks a missing cell.
 
         Raises:
-            ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
+            ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
+                NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        value = evidence.log_marginal_likelihood(self, self.check_data(y))
+        grid = self.check_data(y)
+        seen = with_observed(self, gaps_of(self, grid))
+        value = evidence.log_marginal_likelihood(seen, grid)
         if evidence.failed(value):
             self.check_model()
             explain_not_finite(value, self.covariance())
@@ -230,18 +248,22 @@ class GridGP(eqx.Module):
         """The posterior given data on the whole grid; one `eigh` per axis.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
+                marks a missing cell.
 
         Raises:
-            ValueError: if `y` does not lie on the grid, or has NaN or infinite cells.
+            ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
+                NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         grid = self.check_data(y)
         self.check_model()
-        operator = decompose(self.covariance())
-        assert isinstance(operator, KroneckerPlusNoise)
+        seen = with_observed(self, gaps_of(self, grid))
+        if seen.observed is not None:
+            refuse_joined(self, "A posterior given data with gaps is")
+        operator = decompose(seen.data_covariance())
         template = template_of(y, self.axis_names)
-        return Posterior(self, grid, operator, *evidence.weights(self, operator, grid), template)
+        return Posterior(seen, grid, operator, *evidence.weights(seen, operator, grid), template)
 
     def sample(
         self,
@@ -274,11 +296,12 @@ class GridGP(eqx.Module):
             (5,)
         """
         refuse_marginal(self, "gp.numpyro_dist() is")
+        refuse_gaps(self, "gp.numpyro_dist() is")
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
         return KroneckerNormal(loc, self.covariance(), flatten=flatten)
 
     def latent(self, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
-        """The process without noise as a latent field of a NumPyro model, for any likelihood.
+        """The process without noise on the grid, latent in a NumPyro model, for any likelihood.
 
         The sample site is the whitened field, `name_white`, of independent standard normals; the
         field itself is recorded as the deterministic site `name`. Samplers then see a geometry
@@ -290,9 +313,6 @@ class GridGP(eqx.Module):
             name: of the field.
             jitter: added to the diagonal of every axis' covariance, relative to its mean, so that
                 its Cholesky factor exists.
-
-        Returns:
-            The field on the grid.
 
         Raises:
             ValueError: if the jitter is negative.
@@ -335,11 +355,12 @@ class GridGP(eqx.Module):
         these units. One pass over the data; a batch is pooled.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
+                marks a missing cell.
             freeze: what stays as it is, as for `kx.parameters`.
 
         Raises:
-            ValueError: if `y` does not lie on the grid, has NaN or infinite cells, or is constant.
+            ValueError: if `y` does not lie on the grid, has infinite cells, or is constant.
             TypeError: if `y` is traced, or of higher precision than the parameters.
 
         Examples:
@@ -422,11 +443,11 @@ class GridGP(eqx.Module):
         The dimensions of a DataArray may come in any order; its coordinates must be the model's.
         """
         y = in_grid_order(y, self.axes, self.axis_names)
-        if is_concrete(y) and np.asarray(y).dtype.kind == "f" and np.isnan(y).any():
+        grid, _ = grid_of(y, self.grid_shape, "y", self.dtype, finite=False)
+        if is_concrete(grid) and bool(jnp.isinf(grid).any()):
+            count = int(jnp.isinf(grid).sum())
             raise ValueError(
-                f"y must have a value in every cell; got {int(np.isnan(y).sum())} NaN of "
-                f"{np.size(y)}. Missing cells are not supported yet: leave out whole slices of an "
-                "axis, or fill the gaps."
+                f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
+                "Mark them as missing, numpy.nan, or correct them."
             )
-        grid, _ = grid_of(y, self.grid_shape, "y", self.dtype)
         return grid

@@ -17,7 +17,8 @@ from kronax.linalg.checks import is_concrete
 class HeldOut(eqx.Module):
     """Means and variances of observations that were left out, beside the observations.
 
-    It unpacks to two: `means, variances = …`. Batches of the data lead.
+    It unpacks to two: `means, variances = …`. Batches of the data lead. Where a cell has no data
+    there is nothing to leave out: these are NaN, and no score or share counts them.
     """
 
     mean: eqx.AbstractVar[Array]
@@ -45,7 +46,7 @@ class HeldOut(eqx.Module):
     @property
     def rmse(self) -> Float[Array, "..."]:
         """The root mean square error, in units of the data; one per data set."""
-        return jnp.sqrt(jnp.mean(jnp.square(self.error), axis=self._cells))
+        return jnp.sqrt(jnp.nanmean(jnp.square(self.error), axis=self._cells))
 
     def coverage(self, level: float | Sequence[float]) -> Float[Array, "..."]:
         """The share of observations inside their central intervals, one per data set.
@@ -107,9 +108,8 @@ def covered(z: Array, level: float | Sequence[float], num_axes: int) -> Float[Ar
         )
     cells = tuple(range(-num_axes, 0))
     size = jnp.abs(z)
-    shares = [
-        jnp.mean((size <= quantile(one)).astype(z.dtype), axis=cells) for one in levels.ravel()
-    ]
+    inside = [jnp.where(jnp.isnan(z), jnp.nan, size <= quantile(one)) for one in levels.ravel()]
+    shares = [jnp.nanmean(one.astype(z.dtype), axis=cells) for one in inside]
     return jnp.stack(shares, axis=-1).reshape(*shares[0].shape, *levels.shape)
 
 

@@ -54,7 +54,7 @@ class LeaveOneOut(HeldOut):
     @property
     def log_score(self) -> Float[Array, "..."]:
         """The sum of the log predictive densities, in nats; one per data set."""
-        return jnp.sum(self.log_density(), axis=self._cells)
+        return jnp.nansum(self.log_density(), axis=self._cells)
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.y.shape))
@@ -76,6 +76,8 @@ def leave_one_out(post: Any) -> LeaveOneOut:
     diagonal, regression = inverse_diagonal(post.operator), post.regression
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
+    if post.gp.observed is not None:
+        diagonal = jnp.where(post.gp.observed.array, diagonal, jnp.nan)
     variance = 1 / diagonal
     mean = post.y - post.weights * variance
     return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp))

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from kronax.gp.axes import Axis
 from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.gp.outliers import shown
+from kronax.gp.soundness import refuse_gaps
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.modes import HIGHEST
 from kronax.linalg.slices import slices_given_others
@@ -85,6 +86,7 @@ class LeaveSliceOut(HeldOut):
 
 def leave_slice_out(post: Any, i: int) -> LeaveSliceOut:
     """The slices along axis `i` of a posterior."""
+    refuse_gaps(post.gp, "Leaving out whole slices is")
     mean, variance, log_scores, chi_square, known = _predicted(post, i)
     if post.regression is not None:
         _check_known(post, i, known)

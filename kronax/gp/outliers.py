@@ -74,7 +74,7 @@ def shown(coordinate: Any) -> str:
 
 def most_surprising(z: np.ndarray, threshold: float, number: int | None) -> np.ndarray:
     """The flat indices of the largest `|z|`, in order: beyond a threshold, or a number of them."""
-    size = np.abs(z).ravel()
+    size = np.nan_to_num(np.abs(z).ravel(), nan=-1.0)
     if number is None:
         number = int((size > threshold).sum())
     return np.argsort(-size, kind="stable")[:number]

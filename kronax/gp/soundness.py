@@ -1,12 +1,16 @@
 """What a grid GP cannot do, and which parameters its axes cannot carry."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from kronax.gp.axes import Axis
+from kronax.gp.derivatives import warn_of_nan_gradient
+from kronax.gp.kernels.base import Kernel
 from kronax.gp.regression import MarginalMean
-from kronax.gp.structure import check_rank
+from kronax.gp.structure import Structure, check_kernel, check_rank, check_structure, choose
 from kronax.linalg.checks import is_concrete
 
 
@@ -26,6 +30,17 @@ def refuse_joined(gp: Any, what: str) -> None:
             f"{what} not available where terms join the noise ({', '.join(gp.joined.names)}): the "
             "covariance of the function is no Kronecker product. Make the terms differ on one axis "
             "only."
+        )
+
+
+def refuse_gaps(gp: Any, what: str) -> None:
+    """Refuse what needs a value in every cell."""
+    if gp.observed is not None:
+        cells = gp.observed.array
+        raise NotImplementedError(
+            f"{what} not available for data with missing cells; got {int((~cells).sum())} missing "
+            f"of {cells.size}. Leave out single cells (post.leave_one_out()), or condition on the "
+            "rest and predict what was left out."
         )
 
 
@@ -54,3 +69,16 @@ def check_ranks(gp: Any) -> None:
         gp.kernels, gp.axes, gp.structures, names, strict=True
     ):
         check_rank(kernel, axis, structure, name, gp.dtype)
+
+
+def chosen_structures(
+    kernels: Sequence[Kernel], axes: Sequence[Axis], asked: Any, labels: Sequence[str]
+) -> tuple[Structure, ...]:
+    """The factor of every axis; kernels that do not fit their axis are refused."""
+    for kernel, axis, name in zip(kernels, axes, labels, strict=True):
+        check_kernel(kernel, axis, name)
+    chosen = tuple(map(choose, kernels, axes, asked or (None,) * len(axes)))
+    for kernel, axis, one, name in zip(kernels, axes, chosen, labels, strict=True):
+        check_structure(kernel, axis, one, name)
+        warn_of_nan_gradient(kernel, axis, name)
+    return chosen

@@ -84,15 +84,17 @@ class _Start:
                 "Call initialise outside of jit, grad and vmap."
             )
         y = np.asarray(gp.check_data(y), np.float64)
+        if np.isnan(y).all():
+            raise ValueError("y must have a value in some cell; got a grid of missing ones.")
         self.gp = gp
         self.frozen = frozen_paths(gp, freeze)
         self.known_to_user: set[str] = set()
         declared = dict(_declared(gp.mean, "mean"))
-        self.put({path: np.mean(y) for path, start in declared.items() if start == DATA_MEAN})
+        self.put({path: np.nanmean(y) for path, start in declared.items() if start == DATA_MEAN})
         residual = y - np.asarray(self.gp.mean_on((None,) * len(gp.axes)), np.float64)
-        mean_square = float(np.mean(np.square(residual)))
+        mean_square = float(np.nanmean(np.square(residual)))
         # What is left of constant data is rounding.
-        rounding = 16 * float(jnp.finfo(gp.dtype).eps) * float(np.max(np.abs(y)))
+        rounding = 16 * float(jnp.finfo(gp.dtype).eps) * float(np.nanmax(np.abs(y)))
         if not mean_square > rounding**2:
             raise ValueError(
                 "y must vary about the mean, so that starting values can be taken from it; got a "

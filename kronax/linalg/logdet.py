@@ -131,8 +131,12 @@ def mean_of(mean: Any, op: AbstractOperator, name: str = "mean") -> Array:
 
 
 @jax.jit
-def normal_logpdf_grid(residual: Array, op: Kronecker | KroneckerPlusNoise) -> Array:
+def normal_logpdf_grid(
+    residual: Array, op: Kronecker | KroneckerPlusNoise | AbstractSolvable
+) -> Array:
     """`normal_logpdf` for checked residuals in the grid layout."""
+    if isinstance(op, AbstractSolvable):
+        return op.logpdf_grid(residual)
     constant = num_cells(op) * log(2 * pi) / 2
     if isinstance(op, KroneckerPlusNoise):
         return _two_term(op, residual, (-0.5, -0.5)) - constant

@@ -165,6 +165,14 @@ class Masked(AbstractSolvable):
             return solution
         return solution.reshape(*solution.shape[: solution.ndim - len(self.grid_shape)], -1)
 
+    def solve_grid(self, b: Array) -> Array:
+        """`kx.solve` for checked vectors in the grid layout; what they hold at gaps is ignored."""
+        return solve_masked(self, self.held(b))
+
+    def logpdf_grid(self, residual: Array) -> Array:
+        """`kx.normal_logpdf` for checked residuals in the grid layout."""
+        return masked_logpdf_grid(self.held(residual), self)
+
     def logdet(self) -> Array:
         """See `kx.logdet`."""
         value = _logdet(self)

@@ -150,6 +150,18 @@ class AbstractSolvable(AbstractOperator):
         """`op⁻¹ b`, in the layout of `b`."""
 
     @abc.abstractmethod
+    def held(self, x: Array) -> Array:
+        """`x` on the cells that the operator is over; zero elsewhere, whatever was there."""
+
+    @abc.abstractmethod
+    def solve_grid(self, b: Array) -> Array:
+        """`op⁻¹ b` for checked vectors in the grid layout."""
+
+    @abc.abstractmethod
+    def logpdf_grid(self, residual: Array) -> Array:
+        """Log density of `N(0, op)` at checked vectors in the grid layout."""
+
+    @abc.abstractmethod
     def logdet(self) -> Array:
         """`log det op`, one per entry of the batch."""
 

@@ -60,8 +60,10 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
 
 
 @jax.jit
-def solve_grid(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
+def solve_grid(op: Kronecker | KroneckerPlusNoise | AbstractSolvable, b: Array) -> Array:
     """`solve` for a checked operator and vectors in the grid layout."""
+    if isinstance(op, AbstractSolvable):
+        return op.solve_grid(b)
     pieces: Any
     one: Any
     if isinstance(op, KroneckerPlusNoise) and is_thin(op):

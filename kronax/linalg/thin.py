@@ -112,8 +112,10 @@ def thin_roots(op: KroneckerPlusNoise) -> list[Array | None]:
     ]
 
 
-def is_thin(op: KroneckerPlusNoise) -> bool:
-    """Whether any axis is treated as thin; a static fact."""
+def is_thin(op: Any) -> bool:
+    """Whether any axis is treated as thin; a static fact. With gaps none is."""
+    if not isinstance(op, KroneckerPlusNoise):
+        return False
     return any(root is not None for root in thin_roots(op))
 
 

@@ -140,7 +140,7 @@ WRONG_DATA = {
         lambda y: y.assign_coords(latitude=y.latitude.assign_attrs(units="rad")),
         "y along 'latitude' must be in the units of the model, 'degrees_north'; got 'rad'",
     ),
-    "gaps": (lambda y: y.where(y.latitude > 0), "must have a value in every cell; got 6 NaN of 9"),
+    "gaps": (lambda y: y * np.nan, "must have a value in some cell; got NaN in all 9"),
 }
 
 

@@ -1,0 +1,253 @@
+"""Data with missing cells: everything as of the dense process at the cells that are there."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import kronax as kx
+from tests.gp.dense import matern52, squared_exponential
+
+X, Z = np.linspace(0, 1, 7), np.linspace(0, 2, 5)
+NEW = np.array([0.13, 1.4])
+NOISE, SHIFT = 0.2, 0.3
+LAND = np.zeros((7, 5), bool)
+LAND[:, [1, 3]] = True
+# Scattered gaps; a whole slab besides; and gaps that are the same along an axis.
+MASKS = {
+    "scattered": np.random.default_rng(0).random((7, 5)) < 0.3,
+    "slab": (np.random.default_rng(1).random((7, 5)) < 0.2) | (np.arange(7) == 2)[:, None],
+    "shared": LAND,
+    "one left": np.arange(35).reshape(7, 5) != 11,
+}
+
+
+def process(**options):
+    kernels = kx.Matern52(0.4), 2.0 * kx.RBF(0.7)
+    return kx.GridGP(kernels, (X, Z), **{"noise": NOISE, "mean": SHIFT, **options})
+
+
+def holed(mask, lead=()):
+    y = np.array(process().sample(jax.random.key(0), lead, include_noise=True))
+    y[..., mask] = np.nan
+    return y
+
+
+class Dense:
+    """The same from whole matrices."""
+
+    def __init__(self, mask):
+        self.seen = ~mask.ravel()
+        self.signal = 2 * np.kron(matern52(X, X, 0.4), squared_exponential(Z, Z, 0.7))
+        self.data = (self.signal + NOISE * np.eye(35))[np.ix_(self.seen, self.seen)]
+
+    def residual(self, y):
+        return y.ravel()[self.seen] - SHIFT
+
+    def predicted(self, y, rows, prior):
+        cross = rows[:, self.seen]
+        mean = SHIFT + cross @ np.linalg.solve(self.data, self.residual(y))
+        return mean, prior - cross @ np.linalg.solve(self.data, cross.T)
+
+
+def close(actual, expected, rtol=1e-9):
+    np.testing.assert_allclose(np.ravel(actual), np.ravel(expected), rtol=rtol, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_the_likelihood_is_that_of_the_observed_cells(name):
+    y, dense = holed(MASKS[name]), Dense(MASKS[name])
+    exact = scipy.stats.multivariate_normal(cov=dense.data).logpdf(dense.residual(y))
+    close(process().log_marginal_likelihood(y), exact)
+    told = process(observed=~MASKS[name])
+    close(jax.jit(told.log_marginal_likelihood)(np.nan_to_num(y, nan=7.0)), exact)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_predictions_are_dense_ones(name):
+    y, dense = holed(MASKS[name]), Dense(MASKS[name])
+    post = process().condition(y)
+    mean, covariance = dense.predicted(y, dense.signal, dense.signal)
+    close(post.mean(), mean)
+    close(post.variance(), np.diag(covariance))
+    close(post.variance(include_noise=True), np.diag(covariance) + NOISE)
+    rows = 2 * np.kron(matern52(NEW, X, 0.4), squared_exponential(Z, Z, 0.7))
+    prior = 2 * np.kron(matern52(NEW, NEW, 0.4), squared_exponential(Z, Z, 0.7))
+    mean, covariance = dense.predicted(y, rows, prior)
+    close(post.mean((NEW, None)), mean)
+    close(post.variance((NEW, None)), np.diag(covariance))
+    close(post.covariance((NEW, None)).to_dense(), covariance)
+
+
+def test_a_gap_is_less_certain_than_its_observed_neighbours():
+    mask = MASKS["scattered"]
+    variance = np.asarray(process().condition(holed(mask)).variance())
+    full = np.asarray(process().condition(holed(np.zeros((7, 5), bool))).variance())
+    assert (variance[mask] > 1.2 * full[mask]).all()
+    assert (variance >= full - 1e-12).all()
+
+
+def test_scattered_points_and_draws():
+    mask = MASKS["scattered"]
+    y, dense = holed(mask), Dense(mask)
+    post = process().condition(y)
+    points = np.stack([X[[0, 3]], Z[[4, 1]]], axis=1)
+    mean, covariance = dense.predicted(y, dense.signal, dense.signal)
+    at = [4, 16]
+    close(post.mean(points=points), mean[at])
+    close(post.variance(points=points), np.diag(covariance)[at])
+    draws = np.asarray(post.sample(jax.random.key(1), sample_shape=(3000,))).reshape(3000, 35)
+    error = np.sqrt(np.diag(covariance) / 3000)
+    assert (np.abs(draws.mean(0) - mean) < 5 * error + 1e-9).all()
+    np.testing.assert_allclose(np.cov(draws.T), covariance, atol=0.1)
+
+
+def test_gradients_and_hessians_are_dense_ones():
+    mask = MASKS["scattered"]
+    y, dense = holed(mask), Dense(mask)
+    residual = jnp.asarray(dense.residual(y))
+
+    def exact(raw):
+        first, second, noise = jnp.exp(raw)
+        signal = 2 * jnp.kron(kx.Matern52(first)(X, X), kx.RBF(second)(Z, Z))
+        data = (signal + noise * jnp.eye(35))[jnp.ix_(dense.seen, dense.seen)]
+        root = jnp.linalg.cholesky(data)
+        white = jax.scipy.linalg.solve_triangular(root, residual, lower=True)
+        return -0.5 * jnp.sum(white**2) - jnp.sum(jnp.log(jnp.diagonal(root)))
+
+    def ours(raw):
+        first, second, noise = jnp.exp(raw)
+        kernels = kx.Matern52(first), 2.0 * kx.RBF(second)
+        gp = kx.GridGP(kernels, (X, Z), noise, SHIFT, observed=~mask)
+        return gp.log_marginal_likelihood(jnp.nan_to_num(jnp.asarray(y)))
+
+    raw = jnp.log(jnp.array([0.4, 0.7, NOISE]))
+    close(jax.jit(jax.grad(ours))(raw), jax.grad(exact)(raw))
+    close(jax.jit(jax.hessian(ours))(raw), jax.hessian(exact)(raw), rtol=1e-6)
+
+
+def test_leave_one_out_is_of_the_observed_cells():
+    mask = MASKS["scattered"]
+    y, dense = holed(mask), Dense(mask)
+    found = process().condition(y).leave_one_out()
+    inverse = np.linalg.inv(dense.data)
+    close(np.asarray(found.variance)[~mask], 1 / np.diag(inverse))
+    error = inverse @ dense.residual(y) / np.diag(inverse)
+    close(np.asarray(found.error)[~mask], error)
+    assert np.isnan(np.asarray(found.mean)[mask]).all()
+    assert float(found.rmse) == pytest.approx(np.sqrt(np.mean(error**2)))
+    assert 0.5 < float(found.coverage(0.95)) <= 1
+    assert all(not mask[one.index] for one in found.outliers(number=3))
+    scores = scipy.stats.norm.logpdf(error, scale=np.sqrt(1 / np.diag(inverse)))
+    table = kx.compare({"a": process()}, y)
+    assert table["a"].loo == pytest.approx(scores.sum())
+
+
+def test_a_marginal_mean_is_estimated_from_the_observed_cells():
+    mask = MASKS["scattered"]
+    y, dense = holed(mask), Dense(mask)
+    gp = process(mean=kx.MarginalMean(kx.LinearMean(0)))
+    design = np.stack([np.ones(35), np.repeat(2 * X - 1, 5)], axis=1)[dense.seen]
+    precision = design.T @ np.linalg.solve(dense.data, design)
+    data = y.ravel()[dense.seen]
+    estimate = np.linalg.solve(precision, design.T @ np.linalg.solve(dense.data, data))
+    post = gp.condition(y)
+    close(post.regression.coefficients, estimate)
+    value = scipy.stats.multivariate_normal(cov=dense.data).logpdf(data - design @ estimate)
+    value += np.log(2 * np.pi) - np.linalg.slogdet(precision)[1] / 2
+    close(gp.log_marginal_likelihood(y), value)
+
+
+def test_fits_take_gaps_and_give_back_a_model_of_any_data():
+    mask = MASKS["scattered"]
+    y = holed(mask)
+    result = kx.fit(process().initialise(y), y, progress=False)
+    assert result.converged
+    assert result.model.observed is None
+    start = process(observed=~mask).initialise(
+        np.nan_to_num(y, nan=99.0) * np.where(mask, np.nan, 1)
+    )
+    told = kx.fit(start, y, progress=False)
+    assert told.loss == pytest.approx(result.loss, abs=1e-5)
+    batch = holed(mask, (2,))
+    several = kx.fit(process(), batch, independent=True, progress=False)
+    alone = kx.fit(process(), batch[1], progress=False)
+    assert several[1].loss == pytest.approx(alone.loss, abs=1e-6)
+
+
+def test_batches_share_their_gaps():
+    y = holed(MASKS["scattered"], (3,))
+    values = process().log_marginal_likelihood(y)
+    close(values[2], process().log_marginal_likelihood(y[2]))
+    assert process().condition(y).mean().shape == (3, 7, 5)
+    y[1, 0, 0] = np.nan if not np.isnan(y[1, 0, 0]) else 0.0
+    with pytest.raises(ValueError, match="number 0 and number 1 differ"):
+        process().condition(y)
+
+
+def test_appended_slices_may_have_gaps():
+    y = holed(MASKS["scattered"])
+    ahead = np.where(np.arange(5) > 3, np.nan, 1.0)[None]
+    longer = process().condition(y).append(ahead, {0: np.array([1.2])})
+    scratch = kx.GridGP(
+        (kx.Matern52(0.4), 2.0 * kx.RBF(0.7)), (np.append(X, 1.2), Z), NOISE, SHIFT
+    ).condition(np.concatenate([y, ahead]))
+    close(longer.mean(), scratch.mean())
+    close(longer.variance(), scratch.variance())
+
+
+def test_variances_have_first_derivatives():
+    mask, y = MASKS["scattered"], holed(MASKS["scattered"])
+
+    def total(scale):
+        gp = eqx.tree_at(lambda gp: gp.kernels[0].lengthscale, process(observed=~mask), scale)
+        return jnp.sum(gp.condition(jnp.asarray(np.nan_to_num(y))).variance())
+
+    scale, step = jnp.asarray(0.4), 1e-5
+    slope = (total(scale + step) - total(scale - step)) / (2 * step)
+    assert float(jax.grad(total)(scale)) == pytest.approx(float(slope), rel=1e-6)
+
+
+def test_float32_stays_float32():
+    y = holed(MASKS["scattered"]).astype("float32")
+    kernels = kx.Matern52(np.float32(0.4)), np.float32(2.0) * kx.RBF(np.float32(0.7))
+    gp = kx.GridGP(kernels, (X, Z), noise=np.float32(NOISE), mean=np.float32(SHIFT))
+    value = gp.log_marginal_likelihood(y)
+    assert value.dtype == np.float32
+    close(value, process().log_marginal_likelihood(y.astype(float)), rtol=1e-4)
+
+
+def test_it_says_what_is_missing_and_how_it_is_handled():
+    post = process().condition(holed(LAND))
+    assert "14 cells missing (40%), exact:" in repr(post)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: process().condition(np.full((7, 5), np.nan)), ValueError, "NaN in all 35"),
+        (lambda: process().condition(np.full((7, 5), np.inf)), ValueError, "35 infinite values"),
+        (lambda: process(observed=np.ones((5, 7), bool)), ValueError, r"\(7, 5\); got \(5, 7\)"),
+        (lambda: process(observed=np.ones((7, 5))), TypeError, "boolean"),
+        (
+            lambda: process(observed=~LAND).condition(holed(MASKS["scattered"])),
+            ValueError,
+            "at all cells that `observed` marks; got NaN",
+        ),
+        (
+            lambda: process().condition(holed(LAND)).leave_slice_out(0),
+            NotImplementedError,
+            "got 14 missing of 35",
+        ),
+        (
+            lambda: process().condition(holed(LAND)).diagnostics(),
+            NotImplementedError,
+            "Decorrelated residuals are not available",
+        ),
+    ],
+)
+def test_bad_input_raises(call, error, match):
+    with pytest.raises(error, match=match):
+        call()
