@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.distributions import KroneckerNormal
-from kronax.gp import evidence
+from kronax.gp import evidence, soundness
 from kronax.gp.additive import Terms, joined_structure, merge, read_kernels
 from kronax.gp.alignment import refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
@@ -33,14 +33,6 @@ from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.regression import MarginalMean
-from kronax.gp.soundness import (
-    check_design,
-    check_ranks,
-    chosen_structures,
-    refuse_gaps,
-    refuse_joined,
-    refuse_marginal,
-)
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
     Structure,
@@ -144,7 +136,7 @@ class GridGP(eqx.Module):
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         if structure is not None:
             structure = ordered(structure, self.axis_names, len(self.axes), "structure")
-        self.structures = chosen_structures(self.kernels, self.axes, structure, labels)
+        self.structures = soundness.chosen_structures(self.kernels, self.axes, structure, labels)
         if self.terms is not None and self.joined is not None:
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
@@ -260,7 +252,7 @@ class GridGP(eqx.Module):
         self.check_model()
         seen = with_observed(self, gaps_of(self, grid))
         if seen.observed is not None:
-            refuse_joined(self, "A posterior given data with gaps is")
+            soundness.refuse_joined(self, "A posterior given data with gaps is")
         operator = decompose(seen.data_covariance())
         template = template_of(y, self.axis_names)
         return Posterior(seen, grid, operator, *evidence.weights(seen, operator, grid), template)
@@ -276,8 +268,8 @@ class GridGP(eqx.Module):
         Raises:
             NotImplementedError: with a `kx.MarginalMean`.
         """
-        refuse_marginal(self, "Prior draws are")
-        check_ranks(self)
+        soundness.refuse_marginal(self, "Prior draws are")
+        soundness.check_ranks(self)
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
         return draws + self.mean_on((None,) * len(self.axes))
 
@@ -295,8 +287,8 @@ class GridGP(eqx.Module):
             >>> gp.numpyro_dist().event_shape
             (5,)
         """
-        refuse_marginal(self, "gp.numpyro_dist() is")
-        refuse_gaps(self, "gp.numpyro_dist() is")
+        soundness.refuse_marginal(self, "gp.numpyro_dist() is")
+        soundness.refuse_gaps(self, "gp.numpyro_dist() is")
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
         return KroneckerNormal(loc, self.covariance(), flatten=flatten)
 
@@ -325,8 +317,8 @@ class GridGP(eqx.Module):
             ...     gp.latent("f").shape
             (5,)
         """
-        refuse_marginal(self, "gp.latent() is")
-        refuse_joined(self, "gp.latent() is")
+        soundness.refuse_marginal(self, "gp.latent() is")
+        soundness.refuse_joined(self, "gp.latent() is")
         return sample_latent(self, name, jitter)
 
     def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
@@ -339,8 +331,8 @@ class GridGP(eqx.Module):
         Raises:
             ValueError: if `f` does not lie on the grid, or the jitter is negative.
         """
-        refuse_marginal(self, "gp.latent_condition() is")
-        refuse_joined(self, "gp.latent_condition() is")
+        soundness.refuse_marginal(self, "gp.latent_condition() is")
+        soundness.refuse_joined(self, "gp.latent_condition() is")
         return latent_condition(self, f, jitter)
 
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
@@ -428,8 +420,8 @@ class GridGP(eqx.Module):
 
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
-        check_ranks(self)
-        check_design(self)
+        soundness.check_ranks(self)
+        soundness.check_design(self)
 
     def noise_term(self) -> Any:
         """The noise alone: a variance, or a Kronecker covariance."""

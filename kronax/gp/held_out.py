@@ -108,8 +108,9 @@ def covered(z: Array, level: float | Sequence[float], num_axes: int) -> Float[Ar
         )
     cells = tuple(range(-num_axes, 0))
     size = jnp.abs(z)
-    inside = [jnp.where(jnp.isnan(z), jnp.nan, size <= quantile(one)) for one in levels.ravel()]
-    shares = [jnp.nanmean(one.astype(z.dtype), axis=cells) for one in inside]
+    inside = [(size <= quantile(one)).astype(z.dtype) for one in levels.ravel()]
+    # A cell without data is neither inside nor outside.
+    shares = [jnp.nanmean(jnp.where(jnp.isnan(z), z, one), axis=cells) for one in inside]
     return jnp.stack(shares, axis=-1).reshape(*shares[0].shape, *levels.shape)
 
 
