@@ -92,7 +92,7 @@ class MaskedKroneckerNormal(GridNormal):
         return constraints.independent(base, len(self.event_shape))
 
     @classmethod
-    def infer_shapes(  # type: ignore[override]
+    def infer_shapes(
         cls, *args: Any, observed: Any = None, **kwargs: Any
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """As `KroneckerNormal.infer_shapes`; the shape of the mask adds nothing."""
