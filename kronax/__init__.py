@@ -4,6 +4,7 @@ from kronax.distributions import KroneckerCholeskyTransform as KroneckerCholesky
 from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.distributions import KroneckerReparam as KroneckerReparam
 from kronax.distributions import KroneckerStudentT as KroneckerStudentT
+from kronax.distributions import MaskedKroneckerNormal as MaskedKroneckerNormal
 from kronax.fitting import FitResult as FitResult
 from kronax.fitting import LaplaceApproximation as LaplaceApproximation
 from kronax.fitting import ProfileLikelihood as ProfileLikelihood

@@ -30,8 +30,8 @@ MATRICES = constraints.dependent(is_discrete=False, event_dim=2)
 NUMBERS = constraints.dependent(is_discrete=False, event_dim=0)
 
 MISSING_CELLS = (
-    "Missing cells inside an event need kx.MaskedKroneckerNormal, which is not available yet: "
-    "leave out whole slices of an axis instead."
+    "Missing cells inside an event need kx.MaskedKroneckerNormal(..., observed=mask), the density "
+    "of the cells where the mask is true."
 )
 
 
@@ -249,14 +249,18 @@ class GridDistribution(dist.Distribution):
         """
         self._warn_of_repetition(np.shape(value))
         if checks.is_concrete(value):
-            cells = np.isnan(np.asarray(value)).reshape(-1, prod(self.event_shape))
-            gaps = cells.any(-1) & ~cells.all(-1)
-            if gaps.any():
-                raise ValueError(
-                    f"The value must have no missing cells; got NaN in {int(cells[gaps].sum())} of "
-                    f"{int(gaps.sum()) * cells.shape[-1]} cells. {MISSING_CELLS}"
-                )
+            missing = np.isnan(np.asarray(value)).reshape(-1, prod(self.event_shape))
+            self._refuse_missing(missing)
         return super()._validate_sample(value)
+
+    def _refuse_missing(self, missing: np.ndarray) -> None:
+        """Raise if some, and not all, cells of an event are missing; one row for each event."""
+        count, total = counted_gaps(missing)
+        if count:
+            raise ValueError(
+                f"The value must have no missing cells; got NaN in {count} of {total} cells. "
+                f"{MISSING_CELLS}"
+            )
 
     def _warn_of_repetition(self, shape: tuple[int, ...]) -> None:
         """Warn where one event counts many times: it lacks an axis that `expand` has added.
@@ -291,6 +295,12 @@ def _ndims_of(d: GridDistribution) -> tuple[int, ...]:
     return tuple(
         jnp.ndim(leaf) for leaf in jax.tree.leaves((d.loc, d.form.without_decomposition()))
     )
+
+
+def counted_gaps(missing: np.ndarray) -> tuple[int, int]:
+    """The missing cells of events that are missing in part, and all cells of these events."""
+    partial = missing.any(-1) & ~missing.all(-1)
+    return int(missing[partial].sum()), int(partial.sum()) * missing.shape[-1]
 
 
 def eagerly(values: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The normal distribution over a grid."""
+"""Normal distributions over a grid: what they share, and the one that is observed everywhere."""
 
 from math import log, pi
 from typing import Any
@@ -12,7 +12,37 @@ from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 
 
-class KroneckerNormal(GridDistribution):
+class GridNormal(GridDistribution):
+    """`N(loc, S)` over a grid: draws and moments. Abstract: densities are in the final classes."""
+
+    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int = ()) -> Array:
+        """Draws, reparametrised: per-axis roots, no decomposition of the whole."""
+        return self._shaped(self.loc + self.form.draw(key, self._lead(sample_shape)))
+
+    @property
+    def mean(self) -> Array:
+        """`loc`."""
+        return self._shaped(self.loc)
+
+    @property
+    def variance(self) -> Array:
+        """The diagonal of the covariance."""
+        diagonal = self.covariance.diagonal()
+        return self._shaped(jnp.broadcast_to(diagonal, (*self._lead(), *self.grid_shape)))
+
+    @property
+    def covariance(self) -> Kronecker | KroneckerPlusNoise:
+        """The covariance as an operator; it has no batch axes that only `loc` has."""
+        return self.form.covariance()
+
+    @property
+    def covariance_matrix(self) -> Array:
+        """The dense `(*batch, N, N)` covariance: for small grids only."""
+        dense = self.covariance.to_dense()
+        return jnp.broadcast_to(dense, (*self._lead(), *dense.shape[-2:]))
+
+
+class KroneckerNormal(GridNormal):
     """`N(loc, K_1 ⊗ … ⊗ K_d + noise)` over a grid, as a NumPyro distribution.
 
     A log density takes one `eigh` per dense factor with noise and one Cholesky without; from
@@ -63,37 +93,11 @@ class KroneckerNormal(GridDistribution):
             validate_args=validate_args,
         )
 
-    def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int = ()) -> Array:
-        """Draws, reparametrised: per-axis roots, no decomposition of the whole."""
-        return self._shaped(self.loc + self.form.draw(key, self._lead(sample_shape)))
-
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """Log density, in nats."""
         residual = self._residual(value)
         return self._explained(self.form.normal_logpdf(residual), residual)
-
-    @property
-    def mean(self) -> Array:
-        """`loc`."""
-        return self._shaped(self.loc)
-
-    @property
-    def variance(self) -> Array:
-        """The diagonal of the covariance."""
-        diagonal = self.covariance.diagonal()
-        return self._shaped(jnp.broadcast_to(diagonal, (*self._lead(), *self.grid_shape)))
-
-    @property
-    def covariance(self) -> Kronecker | KroneckerPlusNoise:
-        """The covariance as an operator; it has no batch axes that only `loc` has."""
-        return self.form.covariance()
-
-    @property
-    def covariance_matrix(self) -> Array:
-        """The dense `(*batch, N, N)` covariance: for small grids only."""
-        dense = self.covariance.to_dense()
-        return jnp.broadcast_to(dense, (*self._lead(), *dense.shape[-2:]))
 
     def entropy(self) -> Array:
         """Differential entropy in nats: one log-determinant."""

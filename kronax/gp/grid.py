@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.distributions import KroneckerNormal
+from kronax.distributions import KroneckerNormal, MaskedKroneckerNormal
 from kronax.gp import evidence, soundness
 from kronax.gp.additive import Terms, joined_structure, merge, read_kernels
 from kronax.gp.alignment import refuse_mesh
@@ -273,10 +273,11 @@ class GridGP(eqx.Module):
         draws = sample_normal(key, self.covariance(include_noise), sample_shape)
         return draws + self.mean_on((None,) * len(self.axes))
 
-    def numpyro_dist(self, *, flatten: bool = False) -> KroneckerNormal:
+    def numpyro_dist(self, *, flatten: bool = False) -> KroneckerNormal | MaskedKroneckerNormal:
         """Noisy data on the grid as a NumPyro distribution: the likelihood of a model.
 
-        The whole grid is one event: it needs no `numpyro.plate` over its axes.
+        The whole grid is one event: it needs no `numpyro.plate` over its axes. With `observed=` it
+        is the density of these cells, and data may be NaN elsewhere.
 
         Args:
             flatten: events are `(N,)` instead of grid-shaped.
@@ -288,9 +289,12 @@ class GridGP(eqx.Module):
             (5,)
         """
         soundness.refuse_marginal(self, "gp.numpyro_dist() is")
-        soundness.refuse_gaps(self, "gp.numpyro_dist() is")
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
-        return KroneckerNormal(loc, self.covariance(), flatten=flatten)
+        if self.observed is None:
+            return KroneckerNormal(loc, self.covariance(), flatten=flatten)
+        return MaskedKroneckerNormal(
+            loc, self.covariance(), observed=self.observed.array, flatten=flatten
+        )
 
     def latent(self, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
         """The process without noise on the grid, latent in a NumPyro model, for any likelihood.

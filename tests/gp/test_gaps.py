@@ -219,6 +219,14 @@ def test_float32_stays_float32():
     close(value, process().log_marginal_likelihood(y.astype(float)), rtol=1e-4)
 
 
+def test_the_numpyro_distribution_knows_the_gaps():
+    mask = MASKS["scattered"]
+    y = holed(mask)
+    told = process(observed=~mask)
+    close(told.numpyro_dist().log_prob(jnp.asarray(y)), process().log_marginal_likelihood(y))
+    assert told.numpyro_dist(flatten=True).event_shape == (35,)
+
+
 def test_it_says_what_is_missing_and_how_it_is_handled():
     post = process().condition(holed(LAND))
     assert "14 cells missing (40%), exact:" in repr(post)
