@@ -99,7 +99,7 @@ def test_jitter_is_an_argument():
         (
             lambda: kx.KroneckerCholeskyTransform(kx.Kronecker(A, B) + 0.1),
             TypeError,
-            "factors must be a kronax operator; got KroneckerPlusNoise",
+            "factors must be a Kronecker product; got KroneckerPlusNoise",
         ),
         (
             lambda: kx.KroneckerCholeskyTransform((A, -B)),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp import predict
+from kronax.gp import components, predict
 from tests.gp.dense import two_axes
 from tests.tolerances import assert_close
 
@@ -29,13 +29,13 @@ def test_structured_axes_give_the_draws_of_dense_ones():
 def test_only_a_root_over_new_coordinates_is_dense(monkeypatch):
     """An axis that stays has its factor's root; a dense one would take four times as long."""
     sizes = []
-    original = predict.symmetric_root
+    original = components.symmetric_root
 
     def counted(matrix):
         sizes.append(matrix.shape[-1])
         return original(matrix)
 
-    monkeypatch.setattr(predict, "symmetric_root", counted)
+    monkeypatch.setattr(components, "symmetric_root", counted)
     jax.clear_caches()
     post = two_axes().gp.condition(two_axes().y)
     post.sample(jax.random.key(0))
