@@ -155,7 +155,9 @@ def make_problem(
             domains |= _narrower(path, prior, rows[path])
     prepared = {path: _as_arrays(prior, rows[path]) for path, prior in given.items()}
     kept = tuple((path, Domain(domain)) for path, domain in domains.items())
-    observed = None if grid is None else getattr(model, "gaps_of", lambda y: None)(grid)
+    observed = None
+    if grid is not None and hasattr(model, "observing"):
+        observed = model.observing(grid).observed
     problem = Problem(model, grid, {}, loss, frozen, kept, shared, independent, observed)
     for path in prepared:
         if not rows[path].trainable:

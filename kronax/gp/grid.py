@@ -200,13 +200,14 @@ class GridGP(eqx.Module):
             return KroneckerPlusNoise(signal, joined_noise(self, include_noise))
         return KroneckerPlusNoise(signal, self.noise_term()) if include_noise else signal
 
-    def observing(self, observed: Any) -> "GridGP":
-        """The same process with data at these cells only: a boolean array of the grid's shape."""
-        return with_observed(self, Mask.of(observed, self.grid_shape))
+    def observing(self, y: Any) -> "GridGP":
+        """The same process with data where `y` has some: NaN, or false in a mask, are gaps.
 
-    def gaps_of(self, y: Array) -> Mask | None:
-        """Which cells have data, if not all: as `observed` or NaN in checked concrete data say."""
-        return gaps_of(self, y)
+        Also inside `jit`, for data that are constants there.
+        """
+        if isinstance(y, Mask) or getattr(y, "dtype", None) == bool:
+            return with_observed(self, Mask.of(y, self.grid_shape))
+        return with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
 
     def data_covariance(self) -> KroneckerPlusNoise | Masked:
         """The covariance of the observations, at the cells that have some."""
@@ -229,7 +230,7 @@ class GridGP(eqx.Module):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         grid = self.check_data(y)
-        seen = with_observed(self, gaps_of(self, grid))
+        seen = self.observing(y)
         value = evidence.log_marginal_likelihood(seen, grid)
         if evidence.failed(value):
             self.check_model()
@@ -250,7 +251,7 @@ class GridGP(eqx.Module):
         """
         grid = self.check_data(y)
         self.check_model()
-        seen = with_observed(self, gaps_of(self, grid))
+        seen = self.observing(y)
         if seen.observed is not None:
             soundness.refuse_joined(self, "A posterior given data with gaps is")
         operator = decompose(seen.data_covariance())

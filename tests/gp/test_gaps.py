@@ -61,6 +61,8 @@ def test_the_likelihood_is_that_of_the_observed_cells(name):
     y, dense = holed(MASKS[name]), Dense(MASKS[name])
     exact = scipy.stats.multivariate_normal(cov=dense.data).logpdf(dense.residual(y))
     close(process().log_marginal_likelihood(y), exact)
+    scaled = jax.jit(lambda v: kx.replace(process(), {"noise": v}).log_marginal_likelihood(y))
+    close(scaled(NOISE), exact)
     told = process(observed=~MASKS[name])
     close(jax.jit(told.log_marginal_likelihood)(np.nan_to_num(y, nan=7.0)), exact)
 
