@@ -42,6 +42,9 @@ from kronax.gp.regression import MarginalMean as MarginalMean
 from kronax.gp.regression import PolynomialMean as PolynomialMean
 from kronax.linalg.decompose import decompose as decompose
 from kronax.linalg.diagonals import inverse_diagonal as inverse_diagonal
+from kronax.linalg.estimates import ConvergenceError as ConvergenceError
+from kronax.linalg.estimates import Estimate as Estimate
+from kronax.linalg.estimates import Iteration as Iteration
 from kronax.linalg.factors.base import AbstractFactor as AbstractFactor
 from kronax.linalg.factors.dense import Dense as Dense
 from kronax.linalg.factors.diagonal import Diagonal as Diagonal
@@ -51,6 +54,9 @@ from kronax.linalg.factors.structured import Centrosymmetric as Centrosymmetric
 from kronax.linalg.factors.structured import Circulant as Circulant
 from kronax.linalg.factors.structured import Toeplitz as Toeplitz
 from kronax.linalg.factors.triangular import LowerTriangular as LowerTriangular
+from kronax.linalg.iterative import iterative_logdet as iterative_logdet
+from kronax.linalg.iterative import iterative_logpdf as iterative_logpdf
+from kronax.linalg.iterative import iterative_solve as iterative_solve
 from kronax.linalg.kronecker import Kronecker as Kronecker
 from kronax.linalg.logdet import inv_quad as inv_quad
 from kronax.linalg.logdet import logdet as logdet
@@ -62,6 +68,7 @@ from kronax.linalg.rules import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.sample import sample_normal as sample_normal
 from kronax.linalg.solve import inverse as inverse
 from kronax.linalg.solve import solve as solve
+from kronax.linalg.uneven import KroneckerPlusDiagonal as KroneckerPlusDiagonal
 from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace
