@@ -54,9 +54,13 @@ from kronax.linalg.factors.structured import Centrosymmetric as Centrosymmetric
 from kronax.linalg.factors.structured import Circulant as Circulant
 from kronax.linalg.factors.structured import Toeplitz as Toeplitz
 from kronax.linalg.factors.triangular import LowerTriangular as LowerTriangular
-from kronax.linalg.iterative import iterative_logdet as iterative_logdet
-from kronax.linalg.iterative import iterative_logpdf as iterative_logpdf
-from kronax.linalg.iterative import iterative_solve as iterative_solve
+from kronax.linalg.iterative_density import iterative_logdet as iterative_logdet
+from kronax.linalg.iterative_density import iterative_logpdf as iterative_logpdf
+from kronax.linalg.iterative_solve import iterative_solve as iterative_solve
+from kronax.linalg.iterative_variances import iterative_inverse_at as iterative_inverse_at
+from kronax.linalg.iterative_variances import (
+    iterative_posterior_variances as iterative_posterior_variances,
+)
 from kronax.linalg.kronecker import Kronecker as Kronecker
 from kronax.linalg.logdet import inv_quad as inv_quad
 from kronax.linalg.logdet import logdet as logdet

@@ -44,6 +44,11 @@ class Krylov(NamedTuple):
     first: Float[Array, " k"]
     smallest: Float[Array, " k"]
 
+    @property
+    def relative_residual(self) -> Array:
+        """The residual over its scale; zero where both are."""
+        return self.residual / jnp.where(self.scale > 0, self.scale, 1)
+
 
 class _State(NamedTuple):
     step: Any
@@ -119,7 +124,7 @@ def conjugate_gradients(
             p=r + column(beta) * s.p,
             gamma=gamma,
             energy=energy,
-            num_steps=s.num_steps + s.active,
+            num_steps=s.num_steps + s.active.astype(jnp.int32),
             active=s.active & unfinished(gamma, energy),
             recurrence=_advance(s.recurrence, alpha, beta, s.active),
         )
@@ -198,5 +203,5 @@ def _quadrature(s: _Recurrence) -> dict[str, Array]:
     return {
         "log_form": STEP * jnp.sum(terms, axis=-1),
         "first": s.first,
-        "smallest": jnp.max(jnp.where(held, trials, TRIALS[0]), axis=-1),
+        "smallest": jnp.max(jnp.where(held, trials, trials[0]), axis=-1),
     }

@@ -53,19 +53,18 @@ class Iteration:
             raise ValueError(f"`tolerance` must lie between 0 and 1; got {self.tolerance}.")
         for name, least in (("max_steps", 1), ("num_probes", 4), ("box_size", 1)):
             if getattr(self, name) < least:
-                raise ValueError(
-                    f"`{name}` must be at least {least}; got {getattr(self, name)}."
-                )
+                raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
         if self.on_failure not in ("raise", "flag"):
-            raise ValueError(
-                f"`on_failure` must be 'raise' or 'flag'; got {self.on_failure!r}."
-            )
+            raise ValueError(f"`on_failure` must be 'raise' or 'flag'; got {self.on_failure!r}.")
 
     def tolerance_of(self, dtype: Any) -> float:
         """The tolerance in this dtype."""
         if self.tolerance is not None:
             return self.tolerance
         return 1e-5 if jnp.finfo(dtype).bits > 32 else 1e-3
+
+
+DEFAULT = Iteration()
 
 
 class Estimate(eqx.Module):
@@ -95,9 +94,7 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
     if iteration.on_failure == "flag":
         return estimate
     if not is_concrete(estimate.converged):
-        value = jax.tree.map(
-            lambda v: jnp.where(estimate.converged, v, jnp.nan), estimate.value
-        )
+        value = jax.tree.map(lambda v: jnp.where(estimate.converged, v, jnp.nan), estimate.value)
         return eqx.tree_at(lambda e: e.value, estimate, value)
     if not bool(np.all(np.asarray(estimate.converged))):
         raise ConvergenceError(

@@ -128,7 +128,9 @@ class KroneckerPlusDiagonal(AbstractOperator):
     def scaled(self, scalar: Array) -> "KroneckerPlusDiagonal":
         """`scalar * self`: both terms are scaled."""
         return KroneckerPlusDiagonal(
-            self.kronecker.scaled(scalar), scalar * self.held(self.variances), observed=self.observed
+            self.kronecker.scaled(scalar),
+            scalar * self.held(self.variances),
+            observed=self.observed,
         )
 
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:

@@ -1,4 +1,4 @@
-"""Log densities and solves by conjugate gradients, each with a certificate.
+"""Log densities with gaps and uneven noise, by conjugate gradients, with a certificate.
 
 The log density is `−½ [yᵀ A⁻¹ y + log det A + n log 2π]` with the splitting of `reference`. Of the
 log-determinant, `log det S`, the logarithms of the noise, the trace of `C − I` and the exact box
@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from kronax.linalg.conjugate_gradients import Krylov, conjugate_gradients
-from kronax.linalg.diagnose import refuse_indefinite
+from kronax.linalg.conjugate_gradients import Krylov
 from kronax.linalg.diagonals import conjugated_inverse_diagonal
-from kronax.linalg.estimates import Estimate, Iteration, quantile, settled
+from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, quantile, settled
+from kronax.linalg.iterative_solve import Certificate, refuse_if_failed, run, upper_quadratics
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -39,7 +39,7 @@ def iterative_logpdf(
     mean: Any,
     op: KroneckerPlusDiagonal,
     *,
-    iteration: Iteration = Iteration(),
+    iteration: Iteration = DEFAULT,
 ) -> Estimate:
     """Log density of `N(mean, op)` at the observed cells of `y`, with its error.
 
@@ -74,7 +74,7 @@ def iterative_logpdf(
     return settled(estimate, iteration, "the log density")
 
 
-def iterative_logdet(op: KroneckerPlusDiagonal, *, iteration: Iteration = Iteration()) -> Estimate:
+def iterative_logdet(op: KroneckerPlusDiagonal, *, iteration: Iteration = DEFAULT) -> Estimate:
     """`log det op` at the observed cells, with its error; see `iterative_logpdf`.
 
     Examples:
@@ -87,49 +87,6 @@ def iterative_logdet(op: KroneckerPlusDiagonal, *, iteration: Iteration = Iterat
     estimate = _logdet(op, iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the log-determinant")
-
-
-def iterative_solve(
-    op: KroneckerPlusDiagonal, b: Float[Array, "..."], *, iteration: Iteration = Iteration()
-) -> Estimate:
-    """`op⁻¹ b` at the observed cells, zero at the gaps, with its error.
-
-    All vectors of a batch at once, `4 N Σ n_i` operations per vector and iteration. Differentiable
-    to every order, each by another solve.
-
-    Args:
-        op: the covariance.
-        b: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
-        iteration: how.
-
-    Returns:
-        The solution in the layout of `b`, and how far to trust it.
-
-    Raises:
-        ValueError: if `b` does not lie on the grid or is not finite at an observed cell.
-        ConvergenceError: if the iteration does not converge (concrete values; traced ones give NaN).
-
-    Examples:
-        >>> import jax.numpy as jnp, kronax as kx
-        >>> variances = jnp.array([[1.0, 3.0], [1.0, jnp.inf]])
-        >>> op = kx.KroneckerPlusDiagonal(kx.Kronecker(jnp.eye(2), jnp.eye(2)), variances)
-        >>> kx.iterative_solve(op, jnp.ones((2, 2))).value.round(4).tolist()
-        [[0.5, 0.25], [0.5, 0.0]]
-    """
-    grid, flat = op.vector(b, "b")
-    estimate = _solve(op, grid, iteration)
-    refuse_if_failed(estimate, op)
-    estimate = settled(estimate, iteration, "the solve")
-    if not flat:
-        return estimate
-    flattened = estimate.value.reshape(*grid.shape[: grid.ndim - len(op.grid_shape)], -1)
-    return Estimate(flattened, *jax.tree.leaves(estimate)[1:])
-
-
-def refuse_if_failed(estimate: Estimate, op: KroneckerPlusDiagonal) -> None:
-    """Blame an indefinite factor where a concrete result is not a number."""
-    if not isinstance(estimate.converged, jax.core.Tracer) and not bool(estimate.converged):
-        refuse_indefinite(op.kronecker, "signal")
 
 
 class _Found(NamedTuple):
@@ -148,29 +105,22 @@ def _logpdf(y: Array, op: KroneckerPlusDiagonal, iteration: Iteration) -> Estima
     batch = y.shape[: y.ndim - len(op.grid_shape)]
     columns = y.reshape(-1, *op.grid_shape)
     quadratics, log_det, certificate = _both_terms(op, columns, iteration)
-    count = jnp.sum(op.observed)
+    count = jnp.sum(op.observed.astype(op.dtype))
     value = -0.5 * (quadratics + log_det + count * log(2 * pi))
-    return Estimate(value.reshape(batch), certificate.error / 2, certificate.standard_error / 2, *certificate[2:])
+    halves = (certificate.error / 2, certificate.standard_error / 2)
+    return Estimate(value.reshape(batch), *halves, *certificate[2:])
 
 
 @partial(jax.jit, static_argnums=1)
 def _logdet(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
-    nothing = jnp.zeros((0, *op.grid_shape), op.dtype)
+    nothing = jnp.zeros((1, *op.grid_shape), op.dtype)
     _, log_det, certificate = _both_terms(op, nothing, iteration)
     return Estimate(log_det, *certificate)
 
 
-class _Certificate(NamedTuple):
-    error: Array
-    standard_error: Array
-    residual: Array
-    num_steps: Array
-    converged: Array
-
-
 def _both_terms(
     op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
-) -> tuple[Array, Array, _Certificate]:
+) -> tuple[Array, Array, Certificate]:
     """`yᵀ op⁻¹ y` per column, `log det op`, and the certificate of their sum."""
     precisions = op.precisions
     smooth = even(op.kronecker, precisions)
@@ -195,13 +145,13 @@ def _exact_part(smooth: KroneckerPlusNoise, precisions: Array) -> Array:
 
 def _iterate(
     held: Reference, op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
-) -> tuple[_Found, _Certificate]:
+) -> tuple[_Found, Certificate]:
     """One pass for all columns: the data and the probes."""
     precisions = op.precisions
     shape = (iteration.num_probes, *op.grid_shape)
     probes = jax.random.rademacher(jax.random.key(iteration.seed), shape, op.dtype)
     white = held.to_spectrum(probes)
-    krylov = _run(held, precisions, y, white, iteration)
+    krylov = run(held, precisions, y, white, iteration)
     num = y.shape[0]
     whitened = held.filtered(krylov.solution[:num])
     weights = precisions * (y - whitened)
@@ -210,7 +160,7 @@ def _iterate(
     forms = jnp.sum(white**2, axis=tuple(range(1, white.ndim)))
     forms = forms * (krylov.log_form - (krylov.first - 1))[num:]
     found = _Found(
-        quadratics=_upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
+        quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
         logdet=jnp.mean(forms),
         weights=weights,
         left=held.smoothed(held.excess * a),
@@ -220,49 +170,20 @@ def _iterate(
     return found, _certificate(krylov, forms, num, iteration, op.dtype)
 
 
-def _run(
-    held: Reference, precisions: Array, y: Array, white: Array, iteration: Iteration
-) -> Krylov:
-    axes = tuple(range(1, y.ndim))
-    columns = jnp.concatenate([held.filtered_transpose(precisions * y), white])
-    energy = jnp.concatenate([jnp.sum(precisions * y**2, axes), jnp.sum(white**2, axes)])
-    is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
-    return conjugate_gradients(
-        held.mv,
-        columns,
-        energy=energy,
-        is_solve=is_solve.astype(y.dtype),
-        tolerance=iteration.tolerance_of(y.dtype),
-        max_steps=iteration.max_steps,
-    )
-
-
-def _upper_quadratics(
-    held: Reference, precisions: Array, y: Array, smooth: Array, solution: Array
-) -> Array:
-    """`(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f` at the solution `f`: a minimum, so its error is of second
-    order, and a sum of squares, so that nothing cancels.
-    """
-    axes = tuple(range(1, y.ndim))
-    prior = held.divided(solution, transpose=True)
-    return jnp.sum(precisions * (y - smooth) ** 2, axes) + jnp.sum(held.smooth * prior**2, axes)
-
-
 def _certificate(
     krylov: Krylov, forms: Array, num: int, iteration: Iteration, dtype: Any
-) -> _Certificate:
+) -> Certificate:
+    """Of `yᵀ A⁻¹ y + log det A`, for the worst of the columns."""
     probes = iteration.num_probes
     standard_error = jnp.std(forms, ddof=1) / jnp.sqrt(jnp.asarray(probes, dtype))
-    residuals = krylov.residual / jnp.where(krylov.scale > 0, krylov.scale, 1)
     smallest = jnp.min(krylov.smallest)
-    left = jnp.max(krylov.residual[:num] ** 2, initial=0.0) / smallest
+    left = krylov.residual**2 / smallest
     # bᵀ (A + s)⁻¹ b lacks ‖r_s‖² in the norm of (A + s)⁻¹, and ‖r_s‖ falls with s.
-    truncation = jnp.mean(krylov.residual[num:] ** 2) / smallest
-    rounding = 4 * jnp.finfo(dtype).eps * jnp.mean(krylov.scale[num:] ** 2)
-    error = quantile(probes) * standard_error + left + truncation + rounding
-    residual = jnp.max(residuals)
-    return _Certificate(
-        error=error,
+    bounds = jnp.max(left[:num], initial=0.0) + jnp.mean(left[num:])
+    rounding = 16 * jnp.finfo(dtype).eps * jnp.mean(krylov.scale[num:] ** 2)
+    residual = jnp.max(krylov.relative_residual)
+    return Certificate(
+        error=quantile(probes) * standard_error + bounds + rounding,
         standard_error=standard_error,
         residual=residual,
         num_steps=jnp.max(krylov.num_steps),
@@ -295,43 +216,11 @@ def _tangent_value(coefficients: Any, tangents: list) -> Any:
     full = [jnp.zeros_like(x) if t is None else t for x, t in zip(leaves, tangents, strict=True)]
 
     def surrogate(*leaves: Array) -> Any:
-        return _surrogate(*jax.tree.unflatten(tree, leaves), found)
+        kronecker, precisions, y = jax.tree.unflatten(tree, leaves)
+        return _surrogate(kronecker, precisions, y, found)
 
     return jax.jvp(surrogate, tuple(leaves), tuple(full))[1]
 
 
 _tangent = LinearPrimitive("kronax_iterative_tangent", _tangent_value, "An iterative log density")
 _estimate = RulePrimitive("kronax_iterative", _value, _derivative)
-
-
-@partial(jax.jit, static_argnums=2)
-def _solve(op: KroneckerPlusDiagonal, b: Array, iteration: Iteration) -> Estimate:
-    precisions = op.precisions
-    held = reference(
-        even(op.kronecker, precisions), precisions, balanced_box(op.grid_shape, iteration.box_size)
-    )
-    none = jnp.zeros((0, *op.grid_shape), op.dtype)
-
-    def run(_: Any, v: Array) -> tuple[Array, Krylov]:
-        krylov = _run(held, precisions, v, none, iteration)
-        return lax.stop_gradient(precisions) * (v - held.filtered(krylov.solution)), krylov
-
-    def mv(x: Array) -> Array:
-        # The identity at the gaps, where everything else is zero.
-        return op.mv_grid(x) + jnp.where(op.observed, 0, x)
-
-    columns = b.reshape(-1, *op.grid_shape)
-    solution, krylov = lax.custom_linear_solve(
-        mv, columns, solve=run, transpose_solve=run, has_aux=True
-    )
-    krylov = lax.stop_gradient(krylov)
-    scale = jnp.where(krylov.scale > 0, krylov.scale, 1)
-    residual = jnp.max(krylov.residual / scale)
-    return Estimate(
-        value=solution.reshape(b.shape),
-        error=jnp.max(krylov.residual / scale / jnp.sqrt(krylov.smallest)),
-        standard_error=jnp.zeros((), op.dtype),
-        residual=residual,
-        num_steps=jnp.max(krylov.num_steps),
-        converged=residual <= 10 * iteration.tolerance_of(op.dtype),
-    )
