@@ -24,6 +24,8 @@ RETURNED = {
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",
+    "ConvergenceError",
+    "Estimate",
 }
 
 

@@ -180,7 +180,7 @@ def _certificate(
     left = krylov.residual**2 / smallest
     # bᵀ (A + s)⁻¹ b lacks ‖r_s‖² in the norm of (A + s)⁻¹, and ‖r_s‖ falls with s.
     bounds = jnp.max(left[:num], initial=0.0) + jnp.mean(left[num:])
-    rounding = 16 * jnp.finfo(dtype).eps * jnp.mean(krylov.scale[num:] ** 2)
+    rounding = 64 * jnp.finfo(dtype).eps * jnp.mean(krylov.scale[num:] ** 2)
     residual = jnp.max(krylov.relative_residual)
     return Certificate(
         error=quantile(probes) * standard_error + bounds + rounding,

