@@ -26,6 +26,7 @@ from kronax.linalg.eigenbases import Eigenbasis
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.modes import HIGHEST, left_product, outer
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.sequence import matrix_by_matrix
 from kronax.linalg.spectral import rotate, unrotate
 
 
@@ -122,8 +123,13 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
         excess=excess,
         box=top,
         root=root,
-        root_inverse=lax.linalg.triangular_solve(root, identity, left_side=True, lower=True),
+        root_inverse=_inverse(root, identity),
     )
+
+
+@matrix_by_matrix
+def _inverse(root: Array, identity: Array) -> Array:
+    return lax.linalg.triangular_solve(root, identity, left_side=True, lower=True)
 
 
 def _coarse(bases: tuple[Eigenbasis, ...], excess: Array, top: tuple[Array, ...]) -> Array:
