@@ -48,6 +48,9 @@ from kronax.gp.regression import PolynomialMean as PolynomialMean
 from kronax.gp.term_posterior import TermPosterior as TermPosterior
 from kronax.linalg.decompose import decompose as decompose
 from kronax.linalg.diagonals import inverse_diagonal as inverse_diagonal
+from kronax.linalg.estimates import ConvergenceError as ConvergenceError
+from kronax.linalg.estimates import Estimate as Estimate
+from kronax.linalg.estimates import Iteration as Iteration
 from kronax.linalg.factors.base import AbstractFactor as AbstractFactor
 from kronax.linalg.factors.dense import Dense as Dense
 from kronax.linalg.factors.diagonal import Diagonal as Diagonal
@@ -57,6 +60,13 @@ from kronax.linalg.factors.structured import Centrosymmetric as Centrosymmetric
 from kronax.linalg.factors.structured import Circulant as Circulant
 from kronax.linalg.factors.structured import Toeplitz as Toeplitz
 from kronax.linalg.factors.triangular import LowerTriangular as LowerTriangular
+from kronax.linalg.iterative_density import iterative_logdet as iterative_logdet
+from kronax.linalg.iterative_density import iterative_logpdf as iterative_logpdf
+from kronax.linalg.iterative_solve import iterative_solve as iterative_solve
+from kronax.linalg.iterative_variances import iterative_inverse_at as iterative_inverse_at
+from kronax.linalg.iterative_variances import (
+    iterative_posterior_variances as iterative_posterior_variances,
+)
 from kronax.linalg.kronecker import Kronecker as Kronecker
 from kronax.linalg.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.logdet import inv_quad as inv_quad
@@ -69,6 +79,7 @@ from kronax.linalg.rules import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.sample import sample_normal as sample_normal
 from kronax.linalg.solve import inverse as inverse
 from kronax.linalg.solve import solve as solve
+from kronax.linalg.uneven import KroneckerPlusDiagonal as KroneckerPlusDiagonal
 from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace

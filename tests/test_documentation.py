@@ -29,6 +29,8 @@ RETURNED = {
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",
+    "ConvergenceError",
+    "Estimate",
 }
 
 

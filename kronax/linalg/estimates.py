@@ -1,0 +1,118 @@
+"""Results of iterations and of random probes, and how far to trust them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.linalg.checks import is_concrete
+
+
+class ConvergenceError(ArithmeticError):
+    """An iteration stopped before it reached its tolerance."""
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """How an iterative result is computed.
+
+    Args:
+        tolerance: of the residual, relative to the root of the quadratic form it leaves; `None` is
+            1e-5 in float64 and 1e-3 in float32.
+        max_steps: conjugate-gradient iterations at most.
+        num_probes: random vectors for the log-determinant and its gradient, the same ones at every
+            call; the standard error falls with the root of their number.
+        box_size: eigenvectors of the signal on which the preconditioner is exact, at most; long
+            gaps need more of them. Takes `O(box_size³)` operations once per call.
+        seed: of the probes.
+        on_failure: `"raise"` if an iteration does not converge (NaN under jit), or `"flag"`: the
+            result says `converged=False`.
+
+    Raises:
+        ValueError: if a number is out of its range.
+
+    Examples:
+        >>> import kronax as kx
+        >>> kx.Iteration(num_probes=64).num_probes
+        64
+    """
+
+    tolerance: float | None = None
+    max_steps: int = 1000
+    num_probes: int = 16
+    box_size: int = 900
+    seed: int = 0
+    on_failure: Literal["raise", "flag"] = "raise"
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and not 0 < self.tolerance < 1:
+            raise ValueError(f"`tolerance` must lie between 0 and 1; got {self.tolerance}.")
+        for name, least in (("max_steps", 1), ("num_probes", 4), ("box_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
+        if self.on_failure not in ("raise", "flag"):
+            raise ValueError(f"`on_failure` must be 'raise' or 'flag'; got {self.on_failure!r}.")
+
+    def tolerance_of(self, dtype: Any) -> float:
+        """The tolerance in this dtype."""
+        if self.tolerance is not None:
+            return self.tolerance
+        return 1e-5 if jnp.finfo(dtype).bits > 32 else 1e-3
+
+
+DEFAULT = Iteration()
+
+
+class Estimate(eqx.Module):
+    """A result with its certificate.
+
+    Args:
+        value: the result. What it is differentiated by, the certificate is not.
+        error: half the width of a 99 % interval around a scalar `value`: `standard_error` times
+            the quantile of Student's t, plus bounds of what the iterations left. For a solution,
+            its error in the norm of the operator, relative to the solution.
+        standard_error: of the random probes.
+        residual: the largest relative residual of the iterations, computed from the solutions.
+        num_steps: the largest number of iterations.
+        converged: whether the residual is below the tolerance.
+    """
+
+    value: Array
+    error: Array
+    standard_error: Array
+    residual: Array
+    num_steps: Array
+    converged: Array
+
+
+def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
+    """The estimate, unless it did not converge and that was to raise."""
+    if iteration.on_failure == "flag":
+        return estimate
+    if not is_concrete(estimate.converged):
+        value = jax.tree.map(lambda v: jnp.where(estimate.converged, v, jnp.nan), estimate.value)
+        return eqx.tree_at(lambda e: e.value, estimate, value)
+    if not bool(np.all(np.asarray(estimate.converged))):
+        raise ConvergenceError(
+            f"The iterations of {what} must reach their tolerance; after "
+            f"{int(np.max(np.asarray(estimate.num_steps)))} steps the relative residual is "
+            f"{float(np.max(np.asarray(estimate.residual))):.2g}. Raise `max_steps` or `box_size` "
+            "of kx.Iteration, loosen its `tolerance`, or take the result as it is with "
+            "`on_failure='flag'`. A signal that is indefinite, or not finite, gives NaN here."
+        )
+    return estimate
+
+
+def quantile(num_probes: int) -> float:
+    """The 99.5 % quantile of Student's t, by its expansion in the degrees of freedom."""
+    z, n = 2.5758293035489, num_probes - 1
+    return (
+        z
+        + (z**3 + z) / (4 * n)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    )

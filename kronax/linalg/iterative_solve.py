@@ -1,0 +1,172 @@
+"""Solves with gaps and uneven noise, by conjugate gradients, with a certificate."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from kronax.linalg.conjugate_gradients import Krylov, conjugate_gradients
+from kronax.linalg.diagnose import refuse_indefinite
+from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, settled
+from kronax.linalg.reference import Reference, balanced_box, even, reference
+from kronax.linalg.uneven import KroneckerPlusDiagonal
+
+
+def iterative_solve(
+    op: KroneckerPlusDiagonal, b: Float[Array, "..."], *, iteration: Iteration = DEFAULT
+) -> Estimate:
+    """`op⁻¹ b` at the observed cells, zero at the gaps, with its error.
+
+    All vectors of a batch at once, `4 N Σ n_i` operations per vector and iteration. Differentiable
+    to every order, each by another solve.
+
+    Args:
+        op: the covariance.
+        b: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
+        iteration: how.
+
+    Returns:
+        The solution in the layout of `b`, and how far to trust it.
+
+    Raises:
+        ValueError: if `b` does not lie on the grid or is not finite at an observed cell.
+        ConvergenceError: if the iteration does not converge (concrete values; traced ones give
+            NaN).
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> variances = jnp.array([[1.0, 3.0], [1.0, jnp.inf]])
+        >>> op = kx.KroneckerPlusDiagonal(kx.Kronecker(jnp.eye(2), jnp.eye(2)), variances)
+        >>> kx.iterative_solve(op, jnp.ones((2, 2))).value.round(4).tolist()
+        [[0.5, 0.25], [0.5, 0.0]]
+    """
+    grid, flat = op.vector(b, "b")
+    estimate = _solve(op, grid, iteration)
+    refuse_if_failed(estimate, op)
+    estimate = settled(estimate, iteration, "the solve")
+    if not flat:
+        return estimate
+    flattened = estimate.value.reshape(*grid.shape[: grid.ndim - len(op.grid_shape)], -1)
+    return Estimate(flattened, *jax.tree.leaves(estimate)[1:])
+
+
+class Certificate(NamedTuple):
+    """The fields of an estimate behind its value."""
+
+    error: Array
+    standard_error: Array
+    residual: Array
+    num_steps: Array
+    converged: Array
+
+
+class Solved(NamedTuple):
+    """Solves of columns `b`.
+
+    Args:
+        solution: `(k, *grid)`, zero at the gaps.
+        quadratics: `bᵀ op⁻¹ b`, from above.
+        errors: by how much at most.
+        certificate: of the worst column; its error is that of the solution in the norm of the
+            operator, relative to the solution.
+    """
+
+    solution: Array
+    quadratics: Array
+    errors: Array
+    certificate: Certificate
+
+
+def refuse_if_failed(estimate: Estimate, op: KroneckerPlusDiagonal) -> None:
+    """Blame an indefinite factor where a concrete result did not converge."""
+    if not isinstance(estimate.converged, jax.core.Tracer) and not bool(estimate.converged):
+        refuse_indefinite(op.kronecker, "signal")
+
+
+def prepared(op: KroneckerPlusDiagonal, iteration: Iteration) -> Reference:
+    """The reference of an operator, for any number of solves."""
+    box = balanced_box(op.grid_shape, iteration.box_size)
+    return reference(even(op.kronecker, op.precisions), op.precisions, box)
+
+
+def solve_columns(
+    held: Reference, op: KroneckerPlusDiagonal, columns: Array, iteration: Iteration
+) -> Solved:
+    """Solve for columns `(k, *grid)` that are zero at the gaps; no derivatives."""
+    precisions = op.precisions
+    none = jnp.zeros((0, *op.grid_shape), op.dtype)
+    krylov = run(held, precisions, columns, none, iteration)
+    smooth = held.filtered(krylov.solution)
+    quadratics = upper_quadratics(held, precisions, columns, smooth, krylov.solution)
+    # The entries of `W b` round independently, and so reach every eigenvector of the operator.
+    spread = jnp.sum((precisions * columns) ** 2 * op.diagonal(), tuple(range(1, columns.ndim)))
+    rounding = 8 * jnp.finfo(op.dtype).eps * jnp.sqrt(_ratio(spread, quadratics))
+    residual = jnp.max(krylov.relative_residual)
+    certificate = Certificate(
+        error=jnp.max(krylov.relative_residual / jnp.sqrt(krylov.smallest) + rounding),
+        standard_error=jnp.zeros((), op.dtype),
+        residual=residual,
+        num_steps=jnp.max(krylov.num_steps),
+        converged=residual <= 10 * iteration.tolerance_of(op.dtype),
+    )
+    return Solved(
+        solution=precisions * (columns - smooth),
+        quadratics=quadratics,
+        errors=krylov.residual**2 / krylov.smallest + rounding * quadratics,
+        certificate=certificate,
+    )
+
+
+def _ratio(a: Array, b: Array) -> Array:
+    return a / jnp.where(b > 0, b, 1)
+
+
+def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: Iteration) -> Krylov:
+    """One pass for all columns: data over the cells, probes over the spectrum."""
+    axes = tuple(range(1, y.ndim))
+    columns = jnp.concatenate([held.filtered_transpose(precisions * y), white])
+    energy = jnp.concatenate([jnp.sum(precisions * y**2, axes), jnp.sum(white**2, axes)])
+    is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
+    return conjugate_gradients(
+        held.mv,
+        columns,
+        energy=energy,
+        is_solve=is_solve.astype(y.dtype),
+        tolerance=iteration.tolerance_of(y.dtype),
+        max_steps=iteration.max_steps,
+    )
+
+
+def upper_quadratics(
+    held: Reference, precisions: Array, y: Array, smooth: Array, solution: Array
+) -> Array:
+    """`(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f` at the solution `f`, one number per column.
+
+    It is a minimum, so that its error is of second order, and a sum of squares: nothing cancels.
+    """
+    axes = tuple(range(1, y.ndim))
+    prior = held.divided(solution, transpose=True)
+    return jnp.sum(precisions * (y - smooth) ** 2, axes) + jnp.sum(held.smooth * prior**2, axes)
+
+
+@partial(jax.jit, static_argnums=2)
+def _solve(op: KroneckerPlusDiagonal, b: Array, iteration: Iteration) -> Estimate:
+    held = prepared(op, iteration)
+    constant = lax.stop_gradient(op)
+
+    def run_columns(_: Any, v: Array) -> tuple[Array, Certificate]:
+        solved = solve_columns(held, constant, v, iteration)
+        return solved.solution, solved.certificate
+
+    def mv(x: Array) -> Array:
+        # The identity at the gaps, where everything else is zero.
+        return op.mv_grid(x) + jnp.where(op.observed, 0, x)
+
+    columns = b.reshape(-1, *op.grid_shape)
+    solution, certificate = lax.custom_linear_solve(
+        mv, columns, solve=run_columns, transpose_solve=run_columns, has_aux=True
+    )
+    return Estimate(solution.reshape(b.shape), *lax.stop_gradient(certificate))

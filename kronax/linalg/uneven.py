@@ -1,0 +1,183 @@
+"""A Kronecker product plus a variance of its own at every cell, with gaps or without."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from kronax.linalg import checks
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.gaps import Mask
+from kronax.linalg.kronecker import Kronecker, as_kronecker
+from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.sample import draw_normal
+
+
+class KroneckerPlusDiagonal(AbstractOperator):
+    """`⊗K_i + diag(variances)` at the observed cells of a grid: one variance per cell.
+
+    It has no exact decomposition. `kx.iterative_logpdf`, `kx.iterative_solve` and their kin take
+    it, and say how far to trust what they return.
+
+    Vectors stay grid arrays: what they hold at gaps is ignored (NaN included), and results are
+    zero there.
+
+    Args:
+        kronecker: the signal, symmetric positive semidefinite factors without a batch.
+        variances: σ² (not σ) of every cell, an array that broadcasts to the grid. Infinity marks a
+            gap.
+        observed: a boolean array of the grid's shape, true where a cell is observed; further gaps.
+
+    Raises:
+        ValueError: if a factor is not square or not symmetric, a variance is zero, negative or
+            NaN, a shape does not fit, or no cell is observed.
+        TypeError: if the signal is no Kronecker product or `observed` is not boolean.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> variances = jnp.array([[1.0, 3.0], [1.0, jnp.inf]])
+        >>> op = kx.KroneckerPlusDiagonal(kx.Kronecker(jnp.eye(2), jnp.eye(2)), variances)
+        >>> op.mv(jnp.ones((2, 2))).tolist()
+        [[2.0, 4.0], [2.0, 0.0]]
+    """
+
+    kronecker: Kronecker
+    variances: Array
+
+    def __init__(
+        self,
+        kronecker: Any,
+        variances: Float[Any, "..."],
+        *,
+        observed: Bool[Any, "..."] | None = None,
+    ):
+        self.kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusDiagonal")
+        self.kronecker.check_covariance("a sum with noise")
+        if self.kronecker.batch_shape:
+            raise ValueError(
+                "The factors of KroneckerPlusDiagonal must have no batch axes; got batch "
+                f"{self.kronecker.batch_shape}. Map over the batch with jax.vmap."
+            )
+        self.variances = _checked_variances(variances, observed, self.kronecker)
+
+    @property
+    def factors(self) -> tuple[AbstractFactor, ...]:
+        """The factors of the signal."""
+        return self.kronecker.factors
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """`(n_1, …, n_d)`."""
+        return self.kronecker.grid_shape
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    @property
+    def dtype(self) -> Any:
+        """Floating-point type of the entries."""
+        return self.kronecker.dtype
+
+    @property
+    def T(self) -> "KroneckerPlusDiagonal":
+        """Itself: it is symmetric."""
+        return self
+
+    @property
+    def observed(self) -> Bool[Array, "..."]:
+        """True where a cell is observed."""
+        return ~jnp.isposinf(self.variances)
+
+    @property
+    def precisions(self) -> Array:
+        """`1 / variances`, zero at the gaps; NaN where a traced variance is not positive."""
+        finite = jnp.where(self.observed, self.variances, 1)
+        return jnp.where(self.observed, 1 / jnp.where(finite > 0, finite, jnp.nan), 0)
+
+    def held(self, x: Array) -> Array:
+        """`x` with zeros at the gaps, also where it is NaN there."""
+        return jnp.where(self.observed, x, jnp.zeros((), x.dtype))
+
+    def vector(self, x: Any, name: str) -> tuple[Array, bool]:
+        """A checked vector in the grid layout, zero at the gaps, and whether it came flat."""
+        grid, flat = checks.grid_of(x, self.grid_shape, name, self.dtype, finite=False)
+        grid = self.held(grid)
+        if checks.is_concrete(grid):
+            checks.check_finite(grid, f"{name} at the observed cells")
+        return grid, flat
+
+    def mv_grid(self, x: Array) -> Array:
+        """Multiply what is observed; zero at the gaps."""
+        x = self.held(x)
+        return self.held(self.kronecker.mv_grid(x) + self.held(self.variances) * x)
+
+    def diagonal(self) -> Array:
+        """The diagonal, zero at the gaps."""
+        return self.held(self.kronecker.diagonal() + self.held(self.variances))
+
+    def to_dense(self) -> Array:
+        """The `(N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
+        cells = self.observed.ravel()
+        noise = jnp.diag(self.held(self.variances).ravel())
+        return jnp.where(cells[:, None] & cells, self.kronecker.to_dense() + noise, 0)
+
+    def scaled(self, scalar: Array) -> "KroneckerPlusDiagonal":
+        """`scalar * self`: both terms are scaled."""
+        return KroneckerPlusDiagonal(
+            self.kronecker.scaled(scalar),
+            scalar * self.held(self.variances),
+            observed=self.observed,
+        )
+
+    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
+        """Draws from `N(0, op)`, one per entry of `lead`; zero at the gaps."""
+        scale = jnp.sqrt(jnp.where(self.observed, self.variances, 1))
+        return self.held(_draw(key, self.kronecker, scale, lead))
+
+
+def _draw(key: Array, kronecker: Kronecker, scale: Array, lead: tuple[int, ...]) -> Array:
+    signal_key, noise_key = jax.random.split(key)
+    signal = draw_normal(signal_key, kronecker, lead)
+    noise = jax.random.normal(noise_key, (*lead, *kronecker.grid_shape), kronecker.dtype)
+    return signal + scale * noise
+
+
+def _checked_variances(variances: Any, observed: Any, kronecker: Kronecker) -> Array:
+    grid = kronecker.grid_shape
+    checks.check_precision(variances, "The noise variances", kronecker.dtype)
+    if isinstance(variances, int | float) and not isinstance(variances, bool):
+        variances = np.asarray(variances, dtype=kronecker.dtype)
+    array = checks.array_of_reals(variances, "The noise variances", finite=False)
+    array = array.astype(kronecker.dtype)
+    try:
+        fits = jnp.broadcast_shapes(array.shape, grid) == grid
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"The noise variances must broadcast to the grid {grid}; got shape {array.shape}. "
+            "Give one variance per cell, infinity where a cell is missing."
+        )
+    array = jnp.broadcast_to(array, grid)
+    if observed is not None:
+        mask = Mask.of(observed, grid).array if checks.is_concrete(observed) else observed
+        array = jnp.where(mask, array, jnp.inf)
+    if checks.is_concrete(array):
+        values = np.asarray(array)
+        bad = ~(values > 0)
+        if bad.any():
+            place = tuple(int(i) for i in np.argwhere(bad)[0])
+            raise ValueError(
+                f"The noise variances must be positive; got {values[place]} at cell {place} "
+                f"({int(bad.sum())} such). Give σ² > 0, infinity where a cell is missing."
+            )
+        if not np.isfinite(values).any():
+            raise ValueError(
+                "At least one cell must be observed; got an infinite variance at every cell. "
+                "Infinity marks a gap."
+            )
+    return array

@@ -1,0 +1,360 @@
+"""Iterative results equal the dense ones within the error that they report."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from kronax.linalg.conjugate_gradients import TRIALS, conjugate_gradients
+from tests import oracle
+from tests.tolerances import assert_close
+
+GRID = (8, 9)
+QUICK = kx.Iteration(box_size=12, on_failure="flag")
+
+
+def matern(size, lengthscale):
+    x = np.linspace(0, 1, size)
+    r = np.abs(x[:, None] - x) * np.sqrt(3) / lengthscale
+    return (1 + r) * np.exp(-r)
+
+
+class Case(NamedTuple):
+    """One problem as arrays; infinite variances are gaps."""
+
+    first: np.ndarray
+    second: np.ndarray
+    variances: np.ndarray
+    y: np.ndarray
+
+    def dense(self):
+        """The matrix of the observed cells, and where they are."""
+        cells = np.flatnonzero(np.isfinite(self.variances))
+        whole = oracle.kron(self.first, self.second)
+        return whole[np.ix_(cells, cells)] + np.diag(self.variances.ravel()[cells]), cells
+
+    def operator(self):
+        return kx.KroneckerPlusDiagonal(kx.Kronecker(self.first, self.second), self.variances)
+
+    def cast(self, dtype):
+        return Case(*(jnp.asarray(a, dtype) for a in self))
+
+
+def draw_case(rng, grid=GRID, noise=None, share=None, spread=3.0):
+    """Scattered gaps up to 70 %, noise ratios from 1e-3 to 1, noise uneven up to 20 times."""
+    lengthscales = np.exp(rng.uniform(-3, 0, 2))
+    noise = 10 ** rng.uniform(-3, 0) if noise is None else noise
+    share = rng.uniform(0, 0.7) if share is None else share
+    variances = noise * np.exp(rng.uniform(0, spread, grid)) if spread else np.full(grid, noise)
+    variances[rng.random(grid) < share] = np.inf
+    variances[0, 0] = noise
+    case = Case(*map(matern, grid, lengthscales), variances, np.zeros(grid))
+    matrix, cells = case.dense()
+    y = np.full(grid, np.nan)
+    y.ravel()[cells] = np.linalg.cholesky(matrix) @ rng.standard_normal(len(cells))
+    return case._replace(y=y)
+
+
+def dense_logpdf(case):
+    matrix, cells = case.dense()
+    y = case.y.ravel()[cells]
+    quadratic = y @ np.linalg.solve(matrix, y)
+    return -0.5 * (quadratic + np.linalg.slogdet(matrix)[1] + len(cells) * np.log(2 * np.pi))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_log_densities_lie_within_their_error(dtype):
+    rng = np.random.default_rng(0)
+    cases = [draw_case(rng) for _ in range(200)]
+    truth = np.array([dense_logpdf(case) for case in cases])
+    stacked = Case(*map(np.stack, zip(*cases, strict=True))).cast(dtype)
+
+    @jax.jit
+    def run(stacked):
+        one = lambda c: kx.iterative_logpdf(c.y, 0.0, c.operator(), iteration=QUICK)  # noqa: E731
+        return jax.lax.map(one, stacked)
+
+    estimate = run(stacked)
+    assert estimate.value.dtype == dtype
+    assert np.all(estimate.converged)
+    value, error = (np.asarray(a, float) for a in (estimate.value, estimate.error))
+    ratio = np.abs(value - truth) / error
+    assert np.mean(ratio <= 1) >= 0.95
+    # Nor is the error an empty promise: it is as small as a 99 % interval of what is seen.
+    assert 0.1 < np.median(ratio) < 0.5
+    assert np.median(error / np.abs(truth)) < 0.02
+
+
+def test_an_even_grid_is_exact():
+    case = draw_case(np.random.default_rng(1), noise=0.1, share=0.0, spread=0)
+
+    def iterative(first, y):
+        op = kx.KroneckerPlusDiagonal(kx.Kronecker(first, case.second), 0.1)
+        return kx.iterative_logpdf(y, 0.3, op, iteration=QUICK).value
+
+    def exact(first, y):
+        return kx.normal_logpdf(y, 0.3, kx.Kronecker(first, case.second) + 0.1)
+
+    operands = (jnp.asarray(case.first), jnp.asarray(case.y))
+    for value, truth in zip(
+        jax.tree.leaves(jax.value_and_grad(iterative, (0, 1))(*operands)),
+        jax.tree.leaves(jax.value_and_grad(exact, (0, 1))(*operands)),
+        strict=True,
+    ):
+        assert_close(value, truth)
+
+
+def test_gradients_are_unbiased():
+    case = draw_case(np.random.default_rng(2), (5, 6), noise=0.05, share=0.3)
+    iteration = kx.Iteration(num_probes=8192, box_size=4)
+
+    def value(first, variances, y):
+        op = kx.KroneckerPlusDiagonal(kx.Kronecker(first, case.second), variances)
+        return kx.iterative_logpdf(y, 0.0, op, iteration=iteration).value
+
+    y = np.nan_to_num(case.y)
+    slopes = jax.grad(value, (0, 1, 2))(jnp.asarray(case.first), jnp.asarray(case.variances), y)
+    matrix, cells = case.dense()
+    inverse = np.linalg.inv(matrix)
+    weights = inverse @ y.ravel()[cells]
+    by_matrix = np.zeros((30, 30))
+    by_matrix[np.ix_(cells, cells)] = 0.5 * (np.outer(weights, weights) - inverse)
+    blocks = by_matrix.reshape(5, 6, 5, 6)
+    first = np.einsum("abcd,bd->ac", blocks, case.second)
+    observed = np.isfinite(case.variances)
+    noise = np.where(observed, np.diagonal(by_matrix).reshape(5, 6), 0)
+    assert_close_to(slopes[0], first, 0.01)
+    assert_close_to(slopes[1], noise, 0.01)
+    assert np.all(np.asarray(slopes[1])[~observed] == 0)
+    in_y = np.zeros(30)
+    in_y[cells] = -weights
+    assert_close_to(slopes[2], in_y.reshape(5, 6), 1e-4)
+
+
+def assert_close_to(actual, expected, share):
+    assert np.abs(np.asarray(actual, float) - expected).max() <= share * np.abs(expected).max()
+
+
+def test_gaps_equal_the_exact_operator():
+    case = draw_case(np.random.default_rng(3), noise=0.02, share=0.3, spread=0)
+    signal, observed = kx.Kronecker(case.first, case.second), np.isfinite(case.variances)
+    exact = kx.normal_logpdf(case.y, 0.0, kx.Masked(signal + 0.02, observed))
+    by_mask = kx.KroneckerPlusDiagonal(signal, 0.02, observed=observed)
+    assert_close(by_mask.to_dense(), case.operator().to_dense())
+    estimate = kx.iterative_logpdf(case.y, 0.0, by_mask, iteration=QUICK)
+    assert abs(estimate.value - exact) <= estimate.error < 3.0
+    # By default a grid as small as this one is handled exactly.
+    log_det = kx.iterative_logdet(by_mask)
+    assert log_det.error < 1e-10
+    assert abs(log_det.value - kx.logdet(kx.Masked(signal + 0.02, observed))) <= log_det.error
+
+
+def test_replicates_share_one_evaluation():
+    case = draw_case(np.random.default_rng(4))
+    replicates = np.stack([case.y, 2 * case.y]).reshape(2, -1)
+    together = kx.iterative_logpdf(replicates, 0.0, case.operator()).value
+    alone = [kx.iterative_logpdf(y, 0.0, case.operator()).value for y in replicates]
+    np.testing.assert_allclose(together, np.array(alone), rtol=1e-8)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_solves(dtype):
+    case = draw_case(np.random.default_rng(5), noise=0.01, share=0.3)
+    matrix, cells = case.dense()
+    b = np.random.default_rng(6).standard_normal((2, *GRID))
+    iteration = kx.Iteration(tolerance=1e-10 if dtype == "float64" else None)
+    estimate = kx.iterative_solve(
+        case.cast(dtype).operator(), jnp.asarray(b, dtype), iteration=iteration
+    )
+    expected = np.zeros((2, 72))
+    expected[:, cells] = np.linalg.solve(matrix, b.reshape(2, -1)[:, cells].T).T
+    share = 1e-8 if dtype == "float64" else 1e-2
+    assert_close_to(estimate.value.reshape(2, -1), expected, share)
+    error = (np.asarray(estimate.value, float).reshape(2, -1) - expected)[:, cells]
+    norms = [np.sqrt(np.sum(v @ matrix * v, -1)) for v in (error, expected[:, cells])]
+    assert np.all(norms[0] / norms[1] <= max(float(estimate.error), 1e-11))
+    flat = kx.iterative_solve(case.operator(), b.reshape(2, -1), iteration=iteration)
+    assert flat.value.shape == (2, 72)
+
+
+def test_solves_have_second_derivatives():
+    case = draw_case(np.random.default_rng(7), (5, 6), noise=0.1, share=0.3)
+    y, iteration = np.nan_to_num(case.y), kx.Iteration(tolerance=1e-11)
+    matrix, cells = case.dense()
+
+    def quadratic(scale):
+        op = kx.KroneckerPlusDiagonal(scale * kx.Kronecker(case.first, case.second), case.variances)
+        return jnp.sum(y * kx.iterative_solve(op, y, iteration=iteration).value)
+
+    slope = oracle.kron(case.first, case.second)[np.ix_(cells, cells)]
+    b = y.ravel()[cells]
+    jet = oracle.Jet(matrix, slope[None], np.zeros((1, 1, *matrix.shape)))
+    truth = oracle.inv_quad(jet, oracle.constant(b, 1))
+    assert_close(jax.grad(quadratic)(1.0), truth.first[0], 1)
+    assert_close(jax.grad(jax.grad(quadratic))(1.0), truth.second[0, 0], 2)
+
+
+def test_variances():
+    case = draw_case(np.random.default_rng(8), noise=0.05, share=0.4)
+    matrix, cells = case.dense()
+    whole = oracle.kron(case.first, case.second)
+    explained = np.einsum("ab,bc,ac->a", whole[:, cells], np.linalg.inv(matrix), whole[:, cells])
+    posterior = (np.diagonal(whole) - explained).reshape(GRID)
+    places = np.argwhere(np.ones(GRID, bool))[::5].T
+    rows = [f[i] for f, i in zip((case.first, case.second), places, strict=True)]
+    exact = kx.iterative_inverse_at(case.operator(), tuple(map(jnp.asarray, rows)))
+    np.testing.assert_allclose(exact.value, explained[::5], atol=float(exact.error) + 1e-12)
+    assert exact.error < 1e-6
+    drawn = kx.iterative_posterior_variances(case.operator(), iteration=kx.Iteration(num_probes=64))
+    assert np.mean(np.abs(drawn.value - posterior) <= drawn.error) >= 0.95
+    # Plain draws have a relative standard error of √(2 / 64) = 0.18.
+    assert np.median(drawn.standard_error / posterior) < 0.15
+
+
+def test_variances_of_an_even_grid_are_exact():
+    case = draw_case(np.random.default_rng(9), noise=0.1, share=0.0, spread=0)
+    drawn = kx.iterative_posterior_variances(case.operator())
+    whole = oracle.kron(case.first, case.second)
+    expected = np.diagonal(whole - whole @ np.linalg.inv(case.dense()[0]) @ whole)
+    np.testing.assert_allclose(drawn.value, expected.reshape(GRID), rtol=1e-4)
+    assert np.max(drawn.standard_error) < 1e-4
+
+
+@pytest.mark.parametrize(("kind", "box", "most"), [("scattered", 1, 12), ("a hole", 1, 200)])
+def test_steps_stay_few(kind, box, most):
+    grid = (40, 45)
+    variances = np.full(grid, 1e-3)
+    if kind == "scattered":
+        variances[np.random.default_rng(10).random(grid) < 0.1] = np.inf
+    else:
+        variances[10:24, 12:26] = np.inf
+    signal = kx.Kronecker(*(matern(n, 0.2) for n in grid))
+    op = kx.KroneckerPlusDiagonal(signal, variances)
+    plain = kx.iterative_logdet(op, iteration=kx.Iteration(box_size=box))
+    assert plain.num_steps <= most
+    if kind == "a hole":
+        boxed = kx.iterative_logdet(op, iteration=kx.Iteration(box_size=400))
+        assert int(boxed.num_steps) <= int(plain.num_steps) / 3
+        assert abs(boxed.value - plain.value) <= boxed.error + plain.error
+
+
+def test_failure_is_never_silent():
+    case = draw_case(np.random.default_rng(11), noise=1e-3, share=0.5)
+    short = kx.Iteration(max_steps=2, box_size=1)
+    op, y = case.operator(), np.nan_to_num(case.y)
+    calls = (
+        lambda it: kx.iterative_logpdf(y, 0.0, op, iteration=it),
+        lambda it: kx.iterative_solve(op, y, iteration=it),
+        lambda it: kx.iterative_posterior_variances(op, iteration=it),
+    )
+    for call in calls:
+        with pytest.raises(kx.ConvergenceError, match="after 2 steps"):
+            call(short)
+    traced = jax.jit(partial(calls[0], short))()
+    assert np.isnan(traced.value)
+    assert not traced.converged
+    flagged = calls[0](kx.Iteration(max_steps=2, box_size=1, on_failure="flag"))
+    assert not flagged.converged
+    assert np.isfinite(flagged.value)
+
+
+def test_a_second_derivative_of_an_estimate_is_refused():
+    case = draw_case(np.random.default_rng(12), (5, 6))
+
+    def value(scale):
+        op = kx.KroneckerPlusDiagonal(scale * kx.Kronecker(case.first, case.second), case.variances)
+        return kx.iterative_logpdf(case.y, 0.0, op).value
+
+    with pytest.raises(kx.DerivativeOrderError):
+        jax.grad(jax.grad(value))(1.0)
+    with pytest.raises(kx.DerivativeOrderError, match="values only"):
+        jax.grad(lambda s: kx.iterative_posterior_variances(s * case.operator()).value.sum())(1.0)
+
+
+def test_traced_bad_variances_give_nan():
+    case = draw_case(np.random.default_rng(13))
+
+    @jax.jit
+    def value(variances):
+        op = kx.KroneckerPlusDiagonal(kx.Kronecker(case.first, case.second), variances)
+        return kx.iterative_logpdf(np.nan_to_num(case.y), 0.0, op).value
+
+    assert np.isfinite(value(case.variances))
+    assert np.isnan(value(np.where(case.variances == case.variances[0, 0], -1.0, case.variances)))
+
+
+SIGNAL = kx.Kronecker(np.eye(3), np.eye(2))
+OP = kx.KroneckerPlusDiagonal(SIGNAL, np.ones((3, 2)))
+BAD = {
+    "zero": (lambda: kx.KroneckerPlusDiagonal(SIGNAL, 0.0), "must be positive; got 0.0"),
+    "negative": (
+        lambda: kx.KroneckerPlusDiagonal(SIGNAL, np.array([1.0, -2.0])),
+        r"must be positive; got -2.0 at cell \(0, 1\)",
+    ),
+    "NaN": (lambda: kx.KroneckerPlusDiagonal(SIGNAL, np.nan), "must be positive; got nan"),
+    "all gaps": (lambda: kx.KroneckerPlusDiagonal(SIGNAL, np.inf), "At least one cell"),
+    "shape": (lambda: kx.KroneckerPlusDiagonal(SIGNAL, np.ones((2, 3))), r"broadcast to the grid"),
+    "mask shape": (
+        lambda: kx.KroneckerPlusDiagonal(SIGNAL, 1.0, observed=np.ones((2, 3), bool)),
+        "shape of the grid",
+    ),
+    "batch": (
+        lambda: kx.KroneckerPlusDiagonal(kx.Kronecker(np.stack([np.eye(3)] * 2)), 1.0),
+        "no batch axes",
+    ),
+    "infinite y": (
+        lambda: kx.iterative_logpdf(np.full((3, 2), np.inf), 0.0, OP),
+        "y at the observed cells must be finite",
+    ),
+    "NaN in b": (lambda: kx.iterative_solve(OP, np.full(6, np.nan)), "b at the observed cells"),
+    "probes": (lambda: kx.Iteration(num_probes=1), "`num_probes` must be at least 4; got 1"),
+    "tolerance": (lambda: kx.Iteration(tolerance=2.0), "between 0 and 1"),
+    "on_failure": (lambda: kx.Iteration(on_failure="ignore"), "'raise' or 'flag'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(name):
+    call, message = BAD[name]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_an_indefinite_signal_is_blamed():
+    signal = kx.Kronecker(np.array([[1.0, 2.0], [2.0, 1.0]]), np.eye(3))
+    op = kx.KroneckerPlusDiagonal(signal, 0.5)
+    with pytest.raises(np.linalg.LinAlgError, match="factor 0 of the signal"):
+        kx.iterative_logdet(op)
+
+
+def test_a_mask_that_is_not_boolean_is_refused():
+    with pytest.raises(TypeError, match="boolean"):
+        kx.KroneckerPlusDiagonal(SIGNAL, 1.0, observed=np.ones((3, 2)))
+
+
+def test_conjugate_gradients_know_the_spectrum():
+    rng = np.random.default_rng(14)
+    basis = np.linalg.qr(rng.standard_normal((12, 12)))[0]
+    values = np.geomspace(1e-3, 5, 12)
+    matrix = basis * values @ basis.T
+    b = rng.standard_normal((3, 12))
+    b[2] = 0
+    found = conjugate_gradients(
+        lambda x: x @ matrix,
+        jnp.asarray(b),
+        energy=jnp.sum(b**2, -1) * jnp.ones(3),
+        is_solve=jnp.zeros(3),
+        tolerance=1e-10,
+        max_steps=100,
+    )
+    assert_close(found.solution, np.linalg.solve(matrix, b.T).T, 1)
+    forms = np.sum((b @ basis) ** 2 * np.log(values), -1)[:2] / np.sum(b**2, -1)[:2]
+    np.testing.assert_allclose(found.log_form[:2], forms, rtol=1e-9)
+    step = TRIALS[1] / TRIALS[0]
+    assert np.all((found.smallest[:2] <= 1e-3 * 1.0001) & (found.smallest[:2] >= 1e-3 / step**1.01))
+    assert found.num_steps[2] == 0
+    assert np.all(found.solution[2] == 0)
