@@ -205,7 +205,7 @@ class GridGP(eqx.Module):
 
         Also inside `jit`, for data that are constants there.
         """
-        if isinstance(y, Mask) or getattr(y, "dtype", None) == bool:
+        if isinstance(y, Mask) or getattr(getattr(y, "dtype", None), "kind", "") == "b":
             return with_observed(self, Mask.of(y, self.grid_shape))
         return with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
 
