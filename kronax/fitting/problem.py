@@ -209,6 +209,8 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
             f"independent=True needs data with one leading axis, (num_fits, *{model.grid_shape}); "
             f"got shape {jnp.shape(y)}."
         )
+    if hasattr(model, "observing"):
+        model.observing(grid)  # refuses data without any value
     members = np.asarray(grid).reshape(len(grid) if independent else 1, -1)
     spread = np.nanmax(members, axis=1) - np.nanmin(members, axis=1)
     constant = np.flatnonzero(spread == 0)

@@ -84,8 +84,7 @@ class _Start:
                 "Call initialise outside of jit, grad and vmap."
             )
         y = np.asarray(gp.check_data(y), np.float64)
-        if np.isnan(y).all():
-            raise ValueError("y must have a value in some cell; got a grid of missing ones.")
+        gp.observing(y)  # refuses data without any value
         self.gp = gp
         self.frozen = frozen_paths(gp, freeze)
         self.known_to_user: set[str] = set()
