@@ -240,7 +240,7 @@ def test_traced_coordinates():
     ("call", "error", "match"),
     [
         (lambda p: p.append(Y[:2], {"year": YEARS[20:]}), ValueError, r"y_new .*4, 3.*\(2, 3\)"),
-        (lambda p: p.append(Y[:4] * np.nan, {"year": YEARS[20:]}), ValueError, "finite"),
+        (lambda p: p.append(Y[:4] * np.inf, {"year": YEARS[20:]}), ValueError, "finite"),
         (lambda p: p.append(Y[:4], {"year": np.arange(4.0)}), TypeError, "must be dates"),
         (lambda p: p.append(Y[:4], {"yer": YEARS[20:]}), KeyError, "Did you mean 'year'"),
         (lambda p: p.append(Y[:4], {}), ValueError, "one axis at a time; got .* for none"),
