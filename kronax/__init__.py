@@ -62,6 +62,7 @@ from kronax.linalg.factors.structured import Toeplitz as Toeplitz
 from kronax.linalg.factors.triangular import LowerTriangular as LowerTriangular
 from kronax.linalg.iterative_density import iterative_logdet as iterative_logdet
 from kronax.linalg.iterative_density import iterative_logpdf as iterative_logpdf
+from kronax.linalg.iterative_operator import Iterative as Iterative
 from kronax.linalg.iterative_solve import iterative_solve as iterative_solve
 from kronax.linalg.iterative_variances import iterative_inverse_at as iterative_inverse_at
 from kronax.linalg.iterative_variances import (

@@ -20,7 +20,7 @@ from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
 from kronax.gp.kernels.stationary import Indicator
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.noise import AxisNoise, FullNoise
+from kronax.gp.noise import AxisNoise, CellNoise, FullNoise
 from kronax.gp.structure import Structure, check_kernel, check_structure, choose
 from kronax.linalg.checks import is_concrete
 
@@ -197,7 +197,7 @@ def _is_white(noise: Any, i: int) -> bool:
     """Whether the noise is a multiple of the identity on all axes but `i`."""
     if isinstance(noise, AxisNoise):
         return all(v is None for j, v in enumerate(noise.variances) if j != i)
-    return not isinstance(noise, FullNoise)
+    return not isinstance(noise, CellNoise | FullNoise)
 
 
 def _differing(terms: dict[str, Term], names: tuple[str, ...]) -> list[int]:

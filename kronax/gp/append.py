@@ -12,16 +12,17 @@ from kronax.gp.additive import joined_structure
 from kronax.gp.axes import Axis, new_axes, ordered
 from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.frozen import FrozenArray
-from kronax.gp.gaps import gaps_of
+from kronax.gp.gaps import gaps_of, mask_of
 from kronax.gp.held_out import axis_labels
 from kronax.gp.labels import Labels
-from kronax.gp.noise import AxisNoise, FullNoise
+from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.structure import check_kernel, check_structure, choose
 from kronax.gp.templates import check_data_units, without_axis
 from kronax.linalg.checks import array_of_reals, grid_of, is_concrete
 from kronax.linalg.decompose import decompose_axis
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.noise import KroneckerPlusNoise
 
 
 def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
@@ -37,15 +38,16 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     _check_batches(post.y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
     longer = _longer(gp, i, axis, new.size, noise, in_front)
-    parts = [ahead, post.y] if in_front else [post.y, ahead]
+    old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
+    parts = [ahead, old_y] if in_front else [old_y, ahead]
     y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
     template = without_axis(post.template, axis_labels(gp)[i])
-    if gp.observed is not None or gaps_of(longer, y) is not None:
+    if gaps_of(longer, y) is not None or not isinstance(post.operator, KroneckerPlusNoise):
         return dataclasses.replace(longer.condition(y), template=template)
     longer.check_model()
     operator = decompose_axis(longer.covariance(), post.operator, i)
-    weights, regression = evidence.weights(longer, operator, y)
-    return type(post)(longer, y, operator, weights, regression, template)
+    found = evidence.weights(longer, operator, y)
+    return type(post)(longer, y, operator, found.value, found.regression, template)
 
 
 def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:
@@ -137,11 +139,11 @@ def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool)
         joined = joined_structure(gp.terms, gp.joined, axes, axis_labels(gp), structures)
     changes = {
         "axes": axes,
-        "observed": None,
         "structures": structures,
         "joined_structure": joined,
         "noise": _longer_noise(gp, i, axis.size, count, noise, in_front),
     }
+    changes["observed"] = mask_of(None, changes["noise"], tuple(x.size for x in axes))
     longer = object.__new__(type(gp))
     for field in dataclasses.fields(gp):
         value = changes.get(field.name, getattr(gp, field.name))
@@ -152,6 +154,8 @@ def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool)
 def _longer_noise(gp: Any, i: int, size: int, count: int, noise: Any, in_front: bool) -> Any:
     """The noise on the longer grid."""
     name, held = axis_labels(gp)[i], gp.noise
+    if isinstance(held, CellNoise):
+        return _longer_cells(gp, i, count, noise, in_front)
     varies = isinstance(held, AxisNoise) and held.variances[i] is not None
     if noise is not None and not varies:
         raise TypeError(
@@ -175,6 +179,28 @@ def _longer_noise(gp: Any, i: int, size: int, count: int, noise: Any, in_front: 
         factors = _with(held.kronecker.factors, i, ScaledIdentity(own.scale, size))
         return FullNoise(Kronecker(*factors))
     return held
+
+
+def _longer_cells(gp: Any, i: int, count: int, noise: Any, in_front: bool) -> CellNoise:
+    """Noise with a variance per cell: those of the new slices beside the old ones."""
+    shape = tuple(count if j == i else n for j, n in enumerate(gp.grid_shape))
+    if noise is None:
+        raise ValueError(
+            "The noise has a variance of its own at every cell. Pass `noise=` with those of the "
+            f"new slices, one or {shape}."
+        )
+    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise", finite=False)
+    if value.shape not in ((), shape):
+        raise ValueError(
+            f"The noise of the new slices must be one variance, or one per cell, {shape}; got "
+            f"shape {value.shape}."
+        )
+    ahead = jnp.broadcast_to(value, shape).astype(gp.dtype) / gp.noise.scale
+    parts = [ahead, gp.noise.variances] if in_front else [gp.noise.variances, ahead]
+    both = as_noise(
+        jnp.concatenate(parts, axis=i), _with(gp.grid_shape, i, gp.grid_shape[i] + count), None
+    )
+    return CellNoise(both.variances, gp.noise.scale, both.product)
 
 
 def _checked_noise(noise: Any, count: int, name: str, dtype: Any) -> Array:

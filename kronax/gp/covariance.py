@@ -9,7 +9,7 @@ from jaxtyping import Array
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.modes import matmul
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.solve import solve_grid
 
 
@@ -23,7 +23,7 @@ class PosteriorCovariance(AbstractOperator):
 
     prior: tuple[Kronecker, ...]
     cross: tuple[Kronecker, ...]
-    operator: KroneckerPlusNoise
+    operator: KroneckerPlusNoise | AbstractSolvable
     regressed: Array | None
     variances: Array
     noise: Array | None

@@ -25,12 +25,13 @@ def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: An
     """Of new observations on a grid.
 
     With at most one new axis the old and the new data lie on one longer grid, and the log density
-    is the difference of two of them. With several, with gaps, or where terms join the noise, it is
-    that of a dense normal distribution.
+    is the difference of two of them. With several, with gaps or uneven noise, or where terms join
+    the noise, it is that of a dense normal distribution.
     """
     moved = [i for i, axis in enumerate(new) if axis is not None]
     gp = post.gp
-    if len(moved) > 1 or noise is not None or gp.joined is not None or gp.observed is not None:
+    is_whole = isinstance(post.operator, KroneckerPlusNoise)
+    if len(moved) > 1 or noise is not None or gp.joined is not None or not is_whole:
         return _on_places(post, y_new, new, noise)
     if not moved:
         return _again(post, y_new)

@@ -1,14 +1,17 @@
 """The marginal likelihood of a grid GP and the weights of its posterior, compiled."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kronax.gp.gls import Regression, fitted, marginal_logpdf, regress
+from kronax.gp.gls import Regression, fitted, integrated, marginal_logpdf, regress
 from kronax.gp.regression import MarginalMean
+from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.estimates import Estimate, exact_estimate, settled
+from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractSolvable
@@ -16,6 +19,20 @@ from kronax.linalg.solve import solve_grid
 
 # The covariance of the data: on the whole grid, or at the cells that have some.
 DataCovariance = KroneckerPlusNoise | AbstractSolvable
+
+
+class Weights(NamedTuple):
+    """What a posterior is made of.
+
+    Args:
+        value: `S⁻¹ (y − mean)`.
+        regression: the coefficients of a mean that has them integrated out.
+        estimate: the weights with their certificate, if they come from iterations.
+    """
+
+    value: Array
+    regression: Regression | None
+    estimate: Estimate | None
 
 
 @eqx.filter_jit
@@ -29,16 +46,46 @@ def log_marginal_likelihood(gp: Any, y: Array) -> Array:
     return normal_logpdf_grid(residual, covariance)
 
 
+def estimate(gp: Any, y: Array) -> Estimate:
+    """The same with its certificate; raises as the model's iterations are to."""
+    return settled(_estimate(gp, y), gp.iteration, "the log density")
+
+
 @eqx.filter_jit
-def weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Array, Regression | None]:
-    """`S⁻¹ (y − mean)`, and the coefficients of a mean that has them integrated out."""
-    stay = (None,) * len(gp.axes)
-    residual = _residual(gp, operator, y)
+def _estimate(gp: Any, y: Array) -> Estimate:
+    covariance = gp.data_covariance()
+    if not isinstance(covariance, Iterative):
+        return exact_estimate(log_marginal_likelihood(gp, y))
+    residual = _residual(gp, covariance, y)
     if not isinstance(gp.mean, MarginalMean):
-        return solve_grid(operator, residual), None
-    design = gp.design_on(stay)
-    found = regress(operator, design, residual, gp.mean.variance, gp.mean.names)
-    return solve_grid(operator, residual - fitted(found.coefficients, design)), found
+        return covariance.density(residual)
+    design = gp.design_on((None,) * len(gp.axes))
+    found = regress(covariance, design, residual, gp.mean.variance, ())
+    density = covariance.density(residual - fitted(found.coefficients, design))
+    return density.shifted(integrated(found, gp.mean.variance))
+
+
+def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
+    """Those of checked data."""
+    found = _weights(gp, operator, y)
+    if isinstance(operator, Iterative) and found.estimate is not None:
+        checked = settled(found.estimate, operator.iteration, "the posterior")
+        return Weights(checked.value, found.regression, checked)
+    return found
+
+
+@eqx.filter_jit
+def _weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
+    stay = (None,) * len(gp.axes)
+    residual, found = _residual(gp, operator, y), None
+    if isinstance(gp.mean, MarginalMean):
+        design = gp.design_on(stay)
+        found = regress(operator, design, residual, gp.mean.variance, gp.mean.names)
+        residual = residual - fitted(found.coefficients, design)
+    if not isinstance(operator, Iterative):
+        return Weights(solve_grid(operator, residual), found, None)
+    solved = operator.solved(residual)
+    return Weights(solved.value, found, solved)
 
 
 def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:
@@ -47,6 +94,11 @@ def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:
     return operator.held(residual) if isinstance(operator, AbstractSolvable) else residual
 
 
-def failed(value: Any) -> bool:
-    """Whether a concrete value is not finite."""
-    return not isinstance(value, jax.core.Tracer) and not bool(jnp.isfinite(value).all())
+def explain(gp: Any, y: Array, value: Any) -> None:
+    """Raise if a concrete likelihood is not finite, with what is to blame."""
+    if isinstance(value, jax.core.Tracer) or bool(jnp.isfinite(value).all()):
+        return
+    gp.check_model()
+    if isinstance(gp.data_covariance(), Iterative):
+        estimate(gp, y)
+    explain_not_finite(value, gp.covariance())

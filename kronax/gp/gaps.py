@@ -1,14 +1,36 @@
-"""Cells without data: where they are, and models that know it."""
+"""Cells without data and uneven noise: where they are, and how such processes are solved."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.gp.noise import CellNoise
 from kronax.linalg.checks import is_concrete
-from kronax.linalg.gaps import Mask, plan_gaps
+from kronax.linalg.estimates import Iteration
+from kronax.linalg.gaps import GapPlan, Mask, plan_gaps, plan_uneven
+from kronax.linalg.iterative_operator import Iterative
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.masked import Masked
+from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.reference import balanced_box
+from kronax.linalg.thin import is_diagonal
+from kronax.linalg.uneven import KroneckerPlusDiagonal
+
+# Beyond these an exact value and gradient take more than some seconds on two cores.
+MOST_OPERATIONS = 4e11
+MOST_BYTES = 4e9
+# What a cost is predicted with; `Estimate.num_steps` tells the true number.
+USUAL_STEPS = 15
+
+
+class Choice(NamedTuple):
+    """How a process with gaps or uneven noise is solved, and why."""
+
+    is_iterative: bool
+    reason: str
 
 
 def with_observed(gp: Any, observed: Mask | None) -> Any:
@@ -20,6 +42,15 @@ def with_observed(gp: Any, observed: Mask | None) -> Any:
         value = observed if field.name == "observed" else getattr(gp, field.name)
         object.__setattr__(other, field.name, value)
     return other
+
+
+def mask_of(observed: Any, noise: Any, grid_shape: tuple[int, ...]) -> Mask | None:
+    """Where a model has data: as it was told, and where its noise is finite."""
+    finite = noise.observed if isinstance(noise, CellNoise) else None
+    if observed is None:
+        return None if finite is None else Mask.of(finite, grid_shape)
+    told = Mask.of(observed, grid_shape)
+    return told if finite is None else Mask.of(told.array & finite, grid_shape)
 
 
 def gaps_of(gp: Any, y: Array) -> Mask | None:
@@ -36,27 +67,132 @@ def gaps_of(gp: Any, y: Array) -> Mask | None:
         )
     sets = missing.reshape(-1, *gp.grid_shape)
     if gp.observed is not None:
-        beyond = sets & gp.observed.array
-        if beyond.any():
+        sets = sets & gp.observed.array
+        if not sets.any():
+            return gp.observed
+        if not isinstance(gp.noise, CellNoise):
             raise ValueError(
                 f"y must have values at all cells that `observed` marks; got NaN at "
-                f"{int(beyond.any(axis=0).sum())} of them. Leave `observed` out, and gaps are read "
+                f"{int(sets.any(axis=0).sum())} of them. Leave `observed` out, and gaps are read "
                 "from y."
             )
-        return gp.observed
     if (sets != sets[0]).any():
         other = int(np.flatnonzero((sets != sets[0]).any(axis=tuple(range(1, sets.ndim))))[0])
         raise ValueError(
             "All data sets of a batch must have the same missing cells; number 0 and number "
             f"{other} differ. Take those with the same gaps together, or one at a time."
         )
-    return Mask.of(~sets[0], gp.grid_shape)
+    seen = ~sets[0] if gp.observed is None else gp.observed.array & ~sets[0]
+    return Mask.of(seen, gp.grid_shape)
+
+
+def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | Iterative:
+    """The covariance of the observations, at the cells that have some, ready to be solved."""
+    is_uneven = _is_uneven(gp)
+    if gp.observed is None and not is_uneven:
+        return gp.covariance()
+    if not is_iterative(gp):
+        return Masked(gp.covariance(), _mask(gp))
+    noise = gp.noise_term()
+    levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
+    observed = None if gp.observed is None else gp.observed.array
+    signal = gp.covariance(include_noise=False)
+    return Iterative(KroneckerPlusDiagonal(signal, levels, observed=observed), gp.iteration)
+
+
+def with_noise_of(gp: Any, signal: Kronecker) -> KroneckerPlusNoise | KroneckerPlusDiagonal:
+    """The covariance of noisy data on the whole grid."""
+    noise = gp.noise_term()
+    if isinstance(noise, Kronecker) or not noise.ndim:
+        return KroneckerPlusNoise(signal, noise)
+    return KroneckerPlusDiagonal(signal, noise)
+
+
+def choice(gp: Any) -> Choice:
+    """By iterations or exactly: as asked, or exactly up to a cost of some seconds."""
+    plan = _plan(gp)
+    if gp.gaps == "exact":
+        return Choice(False, f"{plan.reason}; 'exact' was asked for")
+    refused = _why_not_iterative(gp)
+    if gp.gaps == "iterative":
+        if refused:
+            raise NotImplementedError(
+                f"gaps='iterative' is not available {refused}. Take gaps='exact'."
+            )
+        return Choice(True, "'iterative' was asked for")
+    cost = f"{plan.flops:.1e} operations and {plan.memory / 1e9:.1f} GB"
+    if plan.flops <= MOST_OPERATIONS and plan.memory <= MOST_BYTES:
+        return Choice(False, plan.reason)
+    if refused:
+        return Choice(False, f"{plan.reason}; {cost}, and no iterations {refused}")
+    return Choice(True, f"{plan.reason}; exactly it would take {cost}")
+
+
+def check_choice(gaps: Any, iteration: Any) -> Iteration:
+    """The settings of iterations, if both are what they must be."""
+    if gaps not in ("auto", "exact", "iterative"):
+        raise ValueError(f"`gaps` must be 'auto', 'exact' or 'iterative'; got {gaps!r}.")
+    if not isinstance(iteration, Iteration | None):
+        raise TypeError(f"`iteration` must be a kx.Iteration; got {iteration!r}.")
+    return iteration or Iteration()
 
 
 def described(gp: Any) -> list[str]:
-    """How gaps are handled, in words."""
-    if gp.observed is None:
+    """How gaps and uneven noise are handled, in words."""
+    if gp.observed is None and not _is_uneven(gp):
         return []
-    plan = plan_gaps(gp.observed, jnp.dtype(gp.dtype).itemsize, "auto")
-    share = plan.num_missing / (plan.num_missing + plan.num_observed)
-    return [f"  {plan.num_missing} cells missing ({share:.0%}), exact: {plan.reason}"]
+    plan, chosen = _plan(gp), choice(gp)
+    lines = []
+    if gp.observed is not None:
+        share = plan.num_missing / (plan.num_missing + plan.num_observed)
+        lines.append(f"  {plan.num_missing} cells missing ({share:.0%})")
+    if any(plan.dropped):
+        names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+        whole = [f"{n} of {name}" for n, name in zip(plan.dropped, names, strict=True) if n]
+        lines.append(f"  whole slices missing, dropped exactly: {', '.join(whole)}")
+    if not chosen.is_iterative:
+        cost = f"{plan.flops:.1e} operations, {plan.memory / 1e9:.2g} GB"
+        return [*lines, f"  exact: {chosen.reason}", f"  a value and gradient: {cost}"]
+    it = gp.iteration
+    size = plan.num_missing + plan.num_observed
+    passes = 2 * USUAL_STEPS * (1 + it.num_probes)
+    flops = passes * 2 * size * sum(gp.grid_shape)
+    box = "×".join(map(str, balanced_box(gp.grid_shape, it.box_size)))
+    return [
+        *lines,
+        f"  iterative: {chosen.reason}",
+        f"  a value and gradient: {flops:.1e} operations if {USUAL_STEPS} iterations do, "
+        f"{it.num_probes} probes, exact on {box} eigenvectors",
+    ]
+
+
+def is_iterative(gp: Any) -> bool:
+    """Whether the process is solved by iterations."""
+    return (gp.observed is not None or _is_uneven(gp)) and choice(gp).is_iterative
+
+
+def _is_uneven(gp: Any) -> bool:
+    return isinstance(gp.noise, CellNoise) and gp.noise.is_uneven
+
+
+def _mask(gp: Any) -> Mask:
+    if gp.observed is not None:
+        return gp.observed
+    return Mask.of(np.ones(gp.grid_shape, bool), gp.grid_shape)
+
+
+def _plan(gp: Any) -> GapPlan:
+    plan = plan_uneven if _is_uneven(gp) else plan_gaps
+    return plan(_mask(gp), jnp.dtype(gp.dtype).itemsize, "auto")
+
+
+def _why_not_iterative(gp: Any) -> str:
+    """What iterations cannot do, in words; empty if they can."""
+    if gp.joined is not None:
+        return "where terms join the noise"
+    if any(structure.rank for structure in gp.structures):
+        return "with low-rank axes"
+    noise = gp.noise_term()
+    if isinstance(noise, Kronecker) and not all(is_diagonal(f) for f in noise.factors):
+        return "with noise that is correlated between cells"
+    return ""

@@ -107,8 +107,13 @@ def marginal_logpdf(
     """Log density of data with the coefficients integrated out; restricted if they are flat."""
     found = regress(op, design, y, variance, ())
     value = normal_logpdf_grid(y - fitted(found.coefficients, design), op)
-    num, dtype = design.shape[0], y.dtype
-    value = value - jnp.sum(jnp.log(jnp.diagonal(found.root)))
+    return value + integrated(found, variance)
+
+
+def integrated(found: Regression, variance: Array | None) -> Array:
+    """What integrating the coefficients out adds to the log density at their estimates."""
+    num, dtype = found.root.shape[0], found.root.dtype
+    value = -jnp.sum(jnp.log(jnp.diagonal(found.root)))
     if variance is None:
         return value + jnp.asarray(num / 2 * np.log(2 * np.pi), dtype)
     spread = variance.astype(dtype)

@@ -5,12 +5,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.distributions import KroneckerNormal, MaskedKroneckerNormal
 from kronax.gp import evidence, soundness
 from kronax.gp.additive import Terms, joined_structure, merge, read_kernels
 from kronax.gp.alignment import refuse_mesh
@@ -24,15 +22,23 @@ from kronax.gp.data_arrays import (
     noise_by_axis,
 )
 from kronax.gp.description import description
-from kronax.gp.gaps import gaps_of, with_observed
+from kronax.gp.gaps import (
+    check_choice,
+    data_covariance,
+    gaps_of,
+    mask_of,
+    with_noise_of,
+    with_observed,
+)
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
 from kronax.gp.means import Mean, as_mean
-from kronax.gp.noise import AxisNoise, FullNoise, as_noise
+from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
+from kronax.gp.prior import prior_draws
 from kronax.gp.regression import MarginalMean
+from kronax.gp.sites import NumpyroSites
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
     Structure,
@@ -42,16 +48,17 @@ from kronax.gp.structure import (
 from kronax.gp.templates import template_of
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
-from kronax.linalg.diagnose import explain_not_finite
+from kronax.linalg.estimates import Estimate, Iteration
 from kronax.linalg.gaps import Mask
+from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.masked import Masked
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.sample import sample_normal
+from kronax.linalg.uneven import KroneckerPlusDiagonal
 from kronax.parameters import parameter
 
 
-class GridGP(eqx.Module):
+class GridGP(NumpyroSites):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
@@ -65,10 +72,15 @@ class GridGP(eqx.Module):
             others have the same kernel object; or they are `kx.White` on all axes but one.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise; or a dictionary from an axis to
-            variances along it; or a `kx.Kronecker` covariance.
+            variances along it; or one variance per cell, infinite where it has no data, of which
+            a fit trains the common scale; or a `kx.Kronecker` covariance.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
+        gaps: how gaps and one variance per cell are handled: "exact"; "iterative", with first
+            derivatives and certificates; or "auto", exactly up to a cost of some seconds.
+            `describe()` tells which, why, and the cost.
+        iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
             the parameters; one of "dense", "toeplitz", "circulant" and "centrosymmetric" per axis
             overrides that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel
@@ -101,6 +113,8 @@ class GridGP(eqx.Module):
     joined_structure: Structure | None = eqx.field(static=True)
     terms: Terms | None = eqx.field(static=True)
     observed: Mask | None = eqx.field(static=True)
+    gaps: str = eqx.field(static=True)
+    iteration: Iteration = eqx.field(static=True)
     variance: Array | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
 
@@ -113,6 +127,8 @@ class GridGP(eqx.Module):
         structure: Sequence[str | int | None] | Mapping[str, str | int] | None = None,
         terms: Mapping[str, Any] | None = None,
         observed: Bool[Any, "..."] | None = None,
+        gaps: str = "auto",
+        iteration: Iteration | None = None,
     ):
         given, axes, self.axis_names = read_kernels(kernels, terms, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
@@ -124,7 +140,8 @@ class GridGP(eqx.Module):
             noise = np.asarray(noise, dtype)
         noise = noise_by_axis(noise, self.axes, self.axis_names)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
-        self.observed = None if observed is None else Mask.of(observed, self.grid_shape)
+        self.observed = mask_of(observed, self.noise, self.grid_shape)
+        self.gaps, self.iteration = gaps, check_choice(gaps, iteration)
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
             self.kernels, self.variance = given[None]
@@ -152,6 +169,8 @@ class GridGP(eqx.Module):
         structure: Mapping[str, str | int] | None = None,
         axes: Mapping[str, Any] | None = None,
         batch_dims: Sequence[str] = (),
+        gaps: str = "auto",
+        iteration: Iteration | None = None,
     ) -> "GridGP":
         """A process on the grid of a DataArray; its values are not looked at.
 
@@ -167,6 +186,8 @@ class GridGP(eqx.Module):
             axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
                 `kx.dates`, `kx.regular`, or other coordinates.
             batch_dims: dimensions without a kernel, which count replicates.
+            gaps: as for a GridGP.
+            iteration: as for a GridGP.
 
         Raises:
             KeyError: if a dimension has no kernel, or a name is unknown.
@@ -174,7 +195,7 @@ class GridGP(eqx.Module):
             ValueError: as for a GridGP.
         """
         axes = grid_of_data_array(data, kernels, axes, batch_dims)
-        return cls(kernels, axes, noise, mean, structure)
+        return cls(kernels, axes, noise, mean, structure, gaps=gaps, iteration=iteration)
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -186,7 +207,9 @@ class GridGP(eqx.Module):
         """Precision of the parameters, and so of every result."""
         return dtype_of((self.kernels, self.joined, self.variance, self.noise, self.mean))
 
-    def covariance(self, include_noise: bool = True) -> Kronecker | KroneckerPlusNoise:
+    def covariance(
+        self, include_noise: bool = True
+    ) -> Kronecker | KroneckerPlusNoise | KroneckerPlusDiagonal:
         """The prior covariance on the grid, as an operator."""
         dtype = self.dtype
         first, *rest = (
@@ -198,7 +221,7 @@ class GridGP(eqx.Module):
         signal = Kronecker(amplitude(self, 0, dtype) * first, *rest)
         if self.joined is not None:
             return KroneckerPlusNoise(signal, joined_noise(self, include_noise))
-        return KroneckerPlusNoise(signal, self.noise_term()) if include_noise else signal
+        return with_noise_of(self, signal) if include_noise else signal
 
     def observing(self, y: Any) -> "GridGP":
         """The same process with data where `y` has some: NaN, or false in a mask, are gaps.
@@ -209,11 +232,9 @@ class GridGP(eqx.Module):
             return with_observed(self, Mask.of(y, self.grid_shape))
         return with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
 
-    def data_covariance(self) -> KroneckerPlusNoise | Masked:
+    def data_covariance(self) -> KroneckerPlusNoise | Masked | Iterative:
         """The covariance of the observations, at the cells that have some."""
-        whole = self.covariance()
-        assert isinstance(whole, KroneckerPlusNoise)
-        return whole if self.observed is None else Masked(whole, self.observed)
+        return data_covariance(self)
 
     def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
         """Log density of the data in nats, right to second order in every parameter.
@@ -232,10 +253,21 @@ class GridGP(eqx.Module):
         grid = self.check_data(y)
         seen = self.observing(y)
         value = evidence.log_marginal_likelihood(seen, grid)
-        if evidence.failed(value):
-            self.check_model()
-            explain_not_finite(value, self.covariance())
+        evidence.explain(seen, grid, value)
         return value
+
+    def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
+        """The same with its certificate: error, standard error, residual and iterations.
+
+        Exact models have errors of zero.
+
+        Raises:
+            ConvergenceError: if an iteration does not converge and is to raise then.
+            TypeError: as in `log_marginal_likelihood`.
+            ValueError: as in `log_marginal_likelihood`.
+        """
+        grid = self.check_data(y)
+        return evidence.estimate(self.observing(y), grid)
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
@@ -256,7 +288,10 @@ class GridGP(eqx.Module):
             soundness.refuse_joined(self, "A posterior given data with gaps is")
         operator = decompose(seen.data_covariance())
         template = template_of(y, self.axis_names)
-        return Posterior(seen, grid, operator, *evidence.weights(seen, operator, grid), template)
+        found = evidence.weights(seen, operator, grid)
+        return Posterior(
+            seen, grid, operator, found.value, found.regression, template, found.estimate
+        )
 
     def sample(
         self,
@@ -271,74 +306,7 @@ class GridGP(eqx.Module):
         """
         soundness.refuse_marginal(self, "Prior draws are")
         soundness.check_ranks(self)
-        draws = sample_normal(key, self.covariance(include_noise), sample_shape)
-        return draws + self.mean_on((None,) * len(self.axes))
-
-    def numpyro_dist(self, *, flatten: bool = False) -> KroneckerNormal | MaskedKroneckerNormal:
-        """Noisy data on the grid as a NumPyro distribution: the likelihood of a model.
-
-        The whole grid is one event: it needs no `numpyro.plate` over its axes. With `observed=` it
-        is the density of these cells, and data may be NaN elsewhere.
-
-        Args:
-            flatten: events are `(N,)` instead of grid-shaped.
-
-        Examples:
-            >>> import jax.numpy as jnp, kronax as kx
-            >>> gp = kx.GridGP((kx.RBF(0.3),), (jnp.linspace(0, 1, 5),), noise=0.1)
-            >>> gp.numpyro_dist().event_shape
-            (5,)
-        """
-        soundness.refuse_marginal(self, "gp.numpyro_dist() is")
-        loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
-        if self.observed is None:
-            return KroneckerNormal(loc, self.covariance(), flatten=flatten)
-        return MaskedKroneckerNormal(
-            loc, self.covariance(), observed=self.observed.array, flatten=flatten
-        )
-
-    def latent(self, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
-        """The process without noise on the grid, latent in a NumPyro model, for any likelihood.
-
-        The sample site is the whitened field, `name_white`, of independent standard normals; the
-        field itself is recorded as the deterministic site `name`. Samplers then see a geometry
-        that does not depend on the lengthscales. The whitened numbers go from smooth to rough along
-        each axis, so that they are nearly independent in the posterior too. Low-rank axes take as
-        many of them as they have columns.
-
-        Args:
-            name: of the field.
-            jitter: added to the diagonal of every axis' covariance, relative to its mean, so that
-                its Cholesky factor exists.
-
-        Raises:
-            ValueError: if the jitter is negative.
-            RuntimeError: outside a model, where there is no random key.
-
-        Examples:
-            >>> import jax.numpy as jnp, kronax as kx, numpyro
-            >>> gp = kx.GridGP((kx.RBF(0.3),), (jnp.linspace(0, 1, 5),), noise=0.1)
-            >>> with numpyro.handlers.seed(rng_seed=0):
-            ...     gp.latent("f").shape
-            (5,)
-        """
-        soundness.refuse_marginal(self, "gp.latent() is")
-        soundness.refuse_joined(self, "gp.latent() is")
-        return sample_latent(self, name, jitter)
-
-    def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
-        """The process given its values `f` on the whole grid, such as a draw of `latent`.
-
-        Args:
-            f: `(*batch, n_1, …, n_d)` or `(*batch, N)`.
-            jitter: as for `latent`.
-
-        Raises:
-            ValueError: if `f` does not lie on the grid, or the jitter is negative.
-        """
-        soundness.refuse_marginal(self, "gp.latent_condition() is")
-        soundness.refuse_joined(self, "gp.latent_condition() is")
-        return latent_condition(self, f, jitter)
+        return prior_draws(self, key, sample_shape, include_noise)
 
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
@@ -429,8 +397,8 @@ class GridGP(eqx.Module):
         soundness.check_design(self)
 
     def noise_term(self) -> Any:
-        """The noise alone: a variance, or a Kronecker covariance."""
-        if isinstance(self.noise, AxisNoise | FullNoise):
+        """The noise alone: a variance, one per cell, or a Kronecker covariance."""
+        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise):
             return self.noise.operator(self.dtype)
         return self.noise.astype(self.dtype)
 

@@ -17,6 +17,8 @@ from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.gp.indexes import is_labelled
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagonals import inverse_diagonal
+from kronax.linalg.estimates import settled
+from kronax.linalg.iterative_operator import Iterative
 
 
 class LeaveOneOut(HeldOut):
@@ -28,6 +30,7 @@ class LeaveOneOut(HeldOut):
         y: the observations.
         axes: of the grid.
         axis_names: of the axes, or `axis 0` and so on.
+        variance_error: standard error of the variance where it comes from iterations, else `None`.
     """
 
     mean: Float[Array, "..."]
@@ -35,6 +38,7 @@ class LeaveOneOut(HeldOut):
     y: Float[Array, "..."]
     axes: tuple[Axis, ...]
     axis_names: tuple[str, ...] = eqx.field(static=True)
+    variance_error: Float[Array, "..."] | None = None
 
     def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
         """Log predictive density of every cell, in nats: of the data, or of another `y`.
@@ -73,11 +77,17 @@ def leave_one_out(post: Any) -> LeaveOneOut:
     Coefficients that are integrated out are estimated without the cell as well: then it is the
     inverse `S⁻¹ − S⁻¹ H A⁻¹ Hᵀ S⁻¹` that has a diagonal.
     """
-    diagonal, regression = inverse_diagonal(post.operator), post.regression
+    op, regression = post.operator, post.regression
+    found = op.inverse_estimate() if isinstance(op, Iterative) else None
+    if found is None:
+        diagonal = inverse_diagonal(op)
+    else:
+        diagonal = settled(found, op.iteration, "the draws").value
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
     if post.gp.observed is not None:
         diagonal = jnp.where(post.gp.observed.array, diagonal, jnp.nan)
     variance = 1 / diagonal
+    error = None if found is None else found.standard_error * jnp.square(variance)
     mean = post.y - post.weights * variance
-    return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp))
+    return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)

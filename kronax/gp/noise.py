@@ -1,13 +1,15 @@
-"""Noise of a grid GP: one variance, or variances along some axes."""
+"""Noise of a grid GP: one variance, variances along some axes, or one per cell."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.linalg.checks import array_of_reals, is_concrete
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.operators import AbstractOperator
@@ -36,6 +38,49 @@ class AxisNoise(eqx.Module):
         )
 
 
+class CellNoise(eqx.Module):
+    """Independent noise with a variance of its own at every cell, `scale · variances`.
+
+    The variances are data, such as squared standard errors of measurements; a fit trains their
+    common scale. Infinity marks a gap.
+
+    Args:
+        variances: on the grid.
+        scale: a number.
+        product: variances along each axis whose product they are, if they are one.
+    """
+
+    variances: Array = data()
+    scale: Array = parameter(constraints.positive)
+    product: tuple[Array, ...] | None = data(default=None)
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether the variances are no product over the axes, or not known to be one."""
+        return self.product is None
+
+    def levels(self, dtype: Any) -> Array:
+        """The variances on the grid."""
+        variances, scale = self.variances.astype(dtype), self.scale.astype(dtype)
+        is_gap = jnp.isposinf(variances)
+        return jnp.where(is_gap, jnp.inf, scale * jnp.where(is_gap, 1, variances))
+
+    def operator(self, dtype: Any) -> Kronecker | Array:
+        """The noise covariance where it is a Kronecker product, else the variances."""
+        if self.product is None:
+            return self.levels(dtype)
+        first, *rest = (Diagonal(v.astype(dtype)) for v in self.product)
+        return Kronecker(Diagonal(self.scale.astype(dtype) * first.values), *rest)
+
+    @property
+    def observed(self) -> np.ndarray | None:
+        """True where the variance is finite; `None` where all are, or traced."""
+        if not is_concrete(self.variances):
+            return None
+        finite = np.isfinite(np.asarray(self.variances))
+        return None if finite.all() else finite
+
+
 class FullNoise(eqx.Module):
     """A Kronecker noise covariance with full factors: its entries are data, not parameters."""
 
@@ -48,7 +93,7 @@ class FullNoise(eqx.Module):
 
 def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | None) -> Any:
     """A variance, or a module that makes a noise covariance."""
-    if isinstance(value, AxisNoise | FullNoise):
+    if isinstance(value, AxisNoise | CellNoise | FullNoise):
         return value
     if isinstance(value, dict):
         return _by_axis(value, grid_shape, names)
@@ -68,13 +113,52 @@ def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | N
         )
     if isinstance(value, int | float | jax.Array) or hasattr(value, "dtype"):
         if jnp.ndim(value) != 0:
-            raise ValueError(
-                f"The noise must be one variance; got shape {jnp.shape(value)}. For variances "
-                "along an axis pass a dictionary such as {'task': variances}; a variance per cell "
-                "is not supported."
-            )
+            return _by_cell(value, grid_shape)
         return value
     raise TypeError(f"The noise must be a variance, a dictionary or a kx.Kronecker; got {value!r}.")
+
+
+def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
+    if jnp.shape(value) != grid_shape:
+        raise ValueError(
+            f"The noise must be one variance, or one per cell of the grid {grid_shape}; got shape "
+            f"{jnp.shape(value)}. For variances along an axis pass a dictionary such as "
+            "{'task': variances}."
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        value = value.filled(np.inf)
+    array = array_of_reals(value, "The noise variances", finite=False)
+    one = jnp.ones((), array.dtype)
+    if not is_concrete(array):
+        return CellNoise(array, one)
+    variances = np.asarray(array)
+    bad = ~(variances > 0)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"The noise variances must be positive; got {variances[place]} at cell {place} "
+            f"({int(bad.sum())} such). Give σ² > 0, infinity where a cell is missing."
+        )
+    return CellNoise(array, one, _as_product(variances))
+
+
+def _as_product(variances: np.ndarray) -> tuple[Array, ...] | None:
+    """One vector per axis, the first with the level, if their product are the variances."""
+    if not np.isfinite(variances).all():
+        return None
+    middle = np.unravel_index(
+        np.argsort(variances, axis=None)[variances.size // 2], variances.shape
+    )
+    level = variances[middle]
+    product, vectors = np.ones((), np.float64), []
+    for i in range(variances.ndim):
+        line = variances[(*middle[:i], slice(None), *middle[i + 1 :])].astype(np.float64)
+        vectors.append(line if i == 0 else line / level)
+        product = product[..., None] * vectors[-1]
+    slack = 16 * np.finfo(variances.dtype).eps
+    if not np.allclose(product, variances, rtol=slack, atol=0):
+        return None
+    return tuple(jnp.asarray(v, variances.dtype) for v in vectors)
 
 
 def _from_diagonals(value: Kronecker) -> Any:

@@ -9,6 +9,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes import Axis
 from kronax.gp.kernels.points import Points
+from kronax.gp.noise import AxisNoise
 from kronax.linalg.checks import array_of_reals
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.roots import safe_sqrt
@@ -20,7 +21,7 @@ def noise_at(post: Any, places: tuple[Points, ...], noise: Any) -> Array:
     if noise is not None:
         return _given_noise(noise, (places[0].raw.shape[0],), post.operator.dtype)
     model = post.gp.noise_term()
-    if isinstance(model, Kronecker):
+    if isinstance(model, Kronecker) or model.ndim:
         raise ValueError(
             "Noise that varies over the grid is not defined at scattered points. Pass `noise=` "
             "with the variance there."
@@ -34,9 +35,10 @@ def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
         shape = tuple((axis or old).size for axis, old in zip(new, post.gp.axes, strict=True))
         return _given_noise(noise, shape, post.operator.dtype)
     model = post.gp.noise_term()
-    if not isinstance(model, Kronecker):
+    if not isinstance(model, Kronecker) and not model.ndim:
         return model
-    varying = getattr(post.gp.noise, "variances", (True,) * len(new))
+    own = post.gp.noise
+    varying = own.variances if isinstance(own, AxisNoise) else (True,) * len(new)
     for i, (axis, values) in enumerate(zip(new, varying, strict=True)):
         if axis is not None and values is not None:
             name = post.gp.axis_names[i] if post.gp.axis_names else f"axis {i}"
@@ -44,6 +46,8 @@ def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
                 f"The noise varies along {name} and is not defined at its new coordinates. "
                 "Pass `noise=` with the variance there."
             )
+    if not isinstance(model, Kronecker):
+        return model
     sizes = [
         f.diagonal() if axis is None else jnp.ones(axis.size, f.dtype)
         for f, axis in zip(model.factors, new, strict=True)

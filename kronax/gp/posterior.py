@@ -15,6 +15,7 @@ from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.datasets import to_dataarray, to_dataset
 from kronax.gp.density import check_number, log_density, log_density_at
 from kronax.gp.diagnostics import Diagnostics, diagnostics
+from kronax.gp.evidence import DataCovariance
 from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
 from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
@@ -25,7 +26,8 @@ from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_a
 from kronax.gp.templates import Template, check_data_units
 from kronax.gp.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.checks import check_finite, grid_of, is_concrete
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.estimates import Estimate, settled
+from kronax.linalg.iterative_operator import Iterative, check_draws
 
 
 class Posterior(eqx.Module):
@@ -34,15 +36,17 @@ class Posterior(eqx.Module):
     `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
     coordinates, or `None` (or left out) for an axis that stays. Batches of `y` lead. `regression`
     has the coefficients of a `kx.MarginalMean`, with their standard errors; `terms` the terms of an
-    additive model.
+    additive model. `estimate` is the certificate of the weights, and so of the mean, where they
+    come from iterations, and `None` where they are exact.
     """
 
     gp: Any
     y: Array
-    operator: KroneckerPlusNoise
+    operator: DataCovariance
     weights: Array
     regression: Regression | None = None
     template: Template | None = eqx.field(static=True, default=None)
+    estimate: Estimate | None = None
 
     def __repr__(self) -> str:
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
@@ -115,13 +119,41 @@ class Posterior(eqx.Module):
                 asked for at new coordinates of it.
         """
         check_used(noise, include_noise)
+        return self.variance_estimate(axes, include_noise, noise, points).value
+
+    def variance_estimate(
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+    ) -> Estimate:
+        """`variance` with its certificate: standard errors where it comes from random draws.
+
+        Exact models have errors of zero. By iterations, variances at scattered points take one
+        solve each and are exact but for the tolerance; those on a grid take `iteration.num_draws`
+        draws, and only what the preconditioner leaves of them is random.
+
+        Args:
+            axes: as for `variance`.
+            include_noise: as for `variance`.
+            noise: as for `variance`.
+            points: as for `variance`.
+
+        Raises:
+            ConvergenceError: if an iteration does not converge (traced ones give NaN).
+            KeyError: as in `variance`.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`.
+        """
+        check_used(noise, include_noise)
         if points is not None:
             places = self._scattered(axes, points)
-            variance = variance_at(self, places)
-            return variance + noise_at(self, places, noise) if include_noise else variance
+            found = self._settled(variance_at(self, places))
+            return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self._new_axes(axes)
-        variance = predict.variance(self, self._points(new))
-        return variance + noise_on(self, new, noise) if include_noise else variance
+        found = self._settled(predict.variance_estimate(self, self._points(new)))
+        return found.shifted(noise_on(self, new, noise)) if include_noise else found
 
     def covariance(
         self, axes: Any = None, include_noise: bool = False, noise: Any = None
@@ -226,6 +258,8 @@ class Posterior(eqx.Module):
         draws = predict.sample(self, key, self._points(new), shape, observed)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
+        if isinstance(self.operator, Iterative) and is_concrete(draws):
+            check_draws(draws, self.operator)
         return draws
 
     def to_dataset(
@@ -353,6 +387,11 @@ class Posterior(eqx.Module):
         """
         check_used(noise, include_noise)
         return PosteriorNormal(self, axes, include_noise, noise)
+
+    def _settled(self, estimate: Estimate) -> Estimate:
+        if not isinstance(self.operator, Iterative):
+            return estimate
+        return settled(estimate, self.operator.iteration, "the variances")
 
     def _points(self, new: tuple[Axis | None, ...]) -> tuple[Points | None, ...]:
         return predict.as_points(self, new)

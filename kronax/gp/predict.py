@@ -32,7 +32,9 @@ from kronax.gp.noise_levels import noisy
 from kronax.gp.templates import compiled
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks
+from kronax.linalg.estimates import Estimate, exact_estimate, settled
 from kronax.linalg.factors.dense import Dense
+from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.roots import safe_sqrt
 from kronax.linalg.sample import apply_roots
@@ -186,13 +188,36 @@ def _regressed(post: Any, new: New, name: str | None) -> Array | None:
 
 
 @compiled
+def variance_estimate(post: Any, new: New, name: str | None = None) -> Estimate:
+    """The posterior variance with its certificate, whether it converged or not."""
+    op = post.operator
+    if not isinstance(op, Iterative):
+        return exact_estimate(variance(post, new, name))
+    added = _variance_of_coefficients(post, new, name)
+    if name is None and not any(new):
+        return op.posterior().shifted(added)
+    (part,) = parts(post.gp, name)
+    rows = [factor.to_dense() for factor in _cross(post, part, new).factors]
+    prior = prior_variances(post.gp, part, new, op.dtype)
+    return op.explained(rows).scaled(-1.0).shifted(prior + added)
+
+
+@compiled
 def variance(post: Any, new: New, name: str | None = None) -> Array:
     """The posterior variance of the function, or of the term of that name."""
-    root = _regressed(post, new, name)
-    added = 0.0 if root is None else jnp.sum(jnp.square(root), axis=0)
+    if isinstance(post.operator, Iterative):
+        estimate = variance_estimate(post, new, name)
+        return settled(estimate, post.operator.iteration, "the variances").value
+    added = _variance_of_coefficients(post, new, name)
     if name is None and post.gp.joined is None:
         return _variance(post, new) + added
     return _variance_of_parts(post, new, name) + added
+
+
+def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:
+    """What not knowing the coefficients of the mean adds."""
+    root = _regressed(post, new, name)
+    return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
 
 
 def _variance_of_parts(post: Any, new: New, name: str | None) -> Array:
@@ -378,5 +403,6 @@ def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
     """Noise on the grid: of one variance, or of a Kronecker covariance."""
     white = jax.random.normal(key, shape, dtype)
     if not isinstance(noise, Kronecker):
-        return safe_sqrt(noise) * white
+        # Where the variance is infinite there is no observation.
+        return safe_sqrt(jnp.where(jnp.isposinf(noise), jnp.nan, noise)) * white
     return apply_roots([f.root() for f in noise.factors], white)

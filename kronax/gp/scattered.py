@@ -12,6 +12,8 @@ from kronax.gp.components import Component, parts, rows_at
 from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
 from kronax.gp.templates import compiled
+from kronax.linalg.estimates import Estimate, exact_estimate
+from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.modes import matmul
 from kronax.linalg.scattered import inverse_at, mv_rows
 from kronax.linalg.thin import is_thin, reduced, rows_inside
@@ -114,13 +116,19 @@ def _regressed(
 
 
 @compiled
-def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> Float[Array, " m"]:
-    """Posterior variance of the function or a term; values only, differentiating raises."""
+def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> Estimate:
+    """Posterior variance of the function or a term; values only, differentiating raises.
+
+    With its certificate, whether it converged or not.
+    """
     prior = _prior_variances(post, new, name)
     op, products = _rows(post, new, name)
-    value = prior - inverse_at(op, *products, joint=False)
     root = _regressed(post, new, name)
-    return value if root is None else value + jnp.sum(jnp.square(root), axis=0)
+    added = prior if root is None else prior + jnp.sum(jnp.square(root), axis=0)
+    if isinstance(op, Iterative):
+        (rows,) = products
+        return op.explained_at(rows).scaled(-1.0).shifted(added)
+    return exact_estimate(added - inverse_at(op, *products, joint=False))
 
 
 def _prior_variances(

@@ -9,6 +9,7 @@ import numpy as np
 from kronax.gp.axes import Axis
 from kronax.gp.derivatives import warn_of_nan_gradient
 from kronax.gp.kernels.base import Kernel
+from kronax.gp.noise import CellNoise
 from kronax.gp.regression import MarginalMean
 from kronax.gp.structure import Structure, check_kernel, check_rank, check_structure, choose
 from kronax.linalg.checks import is_concrete
@@ -35,6 +36,10 @@ def refuse_joined(gp: Any, what: str) -> None:
 
 def refuse_gaps(gp: Any, what: str) -> None:
     """Refuse what needs a value in every cell."""
+    if isinstance(gp.noise, CellNoise) and gp.noise.is_uneven:
+        raise NotImplementedError(
+            f"{what} not available for noise with a variance of its own at every cell."
+        )
     if gp.observed is not None:
         cells = gp.observed.array
         raise NotImplementedError(

@@ -23,7 +23,7 @@ from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labels import Labels
-from kronax.gp.noise import AxisNoise
+from kronax.gp.noise import AxisNoise, CellNoise
 from kronax.linalg.checks import is_concrete
 from kronax.parameters import AS_GIVEN, DATA_MEAN, LENGTH_POWERS, Parameter, parameters, replace
 from kronax.paths import frozen_paths
@@ -84,7 +84,9 @@ class _Start:
                 "Call initialise outside of jit, grad and vmap."
             )
         y = np.asarray(gp.check_data(y), np.float64)
-        gp.observing(y)  # refuses data without any value
+        seen = gp.observing(y).observed  # refuses data without any value
+        if seen is not None:
+            y = np.where(seen.array, y, np.nan)
         self.gp = gp
         self.frozen = frozen_paths(gp, freeze)
         self.known_to_user: set[str] = set()
@@ -353,12 +355,15 @@ def _diagonals(kernels: tuple[Kernel, ...], places: tuple[Points, ...]) -> list[
 
 
 def _noise_values(noise: Any, level: float) -> Iterator[tuple[str, Any]]:
-    """The noise at a level; variances along axes keep their pattern, full factors are data."""
+    """The noise at a level; variances that vary keep their pattern, full factors are data."""
     if isinstance(noise, AxisNoise):
         for i, variances in enumerate(noise.variances):
             if variances is not None:
                 pattern = np.asarray(variances, np.float64)
                 yield f"noise.variances[{i}]", level * pattern / np.mean(pattern)
                 level = 1.0
+    elif isinstance(noise, CellNoise):
+        cells = np.asarray(noise.variances, np.float64)
+        yield "noise.scale", level / np.mean(cells[np.isfinite(cells)])
     elif eqx.is_inexact_array(noise):
         yield "noise", level

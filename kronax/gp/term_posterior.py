@@ -69,7 +69,8 @@ class TermPosterior(eqx.Module):
         """
         post = self.posterior
         if points is not None:
-            return variance_at(post, scattered_points(post.gp, points, axes), self.name)
+            places = scattered_points(post.gp, points, axes)
+            return variance_at(post, places, self.name).value
         return predict.variance(post, predict.new_points(post, axes), self.name)
 
     def covariance(self, axes: Any = None) -> PosteriorCovariance:

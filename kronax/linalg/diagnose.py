@@ -8,7 +8,6 @@ import numpy as np
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, KroneckerSum
-from kronax.linalg.noise import KroneckerPlusNoise
 
 
 def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> None:
@@ -20,10 +19,11 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
         return
     if all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(result)):
         return
-    if isinstance(op, KroneckerPlusNoise):
-        refuse_indefinite(op.kronecker, "signal")
-        if isinstance(op.noise, Kronecker):
-            refuse_indefinite(op.noise, "noise")
+    signal, noise = getattr(op, "kronecker", None), getattr(op, "noise", None)
+    if signal is not None:
+        refuse_indefinite(signal, "signal")
+        if isinstance(noise, Kronecker):
+            refuse_indefinite(noise, "noise")
         raise np.linalg.LinAlgError(
             "The operator must be positive definite; signal plus noise has an eigenvalue that is "
             f"not above zero in {op.dtype}. Add noise: `op + variance` with a larger variance."

@@ -26,6 +26,7 @@ class Iteration:
         max_steps: conjugate-gradient iterations at most.
         num_probes: random vectors for the log-determinant and its gradient, the same ones at every
             call; the standard error falls with the root of their number.
+        num_draws: of the posterior, for variances that are not exact; likewise.
         box_size: eigenvectors of the signal on which the preconditioner is exact, at most; long
             gaps need more of them. Takes `O(box_size³)` operations once per call.
         seed: of the probes.
@@ -44,6 +45,7 @@ class Iteration:
     tolerance: float | None = None
     max_steps: int = 1000
     num_probes: int = 16
+    num_draws: int = 64
     box_size: int = 900
     seed: int = 0
     on_failure: Literal["raise", "flag"] = "raise"
@@ -51,7 +53,12 @@ class Iteration:
     def __post_init__(self) -> None:
         if self.tolerance is not None and not 0 < self.tolerance < 1:
             raise ValueError(f"`tolerance` must lie between 0 and 1; got {self.tolerance}.")
-        for name, least in (("max_steps", 1), ("num_probes", 4), ("box_size", 1)):
+        for name, least in (
+            ("max_steps", 1),
+            ("num_probes", 4),
+            ("num_draws", 4),
+            ("box_size", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
         if self.on_failure not in ("raise", "flag"):
@@ -87,6 +94,29 @@ class Estimate(eqx.Module):
     residual: Array
     num_steps: Array
     converged: Array
+
+    def scaled(self, factor: Any) -> "Estimate":
+        """Times a number."""
+        size = abs(factor)
+        return Estimate(
+            factor * self.value,
+            size * self.error,
+            size * self.standard_error,
+            self.residual,
+            self.num_steps,
+            self.converged,
+        )
+
+    def shifted(self, known: Array) -> "Estimate":
+        """With something exact added to the value."""
+        return eqx.tree_at(lambda e: e.value, self, self.value + known)
+
+
+def exact_estimate(value: Array) -> Estimate:
+    """A value that is exact but for rounding."""
+    zero = jnp.zeros((), value.dtype)
+    steps, converged = jnp.zeros((), jnp.int32), jnp.all(jnp.isfinite(value))
+    return Estimate(value, zero, zero, zero, steps, converged)
 
 
 def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:

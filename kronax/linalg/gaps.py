@@ -76,6 +76,12 @@ class Mask:
         return tuple(np.flatnonzero(self.array.any(axis=rest)) for rest in others)
 
     @cached_property
+    def whole_gaps(self) -> "Gaps":
+        """The gaps among the kept indices, whether they are the same along some axis or not."""
+        inside = ~self.array[np.ix_(*self.kept)]
+        return Gaps(inside.shape, (), Mask(inside.shape, _packed(inside)))
+
+    @cached_property
     def gaps(self) -> "Gaps":
         """The gaps among the kept indices."""
         inside = ~self.array[np.ix_(*self.kept)]
@@ -249,6 +255,30 @@ def plan_gaps(mask: Mask, itemsize: int, method: str = "auto") -> GapPlan:
         shared_axes=gaps.shared if gaps.count else (),
         num_gaps=gaps.count,
         num_problems=gaps.num_problems if gaps.count else 1,
+        flops=flops,
+        memory=itemsize * int(numbers),
+    )
+
+
+@lru_cache(maxsize=64)
+def plan_uneven(mask: Mask, itemsize: int, method: str = "auto") -> GapPlan:
+    """The one exact method for a variance per cell: the observed cells as one dense axis."""
+    if method not in ("auto", "merged"):
+        raise ValueError(
+            "Noise with a variance per cell has one exact method, 'merged'; got "
+            f"{method!r}. Leave it at 'auto'."
+        )
+    observed = int(mask.array.sum())
+    flops, numbers = grid_cost((observed,))
+    return GapPlan(
+        method="merged",
+        reason=f"a noise variance per cell: a dense matrix of {observed} observed cells",
+        num_observed=observed,
+        num_missing=mask.array.size - observed,
+        dropped=tuple(n - len(k) for n, k in zip(mask.shape, mask.kept, strict=True)),
+        shared_axes=(),
+        num_gaps=mask.whole_gaps.count,
+        num_problems=1,
         flops=flops,
         memory=itemsize * int(numbers),
     )

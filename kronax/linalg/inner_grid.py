@@ -18,11 +18,12 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.gap_rules import merged_matrix
 from kronax.linalg.gap_variances import merged_rows
-from kronax.linalg.gaps import Mask
+from kronax.linalg.gaps import Gaps, Mask
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.restricted import restricted
 from kronax.linalg.thin import is_diagonal
+from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class InnerGrid:
 
     mask: Mask
     is_merged: bool
+    is_uneven: bool = False
+
+    @property
+    def gaps(self) -> Gaps:
+        """The gaps that dropping slabs leaves; uneven noise has no axis in common with them."""
+        return self.mask.whole_gaps if self.is_uneven else self.mask.gaps
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -39,7 +46,7 @@ class InnerGrid:
         places = np.arange(mask.array.size).reshape(mask.shape)[np.ix_(*mask.kept)]
         if not self.is_merged:
             return places
-        gaps = mask.gaps
+        gaps = self.gaps
         front = places.transpose((*gaps.shared, *gaps.axes)).reshape(*gaps.shared_sizes, -1)
         return front[..., ~gaps.missing.array.ravel()]
 
@@ -69,8 +76,11 @@ class InnerGrid:
         padded = jnp.concatenate([x.reshape(*lead, -1), jnp.zeros((*lead, 1), x.dtype)], axis=-1)
         return padded[..., self._back].reshape(*lead, *self.mask.shape)
 
-    def operator(self, op: KroneckerPlusNoise) -> KroneckerPlusNoise:
+    def operator(self, op: KroneckerPlusNoise | KroneckerPlusDiagonal) -> KroneckerPlusNoise:
         """`op` on the inner grid."""
+        if isinstance(op, KroneckerPlusDiagonal):
+            levels = Kronecker(Diagonal(self.squeezed(op.variances)))
+            return KroneckerPlusNoise(Kronecker(*self._factors(op.factors)), levels)
         noise: Any = op.noise
         if isinstance(noise, Kronecker):
             noise = Kronecker(*self._factors(noise.factors))
@@ -80,7 +90,7 @@ class InnerGrid:
         kept = [restricted(f, k) for f, k in zip(factors, self.mask.kept, strict=True)]
         if not self.is_merged:
             return kept
-        gaps = self.mask.gaps
+        gaps = self.gaps
         along = [kept[i] for i in gaps.axes]
         if all(is_diagonal(f) for f in along):
             index = zip(along, gaps.observed.T, strict=True)
@@ -95,5 +105,5 @@ class InnerGrid:
         kept = [row[..., k] for row, k in zip(rows, self.mask.kept, strict=True)]
         if not self.is_merged:
             return kept
-        gaps = self.mask.gaps
+        gaps = self.gaps
         return [*(kept[i] for i in gaps.shared), merged_rows(kept, gaps, kept[0].dtype)]

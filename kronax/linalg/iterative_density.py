@@ -69,7 +69,7 @@ def iterative_logpdf(
         (-4.143, True)
     """
     residual = op.held(op.vector(y, "y")[0] - mean_of(mean, op))
-    estimate = _logpdf(residual, op, iteration)
+    estimate = density_estimate(residual, op, iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the log density")
 
@@ -101,7 +101,8 @@ class _Found(NamedTuple):
 
 
 @partial(jax.jit, static_argnums=2)
-def _logpdf(y: Array, op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
+def density_estimate(y: Array, op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
+    """`iterative_logpdf` of checked data without a mean, whether it converged or not."""
     batch = y.shape[: y.ndim - len(op.grid_shape)]
     columns = y.reshape(-1, *op.grid_shape)
     quadratics, log_det, certificate = _both_terms(op, columns, iteration)

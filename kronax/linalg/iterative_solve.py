@@ -44,7 +44,7 @@ def iterative_solve(
         [[0.5, 0.25], [0.5, 0.0]]
     """
     grid, flat = op.vector(b, "b")
-    estimate = _solve(op, grid, iteration)
+    estimate = solve_estimate(op, grid, iteration)
     refuse_if_failed(estimate, op)
     estimate = settled(estimate, iteration, "the solve")
     if not flat:
@@ -140,6 +140,18 @@ def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: I
     )
 
 
+def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
+    """`M⁻¹` for columns over the spectrum."""
+    return conjugate_gradients(
+        held.mv,
+        white,
+        energy=jnp.sum(white**2, tuple(range(1, white.ndim))),
+        is_solve=jnp.zeros(white.shape[0], white.dtype),
+        tolerance=iteration.tolerance_of(white.dtype),
+        max_steps=iteration.max_steps,
+    )
+
+
 def upper_quadratics(
     held: Reference, precisions: Array, y: Array, smooth: Array, solution: Array
 ) -> Array:
@@ -153,7 +165,8 @@ def upper_quadratics(
 
 
 @partial(jax.jit, static_argnums=2)
-def _solve(op: KroneckerPlusDiagonal, b: Array, iteration: Iteration) -> Estimate:
+def solve_estimate(op: KroneckerPlusDiagonal, b: Array, iteration: Iteration) -> Estimate:
+    """`iterative_solve` for checked vectors in the grid layout, whether it converged or not."""
     held = prepared(op, iteration)
     constant = lax.stop_gradient(op)
 

@@ -19,7 +19,7 @@ from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diago
 from kronax.linalg.gap_matrices import GapDecomposition, gap_roots
 from kronax.linalg.gap_rules import log_det_gaps, quadratic_with_gaps, solve_observed
 from kronax.linalg.gap_variances import gap_variances, unmerged
-from kronax.linalg.gaps import GapPlan, Gaps, Mask, plan_gaps
+from kronax.linalg.gaps import GapPlan, Gaps, Mask, plan_gaps, plan_uneven
 from kronax.linalg.inner_grid import InnerGrid
 from kronax.linalg.kronecker import as_kronecker
 from kronax.linalg.logdet import inv_quad, logdet, mean_of, normal_logpdf_grid
@@ -31,6 +31,7 @@ from kronax.linalg.scattered import CHUNK, mv_rows
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.spectral import TwoTermSum, log_det_and_quadratic
 from kronax.linalg.thin import is_thin
+from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 
 class Masked(AbstractSolvable):
@@ -44,7 +45,8 @@ class Masked(AbstractSolvable):
     count as full matrices here.
 
     Args:
-        op: a Kronecker product, with noise or without.
+        op: a Kronecker product, with noise or without. Of a `kx.KroneckerPlusDiagonal`, with a
+            variance per cell, the observed cells are taken as one dense matrix.
         observed: a boolean array of the grid's shape, true where a cell is observed. It is static:
             not a parameter, not traced, one for a whole batch.
         method: `"gaps"` takes `O(m³)` operations for `m` gaps, `"merged"` `O(n³)` for `n` observed
@@ -68,7 +70,7 @@ class Masked(AbstractSolvable):
         [[0.5, 0.0], [0.5, 0.5], [0.0, 0.5]]
     """
 
-    op: KroneckerPlusNoise
+    op: KroneckerPlusNoise | KroneckerPlusDiagonal
     mask: Mask = eqx.field(static=True)
     plan: GapPlan = eqx.field(static=True)
     decomposition: Any
@@ -81,12 +83,14 @@ class Masked(AbstractSolvable):
         method: str = "auto",
         decomposition: Any = None,
     ):
-        op = as_products(op)
-        if not isinstance(op, KroneckerPlusNoise):
-            op = KroneckerPlusNoise(as_kronecker(op), 0.0)
+        if not isinstance(op, KroneckerPlusDiagonal):
+            op = as_products(op)
+            if not isinstance(op, KroneckerPlusNoise):
+                op = KroneckerPlusNoise(as_kronecker(op), 0.0)
         self.op = op
         self.mask = Mask.of(observed, op.grid_shape)
-        self.plan = plan_gaps(self.mask, jnp.dtype(op.dtype).itemsize, method)
+        plan = plan_uneven if isinstance(op, KroneckerPlusDiagonal) else plan_gaps
+        self.plan = plan(self.mask, jnp.dtype(op.dtype).itemsize, method)
         self.decomposition = decomposition
 
     @property
@@ -227,17 +231,20 @@ class Masked(AbstractSolvable):
 
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
         """See `kx.sample_normal`; zero at the gaps."""
+        if isinstance(self.op, KroneckerPlusDiagonal):
+            return self.held(self.op.draw(key, lead))
         return self.held(draw_normal(key, self.op, lead))
 
     @property
     def gaps(self) -> Gaps:
         """The gaps that dropping whole slabs leaves."""
-        return self.mask.gaps
+        return self.grid.gaps
 
     @property
     def grid(self) -> InnerGrid:
         """The smaller grid that is computed with."""
-        return InnerGrid(self.mask, self.plan.method == "merged")
+        is_uneven = isinstance(self.op, KroneckerPlusDiagonal)
+        return InnerGrid(self.mask, self.plan.method == "merged", is_uneven)
 
     def inner(self) -> KroneckerPlusNoise:
         """The operator on the smaller grid, with the decomposition that there is."""
@@ -246,7 +253,7 @@ class Masked(AbstractSolvable):
         if isinstance(held, GapDecomposition):
             held = None if is_thin(inner) else held.bases
         elif held is None and self.plan.method != "merged" and not any(self.plan.dropped):
-            held = self.op.decomposition
+            held = getattr(self.op, "decomposition", None)
         return KroneckerPlusNoise(inner.kronecker, inner.noise, decomposition=held)
 
     def gap_decomposition(self, inner: KroneckerPlusNoise) -> GapDecomposition:

@@ -87,11 +87,15 @@ def number_of(post: Any, axis: Any) -> int:
 
 def levels(post: Any, found: Cut, noise: Any) -> Any:
     """The noise on a cut: where it varies, that of the cells that are drawn."""
-    model = post.operator.noise
-    if noise is not None or not isinstance(model, Kronecker) or not found.on_grid:
+    model = post.gp.noise_term()
+    varies = isinstance(model, Kronecker) or model.ndim
+    if noise is not None or not varies or not found.on_grid:
         return noise
     if any(found.axes[i] is not None for i in found.drawn):
         return noise
+    if not isinstance(model, Kronecker):
+        index = (slice(None) if k is None else slice(k, k + 1) for k in found.indices)
+        return np.asarray(model)[tuple(index)]
     grid = np.ones(())
     for i, factor in enumerate(model.factors):
         values, place = np.asarray(factor.diagonal()), found.indices[i]
@@ -104,7 +108,8 @@ def observed(post: Any, found: Cut) -> np.ndarray | None:
     if not found.on_grid:
         return None
     index = tuple(slice(None) if i in found.drawn else k for i, k in enumerate(found.indices))
-    return np.asarray(post.y)[index]
+    seen = post.gp.observed
+    return (np.asarray(post.y) if seen is None else np.where(seen.array, post.y, np.nan))[index]
 
 
 def _concrete(axis: Axis, name: str) -> np.ndarray:
