@@ -22,6 +22,13 @@ from kronax.fitting.steps import CONVERGED, NOT_FINITE, RUNNING, STALLED, State,
 
 # One object, so that every fit with the default shares its compiled loop.
 _LBFGS = optax.lbfgs()
+# A loss by random probes and its gradient agree up to what the probes leave: below this share of
+# the loss the line search goes by the gradient alone.
+_LBFGS_BY_SLOPE = optax.lbfgs(
+    linesearch=optax.scale_by_zoom_linesearch(
+        max_linesearch_steps=20, initial_guess_strategy="one", approx_dec_rtol=1e-4
+    )
+)
 
 
 def fit(
@@ -97,7 +104,8 @@ def fit(
     began = time.perf_counter()
     settings = {"freeze": freeze, "domains": domains, "share": share}
     problem = make_problem(model, y, loss, priors, independent, settings)
-    optimizer = _LBFGS if optimizer is None else optimizer
+    if optimizer is None:
+        optimizer = _LBFGS_BY_SLOPE if problem.is_estimated else _LBFGS
     _check_optimizer(optimizer)
     _check_count(num_steps, "num_steps")
     _check_count(checkpoint_every, "checkpoint_every")

@@ -78,6 +78,15 @@ class Problem(eqx.Module):
             return cells
         return cells * int(self.observed.array.sum()) // self.observed.array.size
 
+    def seen(self, model: Any) -> Any:
+        """A model that knows which cells have data."""
+        return model if self.observed is None else model.observing(self.observed)
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether the loss comes from iterations and random probes."""
+        return self.y is not None and getattr(self.seen(self.model), "is_iterative", False)
+
     def table(self, model: Any = None) -> ParameterTable:
         """The parameters of the model, or of one with other values."""
         return parameters(self.model if model is None else model, **self.settings)
@@ -93,8 +102,7 @@ class Problem(eqx.Module):
             total = jnp.asarray(self.loss(model)).astype(precision(raw))
         else:
             y = self.y[member] if self.independent and self.y is not None else self.y
-            seen = model if self.observed is None else model.observing(self.observed)
-            total = -jnp.sum(seen.log_marginal_likelihood(y))
+            total = -jnp.sum(self.seen(model).log_marginal_likelihood(y))
         values = {p.path: p.value for p in parameters(model)}
         for path, prior in self.priors.items():
             total = total - jnp.sum(prior.log_prob(values[path])).astype(total.dtype)

@@ -131,7 +131,9 @@ class FitResult(eqx.Module):
         """A normal approximation of the posterior of the parameters, from the exact Hessian.
 
         One Hessian of the loss: as many products with it as there are trained numbers, about
-        three gradients each. Without priors it approximates the normalised likelihood.
+        three gradients each. A loss without second derivatives, as by iterations or with very many
+        gaps, has its Hessian from differences of its gradient, two for every number. Without priors
+        it approximates the normalised likelihood.
 
         Raises:
             ValueError: if the point is no minimum: the loss is flat or falls in some direction,
@@ -139,6 +141,14 @@ class FitResult(eqx.Module):
         """
         self._check_single("laplace()")
         return laplace(self.problem, self.model, self.raw)
+
+    def _certificate(self) -> list[str]:
+        """How far to trust the loss, where it comes from iterations."""
+        problem = self.problem
+        if not problem.is_estimated:
+            return []
+        estimate = problem.seen(self.model).log_marginal_likelihood_estimate(problem.y)
+        return [f"log likelihood {estimate!r}"]
 
     def summary(self, standard_errors: bool = True) -> str:
         """A readable account: how it ended, and the parameters.
@@ -149,7 +159,7 @@ class FitResult(eqx.Module):
         """
         if self.problem.independent:
             return repr(self)
-        head = self._head()
+        head = "\n".join([self._head(), *self._certificate()])
         if not (standard_errors and self.converged):
             return f"{head}\n{self.parameters!r}"
         count = sum(value.size for value in self.raw.values())

@@ -26,6 +26,7 @@ from kronax.gp.gaps import (
     check_choice,
     data_covariance,
     gaps_of,
+    is_iterative,
     mask_of,
     with_noise_of,
     with_observed,
@@ -222,6 +223,11 @@ class GridGP(NumpyroSites):
         if self.joined is not None:
             return KroneckerPlusNoise(signal, joined_noise(self, include_noise))
         return with_noise_of(self, signal) if include_noise else signal
+
+    @property
+    def is_iterative(self) -> bool:
+        """Whether its likelihood and posterior come from iterations, with certificates."""
+        return is_iterative(self)
 
     def observing(self, y: Any) -> "GridGP":
         """The same process with data where `y` has some: NaN, or false in a mask, are gaps.

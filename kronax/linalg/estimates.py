@@ -95,6 +95,20 @@ class Estimate(eqx.Module):
     num_steps: Array
     converged: Array
 
+    def __repr__(self) -> str:
+        if not is_concrete(*jax.tree.leaves(self)):
+            return f"Estimate of shape {self.value.shape}"
+        if self.value.ndim:
+            largest = float(jnp.max(self.error))
+            head = f"Estimate of shape {self.value.shape}, errors up to {largest:.2g}"
+        else:
+            head = f"{float(self.value):.8g} ± {float(self.error):.2g}"
+        state = "" if bool(self.converged) else ", NOT CONVERGED"
+        return (
+            f"{head} (99 %; standard error {float(jnp.max(self.standard_error)):.2g}, residual "
+            f"{float(self.residual):.2g}, {int(self.num_steps)} iterations{state})"
+        )
+
     def scaled(self, factor: Any) -> "Estimate":
         """Times a number."""
         size = abs(factor)
