@@ -1,9 +1,17 @@
 """Settings that hold for every test."""
 
+import os
+
+# Tests compile far more than they run: what XLA spends on fast code is half of their time. Set
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 to test what users run. Processes that tests start follow.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
+if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -102,7 +102,7 @@ class Problem(eqx.Module):
             total = jnp.asarray(self.loss(model)).astype(precision(raw))
         else:
             y = self.y[member] if self.independent and self.y is not None else self.y
-            total = -jnp.sum(self.seen(model).log_marginal_likelihood(y))
+            total = -jnp.sum(self.seen(model).checked_log_likelihood(y))
         values = {p.path: p.value for p in parameters(model)}
         for path, prior in self.priors.items():
             total = total - jnp.sum(prior.log_prob(values[path])).astype(total.dtype)

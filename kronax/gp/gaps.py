@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -84,6 +85,20 @@ def gaps_of(gp: Any, y: Array) -> Mask | None:
         )
     seen = ~sets[0] if gp.observed is None else gp.observed.array & ~sets[0]
     return Mask.of(seen, gp.grid_shape)
+
+
+def without_unknown_gaps(gp: Any, y: Array) -> Array:
+    """Traced data that raise at run time if they are NaN where the model is observed."""
+    if is_concrete(y):
+        return y
+    cells = jnp.isnan(y) if gp.observed is None else jnp.isnan(y) & gp.observed.array
+    return eqx.error_if(
+        y,
+        jnp.any(cells),
+        "y must have a value at every cell that the model takes for observed; got NaN. Inside "
+        "jax.jit gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or "
+        "gp.observing(mask).",
+    )
 
 
 def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | Iterative:

@@ -30,6 +30,7 @@ from kronax.gp.gaps import (
     mask_of,
     with_noise_of,
     with_observed,
+    without_unknown_gaps,
 )
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
@@ -256,10 +257,13 @@ class GridGP(NumpyroSites):
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        grid = self.check_data(y)
         seen = self.observing(y)
-        value = evidence.log_marginal_likelihood(seen, grid)
-        evidence.explain(seen, grid, value)
+        return seen.checked_log_likelihood(without_unknown_gaps(seen, self.check_data(y)))
+
+    def checked_log_likelihood(self, grid: Array) -> Array:
+        """The same of data that `check_data` and `observing` have seen."""
+        value = evidence.log_marginal_likelihood(self, grid)
+        evidence.explain(self, grid, value)
         return value
 
     def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
@@ -272,8 +276,8 @@ class GridGP(NumpyroSites):
             TypeError: as in `log_marginal_likelihood`.
             ValueError: as in `log_marginal_likelihood`.
         """
-        grid = self.check_data(y)
-        return evidence.estimate(self.observing(y), grid)
+        seen = self.observing(y)
+        return evidence.estimate(seen, without_unknown_gaps(seen, self.check_data(y)))
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
@@ -287,9 +291,9 @@ class GridGP(NumpyroSites):
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        grid = self.check_data(y)
-        self.check_model()
         seen = self.observing(y)
+        grid = without_unknown_gaps(seen, self.check_data(y))
+        self.check_model()
         if seen.observed is not None:
             soundness.refuse_joined(self, "A posterior given data with gaps is")
         operator = decompose(seen.data_covariance())

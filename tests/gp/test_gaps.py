@@ -4,6 +4,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as dist
 import pytest
 import scipy.stats
 
@@ -261,3 +263,55 @@ def test_it_says_what_is_missing_and_how_it_is_handled():
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_a_traced_gap_that_the_model_does_not_know_raises():
+    mask = MASKS["scattered"]
+    y = jnp.asarray(holed(mask))
+    beyond = y.at[tuple(np.argwhere(~mask)[0])].set(jnp.nan)
+    told = process(observed=~mask)
+    value = jax.jit(told.log_marginal_likelihood)
+    close(value(y), told.log_marginal_likelihood(y))
+    batched = jax.jit(jax.vmap(told.log_marginal_likelihood))
+    calls = {
+        "a gap of the model alone": lambda: jax.jit(process().log_marginal_likelihood)(y),
+        "beyond the mask": lambda: value(beyond),
+        "in a batch": lambda: batched(jnp.stack([y, beyond])),
+        "a posterior": lambda: jax.jit(lambda v: told.condition(v).mean())(beyond),
+        "a gradient": lambda: jax.jit(jax.grad(lambda v: told.log_marginal_likelihood(v)))(beyond),
+    }
+    for call in calls.values():
+        # What jax.jit makes of an error in a callback depends on how it was called.
+        with pytest.raises(
+            (RuntimeError, ValueError), match=r"value at every cell .*observed=mask"
+        ):
+            jax.block_until_ready(call())
+
+
+def test_mcmc_with_data_as_an_argument():
+    mask = MASKS["scattered"]
+
+    def model(y):
+        noise = numpyro.sample("noise", dist.LogNormal(-1.0, 0.5))
+        gp = kx.replace(process(observed=~mask), {"noise": noise})
+        numpyro.sample("y", gp.numpyro_dist(), obs=y)
+
+    def draws(y):
+        kernel = numpyro.infer.NUTS(model, max_tree_depth=4)
+        options = {"num_warmup": 60, "num_samples": 60, "progress_bar": False}
+        mcmc = numpyro.infer.MCMC(kernel, jit_model_args=True, **options)
+        with jax.numpy_dtype_promotion("standard"):
+            mcmc.run(jax.random.key(0), y)
+        return np.asarray(mcmc.get_samples()["noise"])
+
+    y = holed(mask)
+    found = draws(y)
+    grid = np.exp(np.linspace(-4, 2, 61))
+    density = jax.jit(
+        jax.vmap(lambda v: kx.replace(process(), {"noise": v}).log_marginal_likelihood(y))
+    )(grid)
+    weights = np.exp(density - np.max(density) - 2 * (np.log(grid) + 1.0) ** 2)
+    mean = np.sum(weights * np.log(grid)) / weights.sum()
+    spread = np.sqrt(np.sum(weights * (np.log(grid) - mean) ** 2) / weights.sum())
+    assert abs(np.log(found).mean() - mean) < spread
+    assert 0.4 < np.log(found).std() / spread < 2
