@@ -13,6 +13,7 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.noise_levels import noise_on
 from kronax.gp.scattered import covariance_at, mean_at
 from kronax.gp.templates import compiled
+from kronax.linalg.checks import is_concrete
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -131,6 +132,12 @@ def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
         axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)
     )
     levels = noise_on(post, new, noise)
+    if is_concrete(levels) and bool(jnp.isposinf(levels).any()):
+        count = int(jnp.isposinf(levels).sum())
+        raise ValueError(
+            f"New observations need a finite noise variance; that of {count} cells is infinite. Pass "
+            "`noise=` with the variances of the new observations."
+        )
     flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
     return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
 

@@ -13,6 +13,7 @@ from kronax.linalg.checks import array_of_reals, is_concrete
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.uneven import check_variances
 from kronax.parameters import as_parameter, data, parameter
 from kronax.paths import nearest
 
@@ -132,13 +133,7 @@ def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
     if not is_concrete(array):
         return CellNoise(array, one)
     variances = np.asarray(array)
-    bad = ~(variances > 0)
-    if bad.any():
-        place = tuple(int(i) for i in np.argwhere(bad)[0])
-        raise ValueError(
-            f"The noise variances must be positive; got {variances[place]} at cell {place} "
-            f"({int(bad.sum())} such). Give σ² > 0, infinity where a cell is missing."
-        )
+    check_variances(variances)
     return CellNoise(array, one, _as_product(variances))
 
 

@@ -10,6 +10,7 @@ from kronax.distributions import KroneckerNormal, MaskedKroneckerNormal
 from kronax.gp import soundness
 from kronax.gp.gaps import is_iterative
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
+from kronax.gp.noise import CellNoise
 
 
 class NumpyroSites(eqx.Module):
@@ -33,10 +34,11 @@ class NumpyroSites(eqx.Module):
             (5,)
         """
         soundness.refuse_marginal(self, "gp.numpyro_dist() is")
-        if is_iterative(self):
+        is_uneven = isinstance(self.noise, CellNoise) and self.noise.is_uneven
+        if is_uneven or is_iterative(self):
             raise NotImplementedError(
-                "gp.numpyro_dist() is not available by iterations: it has draws and derivatives of "
-                "exact models only. Add the likelihood to the model as "
+                "gp.numpyro_dist() is not available by iterations or with one noise variance per "
+                "cell. Add the likelihood to the model as "
                 "numpyro.factor('y', gp.log_marginal_likelihood(y))."
             )
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)

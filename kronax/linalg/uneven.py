@@ -167,17 +167,21 @@ def _checked_variances(variances: Any, observed: Any, kronecker: Kronecker) -> A
         mask = Mask.of(observed, grid).array if checks.is_concrete(observed) else observed
         array = jnp.where(mask, array, jnp.inf)
     if checks.is_concrete(array):
-        values = np.asarray(array)
-        bad = ~(values > 0)
-        if bad.any():
-            place = tuple(int(i) for i in np.argwhere(bad)[0])
-            raise ValueError(
-                f"The noise variances must be positive; got {values[place]} at cell {place} "
-                f"({int(bad.sum())} such). Give σ² > 0, infinity where a cell is missing."
-            )
-        if not np.isfinite(values).any():
-            raise ValueError(
-                "At least one cell must be observed; got an infinite variance at every cell. "
-                "Infinity marks a gap."
-            )
+        check_variances(np.asarray(array))
     return array
+
+
+def check_variances(values: np.ndarray) -> None:
+    """Refuse variances per cell that are not positive, or all infinite."""
+    bad = ~(values > 0)
+    if bad.any():
+        place = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise ValueError(
+            f"The noise variances must be positive; got {values[place]} at cell {place} "
+            f"({int(bad.sum())} such). Give σ² > 0, infinity where a cell is missing."
+        )
+    if not np.isfinite(values).any():
+        raise ValueError(
+            "At least one cell must be observed; got an infinite variance at every cell. "
+            "Infinity marks a gap."
+        )
