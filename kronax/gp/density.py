@@ -135,8 +135,8 @@ def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
     if is_concrete(levels) and bool(jnp.isposinf(levels).any()):
         count = int(jnp.isposinf(levels).sum())
         raise ValueError(
-            f"New observations need a finite noise variance; that of {count} cells is infinite. Pass "
-            "`noise=` with the variances of the new observations."
+            f"New observations need a finite noise variance; that of {count} cells is infinite. "
+            "Pass `noise=` with the variances of the new observations."
         )
     flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
     return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
