@@ -257,8 +257,8 @@ class GridGP(NumpyroSites):
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        seen = self.observing(y)
-        return seen.checked_log_likelihood(without_unknown_gaps(seen, self.check_data(y)))
+        seen, grid = self._seen(y)
+        return seen.checked_log_likelihood(grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
@@ -276,8 +276,7 @@ class GridGP(NumpyroSites):
             TypeError: as in `log_marginal_likelihood`.
             ValueError: as in `log_marginal_likelihood`.
         """
-        seen = self.observing(y)
-        return evidence.estimate(seen, without_unknown_gaps(seen, self.check_data(y)))
+        return evidence.estimate(*self._seen(y))
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
@@ -291,8 +290,7 @@ class GridGP(NumpyroSites):
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        seen = self.observing(y)
-        grid = without_unknown_gaps(seen, self.check_data(y))
+        seen, grid = self._seen(y)
         self.check_model()
         if seen.observed is not None:
             soundness.refuse_joined(self, "A posterior given data with gaps is")
@@ -411,6 +409,12 @@ class GridGP(NumpyroSites):
         if isinstance(self.noise, AxisNoise | CellNoise | FullNoise):
             return self.noise.operator(self.dtype)
         return self.noise.astype(self.dtype)
+
+    def _seen(self, y: Any) -> tuple["GridGP", Array]:
+        """The process that knows the gaps of the data, and the data, checked."""
+        grid = self.check_data(y)
+        seen = self.observing(y)
+        return seen, without_unknown_gaps(seen, grid)
 
     def check_data(self, y: Any) -> Array:
         """`y` in the grid layout and the precision of the parameters, or a clear error.

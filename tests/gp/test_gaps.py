@@ -233,7 +233,9 @@ def test_the_numpyro_distribution_knows_the_gaps():
 
 def test_it_says_what_is_missing_and_how_it_is_handled():
     post = process().condition(holed(LAND))
-    assert "14 cells missing (40%), exact:" in repr(post)
+    assert "14 cells missing (40%)\n" in repr(post)
+    assert "\n  whole slices missing, dropped exactly: 2 of axis 1\n" in repr(post)
+    assert "\n  exact: every gap lies in a whole missing slab" in repr(post)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_the_marginal_likelihood_has_right_slopes_in_every_variance():
         (lambda: unnamed("0.1"), TypeError, r"noise must be a variance.*got '0\.1'"),
         (lambda: unnamed([1.0, 2.0]), TypeError, r"noise must be a variance.*got \[1\.0, 2\.0\]"),
         (lambda: unnamed(True), TypeError, "must be a number.*got True"),
-        (lambda: unnamed(np.ones((20, 20))), ValueError, r"one variance; got shape \(20, 20\)"),
+        (lambda: unnamed(np.ones((20, 20))), ValueError, r"one per cell .* got shape \(20, 20\)"),
         (lambda: unnamed(kx.Dense(np.eye(20))), TypeError, "noise must be.*got Dense"),
         (
             lambda: unnamed(kx.Kronecker(np.eye(4), np.eye(5))),
