@@ -48,10 +48,8 @@ def heights(size: int | None, share: float, block: int | None) -> Case:
         top, left = ((n - size) // 2 for n in y.shape)
         y = y[top : top + size, left : left + size]
     rng = np.random.default_rng(0)
-    if block is None:
-        missing = rng.random(y.shape) < share
-    else:
-        missing = _blocks(rng, y.shape, share, block)
+    single = rng.random(y.shape) < share
+    missing = single if block is None else _blocks(rng, y.shape, share, block)
     return _case(y, missing, missing, [_unit(n) for n in y.shape], (1.5, 1.5), (None, None))
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-import kronax as kx
 from benchmarks.gap_data import CASES, QUICK_CASES, Case
 from benchmarks.measure import CandidateError, save
 from benchmarks.peers.environments import OURS
@@ -19,7 +18,7 @@ from benchmarks.peers.processes import Call, Worker
 from benchmarks.peers.with_kronax import model
 
 # A method that takes longer than `AGAIN_S` is called once; others until `BUDGET_S` are spent.
-AGAIN_S, BUDGET_S, ROUNDS = 30.0, 15.0, 7
+AGAIN_S, BUDGET_S, ROUNDS = 60.0, 15.0, 7
 # Fits of other libraries are told to stop after this; a call that is not done then is ended.
 FIT_LIMIT_S, LARGE_FIT_LIMIT_S, CALL_LIMIT_S = 60.0, 180.0, 580.0
 LARGE = 50_000
@@ -53,7 +52,9 @@ def start_of(case: Case) -> np.ndarray:
     """Logarithms of lengthscales, variance and noise where every method begins."""
     gp = model(case.kernels, case.axes, case.periods, np.zeros(len(case.axes) + 2))
     found = gp.initialise(case.y)
-    return np.log([float(v) for v in (*(k.lengthscale for k in found.kernels), found.variance, found.noise)])
+    return np.log(
+        [float(v) for v in (*(k.lengthscale for k in found.kernels), found.variance, found.noise)]
+    )
 
 
 def scores(case: Case, answer: dict[str, Any]) -> dict[str, float]:
@@ -93,7 +94,10 @@ def in_turns(calls: dict[str, Call]) -> dict[str, dict[str, Any]]:
         for name, row in rows.items():
             taken = later[name]
             expected = min(taken, default=0.0)
-            if row.get("first_call_seconds", np.inf) <= AGAIN_S and sum(taken) + expected <= BUDGET_S:
+            if (
+                row.get("first_call_seconds", np.inf) <= AGAIN_S
+                and sum(taken) + expected <= BUDGET_S
+            ):
                 taken.append(calls[name].seconds())
     for name, row in rows.items():
         if "error" not in row:

@@ -238,7 +238,8 @@ def run(quick: bool) -> None:
             new = measure(field, noise, size)
             rows += new
             counts = ", ".join(
-                f"{r['preconditioner']}: {r['steps_to_error']} ({r['steps_to_residual']})" for r in new
+                f"{r['preconditioner']}: {r['steps_to_error']} ({r['steps_to_residual']})"
+                for r in new
             )
             print(f"{field}, {noise:g}: {counts}", flush=True)
     notes = {"lengthscales": LENGTHSCALES, "tolerance": TOLERANCE, "max_steps": MAX_STEPS}

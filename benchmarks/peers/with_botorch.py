@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from time import perf_counter
 from typing import Any
 
@@ -56,9 +57,12 @@ def latent_kronecker(
         scales = (model.covar_module_X, model.covar_module_T.base_kernel, model.covar_module_T)
         fitted = _fitted(model, scales, limit_s, model.use_iterative_methods)
         began = perf_counter()
+        # Otherwise it solves for a dense matrix of all cells by all cells.
+        mean_alone = gpytorch.settings.skip_posterior_variances()
         with torch.no_grad(), model.use_iterative_methods():
-            posterior = model.posterior(first, second)
-            mean = posterior.mean.reshape(data.shape)
+            with mean_alone:
+                posterior = model.posterior(first, second)
+                mean = posterior.mean.reshape(data.shape)
             draws = posterior.rsample(torch.Size([num_samples]))
         # About the mean, which is known better than that of the draws.
         spread = ((draws - mean) ** 2).mean(dim=0)
@@ -86,9 +90,7 @@ def observed_cells(
         *lengthscales, variance, noise = np.exp(start)
         parts = [
             _matern(nu, scale, active_dims=tuple(range(*span)))
-            for nu, scale, span in zip(
-                kernels, lengthscales, zip(ends, ends[1:], strict=False), strict=True
-            )
+            for nu, scale, span in zip(kernels, lengthscales, pairwise(ends), strict=True)
         ]
         kernel = _scaled(ProductKernel(*parts), variance)
         model = _Exact(rows[observed], data[observed], _noise(noise), kernel)

@@ -1,6 +1,5 @@
 """kronax in a process of its own, so that first calls and memory are counted as for the others."""
 
-import benchmarks  # noqa: F401  (float64, one BLAS thread)
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any
