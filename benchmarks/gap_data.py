@@ -83,7 +83,7 @@ def one_month() -> Case:
     y = y[MONTH].T
     sea = ~np.isnan(y)
     held = sea & (np.random.default_rng(0).random(y.shape) < 0.1)
-    axes = [longitude / 360, latitude]
+    axes = [longitude, latitude]
     return _case(y, ~sea | held, held, axes, (1.5, 1.5), (1.0, None))
 
 
@@ -94,15 +94,16 @@ def all_months() -> Case:
     unseen = sea & (np.random.default_rng(0).random(sea.shape) < 0.1)
     missing = np.broadcast_to(~sea | unseen, y.shape)
     held = np.broadcast_to(unseen, y.shape)
-    axes = [time, latitude, longitude / 360]
+    axes = [time, latitude, longitude]
     return _case(y, missing, held, axes, (1.5, 1.5, 1.5), (None, None, 1.0))
 
 
 def _ocean() -> tuple[np.ndarray, ...]:
     file = Path(iris_sample_data.path) / "ostia_monthly.nc"
     temperature = xr.open_dataset(file).surface_temperature.astype("float64")
-    longitude = temperature.longitude.to_numpy().astype(float)
-    months, rows, _ = temperature.shape
+    months, rows, columns = temperature.shape
+    # Regular, but stored in float32, of which rounding is left.
+    longitude = np.arange(columns) / columns
     return _unit(months), _unit(rows), longitude, temperature.to_numpy()
 
 

@@ -29,6 +29,7 @@ OWN: dict[str, dict[str, str]] = {
     "kronax, exact": {"gaps": "exact"},
     "kronax, iterative": {"gaps": "iterative"},
 }
+ENVIRONMENT = "botorch"
 PEERS = {
     "BoTorch": "latent Kronecker",
     "GPyTorch, observed cells": "observed cells",
@@ -40,6 +41,7 @@ LARGE_ALONE = ("kronax",)
 METHODS: dict[str, tuple[str, ...]] = {
     "elevation 48×48, 10 % at random": SMALL,
     "CO₂ by week and year": SMALL,
+    "sea surface, one month": ("kronax", "BoTorch"),
     "elevation 344×403, 10 % at random": ("kronax", "BoTorch"),
     "elevation 344×403, 50 % at random": LARGE_ALONE,
     "elevation 344×403, 10 % in blocks": LARGE_ALONE,
@@ -78,7 +80,7 @@ def prepared(method: str, case: Case, start: np.ndarray) -> Call:
         return Call(Worker(OURS), 0, "grid GP", inputs, CALL_LIMIT_S)
     limit_s = LARGE_FIT_LIMIT_S if case.y.size > LARGE else FIT_LIMIT_S
     inputs |= {"places": case.places(), "num_samples": NUM_SAMPLES, "limit_s": limit_s}
-    return Call(Worker("botorch"), 0, PEERS[method], inputs, CALL_LIMIT_S)
+    return Call(Worker(ENVIRONMENT), 0, PEERS[method], inputs, CALL_LIMIT_S)
 
 
 def in_turns(calls: dict[str, Call]) -> dict[str, dict[str, Any]]:
@@ -148,7 +150,7 @@ def run(quick: bool) -> None:
         for row in new:
             print(described(row), flush=True)
         limits = {"fit": FIT_LIMIT_S, "large fit": LARGE_FIT_LIMIT_S, "call": CALL_LIMIT_S}
-        notes = {"num_samples": NUM_SAMPLES, "limits": limits, "peers": {"botorch": versions}}
+        notes = {"num_samples": NUM_SAMPLES, "limits": limits, "peers": {ENVIRONMENT: versions}}
         save("gaps", rows, quick, **notes)
 
 
