@@ -79,12 +79,11 @@ def run(quick: bool) -> None:
 @contextmanager
 def _compiled_quickly() -> Iterator[None]:
     name = "jax_disable_most_optimizations"
-    before = getattr(jax.config, name)
     jax.config.update(name, True)
     try:
         yield
     finally:
-        jax.config.update(name, before)
+        jax.config.update(name, False)
 
 
 def _matern(size: int, lengthscale: float) -> np.ndarray:

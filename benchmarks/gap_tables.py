@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.markdown import digits, table, times
+from benchmarks.preconditioners import MAX_STEPS
 
 OURS = "kronax"
 
@@ -56,8 +57,11 @@ def preconditioners_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _counts(row: dict[str, Any]) -> str:
-    error, residual = row["steps_to_error"], row["steps_to_residual"]
-    return f"{'never' if error is None else error} ({'never' if residual is None else residual})"
+    error, residual = (
+        f"> {MAX_STEPS}" if row[f"steps_to_{end}"] is None else str(row[f"steps_to_{end}"])
+        for end in ("error", "residual")
+    )
+    return f"{error} ({residual})"
 
 
 def certificates_table(rows: list[dict[str, Any]]) -> str:
