@@ -13,6 +13,9 @@ WORKLOADS = (
     "fitting",
     "whitening",
     "posterior",
+    "gaps",
+    "preconditioners",
+    "certificates",
 )
 
 

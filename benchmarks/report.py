@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks import pictures, tables
+from benchmarks import gap_tables, pictures, tables
 from benchmarks.measure import ROOT, results_folder
 
 PAGES = ("README.md", "docs/benchmarks.md")
@@ -76,6 +76,9 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         },
         "whitening": {"whitening": tables.whitening_table},
         "posterior": {"posterior": tables.posterior_table},
+        "gaps": {"gaps": gap_tables.gaps_table},
+        "preconditioners": {"preconditioners": gap_tables.preconditioners_table},
+        "certificates": {"certificates": gap_tables.certificates_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

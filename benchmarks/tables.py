@@ -3,6 +3,8 @@
 from math import prod
 from typing import Any
 
+from benchmarks.markdown import digits, grid, table, times
+
 # What `benchmarks.mcmc` samples with, in the order of the tables.
 SAMPLERS = {
     "kronax": "kronax",
@@ -24,7 +26,7 @@ def gradients_table(rows: list[dict[str, Any]]) -> str:
     """Relative errors of gradient and Hessian, kronax beside autodiff."""
     body = []
     for ours, theirs in _pairs(rows, ("kernel", "shape", "dtype", "parameters")):
-        case = f"{ours['kernel']}{_correlations(ours)}, {_grid(ours)}, {ours['dtype']}"
+        case = f"{ours['kernel']}{_correlations(ours)}, {grid(ours)}, {ours['dtype']}"
         body.append(
             [case]
             + [
@@ -34,7 +36,7 @@ def gradients_table(rows: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["", "kronax, gradient", "Hessian", "autodiff through `eigh`, gradient", "Hessian"]
-    return _table(header, body)
+    return table(header, body)
 
 
 def likelihood_table(rows: list[dict[str, Any]]) -> str:
@@ -47,7 +49,7 @@ def likelihood_table(rows: list[dict[str, Any]]) -> str:
         body.append(
             [
                 kronax["kernel"],
-                _grid(kronax),
+                grid(kronax),
                 _milliseconds(group["eigh"]),
                 _milliseconds(kronax),
                 f"{kronax['over_eigh']:.2f}",
@@ -62,7 +64,7 @@ def likelihood_table(rows: list[dict[str, Any]]) -> str:
     header = ["kernel", "grid", "`eigh`, ms", "kronax, ms", "kronax / `eigh`"]
     header += ["regular axes seen, ms", "regular / `eigh`"]
     header += ["autodiff through `eigh`, ms", "dense, ms"]
-    return _table([*header, "gradient error: kronax", "autodiff"], body)
+    return table([*header, "gradient error: kronax", "autodiff"], body)
 
 
 def likelihood_peers_table(rows: list[dict[str, Any]]) -> str:
@@ -75,17 +77,17 @@ def likelihood_peers_table(rows: list[dict[str, Any]]) -> str:
         body.append(
             [
                 kronax["kernel"],
-                _grid(kronax),
+                grid(kronax),
                 _milliseconds(kronax),
                 _milliseconds(regular),
                 *(_with_error(group.get(name)) for name in LIKELIHOOD_PEERS),
                 kronax.get("fastest_peer", "–"),
-                *(_times(r.get("fastest_peer_over_this")) for r in (kronax, regular)),
+                *(times(r.get("fastest_peer_over_this")) for r in (kronax, regular)),
             ]
         )
     header = ["kernel", "grid", "kronax, ms", "kronax, regular axes seen, ms"]
     header += [f"{name}, ms (gradient error)" for name in LIKELIHOOD_PEERS]
-    return _table([*header, "fastest", "fastest / kronax", "fastest / regular"], body)
+    return table([*header, "fastest", "fastest / kronax", "fastest / regular"], body)
 
 
 def square_likelihood_peers_table(rows: list[dict[str, Any]]) -> str:
@@ -99,7 +101,7 @@ def low_rank_table(rows: list[dict[str, Any]]) -> str:
     body = [
         [
             group["low rank"]["kernel"],
-            _grid(group["low rank"]),
+            grid(group["low rank"]),
             _milliseconds(group["eigh"]),
             _milliseconds(group["low rank"]),
             _error(group["low rank"].get("gradient_error")),
@@ -107,7 +109,7 @@ def low_rank_table(rows: list[dict[str, Any]]) -> str:
         for group in _groups(rows, ("kernel", "shape"))
         if "low rank" in group
     ]
-    return _table(["kernel", "grid", "`eigh`, ms", "low rank, ms", "gradient error"], body)
+    return table(["kernel", "grid", "`eigh`, ms", "low rank, ms", "gradient error"], body)
 
 
 def solve_table(rows: list[dict[str, Any]], published: dict[str, Any] | None = None) -> str:
@@ -127,8 +129,8 @@ def solve_table(rows: list[dict[str, Any]], published: dict[str, Any] | None = N
                     for name in ("kronax", "kronax, not jitted", "NumPy", "PyTensor", "GPyTorch")
                 ),
                 _microseconds(group.get("dense")),
-                _times(kronax["dense_over_this"]),
-                _times(published["dense"][size] / published["rewrite"][size])
+                times(kronax["dense_over_this"]),
+                times(published["dense"][size] / published["rewrite"][size])
                 if is_published
                 else "–",
                 _error(kronax["residual"]) if "residual" in kronax else "–",
@@ -136,7 +138,7 @@ def solve_table(rows: list[dict[str, Any]], published: dict[str, Any] | None = N
         )
     header = ["factors", "size", "right side", "kronax, µs", "not jitted, µs", "NumPy by axis, µs"]
     header += ["PyTensor, µs", "GPyTorch, µs", "dense, µs", "dense / kronax"]
-    return _table([*header, "dense / rewrite, as published", "residual"], body)
+    return table([*header, "dense / rewrite, as published", "residual"], body)
 
 
 def matvec_table(rows: list[dict[str, Any]]) -> str:
@@ -156,7 +158,7 @@ def matvec_table(rows: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["", "matrix product, Gflop/s", "kronax, ms", "of the rate"]
-    return _table([*header, *(f"{name}, ms" for name in others), "error"], body)
+    return table([*header, *(f"{name}, ms" for name in others), "error"], body)
 
 
 def scale_table(rows: list[dict[str, Any]]) -> str:
@@ -164,14 +166,14 @@ def scale_table(rows: list[dict[str, Any]]) -> str:
     body = []
     for group in _groups(rows, ("shape", "dtype")):
         first = next(iter(group.values()))
-        row = [f"{prod(first['shape']):,}", _grid(first), first["dtype"]]
+        row = [f"{prod(first['shape']):,}", grid(first), first["dtype"]]
         for name in ("kronax", "regular", "GPyTorch"):
             row += [_seconds(group.get(name)), _arrays(group.get(name))]
         errors = [group.get(name, {}).get("gradient_error") for name in ("kronax", "GPyTorch")]
         body.append(row + ["–" if error is None else _error(error) for error in errors])
     header = ["cells", "grid", "", "kronax, s", "memory"]
     header += ["regular axes seen, s", "memory", "GPyTorch, s", "memory"]
-    return _table([*header, "gradient error: kronax", "GPyTorch"], body)
+    return table([*header, "gradient error: kronax", "GPyTorch"], body)
 
 
 def mcmc_table(rows: list[dict[str, Any]]) -> str:
@@ -181,8 +183,8 @@ def mcmc_table(rows: list[dict[str, Any]]) -> str:
         for method in (m for m in SAMPLERS if m in group):
             row = group[method]
             draws = f"{row['num_warmup']} + {row['num_samples']}"
-            first = [row["kernel"], _grid(row), SAMPLERS[method], draws]
-            body.append([*first, *_sampled(row), _digits(row.get("load_average"))])
+            first = [row["kernel"], grid(row), SAMPLERS[method], draws]
+            body.append([*first, *_sampled(row), digits(row.get("load_average"))])
     header = [
         "kernel",
         "grid",
@@ -194,7 +196,7 @@ def mcmc_table(rows: list[dict[str, Any]]) -> str:
         "largest r-hat",
     ]
     header += ["leapfrog steps a draw", "effective samples/s", "of sampling alone"]
-    return _table(
+    return table(
         [*header, "kronax / this", "by processor time", "means apart, standard errors", "load"],
         body,
     )
@@ -206,24 +208,24 @@ def nuts_peers_table(rows: list[dict[str, Any]]) -> str:
     for group in _groups(rows, ("kernel", "shape")):
         first = next(iter(group.values()))
         cells = [_rate(group.get(method)) for method in SAMPLERS]
-        body.append([f"{first['kernel']}, {_grid(first)}", *cells])
-    return _table(["", *SAMPLERS.values()], body)
+        body.append([f"{first['kernel']}, {grid(first)}", *cells])
+    return table(["", *SAMPLERS.values()], body)
 
 
 def _sampled(row: dict[str, Any]) -> list[str]:
     ratios = [_ratio(row, name) for name in ("kronax_over_this", "kronax_over_this_of_cpu")]
     time = row["error"] if "error" in row else _seconds(row)
     if "r_hat" not in row:
-        return [time, _digits(row["cpu_seconds"]), *["–"] * 5, *ratios, "–"]
+        return [time, digits(row["cpu_seconds"]), *["–"] * 5, *ratios, "–"]
     apart = row.get("deviation")
     return [
         time,
-        _digits(row["cpu_seconds"]),
-        _digits(row["sampling_seconds"]),
+        digits(row["cpu_seconds"]),
+        digits(row["sampling_seconds"]),
         f"{_worst(row):.2f}" if has_converged(row) else f"**{_worst(row):.3g}**",
         f"{row['steps_per_draw']:.0f}",
         f"{row['effective_samples_per_second']:.3g}",
-        _digits(row["effective_samples_per_second_of_sampling"]),
+        digits(row["effective_samples_per_second_of_sampling"]),
         *ratios,
         f"{max(apart.values()):.1f}" if apart else "–",
     ]
@@ -232,7 +234,7 @@ def _sampled(row: dict[str, Any]) -> list[str]:
 def _ratio(row: dict[str, Any], name: str) -> str:
     """A ratio, or what it is at least."""
     least = row.get(f"{name}_at_least")
-    return f"≥ {_times(least)}" if least else _times(row.get(name))
+    return f"≥ {times(least)}" if least else times(row.get(name))
 
 
 def _rate(row: dict[str, Any] | None) -> str:
@@ -275,20 +277,20 @@ def whitening_table(rows: list[dict[str, Any]]) -> str:
             )
     header = ["problem", "field", "leapfrog steps a draw", "draws at the limit", "largest r-hat"]
     header += ["divergences", "fewest effective samples", "processor time, s"]
-    return _table([*header, "effective samples per second of it"], body)
+    return table([*header, "effective samples per second of it"], body)
 
 
 def posterior_table(rows: list[dict[str, Any]]) -> str:
     """What is asked of a posterior, in likelihood values, and the memory of many draws."""
     body = []
     for row in rows:
-        cells = [_grid(row), row["what"]]
+        cells = [grid(row), row["what"]]
         if row["seconds"] is None:
             body.append([*cells, row["error"], "–", "–"])
             continue
         memory = f"{row['bytes'] / 1e9:.1f} GB" if "bytes" in row else "–"
-        body.append([*cells, _milliseconds(row), _times(row.get("ratio")), memory])
-    return _table(["grid", "what", "ms", "likelihood values", "memory"], body)
+        body.append([*cells, _milliseconds(row), times(row.get("ratio")), memory])
+    return table(["grid", "what", "ms", "likelihood values", "memory"], body)
 
 
 def fitting_table(rows: list[dict[str, Any]]) -> str:
@@ -297,7 +299,7 @@ def fitting_table(rows: list[dict[str, Any]]) -> str:
     for group in _groups([r for r in rows if r["method"] not in FITTING_ALONE], ("data",)):
         for row in group.values():
             ours = group["kronax"]
-            cells = [f"{row['data']}, {_grid(row)}", row["method"]]
+            cells = [f"{row['data']}, {grid(row)}", row["method"]]
             if row["seconds"] is None:
                 body.append([*cells, row["error"], *["–"] * 6])
                 continue
@@ -313,20 +315,20 @@ def fitting_table(rows: list[dict[str, Any]]) -> str:
                     _error(row["gradient_per_cell"]),
                     "–"
                     if row is ours
-                    else f"{_times(near and near / ours_near)}, "
-                    f"{_times(row['seconds'] / row['kronax_seconds'])}",
+                    else f"{times(near and near / ours_near)}, "
+                    f"{times(row['seconds'] / row['kronax_seconds'])}",
                 ]
             )
     header = ["data", "method", "to within 1e-3 nats per cell, s", "to the end, s", "first call, s"]
     header += ["steps", "above the best, per cell", "gradient per cell"]
-    return _table([*header, "over kronax: within 1e-3, to the end"], body)
+    return table([*header, "over kronax: within 1e-3, to the end"], body)
 
 
 def fitting_starts_table(rows: list[dict[str, Any]]) -> str:
     """Which share of starts reaches the best value."""
     body = [
         [
-            f"{row['data']}, {_grid(row)}",
+            f"{row['data']}, {grid(row)}",
             row["kernels"],
             "yes" if row["initialised_reaches"] else "no",
             f"{row['num_reached']} of {row['num_starts']}",
@@ -338,14 +340,14 @@ def fitting_starts_table(rows: list[dict[str, Any]]) -> str:
         if row["method"] == "starts"
     ]
     header = ["data", "first axis", "`initialise` reaches it", "random starts that do"]
-    return _table([*header, "calls with `restarts=5` that do", "converged", "most steps"], body)
+    return table([*header, "calls with `restarts=5` that do", "converged", "most steps"], body)
 
 
 def fitting_bar_table(rows: list[dict[str, Any]]) -> str:
     """What the progress bar costs."""
     body = [
         [
-            f"{row['data']}, {_grid(row)}",
+            f"{row['data']}, {grid(row)}",
             f"{1e3 * row['seconds_without']:.1f}",
             f"{1e3 * (row['seconds'] - row['seconds_without']):.1f}",
             f"{row['overhead']:.1%}",
@@ -353,7 +355,7 @@ def fitting_bar_table(rows: list[dict[str, Any]]) -> str:
         for row in rows
         if row["method"] == "progress bar"
     ]
-    return _table(["data", "fit without, ms", "the bar adds, ms", "share"], body)
+    return table(["data", "fit without, ms", "the bar adds, ms", "share"], body)
 
 
 def _groups(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -366,10 +368,6 @@ def _groups(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str,
 
 def _pairs(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[tuple[Any, Any]]:
     return [(group["kronax"], group["naive"]) for group in _groups(rows, keys)]
-
-
-def _grid(row: dict[str, Any]) -> str:
-    return "×".join(map(str, row["shape"])) + (" points" if len(row["shape"]) == 1 else "")
 
 
 def _correlations(row: dict[str, Any]) -> str:
@@ -414,22 +412,12 @@ def _in_unit(row: dict[str, Any] | None, unit: float) -> str:
         return "–"
     if row["seconds"] is None:
         return row["error"].replace("|", "/")
-    return _digits(unit * row["seconds"])
-
-
-def _digits(value: float | None) -> str:
-    return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return digits(unit * row["seconds"])
 
 
 def _with_error(row: dict[str, Any] | None) -> str:
     has_error = row is not None and "gradient_error" in row
     return _milliseconds(row) + (f" ({_error(row['gradient_error'])})" if has_error else "")
-
-
-def _times(ratio: float | None) -> str:
-    if ratio is None:
-        return "–"
-    return f"{ratio:,.0f} ×" if ratio >= 10 else f"{ratio:.2g} ×"
 
 
 def _arrays(row: dict[str, Any] | None) -> str:
@@ -439,8 +427,3 @@ def _arrays(row: dict[str, Any] | None) -> str:
     planned = f" ({row['planned_arrays']:.1f})" if "planned_arrays" in row else ""
     is_small = row["bytes"] < LEAST_BYTES_TO_COUNT * row["arrays"]
     return ("–" if is_small else f"{row['arrays']:.1f}") + planned
-
-
-def _table(header: list[str], body: list[list[str]]) -> str:
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *body]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -15,11 +15,15 @@ from benchmarks import (  # noqa: E402
     apart,
     chains,
     fitting,
+    gap_data,
+    gap_tables,
+    gaps,
     likelihood,
     matvec,
     mcmc,
     measure,
     nuts,
+    preconditioners,
     tables,
     whitening,
 )
@@ -83,7 +87,7 @@ def test_an_unknown_peer_is_refused():
 def test_every_environment_names_its_packages():
     assert environments.REQUIREMENTS.keys() == environments.PACKAGES.keys()
     fits = {environment for environment, *_ in fitting.PEERS.values()}
-    used = {*likelihood.PEERS.values(), *matvec.PEERS.values(), *fits}
+    used = {*likelihood.PEERS.values(), *matvec.PEERS.values(), *fits, gaps.ENVIRONMENT}
     assert used <= environments.REQUIREMENTS.keys()
 
 
@@ -293,3 +297,91 @@ def test_the_table_of_posteriors_counts_in_likelihood_values():
     assert first == "| 1000×1000 | one likelihood value | 50 | 1 × | – |"
     assert second == "| 1000×1000 | draws | 12,000 | 240 × | 1.6 GB |"
     assert third == "| 1000×1000 | draws | unfinished after 600 s | – | – |"
+
+
+def test_every_case_of_gaps_has_methods_and_cells_to_score():
+    assert gaps.METHODS.keys() <= gap_data.CASES.keys()
+    for method in {*gaps.MIDDLE, *(m for found in gaps.METHODS.values() for m in found)}:
+        assert (method in gaps.OWN) != (method in gaps.PEERS)
+    case = gap_data.heights(20, 0.1, None)
+    np.testing.assert_array_equal(np.isnan(case.y), case.is_held_out)
+    blocks = gap_data.heights(40, 0.3, 12)
+    assert 0.3 <= blocks.is_held_out.mean() < 0.5
+    for found in (case, blocks):
+        seen = ~np.isnan(found.y)
+        np.testing.assert_array_equal(found.y[seen], found.truth[seen])
+        assert np.isfinite(found.truth[found.is_held_out]).all()
+        np.testing.assert_allclose((found.y[seen].mean(), found.y[seen].std()), (0, 1), atol=1e-12)
+
+
+def test_scores_are_those_of_a_normal_distribution():
+    case = gap_data.heights(20, 0.1, None)
+    deviation = 0.5
+    answer = {"mean": case.truth - 0.9, "variance": np.full(case.y.shape, deviation**2)}
+    found = gaps.scores(case, answer)
+    assert found["rmse"] == pytest.approx(0.9)
+    assert found["coverage"] == 1.0
+    expected = np.log(deviation * np.sqrt(2 * np.pi)) + 0.5 * (0.9 / deviation) ** 2
+    assert found["negative_log_density"] == pytest.approx(expected)
+    answer["mean"] = case.truth - 1.0
+    assert gaps.scores(case, answer)["coverage"] == 0.0
+
+
+def test_methods_take_turns_until_their_budget_is_spent(monkeypatch):
+    monkeypatch.setattr(gaps, "ROUNDS", 3)
+    monkeypatch.setattr(gaps, "BUDGET_S", 10.0)
+    slow, fast = Remote(9.0, 8.0, 7.0), Remote(20.0, 1.0, 2.0, 4.0)
+    calls = {"BoTorch": slow, "kronax": fast, "long": Remote(20.0), "none": Remote()}
+    found = gaps.in_turns({**calls, "once": Remote(1.0)})
+    assert found["BoTorch"] == {"first_call_seconds": 9.0, "seconds": 8.0, "rounds": 1}
+    assert found["kronax"] == {"first_call_seconds": 20.0, "seconds": 2.0, "rounds": 3}
+    assert found["long"] == {"first_call_seconds": 20.0, "seconds": 20.0, "rounds": 0}
+    assert found["none"] == found["once"] == {"seconds": None, "error": "over 60 s"}
+
+
+@pytest.mark.parametrize("name", ["none", "Kronecker inverse", "eigenvectors, rank 100"])
+def test_preconditioned_iterations_solve_their_system(name):
+    op = preconditioners.operator("50 % at random", 0.1, 12)
+    y = op.draw(jax.random.key(0), ())
+    cells = np.flatnonzero(np.asarray(op.observed))
+    dense = np.asarray(op.to_dense())[np.ix_(cells, cells)]
+    expected = np.zeros(op.observed.size)
+    expected[cells] = np.linalg.solve(dense, np.asarray(y).ravel()[cells])
+    for found in (name, "reference, box 1"):
+        system = preconditioners.systems(op, y)[found]()
+        end = preconditioners.iterate(system, lambda x: 0.0, 1e-10)
+        assert 0 < end.to_residual < 200
+        solution = np.asarray(system.solution(end.x)).ravel()
+        np.testing.assert_allclose(solution, expected, atol=1e-6)
+
+
+def test_the_table_of_gaps_marks_fits_that_were_stopped():
+    def row(method, seconds, **more):
+        scores = {"rmse": 0.1, "negative_log_density": -1.0, "coverage": 0.95, "bytes": 1e9}
+        times = {"fit_seconds": seconds, "predict_seconds": 1.0, "first_call_seconds": 9.0}
+        case = {"case": "map", "num_missing": 1234, "method": method, "seconds": seconds}
+        return {**case, **scores, **times, "is_stopped": False, **more}
+
+    rows = [
+        row("kronax, exact", 4.0),
+        row("kronax, iterative", 2.0),
+        row("BoTorch", 60.0, is_stopped=True),
+        row("GPyTorch, mask", None, error="over 60 s"),
+    ]
+    lines = gap_tables.gaps_table(rows).splitlines()
+    assert [line.count("|") for line in lines] == [11] * 6
+    assert "map; 1,234 missing" in lines[2]
+    assert lines[2].endswith("| – |")
+    assert "| > 60 |" in lines[4]
+    assert lines[4].endswith("| > 30 × |")
+    assert "over 60 s" in lines[5]
+
+
+def test_certificates_count_what_lies_within_the_error():
+    def row(kind, exact, error):
+        found = {"gaps": kind, "shape": (2, 3), "iterative": 0.0, "exact": exact, "error": error}
+        return {**found, "num_steps": 7}
+
+    rows = [row("block", 1.0, 2.0), row("block", 3.0, 2.0), row("scattered", 0.0, 1.0)]
+    lines = gap_tables.certificates_table(rows).splitlines()[2:]
+    assert [line.split(" | ")[2] for line in lines] == ["1 (100.0%)", "1 (50.0%)", "2 (66.7%)"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parents[2] / ".peers"
 LUAS_CHECKOUT = "KRONAX_LUAS"
+OURS = "kronax"
 
 # pykronecker takes NumPy unless JAX is there, so that its two backends are two environments. luas
 # is on no package index: `LUAS_CHECKOUT` names a checkout. What its examples need stays out. PyMC
@@ -15,6 +16,7 @@ LUAS_CHECKOUT = "KRONAX_LUAS"
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "pymc": ("pymc>=5.28", "jax>=0.10", "numpyro>=0.22", "numpy>=2"),
     "gpytorch": ("gpytorch==1.15.*", "linear_operator==0.6.*", "torch>=2.9", "numpy>=2"),
+    "botorch": ("botorch==0.18.*", "torch==2.13.*", "numpy>=2"),
     "pykronecker": ("pykronecker==0.1.3", "numpy>=2"),
     "pykronecker-jax": ("pykronecker==0.1.3", "jax>=0.10", "numpy>=2"),
     "sklearn": ("scikit-learn>=1.7", "numpy>=2"),
@@ -24,6 +26,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
 PACKAGES: dict[str, tuple[str, ...]] = {
     "pymc": ("pymc", "pytensor", "numpyro", "jax"),
     "gpytorch": ("gpytorch", "linear_operator", "torch"),
+    "botorch": ("botorch", "gpytorch", "linear_operator", "torch"),
     "pykronecker": ("pykronecker", "numpy"),
     "pykronecker-jax": ("pykronecker", "jax"),
     "sklearn": ("scikit-learn", "scipy"),
@@ -32,13 +35,15 @@ PACKAGES: dict[str, tuple[str, ...]] = {
 
 
 def python(name: str) -> Path:
-    """The interpreter of a peer, there or not."""
+    """The interpreter of a peer, there or not; kronax runs in ours."""
+    if name == OURS:
+        return Path(sys.executable)
     return FOLDER / name / "bin" / "python"
 
 
 def is_installed(name: str) -> bool:
     """Whether an installation came to its end."""
-    return _mark(name).exists()
+    return name == OURS or _mark(name).exists()
 
 
 def install(name: str) -> None:

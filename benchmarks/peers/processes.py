@@ -58,6 +58,7 @@ class Worker:
         self.connection, far = Pipe()
         command = [environments.python(self.name), "-m", "benchmarks.peers.serve", self.name]
         log = environments.FOLDER / self.name / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as output:
             self.process = subprocess.Popen(
                 [*command, str(far.fileno())],

@@ -1,0 +1,92 @@
+"""The tables on missing cells, as markdown, from stored rows."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.markdown import digits, table, times
+from benchmarks.preconditioners import MAX_STEPS
+
+OURS = "kronax"
+
+
+def gaps_table(rows: list[dict[str, Any]]) -> str:
+    """Scores of held-out cells, times and memory, by data and method."""
+    body = []
+    fastest: dict[str, float] = {}
+    for row in rows:
+        if row["method"].startswith(OURS) and row["seconds"] is not None:
+            known = fastest.get(row["case"], np.inf)
+            fastest[row["case"]] = min(known, row["seconds"])
+    for row in rows:
+        cells = [f"{row['case']}; {row['num_missing']:,} missing", row["method"]]
+        if row["seconds"] is None:
+            body.append([*cells, row["error"].replace("|", "/"), *["–"] * 7])
+            continue
+        is_ours = row["method"].startswith(OURS)
+        mark = "> " if row["is_stopped"] and not is_ours else ""
+        ours = fastest.get(row["case"])
+        ratio = None if is_ours or ours is None else row["seconds"] / ours
+        body.append(
+            [
+                *cells,
+                f"{row['rmse']:.4f}",
+                f"{row['negative_log_density']:.3f}",
+                f"{row['coverage']:.1%}",
+                mark + digits(row["fit_seconds"]),
+                digits(row["predict_seconds"]),
+                digits(row["first_call_seconds"]),
+                f"{row['bytes'] / 1e9:.2f} GB",
+                "–" if ratio is None else mark + times(ratio),
+            ]
+        )
+    header = ["data", "method", "RMSE", "negative log density", "inside 95 %", "fit, s"]
+    return table([*header, "predict, s", "first call, s", "memory", "over kronax"], body)
+
+
+def preconditioners_table(rows: list[dict[str, Any]]) -> str:
+    """Iterations to the same error, and to the same residual, by noise and preconditioner."""
+    names = list(dict.fromkeys(row["preconditioner"] for row in rows))
+    places = list(dict.fromkeys((row["field"], row["noise"]) for row in rows))
+    counts = {(r["field"], r["noise"], r["preconditioner"]): _counts(r) for r in rows}
+    body = [
+        [field, f"{noise:g}", *(counts.get((field, noise, name), "–") for name in names)]
+        for field, noise in places
+    ]
+    return table(["cells", "noise", *names], body)
+
+
+def _counts(row: dict[str, Any]) -> str:
+    error, residual = (
+        f"> {MAX_STEPS}" if row[f"steps_to_{end}"] is None else str(row[f"steps_to_{end}"])
+        for end in ("error", "residual")
+    )
+    return f"{error} ({residual})"
+
+
+def certificates_table(rows: list[dict[str, Any]]) -> str:
+    """How often an iterative value lies within its reported error of the exact one."""
+    groups = {
+        f"{kind} gaps, {'×'.join(map(str, shape))}": [
+            r for r in rows if r["gaps"] == kind and tuple(r["shape"]) == shape
+        ]
+        for kind in ("scattered", "block")
+        for shape in sorted({tuple(r["shape"]) for r in rows})
+    }
+    body = [_certified(name, group) for name, group in {**groups, "all": rows}.items() if group]
+    header = ["cells", "cases", "within the reported error", "median of the reported error, nats"]
+    return table([*header, "median of error over reported error", "most iterations"], body)
+
+
+def _certified(name: str, rows: list[dict[str, Any]]) -> list[str]:
+    errors = np.array([r["error"] for r in rows])
+    ratios = np.abs([r["iterative"] - r["exact"] for r in rows]) / errors
+    within = int(np.sum(ratios <= 1))
+    return [
+        name,
+        str(len(rows)),
+        f"{within} ({within / len(rows):.1%})",
+        digits(float(np.median(errors))),
+        f"{np.median(ratios):.2f}",
+        str(max(r["num_steps"] for r in rows)),
+    ]
