@@ -13,6 +13,7 @@ WORKLOADS = (
     "fitting",
     "whitening",
     "posterior",
+    "coverage",
 )
 
 
