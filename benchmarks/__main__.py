@@ -16,6 +16,7 @@ WORKLOADS = (
     "gaps",
     "preconditioners",
     "certificates",
+    "coverage",
 )
 
 

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from benchmarks import gap_tables, pictures, tables
 from benchmarks.measure import ROOT, results_folder
 
-PAGES = ("README.md", "docs/benchmarks.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md")
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
 CAPTIONS = {
@@ -79,6 +79,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "gaps": {"gaps": gap_tables.gaps_table},
         "preconditioners": {"preconditioners": gap_tables.preconditioners_table},
         "certificates": {"certificates": gap_tables.certificates_table},
+        "coverage": {"coverage": tables.coverage_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

@@ -293,6 +293,39 @@ def posterior_table(rows: list[dict[str, Any]]) -> str:
     return table(["grid", "what", "ms", "likelihood values", "memory"], body)
 
 
+def coverage_table(rows: list[dict[str, Any]]) -> str:
+    """The share of missing cells inside their bands, one line per shape of gaps and one for all."""
+    body = []
+    for group in _groups(rows, ("gaps",), by="parameters"):
+        fitted, true = group["fitted"], group["true"]
+        share = fitted["num_missing"] / prod(fitted["shape"])
+        bands = [_share(fitted, "0.95"), _share(true, "0.95"), _share(fitted, "0.5")]
+        fields = str(fitted["num_fields"])
+        body.append([fitted["gaps"], _grid(fitted), f"{share:.0%}", fields, *bands])
+    if body:
+        body.append(["all", "", "", str(sum(int(line[3]) for line in body)), *_means(rows)])
+    header = ["gaps", "grid", "missing", "fields", "in the 95 % band", "with the true parameters"]
+    return _table([*header, "in the 50 % band"], body)
+
+
+def _share(row: dict[str, Any], level: str) -> str:
+    return f"{row['coverage'][level]:.1%} ± {row['standard_error'][level]:.1%}"
+
+
+def _means(rows: list[dict[str, Any]]) -> list[str]:
+    """Over all fields, of equal weight."""
+    means = []
+    for parameters, level in (("fitted", "0.95"), ("true", "0.95"), ("fitted", "0.5")):
+        chosen = [row for row in rows if row["parameters"] == parameters]
+        counts = [row["num_fields"] for row in chosen]
+        total = sum(counts)
+        pairs = list(zip(chosen, counts, strict=True))
+        mean = sum(n * row["coverage"][level] for row, n in pairs) / total
+        error = sum((n * row["standard_error"][level]) ** 2 for row, n in pairs) ** 0.5 / total
+        means.append(f"{mean:.1%} ± {error:.1%}")
+    return means
+
+
 def fitting_table(rows: list[dict[str, Any]]) -> str:
     """Seconds to the optimum by method; what could not be run has its reason."""
     body = []
@@ -358,11 +391,13 @@ def fitting_bar_table(rows: list[dict[str, Any]]) -> str:
     return table(["data", "fit without, ms", "the bar adds, ms", "share"], body)
 
 
-def _groups(rows: list[dict[str, Any]], keys: tuple[str, ...]) -> list[dict[str, Any]]:
+def _groups(
+    rows: list[dict[str, Any]], keys: tuple[str, ...], by: str = "method"
+) -> list[dict[str, Any]]:
     """Rows of one case together, by method, in the order in which they come."""
     groups: dict[str, dict[str, Any]] = {}
     for row in rows:
-        groups.setdefault(str([row[k] for k in keys]), {})[row["method"]] = row
+        groups.setdefault(str([row[k] for k in keys]), {})[row[by]] = row
     return list(groups.values())
 
 

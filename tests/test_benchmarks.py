@@ -385,3 +385,25 @@ def test_certificates_count_what_lies_within_the_error():
     rows = [row("block", 1.0, 2.0), row("block", 3.0, 2.0), row("scattered", 0.0, 1.0)]
     lines = gap_tables.certificates_table(rows).splitlines()[2:]
     assert [line.split(" | ")[2] for line in lines] == ["1 (100.0%)", "1 (50.0%)", "2 (66.7%)"]
+
+
+def test_the_table_of_coverage_weighs_fields_alike():
+    def row(gaps, parameters, share, num_fields):
+        return {
+            "gaps": gaps,
+            "parameters": parameters,
+            "shape": [4, 5],
+            "num_missing": 5,
+            "num_fields": num_fields,
+            "coverage": {"0.5": share / 2, "0.95": share},
+            "standard_error": {"0.5": 0.03, "0.95": 0.04},
+        }
+
+    rows = [
+        row(gaps, which, share, n)
+        for gaps, share, n in (("blocks", 0.9, 30), ("land", 0.96, 10))
+        for which in ("fitted", "true")
+    ]
+    first, _, last = tables.coverage_table(rows).splitlines()[2:]
+    assert first == "| blocks | 4×5 | 25% | 30 | 90.0% ± 4.0% | 90.0% ± 4.0% | 45.0% ± 3.0% |"
+    assert last == "| all |  |  | 40 | 91.5% ± 3.2% | 91.5% ± 3.2% | 45.8% ± 2.4% |"

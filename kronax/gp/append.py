@@ -86,7 +86,7 @@ def _is_in_front(new: Axis, old: Axis) -> bool:
 def joined(old: Axis, new: Axis, in_front: bool, name: str) -> Axis:
     """Both coordinates on one axis: in the units, from the origin, on the circle of the old one."""
     if old.static is None or new.static is None:
-        parts = [jnp.asarray(x.traced if x.static is None else x.static.exact) for x in (old, new)]
+        parts = [jnp.asarray(x.traced if x.static is None else x.exact) for x in (old, new)]
         parts[1] = parts[1].astype(parts[0].dtype)
         return dataclasses.replace(
             old, static=None, traced=jnp.concatenate(parts[::-1] if in_front else parts), given=None

@@ -75,7 +75,7 @@ class Axis(eqx.Module):
         if self.static is None:
             assert self.traced is not None
             return self.traced.astype(dtype) - origin.astype(dtype)
-        exact = self.static.exact
+        exact = self.exact
         return jnp.asarray((exact - origin if centred else exact).astype(dtype))
 
     def points(self, dtype: Any) -> Points:
@@ -87,7 +87,7 @@ class Axis(eqx.Module):
             if self.static is None:
                 places = self._embedded(self.coordinates(dtype), jnp) - origin.astype(dtype)
             else:
-                places = jnp.asarray((self._embedded(self.static.exact, np) - origin).astype(dtype))
+                places = jnp.asarray((self._embedded(self.exact, np) - origin).astype(dtype))
         return Points(
             self.coordinates(dtype), self.coordinates(dtype, centred=True), places, self.origin
         )
@@ -105,11 +105,22 @@ class Axis(eqx.Module):
         return self.radius * xp.stack(unit, axis=-1)
 
     @property
+    def exact(self) -> np.ndarray:
+        """The concrete coordinates that are meant, without the rounding of their dtype."""
+        assert self.static is not None
+        if not self.is_full_circle:
+            return self.static.exact
+        # The step of a full circle is known from its period: the last coordinate, as rounded, would
+        # leave a circle that does not quite close.
+        x = self.static.exact.astype(np.float64)
+        return x[0] + np.sign(x[-1] - x[0]) * self.period / x.size * np.arange(x.size)
+
+    @property
     def is_distinct(self) -> bool:
         """Whether no place is known to occur twice."""
         if self.static is None:
             return False
-        x = self.static.exact
+        x = self.exact
         x = x if self.period is None and self.radius is None else self._embedded(x, np)
         return len(np.unique(x, axis=0)) == self.size
 
@@ -242,7 +253,7 @@ def _aligned(new: Axis, old: Axis) -> Axis:
     """New coordinates that are old ones but for rounding become the same numbers."""
     if new.static is None or old.static is None or new.num_dimensions is not None:
         return new
-    exact, known = new.static.exact.astype(np.float64), np.sort(old.static.exact)
+    exact, known = new.exact.astype(np.float64), np.sort(old.exact)
     rounding = max(slack(new.static.values), slack(old.static.values))
     after = np.searchsorted(known, exact).clip(0, known.size - 1)
     for place in (after, np.maximum(after - 1, 0)):

@@ -184,9 +184,7 @@ def _at_two_indices(
 def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     """The covariances with the first place, the axis taken as exactly regular."""
     assert axis.static is not None
-    line = axis.static.line
-    assert line is not None
-    wide = line.astype(np.float64)
+    wide = axis.exact.astype(np.float64).ravel()
     lags = (wide[-1] - wide[0]) / max(1, wide.size - 1) * np.arange(wide.size)
     lags = FrozenArray(lags.reshape(axis.static.values.shape))
     origin = 0.0 if axis.num_dimensions is None else (0.0,)

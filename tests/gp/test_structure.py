@@ -214,3 +214,16 @@ class Claims(kx.Kernel):
 def test_a_false_claim_to_be_stationary_is_found():
     with pytest.raises(ValueError, match="kernel of axis 0 must be stationary, as it says"):
         kx.GridGP((Claims(),), (np.linspace(0, 1, 40),), noise=0.1)
+
+
+def test_circle_in_float32_closes_in_float64():
+    """Longitudes of a NetCDF file: their last one is rounded, the step of their circle is not."""
+    longitude = (np.arange(432) * (360 / 432)).astype(np.float32)
+    rounded = kx.circle(longitude, 360.0)
+    assert rounded.is_full_circle
+    kernel = kx.Matern32(2.0)
+    data = np.cos(np.deg2rad(longitude.astype(float)))
+    gp = kx.GridGP((kernel,), (rounded,), noise=0.1)
+    even = kx.GridGP((kernel,), (kx.circle(np.arange(432) * (360 / 432), 360.0),), noise=0.1)
+    assert_close(gp.log_marginal_likelihood(data), even.log_marginal_likelihood(data))
+    assert_close(gp.condition(data).mean({0: longitude[5:8]}), even.condition(data).mean()[5:8])
