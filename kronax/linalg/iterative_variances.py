@@ -13,9 +13,8 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import Eigenbasis
-from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, quantile, settled
+from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, Solved, quantile, settled
 from kronax.linalg.iterative_solve import (
-    Solved,
     prepared,
     refuse_if_failed,
     solve_columns,
@@ -25,6 +24,9 @@ from kronax.linalg.modes import apply_all, matmul
 from kronax.linalg.reference import Reference, even
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.scattered import CHUNK, mv_rows
+from kronax.linalg.terms import KroneckerTerms
+from kronax.linalg.terms_reference import TermsReference
+from kronax.linalg.terms_variances import terms_posterior
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 # Draws that are solved together hold at most this many numbers in one array.
@@ -99,8 +101,16 @@ def iterative_posterior_variances(
 @partial(jax.jit, static_argnums=1)
 def posterior_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
     """`iterative_posterior_variances`, whether it converged or not."""
+    if isinstance(op.kronecker, KroneckerTerms):
+        return _by_twins((op,), iteration=iteration, term=None)
     lacking = _lacking((op, [None] * len(op.grid_shape)), iteration=iteration)
     return _moved(lacking, posterior_diagonal(even(op.kronecker, op.precisions)), 1)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def term_posterior_estimate(op: KroneckerPlusDiagonal, term: int, iteration: Iteration) -> Estimate:
+    """The posterior variance of one term of a signal of several, converged or not."""
+    return _by_twins((op,), iteration=iteration, term=term)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -112,6 +122,7 @@ def explained_estimate(
     `rows[i]` are covariances `(m_i, n_i)` with the coordinates of the axis, those of the signal
     itself for `None`.
     """
+    assert not isinstance(op.kronecker, KroneckerTerms)
     smooth = even(op.kronecker, op.precisions)
     full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
     lacking = _lacking((op, list(rows)), iteration=iteration)
@@ -186,6 +197,7 @@ def _lacking_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     """
     op, rows = operands
     held = prepared(op, iteration)
+    assert isinstance(held, Reference)
     roots = [_root(basis, row) for basis, row in zip(held.bases, rows, strict=True)]
     scale = jnp.sqrt(held.smooth)
     shape = tuple(root.shape[0] for root in roots)
@@ -258,6 +270,13 @@ def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Arra
     return apply_all(pairs, x)
 
 
+def _by_twins_value(operands: Any, _: Any, *, iteration: Iteration, term: int | None) -> Estimate:
+    (op,) = operands
+    held = prepared(op, iteration)
+    assert isinstance(held, TermsReference)
+    return terms_posterior(held, iteration, term, MOST_NUMBERS)
+
+
 def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoReturn:
     raise DerivativeOrderError(
         "Variances with gaps or uneven noise are values only; got a derivative of them. "
@@ -268,3 +287,4 @@ def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoRe
 _at_places = RulePrimitive("kronax_iterative_inverse_at", _at_places_value, _refuse)
 _between_places = RulePrimitive("kronax_iterative_between_places", _between_places_value, _refuse)
 _lacking = RulePrimitive("kronax_iterative_variances", _lacking_value, _refuse)
+_by_twins = RulePrimitive("kronax_terms_variances", _by_twins_value, _refuse)
