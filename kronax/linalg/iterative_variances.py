@@ -20,7 +20,7 @@ from kronax.linalg.iterative_solve import (
     solve_columns,
     solve_white,
 )
-from kronax.linalg.modes import apply_all, matmul
+from kronax.linalg.modes import apply_all, matmul, outer
 from kronax.linalg.reference import Reference, even
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.scattered import CHUNK, mv_rows
@@ -29,6 +29,8 @@ from kronax.linalg.terms_reference import TermsReference
 from kronax.linalg.terms_variances import terms_posterior
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
+# One array per axis, `(m, n_i)`: `m` places with a covariance that is a product.
+Rows = tuple[Array, ...]
 # Draws that are solved together hold at most this many numbers in one array.
 MOST_NUMBERS = 20_000_000
 
@@ -61,7 +63,7 @@ def iterative_inverse_at(
         >>> kx.iterative_inverse_at(op, (jnp.eye(2), jnp.eye(2))).value.round(6).tolist()
         [0.5, 0.5]
     """
-    estimate = places_estimate(op, tuple(rows), iteration)
+    estimate = places_estimate(op, (tuple(rows),), iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the solves at scattered places")
 
@@ -135,48 +137,52 @@ def _moved(estimate: Estimate, known: Array, sign: int) -> Estimate:
 
 @partial(jax.jit, static_argnums=2)
 def places_estimate(
-    op: KroneckerPlusDiagonal, rows: tuple[Array, ...], iteration: Iteration
+    op: KroneckerPlusDiagonal, products: tuple[Rows, ...], iteration: Iteration
 ) -> Estimate:
-    """`iterative_inverse_at`, whether it converged or not."""
-    return _at_places((op, rows), iteration=iteration)
+    """`iterative_inverse_at` for a sum of products of rows, whether it converged or not."""
+    return _at_places((op, products), iteration=iteration)
 
 
 @partial(jax.jit, static_argnums=2)
 def covariance_estimate(
-    op: KroneckerPlusDiagonal, rows: tuple[Array, ...], iteration: Iteration
+    op: KroneckerPlusDiagonal, products: tuple[Rows, ...], iteration: Iteration
 ) -> Estimate:
     """`C op⁻¹ Cᵀ`, `(m, m)`, for places scattered over the grid, whether it converged or not."""
-    return _between_places((op, rows), iteration=iteration)
+    return _between_places((op, products), iteration=iteration)
 
 
 def _at_places_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
-    op, rows = operands
-    return _by_places(op, rows, iteration, lambda solved: solved.quadratics[0])
+    op, products = operands
+    return _by_places(op, products, iteration, lambda solved: solved.quadratics[0])
 
 
 def _between_places_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
-    op, rows = operands
-    return _by_places(op, rows, iteration, lambda solved: mv_rows(rows, solved.solution[0]))
+    op, products = operands
+
+    def explained(solved: Solved) -> Array:
+        first, *rest = (mv_rows(rows, solved.solution[0]) for rows in products)
+        return sum(rest, first)
+
+    return _by_places(op, products, iteration, explained)
 
 
 def _by_places(
     op: KroneckerPlusDiagonal,
-    rows: tuple[Array, ...],
+    products: tuple[Rows, ...],
     iteration: Iteration,
     result: Callable[[Solved], Array],
 ) -> Estimate:
     """One solve per place, in chunks."""
     held = prepared(op, iteration)
 
-    def one(place: tuple[Array, ...]) -> Any:
-        c = place[0]
-        for row in place[1:]:
-            c = c[..., None] * row
+    def one(place: tuple[Rows, ...]) -> Any:
+        first, *rest = (outer(rows) for rows in place)
+        c = sum(rest, first)
         solved = solve_columns(held, op, op.held(c)[None], iteration)
         return (result(solved), solved.errors[0]), solved.certificate
 
-    chunk = max(1, min(rows[0].shape[0], CHUNK // (4 * prod(op.grid_shape))))
-    (values, errors), certificate = lax.map(one, rows, batch_size=chunk)
+    chunk = max(1, min(products[0][0].shape[0], CHUNK // (4 * prod(op.grid_shape))))
+    (values, errors), certificate = lax.map(one, products, batch_size=chunk)
     return Estimate(
         value=values,
         error=jnp.max(errors),
