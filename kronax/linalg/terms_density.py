@@ -92,7 +92,8 @@ def _probes(held: TermsReference, iteration: Iteration) -> _Probes:
     axes = tuple(range(1, len(shape)))
     keys = jax.random.split(jax.random.key(iteration.seed))
     signal, noise = (jax.random.rademacher(key, shape, held.signal.dtype) for key in keys)
-    drawn = held.compared.to_cells(jnp.sqrt(held.spectrum) * signal)
+    # By the symmetric root: it is smooth in the parameters where eigenvectors change their signs.
+    drawn = held.compared.to_cells(jnp.sqrt(held.spectrum) * held.compared.to_spectrum(signal))
     observed = held.precisions > 0
     even = held.even_inverse(drawn + jnp.sqrt(held.compared.noise) * noise)
     rest = held.signal.mv_grid(even) - held.even_mv(even)
@@ -174,7 +175,7 @@ def _reference_logdet(held: TermsReference, iteration: Iteration) -> tuple[Array
 
     def uneven() -> tuple[Array, Array]:
         key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
-        white = jax.random.rademacher(key, shape, precisions.dtype)
+        white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
         energy = jnp.sum(white**2, tuple(range(1, white.ndim)))
         krylov = conjugate_gradients(
             compared.mv,
