@@ -2,7 +2,7 @@
 
 With white noise two Kronecker products in all are diagonalised together. Terms that differ on one
 axis only are one product, with the sum of their kernels on that axis. A term that is the identity
-on all axes but one is added to the noise on that axis. Any other sum is refused.
+on all axes but one is added to the noise on that axis. Any other sum is solved by iterations.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,12 +36,22 @@ class Terms(NamedTuple):
         axis: where the kernels of the terms in the signal are added.
         joined: the terms that are added to the noise, also in the order given.
         joined_axis: where they are.
+        owners: without an exact decomposition, per axis and term the first term that has the same
+            kernel there; empty with one.
+        reason: why there is none.
     """
 
     names: tuple[str, ...]
     axis: int
     joined: tuple[str, ...] = ()
     joined_axis: int = 0
+    owners: tuple[tuple[str, ...], ...] = ()
+    reason: str = ""
+
+    @property
+    def are_exact(self) -> bool:
+        """Whether there is an exact decomposition together with the noise."""
+        return not self.owners
 
     @property
     def signal(self) -> tuple[str, ...]:
@@ -112,12 +122,36 @@ def _term(pairs: Sequence[tuple[Kernel, Array | None]], dtype: Any) -> Term:
     return Term(tuple(kernel for kernel, _ in pairs), variance)
 
 
+class Merged(NamedTuple):
+    """How the terms fit together.
+
+    Attributes:
+        terms: what became of them.
+        kernels: of the signal, one per axis.
+        joined: what is added to the noise.
+        variance: of every term, where the kernels do not hold them.
+    """
+
+    terms: Terms
+    kernels: tuple[Kernel, ...]
+    joined: TermSum | None
+    variance: dict[str, Array] | None = None
+
+
 def merge(
-    terms: dict[str, Term], axes: tuple[Axis, ...], noise: Any, labels: tuple[str, ...]
-) -> tuple[Terms, tuple[Kernel, ...], TermSum | None]:
-    """How the terms fit together, the kernels of the signal, and what is added to the noise.
+    terms: dict[str, Term],
+    axes: tuple[Axis, ...],
+    noise: Any,
+    labels: tuple[str, ...],
+    gaps: str,
+) -> Merged:
+    """How the terms fit together: exactly where they can, unless iterations are asked for.
 
     A term joins the noise only where it must, and rather one that comes later.
+
+    Raises:
+        NotImplementedError: without an exact decomposition, where one is asked for or iterations
+            are not available.
     """
     names = tuple(terms)
     for first, second in combinations(names, 2):
@@ -136,8 +170,36 @@ def merge(
         total = _sum(terms, signal, axis)
         kernels = (*kernels[:axis], total, *kernels[axis + 1 :])
         added = _sum(terms, joined, joined_axis) if joined else None
-        return Terms(names, axis, joined, joined_axis), kernels, added
-    raise NotImplementedError(_refusal(terms, axes, noise, labels))
+        return Merged(Terms(names, axis, joined, joined_axis), kernels, added)
+    clash, advice = _clash(terms, axes, noise, labels)
+    if gaps == "exact" or isinstance(noise, FullNoise):
+        raise NotImplementedError(
+            "To be exact, the terms of an additive model must differ on one and the same axis, the "
+            "kernels of the other axes being shared; or else be kx.White on all axes but one, the "
+            f"same for all that are, and so join the noise. Got terms where {clash}. {advice} "
+            "Other sums with noise have no exact decomposition: iterations take them, with noise "
+            "that is independent from cell to cell, unless gaps='exact'."
+        )
+    return _apart(terms, f"no exact decomposition, since {clash}. {advice}")
+
+
+def _apart(terms: dict[str, Term], reason: str) -> Merged:
+    """Every term as a product of its own; kernels that are shared are held once."""
+    names = tuple(terms)
+    kernels, owners = [], []
+    for i in range(len(terms[names[0]].kernels)):
+        held: dict[str, Kernel] = {}
+        owner = []
+        for name in names:
+            kernel = terms[name].kernels[i]
+            same = next((n for n, other in held.items() if _is_same(kernel, other)), name)
+            held.setdefault(same, kernel)
+            owner.append(same)
+        kernels.append(TermSum(held) if len(held) > 1 else held[names[0]])
+        owners.append(tuple(owner))
+    variance = {name: term.variance for name, term in terms.items()}
+    held_by = Terms(names, 0, owners=tuple(owners), reason=reason)
+    return Merged(held_by, tuple(kernels), None, variance)
 
 
 def joined_structure(
@@ -231,10 +293,10 @@ def _first_with_parameters(kernels: tuple[Kernel, ...]) -> int:
     return next((i for i, kernel in enumerate(kernels) if jax.tree.leaves(kernel)), 0)
 
 
-def _refusal(
+def _clash(
     terms: dict[str, Term], axes: tuple[Axis, ...], noise: Any, labels: tuple[str, ...]
-) -> str:
-    """What must hold, what was got, and what to do."""
+) -> tuple[str, str]:
+    """Why there is no exact decomposition, and what to do for one."""
     clashes, copies = [], []
     for first, second in combinations(terms, 2):
         differing = _differing(terms, (first, second))
@@ -258,9 +320,4 @@ def _refusal(
     repeated = [label for label, axis in zip(labels, axes, strict=True) if not axis.is_distinct]
     if repeated:
         advice += f" On {', '.join(repeated)}, where places occur twice, kx.White is no identity."
-    return (
-        "The terms of an additive model must differ on one and the same axis, the kernels of the "
-        "other axes being shared; or else be kx.White on all axes but one, the same for all that "
-        f"are, and so join the noise. Got terms where {'; '.join(clashes)}. {advice} Other sums "
-        "with noise have no exact decomposition."
-    )
+    return "; ".join(clashes), advice

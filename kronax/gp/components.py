@@ -20,6 +20,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.roots import symmetric_root
+from kronax.linalg.terms import KroneckerTerms
 
 # New points per axis, `None` for one that stays: arrays, so that other coordinates, if as many,
 # need no new compilation.
@@ -34,7 +35,9 @@ class Component(eqx.Module):
 
 
 def whole(gp: Any) -> tuple[Component, ...]:
-    """The function in as few components as have a Kronecker covariance each: one or two."""
+    """The function in as few components as have a Kronecker covariance each."""
+    if not are_exact(gp):
+        return tuple(term(gp, name) for name in gp.terms.names)
     variance = jnp.ones((), gp.dtype) if gp.variance is None else gp.variance
     signal = Component(gp.kernels, variance)
     if gp.joined is None:
@@ -44,6 +47,13 @@ def whole(gp: Any) -> tuple[Component, ...]:
 
 def term(gp: Any, name: str) -> Component:
     """One term of an additive model."""
+    if not are_exact(gp):
+        place = gp.terms.names.index(name)
+        kernels = tuple(
+            kernel if len(set(owner)) == 1 else kernel.terms[owner[place]]
+            for kernel, owner in zip(gp.kernels, gp.terms.owners, strict=True)
+        )
+        return Component(kernels, gp.variance[name])
     if name in gp.terms.joined:
         kernels = _white_but(gp, gp.joined.terms[name])
         return Component(kernels, gp.joined.variances[name])
@@ -51,6 +61,17 @@ def term(gp: Any, name: str) -> Component:
     total = gp.kernels[i]
     kernels = (*gp.kernels[:i], total.terms[name], *gp.kernels[i + 1 :])
     return Component(kernels, total.variances[name])
+
+
+def are_exact(gp: Any) -> bool:
+    """Whether the function and the noise have an exact decomposition on a grid without gaps."""
+    return gp.terms is None or gp.terms.are_exact
+
+
+def terms_covariance(gp: Any) -> KroneckerTerms:
+    """The covariance of a function whose terms have no exact decomposition."""
+    stay = (None,) * len(gp.axes)
+    return KroneckerTerms([prior_covariance(gp, part, stay, gp.dtype) for part in whole(gp)])
 
 
 def parts(gp: Any, name: str | None) -> tuple[Component, ...]:
@@ -172,7 +193,10 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
 
 
 def _structure(gp: Any, kernel: Kernel, i: int) -> Structure:
-    """That of a kernel on the old axis: as the model has it, or chosen for a term alone."""
-    if kernel is gp.kernels[i] or gp.structures[i].rank is not None:
+    """That of a kernel on the old axis: as the model has it, or chosen for a term alone.
+
+    Terms that are solved together by iterations share the structure that all of them have.
+    """
+    if kernel is gp.kernels[i] or gp.structures[i].rank is not None or not are_exact(gp):
         return gp.structures[i]
     return choose(kernel, gp.axes[i])

@@ -12,7 +12,7 @@ from kronax.linalg.modes import matmul
 
 def amplitude(gp: Any, i: int, dtype: Any) -> Array:
     """The process' variance, which the first axis carries; terms have variances of their own."""
-    if i > 0 or gp.variance is None:
+    if i > 0 or gp.terms is not None:
         return jnp.ones((), dtype)
     return gp.variance.astype(dtype)
 

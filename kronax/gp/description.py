@@ -36,6 +36,9 @@ def _terms(gp: Any, labels: tuple[str, ...]) -> list[str]:
     if gp.terms is None:
         return []
     lines, signal = [], gp.terms.signal
+    if not gp.terms.are_exact:
+        count = len(gp.terms.names)
+        return [f"{', '.join(gp.terms.names)}: {count} Kronecker products"]
     if len(signal) > 1:
         lines.append(
             f"{', '.join(signal)}: one Kronecker product, since they differ on "

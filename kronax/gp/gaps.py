@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.gp.components import are_exact
 from kronax.gp.noise import CellNoise
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.estimates import Iteration
@@ -17,6 +18,7 @@ from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.masked import Masked
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.reference import balanced_box
+from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.thin import is_diagonal
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
@@ -104,7 +106,7 @@ def without_unknown_gaps(gp: Any, y: Array) -> Array:
 def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | Iterative:
     """The covariance of the observations, at the cells that have some, ready to be solved."""
     is_uneven = _is_uneven(gp)
-    if gp.observed is None and not is_uneven:
+    if gp.observed is None and not is_uneven and are_exact(gp):
         return gp.covariance()
     if not is_iterative(gp):
         return Masked(gp.covariance(), _mask(gp))
@@ -115,9 +117,14 @@ def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | Iterative:
     return Iterative(KroneckerPlusDiagonal(signal, levels, observed=observed), gp.iteration)
 
 
-def with_noise_of(gp: Any, signal: Kronecker) -> KroneckerPlusNoise | KroneckerPlusDiagonal:
+def with_noise_of(
+    gp: Any, signal: Kronecker | KroneckerTerms
+) -> KroneckerPlusNoise | KroneckerPlusDiagonal:
     """The covariance of noisy data on the whole grid."""
     noise = gp.noise_term()
+    if isinstance(signal, KroneckerTerms):
+        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
+        return KroneckerPlusDiagonal(signal, levels)
     if isinstance(noise, Kronecker) or not noise.ndim:
         return KroneckerPlusNoise(signal, noise)
     return KroneckerPlusDiagonal(signal, noise)
@@ -125,6 +132,8 @@ def with_noise_of(gp: Any, signal: Kronecker) -> KroneckerPlusNoise | KroneckerP
 
 def choice(gp: Any) -> Choice:
     """By iterations or exactly: as asked, or exactly up to a cost of some seconds."""
+    if not are_exact(gp):
+        return Choice(True, gp.terms.reason)
     plan = _plan(gp)
     if gp.gaps == "exact":
         return Choice(False, f"{plan.reason}; 'exact' was asked for")
@@ -154,7 +163,7 @@ def check_choice(gaps: Any, iteration: Any) -> Iteration:
 
 def described(gp: Any) -> list[str]:
     """How gaps and uneven noise are handled, in words."""
-    if gp.observed is None and not _is_uneven(gp):
+    if gp.observed is None and not _is_uneven(gp) and are_exact(gp):
         return []
     plan, chosen = _plan(gp), choice(gp)
     lines = []
@@ -170,7 +179,11 @@ def described(gp: Any) -> list[str]:
         return [*lines, f"  exact: {chosen.reason}", f"  a value and gradient: {cost}"]
     it = gp.iteration
     size = plan.num_missing + plan.num_observed
-    passes = 2 * USUAL_STEPS * (1 + it.num_probes)
+    num_terms = 1 if are_exact(gp) else 1 + len(gp.terms.names)
+    if num_terms > 1 and (gp.observed is not None or _is_uneven(gp)):
+        # Every iteration holds others inside, for the gaps of one product.
+        num_terms += USUAL_STEPS
+    passes = 2 * USUAL_STEPS * num_terms * (1 + it.num_probes)
     flops = passes * 2 * size * sum(gp.grid_shape)
     box = "×".join(map(str, balanced_box(gp.grid_shape, it.box_size)))
     return [
@@ -183,6 +196,8 @@ def described(gp: Any) -> list[str]:
 
 def is_iterative(gp: Any) -> bool:
     """Whether the process is solved by iterations."""
+    if not are_exact(gp):
+        return True
     return (gp.observed is not None or _is_uneven(gp)) and choice(gp).is_iterative
 
 

@@ -13,7 +13,7 @@ from kronax.gp import evidence, soundness
 from kronax.gp.additive import Terms, joined_structure, merge, read_kernels
 from kronax.gp.alignment import refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
-from kronax.gp.components import joined_noise
+from kronax.gp.components import are_exact, joined_noise, terms_covariance
 from kronax.gp.cross import amplitude
 from kronax.gp.data_arrays import (
     grid_of_data_array,
@@ -56,6 +56,7 @@ from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.masked import Masked
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 from kronax.parameters import parameter
 
@@ -70,8 +71,9 @@ class GridGP(NumpyroSites):
     Args:
         kernels: one per axis, a sequence, or a dictionary by name.
         terms: in place of `kernels`, those of each term of an additive model by name, such as
-            `{"trend": (slow, space), "season": (year, space)}`. Terms differ on one axis, the
-            others have the same kernel object; or they are `kx.White` on all axes but one.
+            `{"trend": (slow, space), "season": (year, space)}`. They are exact where they differ
+            on one axis, the others having the same kernel object, or are `kx.White` on all axes
+            but one; else they are solved by iterations.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise; or a dictionary from an axis to
             variances along it; or one variance per cell, infinite where it has no data, of which
@@ -93,7 +95,8 @@ class GridGP(NumpyroSites):
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
             not positive.
         TypeError: if something is not of the kinds above.
-        NotImplementedError: if terms have no exact decomposition together with the noise.
+        NotImplementedError: if terms have no exact decomposition together with the noise, and
+            `gaps="exact"` asks for one or the noise is correlated.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
@@ -117,7 +120,7 @@ class GridGP(NumpyroSites):
     observed: Mask | None = eqx.field(static=True)
     gaps: str = eqx.field(static=True)
     iteration: Iteration = eqx.field(static=True)
-    variance: Array | None = parameter(constraints.positive, default=None)
+    variance: Array | dict[str, Array] | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
 
     def __init__(
@@ -148,14 +151,16 @@ class GridGP(NumpyroSites):
         if terms is None:
             self.kernels, self.variance = given[None]
         else:
-            self.variance = None
-            self.terms, self.kernels, self.joined = merge(given, self.axes, self.noise, labels)
+            self.terms, self.kernels, self.joined, self.variance = merge(
+                given, self.axes, self.noise, labels, gaps
+            )
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         if structure is not None:
             structure = ordered(structure, self.axis_names, len(self.axes), "structure")
         self.structures = soundness.chosen_structures(self.kernels, self.axes, structure, labels)
+        soundness.check_terms(self)
         if self.terms is not None and self.joined is not None:
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
@@ -211,8 +216,11 @@ class GridGP(NumpyroSites):
 
     def covariance(
         self, include_noise: bool = True
-    ) -> Kronecker | KroneckerPlusNoise | KroneckerPlusDiagonal:
+    ) -> Kronecker | KroneckerTerms | KroneckerPlusNoise | KroneckerPlusDiagonal:
         """The prior covariance on the grid, as an operator."""
+        if not are_exact(self):
+            terms = terms_covariance(self)
+            return with_noise_of(self, terms) if include_noise else terms
         dtype = self.dtype
         first, *rest = (
             factor(kernel, axis, structure, dtype)

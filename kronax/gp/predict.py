@@ -12,6 +12,7 @@ from kronax.gp.axes import Axis
 from kronax.gp.components import (
     Component,
     New,
+    are_exact,
     cross_covariance,
     cross_rows,
     joint_root,
@@ -32,7 +33,7 @@ from kronax.gp.noise_levels import noisy
 from kronax.gp.templates import compiled
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.estimates import Estimate, exact_estimate, settled
+from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
@@ -194,12 +195,58 @@ def variance_estimate(post: Any, new: New, name: str | None = None) -> Estimate:
     if not isinstance(op, Iterative):
         return exact_estimate(variance(post, new, name))
     added = _variance_of_coefficients(post, new, name)
+    if not are_exact(post.gp):
+        return _variance_of_terms(post, new, name).shifted(added)
     if name is None and not any(new):
         return op.posterior().shifted(added)
     (part,) = parts(post.gp, name)
     rows = [factor.to_dense() for factor in _cross(post, part, new).factors]
     prior = prior_variances(post.gp, part, new, op.dtype)
     return op.explained(rows).scaled(-1.0).shifted(prior + added)
+
+
+def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
+    """Of terms without an exact decomposition, by draws, their coefficients known.
+
+    On the grid itself draws have twins of known variance; at new coordinates they are plain.
+    """
+    gp, op = post.gp, post.operator
+    if not any(new):
+        return op.posterior(None if name is None else gp.terms.names.index(name))
+    components, num = whole(gp), op.iteration.num_draws
+    roots = [_roots(post, part, new) for part in components]
+    wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
+    size = max(prod(r.size for r in one) for one in roots)
+    at_once = min(num, max(1, DRAWN_AT_ONCE // size))
+
+    def drawn(sums: Any, key: PRNGKeyArray) -> Any:
+        noise_key, *keys = jax.random.split(key, len(components) + 1)
+        pairs = zip(roots, keys, strict=True)
+        fields = [_prior_draw(post, root, own, new, (at_once,)) for root, own in pairs]
+        shape = (at_once, *gp.grid_shape)
+        data = noise_draw(gp.noise_term(), noise_key, shape, op.dtype)
+        solved = op.solved(sum((old for old, _ in fields), data))
+        draw = sum(
+            fields[k][1] - _cross(post, components[k], new).mv_grid(solved.value) for k in wanted
+        )
+        sums = tuple(total + jnp.sum(draw**p, 0) for total, p in zip(sums, (2, 4), strict=True))
+        return sums, (solved.residual, solved.num_steps, solved.converged)
+
+    keys = jax.random.split(jax.random.key(op.iteration.seed), -(-num // at_once))
+    shape = tuple(n if x is None else x.size for n, x in zip(gp.grid_shape, new, strict=True))
+    zero = jnp.zeros(shape, op.dtype)
+    (squares, fourths), (residuals, steps, converged) = jax.lax.scan(drawn, (zero, zero), keys)
+    count = len(keys) * at_once
+    value = squares / count
+    standard_error = jnp.sqrt(jnp.maximum(fourths / count - value**2, 0) / (count - 1))
+    return Estimate(
+        value=value,
+        error=quantile(count) * standard_error,
+        standard_error=standard_error,
+        residual=jnp.max(residuals),
+        num_steps=jnp.max(steps),
+        converged=jnp.all(converged),
+    )
 
 
 @compiled

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.linalg.sample import sample_normal
-from kronax.linalg.uneven import KroneckerPlusDiagonal
+from kronax.linalg.terms import KroneckerTerms
+from kronax.linalg.uneven import KroneckerPlusDiagonal, draw_signal
 
 
 def prior_draws(
@@ -16,6 +17,8 @@ def prior_draws(
     shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
     covariance = gp.covariance(include_noise)
     mean = gp.mean_on((None,) * len(gp.axes))
+    if isinstance(covariance, KroneckerTerms):
+        return draw_signal(key, covariance, shape) + mean
     if not isinstance(covariance, KroneckerPlusDiagonal):
         return sample_normal(key, covariance, shape) + mean
     return jnp.where(covariance.observed, covariance.draw(key, shape) + mean, jnp.nan)

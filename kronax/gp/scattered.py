@@ -126,8 +126,7 @@ def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> 
     root = _regressed(post, new, name)
     added = prior if root is None else prior + jnp.sum(jnp.square(root), axis=0)
     if isinstance(op, Iterative):
-        (rows,) = products
-        return op.explained_at(rows).scaled(-1.0).shifted(added)
+        return op.explained_at(*products).scaled(-1.0).shifted(added)
     return exact_estimate(added - inverse_at(op, *products, joint=False))
 
 
@@ -155,7 +154,10 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
             prior = prior * kernel.matrix_at(place, place).astype(dtype)
         total = total + prior
     op, products = _rows(post, new)
-    covariance = total - inverse_at(op, *products, joint=True)
+    if isinstance(op, Iterative):
+        covariance = total - op.covariance_at(*products)
+    else:
+        covariance = total - inverse_at(op, *products, joint=True)
     root = _regressed(post, new)
     if root is not None:
         covariance = covariance + matmul(root.T, root)

@@ -74,7 +74,7 @@ class NumpyroSites(eqx.Module):
             (5,)
         """
         soundness.refuse_marginal(self, "gp.latent() is")
-        soundness.refuse_joined(self, "gp.latent() is")
+        soundness.refuse_sums(self, "gp.latent() is")
         return sample_latent(self, name, jitter)
 
     def latent_condition(
@@ -90,5 +90,5 @@ class NumpyroSites(eqx.Module):
             ValueError: if `f` does not lie on the grid, or the jitter is negative.
         """
         soundness.refuse_marginal(self, "gp.latent_condition() is")
-        soundness.refuse_joined(self, "gp.latent_condition() is")
+        soundness.refuse_sums(self, "gp.latent_condition() is")
         return latent_condition(self, f, jitter)

@@ -25,12 +25,33 @@ def refuse_marginal(gp: Any, what: str) -> None:
 
 
 def refuse_joined(gp: Any, what: str) -> None:
-    """Refuse a function whose covariance is no Kronecker product."""
+    """Refuse terms that join the noise."""
     if gp.joined is not None:
         raise NotImplementedError(
             f"{what} not available where terms join the noise ({', '.join(gp.joined.names)}): the "
             "covariance of the function is no Kronecker product. Make the terms differ on one axis "
             "only."
+        )
+
+
+def refuse_sums(gp: Any, what: str) -> None:
+    """Refuse a function whose covariance is a sum of products, be it exact or not."""
+    refuse_joined(gp, what)
+    if gp.terms is not None and not gp.terms.are_exact:
+        raise NotImplementedError(
+            f"{what} not available for terms without an exact decomposition ("
+            f"{', '.join(gp.terms.names)}): the covariance of the function is no Kronecker "
+            "product. Make the terms differ on one axis only."
+        )
+
+
+def check_terms(gp: Any) -> None:
+    """Refuse low-rank axes of terms that have no exact decomposition."""
+    ranked = any(structure.rank is not None for structure in gp.structures)
+    if ranked and gp.terms is not None and not gp.terms.are_exact:
+        raise ValueError(
+            "Low-rank axes need terms with an exact decomposition; got "
+            f"{', '.join(gp.terms.names)}. Leave the numbers in `structure` out."
         )
 
 

@@ -336,11 +336,14 @@ def _variances(gp: Any, level: float) -> Iterator[tuple[str, Any]]:
         yield "variance", level / _mean_diagonal(gp, gp.kernels)
         return
     for name in gp.terms.names:
-        joined = name in gp.terms.joined
-        path = "joined" if joined else f"kernels[{gp.terms.axis}]"
         kernels = term(gp, name).kernels
         share = level / len(gp.terms.names)
-        yield f"{path}.variances[{name!r}]", share / _mean_diagonal(gp, kernels)
+        path = f"kernels[{gp.terms.axis}].variances"
+        if not gp.terms.are_exact:
+            path = "variance"
+        elif name in gp.terms.joined:
+            path = "joined.variances"
+        yield f"{path}[{name!r}]", share / _mean_diagonal(gp, kernels)
 
 
 def _mean_diagonal(gp: Any, kernels: tuple[Kernel, ...]) -> float:

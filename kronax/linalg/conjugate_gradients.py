@@ -31,8 +31,8 @@ class Krylov(NamedTuple):
         residual: the norm of `b − A x`, computed from the solution.
         scale: what the residual is measured against.
         num_steps: iterations.
-        log_form: `bᵀ log(A) b / bᵀ b`.
-        first: `bᵀ A b / bᵀ b`.
+        log_form: `bᵀ log(A) b / bᵀ b`, for what is left of `A` by the preconditioner.
+        first: `bᵀ A b / bᵀ b`, likewise.
         smallest: the smallest eigenvalue that was seen, from below to the next of `TRIALS`.
     """
 
@@ -81,10 +81,14 @@ def conjugate_gradients(
     is_solve: Float[Array, " k"],
     tolerance: float,
     max_steps: int,
+    precondition: Callable[[Array], Array] = lambda r: r,
+    preconditioned: Float[Array, "k *space"] | None = None,
 ) -> Krylov:
     """Solve `A x = b` for every column, for a symmetric positive definite `A`.
 
-    A column is done once its residual is below `tolerance` times the root of its energy.
+    A column is done once its residual is below `tolerance` times the root of its energy. With a
+    preconditioner `M` norms and forms are those of `M^-½ r`, and the spectrum is that of
+    `M^-½ A M^-½`.
 
     Args:
         mv: multiplies columns `(k, *space)`.
@@ -94,6 +98,8 @@ def conjugate_gradients(
             the iteration to what the solution leaves; else 0.
         tolerance: relative to the root of the energy.
         max_steps: at most.
+        precondition: multiplies columns by `M⁻¹`, symmetric positive definite.
+        preconditioned: `M⁻¹ b`, where it is known.
     """
     ndim = b.ndim - 1
 
@@ -114,14 +120,15 @@ def conjugate_gradients(
         alpha = jnp.where(s.active, s.gamma / jnp.where(s.active, dot(s.p, q), 1), 0)
         x = s.x + column(alpha) * s.p
         r = s.r - column(alpha) * q
-        gamma = jnp.where(s.active, dot(r, r), s.gamma)
+        z = precondition(r)
+        gamma = jnp.where(s.active, dot(r, z), s.gamma)
         beta = jnp.where(s.active, gamma / jnp.where(s.active, s.gamma, 1), 0)
         energy = s.energy - is_solve * alpha * s.gamma
         return _State(
             step=s.step + 1,
             x=x,
             r=r,
-            p=r + column(beta) * s.p,
+            p=z + column(beta) * s.p,
             gamma=gamma,
             energy=energy,
             num_steps=s.num_steps + s.active.astype(jnp.int32),
@@ -129,12 +136,13 @@ def conjugate_gradients(
             recurrence=_advance(s.recurrence, alpha, beta, s.active),
         )
 
-    gamma = dot(b, b)
+    z = precondition(b) if preconditioned is None else preconditioned
+    gamma = dot(b, z)
     start = _State(
         step=jnp.zeros((), jnp.int32),
         x=jnp.zeros_like(b),
         r=b,
-        p=b,
+        p=z,
         gamma=gamma,
         energy=energy,
         num_steps=jnp.zeros(b.shape[0], jnp.int32),
@@ -145,7 +153,7 @@ def conjugate_gradients(
     residual = b - mv(end.x)
     return Krylov(
         solution=end.x,
-        residual=jnp.sqrt(dot(residual, residual)),
+        residual=jnp.sqrt(jnp.maximum(dot(residual, precondition(residual)), 0)),
         scale=jnp.sqrt(jnp.maximum(end.energy, least)),
         num_steps=end.num_steps,
         **_quadrature(end.recurrence),

@@ -1,7 +1,7 @@
 """Results of iterations and of random probes, and how far to trust them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -131,6 +131,33 @@ def exact_estimate(value: Array) -> Estimate:
     zero = jnp.zeros((), value.dtype)
     steps, converged = jnp.zeros((), jnp.int32), jnp.all(jnp.isfinite(value))
     return Estimate(value, zero, zero, zero, steps, converged)
+
+
+class Certificate(NamedTuple):
+    """The fields of an estimate behind its value."""
+
+    error: Array
+    standard_error: Array
+    residual: Array
+    num_steps: Array
+    converged: Array
+
+
+class Solved(NamedTuple):
+    """Solves of columns `b`.
+
+    Args:
+        solution: `(k, *grid)`, zero at the gaps.
+        quadratics: `bᵀ op⁻¹ b`, from above.
+        errors: by how much at most.
+        certificate: of the worst column; its error is that of the solution in the norm of the
+            operator, relative to the solution.
+    """
+
+    solution: Array
+    quadratics: Array
+    errors: Array
+    certificate: Certificate
 
 
 def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:

@@ -24,13 +24,15 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.conjugate_gradients import Krylov
 from kronax.linalg.diagonals import conjugated_inverse_diagonal
-from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, quantile, settled
-from kronax.linalg.iterative_solve import Certificate, refuse_if_failed, run, upper_quadratics
+from kronax.linalg.estimates import DEFAULT, Certificate, Estimate, Iteration, quantile, settled
+from kronax.linalg.iterative_solve import refuse_if_failed, run, upper_quadratics
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.reference import Reference, balanced_box, even, reference
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
+from kronax.linalg.terms import KroneckerTerms
+from kronax.linalg.terms_density import terms_both
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 
@@ -123,6 +125,8 @@ def _both_terms(
     op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
 ) -> tuple[Array, Array, Certificate]:
     """`yᵀ op⁻¹ y` per column, `log det op`, and the certificate of their sum."""
+    if isinstance(op.kronecker, KroneckerTerms):
+        return terms_both(op.kronecker, op.variances, y, iteration)
     precisions = op.precisions
     smooth = even(op.kronecker, precisions)
     held = reference(smooth, precisions, balanced_box(op.grid_shape, iteration.box_size))

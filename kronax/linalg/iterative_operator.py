@@ -17,6 +17,7 @@ from kronax.linalg.iterative_variances import (
     iterative_posterior_variances,
     places_estimate,
     posterior_estimate,
+    term_posterior_estimate,
 )
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.uneven import KroneckerPlusDiagonal
@@ -168,24 +169,30 @@ class Iterative(AbstractSolvable):
         """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`, covariances with the signal. By draws."""
         return self._settled(self.explained(rows), "the draws")
 
-    def posterior(self) -> Estimate:
-        """`posterior_diagonal`, with its error."""
-        return posterior_estimate(self.op, self.iteration)
+    def posterior(self, term: int | None = None) -> Estimate:
+        """`posterior_diagonal`, with its error; of one term of a signal of several if given."""
+        if term is None:
+            return posterior_estimate(self.op, self.iteration)
+        return term_posterior_estimate(self.op, term, self.iteration)
 
     def posterior_diagonal(self) -> Array:
         """`diag(K − K op⁻¹ K)`, as `kx.iterative_posterior_variances` has it."""
         return iterative_posterior_variances(self.op, iteration=self.iteration).value
 
-    def explained_at(self, rows: Sequence[Float[Array, "m _"]]) -> Estimate:
-        """The diagonal of `inverse_at`, with its error."""
-        return places_estimate(self.op, tuple(rows), self.iteration)
+    def explained_at(self, *products: Sequence[Float[Array, "m _"]]) -> Estimate:
+        """The diagonal of `inverse_at`, with its error; rows may be a sum of products."""
+        return places_estimate(self.op, tuple(map(tuple, products)), self.iteration)
+
+    def covariance_at(self, *products: Sequence[Float[Array, "m _"]]) -> Array:
+        """`inverse_at` between all places; rows may be a sum of products."""
+        estimate = covariance_estimate(self.op, tuple(map(tuple, products)), self.iteration)
+        return self._settled(estimate, "the solves at scattered places")
 
     def inverse_at(self, rows: Sequence[Float[Array, "m _"]], *, joint: bool) -> Array:
         """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal, for places scattered over the grid."""
         if not joint:
             return self._settled(self.explained_at(rows), "the solves at scattered places")
-        estimate = covariance_estimate(self.op, tuple(rows), self.iteration)
-        return self._settled(estimate, "the solves at scattered places")
+        return self.covariance_at(rows)
 
     def decompose(self) -> "Iterative":
         """Itself: there is no decomposition to carry."""

@@ -1,7 +1,7 @@
 """Solves with gaps and uneven noise, by conjugate gradients, with a certificate."""
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +10,17 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.diagnose import refuse_indefinite
-from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, settled
+from kronax.linalg.estimates import (
+    DEFAULT,
+    Certificate,
+    Estimate,
+    Iteration,
+    Solved,
+    settled,
+)
 from kronax.linalg.reference import Reference, balanced_box, even, reference
+from kronax.linalg.terms import KroneckerTerms, products_of
+from kronax.linalg.terms_reference import TermsReference, solve_terms, terms_reference
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 
@@ -53,49 +62,31 @@ def iterative_solve(
     return Estimate(flattened, *jax.tree.leaves(estimate)[1:])
 
 
-class Certificate(NamedTuple):
-    """The fields of an estimate behind its value."""
-
-    error: Array
-    standard_error: Array
-    residual: Array
-    num_steps: Array
-    converged: Array
-
-
-class Solved(NamedTuple):
-    """Solves of columns `b`.
-
-    Args:
-        solution: `(k, *grid)`, zero at the gaps.
-        quadratics: `bᵀ op⁻¹ b`, from above.
-        errors: by how much at most.
-        certificate: of the worst column; its error is that of the solution in the norm of the
-            operator, relative to the solution.
-    """
-
-    solution: Array
-    quadratics: Array
-    errors: Array
-    certificate: Certificate
-
-
 def refuse_if_failed(estimate: Estimate, op: KroneckerPlusDiagonal) -> None:
     """Blame an indefinite factor where a concrete result did not converge."""
     if not isinstance(estimate.converged, jax.core.Tracer) and not bool(estimate.converged):
-        refuse_indefinite(op.kronecker, "signal")
+        for j, product in enumerate(products_of(op.kronecker)):
+            many = isinstance(op.kronecker, KroneckerTerms)
+            refuse_indefinite(product, f"signal's term {j}" if many else "signal")
 
 
-def prepared(op: KroneckerPlusDiagonal, iteration: Iteration) -> Reference:
+def prepared(op: KroneckerPlusDiagonal, iteration: Iteration) -> Reference | TermsReference:
     """The reference of an operator, for any number of solves."""
+    if isinstance(op.kronecker, KroneckerTerms):
+        return terms_reference(op.kronecker, op.variances, iteration)
     box = balanced_box(op.grid_shape, iteration.box_size)
     return reference(even(op.kronecker, op.precisions), op.precisions, box)
 
 
 def solve_columns(
-    held: Reference, op: KroneckerPlusDiagonal, columns: Array, iteration: Iteration
+    held: Reference | TermsReference,
+    op: KroneckerPlusDiagonal,
+    columns: Array,
+    iteration: Iteration,
 ) -> Solved:
     """Solve for columns `(k, *grid)` that are zero at the gaps; no derivatives."""
+    if isinstance(held, TermsReference):
+        return solve_terms(held, columns, iteration)
     precisions = op.precisions
     none = jnp.zeros((0, *op.grid_shape), op.dtype)
     krylov = run(held, precisions, columns, none, iteration)

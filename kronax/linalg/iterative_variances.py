@@ -13,20 +13,24 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import Eigenbasis
-from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, quantile, settled
+from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, Solved, quantile, settled
 from kronax.linalg.iterative_solve import (
-    Solved,
     prepared,
     refuse_if_failed,
     solve_columns,
     solve_white,
 )
-from kronax.linalg.modes import apply_all, matmul
+from kronax.linalg.modes import apply_all, matmul, outer
 from kronax.linalg.reference import Reference, even
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.scattered import CHUNK, mv_rows
+from kronax.linalg.terms import KroneckerTerms
+from kronax.linalg.terms_reference import TermsReference
+from kronax.linalg.terms_variances import terms_posterior
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
+# One array per axis, `(m, n_i)`: `m` places with a covariance that is a product.
+Rows = tuple[Array, ...]
 # Draws that are solved together hold at most this many numbers in one array.
 MOST_NUMBERS = 20_000_000
 
@@ -59,7 +63,7 @@ def iterative_inverse_at(
         >>> kx.iterative_inverse_at(op, (jnp.eye(2), jnp.eye(2))).value.round(6).tolist()
         [0.5, 0.5]
     """
-    estimate = places_estimate(op, tuple(rows), iteration)
+    estimate = places_estimate(op, (tuple(rows),), iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the solves at scattered places")
 
@@ -99,8 +103,16 @@ def iterative_posterior_variances(
 @partial(jax.jit, static_argnums=1)
 def posterior_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
     """`iterative_posterior_variances`, whether it converged or not."""
+    if isinstance(op.kronecker, KroneckerTerms):
+        return _by_twins((op,), iteration=iteration, term=None)
     lacking = _lacking((op, [None] * len(op.grid_shape)), iteration=iteration)
     return _moved(lacking, posterior_diagonal(even(op.kronecker, op.precisions)), 1)
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def term_posterior_estimate(op: KroneckerPlusDiagonal, term: int, iteration: Iteration) -> Estimate:
+    """The posterior variance of one term of a signal of several, converged or not."""
+    return _by_twins((op,), iteration=iteration, term=term)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -112,6 +124,7 @@ def explained_estimate(
     `rows[i]` are covariances `(m_i, n_i)` with the coordinates of the axis, those of the signal
     itself for `None`.
     """
+    assert not isinstance(op.kronecker, KroneckerTerms)
     smooth = even(op.kronecker, op.precisions)
     full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
     lacking = _lacking((op, list(rows)), iteration=iteration)
@@ -124,48 +137,52 @@ def _moved(estimate: Estimate, known: Array, sign: int) -> Estimate:
 
 @partial(jax.jit, static_argnums=2)
 def places_estimate(
-    op: KroneckerPlusDiagonal, rows: tuple[Array, ...], iteration: Iteration
+    op: KroneckerPlusDiagonal, products: tuple[Rows, ...], iteration: Iteration
 ) -> Estimate:
-    """`iterative_inverse_at`, whether it converged or not."""
-    return _at_places((op, rows), iteration=iteration)
+    """`iterative_inverse_at` for a sum of products of rows, whether it converged or not."""
+    return _at_places((op, products), iteration=iteration)
 
 
 @partial(jax.jit, static_argnums=2)
 def covariance_estimate(
-    op: KroneckerPlusDiagonal, rows: tuple[Array, ...], iteration: Iteration
+    op: KroneckerPlusDiagonal, products: tuple[Rows, ...], iteration: Iteration
 ) -> Estimate:
     """`C op⁻¹ Cᵀ`, `(m, m)`, for places scattered over the grid, whether it converged or not."""
-    return _between_places((op, rows), iteration=iteration)
+    return _between_places((op, products), iteration=iteration)
 
 
 def _at_places_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
-    op, rows = operands
-    return _by_places(op, rows, iteration, lambda solved: solved.quadratics[0])
+    op, products = operands
+    return _by_places(op, products, iteration, lambda solved: solved.quadratics[0])
 
 
 def _between_places_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
-    op, rows = operands
-    return _by_places(op, rows, iteration, lambda solved: mv_rows(rows, solved.solution[0]))
+    op, products = operands
+
+    def explained(solved: Solved) -> Array:
+        first, *rest = (mv_rows(rows, solved.solution[0]) for rows in products)
+        return sum(rest, first)
+
+    return _by_places(op, products, iteration, explained)
 
 
 def _by_places(
     op: KroneckerPlusDiagonal,
-    rows: tuple[Array, ...],
+    products: tuple[Rows, ...],
     iteration: Iteration,
     result: Callable[[Solved], Array],
 ) -> Estimate:
     """One solve per place, in chunks."""
     held = prepared(op, iteration)
 
-    def one(place: tuple[Array, ...]) -> Any:
-        c = place[0]
-        for row in place[1:]:
-            c = c[..., None] * row
+    def one(place: tuple[Rows, ...]) -> Any:
+        first, *rest = (outer(rows) for rows in place)
+        c = sum(rest, first)
         solved = solve_columns(held, op, op.held(c)[None], iteration)
         return (result(solved), solved.errors[0]), solved.certificate
 
-    chunk = max(1, min(rows[0].shape[0], CHUNK // (4 * prod(op.grid_shape))))
-    (values, errors), certificate = lax.map(one, rows, batch_size=chunk)
+    chunk = max(1, min(products[0][0].shape[0], CHUNK // (4 * prod(op.grid_shape))))
+    (values, errors), certificate = lax.map(one, products, batch_size=chunk)
     return Estimate(
         value=values,
         error=jnp.max(errors),
@@ -186,6 +203,7 @@ def _lacking_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     """
     op, rows = operands
     held = prepared(op, iteration)
+    assert isinstance(held, Reference)
     roots = [_root(basis, row) for basis, row in zip(held.bases, rows, strict=True)]
     scale = jnp.sqrt(held.smooth)
     shape = tuple(root.shape[0] for root in roots)
@@ -258,6 +276,13 @@ def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Arra
     return apply_all(pairs, x)
 
 
+def _by_twins_value(operands: Any, _: Any, *, iteration: Iteration, term: int | None) -> Estimate:
+    (op,) = operands
+    held = prepared(op, iteration)
+    assert isinstance(held, TermsReference)
+    return terms_posterior(held, iteration, term, MOST_NUMBERS)
+
+
 def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoReturn:
     raise DerivativeOrderError(
         "Variances with gaps or uneven noise are values only; got a derivative of them. "
@@ -268,3 +293,4 @@ def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoRe
 _at_places = RulePrimitive("kronax_iterative_inverse_at", _at_places_value, _refuse)
 _between_places = RulePrimitive("kronax_iterative_between_places", _between_places_value, _refuse)
 _lacking = RulePrimitive("kronax_iterative_variances", _lacking_value, _refuse)
+_by_twins = RulePrimitive("kronax_terms_variances", _by_twins_value, _refuse)

@@ -282,7 +282,8 @@ def _three_terms(noisy: KroneckerPlusNoise | KroneckerSum, other: str) -> str:
         got += " plus Kronecker noise" if isinstance(noisy.noise, Kronecker) else " plus noise"
     return (
         f"A sum of more than two terms has no exact decomposition; got {got} plus {other}. "
-        "Put what the terms share into one factor, or add fewer terms."
+        "Put what the terms share into one factor, add fewer terms, or give all of them to "
+        "kx.KroneckerPlusDiagonal as a tuple: kx.iterative_logpdf and its kin take any number."
     )
 
 

@@ -106,25 +106,33 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     bases = even.eigenbases()
     noise: Any = even.noise
     spectrum = outer([b.values for b in bases])
-    smooth = noise / (spectrum + noise)
+    weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
-    top = tuple(jnp.argsort(-b.values)[:r] for b, r in zip(bases, box, strict=True))
-    weight = jnp.sqrt(spectrum * smooth)
+    top = top_of(bases, box)
+    root, root_inverse = box_roots(bases, weight, excess, top)
+    return Reference(bases, noise, weight, smooth, excess, top, root, root_inverse)
+
+
+def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:
+    """`t` and `1 / (1 + w Λ)`."""
+    smooth = noise / (spectrum + noise)
+    return jnp.sqrt(spectrum * smooth), smooth
+
+
+def top_of(bases: tuple[Eigenbasis, ...], box: tuple[int, ...]) -> tuple[Array, ...]:
+    """Per axis the indices of as many largest eigenvalues as the box holds."""
+    return tuple(jnp.argsort(-b.values)[:r] for b, r in zip(bases, box, strict=True))
+
+
+def box_roots(
+    bases: tuple[Eigenbasis, ...], weight: Array, excess: Array, top: tuple[Array, ...]
+) -> tuple[Array, Array]:
+    """The Cholesky factor of `C` on the box, and its inverse."""
     inside = _coarse(bases, excess, top)
     scale = weight[jnp.ix_(*top)].ravel()
-    identity = jnp.eye(prod(box), dtype=excess.dtype)
-    matrix = identity + scale[:, None] * inside * scale
-    root = jnp.linalg.cholesky(matrix)
-    return Reference(
-        bases=bases,
-        noise=noise,
-        filter=weight,
-        smooth=smooth,
-        excess=excess,
-        box=top,
-        root=root,
-        root_inverse=_inverse(root, identity),
-    )
+    identity = jnp.eye(scale.size, dtype=excess.dtype)
+    root = jnp.linalg.cholesky(identity + scale[:, None] * inside * scale)
+    return root, _inverse(root, identity)
 
 
 @matrix_by_matrix

@@ -1,4 +1,4 @@
-"""A Kronecker product plus a variance of its own at every cell, with gaps or without."""
+"""Kronecker products plus a variance of its own at every cell, with gaps or without."""
 
 from typing import Any
 
@@ -10,22 +10,25 @@ from jaxtyping import Array, Bool, Float
 from kronax.linalg import checks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.gaps import Mask
-from kronax.linalg.kronecker import Kronecker, as_kronecker
+from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sample import draw_normal
+from kronax.linalg.terms import Signal, as_signal
 
 
 class KroneckerPlusDiagonal(AbstractOperator):
     """`⊗K_i + diag(variances)` at the observed cells of a grid: one variance per cell.
 
-    It has no exact decomposition. `kx.iterative_logpdf`, `kx.iterative_solve` and their kin take
-    it, and say how far to trust what they return.
+    The signal may be a sum of any number of products, `Σ_j ⊗K_ji`; of a sum of three terms white
+    noise is one. It has no exact decomposition. `kx.iterative_logpdf`, `kx.iterative_solve` and
+    their kin take it, and say how far to trust what they return.
 
     Vectors stay grid arrays: what they hold at gaps is ignored (NaN included), and results are
     zero there.
 
     Args:
-        kronecker: the signal, symmetric positive semidefinite factors without a batch.
+        kronecker: the signal, symmetric positive semidefinite factors without a batch; a tuple of
+            products is their sum.
         variances: σ² (not σ) of every cell, an array that broadcasts to the grid. Infinity marks a
             gap.
         observed: a boolean array of the grid's shape, true where a cell is observed; further gaps.
@@ -43,7 +46,7 @@ class KroneckerPlusDiagonal(AbstractOperator):
         [[2.0, 4.0], [2.0, 0.0]]
     """
 
-    kronecker: Kronecker
+    kronecker: Signal
     variances: Array
 
     def __init__(
@@ -53,7 +56,7 @@ class KroneckerPlusDiagonal(AbstractOperator):
         *,
         observed: Bool[Any, "..."] | None = None,
     ):
-        self.kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusDiagonal")
+        self.kronecker = as_signal(kronecker, "KroneckerPlusDiagonal")
         self.kronecker.check_covariance("a sum with noise")
         if self.kronecker.batch_shape:
             raise ValueError(
@@ -64,7 +67,7 @@ class KroneckerPlusDiagonal(AbstractOperator):
 
     @property
     def factors(self) -> tuple[AbstractFactor, ...]:
-        """The factors of the signal."""
+        """The factors of the signal, those of its terms one after another."""
         return self.kronecker.factors
 
     @property
@@ -139,14 +142,23 @@ class KroneckerPlusDiagonal(AbstractOperator):
         return self.held(_draw(key, self.kronecker, scale, lead))
 
 
-def _draw(key: Array, kronecker: Kronecker, scale: Array, lead: tuple[int, ...]) -> Array:
+def _draw(key: Array, kronecker: Signal, scale: Array, lead: tuple[int, ...]) -> Array:
     signal_key, noise_key = jax.random.split(key)
-    signal = draw_normal(signal_key, kronecker, lead)
+    signal = draw_signal(signal_key, kronecker, lead)
     noise = jax.random.normal(noise_key, (*lead, *kronecker.grid_shape), kronecker.dtype)
     return signal + scale * noise
 
 
-def _checked_variances(variances: Any, observed: Any, kronecker: Kronecker) -> Array:
+def draw_signal(key: Array, signal: Signal, lead: tuple[int, ...]) -> Array:
+    """Draws from `N(0, signal)`, one per entry of `lead`; each term takes numbers of its own."""
+    if isinstance(signal, Kronecker):
+        return draw_normal(key, signal, lead)
+    keys = jax.random.split(key, len(signal.terms))
+    draws = [draw_normal(k, term, lead) for k, term in zip(keys, signal.terms, strict=True)]
+    return sum(draws[1:], draws[0])
+
+
+def _checked_variances(variances: Any, observed: Any, kronecker: Signal) -> Array:
     grid = kronecker.grid_shape
     checks.check_precision(variances, "The noise variances", kronecker.dtype)
     if isinstance(variances, int | float) and not isinstance(variances, bool):

@@ -611,22 +611,27 @@ def test_a_term_that_is_white_on_an_axis_falls_back_to_its_prior_there():
 SPACE_KERNEL = kx.RBF(0.7)
 GENERAL = {"a": (kx.RBF(1.0), kx.RBF(0.4)), "b": (kx.RBF(2.0), kx.Matern12(0.4))}
 BAD = [
-    (GENERAL, {}, NotImplementedError, r"'a' and 'b' differ on axis 0 and axis 1\. Share"),
+    (
+        GENERAL,
+        {"gaps": "exact"},
+        NotImplementedError,
+        r"'a' and 'b' differ on axis 0 and axis 1\. Share",
+    ),
     (
         {"a": (kx.RBF(1.0), kx.RBF(0.4)), "b": (kx.RBF(2.0), kx.RBF(0.4))},
-        {},
+        {"gaps": "exact"},
         NotImplementedError,
         r"kernels on axis 1 are equal copies .* pass the same object",
     ),
     (
         {"a": (kx.RBF(1.0), SPACE_KERNEL), "b": (kx.RBF(2.0), kx.White())},
-        {"noise": {0: np.full(5, 0.2), 1: NOISE}},
+        {"noise": {0: np.full(5, 0.2), 1: NOISE}, "gaps": "exact"},
         NotImplementedError,
         "varies along several axes",
     ),
     (
         {"a": (kx.RBF(1.0), SPACE_KERNEL), "b": (kx.RBF(2.0), kx.White())},
-        {"axes": (TIME, np.array([0.0, 0.1, 0.1, 0.8]))},
+        {"axes": (TIME, np.array([0.0, 0.1, 0.1, 0.8])), "gaps": "exact"},
         NotImplementedError,
         "On axis 1, where places occur twice, kx.White is no identity",
     ),

@@ -17,18 +17,18 @@ class TermSum(Kernel):
 
     Args:
         terms: the kernels by name, without scales of their own.
-        variances: `v_t > 0` by name.
+        variances: `v_t > 0` by name; `None` where the model has them, and here they are one.
     """
 
     # Of their own order: JAX sorts dictionaries, and sums depend on the order in the last place.
     names: tuple[str, ...] = eqx.field(static=True)
     terms: dict[str, Kernel]
-    variances: dict[str, Array] = parameter(constraints.positive)
+    variances: dict[str, Array] | None = parameter(constraints.positive, default=None)
 
-    def __init__(self, terms: Mapping[str, Kernel], variances: Mapping[str, Array]):
+    def __init__(self, terms: Mapping[str, Kernel], variances: Mapping[str, Array] | None = None):
         self.names = tuple(terms)
         self.terms = dict(terms)
-        self.variances = dict(variances)
+        self.variances = None if variances is None else dict(variances)
 
     @property
     def stationary(self) -> bool:
@@ -78,5 +78,8 @@ class TermSum(Kernel):
         return self._total(lambda kernel: kernel.variances_at(x))
 
     def _total(self, function: Callable[[Kernel], Array]) -> Array:
-        first, *rest = (self.variances[n] * function(self.terms[n]) for n in self.names)
+        first, *rest = (self._scaled(name, function(self.terms[name])) for name in self.names)
         return sum(rest, first)
+
+    def _scaled(self, name: str, values: Array) -> Array:
+        return values if self.variances is None else self.variances[name] * values
