@@ -28,6 +28,7 @@ ALLOWED_LOOPS = {
     ("linalg/slices", "map"): "places on the other axes in chunks, as in linalg/diagonals",
     ("linalg/iterative_variances", "map"): "places in chunks, one solve each",
     ("linalg/iterative_variances", "scan"): "draws in chunks, so that few are held at once",
+    ("linalg/terms_variances", "scan"): "the same",
     ("linalg/scattered", "map"): "places in chunks, so that nothing of size m x N is held",
     ("linalg/gap_matrices", "map"): "eigenvalues of shared axes, and pieces of fibres: one size",
     ("linalg/gap_matrices", "scan"): "the same, where what is found is added up",

@@ -15,6 +15,7 @@ from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.datasets import to_dataarray, to_dataset
 from kronax.gp.density import check_number, log_density, log_density_at
 from kronax.gp.diagnostics import Diagnostics, diagnostics
+from kronax.gp.draws import Observed, posterior_draws
 from kronax.gp.evidence import DataCovariance
 from kronax.gp.gls import Regression
 from kronax.gp.kernels.points import Points
@@ -254,8 +255,8 @@ class Posterior(eqx.Module):
         observed = None
         if include_noise:
             own = noise is None and not any(new)
-            observed = predict.Observed(noise_key, None if own else noise_on(self, new, noise))
-        draws = predict.sample(self, key, self._points(new), shape, observed)
+            observed = Observed(noise_key, None if own else noise_on(self, new, noise))
+        draws = posterior_draws(self, key, self._points(new), shape, observed)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
         if isinstance(self.operator, Iterative) and is_concrete(draws):

@@ -1,8 +1,8 @@
-"""Prediction on a grid, compiled: mean, variance, covariance, draws."""
+"""Prediction on a grid, compiled: mean, variance, covariance."""
 
 from itertools import combinations_with_replacement
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,10 @@ from kronax.gp.components import (
     are_exact,
     cross_covariance,
     cross_rows,
-    joint_root,
     parts,
     prior_covariance,
     prior_variances,
     slope_matrix,
-    term,
     whole,
 )
 from kronax.gp.covariance import PosteriorCovariance
@@ -29,30 +27,15 @@ from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
 from kronax.gp.means import ArrayMean
-from kronax.gp.noise_levels import noisy
+from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
-from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.roots import safe_sqrt
-from kronax.linalg.sample import apply_roots
-from kronax.linalg.sequence import in_sequence
-from kronax.linalg.solve import solve_grid
 from kronax.linalg.thin import is_thin, reduced, rows_inside
 from kronax.paths import nearest
-
-# Draws that are made together hold at most this many numbers each time.
-DRAWN_AT_ONCE = 2_000_000
-
-
-class Observed(NamedTuple):
-    """The noise of draws of observations: the model's own at the grid, or variances."""
-
-    key: Any
-    levels: Array | None
 
 
 def new_points(post: Any, axes: Any) -> New:
@@ -94,7 +77,7 @@ def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
     return i
 
 
-def _cross(
+def cross_of(
     post: Any, part: Component, new: New, along: int | None = None, *, exact: bool = True
 ) -> Kronecker:
     """`K_*` of one component; the derivative along one axis if asked for.
@@ -125,7 +108,7 @@ def _rows_of_root(gp: Any, i: int, new: Points, dtype: Any) -> Array:
 
 def explained(post: Any, new: New, name: str | None, x: Array, along: int | None = None) -> Array:
     """`K_* x` for grid arrays `x`, of the function or of a term."""
-    first, *rest = (_cross(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
+    first, *rest = (cross_of(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
     return sum(rest, first)
 
 
@@ -200,7 +183,7 @@ def variance_estimate(post: Any, new: New, name: str | None = None) -> Estimate:
     if name is None and not any(new):
         return op.posterior().shifted(added)
     (part,) = parts(post.gp, name)
-    rows = [factor.to_dense() for factor in _cross(post, part, new).factors]
+    rows = [factor.to_dense() for factor in cross_of(post, part, new).factors]
     prior = prior_variances(post.gp, part, new, op.dtype)
     return op.explained(rows).scaled(-1.0).shifted(prior + added)
 
@@ -214,7 +197,7 @@ def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
     if not any(new):
         return op.posterior(None if name is None else gp.terms.names.index(name))
     components, num = whole(gp), op.iteration.num_draws
-    roots = [_roots(post, part, new) for part in components]
+    roots = [prior_roots(post, part, new) for part in components]
     wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
     size = max(prod(r.size for r in one) for one in roots)
     at_once = min(num, max(1, DRAWN_AT_ONCE // size))
@@ -222,12 +205,12 @@ def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
     def drawn(sums: Any, key: PRNGKeyArray) -> Any:
         noise_key, *keys = jax.random.split(key, len(components) + 1)
         pairs = zip(roots, keys, strict=True)
-        fields = [_prior_draw(post, root, own, new, (at_once,)) for root, own in pairs]
+        fields = [prior_fields(post, root, own, new, (at_once,)) for root, own in pairs]
         shape = (at_once, *gp.grid_shape)
         data = noise_draw(gp.noise_term(), noise_key, shape, op.dtype)
         solved = op.solved(sum((old for old, _ in fields), data))
         draw = sum(
-            fields[k][1] - _cross(post, components[k], new).mv_grid(solved.value) for k in wanted
+            fields[k][1] - cross_of(post, components[k], new).mv_grid(solved.value) for k in wanted
         )
         sums = tuple(total + jnp.sum(draw**p, 0) for total, p in zip(sums, (2, 4), strict=True))
         return sums, (solved.residual, solved.num_steps, solved.converged)
@@ -311,7 +294,7 @@ def covariance(
     gp = post.gp
     return PosteriorCovariance(
         prior=tuple(_prior(post, part, new) for part in parts(gp, name)),
-        cross=tuple(_cross(post, part, new, exact=False) for part in parts(gp, name)),
+        cross=tuple(cross_of(post, part, new, exact=False) for part in parts(gp, name)),
         operator=post.operator,
         regressed=_regressed(post, new, name),
         variances=variance(post, new, name),
@@ -329,127 +312,3 @@ def _prior(post: Any, part: Component, new: New) -> Kronecker:
             for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
         )
     )
-
-
-@compiled
-def sample(
-    post: Any,
-    key: PRNGKeyArray,
-    new: New,
-    shape: tuple[int, ...],
-    observed: Observed | None,
-    name: str | None = None,
-) -> Array:
-    """Draws of the function by Matheron's rule, of noisy observations, or of one term.
-
-    Many draws of a large grid are made one after another, or a few at a time: beside the result
-    they need memory for these few only. An additive model is drawn term by term, and `name` asks
-    for that term of the same draws.
-    """
-    gp, op = post.gp, post.operator
-    components = whole(gp) if gp.terms is None else tuple(term(gp, n) for n in gp.terms.names)
-    roots = [_roots(post, part, new) for part in components]
-    count = prod(shape)
-    size = max(op.shape[-1], *(prod(r.size for r in one) for one in roots))
-    at_once = DRAWN_AT_ONCE // (size * prod(post.y.shape[: post.y.ndim - len(new)]))
-    drawn = _Drawn(components, roots, name)
-    if count <= max(at_once, 1):
-        return _draws(post, key, drawn, new, shape, observed)
-
-    def one(pair: tuple[PRNGKeyArray, PRNGKeyArray | None]) -> Array:
-        noisy = None if observed is None else Observed(pair[1], observed.levels)
-        return _draws(post, pair[0], drawn, new, (), noisy)
-
-    keys = jax.random.split(key, count)
-    noise_keys = None if observed is None else jax.random.split(observed.key, count)
-    draws = jax.lax.map(one, (keys, noise_keys), batch_size=max(at_once, 1))
-    return draws.reshape(*shape, *draws.shape[1:])
-
-
-class _Drawn(NamedTuple):
-    """What is drawn: the parts of the prior with their roots, and which term is asked for."""
-
-    components: tuple[Component, ...]
-    roots: list[list[SymmetricBlocks]]
-    name: str | None
-
-
-def _draws(
-    post: Any,
-    key: PRNGKeyArray,
-    drawn: _Drawn,
-    new: New,
-    shape: tuple[int, ...],
-    observed: Observed | None,
-) -> Array:
-    """Coefficients are drawn first, then fields over old and new coordinates together."""
-    gp, op, name = post.gp, post.operator, drawn.name
-    signal_key, noise_key = jax.random.split(key)
-    count = len(drawn.components)
-    wanted = range(count) if name is None else (gp.terms.names.index(name),)
-    keys = [signal_key] if gp.terms is None else jax.random.split(signal_key, count)
-    lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
-    fields = [
-        _prior_draw(post, roots, k, new, lead) for roots, k in zip(drawn.roots, keys, strict=True)
-    ]
-    residual = post.y - gp.mean_on((None,) * len(new))
-    for old, _ in fields:
-        residual = residual - old
-    residual = residual - noise_draw(gp.noise_term(), noise_key, residual.shape, op.dtype)
-    draw = gp.mean_on(new) if name is None else jnp.zeros((), op.dtype)
-    if post.regression is not None:
-        white = jax.random.normal(jax.random.fold_in(key, 1), (*lead, len(gp.mean.names)), op.dtype)
-        coefficients = post.regression.draw(white)
-        residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
-        if name is None:
-            draw = draw + fitted(coefficients, gp.design_on(new))
-    weights = solve_grid(op, residual)
-    for k in wanted:
-        correction = _cross(post, drawn.components[k], new, exact=False).mv_grid(weights)
-        draw = draw + fields[k][1] + correction
-    if observed is None:
-        return draw
-    if observed.levels is None:
-        return draw + noise_draw(gp.noise_term(), observed.key, draw.shape, op.dtype)
-    return noisy(draw, observed.key, observed.levels)
-
-
-def _roots(post: Any, part: Component, new: New) -> list[SymmetricBlocks]:
-    """Roots of the covariances of one component over old and new coordinates, axis by axis."""
-    gp, dtype = post.gp, post.operator.dtype
-
-    def root(i: int) -> SymmetricBlocks:
-        if new[i] is None and part.kernels is gp.kernels and gp.structures[i].rank is None:
-            return post.operator.factors[i].root()
-        scale = jnp.ones((), dtype) if i else part.variance.astype(dtype)
-        return joint_root(gp, part.kernels[i], i, new[i], scale, dtype)
-
-    return in_sequence(root, range(len(new)), batched=False)
-
-
-def _prior_draw(
-    post: Any,
-    roots: list[SymmetricBlocks],
-    key: PRNGKeyArray,
-    new: New,
-    lead: tuple[int, ...],
-) -> tuple[Array, Array]:
-    """One component at the old and at the new coordinates, drawn together."""
-    gp, dtype = post.gp, post.operator.dtype
-    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), dtype)
-    old = ahead = apply_roots(roots, white)
-    for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
-        if axis is not None:
-            dim = i - len(new)
-            old = jnp.take(old, jnp.arange(before.size), axis=dim)
-            ahead = jnp.take(ahead, jnp.arange(before.size, before.size + axis.size), axis=dim)
-    return old, ahead
-
-
-def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Noise on the grid: of one variance, or of a Kronecker covariance."""
-    white = jax.random.normal(key, shape, dtype)
-    if not isinstance(noise, Kronecker):
-        # Where the variance is infinite there is no observation.
-        return jnp.where(jnp.isposinf(noise), jnp.nan, safe_sqrt(noise) * white)
-    return apply_roots([f.root() for f in noise.factors], white)

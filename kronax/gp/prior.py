@@ -2,12 +2,21 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from kronax.linalg.sample import sample_normal
+from kronax.gp.components import Component, New, joint_root
+from kronax.linalg.eigenbases import SymmetricBlocks
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.roots import safe_sqrt
+from kronax.linalg.sample import apply_roots, sample_normal
+from kronax.linalg.sequence import in_sequence
 from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.uneven import KroneckerPlusDiagonal, draw_signal
+
+# Draws that are made together hold at most this many numbers each time.
+DRAWN_AT_ONCE = 2_000_000
 
 
 def prior_draws(
@@ -22,3 +31,44 @@ def prior_draws(
     if not isinstance(covariance, KroneckerPlusDiagonal):
         return sample_normal(key, covariance, shape) + mean
     return jnp.where(covariance.observed, covariance.draw(key, shape) + mean, jnp.nan)
+
+
+def prior_roots(post: Any, part: Component, new: New) -> list[SymmetricBlocks]:
+    """Roots of the covariances of one component over old and new coordinates, axis by axis."""
+    gp, dtype = post.gp, post.operator.dtype
+
+    def root(i: int) -> SymmetricBlocks:
+        if new[i] is None and part.kernels is gp.kernels and gp.structures[i].rank is None:
+            return post.operator.factors[i].root()
+        scale = jnp.ones((), dtype) if i else part.variance.astype(dtype)
+        return joint_root(gp, part.kernels[i], i, new[i], scale, dtype)
+
+    return in_sequence(root, range(len(new)), batched=False)
+
+
+def prior_fields(
+    post: Any,
+    roots: list[SymmetricBlocks],
+    key: PRNGKeyArray,
+    new: New,
+    lead: tuple[int, ...],
+) -> tuple[Array, Array]:
+    """One component at the old and at the new coordinates, drawn together."""
+    gp, dtype = post.gp, post.operator.dtype
+    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), dtype)
+    old = ahead = apply_roots(roots, white)
+    for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
+        if axis is not None:
+            dim = i - len(new)
+            old = jnp.take(old, jnp.arange(before.size), axis=dim)
+            ahead = jnp.take(ahead, jnp.arange(before.size, before.size + axis.size), axis=dim)
+    return old, ahead
+
+
+def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Noise on the grid: of one variance, or of a Kronecker covariance."""
+    white = jax.random.normal(key, shape, dtype)
+    if not isinstance(noise, Kronecker):
+        # Where the variance is infinite there is no observation.
+        return jnp.where(jnp.isposinf(noise), jnp.nan, safe_sqrt(noise) * white)
+    return apply_roots([f.root() for f in noise.factors], white)

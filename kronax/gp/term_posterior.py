@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp import predict
 from kronax.gp.covariance import PosteriorCovariance
+from kronax.gp.draws import posterior_draws
 from kronax.gp.scattered import mean_at, scattered_points, variance_at
 from kronax.paths import nearest
 
@@ -95,6 +96,6 @@ class TermPosterior(eqx.Module):
         post = self.posterior
         shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
         signal_key, _ = jax.random.split(key)
-        return predict.sample(
+        return posterior_draws(
             post, signal_key, predict.new_points(post, axes), shape, None, self.name
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp import components, predict
+from kronax.gp import components, draws
 from tests.gp.dense import two_axes
 from tests.tolerances import assert_close
 
@@ -47,7 +47,7 @@ def test_only_a_root_over_new_coordinates_is_dense(monkeypatch):
 @pytest.fixture
 def few_at_once(monkeypatch):
     """So few that the draws of a small grid are made in turns."""
-    monkeypatch.setattr(predict, "DRAWN_AT_ONCE", 3 * 20)
+    monkeypatch.setattr(draws, "DRAWN_AT_ONCE", 3 * 20)
     jax.clear_caches()
     yield
     jax.clear_caches()
