@@ -44,6 +44,10 @@ class KroneckerPlusDiagonal(AbstractOperator):
         >>> op = kx.KroneckerPlusDiagonal(kx.Kronecker(jnp.eye(2), jnp.eye(2)), variances)
         >>> op.mv(jnp.ones((2, 2))).tolist()
         [[2.0, 4.0], [2.0, 0.0]]
+        >>> along = kx.Kronecker(jnp.ones((2, 2)), jnp.eye(2))
+        >>> across = kx.Kronecker(jnp.eye(2), jnp.ones((2, 2)))
+        >>> kx.KroneckerPlusDiagonal((along, across), 1.0).mv(jnp.ones((2, 2))).tolist()
+        [[5.0, 5.0], [5.0, 5.0]]
     """
 
     kronecker: Signal
