@@ -56,7 +56,13 @@ def check_terms(gp: Any) -> None:
 
 
 def refuse_gaps(gp: Any, what: str) -> None:
-    """Refuse what needs a value in every cell."""
+    """Refuse what needs a value in every cell, and an exact decomposition."""
+    if gp.terms is not None and not gp.terms.are_exact:
+        raise NotImplementedError(
+            f"{what} not available for terms without an exact decomposition ("
+            f"{', '.join(gp.terms.names)}). Leave out single cells (post.leave_one_out()), or "
+            "condition on the rest and predict what was left out."
+        )
     if isinstance(gp.noise, CellNoise) and gp.noise.is_uneven:
         raise NotImplementedError(
             f"{what} not available for noise with a variance of its own at every cell."

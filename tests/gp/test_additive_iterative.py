@@ -229,6 +229,16 @@ BAD = {
     "correlated noise": (lambda: make(noise=FULL), NotImplementedError, "independent from cell"),
     "latent": (lambda: make().latent("f"), NotImplementedError, "without an exact decomposition"),
     "a distribution": (lambda: make().numpyro_dist(), NotImplementedError, "by iterations"),
+    "slices": (
+        lambda: conditioned("even")[2].leave_slice_out("time"),
+        NotImplementedError,
+        "without an exact decomposition",
+    ),
+    "diagnostics": (
+        lambda: conditioned("even")[2].diagnostics(),
+        NotImplementedError,
+        "without an exact decomposition",
+    ),
     "low rank": (lambda: make(structure={"time": 4}), ValueError, "Low-rank axes need"),
     "no convergence": (
         lambda: make(iteration=NEVER).condition(np.ones(GRID)),
