@@ -134,7 +134,7 @@ def fit(
         every=int(checkpoint_every),
         report=report,
     )
-    _check_finite_start(states)
+    _check_finite_start(states, problem)
     found = result(states, seconds, stopped)
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
     return doubted(found, begin)
@@ -236,10 +236,12 @@ def _fault(states: State, k: int) -> str:
     return f"{' and '.join(parts)} at step {last}"
 
 
-def _check_finite_start(states: State) -> None:
+def _check_finite_start(states: State, problem: Problem) -> None:
     """Refuse a call of which no fit could start."""
     hopeless = (np.asarray(states.status) == NOT_FINITE) & (np.asarray(states.step) == 1)
     if hopeless.all():
+        if problem.is_estimated:  # iterations that do not converge say so themselves
+            problem.seen(problem.model).log_marginal_likelihood_estimate(problem.y)
         raise FloatingPointError(
             f"The fit cannot start: {_fault(states, 0)}. Start from other values (kx.replace), or "
             "check the data and the model there."

@@ -200,7 +200,7 @@ def _longer_cells(gp: Any, i: int, count: int, noise: Any, in_front: bool) -> Ce
     both = as_noise(
         jnp.concatenate(parts, axis=i), _with(gp.grid_shape, i, gp.grid_shape[i] + count), None
     )
-    return CellNoise(both.variances, gp.noise.scale, both.product)
+    return CellNoise(both.variances, gp.noise.scale)
 
 
 def _checked_noise(noise: Any, count: int, name: str, dtype: Any) -> Array:

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kronax.linalg.iterative_operator import signal_weights
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.modes import matmul
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
-from kronax.linalg.solve import solve_grid
 
 
 class PosteriorCovariance(AbstractOperator):
@@ -63,7 +63,8 @@ class PosteriorCovariance(AbstractOperator):
     def mv_grid(self, x: Array) -> Array:
         """The prior's product, less what the data explain."""
         result: Any = sum(part.mv_grid(x) for part in self.prior)
-        weights = solve_grid(self.operator, sum(part.T.mv_grid(x) for part in self.cross))
+        data: Any = sum(part.T.mv_grid(x) for part in self.cross)
+        weights = signal_weights(self.operator, data)
         result = result - sum(part.mv_grid(weights) for part in self.cross)
         if self.regressed is not None:
             num, ndim = self.regressed.shape[0], len(self.grid_shape)

@@ -14,7 +14,7 @@ from kronax.gp.predict import cross_of
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
 from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.solve import solve_grid
+from kronax.linalg.iterative_operator import signal_weights
 
 
 class Observed(NamedTuple):
@@ -96,7 +96,7 @@ def _draws(
         residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
         if name is None:
             draw = draw + fitted(coefficients, gp.design_on(new))
-    weights = solve_grid(op, residual)
+    weights = signal_weights(op, residual)
     for k in wanted:
         correction = cross_of(post, drawn.components[k], new, exact=False).mv_grid(weights)
         draw = draw + fields[k][1] + correction

@@ -84,7 +84,7 @@ def _weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
         residual = residual - fitted(found.coefficients, design)
     if not isinstance(operator, Iterative):
         return Weights(solve_grid(operator, residual), found, None)
-    solved = operator.solved(residual)
+    solved = operator.weights(residual)
     return Weights(solved.value, found, solved)
 
 

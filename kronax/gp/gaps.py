@@ -25,6 +25,8 @@ from kronax.linalg.uneven import KroneckerPlusDiagonal
 # Beyond these an exact value and gradient take more than some seconds on two cores.
 MOST_OPERATIONS = 4e11
 MOST_BYTES = 4e9
+# An exact method that takes this many times as much is not chosen without being asked for.
+MOST_UNASKED = 5
 # What a cost is predicted with; `Estimate.num_steps` tells the true number.
 USUAL_STEPS = 15
 
@@ -60,20 +62,24 @@ def gaps_of(gp: Any, y: Array) -> Mask | None:
     """Which cells have data: as the model was told, or as NaN in concrete data say."""
     if not is_concrete(y):
         return gp.observed
+    # Variances may have been replaced since the model was made.
+    told = mask_of(None, gp.noise, gp.grid_shape)
+    is_told = gp.observed is not None and gp.observed != told
+    known = told if gp.observed is None else mask_of(gp.observed, gp.noise, gp.grid_shape)
     missing = np.isnan(np.asarray(y))
     if not missing.any():
-        return gp.observed
+        return known
     if missing.all():
         raise ValueError(
             f"y must have a value in some cell; got NaN in all {missing.size}. Without data there "
             "is the prior: gp.sample, gp.covariance."
         )
     sets = missing.reshape(-1, *gp.grid_shape)
-    if gp.observed is not None:
-        sets = sets & gp.observed.array
+    if known is not None:
+        sets = sets & known.array
         if not sets.any():
-            return gp.observed
-        if not isinstance(gp.noise, CellNoise):
+            return known
+        if is_told:
             raise ValueError(
                 f"y must have values at all cells that `observed` marks; got NaN at "
                 f"{int(sets.any(axis=0).sum())} of them. Leave `observed` out, and gaps are read "
@@ -85,7 +91,7 @@ def gaps_of(gp: Any, y: Array) -> Mask | None:
             "All data sets of a batch must have the same missing cells; number 0 and number "
             f"{other} differ. Take those with the same gaps together, or one at a time."
         )
-    seen = ~sets[0] if gp.observed is None else gp.observed.array & ~sets[0]
+    seen = ~sets[0] if known is None else known.array & ~sets[0]
     return Mask.of(seen, gp.grid_shape)
 
 
@@ -109,6 +115,7 @@ def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | Iterative:
     if gp.observed is None and not is_uneven and are_exact(gp):
         return gp.covariance()
     if not is_iterative(gp):
+        _check_cost(gp)
         return Masked(gp.covariance(), _mask(gp))
     noise = gp.noise_term()
     levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
@@ -134,6 +141,13 @@ def choice(gp: Any) -> Choice:
     """By iterations or exactly: as asked, or exactly up to a cost of some seconds."""
     if not are_exact(gp):
         return Choice(True, gp.terms.reason)
+    if gp.observed is None and _is_uneven(gp):
+        if gp.gaps == "exact":
+            raise ValueError(
+                "gaps='exact' must know which cells have data; got traced noise variances. Give "
+                "`observed=` as well, or make the process outside of jit."
+            )
+        return Choice(True, "the noise variances are traced, and with them the gaps")
     plan = _plan(gp)
     if gp.gaps == "exact":
         return Choice(False, f"{plan.reason}; 'exact' was asked for")
@@ -145,7 +159,9 @@ def choice(gp: Any) -> Choice:
             )
         return Choice(True, "'iterative' was asked for")
     cost = f"{plan.flops:.1e} operations and {plan.memory / 1e9:.1f} GB"
-    if plan.flops <= MOST_OPERATIONS and plan.memory <= MOST_BYTES:
+    # Without the slabs there is no gap left, whatever the size.
+    is_cheap = plan.flops <= MOST_OPERATIONS and plan.memory <= MOST_BYTES
+    if is_cheap or plan.method == "slabs":
         return Choice(False, plan.reason)
     if refused:
         return Choice(False, f"{plan.reason}; {cost}, and no iterations {refused}")
@@ -167,7 +183,7 @@ def described(gp: Any) -> list[str]:
         return []
     plan, chosen = _plan(gp), choice(gp)
     lines = []
-    if gp.observed is not None:
+    if plan.num_missing:
         share = plan.num_missing / (plan.num_missing + plan.num_observed)
         lines.append(f"  {plan.num_missing} cells missing ({share:.0%})")
     if any(plan.dropped):
@@ -194,6 +210,18 @@ def described(gp: Any) -> list[str]:
     ]
 
 
+def _check_cost(gp: Any) -> None:
+    """Refuse an exact method of hours that nobody asked for."""
+    plan = _plan(gp)
+    is_huge = plan.flops > MOST_UNASKED * MOST_OPERATIONS or plan.memory > MOST_UNASKED * MOST_BYTES
+    if gp.gaps == "auto" and is_huge and plan.method != "slabs":
+        raise NotImplementedError(
+            f"These gaps need iterations, which are not available {_why_not_iterative(gp)}; "
+            f"exactly a value takes {plan.flops:.1e} operations and {plan.memory / 1e9:.0f} GB. "
+            "Leave `structure` and such noise out, or ask for gaps='exact'."
+        )
+
+
 def is_iterative(gp: Any) -> bool:
     """Whether the process is solved by iterations."""
     if not are_exact(gp):
@@ -202,7 +230,7 @@ def is_iterative(gp: Any) -> bool:
 
 
 def _is_uneven(gp: Any) -> bool:
-    return isinstance(gp.noise, CellNoise) and gp.noise.is_uneven
+    return isinstance(gp.noise, CellNoise)
 
 
 def _mask(gp: Any) -> Mask:

@@ -10,6 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes import Axis
@@ -17,7 +18,7 @@ from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.gp.indexes import is_labelled
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagonals import inverse_diagonal
-from kronax.linalg.estimates import settled
+from kronax.linalg.estimates import ConvergenceError, settled
 from kronax.linalg.iterative_operator import Iterative
 
 
@@ -87,7 +88,25 @@ def leave_one_out(post: Any) -> LeaveOneOut:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
     if post.gp.observed is not None:
         diagonal = jnp.where(post.gp.observed.array, diagonal, jnp.nan)
+    weights = post.weights
+    if found is not None:
+        _check_positive(diagonal, post)
+        weights = op.data_weights(post.residual(), weights)
     variance = 1 / diagonal
     error = None if found is None else found.standard_error * jnp.square(variance)
-    mean = post.y - post.weights * variance
+    mean = post.y - weights * variance
     return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
+
+
+def _check_positive(diagonal: Array, post: Any) -> None:
+    """Refuse estimates of the inverse's diagonal that leave no variance."""
+    if not is_concrete(diagonal):
+        return
+    seen = np.broadcast_to(post.operator.op.observed, diagonal.shape)
+    bad = seen & ~(np.asarray(diagonal) > 0)
+    if bad.any():
+        raise ConvergenceError(
+            f"Leave-one-out by iterations needs more certain variances; got {int(bad.sum())} that "
+            "are not positive. Raise `num_draws` or `box_size` of kx.Iteration, or take "
+            "gaps='exact'."
+        )

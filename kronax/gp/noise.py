@@ -48,38 +48,21 @@ class CellNoise(eqx.Module):
     Args:
         variances: on the grid.
         scale: a number.
-        product: variances along each axis whose product they are, if they are one.
     """
 
     variances: Array = data()
     scale: Array = parameter(constraints.positive)
-    product: tuple[Array, ...] | None = data(default=None)
 
-    @property
-    def is_uneven(self) -> bool:
-        """Whether the variances are no product over the axes, or not known to be one."""
-        return self.product is None
-
-    def levels(self, dtype: Any) -> Array:
-        """The variances on the grid."""
+    def operator(self, dtype: Any) -> Array:
+        """The variances on the grid: a product over the axes or not."""
         variances, scale = self.variances.astype(dtype), self.scale.astype(dtype)
         is_gap = jnp.isposinf(variances)
         return jnp.where(is_gap, jnp.inf, scale * jnp.where(is_gap, 1, variances))
 
-    def operator(self, dtype: Any) -> Kronecker | Array:
-        """The noise covariance where it is a Kronecker product, else the variances."""
-        if self.product is None:
-            return self.levels(dtype)
-        first, *rest = (Diagonal(v.astype(dtype)) for v in self.product)
-        return Kronecker(Diagonal(self.scale.astype(dtype) * first.values), *rest)
-
     @property
     def observed(self) -> np.ndarray | None:
-        """True where the variance is finite; `None` where all are, or traced."""
-        if not is_concrete(self.variances):
-            return None
-        finite = np.isfinite(np.asarray(self.variances))
-        return None if finite.all() else finite
+        """True where the variance is finite; `None` if they are traced."""
+        return np.isfinite(np.asarray(self.variances)) if is_concrete(self.variances) else None
 
 
 class FullNoise(eqx.Module):
@@ -134,26 +117,7 @@ def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
         return CellNoise(array, one)
     variances = np.asarray(array)
     check_variances(variances)
-    return CellNoise(array, one, _as_product(variances))
-
-
-def _as_product(variances: np.ndarray) -> tuple[Array, ...] | None:
-    """One vector per axis, the first with the level, if their product are the variances."""
-    if not np.isfinite(variances).all():
-        return None
-    middle = np.unravel_index(
-        np.argsort(variances, axis=None)[variances.size // 2], variances.shape
-    )
-    level = variances[middle]
-    product, vectors = np.ones((), np.float64), []
-    for i in range(variances.ndim):
-        line = variances[(*middle[:i], slice(None), *middle[i + 1 :])].astype(np.float64)
-        vectors.append(line if i == 0 else line / level)
-        product = product[..., None] * vectors[-1]
-    slack = 16 * np.finfo(variances.dtype).eps
-    if not np.allclose(product, variances, rtol=slack, atol=0):
-        return None
-    return tuple(jnp.asarray(v, variances.dtype) for v in vectors)
+    return CellNoise(array, one)
 
 
 def _from_diagonals(value: Kronecker) -> Any:

@@ -208,7 +208,7 @@ def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
         fields = [prior_fields(post, root, own, new, (at_once,)) for root, own in pairs]
         shape = (at_once, *gp.grid_shape)
         data = noise_draw(gp.noise_term(), noise_key, shape, op.dtype)
-        solved = op.solved(sum((old for old, _ in fields), data))
+        solved = op.weights(sum((old for old, _ in fields), data))
         draw = sum(
             fields[k][1] - cross_of(post, components[k], new).mv_grid(solved.value) for k in wanted
         )

@@ -34,7 +34,7 @@ class NumpyroSites(eqx.Module):
             (5,)
         """
         soundness.refuse_marginal(self, "gp.numpyro_dist() is")
-        is_uneven = isinstance(self.noise, CellNoise) and self.noise.is_uneven
+        is_uneven = isinstance(self.noise, CellNoise)
         if is_uneven or is_iterative(self):
             raise NotImplementedError(
                 "gp.numpyro_dist() is not available by iterations or with one noise variance per "

@@ -63,7 +63,7 @@ def refuse_gaps(gp: Any, what: str) -> None:
             f"{', '.join(gp.terms.names)}). Leave out single cells (post.leave_one_out()), or "
             "condition on the rest and predict what was left out."
         )
-    if isinstance(gp.noise, CellNoise) and gp.noise.is_uneven:
+    if isinstance(gp.noise, CellNoise):
         raise NotImplementedError(
             f"{what} not available for noise with a variance of its own at every cell."
         )

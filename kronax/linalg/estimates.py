@@ -22,7 +22,7 @@ class Iteration:
 
     Args:
         tolerance: of the residual, relative to the root of the quadratic form it leaves; `None` is
-            1e-5 in float64 and 1e-3 in float32.
+            1e-5 in float64 and 1e-4 in float32.
         max_steps: conjugate-gradient iterations at most.
         num_probes: random vectors for the log-determinant and its gradient, the same ones at every
             call; the standard error falls with the root of their number.
@@ -59,8 +59,11 @@ class Iteration:
             ("num_draws", 4),
             ("box_size", 1),
         ):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` must be at least {least}; got {getattr(self, name)}.")
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(
+                    f"`{name}` must be a whole number, at least {least}; got {value!r}."
+                )
         if self.on_failure not in ("raise", "flag"):
             raise ValueError(f"`on_failure` must be 'raise' or 'flag'; got {self.on_failure!r}.")
 
@@ -68,7 +71,7 @@ class Iteration:
         """The tolerance in this dtype."""
         if self.tolerance is not None:
             return self.tolerance
-        return 1e-5 if jnp.finfo(dtype).bits > 32 else 1e-3
+        return 1e-5 if jnp.finfo(dtype).bits > 32 else 1e-4
 
 
 DEFAULT = Iteration()
@@ -81,11 +84,12 @@ class Estimate(eqx.Module):
         value: the result. What it is differentiated by, the certificate is not.
         error: half the width of a 99 % interval around a scalar `value`: `standard_error` times
             the quantile of Student's t, plus bounds of what the iterations left. For a solution,
-            its error in the norm of the operator, relative to the solution.
+            its error in the norm of the operator, relative to the solution. For the weights of a
+            posterior, by how many posterior standard deviations the mean is off, at most.
         standard_error: of the random probes.
         residual: the largest relative residual of the iterations, computed from the solutions.
         num_steps: the largest number of iterations.
-        converged: whether the residual is below the tolerance.
+        converged: whether the residual is near or below the tolerance.
     """
 
     value: Array
@@ -96,7 +100,7 @@ class Estimate(eqx.Module):
     converged: Array
 
     def __repr__(self) -> str:
-        if not is_concrete(*jax.tree.leaves(self)):
+        if not is_concrete(*jax.tree.leaves(self)) or jnp.ndim(self.converged):
             return f"Estimate of shape {self.value.shape}"
         if self.value.ndim:
             largest = float(jnp.max(self.error))
@@ -148,6 +152,8 @@ class Solved(NamedTuple):
 
     Args:
         solution: `(k, *grid)`, zero at the gaps.
+        weights: the same number by number but for what the iterations leave: made for products with
+            covariances of the signal, which are right to a share of a posterior standard deviation.
         quadratics: `bᵀ op⁻¹ b`, from above.
         errors: by how much at most.
         certificate: of the worst column; its error is that of the solution in the norm of the
@@ -155,6 +161,7 @@ class Solved(NamedTuple):
     """
 
     solution: Array
+    weights: Array
     quadratics: Array
     errors: Array
     certificate: Certificate
@@ -165,8 +172,11 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
     if iteration.on_failure == "flag":
         return estimate
     if not is_concrete(estimate.converged):
-        value = jax.tree.map(lambda v: jnp.where(estimate.converged, v, jnp.nan), estimate.value)
-        return eqx.tree_at(lambda e: e.value, estimate, value)
+        # A factor, so that derivatives are NaN as well.
+        doubt = jnp.where(estimate.converged, 1, jnp.nan)
+        return eqx.tree_at(
+            lambda e: e.value, estimate, doubt.astype(estimate.value.dtype) * estimate.value
+        )
     if not bool(np.all(np.asarray(estimate.converged))):
         raise ConvergenceError(
             f"The iterations of {what} must reach their tolerance; after "

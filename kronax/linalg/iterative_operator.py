@@ -14,12 +14,15 @@ from kronax.linalg.iterative_solve import iterative_solve, solve_estimate
 from kronax.linalg.iterative_variances import (
     covariance_estimate,
     explained_estimate,
+    inverse_estimate,
     iterative_posterior_variances,
     places_estimate,
     posterior_estimate,
     term_posterior_estimate,
 )
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
+from kronax.linalg.solve import solve_grid
+from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 
@@ -119,6 +122,16 @@ class Iterative(AbstractSolvable):
         """`op⁻¹ b` for checked vectors in the grid layout, whether it converged or not."""
         return solve_estimate(self.op, self.held(b), self.iteration)
 
+    def weights(self, b: Array) -> Estimate:
+        """`op⁻¹ b`, made for products with covariances of the signal: see `solve_estimate`."""
+        return solve_estimate(self.op, self.held(b), self.iteration, True)
+
+    def data_weights(self, residual: Array, weights: Array) -> Array:
+        """`op⁻¹ b` number by number, from what the posterior leaves of the data."""
+        if isinstance(self.op.kronecker, KroneckerTerms):
+            return weights
+        return self.op.precisions * self.held(residual)
+
     def solve_grid(self, b: Array) -> Array:
         """`kx.solve` for checked vectors in the grid layout."""
         return self._settled(self.solved(b), "the solve")
@@ -151,6 +164,8 @@ class Iterative(AbstractSolvable):
 
     def inverse_estimate(self) -> Estimate:
         """The diagonal of the inverse, `1/v − (1/v)² diag(K − K op⁻¹ K)`, with its error."""
+        if not isinstance(self.op.kronecker, KroneckerTerms):
+            return inverse_estimate(self.op, self.iteration)
         found, precisions = posterior_estimate(self.op, self.iteration), self.op.precisions
         return Estimate(
             precisions - precisions**2 * found.value,
@@ -204,6 +219,13 @@ class Iterative(AbstractSolvable):
 
     def _settled(self, estimate: Estimate, what: str) -> Array:
         return settled(estimate, self.iteration, what).value
+
+
+def signal_weights(op: Any, b: Array) -> Array:
+    """`op⁻¹ b` in the grid layout, to be multiplied by covariances of the signal."""
+    if isinstance(op, Iterative):
+        return settled(op.weights(b), op.iteration, "the posterior").value
+    return solve_grid(op, b)
 
 
 def check_draws(draws: Array, op: Iterative) -> None:

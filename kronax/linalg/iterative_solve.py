@@ -23,6 +23,9 @@ from kronax.linalg.terms import KroneckerTerms, products_of
 from kronax.linalg.terms_reference import TermsReference, solve_terms, terms_reference
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
+# Solves for what a solve has left, at most.
+MOST_REFINEMENTS = 4
+
 
 def iterative_solve(
     op: KroneckerPlusDiagonal, b: Float[Array, "..."], *, iteration: Iteration = DEFAULT
@@ -83,8 +86,15 @@ def solve_columns(
     op: KroneckerPlusDiagonal,
     columns: Array,
     iteration: Iteration,
+    *,
+    refine: bool = False,
 ) -> Solved:
-    """Solve for columns `(k, *grid)` that are zero at the gaps; no derivatives."""
+    """Solve for columns `(k, *grid)` that are zero at the gaps; no derivatives.
+
+    The iteration finds the signal `f` with an error that is small beside its posterior. In the norm
+    of the operator the solution `W (b − f)` may be off by more, by the root of signal over noise;
+    with `refine` what it leaves is solved for again until it is not.
+    """
     if isinstance(held, TermsReference):
         return solve_terms(held, columns, iteration)
     precisions = op.precisions
@@ -96,19 +106,68 @@ def solve_columns(
     spread = jnp.sum((precisions * columns) ** 2 * op.diagonal(), tuple(range(1, columns.ndim)))
     rounding = 8 * jnp.finfo(op.dtype).eps * jnp.sqrt(_ratio(spread, quadratics))
     residual = jnp.max(krylov.relative_residual)
+    solution = precisions * (columns - smooth)
+    steps = jnp.max(krylov.num_steps)
+    error = _error(op, columns, solution, quadratics)
+    if refine:
+        solution, error, steps = _refined(
+            held, op, columns, iteration, quadratics, (solution, error, steps)
+        )
     certificate = Certificate(
-        error=jnp.max(krylov.relative_residual / jnp.sqrt(krylov.smallest) + rounding),
+        error=jnp.max(error),
         standard_error=jnp.zeros((), op.dtype),
         residual=residual,
-        num_steps=jnp.max(krylov.num_steps),
+        num_steps=steps,
         converged=residual <= 10 * iteration.tolerance_of(op.dtype),
     )
     return Solved(
-        solution=precisions * (columns - smooth),
+        solution=solution,
+        weights=held.weighted(krylov.solution),
         quadratics=quadratics,
         errors=krylov.residual**2 / krylov.smallest + rounding * quadratics,
         certificate=certificate,
     )
+
+
+def _error(op: KroneckerPlusDiagonal, columns: Array, solution: Array, quadratics: Array) -> Array:
+    """Per column the error in the norm of the operator, relative to the solution, from above.
+
+    `rᵀ op⁻¹ r ≤ rᵀ W r` for what is left, `r`, since the operator exceeds its noise.
+    """
+    left = columns - op.mv_grid(solution)
+    axes = tuple(range(1, columns.ndim))
+    return jnp.sqrt(_ratio(jnp.sum(op.precisions * left**2, axes), quadratics))
+
+
+def _refined(
+    held: Reference,
+    op: KroneckerPlusDiagonal,
+    columns: Array,
+    iteration: Iteration,
+    quadratics: Array,
+    found: tuple[Array, Array, Array],
+) -> tuple[Array, Array, Array]:
+    """Solve again for what is left, as long as the error halves and is above the tolerance."""
+    none = jnp.zeros((0, *op.grid_shape), op.dtype)
+
+    def going(state: Any) -> Array:
+        _, error, _, before, count = state
+        is_off = jnp.max(error) > iteration.tolerance_of(op.dtype)
+        return is_off & (jnp.max(error) < before / 2) & (count < MOST_REFINEMENTS)
+
+    def again(state: Any) -> Any:
+        solution, error, steps, _, count = state
+        left = columns - op.mv_grid(solution)
+        krylov = run(held, op.precisions, left, none, iteration)
+        moved = solution + op.precisions * (left - held.filtered(krylov.solution))
+        new = _error(op, columns, moved, quadratics)
+        better = new < error
+        solution = jnp.where(better.reshape(-1, *(1,) * (columns.ndim - 1)), moved, solution)
+        steps = steps + jnp.max(krylov.num_steps)
+        return solution, jnp.minimum(new, error), steps, jnp.max(error), count + 1
+
+    start = (*found, jnp.asarray(jnp.inf, op.dtype), jnp.zeros((), jnp.int32))
+    return lax.while_loop(going, again, start)[:3]
 
 
 def _ratio(a: Array, b: Array) -> Array:
@@ -155,15 +214,24 @@ def upper_quadratics(
     return jnp.sum(precisions * (y - smooth) ** 2, axes) + jnp.sum(held.smooth * prior**2, axes)
 
 
-@partial(jax.jit, static_argnums=2)
-def solve_estimate(op: KroneckerPlusDiagonal, b: Array, iteration: Iteration) -> Estimate:
-    """`iterative_solve` for checked vectors in the grid layout, whether it converged or not."""
+@partial(jax.jit, static_argnums=(2, 3))
+def solve_estimate(
+    op: KroneckerPlusDiagonal, b: Array, iteration: Iteration, weights: bool = False
+) -> Estimate:
+    """`iterative_solve` for checked vectors in the grid layout, whether it converged or not.
+
+    With `weights` it is made for products with covariances of the signal, and the error is that of
+    such a product in posterior standard deviations, at most.
+    """
     held = prepared(op, iteration)
     constant = lax.stop_gradient(op)
 
     def run_columns(_: Any, v: Array) -> tuple[Array, Certificate]:
-        solved = solve_columns(held, constant, v, iteration)
-        return solved.solution, solved.certificate
+        solved = solve_columns(held, constant, v, iteration, refine=not weights)
+        if not weights or isinstance(held, TermsReference):
+            return solved.solution, solved.certificate
+        error = jnp.sqrt(jnp.max(solved.errors))
+        return solved.weights, solved.certificate._replace(error=error)
 
     def mv(x: Array) -> Array:
         # The identity at the gaps, where everything else is zero.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import equinox as eqx
 import jax
@@ -131,6 +131,12 @@ def explained_estimate(
     return _moved(lacking, conjugated_inverse_diagonal(smooth, full), -1)
 
 
+@partial(jax.jit, static_argnums=1)
+def inverse_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
+    """`diag(op⁻¹)`, zero at the gaps, whether it converged or not."""
+    return _inverse((op,), iteration=iteration)
+
+
 def _moved(estimate: Estimate, known: Array, sign: int) -> Estimate:
     return eqx.tree_at(lambda e: e.value, estimate, known + sign * estimate.value)
 
@@ -160,7 +166,7 @@ def _between_places_value(operands: Any, _: Any, *, iteration: Iteration) -> Est
     op, products = operands
 
     def explained(solved: Solved) -> Array:
-        first, *rest = (mv_rows(rows, solved.solution[0]) for rows in products)
+        first, *rest = (mv_rows(rows, solved.weights[0]) for rows in products)
         return sum(rest, first)
 
     return _by_places(op, products, iteration, explained)
@@ -200,37 +206,92 @@ def _lacking_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     is `diag(G s (C_p⁻¹ − I) s Gᵀ)` where `s² = 1/(1 + wΛ)` and `C_p = L M Lᵀ` is what is iterated
     on. A draw `x = L⁻ᵀ M⁻¹ h` has the covariance `C_p⁻¹` if `h` has `M`, and its covariance with
     `x₀ = L⁻ᵀ h` is `L⁻ᵀ L⁻¹`, known exactly: the mean of `Gs x ∘ Gs (x − x₀)` is what is left.
+    Where that is the less certain, the mean of `(Gs x)²` stands in, which cannot be negative.
     """
     op, rows = operands
     held = prepared(op, iteration)
     assert isinstance(held, Reference)
     roots = [_root(basis, row) for basis, row in zip(held.bases, rows, strict=True)]
     scale = jnp.sqrt(held.smooth)
-    shape = tuple(root.shape[0] for root in roots)
-    size = max(prod(shape), prod(op.grid_shape))
-    num_chunks = -(-iteration.num_draws * size // MOST_NUMBERS)
-    count = -(-iteration.num_draws // num_chunks)
 
     def to_rows(x: Array) -> Array:
         return apply_all(roots, scale * held.divided(x, transpose=True))
 
-    def drawn(total: tuple[Array, Array], key: Array) -> Any:
-        white = _with_covariance(held, op.precisions, key, count)
+    def terms(drawn: _Drawn) -> Array:
+        found = to_rows(drawn.solution)
+        return jnp.stack([found * (found - to_rows(drawn.white)), found**2])
+
+    shape = tuple(root.shape[0] for root in roots)
+    certain = apply_all([root**2 for root in roots], held.smooth)
+    known = jnp.stack([_box_diagonal(held, roots, scale), -certain])
+    return _by_draws(held, op, iteration, shape, terms, known)
+
+
+def _inverse_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
+    """`diag(op⁻¹)` at the observed cells: `W − W² diag(E)`, or the mean square of `op⁻¹ d`.
+
+    `E` is the posterior covariance of the signal. A draw `d` of the data from the same numbers has
+    `op⁻¹ d = W u − W^½ g`, with `u` the draw of `E` and `g` the white noise of the cells.
+    """
+    (op,) = operands
+    held = prepared(op, iteration)
+    assert isinstance(held, Reference)
+    precisions = op.precisions
+    roots = [_root(basis, None) for basis in held.bases]
+    scale = jnp.sqrt(held.smooth)
+
+    def terms(drawn: _Drawn) -> Array:
+        found = held.filtered(drawn.solution)
+        rest = found * (found - held.filtered(drawn.white))
+        weights = precisions * found - jnp.sqrt(precisions) * drawn.noise
+        return jnp.stack([-(precisions**2) * rest, weights**2])
+
+    even_variance = posterior_diagonal(even(op.kronecker, precisions))
+    variance = even_variance + _box_diagonal(held, roots, scale)
+    first = precisions - precisions**2 * variance
+    known = jnp.stack([first, jnp.zeros_like(first)])
+    return _by_draws(held, op, iteration, op.grid_shape, terms, known)
+
+
+class _Drawn(NamedTuple):
+    """Draws with the covariance `M`, the noise in them, and `M⁻¹` of them."""
+
+    white: Array
+    noise: Array
+    solution: Array
+
+
+def _by_draws(
+    held: Reference,
+    op: KroneckerPlusDiagonal,
+    iteration: Iteration,
+    shape: tuple[int, ...],
+    terms: Callable[[_Drawn], Array],
+    known: Array,
+) -> Estimate:
+    """`known` plus the mean of `terms`, `(2, count, *shape)`: of two ways the more certain."""
+    size = max(prod(shape), prod(op.grid_shape))
+    num_chunks = -(-iteration.num_draws * size // MOST_NUMBERS)
+    count = -(-iteration.num_draws // num_chunks)
+
+    def one(total: tuple[Array, Array], key: Array) -> Any:
+        white, noise = _with_covariance(held, op.precisions, key, count)
         krylov = solve_white(held, white, iteration)
-        found = to_rows(krylov.solution)
-        terms = found * (found - to_rows(white))
-        total = (total[0] + jnp.sum(terms, 0), total[1] + jnp.sum(terms**2, 0))
+        found = terms(_Drawn(white, noise, krylov.solution))
+        total = (total[0] + jnp.sum(found, 1), total[1] + jnp.sum(found**2, 1))
         return total, (jnp.max(krylov.relative_residual), jnp.max(krylov.num_steps))
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(iteration.seed), 1), num_chunks)
-    zero = jnp.zeros(shape, op.dtype)
-    (total, squares), (residuals, steps) = lax.scan(drawn, (zero, zero), keys)
+    zero = jnp.zeros((2, *shape), op.dtype)
+    (total, squares), (residuals, steps) = lax.scan(one, (zero, zero), keys)
     num = num_chunks * count
     mean = total / num
-    standard_error = jnp.sqrt(jnp.maximum(squares / num - mean**2, 0) / (num - 1))
+    errors = jnp.sqrt(jnp.maximum(squares / num - mean**2, 0) / (num - 1))
+    value, is_first = known + mean, errors[0] <= errors[1]
+    standard_error = jnp.where(is_first, errors[0], errors[1])
     residual = jnp.max(residuals)
     return Estimate(
-        value=_box_diagonal(held, roots, scale) + mean,
+        value=jnp.where(is_first, value[0], value[1]),
         error=quantile(num) * standard_error,
         standard_error=standard_error,
         residual=residual,
@@ -250,14 +311,16 @@ def _root(basis: Eigenbasis, row: Array | None) -> Array:
     return matmul(row, vectors) * inverse
 
 
-def _with_covariance(held: Reference, precisions: Array, key: Array, count: int) -> Array:
-    """Draws with the covariance `M = L⁻¹ [1/(1 + wΛ) + t Qᵀ W Q t] L⁻ᵀ`."""
+def _with_covariance(
+    held: Reference, precisions: Array, key: Array, count: int
+) -> tuple[Array, Array]:
+    """Draws with the covariance `M = L⁻¹ [1/(1 + wΛ) + t Qᵀ W Q t] L⁻ᵀ`, and the noise in them."""
     prior_key, noise_key = jax.random.split(key)
     shape = (count, *precisions.shape)
     prior = jax.random.normal(prior_key, shape, precisions.dtype)
     noise = jax.random.normal(noise_key, shape, precisions.dtype)
     heard = held.filter * held.to_spectrum(jnp.sqrt(precisions) * noise)
-    return held.divided(jnp.sqrt(held.smooth) * prior + heard)
+    return held.divided(jnp.sqrt(held.smooth) * prior + heard), noise
 
 
 def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Array:
@@ -293,4 +356,5 @@ def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoRe
 _at_places = RulePrimitive("kronax_iterative_inverse_at", _at_places_value, _refuse)
 _between_places = RulePrimitive("kronax_iterative_between_places", _between_places_value, _refuse)
 _lacking = RulePrimitive("kronax_iterative_variances", _lacking_value, _refuse)
+_inverse = RulePrimitive("kronax_iterative_inverse_diagonal", _inverse_value, _refuse)
 _by_twins = RulePrimitive("kronax_terms_variances", _by_twins_value, _refuse)

@@ -29,6 +29,9 @@ from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.sequence import matrix_by_matrix
 from kronax.linalg.spectral import rotate, unrotate
 
+# Products of two eigenvectors of an axis, cells times pairs, that are held at once.
+MOST_PAIRS = 20_000_000
+
 
 class Reference(eqx.Module):
     """The reference of an uneven grid, held constant, and the preconditioned `C`.
@@ -82,6 +85,14 @@ class Reference(eqx.Module):
     def filtered(self, x: Array) -> Array:
         """`Q t L⁻ᵀ`: from the coordinates of `mv` to cells."""
         return self.to_cells(self.filter * self.divided(x, transpose=True))
+
+    def weighted(self, x: Array) -> Array:
+        """`K⁻¹ Q t L⁻ᵀ`; eigenvalues that are rounding stand for directions without signal."""
+        spectrum = outer([b.values for b in self.bases])
+        least = sum(spectrum.shape) * jnp.finfo(spectrum.dtype).eps * jnp.max(spectrum)
+        has_signal = spectrum > least
+        over = jnp.where(has_signal, self.filter / jnp.where(has_signal, spectrum, 1), 0)
+        return self.to_cells(over * self.divided(x, transpose=True))
 
     def filtered_transpose(self, x: Array) -> Array:
         """`L⁻¹ t Qᵀ`: from cells to the coordinates of `mv`."""
@@ -154,11 +165,12 @@ def _coarse(bases: tuple[Eigenbasis, ...], excess: Array, top: tuple[Array, ...]
 
 
 def balanced_box(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """As many eigenvectors on every axis as it has, at most `size` in all."""
+    """As many eigenvectors on every axis as it has and memory bears, at most `size` in all."""
     box = [1] * len(shape)
+    most = [min(n, max(1, int((MOST_PAIRS / n) ** 0.5))) for n in shape]
     while True:
         for i in sorted(range(len(shape)), key=lambda i: box[i]):
-            if box[i] < shape[i] and prod(box) // box[i] * (box[i] + 1) <= size:
+            if box[i] < most[i] and prod(box) // box[i] * (box[i] + 1) <= size:
                 box[i] += 1
                 break
         else:

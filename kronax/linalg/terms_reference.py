@@ -246,6 +246,7 @@ def solve_terms(held: TermsReference, columns: Array, iteration: Iteration) -> S
     )
     return Solved(
         solution=krylov.solution,
+        weights=krylov.solution,
         quadratics=quadratics,
         errors=left + rounding * quadratics,
         certificate=certificate,

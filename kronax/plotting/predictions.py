@@ -121,7 +121,10 @@ def _moments(post: Any, found: Cut, include_noise: bool, noise: Any) -> tuple[An
     fixed = tuple(i for i in range(len(found.axes)) if i not in found.drawn)
     mean = np.asarray(post.mean(found.axes)).squeeze(fixed)
     options = {"include_noise": include_noise, "noise": noise if include_noise else None}
-    variance = np.asarray(post.variance(found.axes, **options))
+    missing = np.isposinf(noise) if include_noise and isinstance(noise, np.ndarray) else False
+    if np.any(missing):  # there is no observation, and no band of one
+        options["noise"] = np.where(missing, 0, noise)
+    variance = np.where(missing, np.nan, np.asarray(post.variance(found.axes, **options)))
     shape = [1 if i in fixed else n.shape[0] for i, n in enumerate(found.places)]
     return mean, np.sqrt(np.broadcast_to(variance, shape).squeeze(fixed))
 

@@ -181,16 +181,11 @@ def test_infinite_variances_are_gaps():
     assert np.isinf(gp.condition(Y).variance(include_noise=True)).sum() == 2
 
 
-def test_variances_that_are_a_product_need_no_iterations():
-    by_day, by_place = np.linspace(1, 2, GRID[0]), np.linspace(0.1, 0.3, GRID[1])
-    gp = make_gp("auto", by_day[:, None] * by_place)
-    named = make_gp("auto", {"day": by_day, "place": by_place})
-    y = np.nan_to_num(Y)
-    np.testing.assert_allclose(
-        gp.log_marginal_likelihood(y), named.log_marginal_likelihood(y), rtol=1e-12
-    )
-    assert isinstance(gp.data_covariance(), kx.KroneckerPlusNoise)
-    assert [p.path for p in kx.parameters(gp) if p.trainable][-1] == "noise.scale"
+def test_replaced_variances_count():
+    gp = make_gp("exact", np.full(GRID, 0.1))
+    moved = kx.replace(gp, {"noise.variances": UNEVEN})
+    known = make_gp("exact", UNEVEN).log_marginal_likelihood(Y)
+    np.testing.assert_allclose(moved.log_marginal_likelihood(Y), known)
 
 
 def test_traced_variances_and_masks():
@@ -203,8 +198,61 @@ def test_traced_variances_and_masks():
         return make_gp("iterative", noise, kx.Iteration()).log_marginal_likelihood(seen)
 
     np.testing.assert_allclose(value(variances), known, rtol=1e-6)
+    with pytest.raises(ValueError, match="traced noise variances"):
+        jax.jit(lambda noise: make_gp("exact", noise).log_marginal_likelihood(seen))(variances)
     batched = jax.vmap(value)(jnp.stack([variances, 2 * variances]))
     np.testing.assert_allclose(batched[0], known, rtol=1e-6)
+
+
+def test_low_noise_keeps_the_mean_to_a_share_of_its_deviation():
+    """Signal over noise of 1e5: the error of `S⁻¹y` times a covariance would be many deviations."""
+    rng = np.random.default_rng(5)
+    noise = 1e-5 * np.exp(rng.normal(size=GRID))
+    noise[rng.random(GRID) < 0.3] = np.inf
+    exact = make_gp("exact", noise)
+    y = np.array(exact.sample(jax.random.key(1), include_noise=True))
+    post, iterative = (
+        make_gp(gaps, noise, kx.Iteration(box_size=40)).condition(y)
+        for gaps in ("exact", "iterative")
+    )
+    deviation = np.sqrt(post.variance())
+    off = np.max(np.abs(iterative.mean() - post.mean()) / deviation)
+    assert off <= iterative.estimate.error < 0.1
+    draws = iterative.sample(jax.random.key(2), sample_shape=(50,))
+    z = (draws - post.mean()) / deviation
+    assert 0.9 < np.sqrt(np.mean(np.square(z))) < 1.1
+    left_out, known = iterative.leave_one_out(), post.leave_one_out()
+    assert (left_out.variance[np.isfinite(noise)] > 0).all()
+    z = (left_out.mean - known.mean) / np.sqrt(known.variance)
+    assert np.nanmedian(np.abs(z)) < 0.3
+    # Of the variances, the mean of squares stands in where the difference is the less certain.
+    found = iterative.variance_estimate()
+    assert (found.value > 0).all()
+    assert np.mean(np.abs(found.value - post.variance()) <= found.error) >= 0.9
+
+
+def test_what_did_not_converge_has_no_gradient():
+    gp = make_gp("iterative", UNEVEN, kx.Iteration(max_steps=1, box_size=1))
+
+    def value(scale):
+        return kx.replace(gp, {"variance": scale}).log_marginal_likelihood(jnp.nan_to_num(Y))
+
+    assert np.isnan(jax.jit(jax.grad(value))(1.5))
+    with pytest.raises(kx.ConvergenceError, match="max_steps"):
+        kx.fit(gp, Y)
+
+
+def test_nan_beyond_a_mask_that_was_given_is_refused():
+    mask = np.ones(GRID, bool)
+    mask[0, 0] = False
+    with pytest.raises(ValueError, match="at all cells that `observed` marks"):
+        make_gp("exact", UNEVEN, observed=mask).log_marginal_likelihood(Y)
+
+
+def test_pictures_have_no_band_where_there_is_no_observation():
+    pytest.importorskip("matplotlib").use("agg")
+    post = make_gp("exact", UNEVEN).condition(Y)
+    assert kx.plot_series(post, "day", at={"place": PLACE[3]}) is not None
 
 
 def test_a_batch_shares_one_solve():

@@ -293,6 +293,7 @@ def test_traced_bad_variances_give_nan():
 SIGNAL = kx.Kronecker(np.eye(3), np.eye(2))
 OP = kx.KroneckerPlusDiagonal(SIGNAL, np.ones((3, 2)))
 BAD = {
+    "half a probe": (lambda: kx.Iteration(num_probes=16.5), "whole number"),
     "zero": (lambda: kx.KroneckerPlusDiagonal(SIGNAL, 0.0), "must be positive; got 0.0"),
     "negative": (
         lambda: kx.KroneckerPlusDiagonal(SIGNAL, np.array([1.0, -2.0])),
