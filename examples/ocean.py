@@ -2,10 +2,10 @@
 # # Ocean: sea-surface temperature around land, and where nobody looked
 #
 # Monthly sea-surface temperature within 5° of the equator, April 2006 to September 2010: 54 months
-# × 18 latitudes × 432 longitudes all round the globe. A quarter of these cells is land, which leaves
-# 308 934 temperatures on no full grid. The model of them is still exact: land is the same in every
-# month, so the time axis is rotated to its eigenbasis, and each of its 54 eigenvalues leaves one
-# small problem.
+# × 18 latitudes × 432 longitudes all round the globe. A quarter of these cells is land, which
+# leaves 308 934 temperatures on no full grid. The model of them is still exact: land is the same in
+# every month, so the time axis is rotated to its eigenbasis, and each of its 54 eigenvalues leaves
+# one small problem.
 #
 # Five patches of ocean are hidden in all months, as if no ship and no satellite had ever been
 # there, and filled from what is around them.

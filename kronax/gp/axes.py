@@ -108,7 +108,7 @@ class Axis(eqx.Module):
     def exact(self) -> np.ndarray:
         """The concrete coordinates that are meant, without the rounding of their dtype."""
         assert self.static is not None
-        if not self.is_full_circle:
+        if self.period is None or not self.is_full_circle:
             return self.static.exact
         # The step of a full circle is known from its period: the last coordinate, as rounded, would
         # leave a circle that does not quite close.
