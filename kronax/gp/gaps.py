@@ -64,7 +64,8 @@ def gaps_of(gp: Any, y: Array) -> Mask | None:
         return gp.observed
     # Variances may have been replaced since the model was made.
     told = mask_of(None, gp.noise, gp.grid_shape)
-    is_told = gp.observed is not None and gp.observed != told
+    seen_by_model = gp.observed is not None and not gp.observed.array.all()
+    is_told = seen_by_model and gp.observed != told
     known = told if gp.observed is None else mask_of(gp.observed, gp.noise, gp.grid_shape)
     missing = np.isnan(np.asarray(y))
     if not missing.any():

@@ -109,16 +109,17 @@ def solve_columns(
     solution = precisions * (columns - smooth)
     steps = jnp.max(krylov.num_steps)
     error = _error(op, columns, solution, quadratics)
+    converged = residual <= 10 * iteration.tolerance_of(op.dtype)
     if refine:
         solution, error, steps = _refined(
-            held, op, columns, iteration, quadratics, (solution, error, steps)
+            held, op, columns, iteration, quadratics, (solution, error, steps), converged
         )
     certificate = Certificate(
         error=jnp.max(error),
         standard_error=jnp.zeros((), op.dtype),
         residual=residual,
         num_steps=steps,
-        converged=residual <= 10 * iteration.tolerance_of(op.dtype),
+        converged=converged,
     )
     return Solved(
         solution=solution,
@@ -146,6 +147,7 @@ def _refined(
     iteration: Iteration,
     quadratics: Array,
     found: tuple[Array, Array, Array],
+    converged: Array,
 ) -> tuple[Array, Array, Array]:
     """Solve again for what is left, as long as the error halves and is above the tolerance."""
     none = jnp.zeros((0, *op.grid_shape), op.dtype)
@@ -153,7 +155,7 @@ def _refined(
     def going(state: Any) -> Array:
         _, error, _, before, count = state
         is_off = jnp.max(error) > iteration.tolerance_of(op.dtype)
-        return is_off & (jnp.max(error) < before / 2) & (count < MOST_REFINEMENTS)
+        return converged & is_off & (jnp.max(error) < before / 2) & (count < MOST_REFINEMENTS)
 
     def again(state: Any) -> Any:
         solution, error, steps, _, count = state

@@ -315,7 +315,10 @@ BAD = {
         "y at the observed cells must be finite",
     ),
     "NaN in b": (lambda: kx.iterative_solve(OP, np.full(6, np.nan)), "b at the observed cells"),
-    "probes": (lambda: kx.Iteration(num_probes=1), "`num_probes` must be at least 4; got 1"),
+    "probes": (
+        lambda: kx.Iteration(num_probes=1),
+        "`num_probes` must be a whole number, at least 4; got 1",
+    ),
     "tolerance": (lambda: kx.Iteration(tolerance=2.0), "between 0 and 1"),
     "on_failure": (lambda: kx.Iteration(on_failure="ignore"), "'raise' or 'flag'"),
 }
