@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.components import are_exact
+from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.noise import CellNoise
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.estimates import Iteration
@@ -25,6 +26,9 @@ from kronax.linalg.uneven import KroneckerPlusDiagonal
 # Beyond these an exact value and gradient take more than some seconds on two cores.
 MOST_OPERATIONS = 4e11
 MOST_BYTES = 4e9
+# The same for one dense matrix of the observed cells, some 1500 of them, beside which iterations
+# are very fast.
+MOST_DENSE = 5e10
 # An exact method that takes this many times as much is not chosen without being asked for.
 MOST_UNASKED = 5
 # What a cost is predicted with; `Estimate.num_steps` tells the true number.
@@ -36,6 +40,22 @@ class Choice(NamedTuple):
 
     is_iterative: bool
     reason: str
+
+
+def observing(gp: Any, y: Any) -> Any:
+    """The same process with data where `y` has some, a mask or data as users give them."""
+    if isinstance(y, Mask):
+        return with_observed(gp, y)
+    y = in_grid_order(y, gp.axes, gp.axis_names)
+    kind = getattr(getattr(y, "dtype", None), "kind", "")
+    if kind == "b":
+        return with_observed(gp, Mask.of(y, gp.grid_shape))
+    if kind in "iu" and kind:
+        raise TypeError(
+            f"gp.observing takes a boolean mask, true where a cell is observed, or data with NaN; "
+            f"got dtype {y.dtype}. Convert a mask: mask.astype(bool)."
+        )
+    return with_observed(gp, gaps_of(gp, y))
 
 
 def with_observed(gp: Any, observed: Mask | None) -> Any:
@@ -64,8 +84,9 @@ def gaps_of(gp: Any, y: Array) -> Mask | None:
         return gp.observed
     # Variances may have been replaced since the model was made.
     told = mask_of(None, gp.noise, gp.grid_shape)
-    seen_by_model = gp.observed is not None and not gp.observed.array.all()
-    is_told = seen_by_model and gp.observed != told
+    is_told = gp.observed is not None and gp.observed != told
+    if is_told and isinstance(gp.noise, CellNoise):
+        is_told = not gp.observed.array.all()  # as it is for variances that are all finite
     known = told if gp.observed is None else mask_of(gp.observed, gp.noise, gp.grid_shape)
     missing = np.isnan(np.asarray(y))
     if not missing.any():
@@ -161,7 +182,8 @@ def choice(gp: Any) -> Choice:
         return Choice(True, "'iterative' was asked for")
     cost = f"{plan.flops:.1e} operations and {plan.memory / 1e9:.1f} GB"
     # Without the slabs there is no gap left, whatever the size.
-    is_cheap = plan.flops <= MOST_OPERATIONS and plan.memory <= MOST_BYTES
+    most = MOST_DENSE if plan.method == "merged" else MOST_OPERATIONS
+    is_cheap = plan.flops <= most and plan.memory <= MOST_BYTES
     if is_cheap or plan.method == "slabs":
         return Choice(False, plan.reason)
     if refused:

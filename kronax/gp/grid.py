@@ -28,6 +28,7 @@ from kronax.gp.gaps import (
     gaps_of,
     is_iterative,
     mask_of,
+    observing,
     with_noise_of,
     with_observed,
     without_unknown_gaps,
@@ -145,6 +146,7 @@ class GridGP(NumpyroSites):
             noise = np.asarray(noise, dtype)
         noise = noise_by_axis(noise, self.axes, self.axis_names)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
+        observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise, self.grid_shape)
         self.gaps, self.iteration = gaps, check_choice(gaps, iteration)
         self.joined, self.terms, self.joined_structure = None, None, None
@@ -243,9 +245,7 @@ class GridGP(NumpyroSites):
 
         Also inside `jit`, for data that are constants there.
         """
-        if isinstance(y, Mask) or getattr(getattr(y, "dtype", None), "kind", "") == "b":
-            return with_observed(self, Mask.of(y, self.grid_shape))
-        return with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
+        return observing(self, y)
 
     def data_covariance(self) -> KroneckerPlusNoise | Masked | Iterative:
         """The covariance of the observations, at the cells that have some."""
@@ -254,7 +254,9 @@ class GridGP(NumpyroSites):
     def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
         """Log density of the data in nats, right to second order in every parameter.
 
-        One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch.
+        One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch. By
+        iterations (`gp.is_iterative`) it is an estimate, right to first order;
+        `log_marginal_likelihood_estimate` has its error.
 
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
@@ -421,7 +423,8 @@ class GridGP(NumpyroSites):
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
         grid = self.check_data(y)
-        seen = self.observing(y)
+        # Constants keep their values inside jit as long as they are not converted.
+        seen = with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
         return seen, without_unknown_gaps(seen, grid)
 
     def check_data(self, y: Any) -> Array:
@@ -431,7 +434,10 @@ class GridGP(NumpyroSites):
         """
         y = in_grid_order(y, self.axes, self.axis_names)
         grid, _ = grid_of(y, self.grid_shape, "y", self.dtype, finite=False)
-        count = int(np.isinf(np.asarray(grid)).sum()) if is_concrete(grid) else 0
+        infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros(())
+        if self.observed is not None:  # what y holds at gaps does not count
+            infinite = infinite & self.observed.array
+        count = int(infinite.sum())
         if count:
             raise ValueError(
                 f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "

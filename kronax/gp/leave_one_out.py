@@ -63,6 +63,8 @@ class LeaveOneOut(HeldOut):
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.y.shape))
+        if is_concrete(self.mean) and bool(jnp.isnan(self.mean).any()):
+            shape = f"{int((~jnp.isnan(self.mean)).sum())} of {shape}"
         if not is_concrete(self.y, self.mean, self.variance) or self.y.ndim > len(self.axes):
             return f"LeaveOneOut of {shape} observations"
         return (

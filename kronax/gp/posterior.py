@@ -38,7 +38,8 @@ class Posterior(eqx.Module):
     coordinates, or `None` (or left out) for an axis that stays. Batches of `y` lead. `regression`
     has the coefficients of a `kx.MarginalMean`, with their standard errors; `terms` the terms of an
     additive model. `estimate` is the certificate of the weights, and so of the mean, where they
-    come from iterations, and `None` where they are exact.
+    come from iterations, and `None` where they are exact: its error is by how many posterior
+    standard deviations the mean may be off.
     """
 
     gp: Any
@@ -150,10 +151,10 @@ class Posterior(eqx.Module):
         check_used(noise, include_noise)
         if points is not None:
             places = self._scattered(axes, points)
-            found = self._settled(variance_at(self, places))
+            found = self.settled(variance_at(self, places))
             return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self._new_axes(axes)
-        found = self._settled(predict.variance_estimate(self, self._points(new)))
+        found = self.settled(predict.variance_estimate(self, self._points(new)))
         return found.shifted(noise_on(self, new, noise)) if include_noise else found
 
     def covariance(
@@ -315,7 +316,8 @@ class Posterior(eqx.Module):
 
         `means, variances = post.leave_one_out()`; scores, standardised errors, coverage and
         outliers are in the same object. Exact, from the diagonal of the inverse, at `2 N Σ n_i`
-        operations. Right to first order, raises beyond.
+        operations; right to first order, raises beyond. By iterations the variances come from
+        draws, values only, with their standard errors in `variance_error`.
         """
         return leave_one_out(self)
 
@@ -389,7 +391,8 @@ class Posterior(eqx.Module):
         check_used(noise, include_noise)
         return PosteriorNormal(self, axes, include_noise, noise)
 
-    def _settled(self, estimate: Estimate) -> Estimate:
+    def settled(self, estimate: Estimate) -> Estimate:
+        """An estimate of this posterior, unless it did not converge and that is to raise."""
         if not isinstance(self.operator, Iterative):
             return estimate
         return settled(estimate, self.operator.iteration, "the variances")

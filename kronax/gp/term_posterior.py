@@ -10,6 +10,7 @@ from kronax.gp import predict
 from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.draws import posterior_draws
 from kronax.gp.scattered import mean_at, scattered_points, variance_at
+from kronax.linalg.estimates import Estimate
 from kronax.paths import nearest
 
 
@@ -62,17 +63,31 @@ class TermPosterior(eqx.Module):
     def variance(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
         """Posterior variance of the term; right to first order, at scattered points values only.
 
+        By iterations it comes from draws: `variance_estimate` tells how certain it is.
+
         Raises:
             KeyError: if an axis name is unknown.
             TypeError: if both `axes` and `points` are given.
             ValueError: if there is not one entry per axis, or coordinates have another form.
             NotImplementedError: at scattered points with low-rank axes.
         """
+        return self.variance_estimate(axes, points).value
+
+    def variance_estimate(self, axes: Any = None, points: Any = None) -> Estimate:
+        """`variance` with its certificate, as for a posterior; errors of zero if it is exact.
+
+        Raises:
+            ConvergenceError: if an iteration does not converge (traced ones give NaN).
+            KeyError: as in `variance`.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`.
+        """
         post = self.posterior
         if points is not None:
             places = scattered_points(post.gp, points, axes)
-            return variance_at(post, places, self.name).value
-        return predict.variance(post, predict.new_points(post, axes), self.name)
+            return post.settled(variance_at(post, places, self.name))
+        new = predict.new_points(post, axes)
+        return post.settled(predict.variance_estimate(post, new, self.name))
 
     def covariance(self, axes: Any = None) -> PosteriorCovariance:
         """Posterior covariance of the term on a grid, as an operator.
