@@ -434,7 +434,7 @@ class GridGP(NumpyroSites):
         """
         y = in_grid_order(y, self.axes, self.axis_names)
         grid, _ = grid_of(y, self.grid_shape, "y", self.dtype, finite=False)
-        infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros(())
+        infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
         if self.observed is not None:  # what y holds at gaps does not count
             infinite = infinite & self.observed.array
         count = int(infinite.sum())
