@@ -301,7 +301,7 @@ def coverage_table(rows: list[dict[str, Any]]) -> str:
         share = fitted["num_missing"] / prod(fitted["shape"])
         bands = [_share(fitted, "0.95"), _share(true, "0.95"), _share(fitted, "0.5")]
         fields = str(fitted["num_fields"])
-        body.append([fitted["gaps"], _grid(fitted), f"{share:.0%}", fields, *bands])
+        body.append([fitted["gaps"], grid(fitted), f"{share:.0%}", fields, *bands])
     if body:
         body.append(["all", "", "", str(sum(int(line[3]) for line in body)), *_means(rows)])
     header = ["gaps", "grid", "missing", "fields", "in the 95 % band", "with the true parameters"]

@@ -232,9 +232,9 @@ def test_the_support_of_a_prior_is_a_bound(fitted, restarts):
 
 def test_other_numbers_in_a_prior_need_no_new_compilation(monkeypatch):
     calls = []
-    inner = kx.GridGP.log_marginal_likelihood
+    inner = kx.GridGP.checked_log_likelihood
     monkeypatch.setattr(
-        kx.GridGP, "log_marginal_likelihood", lambda gp, y: calls.append(1) or inner(gp, y)
+        kx.GridGP, "checked_log_likelihood", lambda gp, y: calls.append(1) or inner(gp, y)
     )
     fit(priors={"noise": dist.HalfNormal(1.0)}, num_steps=3)
     before = len(calls)
@@ -413,13 +413,13 @@ def test_an_optimiser_that_rests_between_steps_is_not_stuck(optimizer):
 
 def test_fits_of_one_form_share_their_compiled_loop(monkeypatch):
     traces = []
-    original = kx.GridGP.log_marginal_likelihood
+    original = kx.GridGP.checked_log_likelihood
 
     def counted(self, y):
         traces.append(1)
         return original(self, y)
 
-    monkeypatch.setattr(kx.GridGP, "log_marginal_likelihood", counted)
+    monkeypatch.setattr(kx.GridGP, "checked_log_likelihood", counted)
     x = np.linspace(0, 1, 5)
     gp = kx.GridGP((kx.RBF(0.31), kx.RBF(0.3)), (x, x), noise=0.1)
     y = np.random.default_rng(0).normal(size=(5, 5))
