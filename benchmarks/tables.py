@@ -305,7 +305,7 @@ def coverage_table(rows: list[dict[str, Any]]) -> str:
     if body:
         body.append(["all", "", "", str(sum(int(line[3]) for line in body)), *_means(rows)])
     header = ["gaps", "grid", "missing", "fields", "in the 95 % band", "with the true parameters"]
-    return _table([*header, "in the 50 % band"], body)
+    return table([*header, "in the 50 % band"], body)
 
 
 def _share(row: dict[str, Any], level: str) -> str:
