@@ -30,7 +30,7 @@ from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.reference import Reference, balanced_box, even, reference
-from kronax.linalg.rules import LinearPrimitive, RulePrimitive
+from kronax.linalg.rules import by_surrogate
 from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.terms_density import terms_both
 from kronax.linalg.uneven import KroneckerPlusDiagonal
@@ -96,6 +96,7 @@ class _Found(NamedTuple):
 
     quadratics: Array
     logdet: Array
+    residuals: Array
     weights: Array
     left: Array
     right: Array
@@ -159,7 +160,6 @@ def _iterate(
     krylov = run(held, precisions, y, white, iteration)
     num = y.shape[0]
     whitened = held.filtered(krylov.solution[:num])
-    weights = precisions * (y - whitened)
     a, b = held.filtered(krylov.solution[num:]), held.filtered(white)
     plain = held.to_cells(held.filter * white)
     forms = jnp.sum(white**2, axis=tuple(range(1, white.ndim)))
@@ -167,7 +167,8 @@ def _iterate(
     found = _Found(
         quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
         logdet=jnp.mean(forms),
-        weights=weights,
+        residuals=y - whitened,
+        weights=held.weighted(krylov.solution[:num]),
         left=held.smoothed(held.excess * a),
         right=held.smoothed(held.excess * b),
         variations=jnp.mean(a * b - plain**2, axis=0),
@@ -197,35 +198,21 @@ def _certificate(
 
 
 def _surrogate(kronecker: Kronecker, precisions: Array, y: Array, found: _Found) -> Any:
-    """A function of the operands with the right derivative; its value is of no interest."""
+    """A function of the operands with the right derivative; its value is of no interest.
+
+    Of the quadratic form it is that of `(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f` at the `f` found, a minimum:
+    `K⁻¹ f` and `y − f`, not the one from the other, which would magnify its error.
+    """
     axes = tuple(range(1, y.ndim))
-    observed = precisions != 0
-    noise = jnp.where(observed, found.weights**2 / jnp.where(observed, precisions, 1), 0)
     explained = jnp.sum(found.weights * kronecker.mv_grid(found.weights), axes)
-    quadratics = 2 * jnp.sum(found.weights * y, axes) - explained - jnp.sum(noise, axes)
+    moved = y - lax.stop_gradient(y) + found.residuals
+    quadratics = jnp.sum(precisions * moved**2, axes) - explained
     along = jnp.sum(found.left * kronecker.mv_grid(found.right)) / found.left.shape[0]
     return quadratics, jnp.sum(precisions * found.variations) - along
 
 
-def _value(operands: Any, found: _Found) -> Any:
+def _value(found: _Found) -> Any:
     return found.quadratics, found.logdet
 
 
-def _derivative(operands: Any, found: _Found, tangents: list) -> Any:
-    return _tangent((operands, found), tangents)
-
-
-def _tangent_value(coefficients: Any, tangents: list) -> Any:
-    operands, found = coefficients
-    leaves, tree = jax.tree.flatten(operands)
-    full = [jnp.zeros_like(x) if t is None else t for x, t in zip(leaves, tangents, strict=True)]
-
-    def surrogate(*leaves: Array) -> Any:
-        kronecker, precisions, y = jax.tree.unflatten(tree, leaves)
-        return _surrogate(kronecker, precisions, y, found)
-
-    return jax.jvp(surrogate, tuple(leaves), tuple(full))[1]
-
-
-_tangent = LinearPrimitive("kronax_iterative_tangent", _tangent_value, "An iterative log density")
-_estimate = RulePrimitive("kronax_iterative", _value, _derivative)
+_estimate = by_surrogate("kronax_iterative", _value, _surrogate, "An iterative log density")

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from kronax.linalg.estimates import (
     DEFAULT,
@@ -96,6 +96,11 @@ class Iterative(AbstractSolvable):
         """Itself: it is symmetric."""
         return self
 
+    @property
+    def observed(self) -> Bool[Array, "..."]:
+        """True where a cell is observed."""
+        return self.op.observed
+
     def mv_grid(self, x: Array) -> Array:
         """Multiply what is observed; zero at the gaps."""
         return self.op.mv_grid(x)
@@ -118,10 +123,6 @@ class Iterative(AbstractSolvable):
         )
 
     __radd__ = __add__
-
-    def held(self, x: Array) -> Array:
-        """`x` with zeros at the gaps, also where it is NaN there."""
-        return self.op.held(x)
 
     def solve(self, b: Any) -> Array:
         """See `kx.solve`."""
@@ -159,7 +160,7 @@ class Iterative(AbstractSolvable):
 
     def inv_quad(self, b: Any) -> Array:
         """See `kx.inv_quad`."""
-        grid, _ = self.op.vector(b, "b")
+        grid, _ = self.vector(b, "b")
         axes = tuple(range(-len(self.grid_shape), 0))
         return jnp.sum(grid * self.solve_grid(grid), axis=axes)
 

@@ -148,18 +148,6 @@ class Masked(AbstractSolvable):
             )
         return Masked(self.op + other, self.mask, method=self.plan.method)
 
-    def held(self, x: Array) -> Array:
-        """`x` with zeros at the gaps, also where it is NaN there."""
-        return jnp.where(self.observed, x, jnp.zeros((), x.dtype))
-
-    def vector(self, x: Any, name: str) -> tuple[Array, bool]:
-        """A checked vector in the grid layout, zero at the gaps, and whether it came flat."""
-        grid, flat = checks.grid_of(x, self.grid_shape, name, self.dtype, finite=False)
-        grid = self.held(grid)
-        if checks.is_concrete(grid):
-            checks.check_finite(grid, f"{name} at the observed cells")
-        return grid, flat
-
     def solve(self, b: Any) -> Array:
         """See `kx.solve`."""
         grid, flat = self.vector(b, "b")

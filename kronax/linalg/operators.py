@@ -9,7 +9,13 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kronax.linalg.checks import array_of_reals, check_precision, grid_of
+from kronax.linalg.checks import (
+    array_of_reals,
+    check_finite,
+    check_precision,
+    grid_of,
+    is_concrete,
+)
 
 
 class AbstractOperator(eqx.Module):
@@ -142,16 +148,37 @@ class AbstractOperator(eqx.Module):
     __radd__ = __add__
 
 
-class AbstractSolvable(AbstractOperator):
+class AbstractObserved(AbstractOperator):
+    """An operator over the observed cells of a grid.
+
+    Vectors stay grid arrays: what they hold at gaps is ignored (NaN included), and results are
+    zero there.
+    """
+
+    @property
+    @abc.abstractmethod
+    def observed(self) -> Any:
+        """True where a cell is observed."""
+
+    def held(self, x: Array) -> Array:
+        """`x` with zeros at the gaps, also where it is NaN there."""
+        return jnp.where(self.observed, x, jnp.zeros((), x.dtype))
+
+    def vector(self, x: Any, name: str) -> tuple[Array, bool]:
+        """A checked vector in the grid layout, zero at the gaps, and whether it came flat."""
+        grid, flat = grid_of(x, self.grid_shape, name, self.dtype, finite=False)
+        grid = self.held(grid)
+        if is_concrete(grid):
+            check_finite(grid, f"{name} at the observed cells")
+        return grid, flat
+
+
+class AbstractSolvable(AbstractObserved):
     """An operator that brings its own solves, which the functions of the same names call."""
 
     @abc.abstractmethod
     def solve(self, b: Any) -> Array:
         """`op⁻¹ b`, in the layout of `b`."""
-
-    @abc.abstractmethod
-    def held(self, x: Array) -> Array:
-        """`x` on the cells that the operator is over; zero elsewhere, whatever was there."""
 
     @abc.abstractmethod
     def solve_grid(self, b: Array) -> Array:

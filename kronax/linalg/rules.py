@@ -219,3 +219,33 @@ def _transposed(linear: LinearPrimitive, params: tuple, shapes: tuple) -> Linear
         return list(jax.linear_transpose(forward, *targets)(cotangents))
 
     return LinearPrimitive(f"{linear.name}_transpose", function, linear.what)
+
+
+def by_surrogate(name: str, value: Callable, surrogate: Callable, what: str) -> RulePrimitive:
+    """A primitive of values that were found, with the first derivative of another function.
+
+    Args:
+        name: of the primitive.
+        value: `value(found)`.
+        surrogate: `surrogate(*operands, found)`, of which the derivative in the operands counts.
+        what: named where a second derivative is asked for.
+    """
+
+    def derivative(coefficients: Any, tangents: list) -> Any:
+        operands, found = coefficients
+        leaves, tree = jax.tree.flatten(operands)
+        full = [
+            jnp.zeros_like(x) if t is None else t for x, t in zip(leaves, tangents, strict=True)
+        ]
+
+        def moved(*leaves: Any) -> Any:
+            return surrogate(*jax.tree.unflatten(tree, leaves), found)
+
+        return jax.jvp(moved, tuple(leaves), tuple(full))[1]
+
+    tangent = LinearPrimitive(f"{name}_tangent", derivative, what)
+    return RulePrimitive(
+        name,
+        lambda operands, found: value(found),
+        lambda operands, found, tangents: tangent((operands, found), tangents),
+    )

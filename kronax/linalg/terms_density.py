@@ -23,7 +23,7 @@ from jaxtyping import Array
 
 from kronax.linalg.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.estimates import Certificate, Iteration, quantile
-from kronax.linalg.rules import LinearPrimitive, RulePrimitive
+from kronax.linalg.rules import by_surrogate
 from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.terms_reference import (
     TermsReference,
@@ -250,25 +250,8 @@ def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found
     return quadratics, along + jnp.sum(variances * found.variations)
 
 
-def _value(operands: Any, found: _Found) -> Any:
+def _value(found: _Found) -> Any:
     return found.quadratics, found.logdet
 
 
-def _derivative(operands: Any, found: _Found, tangents: list) -> Any:
-    return _tangent((operands, found), tangents)
-
-
-def _tangent_value(coefficients: Any, tangents: list) -> Any:
-    operands, found = coefficients
-    leaves, tree = jax.tree.flatten(operands)
-    full = [jnp.zeros_like(x) if t is None else t for x, t in zip(leaves, tangents, strict=True)]
-
-    def surrogate(*leaves: Array) -> Any:
-        signal, variances, y = jax.tree.unflatten(tree, leaves)
-        return _surrogate(signal, variances, y, found)
-
-    return jax.jvp(surrogate, tuple(leaves), tuple(full))[1]
-
-
-_tangent = LinearPrimitive("kronax_terms_tangent", _tangent_value, "An iterative log density")
-_estimate = RulePrimitive("kronax_terms", _value, _derivative)
+_estimate = by_surrogate("kronax_terms", _value, _surrogate, "An iterative log density")

@@ -11,12 +11,12 @@ from kronax.linalg import checks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.gaps import Mask
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.operators import AbstractObserved
 from kronax.linalg.sample import draw_normal
 from kronax.linalg.terms import Signal, as_signal
 
 
-class KroneckerPlusDiagonal(AbstractOperator):
+class KroneckerPlusDiagonal(AbstractObserved):
     """`⊗K_i + diag(variances)` at the observed cells of a grid: one variance per cell.
 
     The signal may be a sum of any number of products, `Σ_j ⊗K_ji`; of a sum of three terms white
@@ -104,18 +104,6 @@ class KroneckerPlusDiagonal(AbstractOperator):
         """`1 / variances`, zero at the gaps; NaN where a traced variance is not positive."""
         finite = jnp.where(self.observed, self.variances, 1)
         return jnp.where(self.observed, 1 / jnp.where(finite > 0, finite, jnp.nan), 0)
-
-    def held(self, x: Array) -> Array:
-        """`x` with zeros at the gaps, also where it is NaN there."""
-        return jnp.where(self.observed, x, jnp.zeros((), x.dtype))
-
-    def vector(self, x: Any, name: str) -> tuple[Array, bool]:
-        """A checked vector in the grid layout, zero at the gaps, and whether it came flat."""
-        grid, flat = checks.grid_of(x, self.grid_shape, name, self.dtype, finite=False)
-        grid = self.held(grid)
-        if checks.is_concrete(grid):
-            checks.check_finite(grid, f"{name} at the observed cells")
-        return grid, flat
 
     def mv_grid(self, x: Array) -> Array:
         """Multiply what is observed; zero at the gaps."""

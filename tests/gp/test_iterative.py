@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -250,7 +251,7 @@ def test_nan_beyond_a_mask_that_was_given_is_refused():
 
 
 def test_pictures_have_no_band_where_there_is_no_observation():
-    pytest.importorskip("matplotlib").use("agg")
+    mpl.use("agg")
     post = make_gp("exact", UNEVEN).condition(Y)
     assert kx.plot_series(post, "day", at={"place": PLACE[3]}) is not None
 
