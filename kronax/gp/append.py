@@ -11,6 +11,7 @@ from kronax.gp import evidence
 from kronax.gp.additive import joined_structure
 from kronax.gp.axes import Axis, new_axes, ordered
 from kronax.gp.data_arrays import in_grid_order
+from kronax.gp.coordinates import SHARE, Coordinates, less, rounding, spacing
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.gaps import gaps_of, mask_of
 from kronax.gp.held_out import axis_labels
@@ -87,22 +88,24 @@ def joined(old: Axis, new: Axis, in_front: bool, name: str) -> Axis:
     """Both coordinates on one axis: in the units, from the origin, on the circle of the old one."""
     if old.static is None or new.static is None:
         parts = [jnp.asarray(x.traced if x.static is None else x.exact) for x in (old, new)]
-        parts[1] = parts[1].astype(parts[0].dtype)
-        return dataclasses.replace(
-            old, static=None, traced=jnp.concatenate(parts[::-1] if in_front else parts), given=None
-        )
-    known, ahead, shift = old.static.values, new.static.values, old.shift
+        dtype = jnp.promote_types(parts[0].dtype, parts[1].dtype)
+        traced = jnp.concatenate([x.astype(dtype) for x in parts])
+        return dataclasses.replace(old, static=None, traced=traced, given=None)
+    known, shift = old.static, old.shift
+    ahead = _in_precision_of(known, new.static)
     if shift is not None:
-        ahead, moved = _continued(known, ahead, name)
+        ahead, moved = _continued(known, new.static, name)
         shift = max(shift, moved)
-    elif known.dtype.kind == "f" or np.array_equal(ahead, np.round(ahead)):
-        # Regular coordinates stay so in the precision in which they were given.
-        ahead = ahead.astype(known.dtype)
     order = slice(None, None, -1 if in_front else 1)
     given = None
     if old.given is not None and new.given is not None:
         given = FrozenArray(np.concatenate([old.given.values, new.given.values][order]))
-    static = FrozenArray(np.concatenate([known, ahead][order]))
+    both = [known, ahead][order]
+    static = Coordinates(
+        np.concatenate([x.values for x in both]),
+        known.origin,
+        np.concatenate([x.counted for x in both]),
+    )
     index = old.index
     added = None if new.index is None else new.index.values
     if index is not None and index.values is not None and added is not None:
@@ -111,19 +114,33 @@ def joined(old: Axis, new: Axis, in_front: bool, name: str) -> Axis:
     return dataclasses.replace(old, static=static, given=given, shift=shift, index=index)
 
 
-def _continued(known: np.ndarray, ahead: np.ndarray, name: str) -> tuple[np.ndarray, float]:
+def _in_precision_of(known: Coordinates, ahead: Coordinates) -> Coordinates:
+    """New coordinates in the dtype of the old ones, in which regular ones stay so, if it does."""
+    dtype, x = known.values.dtype, ahead.values
+    with np.errstate(all="ignore"):  # of numbers that are too large for the dtype
+        cast = (np.rint(x) if dtype.kind != "f" and x.dtype.kind == "f" else x).astype(dtype)
+        moved = np.abs(less(cast, x))
+    steps = spacing(np.concatenate([known.counted, ahead.counted]))[known.values.shape[0] :]
+    share = SHARE * steps.reshape(-1, *(1,) * (x.ndim - 1))
+    limit = np.minimum(np.maximum(rounding(x), rounding(known.values)), share)
+    return Coordinates(cast, known.origin) if (moved <= limit).all() else ahead
+
+
+def _continued(known: Coordinates, ahead: Coordinates, name: str) -> tuple[Coordinates, float]:
     """New coordinates of an axis that `kx.regular` snapped, in its own steps."""
-    step = (known[-1] - known[0]) / (known.size - 1)
-    snapped = known[0] + step * np.round((ahead - known[0]) / step)
-    away = np.abs(snapped - ahead)
+    x, first = ahead.counted, known.counted[0]
+    step = (known.counted[-1] - first) / (known.counted.size - 1)
+    snapped = first + step * np.round((x - first) / step)
+    away = np.abs(snapped - x)
     if away.max() > 0.1 * abs(step):
         place = int(away.argmax())
         raise ValueError(
             f"The new coordinates of {name} must continue the regular axis, within a tenth of its "
-            f"step {abs(step):.4g}; coordinate {place} would move from {ahead[place]:.6g} to "
-            f"{snapped[place]:.6g}. Condition a new kx.GridGP on all of the data."
+            f"step {abs(step):.4g}; coordinate {place}, {ahead.values[place]}, would move by "
+            f"{snapped[place] - x[place]:.6g}. Condition a new kx.GridGP on all of the data."
         )
-    return snapped, float(away.max())
+    values = np.asarray(known.origin, np.float64) + snapped
+    return Coordinates(values, known.origin, snapped), float(away.max())
 
 
 def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.gp.coordinates import SHARE, UNITS, Coordinates, Origin, less, matched, rounding
 from kronax.gp.dates import Dates, dates_from, is_dates
-from kronax.gp.frozen import FrozenArray, FrozenAttributes, slack
+from kronax.gp.frozen import FrozenArray, FrozenAttributes
 from kronax.gp.indexes import Index, check_units, coordinate_values, index_of, is_labelled
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels, is_labels, labels_from
@@ -29,7 +30,8 @@ class Axis(eqx.Module):
     Args:
         static: concrete coordinates.
         traced: traced ones, if there are no concrete ones.
-        origin: what kernels that do not see where zero is may have taken off.
+        origin: what concrete coordinates, and new ones beside them, count from.
+        start: what new ones count from beside traced ones: the first of those.
         period: the length of a declared circle.
         radius: that of a declared sphere.
         shift: how far `kx.regular` moved a coordinate at most.
@@ -38,9 +40,10 @@ class Axis(eqx.Module):
         index: under what the cells are found in a DataArray, if the axis comes from one.
     """
 
-    static: FrozenArray | None = eqx.field(static=True)
+    static: Coordinates | None = eqx.field(static=True)
     traced: Array | None
-    origin: float | tuple[float, ...] = eqx.field(static=True, default=0.0)
+    origin: Origin | None = eqx.field(static=True, default=None)
+    start: Array | None = None
     period: float | None = eqx.field(static=True, default=None)
     radius: float | None = eqx.field(static=True, default=None)
     shift: float | None = eqx.field(static=True, default=None)
@@ -65,39 +68,44 @@ class Axis(eqx.Module):
         """`None` for `(n,)` coordinates, else `p`."""
         return self.shape[1] if len(self.shape) == 2 else None
 
-    def coordinates(self, dtype: Any, *, centred: bool = False) -> Array:
-        """The coordinates in the precision of the parameters.
-
-        `centred` takes off `origin` before rounding to that precision: a float32 model then sees
-        seconds since 1970 as well as it sees seconds since the first observation.
-        """
-        origin = np.asarray(self.origin if centred else 0.0)
+    def coordinates(self, dtype: Any) -> Array:
+        """The coordinates in the precision of the parameters."""
         if self.static is None:
             assert self.traced is not None
-            return self.traced.astype(dtype) - origin.astype(dtype)
-        exact = self.exact
-        return jnp.asarray((exact - origin if centred else exact).astype(dtype))
+            return self.traced.astype(dtype)
+        return jnp.asarray(self.exact.astype(dtype))
 
     def points(self, dtype: Any) -> Points:
-        """The coordinates in every form that a kernel may want."""
-        places = None
-        if self.period is not None or self.radius is not None:
-            # The nearer the places are to zero, the more float32 keeps of their distances.
-            origin = self._embedded(np.asarray(self.origin)[None], np)
-            if self.static is None:
-                places = self._embedded(self.coordinates(dtype), jnp) - origin.astype(dtype)
-            else:
-                places = jnp.asarray((self._embedded(self.exact, np) - origin).astype(dtype))
-        return Points(
-            self.coordinates(dtype), self.coordinates(dtype, centred=True), places, self.origin
-        )
+        """The coordinates in every form that a kernel may want.
 
-    def _embedded(self, x: Any, xp: Any) -> Any:
-        """Places `(n, 2)` on the circle or `(n, 3)` on the sphere, in units of its radius."""
+        They count from the origin before they are rounded to the precision of the parameters: a
+        float32 model then sees seconds since 1970 as well as seconds since the first observation.
+        """
+        is_known = self.static is not None and self.start is None
+        wide: Any = self.offsets if is_known else self._traced_offsets()
+        places = None
         if self.period is not None:
-            radius = self.period / (2 * np.pi)
-            angle = xp.mod(x, self.period) / radius
-            return radius * xp.stack([xp.cos(angle), xp.sin(angle)], axis=-1)
+            places = _on_circle(wide, self.period)
+        elif self.radius is not None:
+            # The nearer the places are to zero, the more float32 keeps of their distances.
+            first = self._on_sphere(np.asarray(self.origin)[None], np)
+            x, xp = (self.coordinates(dtype), jnp) if self.static is None else (self.exact, np)
+            places = self._on_sphere(x, xp) - first.astype(x.dtype if xp is jnp else float)
+        forms = (None if x is None else jnp.asarray(x.astype(dtype)) for x in (wide, places))
+        return Points(self.coordinates(dtype), *forms, self.origin)
+
+    def _traced_offsets(self) -> Array:
+        """Differences from the origin, in the dtype of the coordinates: before they are rounded."""
+        x = jnp.asarray(self.exact) if self.static is not None else self.traced
+        assert x is not None
+        if self.origin is not None:
+            return _less_traced(x, np.asarray(self.origin))
+        start = x[0] if self.start is None else self.start
+        dtype = jnp.promote_types(x.dtype, start.dtype)
+        return x.astype(dtype) - start.astype(dtype)
+
+    def _on_sphere(self, x: Any, xp: Any) -> Any:
+        """Places `(n, 3)` on the sphere."""
         latitude = xp.deg2rad(x[:, 0])
         longitude = xp.deg2rad(xp.mod(x[:, 1], 360))
         across = xp.cos(latitude)
@@ -105,23 +113,34 @@ class Axis(eqx.Module):
         return self.radius * xp.stack(unit, axis=-1)
 
     @property
+    def offsets(self) -> np.ndarray:
+        """How far the concrete coordinates that are meant are from the origin, in float64."""
+        assert self.static is not None
+        x = self.static.offsets
+        if self.period is None or not self.is_full_circle:
+            return x
+        # The step of a full circle is known from its period: the last coordinate, as rounded, would
+        # leave a circle that does not quite close.
+        return x[0] + np.sign(x[-1] - x[0]) * self.period / x.size * np.arange(x.size)
+
+    @property
     def exact(self) -> np.ndarray:
         """The concrete coordinates that are meant, without the rounding of their dtype."""
         assert self.static is not None
         if self.period is None or not self.is_full_circle:
             return self.static.exact
-        # The step of a full circle is known from its period: the last coordinate, as rounded, would
-        # leave a circle that does not quite close.
-        x = self.static.exact.astype(np.float64)
-        return x[0] + np.sign(x[-1] - x[0]) * self.period / x.size * np.arange(x.size)
+        return np.asarray(self.origin, np.float64) + self.offsets
 
     @property
     def is_distinct(self) -> bool:
         """Whether no place is known to occur twice."""
         if self.static is None:
             return False
-        x = self.exact
-        x = x if self.period is None and self.radius is None else self._embedded(x, np)
+        x = self.offsets
+        if self.period is not None:
+            x = np.mod(x, self.period)
+        elif self.radius is not None:
+            x = self._on_sphere(self.exact, np)
         return len(np.unique(x, axis=0)) == self.size
 
     @property
@@ -129,10 +148,11 @@ class Axis(eqx.Module):
         """Whether it is regular and its last place is one step before its first again."""
         if self.period is None or self.static is None or not self.static.is_regular:
             return False
-        x = self.static.values.astype(np.float64)
+        x = self.static.counted
         step = self.period / x.size
         reach = abs(x[-1] - x[0]) - step * (x.size - 1)
-        return bool(abs(reach) <= slack(self.static.values) + 4 * np.spacing(self.period))
+        rounding = self.static.rounding + UNITS * np.spacing(self.period)
+        return bool(abs(reach) <= min(rounding, SHARE * step))
 
     def at(self, k: int) -> Any:
         """One coordinate as it was given: a number, a tuple of them, a date or a label."""
@@ -181,11 +201,11 @@ def as_axis(coordinates: Any, name: str, unit: str = "days") -> Axis:
     elif is_labels(values):
         coding = labels_from(values, name)
     numbers = _checked(values if coding is None else coding.encode(values, name), name)
-    first = numbers[0].astype(float).tolist()
+    static = Coordinates(numbers)
     return Axis(
-        FrozenArray(numbers),
+        static,
         None,
-        origin=tuple(first) if isinstance(first, list) else first,
+        origin=static.origin,
         coding=coding,
         given=None if coding is None else FrozenArray(values),
         index=index_of(coordinates),
@@ -213,10 +233,11 @@ def _like(coordinates: Any, old: Axis, name: str) -> Axis:
         numbers = values
         if old.coding is not None:
             numbers, given = old.coding.encode(values, name), FrozenArray(values)
-        static = FrozenArray(_checked(numbers, name))
+        static = Coordinates(_checked(numbers, name), old.origin)
         index = Index(FrozenArray(values) if index is None else index.values, *_called(index, old))
+    start = old.traced[0] if old.traced is not None and old.origin is None else None
     new = dataclasses.replace(
-        old, static=static, traced=traced, shift=None, given=given, index=index
+        old, static=static, traced=traced, start=start, shift=None, given=given, index=index
     )
     if new.num_dimensions != old.num_dimensions:
         form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
@@ -251,14 +272,40 @@ def _check_kind(values: np.ndarray | None, old: Axis, name: str) -> None:
 
 def _aligned(new: Axis, old: Axis) -> Axis:
     """New coordinates that are old ones but for rounding become the same numbers."""
-    if new.static is None or old.static is None or new.num_dimensions is not None:
+    if new.static is None or old.static is None:
         return new
-    exact, known = new.exact.astype(np.float64), np.sort(old.exact)
-    rounding = max(slack(new.static.values), slack(old.static.values))
-    after = np.searchsorted(known, exact).clip(0, known.size - 1)
-    for place in (after, np.maximum(after - 1, 0)):
-        exact = np.where(np.abs(known[place] - exact) <= rounding, known[place], exact)
-    return dataclasses.replace(new, static=FrozenArray(exact, is_exact=True))
+    limit = np.maximum(rounding(new.static.values), rounding(old.static.values))
+    where, same = matched(new.offsets, old.offsets, limit)
+    if not same.any():
+        return new
+    same = same.reshape(-1, *(1,) * (new.static.values.ndim - 1))
+    values, offsets = (
+        np.where(same, known[where], own)
+        for own, known in ((new.exact, old.exact), (new.offsets, old.offsets))
+    )
+    static = Coordinates(values, old.origin, offsets, is_exact=True)
+    return dataclasses.replace(new, static=static)
+
+
+def _less_traced(x: Array, origin: np.ndarray) -> Array:
+    """`x − origin` in the dtype of `x`: what that holds of the origin first, then the rest."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        whole, limits = np.rint(origin), np.iinfo(x.dtype)
+        if (whole < limits.min).any() or (whole > limits.max).any():
+            return _less_traced(x.astype(jnp.zeros(()).dtype), origin)
+        whole = (whole if origin.dtype.kind == "f" else origin).astype(x.dtype)
+        near = (x - whole).astype(jnp.zeros(()).dtype)
+        return near - less(origin, whole).astype(near.dtype)
+    high = origin.astype(x.dtype)
+    return (x - high) - less(origin, high).astype(x.dtype)
+
+
+def _on_circle(x: Any, period: float) -> Any:
+    """Places `(n, 2)` on a circle, less the one where the angle is zero."""
+    xp: Any = np if isinstance(x, np.ndarray) else jnp
+    radius = period / (2 * np.pi)
+    angle = xp.mod(x, period) / radius
+    return radius * xp.stack([-2 * xp.sin(angle / 2) ** 2, xp.sin(angle)], axis=-1)
 
 
 def check_places(axis: Axis, name: str) -> None:

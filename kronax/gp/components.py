@@ -185,7 +185,7 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
     if x.places is not None:
         # Round the circle, at one unit of arc length for one of the coordinate.
         assert period is not None
-        angle = x.raw * jnp.asarray(2 * np.pi / period, dtype)
+        angle = x.centred * jnp.asarray(2 * np.pi / period, dtype)
         places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
     tangent = Points(ones, ones, places, x.origin)
     _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))

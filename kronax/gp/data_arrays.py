@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from kronax.gp.axes import Axis, as_axis
+from kronax.gp.coordinates import are_same
 from kronax.gp.dates import is_dates
 from kronax.gp.dates import plain as plain_dates
-from kronax.gp.frozen import FrozenAttributes, slack
+from kronax.gp.frozen import FrozenAttributes
 from kronax.gp.indexes import Index, check_units, coordinate_values, index_of, is_labelled
 from kronax.gp.labels import is_labels
 from kronax.paths import nearest
@@ -146,8 +147,9 @@ def _kind(values: np.ndarray) -> str:
 def _equal(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Entry by entry, numbers up to the rounding of the coarser of the two."""
     if a.dtype.kind in "fiu" and b.dtype.kind in "fiu":
-        close = np.abs(a.astype(np.float64) - b.astype(np.float64))
-        return np.asarray(close <= max(slack(a), slack(b)))
+        columns = (v.reshape(len(v), -1).T for v in (a, b))
+        pairs = zip(*columns, strict=True)
+        return np.stack([are_same(*pair) for pair in pairs], axis=-1).reshape(a.shape)
     return np.asarray(a == b)
 
 

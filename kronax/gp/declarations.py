@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from kronax.gp.axes import Axis, as_axis, check_places
+from kronax.gp.coordinates import SHARE, Coordinates, snapped, spacing, step_of
 from kronax.gp.dates import Dates
-from kronax.gp.frozen import FrozenArray, slack, snapped
 from kronax.gp.labels import Labels
 
 # The mean radius of the Earth in kilometres.
@@ -46,12 +46,14 @@ def circle(axis: Any, period: float) -> Axis:
     x = given.static.values
     if x.ndim != 1:
         raise ValueError(f"The coordinates of a circle must have shape (n,); got {x.shape}.")
-    if x.size > 1 and abs(float(x.max() - x.min()) - period) <= slack(x):
+    length = float(np.ptp(given.static.counted))
+    slack = min(given.static.rounding, SHARE * float(spacing(given.static.counted).min()))
+    if x.size > 1 and abs(length - period) <= slack:
         raise ValueError(
             f"The first and the last coordinate of a circle must be different places; got {x[0]} "
             f"and {x[-1]} with period {period}. Leave out the last one."
         )
-    if float(x.max() - x.min()) > period:
+    if length > period:
         raise ValueError(
             f"A circle must not be shorter than its axis; got period {period} for coordinates from "
             f"{x.min()} to {x.max()}."
@@ -76,22 +78,22 @@ def regular(axis: Any) -> Axis:
     """
     given = _concrete(axis, "a regular axis")
     assert given.static is not None
-    x = given.static.values
+    x = given.static.counted
     if x.ndim != 1 or x.size < 2:
         raise ValueError(f"A regular axis must have shape (n,) with n ≥ 2; got {x.shape}.")
-    fitted = snapped(x)
+    fitted, step = snapped(x), step_of(x)
     shift = float(np.abs(fitted - x).max())
-    step = abs(fitted[1] - fitted[0])
     if shift > 0.1 * step:
         place = int(np.abs(fitted - x).argmax())
+        was, moved = given.static.values[place], fitted[place] - x[place]
         raise ValueError(
             f"kx.regular moves no coordinate by more than a tenth of the step {step:.4g}; "
-            f"coordinate {place} would move from {x[place]} to {fitted[place]:.6g}. Leave the axis "
-            "as it is, or put the data on a regular one first."
+            f"coordinate {place}, {was}, would move by {moved:.6g}. Leave the axis as it is, or "
+            "put the data on a regular one first."
         )
-    return dataclasses.replace(
-        given, static=FrozenArray(fitted), origin=float(fitted[0]), shift=shift
-    )
+    values = np.asarray(given.origin, np.float64) + fitted if shift else given.static.values
+    static = Coordinates(values, given.origin, fitted)
+    return dataclasses.replace(given, static=static, shift=shift)
 
 
 def sphere(places: Any, radius: float = EARTH_RADIUS) -> Axis:

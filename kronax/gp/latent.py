@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.cross import amplitude
 from kronax.gp.data_arrays import in_grid_order
-from kronax.gp.frozen import FrozenArray
+from kronax.gp.coordinates import Coordinates
 from kronax.gp.kernels.points import Points
 from kronax.linalg.checks import grid_of
 from kronax.linalg.eigenbases import SymmetricBlocks
@@ -46,7 +46,7 @@ def check_jitter(jitter: Any) -> None:
         )
 
 
-def _root(factor: AbstractFactor, jitter: float, places: FrozenArray | None) -> SymmetricBlocks:
+def _root(factor: AbstractFactor, jitter: float, places: Coordinates | None) -> SymmetricBlocks:
     """`R` with `R Rᵀ = K + jitter · mean(diag K) · I`, block by block; a thin root as it is.
 
     `R = C L`, with the Cholesky factor `L` of `Cᵀ (K + …) C` in a fixed basis `C` of the axis, from
@@ -74,7 +74,7 @@ def _root(factor: AbstractFactor, jitter: float, places: FrozenArray | None) -> 
 
 
 def _smooth_to_rough(
-    places: FrozenArray | None, blocks: SymmetricBlocks
+    places: Coordinates | None, blocks: SymmetricBlocks
 ) -> tuple[np.ndarray | None, ...]:
     """An orthonormal basis per full block, if the places are known."""
     if places is None or 2 not in blocks.ndims:
@@ -84,13 +84,13 @@ def _smooth_to_rough(
 
 @lru_cache(maxsize=8)
 def _eigenvectors(
-    places: FrozenArray, ndims: tuple[int, ...], sizes: tuple[int, ...], transform: Transform
+    places: Coordinates, ndims: tuple[int, ...], sizes: tuple[int, ...], transform: Transform
 ) -> tuple[np.ndarray | None, ...]:
     """Waves of more and more half periods: the eigenvectors of an exponential kernel.
 
     It is as long as the axis. Its eigenvalues decay slowly enough for all of them to be told apart.
     """
-    x = places.values.reshape(len(places.values), -1).astype(np.float64)
+    x = places.counted.reshape(len(places.counted), -1)
     extent = np.ptp(x, axis=0)
     x = x / np.where(extent > 0, extent, 1)
     kernel = np.exp(-np.sqrt(np.sum((x[:, None] - x) ** 2, axis=-1)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kronax.gp.axes import Axis
-from kronax.gp.frozen import FrozenArray
+from kronax.gp.coordinates import Coordinates
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
@@ -64,7 +64,8 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
     if wraps(kernel, axis):
         if axis.is_full_circle:
             return Structure("circulant", "isotropic kernel, regular all the way round")
-        return Structure("dense", "isotropic kernel, not regular all the way round")
+        uneven = "" if axis.static.is_regular else f": {_irregular(axis)}"
+        return Structure("dense", f"isotropic kernel, not regular all the way round{uneven}")
     if not kernel.stationary:
         return Structure("dense", "kernel not known to be stationary")
     if axis.static.line is None:
@@ -75,7 +76,16 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
         return Structure("toeplitz", "stationary kernel, regular axis")
     if axis.static.is_symmetric:
         return Structure("centrosymmetric", "stationary kernel, axis symmetric about its middle")
-    return Structure("dense", "irregular axis")
+    return Structure("dense", _irregular(axis))
+
+
+def _irregular(axis: Axis) -> str:
+    """How far an axis is from a regular one."""
+    assert axis.static is not None
+    return (
+        f"irregular axis, off by up to {axis.static.unevenness:.2g} steps: kx.regular snaps up to "
+        "a tenth"
+    )
 
 
 def wraps(kernel: Kernel, axis: Axis) -> bool:
@@ -184,11 +194,10 @@ def _at_two_indices(
 def _first_column(kernel: Kernel, axis: Axis, dtype: Any) -> jax.Array:
     """The covariances with the first place, the axis taken as exactly regular."""
     assert axis.static is not None
-    wide = axis.exact.astype(np.float64).ravel()
+    wide = axis.offsets.ravel()
     lags = (wide[-1] - wide[0]) / max(1, wide.size - 1) * np.arange(wide.size)
-    lags = FrozenArray(lags.reshape(axis.static.values.shape))
-    origin = 0.0 if axis.num_dimensions is None else (0.0,)
-    x = dataclasses.replace(axis, static=lags, origin=origin).points(dtype)
+    static = Coordinates(lags.reshape(axis.static.values.shape))
+    x = dataclasses.replace(axis, static=static, origin=static.origin).points(dtype)
     return kernel.matrix_at(x, x[:1])[:, 0].astype(dtype)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from kronax.gp.axes import Axis
 from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.declarations import EARTH_RADIUS
-from kronax.gp.frozen import FrozenArray
+from kronax.gp.coordinates import Coordinates
 from kronax.gp.grid import GridGP
 from kronax.gp.kernels.base import Kernel, Sum
 from kronax.linalg.checks import check_finite
@@ -125,7 +125,7 @@ def plot_kernels(gp: GridGP, ax: Any = None) -> Any:
 
 def _draw_line(ax: Any, gp: GridGP, i: int) -> None:
     kernel, axis = gp.kernels[i], gp.axes[i]
-    x = np.asarray(axis.coordinates(gp.dtype), np.float64)
+    x = np.asarray(axis.points(gp.dtype).centred, np.float64)
     reach = np.ptp(x) if axis.period is None else axis.period / 2
     distance = np.linspace(0, reach if reach > 0 else 1.0, 401)
     terms = list(_terms(kernel)) if isinstance(kernel, Sum) else []
@@ -154,10 +154,11 @@ def _terms(kernel: Kernel) -> Any:
 
 def _covariance(kernel: Kernel, axis: Axis, distance: np.ndarray, dtype: Any) -> np.ndarray:
     """With the first place of the axis, at these distances from it."""
-    start = np.asarray(axis.coordinates(dtype), np.float64)[0]
+    static = Coordinates(distance, is_exact=True)
     moved = dataclasses.replace(
         axis,
-        static=FrozenArray(start + distance, is_exact=True),
+        static=static,
+        origin=static.origin,
         traced=None,
         coding=None,
         given=None,

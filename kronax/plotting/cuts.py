@@ -122,7 +122,7 @@ def _concrete(axis: Axis, name: str) -> np.ndarray:
 def _index(new: Axis | None, old: Axis) -> int | None:
     if new is None or new.static is None or old.static is None:
         return None
-    same = new.static.exact == old.static.exact
+    same = new.offsets == old.offsets
     same = same if same.ndim == 1 else same.all(axis=1)
     return int(same.argmax()) if same.any() else None
 

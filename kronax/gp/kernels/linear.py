@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.gp.coordinates import Origin, difference
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 
@@ -32,7 +33,7 @@ class Linear(Kernel):
         3.0
     """
 
-    centre: float | tuple[float, ...] = eqx.field(static=True)
+    centre: Origin = eqx.field(static=True)
 
     def __init__(self, centre: Any = 0.0):
         if isinstance(centre, jax.core.Tracer):
@@ -46,7 +47,8 @@ class Linear(Kernel):
                 "The centre of a linear kernel must be a finite number, or one per dimension; got "
                 f"{centre!r}."
             )
-        values = given.astype(float).tolist()
+        # Integers stay exact, as coordinates do: nanoseconds since 1970 are no float64 numbers.
+        values = (given if given.dtype.kind in "iu" else given.astype(float)).tolist()
         self.centre = tuple(values) if given.ndim else values
 
     @property
@@ -70,11 +72,15 @@ class Linear(Kernel):
 
     def matrix_at(self, x1: Points, x2: Points) -> Array:
         """From centred points, so that large coordinates lose nothing in float32."""
-        return self._moved(x1)(x1.centred, x2.centred)
+        if x1.origin is None:
+            return self(x1.raw, x2.raw)
+        return self._moved(x1.origin)(x1.centred, x2.centred)
 
     def variances_at(self, x: Points) -> Array:
         """From centred points too."""
-        return self._moved(x).diagonal(x.centred)
+        if x.origin is None:
+            return self.diagonal(x.raw)
+        return self._moved(x.origin).diagonal(x.centred)
 
-    def _moved(self, x: Points) -> "Linear":
-        return Linear(np.asarray(self.centre) - np.asarray(x.origin))
+    def _moved(self, origin: Origin) -> "Linear":
+        return Linear(difference(self.centre, origin))

@@ -21,13 +21,13 @@ class Points(eqx.Module):
         centred: the same less `origin`, taken off before rounding.
         places: where they lie on a declared circle `(n, 2)` or sphere `(n, 3)`; isotropic kernels
             see these.
-        origin: what was taken off, per dimension.
+        origin: what was taken off, per dimension; `None` where that is traced.
     """
 
     raw: Array
     centred: Array
     places: Array | None
-    origin: float | tuple[float, ...] = eqx.field(static=True)
+    origin: int | float | tuple[int | float, ...] | None = eqx.field(static=True)
 
     @property
     def size(self) -> int:
@@ -40,8 +40,9 @@ class Points(eqx.Module):
     def columns(self, dims: int | tuple[int, ...]) -> "Points":
         """Some of the dimensions; a single number gives `(n,)` coordinates."""
         index: Any = dims if isinstance(dims, int) else np.asarray(dims)
-        origin = np.asarray(self.origin)[index].tolist()
-        origin = tuple(origin) if isinstance(origin, list) else origin
+        origin: Any = self.origin
+        if isinstance(origin, tuple):
+            origin = origin[dims] if isinstance(dims, int) else tuple(origin[k] for k in dims)
         return Points(self.raw[..., index], self.centred[..., index], None, origin)
 
     def joined(self, other: "Points") -> "Points":
