@@ -74,16 +74,20 @@ class Dates:
                 f"The dates of {name} must be of one calendar; got {_calendar(dates[0])} and "
                 f"{_calendar(self.reference)}."
             )
+        start = _array(self.reference)
         if self.unit in COUNTED:
-            return (_months(dates) - _months(_array(self.reference))[0]) / COUNTED[self.unit]
+            (whole, part), (whole0, part0) = _months(dates), _months(start)
+            return ((whole - whole0) + (part - part0)) / COUNTED[self.unit]
         if dates.dtype == object:
-            passed = [date - self.reference for date in dates]
-            days = np.array([t.days for t in passed], float)
-            seconds = np.array([t.seconds + t.microseconds / 1e6 for t in passed])
-        else:
-            # Whole days apart from the rest: dates of unequal resolution do not overflow.
-            (day, seconds), (day0, seconds0) = _split(dates), _split(_array(self.reference))
-            days, seconds = (day - day0).astype(float), seconds - seconds0
+            unit = datetime.timedelta(seconds=SECONDS[self.unit])
+            return np.array([(date - self.reference) / unit for date in dates])
+        # Whole days apart from the rest: dates of unequal resolution do not overflow. Both are
+        # differences of integers, and of one sign, so that none of them cancels.
+        (day, rest), (day0, rest0) = _split(dates), _split(start)
+        days, rest = day - day0, rest - rest0
+        turn = np.where(rest < 0, days > 0, 0) - np.where(rest > 0, days < 0, 0)
+        days, rest = days - turn, rest + turn * np.timedelta64(1, "D")
+        seconds = rest / np.timedelta64(1, "s")
         return days * (86_400 / SECONDS[self.unit]) + seconds / SECONDS[self.unit]
 
 
@@ -139,24 +143,26 @@ def _calendar(date: Any) -> str:
 
 
 def _split(dates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Days since 1970, and seconds since midnight."""
+    """Days since 1970, and the time since midnight."""
     days = dates.astype("M8[D]")
-    return days.astype("i8"), (dates - days) / np.timedelta64(1, "s")
+    return days.astype("i8"), dates - days
 
 
-def _months(dates: np.ndarray) -> np.ndarray:
+def _months(dates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Months of the calendar, and the part of the last one that has passed."""
     if dates.dtype != object:
         month = dates.astype("M8[M]")
-        days, seconds = _split(dates)
+        days, rest = _split(dates)
         following = month + np.timedelta64(1, "M")
         first, after = (m.astype("M8[D]").astype("i8") for m in (month, following))
-        return month.astype("i8") + (days - first + seconds / 86_400) / (after - first)
-    return np.array([_months_of(date) for date in dates])
+        passed = days - first + rest / np.timedelta64(1, "D")
+        return month.astype("i8"), passed / (after - first)
+    months, parts = zip(*map(_months_of, dates), strict=True)
+    return np.array(months), np.array(parts)
 
 
-def _months_of(date: Any) -> float:
+def _months_of(date: Any) -> tuple[int, float]:
     first = date.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     year, month = divmod(12 * date.year + date.month, 12)
     after = first.replace(year=year, month=month + 1)
-    return 12 * date.year + date.month - 1 + (date - first) / (after - first)
+    return 12 * date.year + date.month - 1, (date - first) / (after - first)
