@@ -65,7 +65,8 @@ def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:
     old = list(gp.axes)
     coding = old[i].coding
     if isinstance(coding, Labels):
-        # Labels that the data did not hold so far are the next categories, if the kernel has room.
+        # Labels that the data did not hold so far are the next ones; kernels without a number of
+        # categories take them.
         fresh = dict.fromkeys([*coding.categories, *np.asarray(given[i]).tolist()])
         old[i] = dataclasses.replace(old[i], coding=Labels(tuple(fresh)))
     new = new_axes(given, old, gp.axis_names)[i]

@@ -331,6 +331,12 @@ def check_places(axis: Axis, name: str) -> None:
 def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
     if is_labelled(coordinates):
         return coordinate_values(coordinates)
+    if np.ma.is_masked(coordinates):
+        place = np.argwhere(np.ma.getmaskarray(coordinates))[0].tolist()
+        raise ValueError(
+            f"The coordinates of {name} must not be missing; entry {place[0]} is masked. Leave out "
+            "its cells."
+        )
     try:
         values = np.asarray(coordinates)
     except ValueError as error:

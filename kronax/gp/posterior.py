@@ -68,8 +68,9 @@ class Posterior(eqx.Module):
 
         Args:
             axes: new coordinates; by default the grid itself.
-            points: scattered places instead, `(m, d)` or one array of `m` per axis; the result is
-                `(*batch, m)`, at `2 m N` operations.
+            points: scattered places instead: rows `(m, d)` in an array or a nested list, or one
+                array of `m` per axis in a tuple or a dictionary; the result is `(*batch, m)`, at
+                `2 m N` operations.
 
         Raises:
             KeyError: if an axis name is unknown.

@@ -1,13 +1,12 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kronax.gp.columns import columns_of
 from kronax.gp.components import Component, parts, rows_at
 from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
@@ -27,8 +26,8 @@ def scattered_points(gp: Any, points: Any, axes: Any) -> tuple[Points, ...]:
 
     Args:
         gp: the process.
-        points: `(m, d)` where every axis has coordinates `(n_i,)`; or one array of `m` per axis, a
-            sequence or a dictionary by name.
+        points: rows `(m, d)`, in an array or a nested list; or one array of `m` per axis, in a
+            tuple or a dictionary by name.
         axes: of a grid, which must not be given as well.
     """
     if axes is not None:
@@ -36,16 +35,7 @@ def scattered_points(gp: Any, points: Any, axes: Any) -> tuple[Points, ...]:
             "Give `axes`, for a grid of new coordinates, or `points`, for scattered places; "
             "got both."
         )
-    given = points
-    if not isinstance(points, Mapping | list | tuple):
-        array = points if isinstance(points, jax.Array) else np.asarray(points)
-        if array.ndim != 2 or array.shape[1] != len(gp.axes):
-            raise ValueError(
-                f"points must have shape (m, {len(gp.axes)}), one column per axis, or be one array "
-                f"of m per axis; got shape {tuple(array.shape)}."
-            )
-        given = [array[:, i] for i in range(array.shape[1])]
-    axes = gp.new_axes(given)
+    axes = gp.new_axes(columns_of(points, gp.axes))
     names = gp.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
     missing = [name for name, axis in zip(names, axes, strict=True) if axis is None]
     if missing:

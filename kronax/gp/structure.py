@@ -11,6 +11,7 @@ import numpy as np
 from kronax.gp.axes import Axis
 from kronax.gp.coordinates import Coordinates
 from kronax.gp.kernels.base import Kernel, dtype_of
+from kronax.gp.kernels.categorical import Categorical
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
@@ -209,6 +210,8 @@ def check_kernel(kernel: Kernel, axis: Axis, name: str) -> None:
             f"{type(kernel).__name__}. Use kx.Categorical or kx.White, or give the axis numbers."
         )
     for term in kernel.all_terms():
+        if isinstance(axis.coding, Labels) and isinstance(term, Categorical):
+            _check_categories(term, axis.coding, name)
         if axis.static is not None:
             term.check_coordinates(axis.static.values, name)
         planar = term.stationary and not term.isotropic and not isinstance(term, ActiveDims)
@@ -218,6 +221,17 @@ def check_kernel(kernel: Kernel, axis: Axis, name: str) -> None:
                 f"{type(term).__name__}, which would see differences of latitude and longitude. "
                 "Give it one lengthscale, or put kx.ActiveDims around it."
             )
+
+
+def _check_categories(kernel: Categorical, coding: Labels, name: str) -> None:
+    """Refuse categories without a label: no data tell of them, but they share in the variances."""
+    wanted, got = len(coding.categories), kernel.num_categories
+    if got > wanted:
+        raise ValueError(
+            f"The kernel of {name} must have one category per label, {wanted}; got one of {got} "
+            f"categories. Leave out the others, or give the axis the codes, 0 to {got - 1}, of the "
+            "categories that it holds."
+        )
 
 
 def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str) -> None:
