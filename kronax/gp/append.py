@@ -10,8 +10,8 @@ from jaxtyping import Array
 from kronax.gp import evidence
 from kronax.gp.additive import joined_structure
 from kronax.gp.axes import Axis, new_axes, ordered
-from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.coordinates import SHARE, Coordinates, less, rounding, spacing
+from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.gaps import gaps_of, mask_of
 from kronax.gp.held_out import axis_labels

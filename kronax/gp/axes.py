@@ -83,7 +83,7 @@ class Axis(eqx.Module):
         """
         is_known = self.static is not None and self.start is None
         wide: Any = self.offsets if is_known else self._traced_offsets()
-        places = None
+        places: Any = None
         if self.period is not None:
             places = _on_circle(wide, self.period)
         elif self.radius is not None:
@@ -91,8 +91,10 @@ class Axis(eqx.Module):
             first = self._on_sphere(np.asarray(self.origin)[None], np)
             x, xp = (self.coordinates(dtype), jnp) if self.static is None else (self.exact, np)
             places = self._on_sphere(x, xp) - first.astype(x.dtype if xp is jnp else float)
-        forms = (None if x is None else jnp.asarray(x.astype(dtype)) for x in (wide, places))
-        return Points(self.coordinates(dtype), *forms, self.origin)
+        if places is not None:
+            places = jnp.asarray(places.astype(dtype))
+        centred = jnp.asarray(wide.astype(dtype))
+        return Points(self.coordinates(dtype), centred, places, self.origin)
 
     def _traced_offsets(self) -> Array:
         """Differences from the origin, in the dtype of the coordinates: before they are rounded."""

@@ -12,8 +12,8 @@ from kronax.gp.labels import Labels
 from kronax.linalg.checks import is_concrete
 
 FORMS = (
-    "points must be rows, in an array or a nested list (m, {0}), or columns, in a tuple or a "
-    "dictionary with one array of m per axis"
+    "points must have shape (m, {0}), rows in an array or a nested list, or be one array of m per "
+    "axis, in a tuple or a dictionary"
 )
 
 

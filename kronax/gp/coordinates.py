@@ -37,7 +37,8 @@ def _halves(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return high, (x - high).astype(np.float64)
     if x.dtype.itemsize == 8:  # the largest ones round to a number that has no such integer
         high = np.minimum(high, np.nextafter(float(np.iinfo(x.dtype).max), 0))
-    return high, (x - high.astype(x.dtype)).astype(np.float64)
+    # What is left is small; of unsigned integers it may have gone round.
+    return high, (x - high.astype(x.dtype)).astype(np.int64).astype(np.float64)
 
 
 def difference(a: Any, b: Any) -> Any:
@@ -45,7 +46,8 @@ def difference(a: Any, b: Any) -> Any:
     if isinstance(a, tuple) or isinstance(b, tuple):
         pairs = np.broadcast(np.array(a, object), np.array(b, object))
         return tuple(difference(x, z) for x, z in pairs)
-    return float(Fraction(a) - Fraction(b))
+    a, b = (Fraction(np.asarray(x).item()) for x in (a, b))
+    return float(a - b)
 
 
 def origin_of(x: np.ndarray) -> Origin:
@@ -81,9 +83,7 @@ def are_same(x: np.ndarray, known: np.ndarray) -> np.ndarray:
     return np.abs(less(x, known)) <= limit
 
 
-def matched(
-    x: np.ndarray, known: np.ndarray, limit: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def matched(x: np.ndarray, known: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest known place to each one, and whether it is the same, by the rounding `limit`."""
     new, old = (v.reshape(len(v), -1) for v in (x, known))
     where = KDTree(old).query(new)[1]

@@ -376,7 +376,7 @@ class GridGP(NumpyroSites):
 
     def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return self.mean(*self.coordinates_on(new)).astype(self.dtype)
+        return self.mean.at(*self.points_on(new)).astype(self.dtype)
 
     def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         """New coordinates in the form of the axes, `None` for those that stay."""
@@ -390,12 +390,12 @@ class GridGP(NumpyroSites):
     def design_on(self, new: Sequence[Points | None]) -> Array:
         """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
         assert isinstance(self.mean, MarginalMean)
-        return self.mean.design(*self.coordinates_on(new)).astype(self.dtype)
+        return self.mean.design_at(*self.points_on(new)).astype(self.dtype)
 
-    def coordinates_on(self, new: Sequence[Points | None]) -> list[Array]:
-        """The coordinates of a grid where some axes are replaced."""
+    def points_on(self, new: Sequence[Points | None]) -> list[Points]:
+        """The points of a grid where some axes are replaced."""
         pairs = zip(new, self.axes, strict=True)
-        return [old.coordinates(self.dtype) if p is None else p.raw for p, old in pairs]
+        return [old.points(self.dtype) if p is None else p for p, old in pairs]
 
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""

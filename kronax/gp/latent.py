@@ -11,9 +11,9 @@ import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kronax.gp.coordinates import Coordinates
 from kronax.gp.cross import amplitude
 from kronax.gp.data_arrays import in_grid_order
-from kronax.gp.coordinates import Coordinates
 from kronax.gp.kernels.points import Points
 from kronax.linalg.checks import grid_of
 from kronax.linalg.eigenbases import SymmetricBlocks

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.base import Kernel
+from kronax.gp.kernels.points import Points
 from kronax.linalg.checks import check_finite
 from kronax.parameters import data, parameter
 
@@ -23,6 +24,10 @@ class Mean(eqx.Module):
     @abc.abstractmethod
     def __call__(self, *axes: Array) -> Array:
         """An array that broadcasts to `(n_1, …, n_d)`."""
+
+    def at(self, *axes: Points) -> Array:
+        """The same at points of the axes, in the form that suits it."""
+        return self(*(x.raw for x in axes))
 
     def __add__(self, other: Any) -> "Mean":
         return SumMean(self, as_mean(other, None))
@@ -114,6 +119,10 @@ class SumMean(Mean):
     def __call__(self, *axes: Array) -> Array:
         """Both, added."""
         return self.first(*axes) + self.second(*axes)
+
+    def at(self, *axes: Points) -> Array:
+        """Both, added."""
+        return self.first.at(*axes) + self.second.at(*axes)
 
     def summands(self) -> tuple[Mean, ...]:
         """Those of both."""

@@ -146,20 +146,23 @@ def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Arr
             "A mean given as an array is known on the grid only and has no derivative. Use a "
             "mean that is a function of the axes."
         )
-    value = _slope(gp, gp.mean, new, i) + value
+    value = _slope(gp, gp.mean.at, new, i) + value
     if post.regression is None:
         return value
-    return value + fitted(post.regression.coefficients, _slope(gp, gp.mean.design, new, i))
+    return value + fitted(post.regression.coefficients, _slope(gp, gp.mean.design_at, new, i))
 
 
 def _slope(gp: Any, function: Any, new: New, i: int) -> Array:
     """The derivative of a function of the coordinates along axis `i`; it broadcasts to the grid."""
-    x = gp.coordinates_on(new)
+    x = gp.points_on(new)
 
-    def moved(coordinates: Array) -> Array:
-        return function(*x[:i], coordinates, *x[i + 1 :]).astype(gp.dtype)
+    def moved(points: Points) -> Array:
+        return function(*x[:i], points, *x[i + 1 :]).astype(gp.dtype)
 
-    return jax.jvp(moved, (x[i],), (jnp.ones_like(x[i]),))[1]
+    # Means do not see places on a circle.
+    places = None if x[i].places is None else jnp.zeros_like(x[i].places)
+    ones = jnp.ones_like(x[i].raw)
+    return jax.jvp(moved, (x[i],), (Points(ones, ones, places, x[i].origin),))[1]
 
 
 def _regressed(post: Any, new: New, name: str | None) -> Array | None:

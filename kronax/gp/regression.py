@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,8 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from kronax.gp.axes import Axis
+from kronax.gp.coordinates import difference
+from kronax.gp.kernels.points import Points
 from kronax.gp.means import ConstantMean, Mean, SumMean, ZeroMean
 from kronax.linalg.modes import along
 from kronax.parameters import as_parameter, parameter
@@ -41,6 +44,20 @@ class RegressionMean(Mean):
 
     def design(self, *axes: Array) -> Float[Array, "p ..."]:
         """The functions on the grid of the axes; they broadcast to it."""
+        return self._design(axes, self.centre)
+
+    def design_at(self, *axes: Points) -> Float[Array, "p ..."]:
+        """The same at points of the axes, counted from their origin."""
+        origin = axes[self._number(len(axes))].origin
+        if origin is None or isinstance(origin, tuple):
+            return self.design(*(x.raw for x in axes))
+        return self._design([x.centred for x in axes], self.centre_from(origin))
+
+    def centre_from(self, origin: int | float) -> float:
+        """The centre as seen from an origin."""
+        return difference(0.0 if self.centre is None else self.centre, origin)
+
+    def _design(self, axes: Sequence[Array], centre: float | None) -> Array:
         i = self._number(len(axes))
         if axes[i].ndim != 1:
             raise ValueError(
@@ -48,8 +65,8 @@ class RegressionMean(Mean):
                 f"shape {axes[i].shape}."
             )
         x = axes[i]
-        if self.centre is not None:
-            x = x - jnp.asarray(self.centre, x.dtype)
+        if centre is not None:
+            x = x - jnp.asarray(centre, x.dtype)
         if self.scale is not None:
             x = x / jnp.asarray(self.scale, x.dtype)
         values = self.functions(x)
@@ -59,9 +76,15 @@ class RegressionMean(Mean):
 
     def __call__(self, *axes: Array) -> Array:
         """The mean."""
-        design = self.design(*axes)
+        return self._weighted(self.design(*axes))
+
+    def at(self, *axes: Points) -> Array:
+        """The mean, from coordinates that count from their origin."""
+        return self._weighted(self.design_at(*axes))
+
+    def _weighted(self, design: Array) -> Array:
         if self.coefficients is None:
-            return jnp.zeros((), axes[0].dtype)
+            return jnp.zeros((), design.dtype)
         weights = self.coefficients.astype(design.dtype)
         return jnp.sum(along(weights, -design.ndim) * design, axis=0)
 
@@ -72,10 +95,10 @@ class RegressionMean(Mean):
         static = axes[i].static
         centred = any(f.name == "centre" and f.init for f in dataclasses.fields(self))
         if centred and static is not None and static.values.ndim == 1:
-            x = static.values.astype(np.float64)
-            half = float(x.max() - x.min()) / 2
+            x = static.counted
+            half = float(np.ptp(x)) / 2
             if self.centre is None:
-                changes["centre"] = float(x.max() + x.min()) / 2
+                changes["centre"] = -difference(static.origin, float(x.min()) + half)
             if self.scale is None:
                 changes["scale"] = half or 1.0
         if self.coefficients is None:
@@ -232,6 +255,10 @@ class HarmonicMean(RegressionMean):
         what = "The coefficients of a HarmonicMean"
         self.coefficients = _numbers(coefficients, 2 * order, what)
 
+    def centre_from(self, origin: int | float) -> float:
+        """Where its phase is zero, as seen from an origin."""
+        return -float(Fraction(origin) % Fraction(self.period))
+
     @property
     def terms(self) -> tuple[str, ...]:
         """Cosine and sine of every harmonic, by its period."""
@@ -301,13 +328,13 @@ class MarginalMean(Mean):
             found += [f"{axis}: {term}" for term in part.terms]
         return tuple(found)
 
-    def design(self, *axes: Array) -> Float[Array, "p ..."]:
-        """All functions on the grid of the axes, `(p, n_1, …, n_d)`."""
-        grid = tuple(x.shape[0] for x in axes)
+    def design_at(self, *axes: Points) -> Float[Array, "p ..."]:
+        """All functions at points of the axes, `(p, n_1, …, n_d)`."""
+        grid = tuple(x.size for x in axes)
         pieces = [
-            jnp.ones((1, *grid), axes[0].dtype)
+            jnp.ones((1, *grid), axes[0].raw.dtype)
             if isinstance(part, ConstantMean)
-            else jnp.broadcast_to(part.design(*axes), (len(part.terms), *grid))
+            else jnp.broadcast_to(part.design_at(*axes), (len(part.terms), *grid))
             for part in self.parts
         ]
         return jnp.concatenate(pieces)
@@ -315,6 +342,10 @@ class MarginalMean(Mean):
     def __call__(self, *axes: Array) -> Array:
         """The parts without coefficients: those that have them are zero beforehand."""
         return self.fixed(*axes)
+
+    def at(self, *axes: Points) -> Array:
+        """The same."""
+        return self.fixed.at(*axes)
 
     def bound(self, axes: Sequence[Axis], names: tuple[str, ...] | None, dtype: Any) -> Mean:
         """Every part bound; the coefficients are no parameters any more."""

@@ -78,20 +78,20 @@ def _explained(
 def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
     """The mean function, place by place."""
 
-    def one(*place: Array) -> Array:
-        value = gp.mean(*(x[None] for x in place))
+    def one(*place: Points) -> Array:
+        value = gp.mean.at(*(x[None] for x in place))
         return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
 
-    return jax.vmap(one)(*(p.raw for p in new))
+    return jax.vmap(one)(*new)
 
 
 def _design(gp: Any, new: tuple[Points, ...]) -> Float[Array, "p m"]:
     """The functions of a marginal mean, place by place."""
 
-    def one(*place: Array) -> Array:
-        return gp.mean.design(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
+    def one(*place: Points) -> Array:
+        return gp.mean.design_at(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
 
-    return jax.vmap(one, out_axes=1)(*(p.raw for p in new))
+    return jax.vmap(one, out_axes=1)(*new)
 
 
 def _regressed(

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from kronax.gp.axes import Axis
+from kronax.gp.coordinates import Coordinates
 from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.declarations import EARTH_RADIUS
-from kronax.gp.coordinates import Coordinates
 from kronax.gp.grid import GridGP
 from kronax.gp.kernels.base import Kernel, Sum
 from kronax.linalg.checks import check_finite
