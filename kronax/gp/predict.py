@@ -29,12 +29,15 @@ from kronax.gp.labels import Labels
 from kronax.gp.means import ArrayMean
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
-from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.linalg.diagonals import (
+    conjugated_inverse_diagonal,
+    explained_diagonal,
+    posterior_diagonal,
+)
 from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.thin import is_thin, reduced, rows_inside
 from kronax.paths import nearest
 
 
@@ -280,10 +283,7 @@ def _variance(post: Any, new: New) -> Array:
         return posterior_diagonal(post.operator)
     op = post.operator
     prior = prior_variances(post.gp, whole(post.gp)[0], new, op.dtype)
-    pairs = _root_pairs(post, new)
-    if not is_thin(op):
-        return prior - conjugated_inverse_diagonal(op, [row for row, _ in pairs])
-    return prior - conjugated_inverse_diagonal(reduced(op), rows_inside(op, pairs))
+    return prior - explained_diagonal(op, _root_pairs(post, new))
 
 
 @compiled
