@@ -23,6 +23,7 @@ from kronax.gp.components import (
 )
 from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows
+from kronax.gp.derivatives import check_slope
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
@@ -61,8 +62,10 @@ def axis_number(gp: Any, axis: int | str) -> int:
     return axis if isinstance(axis, int) else names.index(axis)
 
 
-def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
-    """The number of an axis along which the function, or a term, has a derivative."""
+def axis_with_slope(
+    gp: Any, axis: int | str, new: tuple[Axis | None, ...], name: str | None = None
+) -> int:
+    """The number of an axis along which the mean, or that of a term, has a derivative at `new`."""
     i = axis_number(gp, axis)
     along = gp.axes[i]
     if along.num_dimensions is not None or isinstance(along.coding, Labels):
@@ -77,6 +80,7 @@ def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
                 f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
                 " is white. Take that of the other terms: post.terms[name].mean_derivative."
             )
+    check_slope([part.kernels[i] for part in parts(gp, name)], along, new[i], repr(axis))
     return i
 
 
