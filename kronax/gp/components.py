@@ -189,7 +189,10 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
         places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
     tangent = Points(ones, ones, places, x.origin)
     _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))
-    return slope
+    if kernel.has_slope:
+        return slope
+    # A kink or a jump: traced places cannot be refused.
+    return jnp.where(x.raw[:, None] == old.raw, jnp.nan, slope)
 
 
 def _structure(gp: Any, kernel: Kernel, i: int) -> Structure:

@@ -1,8 +1,9 @@
-"""Whether kernels that users bring have derivatives where two points coincide."""
+"""Whether kernels have derivatives where two points coincide."""
 
 import sys
 import traceback
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -47,6 +48,36 @@ def warn_of_nan_gradient(kernel: Kernel, axis: Axis, name: str) -> None:
                 UserWarning,
                 stacklevel=_level_of_caller(),
             )
+
+
+def check_slope(kernels: Sequence[Kernel], old: Axis, new: Axis | None, name: str) -> None:
+    """Refuse the slope of a mean at places of the data where it has a kink or a jump."""
+    rough = [term for kernel in kernels for term in kernel.all_terms() if not term.has_slope]
+    if not rough:
+        return
+    place = _first_shared(old, new)
+    if place is not None:
+        kinds = ", ".join(dict.fromkeys(name_of(term) for term in rough))
+        raise ValueError(
+            f"The mean has no derivative along {name} at places of the data: with {kinds} it has a "
+            f"kink or a jump there; got {place}. Pass `axes=` with places between the data, or "
+            "take a smoother kernel such as kx.Matern32."
+        )
+
+
+def _first_shared(old: Axis, new: Axis | None) -> Any:
+    """The first of the new places that is an old one; `None` if there is none that is known."""
+    if new is None:
+        return old.at(0) if is_concrete(old) else None
+    if new.static is None or old.static is None:
+        return None
+    x, known = (np.asarray(axis.exact, np.float64) for axis in (new, old))
+    if old.period is not None:
+        # Round the circle, in steps that are wider than the rounding of a remainder.
+        steps = 2.0**40
+        x, known = (np.round(np.mod(v / old.period, 1) * steps) % steps for v in (x, known))
+    shared = np.isin(x, known)
+    return new.at(int(shared.argmax())) if shared.any() else None
 
 
 def _level_of_caller() -> int:

@@ -90,11 +90,13 @@ class Posterior(eqx.Module):
 
         Raises:
             KeyError: if an axis name is unknown.
-            ValueError: if the axis has places in several dimensions or labels, or the mean function
-                is known on the grid only.
+            ValueError: if the axis has places in several dimensions or labels, the mean function
+                is known on the grid only, or the mean has a kink or a jump at one of the places:
+                with `Matern12` or `White` it has them where data are.
         """
-        i = predict.axis_with_slope(self.gp, axis)
-        return predict.mean_derivative(self, self._points(self._new_axes(axes)), i)
+        new = self._new_axes(axes)
+        i = predict.axis_with_slope(self.gp, axis, new)
+        return predict.mean_derivative(self, self._points(new), i)
 
     def variance(
         self,

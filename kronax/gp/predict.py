@@ -23,18 +23,22 @@ from kronax.gp.components import (
 )
 from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows
+from kronax.gp.derivatives import check_slope
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
 from kronax.gp.means import ArrayMean
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
-from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.linalg.diagonals import (
+    conjugated_inverse_diagonal,
+    explained_diagonal,
+    posterior_diagonal,
+)
 from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.thin import is_thin, reduced, rows_inside
 from kronax.paths import nearest
 
 
@@ -58,8 +62,10 @@ def axis_number(gp: Any, axis: int | str) -> int:
     return axis if isinstance(axis, int) else names.index(axis)
 
 
-def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
-    """The number of an axis along which the function, or a term, has a derivative."""
+def axis_with_slope(
+    gp: Any, axis: int | str, new: tuple[Axis | None, ...], name: str | None = None
+) -> int:
+    """The number of an axis along which the mean, or that of a term, has a derivative at `new`."""
     i = axis_number(gp, axis)
     along = gp.axes[i]
     if along.num_dimensions is not None or isinstance(along.coding, Labels):
@@ -74,6 +80,7 @@ def axis_with_slope(gp: Any, axis: int | str, name: str | None = None) -> int:
                 f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
                 " is white. Take that of the other terms: post.terms[name].mean_derivative."
             )
+    check_slope([part.kernels[i] for part in parts(gp, name)], along, new[i], repr(axis))
     return i
 
 
@@ -283,10 +290,7 @@ def _variance(post: Any, new: New) -> Array:
         return posterior_diagonal(post.operator)
     op = post.operator
     prior = prior_variances(post.gp, whole(post.gp)[0], new, op.dtype)
-    pairs = _root_pairs(post, new)
-    if not is_thin(op):
-        return prior - conjugated_inverse_diagonal(op, [row for row, _ in pairs])
-    return prior - conjugated_inverse_diagonal(reduced(op), rows_inside(op, pairs))
+    return prior - explained_diagonal(op, _root_pairs(post, new))
 
 
 @compiled

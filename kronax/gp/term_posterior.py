@@ -57,8 +57,9 @@ class TermPosterior(eqx.Module):
             ValueError: if the term has no derivative along the axis.
         """
         post = self.posterior
-        i = predict.axis_with_slope(post.gp, axis, self.name)
-        return predict.mean_derivative(post, predict.new_points(post, axes), i, self.name)
+        new = post.gp.new_axes(axes)
+        i = predict.axis_with_slope(post.gp, axis, new, self.name)
+        return predict.mean_derivative(post, predict.as_points(post, new), i, self.name)
 
     def variance(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
         """Posterior variance of the term; right to first order, at scattered points values only.

@@ -18,15 +18,20 @@ from jaxtyping import Array, Float
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand
 from kronax.linalg.factorizations import inverse_matrix
-from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
-from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
 from kronax.linalg.spectral import signal_slopes, spectrum
-from kronax.linalg.thin import is_thin, noise_factors, whitened
+from kronax.linalg.thin import (
+    is_thin,
+    noise_factors,
+    reduced,
+    rows_of_reduced,
+    unwhitened,
+    whitened,
+)
 
 # Columns of a rotation that are handled at once hold at most about this many numbers.
 CHUNK = 4_000_000
@@ -111,14 +116,18 @@ def posterior_diagonal(op: KroneckerPlusNoise | AbstractSolvable) -> Float[Array
     """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
 
     With one noise variance it is `σ² diag(K op⁻¹)`, a sum of squares in the eigenbasis, and with
-    thin factors `diag(R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ)` for `R Rᵀ = K`. Only noise that is a Kronecker
-    product, and has no thin factors beside it, needs the subtraction.
+    thin factors the sum of squares of `_by_woodbury`. Only noise that is a Kronecker product, and
+    has no thin factors beside it, needs the subtraction.
     """
     if isinstance(op, AbstractSolvable):
         return op.posterior_diagonal()
     if is_thin(op):
-        small, _, roots = _woodbury(op)
-        return conjugated_inverse_diagonal(small, roots)
+        small, full = _small(op)
+        roots = [
+            unwhitened(noise) if i in full else factor.thin_root()
+            for i, (factor, noise) in enumerate(zip(op.factors, noise_factors(op), strict=True))
+        ]
+        return _diagonal_within(small, roots, full)
     if isinstance(op.noise, Kronecker):
         rows = [f.to_dense() for f in op.factors]
         return op.kronecker.diagonal() - conjugated_inverse_diagonal(op, rows)
@@ -133,37 +142,71 @@ def posterior_diagonal(op: KroneckerPlusNoise | AbstractSolvable) -> Float[Array
 
 
 def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
-    """`op⁻¹ = N⁻¹ − N⁻¹ R (I + Rᵀ N⁻¹ R)⁻¹ Rᵀ N⁻¹`, on the grid of the columns of `R`."""
-    small, whiten, roots = _woodbury(op)
+    """`op⁻¹ = N⁻¹ − N^{-½} U F Uᵀ N^{-½}`, on the grid of the columns of `U`.
+
+    `U` is the whitened root on a thin axis and the identity on another, where whitening leaves
+    `A = N^{-½} K N^{-½}`; and `F` is `(I + ⊗A)⁻¹` times these `A`, the thin ones being the Gram
+    matrices of the roots. No root of a full factor is taken: where it is singular that root has no
+    derivative, though the result has one.
+    """
+    small, full = _small(op)
     outside = jnp.ones((), op.dtype)
     inside = []
-    for i, (row, one, root) in enumerate(zip(rows, whiten, roots, strict=True)):
-        matrix = jnp.eye(root.shape[-2], dtype=op.dtype) if row is None else row
-        white = jnp.swapaxes(one(jnp.swapaxes(matrix, -1, -2)), -1, -2)
-        inside.append(matmul(white, one(root)))
+    for i, (row, factor, noise) in enumerate(zip(rows, op.factors, noise_factors(op), strict=True)):
+        matrix = jnp.eye(factor.size, dtype=op.dtype) if row is None else row
+        white = jnp.swapaxes(whitened(noise, jnp.swapaxes(matrix, -1, -2)), -1, -2)
+        inside.append(white if i in full else matmul(white, whitened(noise, factor.thin_root())))
         lengths = jnp.sum(jnp.square(white), axis=-1)
         outside = outside * along(lengths, i - len(rows))
-    return outside - conjugated_inverse_diagonal(small, inside)
+    return outside - _diagonal_within(small, inside, full)
 
 
-def _woodbury(op: KroneckerPlusNoise) -> tuple[KroneckerPlusNoise, list, list[Array]]:
-    """`Rᵀ N⁻¹ R + I`, what takes a matrix `M_i` to `N_i^{-1/2} M_i`, and `R`, per axis."""
-    roots = [
-        _symmetric_root(factor) if thin is None else thin
-        for factor, thin in zip(op.factors, (f.thin_root() for f in op.factors), strict=True)
-    ]
-    whiten = [partial(whitened, factor) for factor in noise_factors(op)]
-    white = [one(root) for one, root in zip(whiten, roots, strict=True)]
-    small = Kronecker(*(matmul(jnp.swapaxes(w, -1, -2), w) for w in white))
-    return KroneckerPlusNoise(small, 1.0), whiten, roots
+def _small(op: KroneckerPlusNoise) -> tuple[KroneckerPlusNoise, tuple[int, ...]]:
+    """`I + ⊗A` of a thin operator, whitened on every axis, and the axes that are not thin."""
+    grams, full = [], []
+    for i, (factor, noise) in enumerate(zip(op.factors, noise_factors(op), strict=True)):
+        root = factor.thin_root()
+        if root is None:
+            full.append(i)
+            half = whitened(noise, factor.to_dense())
+            grams.append(whitened(noise, jnp.swapaxes(half, -1, -2)))
+        else:
+            white = whitened(noise, root)
+            grams.append(matmul(jnp.swapaxes(white, -1, -2), white))
+    return KroneckerPlusNoise(Kronecker(*grams), 1.0), tuple(full)
 
 
-def _symmetric_root(factor: AbstractFactor) -> Array:
-    """`R` as a matrix, `R = Rᵀ`."""
-    blocks = symmetric_roots(factor.blocks())
-    identity = jnp.eye(factor.size, dtype=factor.dtype)
+def explained_diagonal(
+    op: KroneckerPlusNoise, pairs: Sequence[tuple[Array, Array | None]]
+) -> Float[Array, "..."]:
+    """`diag(C op⁻¹ Cᵀ)` for `C = ⊗C_i` given as `thin.rows_inside` takes it, but without a root."""
+    if not is_thin(op):
+        return conjugated_inverse_diagonal(op, [row for row, _ in pairs])
+    return _diagonal_within(reduced(op), *rows_of_reduced(op, pairs))
+
+
+def _diagonal_within(
+    op: KroneckerPlusNoise, rows: Sequence[Array], weighted: tuple[int, ...]
+) -> Float[Array, "..."]:
+    """`diag(C K_w^½ op⁻¹ K_w^½ Cᵀ)`, where `K_w` is the signal on the axes `weighted` alone.
+
+    The noise of these axes must be a multiple of the identity. In the eigenbasis it is a sum of
+    squares with the weights `⊗λ_w / D`, a smooth function of the signal wherever that is singular.
+    """
+    signal, noise = op.blocks()
+    bases = op.eigenbases()
+    ndims = (
+        tuple(b.event_ndims for b in signal),
+        tuple(b.event_ndims for b in noise),
+        [2] * len(rows),
+        [],
+    )
+    batch = jnp.broadcast_shapes(op.batch_shape, *(c.shape[:-2] for c in rows))
     return map_batch(
-        lambda b: b.apply(identity, -1), blocks.batch_shape, (blocks, blocks.event_ndims)
+        partial(blockwise_diagonal, weighted=weighted),
+        batch,
+        ((signal, noise, list(rows), []), ndims),
+        (bases, tuple(b.event_ndims for b in bases)),
     )
 
 
@@ -203,42 +246,62 @@ def _apply_products(
     return x
 
 
-def _diagonal_value(operands, bases):
+def _diagonal_value(operands, bases, *, weighted=()):
     _, _, rows, others = operands
-    return _apply_products(_products(rows, others, bases), 1 / spectrum(bases))
+    weights = outer(_weights(bases, weighted))
+    return _apply_products(_products(rows, others, bases), weights / spectrum(bases))
 
 
-def _diagonal_derivative(operands, bases, tangents):
+def _weights(bases: tuple[Eigenbasis, ...], weighted: tuple[int, ...]) -> list[Array]:
+    """`λ` on the axes that are weighted, one on the others."""
+    return [b.values if i in weighted else jnp.ones_like(b.values) for i, b in enumerate(bases)]
+
+
+def _diagonal_derivative(operands, bases, tangents, *, weighted=()):
     given = tuple(t is not None for t in tangents)
-    return _diagonal_tangent((operands, bases), [t for t in tangents if t is not None], given=given)
+    moving = [t for t in tangents if t is not None]
+    return _diagonal_tangent((operands, bases), moving, given=given, weighted=weighted)
 
 
-def _diagonal_tangent_value(coefficients, moving, *, given):
+def _diagonal_tangent_value(coefficients, moving, *, given, weighted):
     (signal, noise, rows, others), bases = coefficients
     pairs = _products(rows, others, bases)
-    inverse_d = 1 / spectrum(bases)
+    inverse_d, weights = 1 / spectrum(bases), _weights(bases, weighted)
     tangents = iter(moving)
     marks = iter(given)
     total = jnp.zeros((), inverse_d.dtype)
-    for blocks, values in (
-        (signal, signal_slopes([b.values for b in bases], bases[0].adds)),
-        (noise, [b.noise_values for b in bases]),
-    ):
+    for blocks, is_signal in ((signal, True), (noise, False)):
         for i, (block, basis) in enumerate(zip(blocks, bases, strict=True)):
             ts = [next(tangents) if next(marks) else None for _ in block.arrays]
             if any(t is not None for t in ts):
-                weight = outer(values, skip=i)
+                weight = _slope(bases, weights, i, is_signal, i in weighted)
                 inside = _along_factor(block, basis, ts, pairs[i], weight, inverse_d, i)
-                total = total - _apply_products(pairs, inside, skip=i)
+                total = total + _apply_products(pairs, inside, skip=i)
     # Where both sides are the same rows, the two derivatives are equal.
     sides = ((rows, 1, 2.0),) if not others else ((rows, 1, 1.0), (others, 0, 1.0))
     for side, opposite, times in sides:
         for i, (row, basis) in enumerate(zip(side, bases, strict=True)):
             if row is not None and next(marks):
                 product: Any = _hadamard(basis.right(next(tangents)), pairs[i][opposite])
-                part = apply_along(times * product, inverse_d, i - len(bases))
+                part = apply_along(times * product, outer(weights) * inverse_d, i - len(bases))
                 total = total + _apply_products(pairs, part, skip=i)
     return total
+
+
+def _slope(bases, weights, i: int, is_signal: bool, is_weighted: bool) -> Array:
+    """What stands before `E_ac / (D_a D_c)` in the derivative of `⊗w / D` along axis `i`.
+
+    That of `1/(λ_a u + μ_a v)` has `−u` or `−v`. Of `λ_a / (λ_a u + μ v)` with one `μ`, on a
+    weighted axis, it is `μ v` for the signal: the divided difference, without a gap between
+    eigenvalues; and `−λ_a v` for the noise, which moves with `μ` alone.
+    """
+    signal = signal_slopes([b.values for b in bases], bases[0].adds)
+    noise = [b.noise_values for b in bases]
+    if not is_weighted:
+        return -outer(weights, skip=i) * outer(signal if is_signal else noise, skip=i)
+    if is_signal:
+        return noise[i][0] * outer(weights, skip=i) * outer(noise, skip=i)
+    return -outer(weights) * outer(noise, skip=i)
 
 
 def _along_factor(block: SymmetricBlocks, basis, tangents, pair, weight, inverse_d, i) -> Array:

@@ -143,6 +143,13 @@ def whitened(noise: AbstractFactor, matrix: Array) -> Array:
     return lax.linalg.triangular_solve(root, matrix, left_side=True, lower=True)
 
 
+def unwhitened(noise: AbstractFactor) -> Array:
+    """`N^{1/2}`, whose inverse `whitened` applies."""
+    if is_diagonal(noise):
+        return jnp.sqrt(noise.diagonal())[..., None] * jnp.eye(noise.size, dtype=noise.dtype)
+    return jnp.linalg.cholesky(noise.to_dense())
+
+
 def _whitened_roots(op: KroneckerPlusNoise) -> tuple[list[Array | None], list[Array | None]]:
     """Thin roots of the whitened operator, and the noise variances that they were divided by."""
     roots = thin_roots(op)
@@ -193,15 +200,24 @@ def rows_inside(op: KroneckerPlusNoise, rows: Sequence[tuple[Array, Array | None
     Per axis `C_i`, and for a thin axis the `M` of `C_i = M L_iᵀ` beside it. It holds because
     `Lᵀ S⁻¹ L = G^{1/2} (reduced op)⁻¹ G^{1/2}` with `G = Lᵀ L`.
     """
-    roots, _ = _whitened_roots(op)
-    inside = []
-    for (row, short), root in zip(rows, roots, strict=True):
-        if root is None or short is None:
-            inside.append(row)
-        else:
-            gram = matmul(jnp.swapaxes(root, -1, -2), root)
-            inside.append(matmul(short, symmetric_root(gram)))
-    return inside
+    inside, weighted = rows_of_reduced(op, rows)
+    grams = _reduced(op).factors
+    return [
+        matmul(row, symmetric_root(grams[i].to_dense())) if i in weighted else row
+        for i, row in enumerate(inside)
+    ]
+
+
+def rows_of_reduced(
+    op: KroneckerPlusNoise, rows: Sequence[tuple[Array, Array | None]]
+) -> tuple[list[Array], tuple[int, ...]]:
+    """The same rows without `G^{1/2}`, and the axes on which it belongs between."""
+    weighted = tuple(
+        i
+        for i, (root, (_, short)) in enumerate(zip(thin_roots(op), rows, strict=True))
+        if root is not None and short is not None
+    )
+    return [short if i in weighted else row for i, (row, short) in enumerate(rows)], weighted
 
 
 def logdet_outside(op: KroneckerPlusNoise) -> Array:

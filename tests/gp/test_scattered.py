@@ -175,6 +175,34 @@ def test_the_derivative_of_the_mean_is_that_of_differences(axis, new):
     np.testing.assert_allclose(TWO.mean_derivative(axis, axes=used), expected, rtol=1e-4, atol=1e-5)
 
 
+ROUGH = {
+    "alone": kx.Matern12(0.5),
+    "in a sum": kx.RBF(0.5) + 0.3 * kx.Matern12(0.5),
+    "in a product": kx.Matern12(0.5) * kx.RBF(2.0),
+    "a jump": kx.RBF(0.5) + kx.White(0.2),
+    "on a circle": kx.Matern12(0.5),
+}
+
+
+@pytest.mark.parametrize("name", ROUGH)
+def test_there_is_no_derivative_at_a_kink(name):
+    x = np.arange(6.0)
+    axis = kx.circle(x, 6.0) if name == "on a circle" else x
+    gp = kx.GridGP(kernels={"x": ROUGH[name]}, axes={"x": axis}, noise=0.1)
+    post = gp.condition(np.sin(x))
+    between = np.array([0.4, 2.5])
+    ahead, behind = (post.mean({"x": between + s}) for s in (1e-5, -1e-5))
+    slope = post.mean_derivative("x", {"x": between})
+    np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-6, atol=1e-8)
+    shared = [8.0, 0.5] if name == "on a circle" else [0.5, 2.0]
+    for new in (None, {"x": np.array(shared)}):
+        with pytest.raises(ValueError, match=r"no derivative along 'x' at places of the data"):
+            post.mean_derivative("x", new)
+    if name == "alone":
+        traced = jax.jit(lambda new: post.mean_derivative("x", {"x": new}))(np.array([0.5, 2.0]))
+        np.testing.assert_array_equal(np.isnan(traced), [False, True])
+
+
 def test_derivatives_go_round_a_circle_and_along_the_prior_mean():
     hours = np.arange(0.0, 24.0, 2.0)
     gp = kx.GridGP(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from kronax.linalg.diagonals import explained_diagonal, posterior_diagonal
 from kronax.linalg.pivoted import choose_pivots, joint_root, root_at
 
 X = np.linspace(0, 1, 60)
@@ -207,3 +208,68 @@ def test_long_toeplitz_products():
     x = np.random.default_rng(0).normal(size=1100)
     expected = np.asarray(kx.Toeplitz(column).to_dense()) @ x
     np.testing.assert_allclose(kx.Toeplitz(column).mv(x), expected, atol=1e-12)
+
+
+SINGULAR = {
+    "ones": np.ones((2, 2)),
+    "zeros": np.zeros((2, 2)),
+    "rank one": np.outer([1, 2], [1, 2]),
+}
+
+
+@pytest.mark.parametrize("noise", ["variance", "full"])
+@pytest.mark.parametrize("function", [kx.inverse_diagonal, posterior_diagonal])
+def test_a_derivative_where_the_factor_beside_it_is_singular(function, noise):
+    """The results are smooth functions of that factor, though its symmetric root is not."""
+    rng = np.random.default_rng(5)
+    root, moved = rng.normal(size=(2, 5, 2))
+    scales, beside = np.array([0.5, 1.0, 2.0, 1.0, 0.7]), np.array([[0.6, 0.1], [0.1, 0.4]])
+    change = np.array([[1.0, 0.3], [0.3, 0.7]])
+
+    @jax.jit
+    def along(matrix):
+        def value(root, matrix, level):
+            term = kx.Kronecker(kx.Diagonal(level * scales), beside) if noise == "full" else level
+            op = kx.KroneckerPlusNoise(kx.Kronecker(kx.LowRank(root), matrix), term)
+            return function(op)
+
+        return jax.jvp(value, (root, matrix, 0.3), (moved, change, 0.2))[1]
+
+    for name, matrix in SINGULAR.items():
+        matrix = matrix.astype(float)
+        k, half = np.kron(root @ root.T, matrix), np.kron(root @ moved.T, matrix)
+        dk = half + half.T + np.kron(root @ root.T, change)
+        n = np.kron(np.diag(scales), beside) if noise == "full" else np.eye(10)
+        inverse = np.linalg.inv(k + 0.3 * n)
+        ds = dk + 0.2 * n
+        if function is kx.inverse_diagonal:
+            expected = -inverse @ ds @ inverse
+        else:
+            g = inverse @ k
+            expected = dk - dk @ g - (dk @ g).T + g.T @ ds @ g
+        expected = np.diag(expected).reshape(5, 2)
+        np.testing.assert_allclose(along(matrix), expected, rtol=1e-10, atol=1e-11, err_msg=name)
+
+
+def test_a_derivative_where_the_columns_of_a_root_are_dependent():
+    rng = np.random.default_rng(6)
+    root, rows = rng.normal(size=(5, 3)), rng.normal(size=(4, 3))
+    root[:, 2] = root[:, 0]
+    moved = rng.normal(size=root.shape)
+
+    def ours(root):
+        op = kx.Kronecker(kx.LowRank(root), OTHER[:2, :2]) + 0.3
+        return explained_diagonal(op, [(rows @ root.T, rows), (jnp.eye(2), None)])
+
+    def dense(root):
+        cross = np.kron(rows @ root.T, np.eye(2))
+        s = np.kron(root @ root.T, OTHER[:2, :2]) + 0.3 * np.eye(10)
+        return np.einsum("ai,ij,aj->a", cross, np.linalg.inv(s), cross).reshape(4, 2)
+
+    got = jax.jvp(ours, (root,), (moved,))
+    step = 1e-4
+    slopes = [
+        (dense(root + h * moved) - dense(root - h * moved)) / (2 * h) for h in (step, step / 2)
+    ]
+    np.testing.assert_allclose(got[0], dense(root), rtol=1e-12)
+    np.testing.assert_allclose(got[1], (4 * slopes[1] - slopes[0]) / 3, rtol=1e-8, atol=1e-9)

@@ -56,6 +56,11 @@ class Kernel(eqx.Module):
         return False
 
     @property
+    def has_slope(self) -> bool:
+        """Whether functions with this covariance have a derivative everywhere."""
+        return True
+
+    @property
     def takes_labels(self) -> bool:
         """Whether labels make sense to it, which it sees as codes 0, 1, … in no order."""
         return not self.stationary
@@ -171,6 +176,11 @@ class Pair(Kernel):
         return self.first.isotropic and self.second.isotropic
 
     @property
+    def has_slope(self) -> bool:
+        """If both do."""
+        return self.first.has_slope and self.second.has_slope
+
+    @property
     def takes_labels(self) -> bool:
         """If both do."""
         return self.first.takes_labels and self.second.takes_labels
@@ -275,6 +285,11 @@ class Scale(Kernel):
     def uncorrelated(self) -> bool:
         """If the kernel is."""
         return self.kernel.uncorrelated
+
+    @property
+    def has_slope(self) -> bool:
+        """If the kernel does."""
+        return self.kernel.has_slope
 
     @property
     def takes_labels(self) -> bool:

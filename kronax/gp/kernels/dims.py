@@ -52,6 +52,11 @@ class ActiveDims(Kernel):
         return self.kernel.stationary
 
     @property
+    def has_slope(self) -> bool:
+        """If the kernel does."""
+        return self.kernel.has_slope
+
+    @property
     def takes_labels(self) -> bool:
         """Never: labels have one dimension."""
         return False

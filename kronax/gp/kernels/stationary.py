@@ -1,6 +1,6 @@
 """Kernels of the difference between two points."""
 
-from math import pi, sqrt
+from math import pi
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -9,41 +9,23 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 
 from kronax.gp.kernels.base import Exchangeable, Kernel, Ones
+from kronax.gp.kernels.radial import (
+    FAR,
+    distance,
+    matern32,
+    matern52,
+    mismatch,
+    ratio,
+    rational_quadratic,
+    squared_distance,
+)
 from kronax.parameters import parameter
-
-
-def _mismatch(what: str, value: Array, shape: tuple[int, ...]) -> str:
-    places = f"places in {shape[0]} dimensions" if shape else "coordinates (n,)"
-    return (
-        f"The {what} must be one number, or one per dimension of coordinates (n, p); got "
-        f"shape {jnp.shape(value)} for {places}."
-    )
-
-
-def _ratio(x: Array, z: Array, unit: Array, what: str) -> Array:
-    if jnp.shape(unit) not in ((), jnp.shape(x)):
-        raise ValueError(_mismatch(what, unit, jnp.shape(x)))
-    return (x - z) / unit
 
 
 def check_per_dimension(what: str, value: Array, x: np.ndarray, name: str) -> None:
     """Refuse a value per dimension that is not one per dimension of an axis."""
     if jnp.shape(value) not in ((), x.shape[1:]):
-        raise ValueError(f"The kernel of {name}: {_mismatch(what, value, x.shape[1:])}")
-
-
-def squared_distance(x: Array, z: Array, lengthscale: Array) -> Array:
-    """`Σ ((x − z) / ℓ)²`; `ℓ` is a number, or one per dimension."""
-    return jnp.sum(jnp.square(_ratio(x, z, lengthscale, "lengthscale")))
-
-
-def distance(x: Array, z: Array, lengthscale: Array) -> Array:
-    """The Euclidean distance in lengthscales, with a finite derivative where points coincide."""
-    if jnp.ndim(x) == 0:
-        return jnp.abs(_ratio(x, z, lengthscale, "lengthscale"))
-    square = squared_distance(x, z, lengthscale)
-    apart = square > 0
-    return jnp.where(apart, jnp.sqrt(jnp.where(apart, square, 1)), 0)
+        raise ValueError(f"The kernel of {name}: {mismatch(what, value, x.shape[1:])}")
 
 
 class Isotropic(Kernel):
@@ -102,6 +84,11 @@ class Matern12(Isotropic):
 
     lengthscale: Array = parameter(constraints.positive, start="lengthscale")
 
+    @property
+    def has_slope(self) -> bool:
+        """Never: predictions have a kink at every observation."""
+        return False
+
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
         return jnp.exp(-distance(x, z, self.lengthscale))
@@ -123,8 +110,7 @@ class Matern32(Isotropic):
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
-        r = sqrt(3.0) * distance(x, z, self.lengthscale)
-        return (1 + r) * jnp.exp(-r)
+        return matern32(3 * squared_distance(x, z, self.lengthscale))
 
 
 class Matern52(Isotropic):
@@ -143,8 +129,7 @@ class Matern52(Isotropic):
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
-        r = sqrt(5.0) * distance(x, z, self.lengthscale)
-        return (1 + r + jnp.square(r) / 3) * jnp.exp(-r)
+        return matern52(5 * squared_distance(x, z, self.lengthscale))
 
 
 class RationalQuadratic(Isotropic):
@@ -165,8 +150,7 @@ class RationalQuadratic(Isotropic):
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
-        square = squared_distance(x, z, self.lengthscale)
-        return jnp.exp(-self.alpha * jnp.log1p(square / (2 * self.alpha)))
+        return rational_quadratic(x, z, self.lengthscale, self.alpha)
 
 
 class Periodic(Kernel):
@@ -231,7 +215,7 @@ class Cosine(Kernel):
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
-        return jnp.cos(2 * pi * jnp.sum(_ratio(x, z, self.period, "period")))
+        return jnp.cos(2 * pi * jnp.sum(ratio(x, z, self.period, "period")))
 
 
 class SpectralMixture(Kernel):
@@ -283,12 +267,15 @@ class SpectralMixture(Kernel):
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
         if self.means.shape[1:] != jnp.shape(x):
-            raise ValueError(_mismatch("mean of a spectral mixture", self.means[0], jnp.shape(x)))
+            raise ValueError(mismatch("mean of a spectral mixture", self.means[0], jnp.shape(x)))
         # Per component and dimension: `(q, p)`.
         means, scales = (jnp.reshape(v, (v.shape[0], -1)) for v in (self.means, self.scales))
         lag = jnp.atleast_1d(x - z)
-        decay = jnp.exp(-2 * pi**2 * jnp.sum(jnp.square(lag * scales), axis=1))
-        return jnp.sum(self.weights * decay * jnp.prod(jnp.cos(2 * pi * lag * means), axis=1))
+        # Far away the phase counts no more; neither may overflow there.
+        far = jnp.abs(lag * scales) > FAR
+        width, phase = jnp.where(far, FAR, lag * scales), jnp.where(far, 0, lag * means)
+        decay = jnp.exp(-2 * pi**2 * jnp.sum(jnp.square(width), axis=1))
+        return jnp.sum(self.weights * decay * jnp.prod(jnp.cos(2 * pi * phase), axis=1))
 
 
 class Constant(Exchangeable):
@@ -318,6 +305,11 @@ class Indicator(Exchangeable):
     """One where two points are the same, else zero: what `White` is without its variance."""
 
     @property
+    def has_slope(self) -> bool:
+        """Never: predictions jump at every observation."""
+        return False
+
+    @property
     def uncorrelated(self) -> bool:
         """Always."""
         return True
@@ -345,6 +337,11 @@ class White(Exchangeable):
     """
 
     variance: Array = parameter(constraints.positive, default=1.0, start=1.0)
+
+    @property
+    def has_slope(self) -> bool:
+        """Never: predictions jump at every observation."""
+        return False
 
     @property
     def uncorrelated(self) -> bool:

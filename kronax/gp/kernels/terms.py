@@ -46,6 +46,11 @@ class TermSum(Kernel):
         return all(kernel.uncorrelated for kernel in self.terms.values())
 
     @property
+    def has_slope(self) -> bool:
+        """If all do."""
+        return all(kernel.has_slope for kernel in self.terms.values())
+
+    @property
     def takes_labels(self) -> bool:
         """If all do."""
         return all(kernel.takes_labels for kernel in self.terms.values())
