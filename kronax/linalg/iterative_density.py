@@ -29,6 +29,7 @@ from kronax.linalg.conjugate_gradients import Krylov
 from kronax.linalg.diagonals import conjugated_inverse_diagonal
 from kronax.linalg.estimates import (
     DEFAULT,
+    ROUNDING,
     Certificate,
     Estimate,
     Iteration,
@@ -41,14 +42,17 @@ from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
 from kronax.linalg.modes import HIGHEST, apply_all, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.reference import Reference, balanced_box, even, reference
+from kronax.linalg.reference import (
+    Reference,
+    balanced_box,
+    even,
+    reference,
+    remainder_squares,
+)
 from kronax.linalg.rules import by_surrogate
 from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.terms_density import terms_both
 from kronax.linalg.uneven import KroneckerPlusDiagonal
-
-# Units in the last place that a decomposition or a product may be off by, relative to its norm.
-ROUNDING = 8
 
 
 def iterative_logpdf(
@@ -204,7 +208,7 @@ def _iterate(
         variations=a * b - plain**2 - variations,
         boxed=boxed,
     )
-    squares = remainder_squares(held, krylov, white, num)
+    squares = remainder_squares(held, krylov, white)
     spread = trace_error(forms, squares, precisions.size)
     rounding = _rounding(held, precisions, y, found, krylov, white)
     return found, _certificate(krylov, num, spread, rounding, iteration)
@@ -222,21 +226,6 @@ def _boxed(held: Reference, white: Array) -> tuple[_Boxed, Array]:
     squares = held.box_to_cells(b) ** 2 - held.box_to_cells(weight * held.in_box(white)) ** 2
     probes = smooth * matmul(b, held.inside)
     return _Boxed(columns, probes, known), squares - held.box_diagonal(roots, lacking)
-
-
-def remainder_squares(held: Reference, krylov: Krylov, white: Array, num: int) -> Array:
-    """`gᵀ [log M − (M − I)]² g` per probe.
-
-    Close to the identity the quadrature is rounding; there it is at most `‖(M − I)² g‖²`.
-    """
-    axes = tuple(range(1, white.ndim))
-    once = held.mv(white) - white
-    twice = held.mv(once) - once
-    size = jnp.sum(white**2, axes)
-    # Where no probe sees more than this, an eigenvalue below a third would escape each by chance.
-    is_close = jnp.max(jnp.sum(once**2, axes)) < 1e-3
-    squares = size * krylov.remainder_square[num:]
-    return jnp.where(is_close, jnp.sum(twice**2, axes), squares)
 
 
 def _rounding(

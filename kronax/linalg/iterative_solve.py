@@ -193,20 +193,6 @@ def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: I
     )
 
 
-def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
-    """`M⁻¹` for columns over the spectrum."""
-    return conjugate_gradients(
-        held.mv,
-        white,
-        energy=jnp.sum(white**2, tuple(range(1, white.ndim))),
-        num_solves=0,
-        tolerance=iteration.tolerance_of(white.dtype),
-        max_steps=iteration.max_steps,
-        bound=held.bound,
-        least=held.least,
-    )
-
-
 def upper_quadratics(
     held: Reference, precisions: Array, y: Array, smooth: Array, solution: Array
 ) -> Array:

@@ -18,10 +18,9 @@ from kronax.linalg.iterative_solve import (
     prepared,
     refuse_if_failed,
     solve_columns,
-    solve_white,
 )
 from kronax.linalg.modes import apply_all, matmul, outer
-from kronax.linalg.reference import Reference, even
+from kronax.linalg.reference import Reference, even, solve_white
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.scattered import CHUNK, mv_rows
 from kronax.linalg.terms import KroneckerTerms
