@@ -60,6 +60,8 @@ from kronax.linalg.factors.structured import Centrosymmetric as Centrosymmetric
 from kronax.linalg.factors.structured import Circulant as Circulant
 from kronax.linalg.factors.structured import Toeplitz as Toeplitz
 from kronax.linalg.factors.triangular import LowerTriangular as LowerTriangular
+from kronax.linalg.gradient_estimates import GradientEstimate as GradientEstimate
+from kronax.linalg.gradient_estimates import gradient_estimate as gradient_estimate
 from kronax.linalg.iterative_density import iterative_logdet as iterative_logdet
 from kronax.linalg.iterative_density import iterative_logpdf as iterative_logpdf
 from kronax.linalg.iterative_operator import Iterative as Iterative

@@ -3,8 +3,13 @@
 The coefficients of conjugate gradients are those of Lanczos' method: with `b = ‖b‖ e₁` they hold a
 tridiagonal matrix `T` whose quadrature gives `bᵀ f(A) b ≈ ‖b‖² (f(T))₁₁`. Libraries of solvers
 return the solution alone, and libraries of Lanczos' method keep every basis vector and run again
-for the solution. Here one pass of `O(N)` memory a column gives the solution, the quadrature of the
-logarithm and a bound of the smallest eigenvalue, by recurrences in the pivots of `T + s`.
+for the solution. Here one pass of `O(N)` memory a column gives the solution and quadratures of the
+logarithm, by recurrences in the pivots of `T + s`.
+
+Of the spectrum a bound from below is given, never taken from what was seen: an eigenvalue that the
+iteration has not met is smaller than any it has. Gauss' quadrature of the logarithm is then right
+from above and that of Gauss and Radau, with a node at the bound, from below; what a column has of
+eigenvalues not met yet is at most its relative residual, squared.
 """
 
 from collections.abc import Callable
@@ -19,8 +24,11 @@ from jaxtyping import Array, Float
 # like e^-|u|: the trapezoid rule with this step is right to 1e-12 for x in [1e-6, 1e2].
 STEP = 0.7
 NODES = np.exp(np.arange(-42, 34, STEP))
-# Shifts that look for the smallest eigenvalue: T − s is positive definite just below it.
-TRIALS = np.geomspace(1e-8, 1, 49)
+# Of its tolerance, what an iteration may leave of the energy: to first order, where the tolerance is
+# of the residual, whose square the energy lacks.
+LEFT = 0.1
+# Residuals are computed again from the solutions, and may be larger than they seemed by this.
+SLACK = 10
 
 
 class Krylov(NamedTuple):
@@ -30,24 +38,36 @@ class Krylov(NamedTuple):
         solution: `(k, *space)`.
         residual: the norm of `b − A x`, computed from the solution.
         scale: what the residual is measured against.
+        left: what the solution lacks of `bᵀ A⁻¹ b`, at most.
         num_steps: iterations.
-        log_form: `bᵀ log(A) b / bᵀ b`, for what is left of `A` by the preconditioner.
+        log_form: `bᵀ log(A) b / bᵀ b` from above, for what the preconditioner leaves of `A`.
+        log_left: by how much at most.
+        log_square: `bᵀ log(A)² b / bᵀ b`, likewise.
+        remainder_square: `bᵀ (log A − (A − I))² b / bᵀ b`, likewise.
         first: `bᵀ A b / bᵀ b`, likewise.
-        smallest: the smallest eigenvalue that was seen, from below to the next of `TRIALS`.
     """
 
     solution: Float[Array, "k *space"]
     residual: Float[Array, " k"]
     scale: Float[Array, " k"]
+    left: Float[Array, " k"]
     num_steps: Float[Array, " k"]
     log_form: Float[Array, " k"]
+    log_left: Float[Array, " k"]
+    log_square: Float[Array, " k"]
+    remainder_square: Float[Array, " k"]
     first: Float[Array, " k"]
-    smallest: Float[Array, " k"]
 
     @property
     def relative_residual(self) -> Array:
         """The residual over its scale; zero where both are."""
         return self.residual / jnp.where(self.scale > 0, self.scale, 1)
+
+    def has_converged(self, num_solves: int, tolerance: float) -> Array:
+        """Whether every column is near its tolerance, and what solves leave is."""
+        is_small = jnp.max(self.relative_residual, initial=0.0) <= SLACK * tolerance
+        left = self.left[:num_solves] <= SLACK * LEFT * tolerance * self.scale[:num_solves] ** 2
+        return is_small & jnp.all(left)
 
 
 class _State(NamedTuple):
@@ -69,6 +89,7 @@ class _Recurrence(NamedTuple):
     weights: Any
     inverses: Any
     first: Any
+    second: Any
     beta_over_alpha: Any
     coupling: Any
 
@@ -78,26 +99,32 @@ def conjugate_gradients(
     b: Float[Array, "k *space"],
     *,
     energy: Float[Array, " k"],
-    is_solve: Float[Array, " k"],
+    num_solves: int,
+    falls: bool = True,
     tolerance: float,
     max_steps: int,
+    bound: Callable[[Array], Array],
+    least: Float[Array, ""],
     precondition: Callable[[Array], Array] = lambda r: r,
     preconditioned: Float[Array, "k *space"] | None = None,
 ) -> Krylov:
     """Solve `A x = b` for every column, for a symmetric positive definite `A`.
 
-    A column is done once its residual is below `tolerance` times the root of its energy. With a
-    preconditioner `M` norms and forms are those of `M^-½ r`, and the spectrum is that of
-    `M^-½ A M^-½`.
+    A column is done once its residual is below `tolerance` times the root of its energy; a solve
+    also has to leave less than a tenth of `tolerance` of it. With a preconditioner `M` norms and
+    forms are those of `M^-½ r`, and the spectrum is that of `M^-½ A M^-½`.
 
     Args:
         mv: multiplies columns `(k, *space)`.
         b: the columns.
         energy: what the residual of each column is measured against, squared.
-        is_solve: 1 where the energy is `c − bᵀ A⁻¹ b` with `c` given in `energy`, and falls during
-            the iteration to what the solution leaves; else 0.
+        num_solves: as many columns, the first ones, are solves.
+        falls: whether the energy of solves is `c − bᵀ A⁻¹ b` with `c` given in `energy`, and falls
+            during the iteration to what the solution leaves.
         tolerance: relative to the root of the energy.
         max_steps: at most.
+        bound: of `rᵀ A⁻¹ r` per column, from above.
+        least: a bound of the spectrum from below.
         precondition: multiplies columns by `M⁻¹`, symmetric positive definite.
         preconditioned: `M⁻¹ b`, where it is known.
     """
@@ -110,10 +137,13 @@ def conjugate_gradients(
         return v.reshape(-1, *(1,) * ndim)
 
     # What an energy that falls leaves is rounded to this.
-    least = jnp.finfo(b.dtype).eps * energy
+    rounded = jnp.finfo(b.dtype).eps * energy
+    falling = (jnp.arange(b.shape[0]) < (num_solves if falls else 0)).astype(b.dtype)
 
-    def unfinished(gamma: Array, energy: Array) -> Array:
-        return gamma > tolerance**2 * jnp.maximum(energy, least)
+    def unfinished(r: Array, gamma: Array, energy: Array) -> Array:
+        energy = jnp.maximum(energy, rounded)
+        is_left = bound(r[:num_solves]) > LEFT * tolerance * energy[:num_solves]
+        return (gamma > tolerance**2 * energy).at[:num_solves].max(is_left)
 
     def body(s: _State) -> _State:
         q = mv(s.p)
@@ -123,7 +153,7 @@ def conjugate_gradients(
         z = precondition(r)
         gamma = jnp.where(s.active, dot(r, z), s.gamma)
         beta = jnp.where(s.active, gamma / jnp.where(s.active, s.gamma, 1), 0)
-        energy = s.energy - is_solve * alpha * s.gamma
+        energy = s.energy - falling * alpha * s.gamma
         return _State(
             step=s.step + 1,
             x=x,
@@ -132,8 +162,8 @@ def conjugate_gradients(
             gamma=gamma,
             energy=energy,
             num_steps=s.num_steps + s.active.astype(jnp.int32),
-            active=s.active & unfinished(gamma, energy),
-            recurrence=_advance(s.recurrence, alpha, beta, s.active),
+            active=s.active & unfinished(r, gamma, energy),
+            recurrence=_advance(s.recurrence, alpha, beta, s.active, least),
         )
 
     z = precondition(b) if preconditioned is None else preconditioned
@@ -146,53 +176,58 @@ def conjugate_gradients(
         gamma=gamma,
         energy=energy,
         num_steps=jnp.zeros(b.shape[0], jnp.int32),
-        active=unfinished(gamma, energy),
-        recurrence=_first(b),
+        active=unfinished(b, gamma, energy),
+        recurrence=_first(b, least),
     )
     end = lax.while_loop(lambda s: (s.step < max_steps) & jnp.any(s.active), body, start)
     residual = b - mv(end.x)
     return Krylov(
         solution=end.x,
         residual=jnp.sqrt(jnp.maximum(dot(residual, precondition(residual)), 0)),
-        scale=jnp.sqrt(jnp.maximum(end.energy, least)),
+        scale=jnp.sqrt(jnp.maximum(end.energy, rounded)),
+        left=bound(residual),
         num_steps=end.num_steps,
-        **_quadrature(end.recurrence),
+        **_quadrature(end.recurrence, least),
     )
 
 
-def _first(b: Array) -> _Recurrence:
-    shifts = len(NODES) + len(TRIALS)
-    one = jnp.ones((b.shape[0], shifts), b.dtype)
+def _shifts(least: Array) -> Array:
+    return jnp.append(jnp.asarray(NODES, least.dtype), -least)
+
+
+def _first(b: Array, least: Array) -> _Recurrence:
+    one = jnp.ones((b.shape[0], _shifts(least).size), b.dtype)
     zero = jnp.zeros(b.shape[0], b.dtype)
     return _Recurrence(
         pivots=one,
         weights=one,
         inverses=0 * one,
         first=zero + 1,
+        second=zero,
         beta_over_alpha=zero,
         coupling=zero,
     )
 
 
-def _advance(s: _Recurrence, alpha: Array, beta: Array, active: Array) -> _Recurrence:
+def _advance(
+    s: _Recurrence, alpha: Array, beta: Array, active: Array, least: Array
+) -> _Recurrence:
     """One more row of `T`: `1/α_k + β_{k−1}/α_{k−1}`, and `√β_k / α_k` beside it."""
-    shifts = jnp.asarray(np.concatenate([NODES, -TRIALS]), alpha.dtype)
     inverse = 1 / jnp.where(active, alpha, 1)
     entry = inverse + s.beta_over_alpha
     begins = s.coupling == 0
     ratio = s.coupling[:, None] / s.pivots
-    pivots = entry[:, None] + shifts - ratio
-    # A pivot that was not positive stays so: T − s is indefinite from there on.
-    lost = (s.pivots <= 0) & (jnp.arange(len(shifts)) >= len(NODES))
-    pivots = jnp.where(lost, -1.0, pivots)
+    pivots = entry[:, None] + _shifts(least) - ratio
     weights = jnp.where(begins[:, None], 1.0, s.weights * ratio / s.pivots)
+    coupling = beta * inverse**2
     new = _Recurrence(
         pivots=pivots,
         weights=weights,
         inverses=s.inverses + weights / pivots,
         first=jnp.where(begins, entry, s.first),
+        second=jnp.where(begins, (entry - 1) ** 2 + coupling, s.second),
         beta_over_alpha=beta * inverse,
-        coupling=beta * inverse**2,
+        coupling=coupling,
     )
     return _Recurrence(
         *(
@@ -202,14 +237,36 @@ def _advance(s: _Recurrence, alpha: Array, beta: Array, active: Array) -> _Recur
     )
 
 
-def _quadrature(s: _Recurrence) -> dict[str, Array]:
+def _quadrature(s: _Recurrence, least: Array) -> dict[str, Array]:
+    """Of what `1/(1 + s) − ((T + s)⁻¹)₁₁` integrates to over the shifts `s = eᵘ`.
+
+    With it `log² x` is the integral of `2u`, and `x log x` that of `(x − 1)/(1 + s) − s` times it:
+    close to `x (x − 1)/s²` where `s` is large and the difference would be rounding.
+    """
     count = len(NODES)
     nodes = jnp.asarray(NODES, s.first.dtype)
-    terms = nodes / (1 + nodes) - nodes * s.inverses[:, :count]
-    held = s.pivots[:, count:] > 0
-    trials = jnp.asarray(TRIALS, s.first.dtype)
+    deviation = 1 / (1 + nodes) - s.inverses[:, :count]
+
+    def integral(f: Array) -> Array:
+        return STEP * jnp.sum(nodes * f, axis=-1)
+
+    log = integral(deviation)
+    square = integral(2 * jnp.log(nodes) * deviation)
+    first = s.first[:, None] - 1
+    product = first / (1 + nodes) - nodes * deviation
+    far = (s.second[:, None] + first) / (1 + nodes) ** 2
+    product = integral(jnp.where(nodes > jnp.finfo(nodes.dtype).eps ** -0.25, far, product))
     return {
-        "log_form": STEP * jnp.sum(terms, axis=-1),
+        "log_form": log,
+        "log_left": integral(_radau(s, least, count)),
+        "log_square": jnp.maximum(square, 0),
+        "remainder_square": jnp.maximum(square - 2 * (product - log) + s.second, 0),
         "first": s.first,
-        "smallest": jnp.max(jnp.where(held, trials, trials[0]), axis=-1),
     }
+
+
+def _radau(s: _Recurrence, least: Array, count: int) -> Array:
+    """What one more row of `T` adds to `((T + s)⁻¹)₁₁` if it makes `least` an eigenvalue."""
+    ratio = s.coupling[:, None] / s.pivots
+    pivots = least + ratio[:, count:] + jnp.asarray(NODES, s.first.dtype) - ratio[:, :count]
+    return (s.weights * ratio / s.pivots)[:, :count] / pivots

@@ -8,8 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
+from scipy.special import chdtri, stdtrit
 
 from kronax.linalg.checks import is_concrete
+
+
+# Units in the last place that a decomposition or a product may be off by, relative to its norm.
+ROUNDING = 8
 
 
 class ConvergenceError(ArithmeticError):
@@ -90,6 +95,8 @@ class Estimate(eqx.Module):
         residual: the largest relative residual of the iterations, computed from the solutions.
         num_steps: the largest number of iterations.
         converged: whether the residual is near or below the tolerance.
+        probes: of a log density or log-determinant, what each random probe says of the part that is
+            not data: `value` has their mean. Their derivatives are per probe as well.
     """
 
     value: Array
@@ -98,6 +105,7 @@ class Estimate(eqx.Module):
     residual: Array
     num_steps: Array
     converged: Array
+    probes: Array | None = None
 
     def __repr__(self) -> str:
         if not is_concrete(*jax.tree.leaves(self)) or jnp.ndim(self.converged):
@@ -123,6 +131,7 @@ class Estimate(eqx.Module):
             self.residual,
             self.num_steps,
             self.converged,
+            None if self.probes is None else factor * self.probes,
         )
 
     def shifted(self, known: Array) -> "Estimate":
@@ -189,11 +198,44 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
 
 
 def quantile(num_probes: int) -> float:
-    """The 99.5 % quantile of Student's t, by its expansion in the degrees of freedom."""
-    z, n = 2.5758293035489, num_probes - 1
-    return (
-        z
-        + (z**3 + z) / (4 * n)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    )
+    """The 99.5 % quantile of Student's t, of `num_probes − 1` degrees of freedom."""
+    return float(stdtrit(num_probes - 1, 0.995))
+
+
+def skew_quantile(num_probes: int) -> float:
+    """How many standard errors hold a mean of quadratic forms in 99 % of cases.
+
+    A spread that is taken from the forms themselves falls with their mean, as both are skew. The
+    99.95 % quantile of Student's t holds them down to forms of rank three.
+    """
+    return float(stdtrit(num_probes - 1, 0.9995))
+
+
+def trace_quantile(num_probes: int) -> float:
+    """How many standard errors hold a trace in 99 % of cases, if `trace_error` estimates them.
+
+    With Gaussian probes the worst that can happen is a matrix of rank one that all
+    probes nearly miss: the mean of `χ²₁` in place of one. Where that mean is at its quantile of 1 %,
+    `u`, the standard error seems to be `√(2u/k)`. Higher ranks need less, and down to the
+    normal quantile, which few probes do not reach: of 200 000 draws at ranks from 1 to 40, even and
+    falling, 99.0 to 100 % lie inside.
+    """
+    low = float(chdtri(num_probes, 0.99)) / num_probes
+    return max(quantile(num_probes), (1 - low) / (2 * low / num_probes) ** 0.5)
+
+
+def trace_error(forms: Array, squares: Array, size: int) -> Array:
+    """The standard error of the mean of `gᵀ F g`, from `gᵀ F² g`.
+
+    With random signs, `gᵀg = n`, the variance is twice the squares off the diagonal, at most
+    `2 (tr F² − (tr F)²/n)`, and `squares` have the mean `tr F²`. The spread of `forms` would be
+    small by luck much more often.
+
+    Args:
+        forms: `gᵀ F g`, one per probe.
+        squares: `gᵀ F² g`, likewise; not less than `forms² / size`.
+        size: of `F`.
+    """
+    variance = jnp.mean(jnp.maximum(squares - forms**2 / size, 0))
+    return jnp.sqrt(2 * variance / forms.shape[0])
+

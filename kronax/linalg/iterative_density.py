@@ -4,13 +4,16 @@ The log density is `−½ [yᵀ A⁻¹ y + log det A + n log 2π]` with the spli
 log-determinant, `log det S`, the logarithms of the noise, the trace of `C − I` and the exact box
 are computed and differentiated exactly. What is left, `tr [log M − (M − I)]` of the preconditioned
 `M = L⁻¹ C L⁻ᵀ`, is second order in how uneven the grid is; it is estimated by random probes `g`,
-the same ones at every call, from the quadrature that conjugate gradients give on the way.
+the same ones at every call, from the quadrature that conjugate gradients give on the way. The
+certificate adds up what the probes miss, what the iterations leave and what rounding does.
 
 Derivatives are implicit, never through iterations or eigenvectors. With `α = A⁻¹ y`,
 `d(yᵀ A⁻¹ y) = 2αᵀ dy − αᵀ dA α`. With `T = K (I + wK)⁻¹ = Q t² Qᵀ`, `E = Q t C⁻¹ t Qᵀ` and
 `N = (I + wK)⁻¹`, so that `dT = N dK N`, what is left of the log-determinant has the differential
 `−tr [E V N dK N V] + tr [(E − T) dV]`: with `x = M⁻¹ Qᵀg`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ Qᵀg`,
-its estimate is `−(N V a)ᵀ dK (N V b) + Σ dV ∘ (a ∘ b − (Q t Qᵀ g)²)`.
+its estimate is `−(N V a)ᵀ dK (N V b) + Σ dV ∘ (a ∘ b − (Q t Qᵀ g)²)`. With `Π` the projection on the
+box, the same of `Π V Π` and `Π b` has a mean that the box knows exactly; only the rest is left to
+the probes, nothing where the box is the whole grid.
 """
 
 from functools import partial
@@ -24,12 +27,28 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.conjugate_gradients import Krylov
 from kronax.linalg.diagonals import conjugated_inverse_diagonal
-from kronax.linalg.estimates import DEFAULT, Certificate, Estimate, Iteration, quantile, settled
+from kronax.linalg.estimates import (
+    DEFAULT,
+    ROUNDING,
+    Certificate,
+    Estimate,
+    Iteration,
+    settled,
+    trace_error,
+    trace_quantile,
+)
 from kronax.linalg.iterative_solve import refuse_if_failed, run, upper_quadratics
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
+from kronax.linalg.modes import HIGHEST, apply_all, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.reference import Reference, balanced_box, even, reference
+from kronax.linalg.reference import (
+    Reference,
+    balanced_box,
+    even,
+    reference,
+    remainder_squares,
+)
 from kronax.linalg.rules import by_surrogate
 from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.terms_density import terms_both
@@ -95,12 +114,27 @@ class _Found(NamedTuple):
     """What the surrogate of one evaluation holds constant."""
 
     quadratics: Array
-    logdet: Array
+    logdets: Array
     residuals: Array
     weights: Array
     left: Array
     right: Array
     variations: Array
+    boxed: "_Boxed"
+
+
+class _Boxed(NamedTuple):
+    """What the box knows of the derivative.
+
+    Args:
+        columns: eigenvectors per axis, `U_i`.
+        probes: `c`, `(k, r)`, with `cᵀ (UᵀdK U) c` per probe.
+        known: the mean of `c cᵀ`.
+    """
+
+    columns: list[Array]
+    probes: Array
+    known: Array
 
 
 @partial(jax.jit, static_argnums=2)
@@ -108,24 +142,24 @@ def density_estimate(y: Array, op: KroneckerPlusDiagonal, iteration: Iteration) 
     """`iterative_logpdf` of checked data without a mean, whether it converged or not."""
     batch = y.shape[: y.ndim - len(op.grid_shape)]
     columns = y.reshape(-1, *op.grid_shape)
-    quadratics, log_det, certificate = _both_terms(op, columns, iteration)
+    quadratics, log_dets, certificate = _both_terms(op, columns, iteration)
     count = jnp.sum(op.observed.astype(op.dtype))
-    value = -0.5 * (quadratics + log_det + count * log(2 * pi))
+    value = -0.5 * (quadratics + jnp.mean(log_dets) + count * log(2 * pi))
     halves = (certificate.error / 2, certificate.standard_error / 2)
-    return Estimate(value.reshape(batch), *halves, *certificate[2:])
+    return Estimate(value.reshape(batch), *halves, *certificate[2:], probes=-0.5 * log_dets)
 
 
 @partial(jax.jit, static_argnums=1)
 def _logdet(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
     nothing = jnp.zeros((1, *op.grid_shape), op.dtype)
-    _, log_det, certificate = _both_terms(op, nothing, iteration)
-    return Estimate(log_det, *certificate)
+    _, log_dets, certificate = _both_terms(op, nothing, iteration)
+    return Estimate(jnp.mean(log_dets), *certificate, probes=log_dets)
 
 
 def _both_terms(
     op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
 ) -> tuple[Array, Array, Certificate]:
-    """`yᵀ op⁻¹ y` per column, `log det op`, and the certificate of their sum."""
+    """`yᵀ op⁻¹ y` per column, `log det op` per probe, and the certificate of their sum."""
     if isinstance(op.kronecker, KroneckerTerms):
         return terms_both(op.kronecker, op.variances, y, iteration)
     precisions = op.precisions
@@ -161,39 +195,76 @@ def _iterate(
     num = y.shape[0]
     whitened = held.filtered(krylov.solution[:num])
     a, b = held.filtered(krylov.solution[num:]), held.filtered(white)
+    forms = precisions.size * (krylov.log_form - (krylov.first - 1))[num:]
+    boxed, variations = _boxed(held, white)
     plain = held.to_cells(held.filter * white)
-    forms = jnp.sum(white**2, axis=tuple(range(1, white.ndim)))
-    forms = forms * (krylov.log_form - (krylov.first - 1))[num:]
     found = _Found(
         quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
-        logdet=jnp.mean(forms),
+        logdets=forms,
         residuals=y - whitened,
         weights=held.weighted(krylov.solution[:num]),
         left=held.smoothed(held.excess * a),
         right=held.smoothed(held.excess * b),
-        variations=jnp.mean(a * b - plain**2, axis=0),
+        variations=a * b - plain**2 - variations,
+        boxed=boxed,
     )
-    return found, _certificate(krylov, forms, num, iteration, op.dtype)
+    squares = remainder_squares(held, krylov, white)
+    spread = trace_error(forms, squares, precisions.size)
+    rounding = _rounding(held, precisions, y, found, krylov, white)
+    return found, _certificate(krylov, num, spread, rounding, iteration)
+
+
+def _boxed(held: Reference, white: Array) -> tuple[_Boxed, Array]:
+    """What probes say of the derivative on the box, and of that in the noise without its mean."""
+    smooth, weight = held.on_box(held.smooth), held.on_box(held.filter)
+    inverse, columns = held.box_inverse, held.box_columns
+    b = weight * matmul(held.in_box(white), held.root_inverse)
+    turned = smooth[:, None] * held.inside * weight
+    known = matmul(matmul(turned, inverse), turned.T)
+    lacking = weight[:, None] * (inverse - jnp.eye(len(weight), dtype=weight.dtype)) * weight
+    roots = [basis.matrix() for basis in held.bases]
+    squares = held.box_to_cells(b) ** 2 - held.box_to_cells(weight * held.in_box(white)) ** 2
+    probes = smooth * matmul(b, held.inside)
+    return _Boxed(columns, probes, known), squares - held.box_diagonal(roots, lacking)
+
+
+def _rounding(
+    held: Reference, precisions: Array, y: Array, found: _Found, krylov: Krylov, white: Array
+) -> Array:
+    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
+
+    The decomposition is that of a matrix within rounding of the signal, the product that of one
+    within rounding of `M`: with `‖dK‖ = ε λ_max` it is `αᵀ dK α + tr (A⁻¹ dK)` and `tr (M⁻¹ dM)`.
+    """
+    axes = tuple(range(1, y.ndim))
+    spectrum = outer([b.values for b in held.bases])
+    most = jnp.max(precisions)
+    # The inverse of a part is below the part of the inverse.
+    trace = jnp.minimum(jnp.sum(precisions), jnp.sum(1 / (jnp.maximum(spectrum, 0) + 1 / most)))
+    weights = jnp.max(jnp.sum((precisions * found.residuals) ** 2, axes), initial=0.0)
+    signal = jnp.max(spectrum) * (weights + trace)
+    inverse = jnp.mean(jnp.sum(white * krylov.solution[y.shape[0] :], axes))
+    uneven = held.noise * most * (inverse + jnp.sum(held.root_inverse**2))
+    data = jnp.max(jnp.sum(precisions * y**2, axes) * found.quadratics, initial=0.0)
+    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
+    sums = logs + jnp.sum(jnp.log1p(jnp.maximum(spectrum, 0) / held.noise)) + precisions.size
+    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
 
 
 def _certificate(
-    krylov: Krylov, forms: Array, num: int, iteration: Iteration, dtype: Any
+    krylov: Krylov, num: int, spread: Array, rounding: Array, iteration: Iteration
 ) -> Certificate:
     """Of `yᵀ A⁻¹ y + log det A`, for the worst of the columns."""
-    probes = iteration.num_probes
-    standard_error = jnp.std(forms, ddof=1) / jnp.sqrt(jnp.asarray(probes, dtype))
-    smallest = jnp.min(krylov.smallest)
-    left = krylov.residual**2 / smallest
-    # bᵀ (A + s)⁻¹ b lacks ‖r_s‖² in the norm of (A + s)⁻¹, and ‖r_s‖ falls with s.
-    bounds = jnp.max(left[:num], initial=0.0) + jnp.mean(left[num:])
-    rounding = 64 * jnp.finfo(dtype).eps * jnp.mean(krylov.scale[num:] ** 2)
-    residual = jnp.max(krylov.relative_residual)
+    size = krylov.solution[0].size
+    left = jnp.max(krylov.left[:num], initial=0.0) + size * jnp.mean(krylov.log_left[num:])
+    is_known = krylov.has_converged(num, iteration.tolerance_of(spread.dtype))
     return Certificate(
-        error=quantile(probes) * standard_error + bounds + rounding,
-        standard_error=standard_error,
-        residual=residual,
+        error=trace_quantile(iteration.num_probes) * spread + left + rounding,
+        standard_error=spread,
+        residual=jnp.max(krylov.relative_residual),
         num_steps=jnp.max(krylov.num_steps),
-        converged=residual <= 10 * iteration.tolerance_of(dtype),
+        # Rounding of a nat per cell leaves nothing of a density.
+        converged=is_known & (rounding <= size),
     )
 
 
@@ -207,12 +278,30 @@ def _surrogate(kronecker: Kronecker, precisions: Array, y: Array, found: _Found)
     explained = jnp.sum(found.weights * kronecker.mv_grid(found.weights), axes)
     moved = y - lax.stop_gradient(y) + found.residuals
     quadratics = jnp.sum(precisions * moved**2, axes) - explained
-    along = jnp.sum(found.left * kronecker.mv_grid(found.right)) / found.left.shape[0]
-    return quadratics, jnp.sum(precisions * found.variations) - along
+    along = jnp.sum(found.left * kronecker.mv_grid(found.right), axes)
+    along = along - _on_box(kronecker, found.boxed)
+    return quadratics, jnp.sum(precisions * found.variations, axes) - along
+
+
+def _on_box(kronecker: Kronecker, boxed: _Boxed) -> Array:
+    """`cᵀ (UᵀK U) c` per probe without its mean."""
+    matrices = [
+        matmul(u.T, f.mv_along(u, -2))
+        for u, f in zip(boxed.columns, kronecker.factors, strict=True)
+    ]
+    sizes = [m.shape[0] for m in matrices]
+    probes = boxed.probes.reshape(-1, *sizes)
+    seen = jnp.sum(probes * apply_all(matrices, probes), tuple(range(1, probes.ndim)))
+    known = boxed.known.reshape(*sizes, *sizes)
+    for matrix in matrices:
+        # The first axis of either half is that of the next factor.
+        half = known.ndim // 2
+        known = jnp.tensordot(matrix, jnp.moveaxis(known, half, 1), axes=2, precision=HIGHEST)
+    return seen - known
 
 
 def _value(found: _Found) -> Any:
-    return found.quadratics, found.logdet
+    return found.quadratics, found.logdets
 
 
 _estimate = by_surrogate("kronax_iterative", _value, _surrogate, "An iterative log density")

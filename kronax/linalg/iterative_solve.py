@@ -109,7 +109,7 @@ def solve_columns(
     solution = precisions * (columns - smooth)
     steps = jnp.max(krylov.num_steps)
     error = _error(op, columns, solution, quadratics)
-    converged = residual <= 10 * iteration.tolerance_of(op.dtype)
+    converged = krylov.has_converged(columns.shape[0], iteration.tolerance_of(op.dtype))
     if refine:
         solution, error, steps = _refined(
             held, op, columns, iteration, quadratics, (solution, error, steps), converged
@@ -125,7 +125,7 @@ def solve_columns(
         solution=solution,
         weights=held.weighted(krylov.solution),
         quadratics=quadratics,
-        errors=krylov.residual**2 / krylov.smallest + rounding * quadratics,
+        errors=krylov.left + rounding * quadratics,
         certificate=certificate,
     )
 
@@ -181,26 +181,15 @@ def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: I
     axes = tuple(range(1, y.ndim))
     columns = jnp.concatenate([held.filtered_transpose(precisions * y), white])
     energy = jnp.concatenate([jnp.sum(precisions * y**2, axes), jnp.sum(white**2, axes)])
-    is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
     return conjugate_gradients(
         held.mv,
         columns,
         energy=energy,
-        is_solve=is_solve.astype(y.dtype),
+        num_solves=y.shape[0],
         tolerance=iteration.tolerance_of(y.dtype),
         max_steps=iteration.max_steps,
-    )
-
-
-def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
-    """`M⁻¹` for columns over the spectrum."""
-    return conjugate_gradients(
-        held.mv,
-        white,
-        energy=jnp.sum(white**2, tuple(range(1, white.ndim))),
-        is_solve=jnp.zeros(white.shape[0], white.dtype),
-        tolerance=iteration.tolerance_of(white.dtype),
-        max_steps=iteration.max_steps,
+        bound=held.bound,
+        least=held.least,
     )
 
 

@@ -18,10 +18,9 @@ from kronax.linalg.iterative_solve import (
     prepared,
     refuse_if_failed,
     solve_columns,
-    solve_white,
 )
 from kronax.linalg.modes import apply_all, matmul, outer
-from kronax.linalg.reference import Reference, even
+from kronax.linalg.reference import Reference, even, solve_white
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.scattered import CHUNK, mv_rows
 from kronax.linalg.terms import KroneckerTerms
@@ -325,18 +324,9 @@ def _with_covariance(
 
 def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Array:
     """`diag(G s (L⁻ᵀ L⁻¹ − I) s Gᵀ)`, axis by axis."""
-    sizes = [len(chosen) for chosen in held.box]
-    inner = scale[jnp.ix_(*held.box)].ravel()
-    inverse = matmul(held.root_inverse.T, held.root_inverse)
-    matrix = inner[:, None] * (inverse - jnp.eye(len(inner), dtype=inner.dtype)) * inner
-    ndim = len(sizes)
-    order = [k for i in range(ndim) for k in (i, i + ndim)]
-    x = matrix.reshape(*sizes, *sizes).transpose(order).reshape([r * r for r in sizes])
-    pairs = []
-    for root, chosen in zip(roots, held.box, strict=True):
-        columns = root[:, chosen]
-        pairs.append((columns[:, :, None] * columns[:, None]).reshape(columns.shape[0], -1))
-    return apply_all(pairs, x)
+    inner = held.on_box(scale)
+    lacking = held.box_inverse - jnp.eye(len(inner), dtype=inner.dtype)
+    return held.box_diagonal(roots, inner[:, None] * lacking * inner)
 
 
 def _by_twins_value(operands: Any, _: Any, *, iteration: Iteration, term: int | None) -> Estimate:

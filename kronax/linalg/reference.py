@@ -13,6 +13,7 @@ for `W` itself: for scattered gaps and for noise that varies from cell to cell t
 of the spectrum, a box of `r_1 × … × r_d` eigenvectors, `C` is therefore built and factorised.
 """
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -22,9 +23,11 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.eigenbases import Eigenbasis
+from kronax.linalg.estimates import Iteration
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import HIGHEST, left_product, outer
+from kronax.linalg.modes import HIGHEST, apply_all, left_product, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.sequence import matrix_by_matrix
 from kronax.linalg.spectral import rotate, unrotate
@@ -43,6 +46,7 @@ class Reference(eqx.Module):
         smooth: `1 / (1 + w Λ)`, likewise.
         excess: `V`, a grid array.
         box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
+        inside: `Qᵀ V Q` there.
         root: the Cholesky factor `L` of `C` there.
         root_inverse: `L⁻¹`; a triangular solve in every iteration would be slower.
     """
@@ -53,6 +57,7 @@ class Reference(eqx.Module):
     smooth: Array
     excess: Array
     box: tuple[Array, ...]
+    inside: Array
     root: Array
     root_inverse: Array
 
@@ -76,11 +81,62 @@ class Reference(eqx.Module):
 
     def divided(self, x: Array, *, transpose: bool = False) -> Array:
         """`L⁻¹` or `L⁻ᵀ` on the box, the identity elsewhere."""
-        place = (slice(None), *jnp.ix_(*self.box))
-        inside = x[place]
+        return self._on_box(self.root_inverse, x, transpose=transpose)
+
+    def _on_box(self, matrix: Array, x: Array, *, transpose: bool = False) -> Array:
+        inside = x[self._place]
         columns = inside.reshape(x.shape[0], -1).T
-        solved = left_product(self.root_inverse, columns, transpose=transpose)
-        return x.at[place].set(solved.T.reshape(inside.shape))
+        found = left_product(matrix, columns, transpose=transpose)
+        return x.at[self._place].set(found.T.reshape(inside.shape))
+
+    @property
+    def _place(self) -> Any:
+        return (slice(None), *jnp.ix_(*self.box))
+
+    def in_box(self, x: Array) -> Array:
+        """What columns over the spectrum hold on the box, `(k, r)`."""
+        return x[self._place].reshape(x.shape[0], -1)
+
+    def box_to_cells(self, x: Array) -> Array:
+        """`Q` for columns `(k, r)` on the box."""
+        sizes = [len(chosen) for chosen in self.box]
+        return apply_all(self.box_columns, x.reshape(-1, *sizes))
+
+    @property
+    def box_columns(self) -> list[Array]:
+        """The eigenvectors of the box, axis by axis."""
+        return [b.matrix()[:, chosen] for b, chosen in zip(self.bases, self.box, strict=True)]
+
+    def on_box(self, spectrum: Array) -> Array:
+        """A grid array over the spectrum, at the box, `(r,)`."""
+        return spectrum[jnp.ix_(*self.box)].ravel()
+
+    def bound(self, r: Array) -> Array:
+        """`rᵀ M⁻¹ r` per column from above, as `C` exceeds `1/(1 + wΛ)`."""
+        axes = tuple(range(1, r.ndim))
+        return jnp.sum(self._on_box(self.root, r) ** 2 / self.smooth, axes)
+
+    @property
+    def least(self) -> Array:
+        """A bound of the eigenvalues of `M` from below, for the same reason."""
+        return jnp.min(self.smooth) / jnp.maximum(jnp.sum(self.root**2), 1)
+
+    @property
+    def box_inverse(self) -> Array:
+        """`C⁻¹` on the box."""
+        return matmul(self.root_inverse.T, self.root_inverse)
+
+    def box_diagonal(self, roots: Sequence[Array], matrix: Array) -> Array:
+        """`diag(R X Rᵀ)` for `R = ⊗roots[i]` and a matrix `X` over the box, axis by axis."""
+        sizes = [len(chosen) for chosen in self.box]
+        ndim = len(sizes)
+        order = [k for i in range(ndim) for k in (i, i + ndim)]
+        x = matrix.reshape(*sizes, *sizes).transpose(order).reshape([r * r for r in sizes])
+        pairs = []
+        for root, chosen in zip(roots, self.box, strict=True):
+            columns = root[:, chosen]
+            pairs.append((columns[:, :, None] * columns[:, None]).reshape(columns.shape[0], -1))
+        return apply_all(pairs, x)
 
     def filtered(self, x: Array) -> Array:
         """`Q t L⁻ᵀ`: from the coordinates of `mv` to cells."""
@@ -106,6 +162,35 @@ class Reference(eqx.Module):
         return 2 * jnp.sum(jnp.log(diagonal)) - (trace - diagonal.shape[0])
 
 
+def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
+    """`M⁻¹` for columns over the spectrum."""
+    return conjugate_gradients(
+        held.mv,
+        white,
+        energy=jnp.sum(white**2, tuple(range(1, white.ndim))),
+        num_solves=0,
+        tolerance=iteration.tolerance_of(white.dtype),
+        max_steps=iteration.max_steps,
+        bound=held.bound,
+        least=held.least,
+    )
+
+
+def remainder_squares(held: Reference, krylov: Krylov, white: Array) -> Array:
+    """`gᵀ [log M − (M − I)]² g` per probe.
+
+    Close to the identity the quadrature is rounding; there it is at most `‖(M − I)² g‖²`.
+    """
+    axes = tuple(range(1, white.ndim))
+    once = held.mv(white) - white
+    twice = held.mv(once) - once
+    size = jnp.sum(white**2, axes)
+    # Where no probe sees more than this, an eigenvalue below a third would escape each by chance.
+    is_close = jnp.max(jnp.sum(once**2, axes)) < 1e-3
+    squares = size * krylov.remainder_square[-white.shape[0] :]
+    return jnp.where(is_close, jnp.sum(twice**2, axes), squares)
+
+
 def even(kronecker: Kronecker, precisions: Array) -> KroneckerPlusNoise:
     """`S = K + I/w`; the mean precision `w` is a choice, held constant."""
     return KroneckerPlusNoise(kronecker, lax.stop_gradient(1 / jnp.mean(precisions)))
@@ -120,8 +205,9 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
     top = top_of(bases, box)
-    root, root_inverse = box_roots(bases, weight, excess, top)
-    return Reference(bases, noise, weight, smooth, excess, top, root, root_inverse)
+    return Reference(
+        bases, noise, weight, smooth, excess, top, *box_roots(bases, weight, excess, top)
+    )
 
 
 def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:
@@ -137,13 +223,13 @@ def top_of(bases: tuple[Eigenbasis, ...], box: tuple[int, ...]) -> tuple[Array, 
 
 def box_roots(
     bases: tuple[Eigenbasis, ...], weight: Array, excess: Array, top: tuple[Array, ...]
-) -> tuple[Array, Array]:
-    """The Cholesky factor of `C` on the box, and its inverse."""
+) -> tuple[Array, Array, Array]:
+    """`Qᵀ V Q` and the Cholesky factor of `C` on the box, and its inverse."""
     inside = _coarse(bases, excess, top)
     scale = weight[jnp.ix_(*top)].ravel()
     identity = jnp.eye(scale.size, dtype=excess.dtype)
     root = jnp.linalg.cholesky(identity + scale[:, None] * inside * scale)
-    return root, _inverse(root, identity)
+    return inside, root, _inverse(root, identity)
 
 
 @matrix_by_matrix

@@ -21,11 +21,20 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.conjugate_gradients import Krylov, conjugate_gradients
-from kronax.linalg.estimates import Certificate, Iteration, quantile
+from kronax.linalg.conjugate_gradients import SLACK
+from kronax.linalg.estimates import (
+    ROUNDING,
+    Certificate,
+    Iteration,
+    skew_quantile,
+    trace_error,
+    trace_quantile,
+)
+from kronax.linalg.reference import remainder_squares, solve_white
 from kronax.linalg.rules import by_surrogate
 from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.terms_reference import (
+    INNER,
     TermsReference,
     iterate,
     known_traces,
@@ -41,10 +50,12 @@ class _Found(NamedTuple):
     """What the surrogate of one evaluation holds constant."""
 
     quadratics: Array
-    logdet: Array
+    logdets: Array
     weights: Array
     left: Array
     right: Array
+    even: Array
+    towards: Array
     variations: Array
     slopes: Array
 
@@ -52,7 +63,7 @@ class _Found(NamedTuple):
 def terms_both(
     signal: KroneckerTerms, variances: Array, y: Array, iteration: Iteration
 ) -> tuple[Array, Array, Certificate]:
-    """`yᵀ A⁻¹ y` per column, `log det A` at the observed cells, and the certificate of their sum.
+    """`yᵀ A⁻¹ y` per column, `log det A` per probe, and the certificate of their sum.
 
     Args:
         signal: `K`.
@@ -110,32 +121,74 @@ def _probes(held: TermsReference, iteration: Iteration) -> _Probes:
 def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Found, Certificate]:
     num, axes = y.shape[0], tuple(range(1, y.ndim))
     probes = _probes(held, iteration)
-    krylov, prepared, inner = iterate(held, jnp.concatenate([y, probes.columns]), iteration)
+    krylov, prepared, inner = iterate(held, jnp.concatenate([y, probes.columns]), num, iteration)
     weights, left = krylov.solution[:num], krylov.solution[num:]
     right = prepared[num:]
     energy = jnp.sum(probes.columns * right, axes)
-    known, reference_forms, reference_residual = _reference_logdet(held, iteration)
-    forms = energy * krylov.log_form[num:] + reference_forms
+    reference = _reference_logdet(held, iteration)
     count = jnp.sum((held.precisions > 0).astype(y.dtype))
     traces = known_traces(held, held.signal)
     controls = jnp.stack(
         [probes.first - traces[0], probes.second - traces[1], energy - count], axis=-1
     )
-    mean, _, standard_error = _regressed(forms, controls)
+    squares = energy * krylov.log_square[num:]
+    forms, spread, error = _log_forms(energy * krylov.log_form[num:], squares, controls)
     below, errors = quadratics_of(held, y, krylov)
     slopes, variations = _derivative_controls(held, probes, left, right)
-    towards = slopes[0] * probes.even + 2 * slopes[1] * probes.twice
     found = _Found(
         quadratics=below,
-        logdet=known + mean,
+        logdets=forms + reference.forms + reference.known,
         weights=weights,
-        left=jnp.concatenate([left, probes.even]) / iteration.num_probes,
-        right=jnp.concatenate([right, -towards]),
+        left=left,
+        right=right,
+        even=probes.even,
+        towards=slopes[0] * probes.even + 2 * slopes[1] * probes.twice,
         variations=variations,
         slopes=slopes,
     )
-    residual = jnp.maximum(inner, reference_residual)
-    return found, _certificate(krylov, errors, standard_error, residual, iteration)
+    tolerance = iteration.tolerance_of(y.dtype)
+    lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
+    lacking = lacking + reference.left + INNER * tolerance * count
+    rounding = _rounding(held, y, found)
+    residual = jnp.maximum(inner, reference.residual)
+    is_known = krylov.has_converged(num, tolerance) & (residual <= SLACK * tolerance)
+    reference_error = trace_quantile(iteration.num_probes) * reference.standard_error
+    return found, Certificate(
+        error=jnp.hypot(error, reference_error) + lacking + rounding,
+        standard_error=jnp.hypot(spread, reference.standard_error),
+        residual=jnp.maximum(residual, jnp.max(krylov.relative_residual)),
+        num_steps=jnp.max(krylov.num_steps),
+        converged=is_known & (rounding <= count),
+    )
+
+
+def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Array, Array]:
+    """What probes say with what is known regressed out, the standard error of its mean, its error.
+
+    Args:
+        forms: of `log M`, one per probe.
+        squares: of `(log M)²`, likewise.
+        controls: `(k, c)` of mean zero.
+    """
+    num, count = controls.shape
+    if num < FEWEST_FOR_REGRESSION:
+        spread = jnp.sqrt(2 * jnp.mean(squares) / num)
+        return forms, spread, trace_quantile(num) * spread
+    _, slopes, spread = _regressed(forms, controls)
+    return forms - controls @ slopes, spread, skew_quantile(num - count) * spread
+
+
+def _rounding(held: TermsReference, y: Array, found: _Found) -> Array:
+    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, as for a single product."""
+    axes, precisions, compared = tuple(range(1, y.ndim)), held.precisions, held.compared
+    trace = jnp.mean(jnp.sum(found.left * found.right, axes))
+    weights = jnp.max(jnp.sum(found.weights**2, axes), initial=0.0)
+    signal = jnp.max(held.spectrum) * (weights + jnp.maximum(trace, 0))
+    uneven = compared.noise * jnp.max(precisions) * jnp.sum(compared.root_inverse**2)
+    data = jnp.max(jnp.sum(precisions * y**2, axes) * jnp.abs(found.quadratics), initial=0.0)
+    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
+    sums = logs + jnp.sum(jnp.log1p(held.spectrum / compared.noise)) + precisions.size
+    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
 
 
 def _derivative_controls(
@@ -160,11 +213,20 @@ def _derivative_controls(
     _, (slope,), _ = _regressed(
         jnp.sum(held.variances * own, axes), (total - jnp.mean(total))[:, None]
     )
-    return slopes, jnp.mean(own, 0) - slope * (jnp.mean(squares, 0) - known)
+    return slopes, own - slope * (squares - known)
 
 
-def _reference_logdet(held: TermsReference, iteration: Iteration) -> tuple[Array, Array, Array]:
-    """`log det A_r` without what probes say of it, that per probe, and their relative residual."""
+class _ReferenceLogdet(NamedTuple):
+    """`log det A_r`: what is known, what each probe says of the rest, and how far to trust it."""
+
+    known: Array
+    forms: Array
+    standard_error: Array
+    left: Array
+    residual: Array
+
+
+def _reference_logdet(held: TermsReference, iteration: Iteration) -> _ReferenceLogdet:
     compared, precisions = held.compared, held.precisions
     whole = jnp.sum(jnp.log1p(held.spectrum / compared.noise))
     logs = jnp.sum(
@@ -173,25 +235,20 @@ def _reference_logdet(held: TermsReference, iteration: Iteration) -> tuple[Array
     trace = jnp.sum(compared.excess * held.diagonal_of(compared.filter**2))
     shape = (iteration.num_probes, *precisions.shape)
 
-    def uneven() -> tuple[Array, Array]:
+    def uneven() -> tuple[Array, ...]:
         key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
         white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
-        energy = jnp.sum(white**2, tuple(range(1, white.ndim)))
-        krylov = conjugate_gradients(
-            compared.mv,
-            white,
-            energy=energy,
-            is_solve=jnp.zeros_like(energy),
-            tolerance=iteration.tolerance_of(white.dtype),
-            max_steps=iteration.max_steps,
-        )
-        forms = energy * (krylov.log_form - (krylov.first - 1))
-        return forms, jnp.max(krylov.relative_residual)
+        krylov = solve_white(compared, white, iteration)
+        forms = precisions.size * (krylov.log_form - (krylov.first - 1))
+        spread = trace_error(forms, remainder_squares(compared, krylov, white), precisions.size)
+        left = precisions.size * jnp.mean(krylov.log_left)
+        return forms, spread, left, jnp.max(krylov.relative_residual)
 
     zero = jnp.zeros((), precisions.dtype)
-    nothing = lambda: (jnp.zeros(shape[0], precisions.dtype), zero)  # noqa: E731
-    forms, residual = lax.cond(held.is_even, nothing, uneven)
-    return whole - logs + trace + compared.box_logdet, forms, residual
+    nothing = lambda: (jnp.zeros(shape[0], precisions.dtype), zero, zero, zero)  # noqa: E731
+    return _ReferenceLogdet(
+        whole - logs + trace + compared.box_logdet, *lax.cond(held.is_even, nothing, uneven)
+    )
 
 
 def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
@@ -220,38 +277,19 @@ def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
     return mean, coefficients / scale, jnp.sqrt(variance * (1 / num + distance))
 
 
-def _certificate(
-    krylov: Krylov, errors: Array, standard_error: Array, residual: Array, iteration: Iteration
-) -> Certificate:
-    """Of `yᵀ A⁻¹ y + log det A`, for the worst of the columns."""
-    num, probes = errors.shape[0], iteration.num_probes
-    dtype = errors.dtype
-    left = (krylov.residual**2 / krylov.smallest)[num:]
-    bounds = jnp.max(errors, initial=0.0) + jnp.mean(left)
-    rounding = 64 * jnp.finfo(dtype).eps * jnp.mean(krylov.scale[num:] ** 2)
-    degrees = probes if probes < FEWEST_FOR_REGRESSION else probes - 3
-    residual = jnp.maximum(residual, jnp.max(krylov.relative_residual))
-    return Certificate(
-        error=quantile(degrees) * standard_error + bounds + rounding,
-        standard_error=standard_error,
-        residual=residual,
-        num_steps=jnp.max(krylov.num_steps),
-        converged=residual <= 10 * iteration.tolerance_of(dtype),
-    )
-
-
 def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found) -> Any:
     """A function of the operands with the right derivative; its value is of no interest."""
     axes = tuple(range(1, y.ndim))
     weights = found.weights
     explained = jnp.sum(weights * (signal.mv_grid(weights) + variances * weights), axes)
     quadratics = 2 * jnp.sum(weights * y, axes) - explained
-    along = jnp.sum(found.left * signal.mv_grid(found.right))
-    return quadratics, along + jnp.sum(variances * found.variations)
+    along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
+    along = along - jnp.sum(found.even * signal.mv_grid(found.towards), axes)
+    return quadratics, along + jnp.sum(variances * found.variations, axes)
 
 
 def _value(found: _Found) -> Any:
-    return found.quadratics, found.logdet
+    return found.quadratics, found.logdets
 
 
 _estimate = by_surrogate("kronax_terms", _value, _surrogate, "An iterative log density")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.conjugate_gradients import Krylov, conjugate_gradients
+from kronax.linalg.conjugate_gradients import SLACK, Krylov, conjugate_gradients
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, full_block
 from kronax.linalg.estimates import Certificate, Iteration, Solved
 from kronax.linalg.factors.base import AbstractFactor
@@ -56,6 +56,15 @@ class TermsReference(eqx.Module):
         """`A`, zero at the gaps."""
         return jnp.where(self.precisions > 0, self.signal.mv_grid(x) + self.variances * x, 0)
 
+    def bound(self, r: Array) -> Array:
+        """`rᵀ A⁻¹ r` per column from above, as `A` exceeds its noise."""
+        return jnp.sum(self.precisions * r**2, tuple(range(1, r.ndim)))
+
+    @property
+    def least(self) -> Array:
+        """A bound of the eigenvalues of `A_r⁻¹ A` from below, for the same reason."""
+        return 1 / (1 + jnp.max(self.spectrum) * jnp.max(self.precisions))
+
     def even_inverse(self, x: Array) -> Array:
         """`(K_r + I/w)⁻¹` for columns `(k, *grid)`."""
         return self.compared.to_cells(self.inverse_spectrum * self.compared.to_spectrum(x))
@@ -73,9 +82,11 @@ class TermsReference(eqx.Module):
                 compared.mv,
                 compared.filtered_transpose(self.precisions * x),
                 energy=jnp.sum(self.precisions * x**2, axes),
-                is_solve=jnp.ones(x.shape[0], x.dtype),
+                num_solves=x.shape[0],
                 tolerance=INNER * iteration.tolerance_of(x.dtype),
                 max_steps=iteration.max_steps,
+                bound=compared.bound,
+                least=compared.least,
             )
             smooth = compared.filtered(krylov.solution)
             return self.precisions * (x - smooth), jnp.max(krylov.relative_residual)
@@ -109,7 +120,7 @@ def terms_reference(
     identity = jnp.eye(size, dtype=signal.dtype)
     roots = lax.cond(
         is_even,
-        lambda: (identity, identity),
+        lambda: (jnp.zeros_like(identity), identity, identity),
         lambda: box_roots(bases, weight, excess, top),
     )
     compared = Reference(bases, noise, weight, smooth, excess, top, *roots)
@@ -199,7 +210,7 @@ def known_traces(held: TermsReference, signal: KroneckerTerms) -> tuple[Array, A
 
 
 def iterate(
-    held: TermsReference, columns: Array, iteration: Iteration
+    held: TermsReference, columns: Array, num_solves: int, iteration: Iteration
 ) -> tuple[Krylov, Array, Array]:
     """Conjugate gradients for `A` with `A_r`, `A_r⁻¹ columns`, and the largest inner residual."""
     prepared, inner = held.inverse(columns, iteration)
@@ -207,9 +218,12 @@ def iterate(
         held.mv,
         columns,
         energy=jnp.sum(columns * prepared, tuple(range(1, columns.ndim))),
-        is_solve=jnp.zeros(columns.shape[0], columns.dtype),
+        num_solves=num_solves,
+        falls=False,
         tolerance=iteration.tolerance_of(columns.dtype),
         max_steps=iteration.max_steps,
+        bound=held.bound,
+        least=held.least,
         precondition=lambda r: held.inverse(r, iteration)[0],
         preconditioned=prepared,
     )
@@ -221,12 +235,13 @@ def quadratics_of(held: TermsReference, columns: Array, krylov: Krylov) -> tuple
     axes = tuple(range(1, columns.ndim))
     x = krylov.solution[: columns.shape[0]]
     below = jnp.sum(x * (2 * columns - held.mv(x)), axes)
-    return below, (krylov.residual**2 / krylov.smallest)[: columns.shape[0]]
+    return below, krylov.left[: columns.shape[0]]
 
 
 def solve_terms(held: TermsReference, columns: Array, iteration: Iteration) -> Solved:
     """Solve for columns `(k, *grid)` that are zero at the gaps; no derivatives."""
-    krylov, _, inner = iterate(held, columns, iteration)
+    num = columns.shape[0]
+    krylov, _, inner = iterate(held, columns, num, iteration)
     below, left = quadratics_of(held, columns, krylov)
     weighted = (held.precisions * columns) ** 2
     diagonal = held.signal.diagonal() + held.variances
@@ -237,12 +252,13 @@ def solve_terms(held: TermsReference, columns: Array, iteration: Iteration) -> S
     eps = jnp.finfo(columns.dtype).eps
     rounding = 8 * eps * jnp.sqrt(jnp.where(quadratics > 0, spread / safe, 0))
     residual = jnp.maximum(jnp.max(krylov.relative_residual), inner)
+    tolerance = iteration.tolerance_of(columns.dtype)
     certificate = Certificate(
         error=jnp.max(jnp.sqrt(left / safe) + rounding),
         standard_error=jnp.zeros((), columns.dtype),
         residual=residual,
         num_steps=jnp.max(krylov.num_steps),
-        converged=residual <= 10 * iteration.tolerance_of(columns.dtype),
+        converged=krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance),
     )
     return Solved(
         solution=krylov.solution,
