@@ -78,6 +78,7 @@ from kronax.linalg.logdet import normal_logpdf as normal_logpdf
 from kronax.linalg.masked import Masked as Masked
 from kronax.linalg.noise import KroneckerPlusNoise as KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator as AbstractOperator
+from kronax.linalg.precision import PrecisionWarning as PrecisionWarning
 from kronax.linalg.rules import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.sample import sample_normal as sample_normal
 from kronax.linalg.solve import inverse as inverse

@@ -20,7 +20,7 @@ from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
-from kronax.linalg.logdet import inv_quad, log_abs_det, logdet, normal_logpdf_grid
+from kronax.linalg.logdet import inv_quad, log_abs_det, logdet, watched_logpdf
 from kronax.linalg.modes import map_batch, matmul
 from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator
@@ -110,7 +110,7 @@ class CovarianceForm(AbstractForm):
 
     def normal_logpdf(self, residual: Array) -> Array:
         """Both from one decomposition."""
-        return normal_logpdf_grid(residual, self.operator)
+        return watched_logpdf(residual, self.operator)
 
     def inverse_factors(self) -> list[Array] | None:
         """The inverse of every factor without noise."""

@@ -13,7 +13,8 @@ from kronax.distributions.grids import counted_gaps
 from kronax.distributions.normal import GridNormal
 from kronax.linalg import checks
 from kronax.linalg.gaps import Mask
-from kronax.linalg.masked import Masked, masked_logpdf_grid
+from kronax.linalg.logdet import watched_logpdf
+from kronax.linalg.masked import Masked
 
 
 class MaskedKroneckerNormal(GridNormal):
@@ -102,7 +103,7 @@ class MaskedKroneckerNormal(GridNormal):
     def log_prob(self, value: Array) -> Array:
         """Log density of the observed cells, in nats."""
         residual = self._residual(value)
-        return self._explained(masked_logpdf_grid(residual, self._part()), residual)
+        return self._explained(watched_logpdf(residual, self._part()), residual)
 
     def entropy(self) -> Array:
         """Differential entropy of the observed cells in nats: one log-determinant."""

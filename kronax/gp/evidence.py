@@ -9,12 +9,16 @@ from jaxtyping import Array
 
 from kronax.gp.gls import Regression, fitted, integrated, marginal_logpdf, regress
 from kronax.gp.regression import MarginalMean
+from kronax.linalg.checks import is_concrete
+from kronax.linalg.conditioning import ends
+from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.estimates import Estimate, exact_estimate, settled
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.logdet import normal_logpdf_grid
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractSolvable
+from kronax.linalg.precision import Ends, warn_of_ratio
 from kronax.linalg.solve import solve_grid
 
 # The covariance of the data: on the whole grid, or at the cells that have some.
@@ -35,11 +39,28 @@ class Weights(NamedTuple):
     estimate: Estimate | None
 
 
-@eqx.filter_jit
 def log_marginal_likelihood(gp: Any, y: Array) -> Array:
-    """Log density of checked data on the grid."""
+    """Log density of checked data on the grid; warns where concrete values lose it."""
+    if not is_concrete(gp, y):
+        return _log_density(gp, y)
+    value, found = _log_density_with_ends(gp, y)
+    warn_of_ratio(found, "The log likelihood may be wrong")
+    return value
+
+
+@eqx.filter_jit
+def _log_density(gp: Any, y: Array) -> Array:
+    return _log_density_of(gp, gp.data_covariance(), y)
+
+
+@eqx.filter_jit
+def _log_density_with_ends(gp: Any, y: Array) -> tuple[Array, Ends | None]:
+    covariance = decompose(gp.data_covariance())  # one for both
+    return _log_density_of(gp, covariance, y), ends(covariance)
+
+
+def _log_density_of(gp: Any, covariance: DataCovariance, y: Array) -> Array:
     stay = (None,) * len(gp.axes)
-    covariance = gp.data_covariance()
     residual = _residual(gp, covariance, y)
     if isinstance(gp.mean, MarginalMean):
         return marginal_logpdf(covariance, gp.design_on(stay), residual, gp.mean.variance)
@@ -55,7 +76,7 @@ def estimate(gp: Any, y: Array) -> Estimate:
 def _estimate(gp: Any, y: Array) -> Estimate:
     covariance = gp.data_covariance()
     if not isinstance(covariance, Iterative):
-        return exact_estimate(log_marginal_likelihood(gp, y))
+        return exact_estimate(_log_density_of(gp, covariance, y))
     residual = _residual(gp, covariance, y)
     if not isinstance(gp.mean, MarginalMean):
         return covariance.density(residual)
@@ -66,8 +87,9 @@ def _estimate(gp: Any, y: Array) -> Estimate:
 
 
 def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
-    """Those of checked data."""
-    found = _weights(gp, operator, y)
+    """Those of checked data; warns where concrete values lose them."""
+    found, eigenvalues = _weights(gp, operator, y)
+    warn_of_ratio(eigenvalues, "Means and variances may be wrong")
     if isinstance(operator, Iterative) and found.estimate is not None:
         checked = settled(found.estimate, operator.iteration, "the posterior")
         return Weights(checked.value, found.regression, checked)
@@ -75,7 +97,7 @@ def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
 
 
 @eqx.filter_jit
-def _weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
+def _weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends | None]:
     stay = (None,) * len(gp.axes)
     residual, found = _residual(gp, operator, y), None
     if isinstance(gp.mean, MarginalMean):
@@ -83,9 +105,9 @@ def _weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
         found = regress(operator, design, residual, gp.mean.variance, gp.mean.names)
         residual = residual - fitted(found.coefficients, design)
     if not isinstance(operator, Iterative):
-        return Weights(solve_grid(operator, residual), found, None)
+        return Weights(solve_grid(operator, residual), found, None), ends(operator)
     solved = operator.weights(residual)
-    return Weights(solved.value, found, solved)
+    return Weights(solved.value, found, solved), ends(operator)
 
 
 def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from kronax.linalg.conditioning import largest_eigenvalue
 from kronax.linalg.estimates import (
     DEFAULT,
     ConvergenceError,
@@ -30,6 +31,7 @@ from kronax.linalg.iterative_variances import (
     term_posterior_estimate,
 )
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
+from kronax.linalg.precision import Ends
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.terms import KroneckerTerms
 from kronax.linalg.uneven import KroneckerPlusDiagonal
@@ -214,6 +216,12 @@ class Iterative(AbstractSolvable):
     def decompose(self) -> "Iterative":
         """Itself: there is no decomposition to carry."""
         return self
+
+    def ends(self) -> Ends:
+        """Bounds: row sums, and the least noise."""
+        noise = jnp.where(self.observed, self.op.variances, jnp.nan)
+        signal = largest_eigenvalue(self.op.kronecker)
+        return Ends(signal + jnp.nanmax(noise), jnp.nanmin(noise))
 
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
         """See `kx.sample_normal`; zero at the gaps."""

@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.linalg import checks
+from kronax.linalg.conditioning import ends
+from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
+from kronax.linalg.precision import Ends, warn_of_ratio
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.spectral import TwoTermSum, Weights, log_det_and_quadratic
 from kronax.linalg.thin import decomposition, is_thin, logdet_outside, reduced
@@ -110,7 +113,7 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
         op = as_kronecker(op)
         op.check_covariance("normal_logpdf")
     grid, _ = checks.grid_of(y, op.grid_shape, "y", op.dtype)
-    value = normal_logpdf_grid(grid - mean_of(mean, op), op)
+    value = watched_logpdf(grid - mean_of(mean, op), op)
     explain_not_finite(value, op, covariance=True)
     return value
 
@@ -128,6 +131,22 @@ def mean_of(mean: Any, op: AbstractOperator, name: str = "mean") -> Array:
         m in (1, n) for m, n in zip(trailing[::-1], op.grid_shape[::-1], strict=False)
     )
     return array if fits else checks.grid_of(array, op.grid_shape, name, op.dtype)[0]
+
+
+def watched_logpdf(residual: Array, op: Any) -> Array:
+    """`normal_logpdf_grid` that warns where concrete values are too ill-conditioned for it."""
+    if not checks.is_concrete(residual, op):
+        return normal_logpdf_grid(residual, op)
+    value, found = _logpdf_with_ends(residual, op)
+    warn_of_ratio(found, "The log density may be wrong")
+    return value
+
+
+@jax.jit
+def _logpdf_with_ends(residual: Array, op: Any) -> tuple[Array, Ends | None]:
+    if isinstance(op, KroneckerPlusNoise | AbstractSolvable):
+        op = decompose(op)  # one for both
+    return normal_logpdf_grid(residual, op), ends(op)
 
 
 @jax.jit

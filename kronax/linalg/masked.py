@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from kronax.linalg import checks
+from kronax.linalg.conditioning import ends_of
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
@@ -22,10 +23,11 @@ from kronax.linalg.gap_variances import gap_variances, unmerged
 from kronax.linalg.gaps import GapPlan, Gaps, Mask, plan_gaps, plan_uneven
 from kronax.linalg.inner_grid import InnerGrid
 from kronax.linalg.kronecker import as_kronecker
-from kronax.linalg.logdet import inv_quad, logdet, mean_of, normal_logpdf_grid
+from kronax.linalg.logdet import inv_quad, logdet, mean_of, normal_logpdf_grid, watched_logpdf
 from kronax.linalg.modes import map_batch
 from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
+from kronax.linalg.precision import Ends
 from kronax.linalg.sample import draw_normal
 from kronax.linalg.scattered import CHUNK, mv_rows
 from kronax.linalg.solve import solve_grid
@@ -180,7 +182,7 @@ class Masked(AbstractSolvable):
     def normal_logpdf(self, y: Any, mean: Any) -> Array:
         """See `kx.normal_logpdf`; the density of the observed cells."""
         residual = self.vector(y, "y")[0] - mean_of(mean, self)
-        value = masked_logpdf_grid(self.held(residual), self)
+        value = watched_logpdf(self.held(residual), self)
         explain_not_finite(value, self.op, covariance=True)
         return value
 
@@ -216,6 +218,12 @@ class Masked(AbstractSolvable):
         held = _decomposition(self)
         explain_not_finite(held, self.op)
         return Masked(self.op, self.mask, method=self.plan.method, decomposition=held)
+
+    def ends(self) -> Ends:
+        """Those of the inner grid, between which taking out cells keeps the eigenvalues."""
+        held = self.decomposition
+        held = held.bases if isinstance(held, GapDecomposition) else held
+        return ends_of(self.inner().eigenbases() if held is None else held)
 
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
         """See `kx.sample_normal`; zero at the gaps."""

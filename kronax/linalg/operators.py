@@ -16,6 +16,7 @@ from kronax.linalg.checks import (
     grid_of,
     is_concrete,
 )
+from kronax.linalg.precision import Ends
 
 
 class AbstractOperator(eqx.Module):
@@ -219,6 +220,10 @@ class AbstractSolvable(AbstractObserved):
     @abc.abstractmethod
     def decompose(self) -> "AbstractSolvable":
         """The same operator carrying its decomposition."""
+
+    def ends(self) -> Ends | None:
+        """The largest and smallest eigenvalue, or bounds on them, if they cost next to nothing."""
+        return None
 
     @abc.abstractmethod
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:

@@ -1,0 +1,98 @@
+"""What a precision carries, and the warning where an answer is beyond it."""
+
+import math
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+from jaxtyping import Array
+
+# Rounding times the condition number: about the error of a posterior mean in units of its
+# deviation, for smooth kernels; the others stay below it (`python -m benchmarks precision`). At 1
+# an answer is lost, and at a hundredth a fit begins to see other numbers than in exact arithmetic.
+LOST = 1.0
+FELT = 1e-2
+# Where fits of data without noise end. In double precision there is room to stay away from what is
+# lost; in single precision data of large grids need what there is.
+FLOOR = {32: 1.0, 64: 0.1}
+
+# Between the caller and this package these call on their behalf.
+_INSIDE = (
+    str(Path(__file__).resolve().parents[1]),
+    *(str(Path(package.__file__).parent) for package in (equinox, jax, numpyro)),
+)
+
+
+class PrecisionWarning(UserWarning):
+    """The covariance is so ill-conditioned that an answer is lost in its precision."""
+
+
+class Ends(NamedTuple):
+    """The largest and the smallest eigenvalue of a covariance, or bounds on them."""
+
+    largest: Array
+    smallest: Array
+
+    def ratio(self) -> Array:
+        """Rounding times the condition number."""
+        return jnp.finfo(self.largest.dtype).eps * self.largest / self.smallest
+
+
+def least_noise(largest: Array) -> Array:
+    """The noise variance that the precision carries beside a largest eigenvalue."""
+    info = jnp.finfo(largest.dtype)
+    return float(info.eps) / FLOOR.get(info.bits, 1.0) * largest
+
+
+def warn_of_ratio(ends: Ends | None, what: str, limit: float = LOST) -> None:
+    """Warn where concrete eigenvalues say that an answer is lost; traced ones pass.
+
+    Python shows a warning once per line and text: the text has the order of magnitude alone.
+
+    Args:
+        ends: of the covariance, `None` where they are not known.
+        what: may be wrong, for the text.
+        limit: of the ratio.
+    """
+    if ends is None or isinstance(ends.largest, jax.core.Tracer):
+        return
+    ratio = float(np.max(np.asarray(ends.ratio())))
+    if not math.isfinite(ratio) or ratio <= limit:
+        return
+    dtype = np.dtype(ends.largest.dtype)
+    warnings.warn(
+        f"{what} in {dtype}: rounding times the condition number of the covariance is of order "
+        f"{_magnitude(ratio)}, and must be below {limit:g}. {_advice(dtype)}",
+        PrecisionWarning,
+        stacklevel=_outside(),
+    )
+
+
+def _magnitude(ratio: float) -> str:
+    return f"{10.0 ** round(math.log10(ratio)):g}"
+
+
+def _advice(dtype: Any) -> str:
+    if dtype.itemsize < 8:
+        return (
+            "Enable double precision before any array is made: "
+            'jax.config.update("jax_enable_x64", True).'
+        )
+    return (
+        "Double precision carries no more: give more noise, a rougher kernel such as a Matérn, "
+        "shorter lengthscales, or take fewer places; and take out the mean of the data."
+    )
+
+
+def _outside() -> int:
+    """How many frames up the caller's own code begins, as `stacklevel` counts them."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):
+        level, frame = level + 1, frame.f_back
+    return level
