@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 
+from kronax.linalg.checks import check_plain
 from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")
@@ -80,6 +81,7 @@ def as_parameter(value: Any, constraint: Any, name: str) -> Any:
     """Numbers as a floating-point array inside the domain; other objects pass as they are."""
     if isinstance(value, bool | str) or value is None:
         raise TypeError(f"{name} must be a number or an array; got {value!r}.")
+    check_plain(value, name)
     if isinstance(value, tuple):
         return tuple(v if v is None else as_parameter(v, constraint, name) for v in value)
     if not isinstance(value, int | float | complex | list | np.ndarray | np.generic | jax.Array):
