@@ -40,7 +40,7 @@ from kronax.gp.means import Mean, as_mean
 from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.prior import prior_draws
-from kronax.gp.regression import MarginalMean
+from kronax.gp.regression import MarginalMean, described
 from kronax.gp.sites import NumpyroSites
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
@@ -400,6 +400,10 @@ class GridGP(NumpyroSites):
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""
         return description(self)
+
+    def remarks(self) -> list[str]:
+        """What has to be known to read the parameters: where the mean has its level, and the like."""
+        return described(self.mean, self.axes, self.axis_names)
 
     def __repr__(self) -> str:
         return self.describe()

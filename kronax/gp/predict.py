@@ -131,7 +131,7 @@ def mean(post: Any, new: New, name: str | None = None) -> Array:
     value = post.gp.mean_on(new) + value
     if post.regression is None:
         return value
-    return value + fitted(post.regression.coefficients, post.gp.design_on(new))
+    return value + fitted(post.regression.estimates, post.gp.design_on(new))
 
 
 @compiled
@@ -149,7 +149,7 @@ def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Arr
     value = _slope(gp, gp.mean, new, i) + value
     if post.regression is None:
         return value
-    return value + fitted(post.regression.coefficients, _slope(gp, gp.mean.design, new, i))
+    return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design, new, i))
 
 
 def _slope(gp: Any, function: Any, new: New, i: int) -> Array:

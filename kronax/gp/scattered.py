@@ -73,7 +73,7 @@ def mean_at(
     value = _prior_mean(post.gp, new) + value
     if post.regression is None:
         return value
-    return value + matmul(post.regression.coefficients, _design(post.gp, new))
+    return value + matmul(post.regression.estimates, _design(post.gp, new))
 
 
 def _explained(
