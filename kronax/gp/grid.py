@@ -36,7 +36,7 @@ from kronax.gp.gaps import (
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.means import Mean, as_mean
+from kronax.gp.means import Mean, as_mean, values_of
 from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.prior import prior_draws
@@ -376,7 +376,7 @@ class GridGP(NumpyroSites):
 
     def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return self.mean(*self.coordinates_on(new)).astype(self.dtype)
+        return values_of(self.mean, self.coordinates_on(new)).astype(self.dtype)
 
     def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         """New coordinates in the form of the axes, `None` for those that stay."""

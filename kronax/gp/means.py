@@ -14,11 +14,15 @@ from numpyro.distributions import constraints
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.linalg.checks import check_finite, check_plain
-from kronax.parameters import data, parameter
+from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
 class Mean(eqx.Module):
     """A mean function: called with the coordinates of every axis, it broadcasts to the grid."""
+
+    def __check_init__(self) -> None:
+        """Refuse Python numbers in fields that are neither parameters nor static."""
+        refuse_plain_numbers(self)
 
     @abc.abstractmethod
     def __call__(self, *axes: Array) -> Array:
@@ -122,6 +126,18 @@ class SumMean(Mean):
     def bound(self, axes: Sequence[Any], names: tuple[str, ...] | None, dtype: Any) -> Mean:
         """Both bound."""
         return SumMean(self.first.bound(axes, names, dtype), self.second.bound(axes, names, dtype))
+
+
+def values_of(mean: Mean, axes: Sequence[Array]) -> Array:
+    """What a mean returns for coordinates of every axis, its shape checked."""
+    values, grid = jnp.asarray(mean(*axes)), tuple(a.shape[0] for a in axes)
+    if not _fits(values.shape, grid):
+        raise ValueError(
+            f"A mean must return an array that broadcasts to the grid of the coordinates that it "
+            f"is called with, {grid}; got shape {values.shape} from {type(mean).__name__}. Compute "
+            "it from the coordinates; what is known on one grid only cannot be predicted elsewhere."
+        )
+    return values
 
 
 def _fits(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:

@@ -26,7 +26,7 @@ from kronax.gp.cross import amplitude, kernel_matrix, kernel_rows, root_rows
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
-from kronax.gp.means import ArrayMean
+from kronax.gp.means import ArrayMean, values_of
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
@@ -146,7 +146,7 @@ def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Arr
             "A mean given as an array is known on the grid only and has no derivative. Use a "
             "mean that is a function of the axes."
         )
-    value = _slope(gp, gp.mean, new, i) + value
+    value = _slope(gp, lambda *x: values_of(gp.mean, x), new, i) + value
     if post.regression is None:
         return value
     return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design, new, i))

@@ -64,6 +64,11 @@ class RegressionMean(Mean):
         if self.scale is not None:
             x = x / jnp.asarray(self.scale, x.dtype)
         values = self.functions(x)
+        if values.shape != (len(self.terms), x.shape[0]):
+            raise ValueError(
+                f"`functions` of {type(self).__name__} must return shape ({len(self.terms)}, "
+                f"{x.shape[0]}), one row per coefficient; got shape {values.shape}."
+            )
         shape = [1] * len(axes)
         shape[i] = x.shape[0]
         return values.reshape(len(self.terms), *shape)
@@ -110,6 +115,17 @@ def _place(x: float, axis: Axis) -> str:
     return f"{x:.6g}"
 
 
+def _frame(centre: Any, scale: Any) -> tuple[float | None, float | None]:
+    """Centre and scale as numbers, where they are given."""
+    for name, value, low in (("centre", centre, -np.inf), ("scale", scale, 0.0)):
+        if value is not None and not low < float(value) < np.inf:
+            kind = "a finite number" if name == "centre" else "positive and finite"
+            raise ValueError(
+                f"The {name} of a mean must be {kind}, in units of the axis; got {value!r}."
+            )
+    return tuple(None if value is None else float(value) for value in (centre, scale))
+
+
 def _numbers(value: Any, count: int, name: str) -> Array | None:
     if value is None:
         return None
@@ -151,7 +167,7 @@ class LinearMean(RegressionMean):
         centre: float | None = None,
         scale: float | None = None,
     ):
-        self.axis, self.centre, self.scale = axis, centre, scale
+        self.axis, self.centre, self.scale = axis, *_frame(centre, scale)
         self.coefficients = _numbers(coefficients, 2, "The coefficients of a LinearMean")
 
     @property
@@ -212,7 +228,8 @@ class PolynomialMean(RegressionMean):
             raise ValueError(
                 f"The degree of a polynomial must be a whole number, 0 or more; got {degree!r}."
             )
-        self.axis, self.degree, self.centre, self.scale = axis, degree, centre, scale
+        self.axis, self.degree = axis, degree
+        self.centre, self.scale = _frame(centre, scale)
         what = "The coefficients of a PolynomialMean"
         self.coefficients = _numbers(coefficients, degree + 1, what)
 

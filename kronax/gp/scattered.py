@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.components import Component, parts, rows_at
 from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
+from kronax.gp.means import values_of
 from kronax.gp.templates import compiled
 from kronax.linalg.estimates import Estimate, exact_estimate
 from kronax.linalg.iterative_operator import Iterative
@@ -89,7 +90,7 @@ def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
     """The mean function, place by place."""
 
     def one(*place: Array) -> Array:
-        value = gp.mean(*(x[None] for x in place))
+        value = values_of(gp.mean, [x[None] for x in place])
         return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
 
     return jax.vmap(one)(*(p.raw for p in new))

@@ -130,6 +130,27 @@ def check_symmetric(array: Any, name: str) -> None:
         )
 
 
+def symmetric(array: Array) -> Array:
+    """The symmetric part of a traced matrix; a concrete one, which has been looked at, as it is."""
+    return array if is_concrete(array) else (array + jnp.swapaxes(array, -1, -2)) / 2
+
+
+def refuse_traced(what: str, advice: str, *values: Any) -> None:
+    """Refuse what runs outside of compiled code only, where it is traced.
+
+    Args:
+        what: cannot be done.
+        advice: what to do instead.
+        values: what it works on.
+    """
+    if is_concrete(values, jnp.zeros(())):  # under jit every new array is traced
+        return
+    raise TypeError(
+        f"{what} looks at values, and must be called with concrete ones; got traced ones, inside "
+        f"jax.jit, jax.vmap, jax.grad or the like. {advice}"
+    )
+
+
 def check_triangular(array: Any, name: str, lower: bool) -> None:
     """Refuse a concrete matrix with entries on the wrong side of its diagonal."""
     if not is_concrete(array):

@@ -169,6 +169,12 @@ class Kronecker(AbstractOperator):
         for k, factor in enumerate(self.factors):
             factor.check_covariance(f"Kronecker factor {k}")
 
+    def symmetrised(self) -> "Kronecker":
+        """The product of the symmetric parts of traced factors."""
+        factors = tuple(f.symmetrised() for f in self.factors)
+        same = all(a is b for a, b in zip(factors, self.factors, strict=True))
+        return self if same else Kronecker(*factors)
+
     def factorize(self, positive_definite: bool = False) -> tuple[AbstractFactorization, ...]:
         """One factorisation per axis, or the ones that the operator carries."""
 
@@ -267,6 +273,10 @@ class KroneckerSum(AbstractOperator):
     def check_covariance(self, what: str) -> None:
         """Refuse factors that cannot be covariances."""
         Kronecker(*self.factors).check_covariance(what)
+
+    def symmetrised(self) -> "KroneckerSum":
+        """The sum of the symmetric parts of traced factors."""
+        return KroneckerSum(*Kronecker(*self.factors).symmetrised().factors)
 
     def diagonal(self) -> Array:
         """The diagonal, `(*batch, *grid)`: sums of one entry per axis."""

@@ -54,8 +54,8 @@ class KroneckerPlusNoise(AbstractOperator):
     ):
         if not isinstance(kronecker, KroneckerSum):
             kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusNoise")
-        self.kronecker = kronecker
-        self.kronecker.check_covariance("a sum with noise")
+        kronecker.check_covariance("a sum with noise")
+        self.kronecker = kronecker.symmetrised()
         self.noise = _checked_noise(noise, self.kronecker)
         self.decomposition, self.made_of = decomposition, made_of
 
@@ -177,6 +177,7 @@ def _checked_noise(noise: Any, kronecker: Kronecker | KroneckerSum) -> Array | K
             raise TypeError(_three_terms(kronecker, type(noise).__name__))
         noise = as_kronecker(noise, "The noise")
         noise.check_covariance("noise")
+        noise = noise.symmetrised()
         if noise.grid_shape != kronecker.grid_shape:
             raise ValueError(
                 "Signal and noise must be over the same grid; got "
