@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 
+from kronax.linalg.checks import check_plain
 from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")
@@ -76,10 +77,34 @@ def data(**options: Any) -> Any:
     return eqx.field(metadata={"unknown_domain": True}, **options)
 
 
+def refuse_plain_numbers(module: Any) -> None:
+    """Refuse Python numbers in fields of a module that are neither parameters nor static.
+
+    No fit would train them, and `jax.jit` would trace them. Fields that hold arrays, and modules of
+    other kinds, are left alone.
+
+    Raises:
+        TypeError: naming the field.
+    """
+    for field in dataclasses.fields(module):
+        value = getattr(module, field.name, None)
+        wanted = (float,) if "float" not in str(field.type) else (float, int)
+        leaves = value if isinstance(value, tuple | list) else [value]
+        plain = [v for v in leaves if isinstance(v, wanted) and not isinstance(v, bool)]
+        if plain and not field.metadata.get("static", False):
+            raise TypeError(
+                f"The field `{field.name}` of {type(module).__name__} holds the Python number "
+                f"{plain[0]!r}, which is no parameter. Declare it as `{field.name}: Array = "
+                "kx.parameter(constraints.positive)` to have it trained, or as "
+                f"`{field.name}: float = eqx.field(static=True)` for a constant."
+            )
+
+
 def as_parameter(value: Any, constraint: Any, name: str) -> Any:
     """Numbers as a floating-point array inside the domain; other objects pass as they are."""
     if isinstance(value, bool | str) or value is None:
         raise TypeError(f"{name} must be a number or an array; got {value!r}.")
+    check_plain(value, name)
     if isinstance(value, tuple):
         return tuple(v if v is None else as_parameter(v, constraint, name) for v in value)
     if not isinstance(value, int | float | complex | list | np.ndarray | np.generic | jax.Array):
@@ -102,13 +127,15 @@ def _as_floating(value: Any) -> Array:
 
 
 def _check_domain(array: Array, constraint: Any, name: str) -> None:
-    if bool(jnp.all(constraint(array))):
+    finite = bool(jnp.isfinite(array).all())
+    if finite and bool(jnp.all(constraint(array))):
         return
-    advice = (
-        "Remove NaN and infinities."
-        if constraint is constraints.real
-        else "Give it in natural units, not as a logarithm."
-    )
+    if not finite:
+        raise ValueError(
+            f"{name} must be {describe_domain(constraint)} and finite; got {np.asarray(array)}. "
+            "Remove NaN and infinities."
+        )
+    advice = "Give it in natural units, not as a logarithm."
     raise ValueError(
         f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. {advice}"
     )

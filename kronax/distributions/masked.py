@@ -78,7 +78,7 @@ class MaskedKroneckerNormal(GridNormal):
             validate_args=validate_args,
         )
         if flatten and checks.is_concrete(observed) and np.shape(observed) == self.event_shape:
-            observed = np.asarray(observed).reshape(self.grid_shape)
+            observed = np.ma.filled(observed, False).reshape(self.grid_shape)
         self._mask = Mask.of(observed, self.grid_shape)
 
     @property

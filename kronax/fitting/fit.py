@@ -19,6 +19,7 @@ from kronax.fitting.problem import Problem, default_tolerance, make_problem, pre
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
 from kronax.fitting.starts import starting_points
 from kronax.fitting.steps import CONVERGED, NOT_FINITE, RUNNING, STALLED, State, start
+from kronax.linalg.checks import refuse_traced
 
 # One object, so that every fit with the default shares its compiled loop.
 _LBFGS = optax.lbfgs()
@@ -102,6 +103,12 @@ def fit(
         3
     """
     began = time.perf_counter()
+    refuse_traced(
+        "kx.fit",
+        "One fit for each data set of a batch is kx.fit(model, y, independent=True); for a loop of "
+        "your own, that compiles, take kx.unconstrain(model).",
+        (model, y, priors, key),
+    )
     settings = {"freeze": freeze, "domains": domains, "share": share}
     problem = make_problem(model, y, loss, priors, independent, settings)
     if optimizer is None:

@@ -160,19 +160,20 @@ class FitResult(eqx.Module):
         if self.problem.independent:
             return repr(self)
         head = "\n".join([self._head(), *self._certificate()])
+        remarks = "".join(f"\n{line}" for line in getattr(self.model, "remarks", list)())
         if not (standard_errors and self.converged):
-            return f"{head}\n{self.parameters!r}"
+            return f"{head}\n{self.parameters!r}{remarks}"
         count = sum(value.size for value in self.raw.values())
         if count > MOST_NUMBERS:
             return (
-                f"{head}\n{self.parameters!r}\nNo standard errors: {count} trained numbers are "
+                f"{head}\n{self.parameters!r}{remarks}\nNo standard errors: {count} trained numbers are "
                 "many for a Hessian. Ask for it by result.laplace()."
             )
         try:
             table = self.laplace().table(self.parameters)
         except ValueError as reason:
-            return f"{head}\n{self.parameters!r}\nNo standard errors: {reason}"
-        return f"{head}\n{table}"
+            return f"{head}\n{self.parameters!r}{remarks}\nNo standard errors: {reason}"
+        return f"{head}\n{table}{remarks}"
 
     def _head(self) -> str:
         state = "converged" if self.converged else "not converged"

@@ -10,10 +10,11 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.fitting.result import FitResult
-from kronax.gp.data_arrays import in_order_of
+from kronax.gp.data_arrays import in_order_of, without_mask
 from kronax.gp.grid import GridGP
 from kronax.gp.indexes import is_labelled
 from kronax.gp.regression import MarginalMean
+from kronax.linalg.checks import check_plain, refuse_traced
 from kronax.parameters import aligned, parameters
 
 # What orders the rows, and whether the largest comes first.
@@ -145,6 +146,9 @@ def compare(models: Mapping[str, Any], y: Any, *, by: str = "loo") -> Comparison
         )
     if by not in ORDERS:
         raise ValueError(f"by must be one of {', '.join(map(repr, ORDERS))}; got {by!r}.")
+    refuse_traced("kx.compare", "Compare outside, or use log_marginal_likelihood.", (models, y))
+    y = without_mask(y)
+    check_plain(y, "y")
     scores = {str(name): _scores(str(name), model, y) for name, model in models.items()}
     _check_comparable(scores, by)
     best = max(scores.values(), key=lambda one: one.densities.sum())

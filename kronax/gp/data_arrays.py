@@ -1,10 +1,13 @@
-"""DataArrays as data of a grid: dimensions by name, coordinates compared with those of the model.
+"""Labelled and masked arrays as data of a grid: what they say of their cells is what counts.
 
-Nothing here imports xarray: whoever passes a DataArray has it.
+The dimensions of a DataArray go by name and its coordinates must be the model's; rows and columns
+of a pandas object go by their labels, in any order; what is masked is missing. Nothing here imports
+xarray or pandas: whoever passes such an object has it.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,14 @@ from kronax.gp.coordinates import are_same
 from kronax.gp.dates import is_dates
 from kronax.gp.dates import plain as plain_dates
 from kronax.gp.frozen import FrozenAttributes
-from kronax.gp.indexes import Index, check_units, coordinate_values, index_of, is_labelled
+from kronax.gp.indexes import (
+    Index,
+    check_units,
+    coordinate_values,
+    index_of,
+    is_frame,
+    is_labelled,
+)
 from kronax.gp.labels import is_labels
 from kronax.paths import nearest
 
@@ -22,14 +32,18 @@ from kronax.paths import nearest
 def in_grid_order(
     y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str = "y"
 ) -> Any:
-    """The values of a DataArray in the order of the axes, batches first; else `y` as it is.
+    """Values of a DataArray or pandas object in the order of the axes, NaN where `y` is masked.
+
+    Batches of a DataArray come first. Other arrays stay as they are.
 
     Raises:
-        TypeError: if the model has no names for its axes, or `y` is a Dataset.
+        TypeError: if a DataArray meets a model without names for its axes, or `y` is a Dataset.
         ValueError: if a dimension is missing, or coordinates are not those of the model.
     """
+    if is_frame(y):
+        return _by_labels(y, axes, names, what)
     if not is_labelled(y):
-        return y
+        return without_mask(y)
     _check_is_data_array(y, what)
     if names is None:
         raise TypeError(
@@ -47,6 +61,78 @@ def in_grid_order(
         check_coordinates(y, name, axis, what)
     batch = [dim for dim in y.dims if dim not in names]
     return y.transpose(*batch, *names).values
+
+
+def without_mask(y: Any) -> Any:
+    """A masked array as a plain one: NaN, or false in a mask of cells, where it is masked."""
+    if isinstance(y, np.ma.MaskedArray) and y.dtype.kind in "fb":
+        return y.filled(False if y.dtype.kind == "b" else np.nan)
+    return y
+
+
+def _by_labels(y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str) -> Any:
+    """The values of a pandas object, each row and column at the place that its label names."""
+    labels = [y.index, y.columns] if y.ndim == 2 else [y.index]
+    if len(labels) != len(axes):
+        raise ValueError(
+            f"{what} is a {type(y).__name__} with labels along {len(labels)} "
+            f"{'axis' if len(labels) == 1 else 'axes'}; the model has {len(axes)}. Unstack it, or "
+            f"pass an array in the order of the axes, such as `{what}.to_numpy()`."
+        )
+    called = names or tuple(f"axis {i}" for i in range(len(axes)))
+    refused: list[ValueError] = []
+    for order in permutations(range(len(labels))):
+        own = [labels[k].name for k in order]
+        if any(name in called and name != at for name, at in zip(own, called, strict=True)):
+            continue
+        try:
+            places = [_places(labels[k], axes[i], called[i], what) for i, k in enumerate(order)]
+        except ValueError as error:
+            refused.append(error)
+            continue
+        return np.transpose(y.to_numpy(), order)[np.ix_(*places)]
+    raise ValueError(
+        f"{refused[0]} The labels of a {type(y).__name__} say which cell is which; where they do "
+        f"not, pass `{what}.to_numpy()`."
+    ) from refused[0]
+
+
+def _places(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:
+    """Where the label of each place of an axis stands; as they come if the axis is traced.
+
+    Raises:
+        ValueError: if they are not the labels of the axis.
+    """
+    got, wanted = np.asarray(labels), _reference(axis)
+    if wanted is None and len(got) == axis.size:
+        return np.arange(axis.size)
+    if wanted is None or got.shape != wanted.shape or _kind(got) != _kind(wanted):
+        raise ValueError(_other_labels(got, wanted, name, what))
+    if is_dates(got):
+        got, wanted = plain_dates(got, name), plain_dates(wanted, name)
+    places = np.empty(axis.size, int)
+    places[np.argsort(wanted, kind="stable")] = np.argsort(got, kind="stable")
+    if not _equal(got[places], wanted).all():
+        raise ValueError(_other_labels(got, wanted, name, what))
+    return places
+
+
+def _other_labels(got: np.ndarray, wanted: np.ndarray | None, name: str, what: str) -> str:
+    of_model = "unknown" if wanted is None else f"{_kind(wanted)}, {len(wanted)}, {_shown(wanted)}"
+    return (
+        f"The labels of {what} along {name} must be the coordinates of the model, in any order "
+        f"({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}."
+    )
+
+
+def along_axis(value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, key: Any) -> Any:
+    """Numbers along one axis in its order: a DataArray or Series by its labels."""
+    known: tuple = names or tuple(range(len(axes)))
+    if is_labelled(value):
+        return _part_of_grid(value, axes, names, "The noise")[0]
+    if is_frame(value) and key in known:
+        return _by_labels(value, (axes[known.index(key)],), (str(key),), "The noise")
+    return value
 
 
 def in_order_of(values: np.ndarray, y: Any, names: tuple[str, ...] | None) -> np.ndarray:
@@ -238,6 +324,8 @@ def _columns(data: Any, dim: str, axis: Axis) -> tuple[str, ...]:
 
 def mean_by_axis(value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None) -> Any:
     """A mean that is a DataArray, of some of the axes, as an array that broadcasts to the grid."""
+    if is_frame(value):
+        return in_grid_order(value, axes, names, "The mean")
     if not is_labelled(value):
         return value
     values, dims = _part_of_grid(value, axes, names, "The mean")
@@ -248,10 +336,9 @@ def mean_by_axis(value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None
 def noise_by_axis(value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None) -> Any:
     """Noise variances that are a DataArray along one axis, as a dictionary by name."""
     if isinstance(value, dict):
-        return {
-            key: _part_of_grid(v, axes, names, "The noise")[0] if is_labelled(v) else v
-            for key, v in value.items()
-        }
+        return {key: along_axis(v, axes, names, key) for key, v in value.items()}
+    if is_frame(value):
+        return in_grid_order(value, axes, names, "The noise")
     if not is_labelled(value):
         return value
     values, dims = _part_of_grid(value, axes, names, "The noise")

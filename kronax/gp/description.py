@@ -22,6 +22,7 @@ def description(gp: Any) -> str:
         )
     lines += [f"  {line}" for line in _terms(gp, labels)]
     lines += described(gp)
+    lines += [f"  {line}" for line in gp.remarks()]
     table = repr(parameters(gp)).splitlines()
     return "\n".join(lines + [f"  {row}" for row in table])
 

@@ -108,5 +108,5 @@ def _decorrelated(post: Any) -> Array:
     gp, stay = post.gp, (None,) * len(post.gp.axes)
     residual = post.y - gp.mean_on(stay)
     if post.regression is not None:
-        residual = residual - fitted(post.regression.coefficients, gp.design_on(stay))
+        residual = residual - fitted(post.regression.estimates, gp.design_on(stay))
     return decorrelate(post.operator, residual)

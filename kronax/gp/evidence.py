@@ -81,8 +81,8 @@ def _estimate(gp: Any, y: Array) -> Estimate:
     if not isinstance(gp.mean, MarginalMean):
         return covariance.density(residual)
     design = gp.design_on((None,) * len(gp.axes))
-    found = regress(covariance, design, residual, gp.mean.variance, ())
-    density = covariance.density(residual - fitted(found.coefficients, design))
+    found = regress(covariance, design, residual, gp.mean.variance)
+    density = covariance.density(residual - fitted(found.estimates, design))
     return density.shifted(integrated(found, gp.mean.variance))
 
 
@@ -102,8 +102,9 @@ def _weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends
     residual, found = _residual(gp, operator, y), None
     if isinstance(gp.mean, MarginalMean):
         design = gp.design_on(stay)
-        found = regress(operator, design, residual, gp.mean.variance, gp.mean.names)
-        residual = residual - fitted(found.coefficients, design)
+        labels = gp.mean.labels(gp.axes)
+        found = regress(operator, design, residual, gp.mean.variance, **labels)
+        residual = residual - fitted(found.estimates, design)
     if not isinstance(operator, Iterative):
         return Weights(solve_grid(operator, residual), found, None), ends(operator)
     solved = operator.weights(residual)

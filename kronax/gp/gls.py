@@ -28,22 +28,35 @@ class Regression(eqx.Module):
 
     Attributes:
         names: one per coefficient.
-        coefficients: their posterior means, `(*batch, p)`; with flat priors the generalised least
-            squares estimates.
+        estimates: their posterior means, `(*batch, p)`, of the functions as the mean holds them.
         solved: `S⁻¹ H` on the grid, `(p, n_1, …, n_d)`.
         root: the lower Cholesky factor of their precision `A`, `(p, p)`.
+        units: what each is multiplied by to be in units of the data, or of the data per unit of
+            the axis.
+        notes: where levels are, and what slopes are per.
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
-    coefficients: Float[Array, "..."]
+    estimates: Float[Array, "..."]
     solved: Float[Array, "p ..."]
     root: Float[Array, "p p"]
+    units: tuple[float, ...] = eqx.field(static=True, default=())
+    notes: tuple[str, ...] = eqx.field(static=True, default=())
+
+    @property
+    def coefficients(self) -> Float[Array, "..."]:
+        """Posterior means `(*batch, p)`; with flat priors the generalised least squares estimates.
+
+        Slopes are per unit of the axis, whatever the scale of the mean.
+        """
+        units = jnp.asarray(self.units, self.estimates.dtype)
+        return self.estimates * jnp.broadcast_to(units, self.estimates.shape)
 
     @property
     def covariance(self) -> Float[Array, "p p"]:
-        """Of the coefficients: `A⁻¹`."""
-        identity = jnp.eye(self.root.shape[0], dtype=self.root.dtype)
-        inverse = jax.scipy.linalg.solve_triangular(self.root, identity, lower=True)
+        """Of the coefficients: `A⁻¹`, in their units."""
+        units = jnp.diag(jnp.asarray(self.units, self.root.dtype))
+        inverse = jax.scipy.linalg.solve_triangular(self.root, units, lower=True)
         return matmul(inverse.T, inverse)
 
     @property
@@ -52,9 +65,9 @@ class Regression(eqx.Module):
         return jnp.sqrt(jnp.diagonal(self.covariance))
 
     def draw(self, white: Float[Array, "... p"]) -> Float[Array, "... p"]:
-        """Coefficients from white noise."""
+        """Estimates from white noise."""
         shift = jax.scipy.linalg.solve_triangular(self.root.T, white[..., None], lower=False)
-        return self.coefficients + shift[..., 0]
+        return self.estimates + shift[..., 0]
 
     def whitened(self, difference: Float[Array, "p ..."]) -> Float[Array, "p ..."]:
         """`L⁻¹ D` for `D = H_* − K_* S⁻¹ H`: its squares are what the coefficients add."""
@@ -70,7 +83,7 @@ class Regression(eqx.Module):
             self.names, self.coefficients, self.standard_errors, strict=True
         ):
             rows.append((name, f"{float(value):.4g}", f"{float(error):.3g}"))
-        return aligned(rows)
+        return "\n".join([aligned(rows), *self.notes])
 
 
 def regress(
@@ -78,9 +91,17 @@ def regress(
     design: Array,
     y: Array,
     variance: Array | None,
-    names: Any,
+    **labels: Any,
 ) -> Regression:
-    """The coefficients given data that have no other mean; one structured solve each."""
+    """The coefficients given data that have no other mean; one structured solve each.
+
+    Args:
+        op: the covariance of the data.
+        design: the functions on the grid.
+        y: the data.
+        variance: of the prior on each coefficient; flat without one.
+        labels: `names`, `units` and `notes` of the coefficients, where they are to be shown.
+    """
     num = design.shape[0]
     solved = solve_grid(op, design)
     flat = design.reshape(num, -1)
@@ -91,8 +112,8 @@ def regress(
     root = jnp.linalg.cholesky(precision)
     batch = y.shape[: y.ndim - (design.ndim - 1)]
     projected = matmul(y.reshape(*batch, -1), solved.reshape(num, -1).T)
-    coefficients = jax.scipy.linalg.cho_solve((root, True), projected[..., None])[..., 0]
-    return Regression(names, coefficients, solved, root)
+    estimates = jax.scipy.linalg.cho_solve((root, True), projected[..., None])[..., 0]
+    return Regression(labels.pop("names", ()), estimates, solved, root, **labels)
 
 
 def fitted(coefficients: Float[Array, "... p"], design: Float[Array, "p ..."]) -> Array:
@@ -105,8 +126,8 @@ def marginal_logpdf(
     op: KroneckerPlusNoise | AbstractSolvable, design: Array, y: Array, variance: Array | None
 ) -> Array:
     """Log density of data with the coefficients integrated out; restricted if they are flat."""
-    found = regress(op, design, y, variance, ())
-    value = normal_logpdf_grid(y - fitted(found.coefficients, design), op)
+    found = regress(op, design, y, variance)
+    value = normal_logpdf_grid(y - fitted(found.estimates, design), op)
     return value + integrated(found, variance)
 
 
@@ -117,5 +138,5 @@ def integrated(found: Regression, variance: Array | None) -> Array:
     if variance is None:
         return value + jnp.asarray(num / 2 * np.log(2 * np.pi), dtype)
     spread = variance.astype(dtype)
-    square = jnp.sum(jnp.square(found.coefficients), axis=-1)
+    square = jnp.sum(jnp.square(found.estimates), axis=-1)
     return value - square / spread / 2 - num / 2 * jnp.log(spread)

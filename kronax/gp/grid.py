@@ -36,11 +36,11 @@ from kronax.gp.gaps import (
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.means import Mean, as_mean
+from kronax.gp.means import Mean, as_mean, values_at
 from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.prior import prior_draws
-from kronax.gp.regression import MarginalMean
+from kronax.gp.regression import MarginalMean, described
 from kronax.gp.sites import NumpyroSites
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
@@ -376,7 +376,7 @@ class GridGP(NumpyroSites):
 
     def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return self.mean.at(*self.points_on(new)).astype(self.dtype)
+        return values_at(self.mean, self.points_on(new)).astype(self.dtype)
 
     def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         """New coordinates in the form of the axes, `None` for those that stay."""
@@ -400,6 +400,10 @@ class GridGP(NumpyroSites):
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""
         return description(self)
+
+    def remarks(self) -> list[str]:
+        """What has to be known to read the parameters: where the mean has its level, and the like."""
+        return described(self.mean, self.axes, self.axis_names)
 
     def __repr__(self) -> str:
         return self.describe()

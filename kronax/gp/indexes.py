@@ -32,6 +32,11 @@ def is_labelled(value: Any) -> bool:
     return all(hasattr(value, part) for part in ("dims", "coords", "attrs", "transpose"))
 
 
+def is_frame(value: Any) -> bool:
+    """Whether it is a pandas DataFrame or Series, or something that labels its rows likewise."""
+    return all(hasattr(value, part) for part in ("index", "iloc", "to_numpy"))
+
+
 def index_of(coordinate: Any) -> Index | None:
     """The index that a coordinate `(n,)` of a DataArray makes; `None` for anything else."""
     if not is_labelled(coordinate) or coordinate.ndim != 1:

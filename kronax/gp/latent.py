@@ -39,9 +39,10 @@ def sample_latent(gp: Any, name: str, jitter: float) -> Array:
 
 def check_jitter(jitter: Any) -> None:
     """Refuse a jitter that is no number, or negative."""
-    if isinstance(jitter, bool) or not isinstance(jitter, int | float) or jitter < 0:
+    number = isinstance(jitter, int | float) and not isinstance(jitter, bool)
+    if not number or not 0 <= jitter < float("inf"):
         raise ValueError(
-            f"jitter must be a number that is not negative; got {jitter!r}. It is added to the "
+            f"jitter must be a finite number that is not negative; got {jitter!r}. It is added to the "
             "diagonal of every axis' covariance, relative to its mean."
         )
 

@@ -14,9 +14,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes import Axis
+from kronax.gp.data_arrays import without_mask
 from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.gp.indexes import is_labelled
-from kronax.linalg.checks import is_concrete
+from kronax.linalg.checks import check_plain, is_concrete
 from kronax.linalg.diagonals import inverse_diagonal
 from kronax.linalg.estimates import ConvergenceError, settled
 from kronax.linalg.iterative_operator import Iterative
@@ -52,6 +53,8 @@ class LeaveOneOut(HeldOut):
                 "y must be an array in the order of the model's axes; got a DataArray. Pass "
                 "gp.check_data(y), which puts it into this order."
             )
+        y = without_mask(y)
+        check_plain(y, "y")
         error = self.error if y is None else y - self.mean
         square = jnp.square(error) / self.variance
         return -(square + jnp.log(self.variance) + math.log(2 * math.pi)) / 2

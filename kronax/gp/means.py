@@ -14,12 +14,16 @@ from numpyro.distributions import constraints
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
-from kronax.linalg.checks import check_finite
-from kronax.parameters import data, parameter
+from kronax.linalg.checks import check_finite, check_plain
+from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
 class Mean(eqx.Module):
     """A mean function: called with the coordinates of every axis, it broadcasts to the grid."""
+
+    def __check_init__(self) -> None:
+        """Refuse Python numbers in fields that are neither parameters nor static."""
+        refuse_plain_numbers(self)
 
     @abc.abstractmethod
     def __call__(self, *axes: Array) -> Array:
@@ -133,6 +137,18 @@ class SumMean(Mean):
         return SumMean(self.first.bound(axes, names, dtype), self.second.bound(axes, names, dtype))
 
 
+def values_at(mean: Mean, axes: Sequence[Points]) -> Array:
+    """What a mean returns at points of every axis, its shape checked."""
+    values, grid = jnp.asarray(mean.at(*axes)), tuple(x.size for x in axes)
+    if not _fits(values.shape, grid):
+        raise ValueError(
+            f"A mean must return an array that broadcasts to the grid of the coordinates that it "
+            f"is called with, {grid}; got shape {values.shape} from {type(mean).__name__}. Compute "
+            "it from the coordinates; what is known on one grid only cannot be predicted elsewhere."
+        )
+    return values
+
+
 def _fits(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:
     return len(shape) <= len(grid) and all(
         m in (1, n) for m, n in zip(shape[::-1], grid[::-1], strict=False)
@@ -148,6 +164,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
     if isinstance(value, int | float) and not isinstance(value, bool):
         number: Any = np.asarray(value, dtype)
         return ConstantMean(number)
+    check_plain(value, "The mean")
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.dtype.kind in "fiu":
         if value.ndim == 0:
             return ConstantMean(jnp.asarray(value))

@@ -27,7 +27,7 @@ from kronax.gp.derivatives import check_slope
 from kronax.gp.gls import fitted
 from kronax.gp.kernels.points import Points
 from kronax.gp.labels import Labels
-from kronax.gp.means import ArrayMean
+from kronax.gp.means import ArrayMean, values_at
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
 from kronax.linalg.diagonals import (
@@ -138,7 +138,7 @@ def mean(post: Any, new: New, name: str | None = None) -> Array:
     value = post.gp.mean_on(new) + value
     if post.regression is None:
         return value
-    return value + fitted(post.regression.coefficients, post.gp.design_on(new))
+    return value + fitted(post.regression.estimates, post.gp.design_on(new))
 
 
 @compiled
@@ -153,10 +153,10 @@ def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Arr
             "A mean given as an array is known on the grid only and has no derivative. Use a "
             "mean that is a function of the axes."
         )
-    value = _slope(gp, gp.mean.at, new, i) + value
+    value = _slope(gp, lambda *x: values_at(gp.mean, x), new, i) + value
     if post.regression is None:
         return value
-    return value + fitted(post.regression.coefficients, _slope(gp, gp.mean.design_at, new, i))
+    return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))
 
 
 def _slope(gp: Any, function: Any, new: New, i: int) -> Array:

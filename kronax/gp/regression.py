@@ -15,8 +15,10 @@ from numpyro.distributions import constraints
 
 from kronax.gp.axes import Axis
 from kronax.gp.coordinates import difference
+from kronax.gp.dates import Dates
 from kronax.gp.kernels.points import Points
 from kronax.gp.means import ConstantMean, Mean, SumMean, ZeroMean
+from kronax.linalg.checks import is_concrete
 from kronax.linalg.modes import along
 from kronax.parameters import as_parameter, parameter
 from kronax.paths import nearest
@@ -41,6 +43,15 @@ class RegressionMean(Mean):
     @abc.abstractmethod
     def functions(self, x: Array) -> Float[Array, "p n"]:
         """The functions at `(x − centre) / scale`, or at `x` itself where they have no centre."""
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """What each coefficient is multiplied by to be in units of the data, or per unit of `x`."""
+        return (1.0,) * len(self.terms)
+
+    def note(self, name: str, axis: Axis) -> str:
+        """What has to be known of an axis to read the coefficients; empty if nothing has."""
+        return ""
 
     def design(self, *axes: Array) -> Float[Array, "p ..."]:
         """The functions on the grid of the axes; they broadcast to it."""
@@ -70,6 +81,11 @@ class RegressionMean(Mean):
         if self.scale is not None:
             x = x / jnp.asarray(self.scale, x.dtype)
         values = self.functions(x)
+        if values.shape != (len(self.terms), x.shape[0]):
+            raise ValueError(
+                f"`functions` of {type(self).__name__} must return shape ({len(self.terms)}, "
+                f"{x.shape[0]}), one row per coefficient; got shape {values.shape}."
+            )
         shape = [1] * len(axes)
         shape[i] = x.shape[0]
         return values.reshape(len(self.terms), *shape)
@@ -115,6 +131,24 @@ class RegressionMean(Mean):
         return self.axis if isinstance(self.axis, int) else known.index(self.axis)
 
 
+def _place(x: float, axis: Axis) -> str:
+    """A coordinate as its user counts."""
+    if isinstance(axis.coding, Dates):
+        return f"{x:.6g} {axis.coding.unit} after {str(axis.coding.reference)[:10]}"
+    return f"{x:.6g}"
+
+
+def _frame(centre: Any, scale: Any) -> tuple[float | None, float | None]:
+    """Centre and scale as numbers, where they are given."""
+    for name, value, low in (("centre", centre, -np.inf), ("scale", scale, 0.0)):
+        if value is not None and not low < float(value) < np.inf:
+            kind = "a finite number" if name == "centre" else "positive and finite"
+            raise ValueError(
+                f"The {name} of a mean must be {kind}, in units of the axis; got {value!r}."
+            )
+    return tuple(None if value is None else float(value) for value in (centre, scale))
+
+
 def _numbers(value: Any, count: int, name: str) -> Array | None:
     if value is None:
         return None
@@ -128,7 +162,8 @@ class LinearMean(RegressionMean):
     """`β_0 + β_1 u`, `u = (x − centre) / scale`, along one axis.
 
     Inside a `kx.GridGP` centre and scale are the middle and half the length of the axis unless
-    given, so that `β_1` is the rise from the middle to the end.
+    given, so that `β_1` is the rise from the middle to the end. What kronax shows of it, the table of
+    a `kx.MarginalMean` and `describe()`, is the slope per unit of the axis.
 
     Args:
         axis: name or number of the axis.
@@ -155,13 +190,23 @@ class LinearMean(RegressionMean):
         centre: float | None = None,
         scale: float | None = None,
     ):
-        self.axis, self.centre, self.scale = axis, centre, scale
+        self.axis, self.centre, self.scale = axis, *_frame(centre, scale)
         self.coefficients = _numbers(coefficients, 2, "The coefficients of a LinearMean")
 
     @property
     def terms(self) -> tuple[str, ...]:
         """Level and slope."""
         return ("level", "slope")
+
+    @property
+    def units(self) -> tuple[float, ...]:
+        """The slope is per unit of `x`, not of `u`."""
+        return 1.0, 1.0 / (self.scale or 1.0)
+
+    def note(self, name: str, axis: Axis) -> str:
+        """Where the level is, and what the slope is per."""
+        unit = axis.coding.unit.removesuffix("s") if isinstance(axis.coding, Dates) else "unit"
+        return f"{name}: level at {_place(self.centre or 0.0, axis)}, slope per {unit} of {name}"
 
     def functions(self, x: Array) -> Array:
         """`1, u`."""
@@ -206,7 +251,8 @@ class PolynomialMean(RegressionMean):
             raise ValueError(
                 f"The degree of a polynomial must be a whole number, 0 or more; got {degree!r}."
             )
-        self.axis, self.degree, self.centre, self.scale = axis, degree, centre, scale
+        self.axis, self.degree = axis, degree
+        self.centre, self.scale = _frame(centre, scale)
         what = "The coefficients of a PolynomialMean"
         self.coefficients = _numbers(coefficients, degree + 1, what)
 
@@ -214,6 +260,11 @@ class PolynomialMean(RegressionMean):
     def terms(self) -> tuple[str, ...]:
         """By degree."""
         return tuple(f"degree {k}" for k in range(self.degree + 1))
+
+    def note(self, name: str, axis: Axis) -> str:
+        """What the polynomials are of."""
+        middle = _place(self.centre or 0.0, axis)
+        return f"{name}: Legendre polynomials of ({name} less {middle}) / {self.scale or 1.0:.6g}"
 
     def functions(self, x: Array) -> Array:
         """`P_0(u), …, P_k(u)` by Bonnet's recursion."""
@@ -282,7 +333,8 @@ class MarginalMean(Mean):
     Args:
         mean: a regression mean, `kx.ConstantMean`, or a sum of such; other means may be added and
             stay as they are.
-        variance: of independent normal priors on the coefficients; flat by default.
+        variance: of independent normal priors on the coefficients of the functions as each mean
+            defines them (the `β_1` of a `kx.LinearMean` belongs to `u`); flat by default.
 
     Raises:
         TypeError: if no part of the mean has coefficients.
@@ -328,6 +380,14 @@ class MarginalMean(Mean):
             found += [f"{axis}: {term}" for term in part.terms]
         return tuple(found)
 
+    def labels(self, axes: Sequence[Axis]) -> dict[str, tuple]:
+        """What a table of the coefficients says: their names, units and notes."""
+        units: list[float] = []
+        for part in self.parts:
+            units += (1.0,) if isinstance(part, ConstantMean) else part.units
+        notes = notes_of(self.parts, axes, self.axis_names)
+        return {"names": self.names, "units": tuple(units), "notes": notes}
+
     def design_at(self, *axes: Points) -> Float[Array, "p ..."]:
         """All functions at points of the axes, `(p, n_1, …, n_d)`."""
         grid = tuple(x.size for x in axes)
@@ -360,3 +420,28 @@ class MarginalMean(Mean):
         )
         object.__setattr__(new, "axis_names", names)
         return new
+
+
+def notes_of(
+    parts: Sequence[Any], axes: Sequence[Axis], names: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """What has to be known to read the coefficients of bound means."""
+    found = []
+    for part in parts:
+        if isinstance(part, RegressionMean) and isinstance(part.axis, int):
+            label = names[part.axis] if names else f"axis {part.axis}"
+            found.append(part.note(label, axes[part.axis]))
+    return tuple(note for note in found if note)
+
+
+def described(mean: Mean, axes: Sequence[Axis], names: tuple[str, ...] | None) -> list[str]:
+    """The coefficients of a bound mean that a fit trains, in the units of data and axes."""
+    lines = []
+    for part in mean.summands():
+        for note in notes_of([part], axes, names):
+            lines.append(note)
+            if is_concrete(part):
+                values = np.asarray(part.coefficients, np.float64) * part.units
+                shown = zip(part.terms, values, strict=True)
+                lines.append("  " + ", ".join(f"{term} {value:.4g}" for term, value in shown))
+    return lines

@@ -10,6 +10,7 @@ from kronax.gp.columns import columns_of
 from kronax.gp.components import Component, parts, rows_at
 from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
+from kronax.gp.means import values_at
 from kronax.gp.templates import compiled
 from kronax.linalg.estimates import Estimate, exact_estimate
 from kronax.linalg.iterative_operator import Iterative
@@ -63,7 +64,7 @@ def mean_at(
     value = _prior_mean(post.gp, new) + value
     if post.regression is None:
         return value
-    return value + matmul(post.regression.coefficients, _design(post.gp, new))
+    return value + matmul(post.regression.estimates, _design(post.gp, new))
 
 
 def _explained(
@@ -79,7 +80,7 @@ def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
     """The mean function, place by place."""
 
     def one(*place: Points) -> Array:
-        value = gp.mean.at(*(x[None] for x in place))
+        value = values_at(gp.mean, [x[None] for x in place])
         return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
 
     return jax.vmap(one)(*new)

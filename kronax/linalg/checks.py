@@ -31,11 +31,7 @@ def array_of_reals(
     """
     if value is None or isinstance(value, str | dict | set):
         raise TypeError(f"{name} must be an array of real numbers; got {value!r}.")
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} must be a plain array; got a masked one. Fill what is masked: "
-            "`y.filled(numpy.nan)` marks missing cells."
-        )
+    check_plain(value, name)
     given, dtype = value, getattr(value, "dtype", None)
     if dtype is None:
         try:
@@ -60,6 +56,20 @@ def array_of_reals(
     if finite and is_concrete(array):
         check_finite(array, name)
     return array
+
+
+def check_plain(value: Any, name: str) -> None:
+    """Refuse arrays that say more than their numbers, where nothing would look at it."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} must be a plain array; got a masked one. Fill what is masked: "
+            "`y.filled(numpy.nan)` marks missing cells."
+        )
+    if hasattr(value, "iloc"):  # a pandas object
+        raise TypeError(
+            f"{name} must be a plain array; got a {type(value).__name__}, whose labels cannot be "
+            "matched with anything here. Pass its values in the order of the axes: `.to_numpy()`."
+        )
 
 
 def check_finite(array: Any, name: str) -> None:
@@ -118,6 +128,27 @@ def check_symmetric(array: Any, name: str) -> None:
             f"({j}, {i}) differ by {gap.max():.3g}. Symmetrise it, or use kx.solve and kx.logdet "
             "without noise, which take general square factors."
         )
+
+
+def symmetric(array: Array) -> Array:
+    """The symmetric part of a traced matrix; a concrete one, which has been looked at, as it is."""
+    return array if is_concrete(array) else (array + jnp.swapaxes(array, -1, -2)) / 2
+
+
+def refuse_traced(what: str, advice: str, *values: Any) -> None:
+    """Refuse what runs outside of compiled code only, where it is traced.
+
+    Args:
+        what: cannot be done.
+        advice: what to do instead.
+        values: what it works on.
+    """
+    if is_concrete(values, jnp.zeros(())):  # under jit every new array is traced
+        return
+    raise TypeError(
+        f"{what} looks at values, and must be called with concrete ones; got traced ones, inside "
+        f"jax.jit, jax.vmap, jax.grad or the like. {advice}"
+    )
 
 
 def check_triangular(array: Any, name: str, lower: bool) -> None:
@@ -200,7 +231,8 @@ def grid_of(
 ) -> tuple[Array, bool]:
     """`y` as `(*batch, *grid)` in `dtype`, and whether it came in the flat layout.
 
-    Where the trailing shape is the grid's, `y` is a grid; else its last size must be `N`.
+    Where the trailing shape is the grid's, `y` is a grid; else its last size must be `N`. A matrix
+    `(*batch, N, N)` may be vectors in rows or in columns, and is refused.
     """
     if len(grid_shape) > 1 and hasattr(y, "dims") and hasattr(y, "coords"):
         raise TypeError(
@@ -210,11 +242,25 @@ def grid_of(
     check_precision(y, name, dtype)
     array = array_of_reals(y, name, finite=finite).astype(dtype)
     num_axes, num_cells = len(grid_shape), prod(grid_shape)
+    check_not_square(array.shape, grid_shape, name)
     if array.ndim >= num_axes and array.shape[array.ndim - num_axes :] == grid_shape:
         return array, False
     if array.ndim and array.shape[-1] == num_cells:
         return array.reshape(*array.shape[:-1], *grid_shape), True
     raise ValueError(_layout_message(array.shape, grid_shape, num_cells, name))
+
+
+def check_not_square(shape: tuple[int, ...], grid_shape: tuple[int, ...], name: str) -> None:
+    """Refuse `(*batch, N, N)`: whether its rows or its columns are the vectors cannot be told."""
+    num_cells = prod(grid_shape)
+    if num_cells == 1 or shape[-2:] != (num_cells, num_cells):
+        return
+    grid = f", or the grid's, (…, {', '.join(map(str, grid_shape))})" if len(grid_shape) > 1 else ""
+    raise ValueError(
+        f"{name} of shape {tuple(shape)} may be {num_cells} vectors in rows or in columns. For "
+        "columns use `op @ X` to multiply and `kx.inverse(op) @ X` to solve; for a batch of rows "
+        f"give it another leading shape: `{name}[..., None, :]`{grid}."
+    )
 
 
 def _layout_message(shape, grid_shape, num_cells, name) -> str:

@@ -10,6 +10,8 @@ from kronax.linalg.checks import is_concrete
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import eigenbasis
 from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.fingerprints import fingerprint
+from kronax.linalg.fingerprints import held as of_operator
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
@@ -20,8 +22,8 @@ def decompose(op: AbstractOperator) -> Any:
     """The same operator carrying its decomposition, so that later calls need none.
 
     Inside one `jit` this is not needed: identical decompositions are merged there. Gradients flow
-    to the factors as before. The decomposition belongs to these factors: make a new operator
-    rather than editing the factors of a decomposed one.
+    to the factors as before. The decomposition belongs to these factors and this noise: where they
+    are replaced in a decomposed operator, every function raises, or gives NaN if traced.
 
     Args:
         op: with noise, one eigenbasis per axis is attached; without, Cholesky factors where a
@@ -40,14 +42,15 @@ def decompose(op: AbstractOperator) -> Any:
         return op.decompose()
     op = with_noise(op)
     if isinstance(op, KroneckerPlusNoise):
+        op = KroneckerPlusNoise(op.kronecker, op.noise)  # without the one that it may carry
         bases = _bases(op)
         explain_not_finite(bases, op)
-        return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases)
+        return _carrying(op, bases)
     op = as_kronecker(op)
     op.check_square("a decomposition")
     held = tuple(f.factorize(_is_positive_definite(f)) for f in op.factors)
     explain_not_finite([f.log_abs_det(h) for f, h in zip(op.factors, held, strict=True)], op)
-    return Kronecker(*op.factors, decomposition=held)
+    return Kronecker(*op.factors, decomposition=held, made_of=fingerprint(op))
 
 
 def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> KroneckerPlusNoise:
@@ -60,9 +63,14 @@ def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> 
         whole = decompose(op)
         assert isinstance(whole, KroneckerPlusNoise)
         return whole
-    bases = _with_axis(op, held.decomposition, i)
+    bases = _with_axis(op, of_operator(held, held.decomposition), i)
     explain_not_finite(bases, op)
-    return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases)
+    return _carrying(op, bases)
+
+
+def _carrying(op: KroneckerPlusNoise, bases: Any) -> KroneckerPlusNoise:
+    made_of = fingerprint(op)
+    return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases, made_of=made_of)
 
 
 @eqx.filter_jit

@@ -7,6 +7,7 @@ import numpy as np
 
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.fingerprints import held
 from kronax.linalg.kronecker import Kronecker, KroneckerSum
 
 
@@ -19,6 +20,10 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
         return
     if all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(result)):
         return
+    whole = getattr(op, "op", op)  # that of a Masked
+    for one in (op, whole):
+        held(one, getattr(one, "decomposition", None))  # raises if it belongs to other factors
+    op = whole
     signal, noise = getattr(op, "kronecker", None), getattr(op, "noise", None)
     if signal is not None:
         refuse_indefinite(signal, "signal")

@@ -44,7 +44,7 @@ class Mask:
                 "what is computed; got a traced array. Close over it, or make the operator "
                 "outside of jit: a mask is no parameter."
             )
-        array = np.asarray(observed)
+        array = np.asarray(np.ma.filled(observed, False))  # what is masked has no data
         if array.dtype != bool:
             raise TypeError(
                 f"The mask `observed` must be boolean, true where a cell is observed; got dtype "

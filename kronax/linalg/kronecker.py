@@ -11,6 +11,7 @@ from kronax.linalg.factorizations import AbstractFactorization
 from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.fingerprints import held
 from kronax.linalg.modes import apply_all, best_order, map_batch, matmul
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sequence import in_sequence
@@ -38,8 +39,9 @@ class Kronecker(AbstractOperator):
 
     factors: tuple[AbstractFactor, ...]
     decomposition: tuple[AbstractFactorization, ...] | None
+    made_of: tuple[Array, ...] | None
 
-    def __init__(self, *factors: Any, decomposition: Any = None):
+    def __init__(self, *factors: Any, decomposition: Any = None, made_of: Any = None):
         if len(factors) == 1 and isinstance(factors[0], tuple | list):
             raise TypeError(
                 f"kx.Kronecker takes its factors one by one; got a {type(factors[0]).__name__} of "
@@ -55,7 +57,7 @@ class Kronecker(AbstractOperator):
         # Not `result_type`: it raises where the user forbids implicit promotion.
         dtype = max((f.dtype for f in firm or flattened), key=lambda d: jnp.finfo(d).bits)
         self.factors = tuple(f if f.dtype == dtype else cast(f, dtype) for f in flattened)
-        self.decomposition = decomposition
+        self.decomposition, self.made_of = decomposition, made_of
         checks.check_broadcast([f.batch_shape for f in self.factors], "the Kronecker factors")
 
     @property
@@ -167,15 +169,21 @@ class Kronecker(AbstractOperator):
         for k, factor in enumerate(self.factors):
             factor.check_covariance(f"Kronecker factor {k}")
 
+    def symmetrised(self) -> "Kronecker":
+        """The product of the symmetric parts of traced factors."""
+        factors = tuple(f.symmetrised() for f in self.factors)
+        same = all(a is b for a, b in zip(factors, self.factors, strict=True))
+        return self if same else Kronecker(*factors)
+
     def factorize(self, positive_definite: bool = False) -> tuple[AbstractFactorization, ...]:
         """One factorisation per axis, or the ones that the operator carries."""
 
         def one(pair: tuple[AbstractFactor, Any]) -> AbstractFactorization:
-            factor, held = pair
-            usable = held is not None and (held.needs_definite or not positive_definite)
-            return held if usable else factor.factorize(positive_definite)
+            factor, own = pair
+            usable = own is not None and (own.needs_definite or not positive_definite)
+            return own if usable else factor.factorize(positive_definite)
 
-        helds = self.decomposition or (None,) * len(self.factors)
+        helds = held(self, self.decomposition) or (None,) * len(self.factors)
         pairs = zip(self.factors, helds, strict=True)
         return tuple(in_sequence(one, pairs, batched=bool(self.batch_shape)))
 
@@ -266,6 +274,10 @@ class KroneckerSum(AbstractOperator):
         """Refuse factors that cannot be covariances."""
         Kronecker(*self.factors).check_covariance(what)
 
+    def symmetrised(self) -> "KroneckerSum":
+        """The sum of the symmetric parts of traced factors."""
+        return KroneckerSum(*Kronecker(*self.factors).symmetrised().factors)
+
     def diagonal(self) -> Array:
         """The diagonal, `(*batch, *grid)`: sums of one entry per axis."""
         num_axes = len(self.factors)
@@ -354,6 +366,7 @@ def _unchecked(factors: Any, decomposition: Any) -> Kronecker:
     op = object.__new__(Kronecker)
     object.__setattr__(op, "factors", factors)
     object.__setattr__(op, "decomposition", decomposition)
+    object.__setattr__(op, "made_of", None)
     return op
 
 

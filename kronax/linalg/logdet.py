@@ -126,6 +126,7 @@ def mean_of(mean: Any, op: AbstractOperator, name: str = "mean") -> Array:
         return jnp.asarray(mean)
     checks.check_precision(mean, name, op.dtype)
     array = checks.array_of_reals(mean, name).astype(op.dtype)
+    checks.check_not_square(array.shape, op.grid_shape, name)
     trailing = array.shape[-len(op.grid_shape) :]
     fits = len(trailing) <= len(op.grid_shape) and all(
         m in (1, n) for m, n in zip(trailing[::-1], op.grid_shape[::-1], strict=False)

@@ -17,6 +17,7 @@ from kronax.linalg.conditioning import ends_of
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.linalg.fingerprints import fingerprint, held
 from kronax.linalg.gap_matrices import GapDecomposition, gap_roots
 from kronax.linalg.gap_rules import log_det_gaps, quadratic_with_gaps, solve_observed
 from kronax.linalg.gap_variances import gap_variances, unmerged
@@ -76,6 +77,7 @@ class Masked(AbstractSolvable):
     mask: Mask = eqx.field(static=True)
     plan: GapPlan = eqx.field(static=True)
     decomposition: Any
+    made_of: Any
 
     def __init__(
         self,
@@ -84,6 +86,7 @@ class Masked(AbstractSolvable):
         *,
         method: str = "auto",
         decomposition: Any = None,
+        made_of: Any = None,
     ):
         if not isinstance(op, KroneckerPlusDiagonal):
             op = as_products(op)
@@ -93,7 +96,7 @@ class Masked(AbstractSolvable):
         self.mask = Mask.of(observed, op.grid_shape)
         plan = plan_uneven if isinstance(op, KroneckerPlusDiagonal) else plan_gaps
         self.plan = plan(self.mask, jnp.dtype(op.dtype).itemsize, method)
-        self.decomposition = decomposition
+        self.decomposition, self.made_of = decomposition, made_of
 
     @property
     def factors(self) -> tuple[Any, ...]:
@@ -154,7 +157,7 @@ class Masked(AbstractSolvable):
         """See `kx.solve`."""
         grid, flat = self.vector(b, "b")
         solution = solve_masked(self, grid)
-        explain_not_finite(solution, self.op)
+        explain_not_finite(solution, self)
         if not flat:
             return solution
         return solution.reshape(*solution.shape[: solution.ndim - len(self.grid_shape)], -1)
@@ -170,26 +173,26 @@ class Masked(AbstractSolvable):
     def logdet(self) -> Array:
         """See `kx.logdet`."""
         value = _logdet(self)
-        explain_not_finite(value, self.op)
+        explain_not_finite(value, self)
         return value
 
     def inv_quad(self, b: Any) -> Array:
         """See `kx.inv_quad`."""
         value = _inv_quad(self, self.vector(b, "b")[0])
-        explain_not_finite(value, self.op)
+        explain_not_finite(value, self)
         return value
 
     def normal_logpdf(self, y: Any, mean: Any) -> Array:
         """See `kx.normal_logpdf`; the density of the observed cells."""
         residual = self.vector(y, "y")[0] - mean_of(mean, self)
         value = watched_logpdf(self.held(residual), self)
-        explain_not_finite(value, self.op, covariance=True)
+        explain_not_finite(value, self, covariance=True)
         return value
 
     def inverse_diagonal(self) -> Array:
         """See `kx.inverse_diagonal`; zero at the gaps."""
         value = _inverse_diagonal(self)
-        explain_not_finite(value, self.op)
+        explain_not_finite(value, self)
         return value
 
     def conjugated_inverse_diagonal(self, rows: Sequence[Array]) -> Array:
@@ -215,9 +218,15 @@ class Masked(AbstractSolvable):
 
     def decompose(self) -> "Masked":
         """See `kx.decompose`."""
-        held = _decomposition(self)
-        explain_not_finite(held, self.op)
-        return Masked(self.op, self.mask, method=self.plan.method, decomposition=held)
+        held = _decomposition(Masked(self.op, self.mask, method=self.plan.method))
+        explain_not_finite(held, self)
+        return Masked(
+            self.op,
+            self.mask,
+            method=self.plan.method,
+            decomposition=held,
+            made_of=fingerprint(self),
+        )
 
     def ends(self) -> Ends:
         """Those of the inner grid, between which taking out cells keeps the eigenvalues."""
@@ -245,17 +254,17 @@ class Masked(AbstractSolvable):
     def inner(self) -> KroneckerPlusNoise:
         """The operator on the smaller grid, with the decomposition that there is."""
         inner = self.grid.operator(self.op)
-        held = self.decomposition
-        if isinstance(held, GapDecomposition):
-            held = None if is_thin(inner) else held.bases
-        elif held is None and self.plan.method != "merged" and not any(self.plan.dropped):
-            held = getattr(self.op, "decomposition", None)
-        return KroneckerPlusNoise(inner.kronecker, inner.noise, decomposition=held)
+        bases = held(self, self.decomposition)
+        if isinstance(bases, GapDecomposition):
+            bases = None if is_thin(inner) else bases.bases
+        elif bases is None and self.plan.method != "merged" and not any(self.plan.dropped):
+            bases = held(self.op, getattr(self.op, "decomposition", None))
+        return KroneckerPlusNoise(inner.kronecker, inner.noise, decomposition=bases)
 
     def gap_decomposition(self, inner: KroneckerPlusNoise) -> GapDecomposition:
         """The one that it carries, or a new one; held constant."""
         if isinstance(self.decomposition, GapDecomposition):
-            return lax.stop_gradient(self.decomposition)
+            return lax.stop_gradient(held(self, self.decomposition))
         bases = lax.stop_gradient(inner.eigenbases())
         roots = map_batch(
             lambda held: gap_roots(self.gaps, held),

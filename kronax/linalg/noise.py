@@ -14,6 +14,7 @@ from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, fu
 from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
+from kronax.linalg.fingerprints import held
 from kronax.linalg.kronecker import Kronecker, KroneckerSum, as_kronecker
 from kronax.linalg.operators import AbstractOperator, define_sums
 
@@ -46,14 +47,17 @@ class KroneckerPlusNoise(AbstractOperator):
     kronecker: Kronecker | KroneckerSum
     noise: Array | Kronecker
     decomposition: tuple[Eigenbasis, ...] | eqx.Module | None
+    made_of: tuple[Array, ...] | None
 
-    def __init__(self, kronecker: Any, noise: Any, *, decomposition: Any = None):
+    def __init__(
+        self, kronecker: Any, noise: Any, *, decomposition: Any = None, made_of: Any = None
+    ):
         if not isinstance(kronecker, KroneckerSum):
             kronecker = as_kronecker(kronecker, "The signal of KroneckerPlusNoise")
-        self.kronecker = kronecker
-        self.kronecker.check_covariance("a sum with noise")
+        kronecker.check_covariance("a sum with noise")
+        self.kronecker = kronecker.symmetrised()
         self.noise = _checked_noise(noise, self.kronecker)
-        self.decomposition = decomposition
+        self.decomposition, self.made_of = decomposition, made_of
 
     @property
     def factors(self) -> tuple[AbstractFactor, ...]:
@@ -127,7 +131,7 @@ class KroneckerPlusNoise(AbstractOperator):
     def eigenbases(self) -> tuple[Eigenbasis, ...]:
         """One basis per axis, held constant: computed, or the ones that the operator carries."""
         if isinstance(self.decomposition, tuple):
-            return lax.stop_gradient(self.decomposition)
+            return lax.stop_gradient(held(self, self.decomposition))
         pairs = zip(*self.blocks(), strict=True)
         found = eigenbases(pairs, batched=bool(self.batch_shape))
         if not isinstance(self.kronecker, KroneckerSum):
@@ -173,6 +177,7 @@ def _checked_noise(noise: Any, kronecker: Kronecker | KroneckerSum) -> Array | K
             raise TypeError(_three_terms(kronecker, type(noise).__name__))
         noise = as_kronecker(noise, "The noise")
         noise.check_covariance("noise")
+        noise = noise.symmetrised()
         if noise.grid_shape != kronecker.grid_shape:
             raise ValueError(
                 "Signal and noise must be over the same grid; got "
@@ -239,7 +244,8 @@ def _broadcasts(shape: tuple[int, ...], batch: tuple[int, ...]) -> bool:
 
 def _unchecked(kronecker: Any, noise: Any) -> KroneckerPlusNoise:
     op = object.__new__(KroneckerPlusNoise)
-    for name, value in (("kronecker", kronecker), ("noise", noise), ("decomposition", None)):
+    fields = {"kronecker": kronecker, "noise": noise, "decomposition": None, "made_of": None}
+    for name, value in fields.items():
         object.__setattr__(op, name, value)
     return op
 

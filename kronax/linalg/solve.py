@@ -153,7 +153,9 @@ class Inverse(AbstractOperator):
         """Solve."""
         if isinstance(self.op, AbstractSolvable):
             return self.op.solve(x)
-        return solve_grid(self.op, x)
+        solution = solve_grid(self.op, x)
+        explain_not_finite(solution, self.op)
+        return solution
 
     def diagonal(self) -> Array:
         """Use `kx.inverse_diagonal(op)`, which needs no inverse."""

@@ -20,6 +20,7 @@ from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, eigenbasis, ex
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.fingerprints import held
 from kronax.linalg.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.modes import along, apply_along, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
@@ -171,7 +172,8 @@ def reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
     small = _reduced(op)
     if not isinstance(op.decomposition, ThinBases):
         return small
-    return KroneckerPlusNoise(small.kronecker, small.noise, decomposition=op.decomposition.reduced)
+    bases = held(op, op.decomposition).reduced
+    return KroneckerPlusNoise(small.kronecker, small.noise, decomposition=bases)
 
 
 def _reduced(op: KroneckerPlusNoise) -> KroneckerPlusNoise:
@@ -245,7 +247,7 @@ def logdet_outside(op: KroneckerPlusNoise) -> Array:
 def decomposition(op: KroneckerPlusNoise) -> ThinBases:
     """The decomposition of a thin operator, held constant: computed, or the one it carries."""
     if isinstance(op.decomposition, ThinBases):
-        return lax.stop_gradient(op.decomposition)
+        return lax.stop_gradient(held(op, op.decomposition))
     roots, variances = _whitened_roots(op)
     terms = zip(roots, *_reduced(op).blocks(), strict=True)
     batched = bool(op.batch_shape)
@@ -254,8 +256,8 @@ def decomposition(op: KroneckerPlusNoise) -> ThinBases:
     return ThinBases(tuple(b for b, _ in found), tuple(u for _, u in found), scales)
 
 
-def thin_bases_with_axis(op: KroneckerPlusNoise, held: ThinBases, i: int) -> ThinBases:
-    """The decomposition of `op`, with `held` on every axis but `i`."""
+def thin_bases_with_axis(op: KroneckerPlusNoise, bases: ThinBases, i: int) -> ThinBases:
+    """The decomposition of `op`, with `bases` on every axis but `i`."""
     roots, variances = _whitened_roots(op)
     signal, noise = _reduced(op).blocks()
     basis, span = _basis(roots[i], signal[i], noise[i])
@@ -265,7 +267,7 @@ def thin_bases_with_axis(op: KroneckerPlusNoise, held: ThinBases, i: int) -> Thi
     def put(values: tuple, value: Any) -> tuple:
         return (*values[:i], value, *values[i + 1 :])
 
-    return ThinBases(put(held.reduced, basis), put(held.ranges, span), put(held.scales, scale))
+    return ThinBases(put(bases.reduced, basis), put(bases.ranges, span), put(bases.scales, scale))
 
 
 def _basis(

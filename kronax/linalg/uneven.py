@@ -62,6 +62,8 @@ class KroneckerPlusDiagonal(AbstractObserved):
     ):
         self.kronecker = as_signal(kronecker, "KroneckerPlusDiagonal")
         self.kronecker.check_covariance("a sum with noise")
+        if isinstance(self.kronecker, Kronecker):
+            self.kronecker = self.kronecker.symmetrised()
         if self.kronecker.batch_shape:
             raise ValueError(
                 "The factors of KroneckerPlusDiagonal must have no batch axes; got batch "

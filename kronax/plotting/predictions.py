@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from kronax.gp.data_arrays import check_coordinates
+from kronax.gp.data_arrays import check_coordinates, without_mask
 from kronax.gp.datasets import grid_dims, values_of
-from kronax.gp.indexes import is_labelled
+from kronax.gp.indexes import is_frame, is_labelled
 from kronax.gp.posterior import Posterior
 from kronax.plotting.cuts import Cut, cut, levels, number_of, observed
 from kronax.plotting.figures import (
@@ -143,7 +143,9 @@ def _held_out(post: Any, found: Cut, i: int, held_out: Any) -> tuple[np.ndarray,
                 f"{', '.join(map(repr, held_out.dims))}."
             )
         return drawable(line.coords[dims[i]].values), line.values
-    values = np.asarray(held_out)
+    if is_frame(held_out) and held_out.ndim == 1:
+        return drawable(np.asarray(held_out.index)), held_out.to_numpy()
+    values = np.asarray(without_mask(held_out))
     if values.shape != found.places[i].shape:
         raise ValueError(
             f"The held-out data must have one number per coordinate, {found.places[i].shape}; got "

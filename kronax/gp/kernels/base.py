@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 from kronax.gp.kernels import adapters
 from kronax.gp.kernels.points import Points
-from kronax.parameters import data, parameter
+from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
 class Kernel(eqx.Module):
@@ -39,6 +39,10 @@ class Kernel(eqx.Module):
 
     # NumPy numbers leave `number * kernel` to the kernel, and so keep their precision.
     __array_ufunc__: ClassVar[None] = None
+
+    def __check_init__(self) -> None:
+        """Refuse Python numbers in fields that are neither parameters nor static."""
+        refuse_plain_numbers(self)
 
     @property
     def stationary(self) -> bool:
@@ -72,19 +76,38 @@ class Kernel(eqx.Module):
     def __call__(self, x1: Any, x2: Any) -> Float[Array, "n1 n2"]:
         """The matrix of covariances between two lists of points."""
         x1, x2 = (as_points(x, self) for x in (x1, x2))
-        return jax.vmap(lambda x: jax.vmap(lambda z: self.evaluate(x, z))(x2))(x1)
+        return jax.vmap(lambda x: jax.vmap(lambda z: self._scalar(x, z))(x2))(x1)
 
     def diagonal(self, x: Any) -> Float[Array, " n"]:
         """The variances at a list of points."""
-        return jax.vmap(lambda p: self.evaluate(p, p))(as_points(x, self))
+        return jax.vmap(lambda p: self._scalar(p, p))(as_points(x, self))
+
+    def _scalar(self, x: Array, z: Array) -> Array:
+        value = jnp.asarray(self.evaluate(x, z))
+        if value.shape:
+            raise ValueError(
+                f"`evaluate` of {type(self).__name__} must return one number for a pair of points, "
+                f"here of shape {x.shape}; got shape {value.shape}. Reduce over the dimensions of "
+                "a point, for example by jnp.sum, and give parameters one number each."
+            )
+        return value
 
     def matrix_at(self, x1: Points, x2: Points) -> Float[Array, "n1 n2"]:
         """The matrix between points of an axis, in the form that suits this kernel."""
-        return self(self.form_of(x1), self.form_of(x2))
+        matrix = self(self.form_of(x1), self.form_of(x2))
+        return self._checked(matrix, (x1.raw.shape[0], x2.raw.shape[0]), "__call__")
 
     def variances_at(self, x: Points) -> Float[Array, " n"]:
         """The variances at points of an axis, in the form that suits this kernel."""
-        return self.diagonal(self.form_of(x))
+        return self._checked(self.diagonal(self.form_of(x)), (x.raw.shape[0],), "diagonal")
+
+    def _checked(self, values: Array, shape: tuple[int, ...], method: str) -> Array:
+        if jnp.shape(values) != shape:
+            raise ValueError(
+                f"`{method}` of {type(self).__name__} must return an array of shape {shape} for "
+                f"that many points; got shape {jnp.shape(values)}."
+            )
+        return values
 
     def form_of(self, x: Points) -> Array:
         """The form of the points that this kernel sees."""

@@ -112,12 +112,24 @@ class AbstractFactor(AbstractOperator):
 
     def mv_along(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x`; the factor has no batch here."""
-        return jnp.moveaxis(self.mv(jnp.moveaxis(x, axis, -1)), -1, axis)
+        moved = jnp.moveaxis(x, axis, -1)
+        product = self.mv(moved)
+        expected = (*moved.shape[:-1], self.output_grid_shape[0])
+        if product.shape != expected:
+            raise ValueError(
+                f"`mv` of {type(self).__name__} must multiply along the last axis of x, here of "
+                f"shape {moved.shape}, and return shape {expected}; got shape {product.shape}."
+            )
+        return jnp.moveaxis(product, -1, axis)
 
     def check_covariance(self, name: str) -> None:
         """Refuse a factor that cannot be a covariance: one that is concrete and not symmetric."""
         if not self.is_symmetric and checks.is_concrete(self):
             checks.check_symmetric(self.to_dense(), name)
+
+    def symmetrised(self) -> "AbstractFactor":
+        """What a covariance is made of: itself, or the symmetric part of a traced matrix."""
+        return self
 
     def shifted(self, scalar: Array) -> "AbstractFactor":
         """`self + scalar · I`, which keeps its blocks."""
@@ -126,7 +138,7 @@ class AbstractFactor(AbstractOperator):
     def event_ndims(self) -> Any:
         """The number of axes of every leaf without its batch, as a matching pytree."""
         batch = len(self.batch_shape)
-        return jax.tree.map(lambda leaf: max(leaf.ndim - batch, 0), self)
+        return jax.tree.map(lambda leaf: max(jnp.ndim(leaf) - batch, 0), self)
 
     def diagonal(self) -> Array:
         """The diagonal, `(*batch, n)`."""
@@ -138,7 +150,13 @@ class AbstractFactor(AbstractOperator):
 
     def blocks(self) -> SymmetricBlocks:
         """The symmetric blocks, by ordinary differentiable code from the parameters."""
-        return full_block(self.to_dense())
+        matrix = self.to_dense()
+        if matrix.shape[-2:] != (self.size, self.size):
+            raise ValueError(
+                f"`to_dense` of {type(self).__name__} must return a matrix (*batch, {self.size}, "
+                f"{self.size}), as its `size` says; got shape {matrix.shape}."
+            )
+        return full_block(matrix)
 
     def factorize(self, positive_definite: bool = False) -> AbstractFactorization:
         """LU or Cholesky of the blocks, held constant: the functions carry the derivative."""

@@ -81,6 +81,11 @@ class Dense(AbstractFactor):
         """The matrix."""
         return self.matrix
 
+    def symmetrised(self) -> "Dense":
+        """The symmetric part of a traced matrix, of which value and gradient are then those."""
+        part = checks.symmetric(self.matrix)
+        return self if part is self.matrix else Dense(part, self.positive_definite)
+
     def scaled(self, scalar: Array) -> "Dense":
         """`scalar * self`; a negative number is not known to keep the definiteness."""
         return Dense(scalar * self.matrix)

@@ -197,7 +197,7 @@ class Centrosymmetric(AbstractFactor):
 
     Raises:
         ValueError: if it is not square, is empty, has NaN or infinite entries, or is not symmetric
-            about both (concrete values; of a traced one the upper half is used).
+            about both (concrete values; of a traced one the part that is is used).
         TypeError: if it is not of real floating-point numbers.
 
     Examples:
@@ -215,6 +215,10 @@ class Centrosymmetric(AbstractFactor):
         self.matrix = checks.matrix(matrix, name, square=True)
         checks.check_symmetric(self.matrix, name)
         checks.check_centrosymmetric(self.matrix, name)
+        matrix = checks.symmetric(self.matrix)
+        if not checks.is_concrete(matrix):
+            matrix = (matrix + matrix[..., ::-1, ::-1]) / 2
+        self.matrix = matrix
 
     @property
     def size(self) -> int:
