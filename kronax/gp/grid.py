@@ -23,13 +23,9 @@ from kronax.gp.data_arrays import (
 )
 from kronax.gp.description import description
 from kronax.gp.gaps import (
-    check_choice,
-    data_covariance,
     gaps_of,
-    is_iterative,
     mask_of,
     observing,
-    with_noise_of,
     with_observed,
     without_unknown_gaps,
 )
@@ -42,6 +38,13 @@ from kronax.gp.posterior import Posterior
 from kronax.gp.prior import prior_draws
 from kronax.gp.regression import MarginalMean
 from kronax.gp.sites import NumpyroSites
+from kronax.gp.solver_choice import (
+    Choice,
+    check_choice,
+    data_covariance,
+    is_iterative,
+    with_noise_of,
+)
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
     Structure,
@@ -51,6 +54,7 @@ from kronax.gp.structure import (
 from kronax.gp.templates import template_of
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
+from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates import Estimate, Iteration
 from kronax.linalg.gaps import Mask
 from kronax.linalg.iterative_operator import Iterative
@@ -121,6 +125,7 @@ class GridGP(NumpyroSites):
     observed: Mask | None = eqx.field(static=True)
     gaps: str = eqx.field(static=True)
     iteration: Iteration = eqx.field(static=True)
+    measured: Choice | None = eqx.field(static=True)
     variance: Array | dict[str, Array] | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
 
@@ -149,12 +154,13 @@ class GridGP(NumpyroSites):
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise, self.grid_shape)
         self.gaps, self.iteration = gaps, check_choice(gaps, iteration)
+        self.measured = None
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
             self.kernels, self.variance = given[None]
         else:
             self.terms, self.kernels, self.joined, self.variance = merge(
-                given, self.axes, self.noise, labels, gaps
+                given, self.axes, self.noise, labels
             )
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
@@ -247,7 +253,7 @@ class GridGP(NumpyroSites):
         """
         return observing(self, y)
 
-    def data_covariance(self) -> KroneckerPlusNoise | Masked | Iterative:
+    def data_covariance(self) -> KroneckerPlusNoise | Masked | DenseCovariance | Iterative:
         """The covariance of the observations, at the cells that have some."""
         return data_covariance(self)
 
@@ -302,9 +308,9 @@ class GridGP(NumpyroSites):
         """
         seen, grid = self._seen(y)
         self.check_model()
-        if seen.observed is not None:
-            soundness.refuse_joined(self, "A posterior given data with gaps is")
         operator = decompose(seen.data_covariance())
+        if isinstance(operator, Masked):
+            soundness.refuse_joined(self, "A posterior given data with so many gaps is")
         template = template_of(y, self.axis_names)
         found = evidence.weights(seen, operator, grid)
         return Posterior(
