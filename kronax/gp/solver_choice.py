@@ -29,7 +29,7 @@ MOST_OPERATIONS = 4e11
 MOST_BYTES = 4e9
 # The same for one dense matrix of the observed cells, some 2000 of them, beside which iterations
 # are very fast.
-MOST_DENSE = 5e10
+MOST_DENSE = 7e10
 # An exact method that takes this many times as much is not chosen without being asked for.
 MOST_UNASKED = 5
 # What a cost is predicted with; `Estimate.num_steps` tells the true number.

@@ -39,7 +39,7 @@ from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 # Measured on two cores: the Cholesky factorisation of an n × n matrix and the gradient through it
 # take the time of this many n³ operations of matrix products.
-CHOLESKY = 6.0
+CHOLESKY = 8.0
 # Numbers of a product with the factor that are held at once.
 CHUNK = 4_000_000
 
