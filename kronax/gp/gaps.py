@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.noise import CellNoise
-from kronax.linalg.checks import is_concrete
+from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.gaps import Mask
 
 
@@ -105,3 +105,19 @@ def without_unknown_gaps(gp: Any, y: Array) -> Array:
         "jax.jit gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or "
         "gp.observing(mask).",
     )
+
+
+def checked_data(gp: Any, y: Any) -> Array:
+    """`y` in the grid layout, finite where there are data."""
+    y = in_grid_order(y, gp.axes, gp.axis_names)
+    grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
+    infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
+    if gp.observed is not None:  # what y holds at gaps does not count
+        infinite = infinite & gp.observed.array
+    count = int(infinite.sum())
+    if count:
+        raise ValueError(
+            f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
+            "Mark them as missing, numpy.nan, or correct them."
+        )
+    return grid

@@ -5,7 +5,8 @@ knows: iterations take 10 steps at a noise ratio of 0.1 and 1000 at 1e-4. There 
 measures (`gp.trial`), and `Choice.exact` is what stands in if iterations are no good.
 """
 
-from typing import Any, Literal, NamedTuple, Optional
+import dataclasses
+from typing import Any, Literal, Optional
 
 import jax.numpy as jnp
 import numpy as np
@@ -36,8 +37,9 @@ MOST_UNASKED = 5
 USUAL_STEPS = 15
 
 
-class Choice(NamedTuple):
-    """How the covariance of the data is solved, and why.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the covariance of the data is solved, and why; the words do not count in `==`.
 
     Attributes:
         way: by the structure of the grid, as a dense matrix of the observed cells, or by
@@ -50,7 +52,7 @@ class Choice(NamedTuple):
     """
 
     way: Literal["structured", "dense", "iterative"]
-    reason: str
+    reason: str = dataclasses.field(compare=False)
     flops: float
     memory: float
     exact: Optional["Choice"] = None
@@ -73,7 +75,7 @@ def choice(gp: Any) -> Choice:
         return gp.measured
     exact = _cheapest_exact(gp)
     if gp.gaps == "exact":
-        return exact._replace(reason=f"{exact.reason}; 'exact' was asked for")
+        return _because(exact, f"{exact.reason}; 'exact' was asked for")
     refused = _why_not_iterative(gp)
     if gp.gaps == "iterative" and _has_choice(gp):
         if refused:
@@ -84,10 +86,14 @@ def choice(gp: Any) -> Choice:
     if exact.is_cheap or _is_whole(gp):
         return exact
     if refused:
-        return exact._replace(reason=f"{exact.reason}; {exact.cost}, and no iterations {refused}")
+        return _because(exact, f"{exact.reason}; {exact.cost}, and no iterations {refused}")
     found = _iterative(exact, f"{exact.reason}; exactly it would take {exact.cost}")
     is_near = exact.flops <= MOST_UNASKED * MOST_OPERATIONS and exact.memory <= MOST_BYTES
-    return found._replace(exact=exact) if is_near else found
+    return dataclasses.replace(found, exact=exact) if is_near else found
+
+
+def _because(found: Choice, reason: str) -> Choice:
+    return dataclasses.replace(found, reason=reason)
 
 
 def _iterative(exact: Choice, reason: str) -> Choice:
@@ -119,7 +125,7 @@ def _cheapest_exact(gp: Any) -> Choice:
     if plan.flops <= cost.flops:
         return structured
     other = f"{matrix} takes {cost.flops:.1e} operations, {plan.method!r} {plan.flops:.1e}"
-    return dense._replace(reason=f"{plan.num_missing} gaps; {other}")
+    return _because(dense, f"{plan.num_missing} gaps; {other}")
 
 
 def _is_whole(gp: Any) -> bool:
