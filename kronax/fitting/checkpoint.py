@@ -61,8 +61,8 @@ class Checkpoint:
         finally:
             beside.unlink(missing_ok=True)
 
-    def load(self, like: State, problem: Problem) -> tuple[State, float] | None:
-        """The saved states and the seconds they took; nothing if there is no file yet.
+    def load(self, like: State, problem: Problem) -> tuple[Problem, State, float] | None:
+        """The problem as it was solved, the saved states and the seconds they took, if any.
 
         Not everything about a loss can be compared, so its value at the saved point is.
         """
@@ -80,8 +80,12 @@ class Checkpoint:
         saved = _resized(like, header["num_steps"])
         states = _typed(eqx.tree_deserialise_leaves(io.BytesIO(content), _plain(saved)), saved)
         if not _same_loss(problem, states):
-            raise other
-        return _continued(states, num_steps), float(header["seconds"])
+            best = {path: value[0] for path, value in states.best.items()}
+            # The fit may have changed its way of solving before it was saved.
+            problem = problem.measured_at(best, int(states.member[0]))
+            if not _same_loss(problem, states):
+                raise other
+        return problem, _continued(states, num_steps), float(header["seconds"])
 
 
 def _plain(states: State) -> State:

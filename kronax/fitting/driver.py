@@ -25,6 +25,8 @@ SECONDS_PER_CHUNK = 0.25
 SECONDS_TO_BAR = 0.1
 INTERRUPTED = "it was interrupted"
 
+Fixed = tuple[Problem, optax.GradientTransformation, Array]
+
 
 class Interruption:
     """Ctrl-C asks the fit to stop; a second one stops it at once.
@@ -85,24 +87,25 @@ class Bar:
 
 
 def drive(
-    fixed: tuple[Problem, optax.GradientTransformation, Array],
+    fixed: Fixed,
     states: State,
     *,
     progress: bool,
     checkpoint: Checkpoint | None,
     every: int,
-    report: Callable[[State, float], Any] | None,
-) -> tuple[State, str | None, float]:
+    report: Callable[[Problem, State, float], Any] | None,
+) -> tuple[Problem, State, str | None, float]:
     """Run chunk after chunk.
 
-    Returns the states, why they were stopped from outside if they were, and the seconds taken,
-    with those of an earlier run that is continued.
+    Returns the problem as it was solved in the end, the states, why they were stopped from outside
+    if they were, and the seconds taken, with those of an earlier run that is continued.
     """
     began = time.perf_counter()
     loaded = checkpoint.load(states, fixed[0]) if checkpoint is not None else None
     before = 0.0
     if loaded is not None:
-        states, before = loaded
+        problem, states, before = loaded
+        fixed = (problem, *fixed[1:])
         states = _awake(states, fixed[2])
 
     def elapsed() -> float:
@@ -113,7 +116,7 @@ def drive(
             checkpoint.save(states, elapsed())
 
     num_steps = states.losses.shape[1] - 1
-    chunk, stopped = 1, None
+    chunk, stopped, measure_at = 1, None, 1
     with (
         Bar(num_steps, progress) as bar,
         Interruption() as interruption,
@@ -126,17 +129,46 @@ def drive(
             since = time.perf_counter()
             states = jax.block_until_ready(advance(fixed, states, jnp.asarray(until, jnp.int32)))
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
+            if _furthest(states) > measure_at or _position(states) is None:
+                measure_at = 2 * _furthest(states)
+                fixed, states = remeasured(fixed, states)
             if until % every == 0:
                 save(states)
             bar.show(states)
-            if report is not None and _asks_to_stop(report(states, elapsed())):
+            if report is not None and _asks_to_stop(report(fixed[0], states, elapsed())):
                 stopped = "the callback asked to stop"
             if interruption.asked:
                 stopped = INTERRUPTED
             if stopped is not None:
                 break
             chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))
-    return states, stopped, elapsed()
+    return fixed[0], states, stopped, elapsed()
+
+
+def remeasured(fixed: Fixed, states: State) -> tuple[Fixed, State]:
+    """A loss by iterations where the fit has come to: another one if they serve no more.
+
+    The best points so far then start afresh, since the losses of the two ways are not compared.
+    """
+    problem, optimizer, threshold = fixed
+    best = int(jnp.argmin(states.best_loss))
+    has_room = bool(jnp.all(states.step < states.losses.shape[1]))
+    if not (problem.is_estimated and problem.measured is not None and has_room):
+        return fixed, states
+    raw = {path: value[best] for path, value in states.best.items()}
+    moved = problem.measured_at(raw, int(states.member[best]))
+    if moved is problem:
+        return fixed, states
+    none = jnp.full_like(states.best_loss, jnp.inf)
+    afresh = states._replace(
+        raw=jax.tree.map(jnp.array, states.best),
+        optimizer=jax.vmap(optimizer.init)(states.best),
+        best_loss=none,
+        fresh=jnp.array(none),
+        stalled=jnp.zeros_like(states.stalled),
+        status=jnp.full_like(states.status, RUNNING),
+    )
+    return (moved, optimizer, threshold), afresh
 
 
 @contextlib.contextmanager

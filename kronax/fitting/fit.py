@@ -111,6 +111,7 @@ def fit(
     )
     settings = {"freeze": freeze, "domains": domains, "share": share}
     problem = make_problem(model, y, loss, priors, independent, settings)
+    problem = problem.measured_at(problem.unconstrained()[0])
     if optimizer is None:
         optimizer = _LBFGS_BY_SLOPE if problem.is_estimated else _LBFGS
     _check_optimizer(optimizer)
@@ -127,13 +128,15 @@ def fit(
     begin = {path: np.asarray(value) for path, value in starts.items()}
     before = time.perf_counter() - began
 
-    def result(states: State, seconds: float, stopped: str | None = None) -> FitResult:
+    def result(
+        problem: Problem, states: State, seconds: float, stopped: str | None = None
+    ) -> FitResult:
         return _result(problem, states, tolerance, before + seconds, stopped)
 
-    def report(states: State, seconds: float) -> Any:
-        return None if callback is None else callback(result(states, seconds))
+    def report(problem: Problem, states: State, seconds: float) -> Any:
+        return None if callback is None else callback(result(problem, states, seconds))
 
-    states, stopped, seconds = drive(
+    problem, states, stopped, seconds = drive(
         (problem, optimizer, threshold),
         states,
         progress=progress,
@@ -142,7 +145,7 @@ def fit(
         report=report,
     )
     _check_finite_start(states, problem)
-    found = result(states, seconds, stopped)
+    found = result(problem, states, seconds, stopped)
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
     return doubted(found, begin)
 

@@ -1,5 +1,6 @@
 """What a fit minimises, as a function of unconstrained values."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -56,6 +57,8 @@ class Problem(eqx.Module):
     independent: bool = eqx.field(static=True)
     # Which cells have data, for a model that can tell.
     observed: Any = eqx.field(static=True, default=None)
+    # How such a model is solved, where it measured that.
+    measured: Any = eqx.field(static=True, default=None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -80,7 +83,21 @@ class Problem(eqx.Module):
 
     def seen(self, model: Any) -> Any:
         """A model that knows which cells have data."""
-        return model if self.observed is None else model.observing(self.observed)
+        seen = model if self.observed is None else model.observing(self.observed)
+        return seen if self.measured is None else seen.solved_by(self.measured)
+
+    def measured_at(self, raw: Mapping[str, Array], member: int = 0) -> "Problem":
+        """The problem solved as its model measures at a point: another loss, or the same object."""
+        if self.y is None or not hasattr(self.model, "measuring"):
+            return self
+        y = self.y[member] if self.independent else self.y
+        bare = self.solved_by(None)
+        model = bare.seen(self.unconstrained()[1](raw)).measuring(y)
+        return self if model.measured == self.measured else self.solved_by(model.measured)
+
+    def solved_by(self, measured: Any) -> "Problem":
+        """The problem whose model is solved in a way that was measured."""
+        return dataclasses.replace(self, measured=measured)
 
     @property
     def is_estimated(self) -> bool:
@@ -121,6 +138,7 @@ class Problem(eqx.Module):
             self.share,
             False,
             self.observed,
+            self.measured,
         )
 
 

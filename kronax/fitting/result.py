@@ -181,6 +181,8 @@ class FitResult(eqx.Module):
             f"{state} after {self.num_steps} steps in {self.wall_time:.1f} s: {self.reason}",
             f"loss {self.losses[0]:.6g} → {self.loss:.6g}",
         ]
+        if self.problem.measured is not None:
+            lines.append(f"solved by: {self.problem.measured.reason}")
         if len(self.restarts) > 1:
             lines.append(
                 f"best of {len(self.restarts)} starts; {self.restarts.num_best} of them reached it"

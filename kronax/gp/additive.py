@@ -2,7 +2,8 @@
 
 With white noise two Kronecker products in all are diagonalised together. Terms that differ on one
 axis only are one product, with the sum of their kernels on that axis. A term that is the identity
-on all axes but one is added to the noise on that axis. Any other sum is solved by iterations.
+on all axes but one is added to the noise on that axis. Any other sum is one dense matrix, or solved
+by iterations.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,15 +144,13 @@ def merge(
     axes: tuple[Axis, ...],
     noise: Any,
     labels: tuple[str, ...],
-    gaps: str,
 ) -> Merged:
-    """How the terms fit together: exactly where they can, unless iterations are asked for.
+    """How the terms fit together: in one decomposition where they can.
 
     A term joins the noise only where it must, and rather one that comes later.
 
     Raises:
-        NotImplementedError: without an exact decomposition, where one is asked for or iterations
-            are not available.
+        NotImplementedError: without an exact decomposition, where the noise is correlated.
     """
     names = tuple(terms)
     for first, second in combinations(names, 2):
@@ -172,15 +171,14 @@ def merge(
         added = _sum(terms, joined, joined_axis) if joined else None
         return Merged(Terms(names, axis, joined, joined_axis), kernels, added)
     clash, advice = _clash(terms, axes, noise, labels)
-    if gaps == "exact" or isinstance(noise, FullNoise):
+    if isinstance(noise, FullNoise):
         raise NotImplementedError(
-            "To be exact, the terms of an additive model must differ on one and the same axis, the "
+            "Beside noise that is correlated, the terms of an additive model must differ on one and the same axis, the "
             "kernels of the other axes being shared; or else be kx.White on all axes but one, the "
             f"same for all that are, and so join the noise. Got terms where {clash}. {advice} "
-            "Other sums with noise have no exact decomposition: iterations take them, with noise "
-            "that is independent from cell to cell, unless gaps='exact'."
+            "Other sums need noise that is independent from cell to cell."
         )
-    return _apart(terms, f"no exact decomposition, since {clash}. {advice}")
+    return _apart(terms, f"no joint decomposition, since {clash}. {advice}")
 
 
 def _apart(terms: dict[str, Term], reason: str) -> Merged:

@@ -156,6 +156,7 @@ def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool)
     if gp.joined is not None:
         joined = joined_structure(gp.terms, gp.joined, axes, axis_labels(gp), structures)
     changes = {
+        "measured": None,
         "axes": axes,
         "structures": structures,
         "joined_structure": joined,

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from kronax.gp.gaps import described
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.terms import TermSum
+from kronax.gp.solver_choice import described
 from kronax.parameters import parameters
 
 

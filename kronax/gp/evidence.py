@@ -69,11 +69,12 @@ def _log_density_of(gp: Any, covariance: DataCovariance, y: Array) -> Array:
 
 def estimate(gp: Any, y: Array) -> Estimate:
     """The same with its certificate; raises as the model's iterations are to."""
-    return settled(_estimate(gp, y), gp.iteration, "the log density")
+    return settled(unsettled_estimate(gp, y), gp.iteration, "the log density")
 
 
 @eqx.filter_jit
-def _estimate(gp: Any, y: Array) -> Estimate:
+def unsettled_estimate(gp: Any, y: Array) -> Estimate:
+    """The same, whether it converged or not."""
     covariance = gp.data_covariance()
     if not isinstance(covariance, Iterative):
         return exact_estimate(_log_density_of(gp, covariance, y))

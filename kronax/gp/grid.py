@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp import evidence, soundness
+from kronax.gp import evidence, solver_choice, soundness
 from kronax.gp.additive import Terms, joined_structure, merge, read_kernels
 from kronax.gp.alignment import refuse_mesh
 from kronax.gp.axes import Axis, as_axis, new_axes, ordered
@@ -23,13 +23,11 @@ from kronax.gp.data_arrays import (
 )
 from kronax.gp.description import description
 from kronax.gp.gaps import (
-    check_choice,
-    data_covariance,
+    checked_data,
     gaps_of,
-    is_iterative,
     mask_of,
     observing,
-    with_noise_of,
+    with_fields,
     with_observed,
     without_unknown_gaps,
 )
@@ -42,6 +40,7 @@ from kronax.gp.posterior import Posterior
 from kronax.gp.prior import prior_draws
 from kronax.gp.regression import MarginalMean, described
 from kronax.gp.sites import NumpyroSites
+from kronax.gp.solver_choice import Choice, with_noise_of
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
     Structure,
@@ -49,8 +48,9 @@ from kronax.gp.structure import (
     factor,
 )
 from kronax.gp.templates import template_of
-from kronax.linalg.checks import grid_of, is_concrete
+from kronax.gp.trial import log_likelihood, measured_by
 from kronax.linalg.decompose import decompose
+from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates import Estimate, Iteration
 from kronax.linalg.gaps import Mask
 from kronax.linalg.iterative_operator import Iterative
@@ -121,6 +121,7 @@ class GridGP(NumpyroSites):
     observed: Mask | None = eqx.field(static=True)
     gaps: str = eqx.field(static=True)
     iteration: Iteration = eqx.field(static=True)
+    measured: Choice | None = eqx.field(static=True)
     variance: Array | dict[str, Array] | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
 
@@ -148,13 +149,14 @@ class GridGP(NumpyroSites):
         self.noise = as_noise(noise, self.grid_shape, self.axis_names)
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise, self.grid_shape)
-        self.gaps, self.iteration = gaps, check_choice(gaps, iteration)
+        self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
+        self.measured = None
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
             self.kernels, self.variance = given[None]
         else:
             self.terms, self.kernels, self.joined, self.variance = merge(
-                given, self.axes, self.noise, labels, gaps
+                given, self.axes, self.noise, labels
             )
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
@@ -238,7 +240,7 @@ class GridGP(NumpyroSites):
     @property
     def is_iterative(self) -> bool:
         """Whether its likelihood and posterior come from iterations, with certificates."""
-        return is_iterative(self)
+        return solver_choice.is_iterative(self)
 
     def observing(self, y: Any) -> "GridGP":
         """The same process with data where `y` has some: NaN, or false in a mask, are gaps.
@@ -247,9 +249,20 @@ class GridGP(NumpyroSites):
         """
         return observing(self, y)
 
-    def data_covariance(self) -> KroneckerPlusNoise | Masked | Iterative:
+    def measuring(self, y: Array) -> "GridGP":
+        """The same process, solved as a trial at its parameters says, if the plan leaves it open.
+
+        `y` are checked data; traced ones measure nothing.
+        """
+        return measured_by(self, y)
+
+    def solved_by(self, measured: Choice | None) -> "GridGP":
+        """The same process, solved in a way that was measured."""
+        return with_fields(self, measured=measured)
+
+    def data_covariance(self) -> KroneckerPlusNoise | Masked | DenseCovariance | Iterative:
         """The covariance of the observations, at the cells that have some."""
-        return data_covariance(self)
+        return solver_choice.data_covariance(self)
 
     def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
         """Log density of the data in nats, right to second order in every parameter.
@@ -267,8 +280,7 @@ class GridGP(NumpyroSites):
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        seen, grid = self._seen(y)
-        return seen.checked_log_likelihood(grid)
+        return log_likelihood(*self._seen(y))
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
@@ -286,7 +298,8 @@ class GridGP(NumpyroSites):
             TypeError: as in `log_marginal_likelihood`.
             ValueError: as in `log_marginal_likelihood`.
         """
-        return evidence.estimate(*self._seen(y))
+        seen, grid = self._seen(y)
+        return evidence.estimate(measured_by(seen, grid), grid)
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
@@ -302,9 +315,10 @@ class GridGP(NumpyroSites):
         """
         seen, grid = self._seen(y)
         self.check_model()
-        if seen.observed is not None:
-            soundness.refuse_joined(self, "A posterior given data with gaps is")
+        seen = measured_by(seen, grid)
         operator = decompose(seen.data_covariance())
+        if isinstance(operator, Masked):
+            soundness.refuse_joined(self, "A posterior given data with so many gaps is")
         template = template_of(y, self.axis_names)
         found = evidence.weights(seen, operator, grid)
         return Posterior(
@@ -436,15 +450,4 @@ class GridGP(NumpyroSites):
 
         The dimensions of a DataArray may come in any order; its coordinates must be the model's.
         """
-        y = in_grid_order(y, self.axes, self.axis_names)
-        grid, _ = grid_of(y, self.grid_shape, "y", self.dtype, finite=False)
-        infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
-        if self.observed is not None:  # what y holds at gaps does not count
-            infinite = infinite & self.observed.array
-        count = int(infinite.sum())
-        if count:
-            raise ValueError(
-                f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
-                "Mark them as missing, numpy.nan, or correct them."
-            )
-        return grid
+        return checked_data(self, y)

@@ -30,6 +30,7 @@ from kronax.gp.labels import Labels
 from kronax.gp.means import ArrayMean, values_at
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
+from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.diagonals import (
     conjugated_inverse_diagonal,
     explained_diagonal,
@@ -249,6 +250,8 @@ def variance(post: Any, new: New, name: str | None = None) -> Array:
         estimate = variance_estimate(post, new, name)
         return settled(estimate, post.operator.iteration, "the variances").value
     added = _variance_of_coefficients(post, new, name)
+    if isinstance(post.operator, DenseCovariance):
+        return _dense_variance(post, new, name) + added
     if name is None and post.gp.joined is None:
         return _variance(post, new) + added
     return _variance_of_parts(post, new, name) + added
@@ -282,6 +285,17 @@ def _variance_of_parts(post: Any, new: New, name: str | None) -> Array:
         others = None if a == b else rows[b]
         total = total - scale.astype(op.dtype) * conjugated_inverse_diagonal(op, rows[a], others)
     return total
+
+
+def _dense_variance(post: Any, new: New, name: str | None) -> Array:
+    """Of the function or a term where the data are one dense matrix, the coefficients known."""
+    op = post.operator
+    if name is None and not any(new):
+        return op.posterior_diagonal()
+    components = parts(post.gp, name)
+    prior = sum(prior_variances(post.gp, part, new, op.dtype) for part in components)
+    products = [cross_of(post, part, new, exact=False).factors for part in components]
+    return op.variances_on(prior, *([f.to_dense() for f in factors] for factors in products))
 
 
 def _variance(post: Any, new: New) -> Array:

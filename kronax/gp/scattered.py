@@ -12,6 +12,7 @@ from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
 from kronax.gp.means import values_at
 from kronax.gp.templates import compiled
+from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates import Estimate, exact_estimate
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.modes import matmul
@@ -115,10 +116,12 @@ def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> 
     prior = _prior_variances(post, new, name)
     op, products = _rows(post, new, name)
     root = _regressed(post, new, name)
-    added = prior if root is None else prior + jnp.sum(jnp.square(root), axis=0)
+    added = jnp.zeros((), op.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
     if isinstance(op, Iterative):
-        return op.explained_at(*products).scaled(-1.0).shifted(added)
-    return exact_estimate(added - inverse_at(op, *products, joint=False))
+        return op.explained_at(*products).scaled(-1.0).shifted(prior + added)
+    if isinstance(op, DenseCovariance):
+        return exact_estimate(op.variances_at(prior, *products) + added)
+    return exact_estimate(prior + added - inverse_at(op, *products, joint=False))
 
 
 def _prior_variances(
@@ -147,6 +150,8 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     op, products = _rows(post, new)
     if isinstance(op, Iterative):
         covariance = total - op.covariance_at(*products)
+    elif isinstance(op, DenseCovariance):
+        covariance = total - op.explained_at(*products)
     else:
         covariance = total - inverse_at(op, *products, joint=True)
     root = _regressed(post, new)

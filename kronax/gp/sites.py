@@ -8,9 +8,10 @@ from jaxtyping import Array, Float
 
 from kronax.distributions import KroneckerNormal, MaskedKroneckerNormal
 from kronax.gp import soundness
-from kronax.gp.gaps import is_iterative
+from kronax.gp.components import are_exact
 from kronax.gp.latent import LatentPosterior, latent_condition, sample_latent
 from kronax.gp.noise import CellNoise
+from kronax.gp.solver_choice import is_iterative
 
 
 class NumpyroSites(eqx.Module):
@@ -35,10 +36,10 @@ class NumpyroSites(eqx.Module):
         """
         soundness.refuse_marginal(self, "gp.numpyro_dist() is")
         is_uneven = isinstance(self.noise, CellNoise)
-        if is_uneven or is_iterative(self):
+        if is_uneven or not are_exact(self) or is_iterative(self):
             raise NotImplementedError(
-                "gp.numpyro_dist() is not available by iterations or with one noise variance per "
-                "cell. Add the likelihood to the model as "
+                "gp.numpyro_dist() is not available by iterations, for terms without an exact "
+                "decomposition or with one noise variance per cell. Add the likelihood to the model as "
                 "numpyro.factor('y', gp.log_marginal_likelihood(y))."
             )
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)

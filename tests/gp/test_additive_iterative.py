@@ -37,7 +37,7 @@ def make(**options):
         "weather": {"time": 0.5 * kx.Matern32(0.5), "space": kx.RBF(0.3)},
         "local": {"time": 0.3 * kx.Matern12(0.3), "space": space},
     }
-    options = {"noise": NOISE, "mean": LEVEL, **options}
+    options = {"noise": NOISE, "mean": LEVEL, "gaps": "iterative", **options}
     return kx.GridGP(terms=terms, axes=AXES, **options)
 
 
