@@ -32,10 +32,10 @@ def warn_of_lost_digits(gp: Any) -> None:
     for i, (kernel, axis, name) in enumerate(zip(gp.kernels, gp.axes, names, strict=True)):
         if axis.static is None or isinstance(axis.coding, Labels):
             continue
-        step = _lost(axis.offsets, axis, gp.dtype)
+        step = _lost(axis.offsets.astype(gp.dtype), axis)
         advice = "take `jax.config.update('jax_enable_x64', True)`, or fit its parts apart"
         if step is None and _sees_zero(gp, kernel, i):
-            step = _lost(axis.exact, axis, gp.dtype)
+            step = _lost(less(axis.exact.astype(gp.dtype), axis.origin), axis)
             advice = "let the function count from a nearer zero, with coordinates less an origin"
         if step is not None:
             first, last = axis.at(0), axis.at(axis.size - 1)
@@ -48,9 +48,9 @@ def warn_of_lost_digits(gp: Any) -> None:
             )
 
 
-def _lost(x: np.ndarray, axis: Axis, dtype: Any) -> float | None:
+def _lost(seen: np.ndarray, axis: Axis) -> float | None:
     """The distance of neighbours of which rounding is no small part; `None` if it is."""
-    moved = np.abs(less(x.astype(dtype), x)).reshape(len(x), -1).max(axis=1)
+    moved = np.abs(seen - axis.offsets).reshape(len(seen), -1).max(axis=1)
     if not moved.any():
         return None
     steps = spacing(axis.offsets)
