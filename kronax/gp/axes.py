@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.gp.coordinates import SHARE, UNITS, Coordinates, Origin, less, matched, rounding
+from kronax.gp.coordinates import SHARE, UNITS, Coordinates, Origin, less, matched
 from kronax.gp.dates import Dates, dates_from, is_dates
 from kronax.gp.frozen import FrozenArray, FrozenAttributes
 from kronax.gp.indexes import Index, check_units, coordinate_values, index_of, is_labelled
@@ -153,7 +153,7 @@ class Axis(eqx.Module):
         x = self.static.counted
         step = self.period / x.size
         reach = abs(x[-1] - x[0]) - step * (x.size - 1)
-        rounding = self.static.rounding + UNITS * np.spacing(self.period)
+        rounding = float(self.static.rounding) + UNITS * np.spacing(self.period)
         return bool(abs(reach) <= min(rounding, SHARE * step))
 
     def at(self, k: int) -> Any:
@@ -276,7 +276,7 @@ def _aligned(new: Axis, old: Axis) -> Axis:
     """New coordinates that are old ones but for rounding become the same numbers."""
     if new.static is None or old.static is None:
         return new
-    limit = np.maximum(rounding(new.static.values), rounding(old.static.values))
+    limit = np.maximum(new.static.rounding, old.static.rounding)
     where, same = matched(new.offsets, old.offsets, limit)
     if not same.any():
         return new

@@ -46,7 +46,7 @@ def warn_of_nan_gradient(kernel: Kernel, axis: Axis, name: str) -> None:
                 "the likelihood's. If it takes the square root of a squared distance r2, write "
                 "`jnp.where(r2 > 0, jnp.sqrt(jnp.where(r2 > 0, r2, 1.0)), 0.0)`.",
                 UserWarning,
-                stacklevel=_level_of_caller(),
+                stacklevel=level_of_caller(),
             )
 
 
@@ -71,7 +71,7 @@ def _first_shared(old: Axis, new: Axis | None) -> Any:
         return old.at(0) if is_concrete(old) else None
     if new.static is None or old.static is None:
         return None
-    x, known = (np.asarray(axis.exact, np.float64) for axis in (new, old))
+    x, known = (axis.offsets for axis in (new, old))
     if old.period is not None:
         # Round the circle, in steps that are wider than the rounding of a remainder.
         steps = 2.0**40
@@ -80,7 +80,7 @@ def _first_shared(old: Axis, new: Axis | None) -> Any:
     return new.at(int(shared.argmax())) if shared.any() else None
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """How far up the stack the code lies that built the model."""
     inside = ("kronax", "equinox")
     stack = enumerate(traceback.walk_stack(sys._getframe(1)), start=1)

@@ -39,6 +39,7 @@ from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.prior import prior_draws
 from kronax.gp.regression import MarginalMean, described
+from kronax.gp.resolution import warn_of_lost_digits
 from kronax.gp.sites import NumpyroSites
 from kronax.gp.solver_choice import Choice, with_noise_of
 from kronax.gp.starts import initialise, random_start
@@ -169,6 +170,7 @@ class GridGP(NumpyroSites):
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
             )
+        warn_of_lost_digits(self)
 
     @classmethod
     def from_xarray(
