@@ -15,20 +15,21 @@ from kronax.gp.dates import plain as plain_dates
 from kronax.gp.frozen import FrozenAttributes, slack
 from kronax.gp.indexes import Index, check_units, coordinate_values, index_of, is_labelled
 from kronax.gp.labels import is_labels
+from kronax.linalg.checks import plain
 from kronax.paths import nearest
 
 
 def in_grid_order(
     y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str = "y"
 ) -> Any:
-    """The values of a DataArray in the order of the axes, batches first; else `y` as it is.
+    """The values of a DataArray in the order of the axes, batches first; else `y` as it lies.
 
     Raises:
         TypeError: if the model has no names for its axes, or `y` is a Dataset.
         ValueError: if a dimension is missing, or coordinates are not those of the model.
     """
     if not is_labelled(y):
-        return y
+        return plain(y, what)
     _check_is_data_array(y, what)
     if names is None:
         raise TypeError(
@@ -45,7 +46,7 @@ def in_grid_order(
     for name, axis in zip(names, axes, strict=True):
         check_coordinates(y, name, axis, what)
     batch = [dim for dim in y.dims if dim not in names]
-    return y.transpose(*batch, *names).values
+    return plain(y.transpose(*batch, *names).values, what)
 
 
 def in_order_of(values: np.ndarray, y: Any, names: tuple[str, ...] | None) -> np.ndarray:

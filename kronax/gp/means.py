@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.base import Kernel
-from kronax.linalg.checks import check_finite
+from kronax.linalg.checks import check_finite, plain
 from kronax.parameters import data, parameter
 
 
@@ -139,6 +139,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
     if isinstance(value, int | float) and not isinstance(value, bool):
         number: Any = np.asarray(value, dtype)
         return ConstantMean(number)
+    value = plain(value, "The mean")
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.dtype.kind in "fiu":
         if value.ndim == 0:
             return ConstantMean(jnp.asarray(value))
