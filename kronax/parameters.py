@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 
-from kronax.linalg.checks import check_plain
+from kronax.linalg.checks import check_plain, plain
 from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")
@@ -107,6 +107,7 @@ def as_parameter(value: Any, constraint: Any, name: str) -> Any:
     check_plain(value, name)
     if isinstance(value, tuple):
         return tuple(v if v is None else as_parameter(v, constraint, name) for v in value)
+    value = plain(np.asarray(value) if hasattr(value, "to_numpy") else value, name)
     if not isinstance(value, int | float | complex | list | np.ndarray | np.generic | jax.Array):
         return value
     given = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
@@ -130,15 +131,25 @@ def _check_domain(array: Array, constraint: Any, name: str) -> None:
     finite = bool(jnp.isfinite(array).all())
     if finite and bool(jnp.all(constraint(array))):
         return
-    if not finite:
-        raise ValueError(
-            f"{name} must be {describe_domain(constraint)} and finite; got {np.asarray(array)}. "
-            "Remove NaN and infinities."
+    values = np.asarray(array)
+    expected = describe_domain(constraint) + ("" if finite else " and finite")
+    advice = _advice(values, constraint)
+    raise ValueError(f"{name} must be {expected}; got {values}. {advice}")
+
+
+def _advice(values: np.ndarray, constraint: Any) -> str:
+    """What to do about values outside of a domain, by what is wrong with them."""
+    if not np.isfinite(values).all():
+        return "Remove NaN and infinities."
+    if constraint is constraints.simplex:
+        return "Its entries are shares: none is negative, and they sum to one; divide by the sum."
+    if getattr(constraint, "lower_bound", None) != 0 or hasattr(constraint, "upper_bound"):
+        return "Give a value inside of that domain."
+    if values.min() == 0:
+        return (
+            "Zero is the edge of the domain: give a small positive number, or leave the part out."
         )
-    advice = "Give it in natural units, not as a logarithm."
-    raise ValueError(
-        f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. {advice}"
-    )
+    return "Give it in natural units, not as a logarithm."
 
 
 def describe_domain(constraint: Any) -> str:
@@ -342,6 +353,7 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
         check_known(path, list(rows))
         old = rows[path]
         # Python numbers stay out of a trace, so that they are checked under jit too.
+        value = plain(value, path)
         array = np.asarray(value) if isinstance(value, int | float) else jnp.asarray(value)
         if array.shape != old.value.shape:
             raise ValueError(

@@ -211,10 +211,9 @@ class GridDistribution(dist.Distribution):
 
     def _lead(self, sample_shape: tuple[int, ...] | int = ()) -> tuple[int, ...]:
         """The batch, with the axes that a `vmap` over the constructor has put in front."""
-        sample_shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
         lead = self.loc.shape[: self.loc.ndim - len(self.grid_shape)]
         batch_shape = jnp.broadcast_shapes(self.batch_shape, lead, self.form.batch_shape)
-        return (*sample_shape, *batch_shape)
+        return (*checks.shape_of(sample_shape), *batch_shape)
 
     def _residual(self, value: Any) -> Array:
         dtype, event = self.form.dtype, self.event_shape
@@ -247,6 +246,7 @@ class GridDistribution(dist.Distribution):
 
         Events that are NaN throughout pass on: `handlers.mask` may leave them out.
         """
+        value = checks.plain(value, "The value")
         self._warn_of_repetition(np.shape(value))
         if checks.is_concrete(value):
             missing = np.isnan(np.asarray(value)).reshape(-1, prod(self.event_shape))

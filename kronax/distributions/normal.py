@@ -8,6 +8,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
 
 from kronax.distributions.grids import GridDistribution
+from kronax.linalg.checks import check_key
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 
@@ -17,6 +18,7 @@ class GridNormal(GridDistribution):
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int = ()) -> Array:
         """Draws, reparametrised: per-axis roots, no decomposition of the whole."""
+        check_key(key)
         return self._shaped(self.loc + self.form.draw(key, self._lead(sample_shape)))
 
     @property

@@ -92,6 +92,7 @@ class KroneckerStudentT(GridDistribution):
 
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int = ()) -> Array:
         """Draws, reparametrised in every parameter."""
+        checks.check_key(key)
         normal_key, scale_key = jax.random.split(key)
         lead = self._lead(sample_shape)
         chi_squares = jax.random.chisquare(scale_key, self.df, lead, self.form.dtype)

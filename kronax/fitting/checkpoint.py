@@ -18,7 +18,9 @@ from jaxtyping import Array
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
 
-FORMAT = "kronax fit 1"
+FORMAT = "kronax fit 2"
+# Its header was outside of the checksum.
+EARLIER = "kronax fit 1"
 
 
 class Checkpoint:
@@ -48,13 +50,13 @@ class Checkpoint:
             "fit": self.fingerprint,
             "num_steps": states.losses.shape[1] - 1,
             "seconds": seconds,
-            "size": len(content),
-            "sha256": hashlib.sha256(content).hexdigest(),
         }
+        body = json.dumps(header).encode() + b"\n" + content
+        checksum = hashlib.sha256(body).hexdigest().encode()
         beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
         try:
             with open(beside, "wb") as file:
-                file.write(json.dumps(header).encode() + b"\n" + content)
+                file.write(checksum + b"\n" + body)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(beside, self.path)
@@ -121,13 +123,16 @@ def _value(problem: Problem, raw: Raw, member: Array) -> Array:
 
 
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
-    line, _, content = path.read_bytes().partition(b"\n")
+    """Header and content: what follows the checksum of both, a line each."""
+    checksum, _, body = path.read_bytes().partition(b"\n")
+    earlier = checksum.startswith(b"{")
+    line, _, content = (checksum, b"\n", body) if earlier else body.partition(b"\n")
     try:
         header = json.loads(line)
+        expected = header["sha256"] if earlier else checksum.decode()
         whole = (
-            header["format"] == FORMAT
-            and header["size"] == len(content)
-            and header["sha256"] == hashlib.sha256(content).hexdigest()
+            header["format"] == (EARLIER if earlier else FORMAT)
+            and expected == hashlib.sha256(body).hexdigest()
         )
     except (ValueError, KeyError, TypeError):
         whole = False

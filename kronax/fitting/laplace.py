@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 
 from kronax.fitting.problem import Problem, Raw
+from kronax.linalg.checks import check_key
 from kronax.linalg.rules import DerivativeOrderError
 from kronax.parameters import ParameterTable, aligned, describe_domain
 
@@ -82,6 +83,7 @@ class LaplaceApproximation(eqx.Module):
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Any:
         """Models with drawn parameters: a leading axis on every array, for `eqx.filter_vmap`."""
+        check_key(key)
         mean, unravel = ravel_pytree(self.raw)
         root = jnp.linalg.cholesky(self.covariance)
         white = jax.random.normal(key, (num_samples, mean.size), mean.dtype)

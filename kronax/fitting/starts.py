@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.fitting.problem import Problem, Raw, precision
+from kronax.linalg.checks import check_key
 from kronax.parameters import parameters, replace, unconstrain
 
 
@@ -33,7 +34,8 @@ def _others(problem: Problem, restarts: Any, key: PRNGKeyArray | None, first: Ra
     """For every further start one for each member."""
     count = problem.num_members
     if isinstance(restarts, int | np.integer) and not isinstance(restarts, bool) and restarts >= 0:
-        key = jax.random.key(0) if key is None else _checked_key(key)
+        key = jax.random.key(0) if key is None else key
+        check_key(key)
         keys = jax.random.split(key, (int(restarts), count))
         return [_random(problem, k, first, i) for row in keys for i, k in enumerate(row)]
     if isinstance(restarts, Sequence) and not isinstance(restarts, str):
@@ -89,20 +91,6 @@ def _outside(problem: Problem, drawn: Any) -> dict[str, Array]:
 
 def _moved(raw: Array, key: PRNGKeyArray) -> Array:
     return raw + jax.random.normal(key, raw.shape, raw.dtype)
-
-
-def _checked_key(key: Any) -> PRNGKeyArray:
-    try:
-        jax.random.key_data(jax.random.wrap_key_data(key) if _is_old_style(key) else key)
-    except (TypeError, ValueError, AttributeError):
-        raise TypeError(
-            f"key must be a JAX random key, such as jax.random.key(0); got {key!r}."
-        ) from None
-    return key
-
-
-def _is_old_style(key: Any) -> bool:
-    return getattr(key, "dtype", None) == jnp.uint32
 
 
 def _unit(raw: Array, domain: Any) -> Array:

@@ -26,6 +26,7 @@ from kronax.gp.indexes import (
     is_labelled,
 )
 from kronax.gp.labels import is_labels
+from kronax.linalg.checks import plain
 from kronax.paths import nearest
 
 
@@ -43,7 +44,7 @@ def in_grid_order(
     if is_frame(y):
         return _by_labels(y, axes, names, what)
     if not is_labelled(y):
-        return without_mask(y)
+        return plain(without_mask(y), what)
     _check_is_data_array(y, what)
     if names is None:
         raise TypeError(
@@ -60,7 +61,7 @@ def in_grid_order(
     for name, axis in zip(names, axes, strict=True):
         check_coordinates(y, name, axis, what)
     batch = [dim for dim in y.dims if dim not in names]
-    return y.transpose(*batch, *names).values
+    return plain(y.transpose(*batch, *names).values, what)
 
 
 def without_mask(y: Any) -> Any:
@@ -90,11 +91,18 @@ def _by_labels(y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what
         except ValueError as error:
             refused.append(error)
             continue
-        return np.transpose(y.to_numpy(), order)[np.ix_(*places)]
+        return np.transpose(_numbers_of(y, what), order)[np.ix_(*places)]
     raise ValueError(
         f"{refused[0]} The labels of a {type(y).__name__} say which cell is which; where they do "
         f"not, pass `{what}.to_numpy()`."
     ) from refused[0]
+
+
+def _numbers_of(y: Any, what: str) -> np.ndarray:
+    """The values of a pandas object, column by column where their types differ."""
+    if y.ndim == 1:
+        return np.asarray(plain(y, what))
+    return np.stack([np.asarray(plain(y.iloc[:, k], what)) for k in range(y.shape[1])], axis=1)
 
 
 def _places(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:

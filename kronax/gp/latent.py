@@ -15,7 +15,7 @@ from kronax.gp.coordinates import Coordinates
 from kronax.gp.cross import amplitude
 from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.kernels.points import Points
-from kronax.linalg.checks import grid_of
+from kronax.linalg.checks import check_key, grid_of, shape_of
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker
@@ -140,7 +140,8 @@ class LatentPosterior(eqx.Module):
         self, key: PRNGKeyArray, axes: Any, sample_shape: tuple[int, ...] | int = ()
     ) -> Float[Array, "..."]:
         """Draws of the field on a new grid, by Matheron's rule; `axes` as for `mean`."""
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        check_key(key)
+        shape = shape_of(sample_shape)
         return _sample(self, key, self._new(axes), shape)
 
 

@@ -14,7 +14,7 @@ from numpyro.distributions import constraints
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
-from kronax.linalg.checks import check_finite, check_plain
+from kronax.linalg.checks import check_finite, check_plain, plain
 from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
@@ -165,6 +165,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
         number: Any = np.asarray(value, dtype)
         return ConstantMean(number)
     check_plain(value, "The mean")
+    value = plain(value, "The mean")
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.dtype.kind in "fiu":
         if value.ndim == 0:
             return ConstantMean(jnp.asarray(value))

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.linalg.checks import array_of_reals, is_concrete
+from kronax.linalg.checks import array_of_reals, is_concrete, plain
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.operators import AbstractOperator
@@ -95,6 +95,7 @@ def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | N
             f"The noise must be a variance, a dictionary by axis, or a kx.Kronecker; got "
             f"{type(value).__name__}."
         )
+    value = plain(value, "The noise")
     if isinstance(value, int | float | jax.Array) or hasattr(value, "dtype"):
         if jnp.ndim(value) != 0:
             return _by_cell(value, grid_shape)

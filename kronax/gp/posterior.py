@@ -26,7 +26,7 @@ from kronax.gp.predictive import PosteriorNormal
 from kronax.gp.scattered import mean_at, sample_at, scattered_points, variance_at
 from kronax.gp.templates import Template, check_data_units
 from kronax.gp.term_posterior import TermPosterior, TermPosteriors
-from kronax.linalg.checks import check_finite, grid_of, is_concrete
+from kronax.linalg.checks import check_finite, check_key, grid_of, is_concrete, shape_of
 from kronax.linalg.estimates import Estimate, settled
 from kronax.linalg.iterative_operator import Iterative, check_draws
 
@@ -245,7 +245,8 @@ class Posterior(eqx.Module):
             ValueError: as in `variance`.
         """
         check_used(noise, include_noise)
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        check_key(key)
+        shape = shape_of(sample_shape)
         key, noise_key = jax.random.split(key)
         if points is not None:
             places = self._scattered(axes, points)

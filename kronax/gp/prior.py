@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.components import Component, New, joint_root
+from kronax.linalg.checks import check_key, shape_of
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.roots import safe_sqrt
@@ -23,7 +24,8 @@ def prior_draws(
     gp: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int, include_noise: bool
 ) -> Array:
     """Of the function or of noisy observations; these are NaN where the noise is infinite."""
-    shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+    check_key(key)
+    shape = shape_of(sample_shape)
     covariance = gp.covariance(include_noise)
     mean = gp.mean_on((None,) * len(gp.axes))
     if isinstance(covariance, KroneckerTerms):

@@ -24,7 +24,7 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labels import Labels
 from kronax.gp.noise import AxisNoise, CellNoise
-from kronax.linalg.checks import is_concrete
+from kronax.linalg.checks import check_key, is_concrete
 from kronax.parameters import AS_GIVEN, DATA_MEAN, LENGTH_POWERS, Parameter, parameters, replace
 from kronax.paths import frozen_paths
 
@@ -48,6 +48,7 @@ def initialise(gp: Any, y: Any, freeze: Any) -> Any:
 
 def random_start(gp: Any, key: PRNGKeyArray, y: Any) -> Any:
     """The body of `GridGP.random_start`."""
+    check_key(key)
     key, shuffling = jax.random.split(key)
     start = _Start(gp, y, (), np.random.default_rng(_seed(shuffling)))
     rows = [

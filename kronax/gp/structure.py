@@ -33,6 +33,8 @@ KINDS = {
 }
 # Below this size a dense factor is as fast as two halves (2 cores, float64).
 SMALL = 16
+# What finding the rank that is missing in a message may cost: a second or two (2 cores, float64).
+MOST_OPERATIONS = 1e8
 
 
 class Structure(NamedTuple):
@@ -133,14 +135,35 @@ def check_rank(kernel: Kernel, axis: Axis, structure: Structure, name: str, dtyp
         error = choose_pivots(indexed, x, min(structure.rank, axis.size)).remainders[-1]
         if not is_concrete(error) or error <= default_tolerance(dtype):
             return
-        try:
-            enough = LowRank.from_kernel(indexed, x).rank
-        except ValueError as reason:
-            raise ValueError(f"{wanted}, and is not by any number. {reason}") from reason
+        enough = _enough(indexed, x, structure.rank, dtype)
+    if enough is None:
+        raise ValueError(
+            f"{wanted}, and is not by any number. The kernel must be positive semidefinite; a "
+            "variance that its first columns leave is negative. Check the kernel."
+        )
     raise ValueError(
-        f"{wanted}; they leave a part of {float(error):.3g} of its trace. {enough} columns do, at "
-        "these parameters: raise the number in `structure`, or leave it out."
+        f"{wanted}; they leave a part of {float(error):.3g} of its trace. {enough}, at these "
+        "parameters: raise the number in `structure`, or leave it out."
     )
+
+
+def _enough(kernel: Any, x: jax.Array, rank: int, dtype: Any) -> str | None:
+    """How many columns are enough, looked for within `MOST_OPERATIONS` beyond the first attempt.
+
+    `None` if the kernel is seen not to be positive semidefinite.
+    """
+    size = x.shape[0]
+    while rank < size:
+        rank = min(2 * rank, size)
+        remainders = np.asarray(choose_pivots(kernel, x, rank).remainders)
+        if np.isnan(remainders[-1]):
+            return None
+        reached = np.flatnonzero(remainders[1:] <= default_tolerance(dtype))
+        if reached.size:
+            return f"{int(reached[0]) + 1} columns do"
+        if 4 * rank**2 * size > MOST_OPERATIONS:
+            break
+    return f"It takes more than {rank} columns" if rank < size else "No number of columns does"
 
 
 def low_rank_rows(

@@ -10,6 +10,7 @@ from kronax.gp import predict
 from kronax.gp.covariance import PosteriorCovariance
 from kronax.gp.draws import posterior_draws
 from kronax.gp.scattered import mean_at, scattered_points, variance_at
+from kronax.linalg.checks import check_key, shape_of
 from kronax.linalg.estimates import Estimate
 from kronax.paths import nearest
 
@@ -110,7 +111,8 @@ class TermPosterior(eqx.Module):
             ValueError: if there is not one entry per axis, or coordinates have another form.
         """
         post = self.posterior
-        shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+        check_key(key)
+        shape = shape_of(sample_shape)
         signal_key, _ = jax.random.split(key)
         return posterior_draws(
             post, signal_key, predict.new_points(post, axes), shape, None, self.name

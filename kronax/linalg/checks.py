@@ -1,6 +1,8 @@
 """What input must be, and the wording of every error of the linear algebra."""
 
+from decimal import Decimal
 from math import prod
+from numbers import Integral, Rational, Real
 from typing import Any
 
 import jax
@@ -32,19 +34,20 @@ def array_of_reals(
     if value is None or isinstance(value, str | dict | set):
         raise TypeError(f"{name} must be an array of real numbers; got {value!r}.")
     check_plain(value, name)
-    given, dtype = value, getattr(value, "dtype", None)
-    if dtype is None:
+    given, value = value, plain(value, name)
+    if getattr(value, "dtype", None) is None:
         try:
             value = np.asarray(value)
         except ValueError as error:
             raise TypeError(
                 f"{name} must be a rectangular array of real numbers; got {value!r}."
             ) from error
-        dtype = value.dtype
+    dtype = value.dtype
     if dtype.kind == "O":
-        raise TypeError(
-            f"{name} must be an array of real numbers; got {type(given).__name__}. {of_kernel}"
-        )
+        got, advice = type(given).__name__, of_kernel
+        if isinstance(given, np.ndarray | list | tuple):
+            got, advice = f"{got} of objects", "Convert it, for example with `.astype(float)`."
+        raise TypeError(f"{name} must be an array of real numbers; got {got}. {advice}")
     if not jnp.issubdtype(dtype, jnp.floating):
         advice = (
             "Take its real part or model real and imaginary parts as an axis."
@@ -70,6 +73,119 @@ def check_plain(value: Any, name: str) -> None:
             f"{name} must be a plain array; got a {type(value).__name__}, whose labels cannot be "
             "matched with anything here. Pass its values in the order of the axes: `.to_numpy()`."
         )
+
+
+def plain(value: Any, name: str) -> Any:
+    """An array of another library or from a file as JAX can hold it, where nothing is lost.
+
+    Bytes are put in the order of this machine, half precision becomes single, the extension types
+    of pandas become those of NumPy, and objects that are real numbers (`Decimal`, for one) become
+    floating-point numbers, also in a list. One that is missing (`None`, `pandas.NA`) is NaN.
+    Anything else stays as it is.
+
+    Raises:
+        TypeError: if digits would be lost, or pandas holds no numbers.
+    """
+    if isinstance(value, list | Decimal) and is_concrete(value):
+        return _of_list(value, name)
+    dtype = getattr(value, "dtype", None)
+    if dtype is None or is_key(value):
+        return value
+    if not isinstance(dtype, np.dtype):
+        value = _of_extension_type(value, name)
+        dtype = value.dtype
+    if dtype.kind == "O":
+        value = _of_objects(np.asarray(value), name)
+    elif not dtype.isnative:
+        value = np.asanyarray(value).astype(dtype.newbyteorder("="))
+    elif jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize != 4 and dtype.itemsize != 8:
+        if dtype.itemsize > 8:
+            raise TypeError(
+                f"{name} must hold at most double precision; got dtype {dtype}. Convert it with "
+                "`.astype(float)`."
+            )
+        value = value.astype(np.float32)
+    return value
+
+
+def _of_extension_type(value: Any, name: str) -> np.ndarray:
+    """Numbers of pandas, whose missing ones are NaN."""
+    dtype = value.dtype
+    own = getattr(dtype, "numpy_dtype", None)
+    missing = bool(np.any(value.isna())) if hasattr(value, "isna") else False
+    if isinstance(own, np.dtype) and own.kind == "f":
+        return value.to_numpy(own, na_value=np.nan)
+    if isinstance(own, np.dtype) and own.kind in "biu" and not missing:
+        return value.to_numpy(own)
+    if isinstance(own, np.dtype) and own.kind in "iu":
+        advice = "Convert it: `.to_numpy(float, na_value=numpy.nan)` marks missing numbers."
+    else:
+        advice = "Convert it first, for example with `.astype(float)`."
+    raise TypeError(f"{name} must be an array of real numbers; got dtype {dtype}. {advice}")
+
+
+def _of_list(value: Any, name: str) -> Any:
+    try:
+        array = np.asarray(value)
+    except ValueError:  # not rectangular: refused where a shape is asked for
+        return value
+    return _of_objects(array, name) if array.dtype.kind == "O" else value
+
+
+def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
+    """Python's numbers in JAX's default precision; an array of anything else as it is."""
+    numbers = [np.nan if _is_missing(v) else v for v in array.ravel()]
+    if not all(isinstance(v, Real | Decimal) and not isinstance(v, bool) for v in numbers):
+        return array
+    for given in numbers:
+        if not _is_kept(given):
+            raise TypeError(
+                f"{name} must hold numbers that double precision can hold; got {given!r}. Round "
+                "it, for example with `float(…)`."
+            )
+    whole = [float(v) for v in numbers]
+    return np.array(whole, jnp.zeros(()).dtype).reshape(array.shape)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or type(value).__name__ in ("NAType", "NaTType")
+
+
+def _is_kept(value: Any) -> bool:
+    """Whether a number survives in double precision, up to the digits in which that is written."""
+    if isinstance(value, Decimal):
+        near = float(value)
+        return not value.is_finite() or value in (Decimal(near), Decimal(repr(near)))
+    return not isinstance(value, Integral | Rational) or float(value) == value
+
+
+def is_key(value: Any) -> bool:
+    """Whether it is an array of typed random keys."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
+def check_key(key: Any) -> None:
+    """Refuse what is no single random key, of either style."""
+    is_single = is_key(key) and key.ndim == 0
+    if not is_single and isinstance(key, jax.Array | np.ndarray):
+        is_single = key.dtype == np.uint32 and key.ndim == 1 and key.size > 1
+    if not is_single:
+        got = f"an array of shape {key.shape}" if is_key(key) else repr(key)
+        raise TypeError(
+            f"key must be a JAX random key, such as jax.random.key(0); got {got}. Split it for "
+            "several draws, or pass `sample_shape=`."
+        )
+
+
+def shape_of(sample_shape: Any) -> tuple[int, ...]:
+    """A number of draws, or the leading axes of them, as a shape."""
+    shape = (sample_shape,) if np.ndim(sample_shape) == 0 else tuple(sample_shape)
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0 for n in shape):
+        raise TypeError(
+            "sample_shape must be an integer that is not negative, or a tuple of them; got "
+            f"{sample_shape!r}."
+        )
+    return tuple(int(n) for n in shape)
 
 
 def check_finite(array: Any, name: str) -> None:
@@ -282,7 +398,7 @@ def _layout_message(shape, grid_shape, num_cells, name) -> str:
 
 def check_precision(value: Any, name: str, dtype: Any) -> None:
     """Refuse data of higher precision than the parameters: that precision would be lost."""
-    given = getattr(value, "dtype", None)
+    given = getattr(plain(value, name), "dtype", None)
     if given is None or not jnp.issubdtype(given, jnp.floating):
         return
     if jnp.finfo(given).bits > jnp.finfo(dtype).bits:

@@ -40,7 +40,7 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
     for k, factor in enumerate(op.factors):
         if getattr(factor, "positive_definite", False):
             _blame_factor(factor, f"Kronecker factor {k}", definite=True)
-        condition = np.linalg.cond(np.asarray(factor.to_dense())).max()
+        condition = _condition(factor)
         if not condition < 1 / np.finfo(op.dtype).eps:
             raise np.linalg.LinAlgError(
                 f"Kronecker factor {k} must be invertible; got condition number {condition:.3g}. "
@@ -61,12 +61,17 @@ def refuse_indefinite(
 
 
 def _blame_factor(factor: AbstractFactor, name: str, definite: bool) -> None:
-    matrix = np.asarray(factor.to_dense(), dtype=np.float64)
-    if _is_plainly_positive(matrix, factor.size * np.finfo(factor.dtype).eps, definite):
+    """By its blocks, so that it costs no more than their decomposition."""
+    blocks = _numbers_of(factor)
+    relative = factor.size * np.finfo(factor.dtype).eps
+    # What is rounding is judged on the whole axis.
+    shift = relative * max(np.abs(array).max() for array, _ in blocks)
+    if all(_is_plainly_positive(array, ndim, shift, definite) for array, ndim in blocks):
         return
-    values = np.linalg.eigvalsh(matrix)
-    smallest, largest = float(values.min()), float(np.abs(values).max())
-    slack = factor.size * np.finfo(factor.dtype).eps * largest
+    values = [np.linalg.eigvalsh(array) if ndim == 2 else array for array, ndim in blocks]
+    smallest = float(min(v.min() for v in values))
+    largest = float(max(np.abs(v).max() for v in values))
+    slack = relative * largest
     if smallest < -slack or (definite and smallest <= slack):
         kind = "definite" if definite else "semidefinite"
         advice = "or add noise: `op + variance`" if definite else "which noise does not repair"
@@ -76,14 +81,38 @@ def _blame_factor(factor: AbstractFactor, name: str, definite: bool) -> None:
         )
 
 
-def _is_plainly_positive(matrix: np.ndarray, relative: float, definite: bool) -> bool:
+def _numbers_of(factor: AbstractFactor) -> list[tuple[np.ndarray, int]]:
+    """The blocks in double precision, and the number of axes of each without its batch.
+
+    Of a thin root those of its Gram matrix, and a zero.
+    """
+    root = factor.thin_root()
+    if root is not None and np.isfinite(np.asarray(root)).all():
+        root = np.asarray(root, np.float64)
+        return [(np.swapaxes(root, -1, -2) @ root, 2), (np.zeros(1), 1)]
+    blocks = factor.blocks()
+    arrays = (np.asarray(a, np.float64) for a in blocks.arrays)
+    return list(zip(arrays, blocks.ndims, strict=True))
+
+
+def _condition(factor: AbstractFactor) -> float:
+    """The largest singular value over the smallest; infinite, or NaN, where there is none."""
+    values = [
+        np.linalg.svd(array, compute_uv=False) if ndim == 2 else np.abs(array)
+        for array, ndim in _numbers_of(factor)
+    ]
+    smallest = min(v.min() for v in values)
+    return float(max(v.max() for v in values) / smallest) if smallest else np.inf
+
+
+def _is_plainly_positive(array: np.ndarray, ndim: int, shift: float, definite: bool) -> bool:
     """Whether a Cholesky factorisation, ten times as fast as `eigvalsh`, already shows it."""
+    if ndim < 2:
+        return bool((array > shift if definite else array >= -shift).all())
     if definite:
-        shift = -relative * np.abs(matrix).sum(-1).max(-1)
-    else:
-        shift = relative * np.diagonal(matrix, axis1=-2, axis2=-1).max(-1)
+        shift = -shift * array.shape[-1]
     try:
-        np.linalg.cholesky(matrix + shift[..., None, None] * np.eye(matrix.shape[-1]))
+        np.linalg.cholesky(array + shift * np.eye(array.shape[-1]))
     except np.linalg.LinAlgError:
         return False
     return True

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kronax.linalg.checks import is_concrete
+from kronax.linalg.checks import is_concrete, plain
 
 Method = Literal["slabs", "gaps", "merged"]
 METHODS: tuple[Method, ...] = ("slabs", "gaps", "merged")
@@ -44,7 +44,8 @@ class Mask:
                 "what is computed; got a traced array. Close over it, or make the operator "
                 "outside of jit: a mask is no parameter."
             )
-        array = np.asarray(np.ma.filled(observed, False))  # what is masked has no data
+        observed = np.ma.filled(observed, False)  # what is masked has no data
+        array = np.asarray(plain(observed, "The mask `observed`"))
         if array.dtype != bool:
             raise TypeError(
                 f"The mask `observed` must be boolean, true where a cell is observed; got dtype "

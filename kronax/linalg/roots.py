@@ -41,9 +41,11 @@ def symmetric_roots(blocks: SymmetricBlocks) -> SymmetricBlocks:
 
 
 def safe_sqrt(x: Array) -> Array:
-    """`√x` with a zero derivative at zero, NaN below."""
+    """`√x` with a zero derivative at zero; NaN below, and of NaN."""
     positive = x > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x < 0, jnp.nan, 0))
+    return jnp.where(
+        positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x < 0, jnp.nan, 0 * x)
+    )
 
 
 def _root_value(matrix, pair):

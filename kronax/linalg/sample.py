@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kronax.linalg.checks import check_key, shape_of
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.diagonal import ScaledIdentity
@@ -41,7 +42,8 @@ def sample_normal(
         >>> kx.sample_normal(jax.random.key(0), op, (5,)).shape
         (5, 3, 2)
     """
-    shape = (sample_shape,) if isinstance(sample_shape, int) else tuple(sample_shape)
+    check_key(key)
+    shape = shape_of(sample_shape)
     if isinstance(op, AbstractSolvable):
         return op.draw(key, (*shape, *op.batch_shape))
     op = with_noise(op)

@@ -1,5 +1,7 @@
 """A fit that is interrupted, killed or resumed."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -126,6 +128,28 @@ def test_a_damaged_file_is_never_taken_for_a_checkpoint(tmp_path, damage):
     path.write_bytes({"half": half, "empty": b"", "flipped": flipped, "text": b"x,y\n"}[damage])
     with pytest.raises(ValueError, match="is not a whole checkpoint"):
         fit(y=Y, checkpoint=path, num_steps=2)
+
+
+@pytest.mark.parametrize("number", [b'"num_steps": 2', b'"seconds": '])
+def test_a_damaged_header_is_seen(tmp_path, number):
+    path = tmp_path / "fit.ckpt"
+    fit(y=Y, checkpoint=path, num_steps=2)
+    content = path.read_bytes()
+    start = content.index(number)
+    place = next(i for i in range(start, len(content)) if chr(content[i]) in "0123456789")
+    path.write_bytes(content[:place] + b"7" + content[place + 1 :])
+    with pytest.raises(ValueError, match="is not a whole checkpoint"):
+        fit(y=Y, checkpoint=path, num_steps=2)
+
+
+def test_a_checkpoint_of_the_earlier_format_goes_on(tmp_path, whole):
+    path = tmp_path / "fit.ckpt"
+    fit(y=Y, checkpoint=path, callback=stop_after(2))
+    _, line, content = path.read_bytes().split(b"\n", 2)
+    header = {**json.loads(line), "format": "kronax fit 1", "size": len(content)}
+    header["sha256"] = hashlib.sha256(content).hexdigest()
+    path.write_bytes(json.dumps(header).encode() + b"\n" + content)
+    same(fit(y=Y, checkpoint=path), whole)
 
 
 def test_paths_that_cannot_be_written_raise_before_the_fit(tmp_path):

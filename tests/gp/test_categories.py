@@ -34,6 +34,36 @@ def test_the_formula_holds():
     assert_close(kernel.evaluate(jnp.asarray(1.0), jnp.asarray(2.0)), COVARIANCE[1, 2])
 
 
+def test_categories_without_anything_of_their_own():
+    """A pure low-rank coregionalisation: `W Wᵀ` is singular, and noise carries the density."""
+    rng = np.random.default_rng(8)
+    y = rng.normal(size=(3, TIME.size))
+    axes = {"tree": np.arange(3.0), "time": TIME}
+    time = np.asarray(kx.Matern32(0.6)(TIME, TIME))
+
+    def value(weights, kernel_of):
+        kernels = {"tree": kernel_of(weights), "time": kx.Matern32(0.6)}
+        return kx.GridGP(kernels, axes, noise=0.1).log_marginal_likelihood(y)
+
+    def dense(weights):
+        s = jnp.kron(weights @ weights.T, time) + 0.1 * jnp.eye(y.size)
+        half = jnp.linalg.cholesky(s)
+        white = jax.scipy.linalg.solve_triangular(half, y.ravel(), lower=True)
+        logs = jnp.sum(jnp.log(jnp.diagonal(half))) + y.size / 2 * np.log(2 * np.pi)
+        return -jnp.sum(white**2) / 2 - logs
+
+    expected, slope = jax.value_and_grad(dense)(WEIGHTS[:, :1])
+    for kernel_of in (kx.Categorical, lambda w: kx.Categorical(w, np.zeros(3))):
+        found = jax.value_and_grad(value)(WEIGHTS[:, :1], kernel_of)
+        np.testing.assert_allclose(found[0], expected, rtol=1e-10)
+        np.testing.assert_allclose(found[1], slope, rtol=1e-9)
+    kernel = kx.Categorical(WEIGHTS, np.zeros(3))
+    assert [p.path for p in kx.parameters(kernel)] == ["weights"]
+    post = kx.GridGP({"tree": kernel, "time": kx.Matern32(0.6)}, axes, noise=0.1).condition(y)
+    assert np.isfinite(post.sample(jax.random.key(0))).all()
+    assert (np.asarray(post.variance()) > 0).all()
+
+
 def test_a_given_covariance_is_a_scale_times_a_categorical():
     own = np.array([0.4, 2.0, 0.9])
     scale = own.mean()
@@ -193,7 +223,11 @@ def test_codes_that_do_not_exist_are_nan_where_they_are_traced():
             r"1 ≤ r ≤ n.*got shapes \(3, 2\) and \(2,\)",
         ),
         (lambda: kx.Categorical(WEIGHTS[0], SHARES), ValueError, r"got shapes \(2,\) and \(3,\)"),
-        (lambda: kx.Categorical(WEIGHTS, 2 * SHARES), ValueError, r"shares must be Simplex"),
+        (
+            lambda: kx.Categorical(WEIGHTS, 2 * SHARES),
+            ValueError,
+            r"shares must be Simplex.*divide by the sum",
+        ),
     ],
 )
 def test_bad_input_raises(call, error, match):

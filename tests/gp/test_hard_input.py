@@ -140,7 +140,7 @@ def by_name():
         # Objects.
         (lambda: case(np.array([Decimal(k) for k in range(5)])), TypeError, "got dtype object"),
         (
-            lambda: two_axes().gp.condition(two_axes().y.astype(object)),
+            lambda: two_axes().gp.condition(np.full(two_axes().y.shape, object())),
             TypeError,
             "y must be an array of real numbers",
         ),

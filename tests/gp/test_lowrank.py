@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from kronax.gp import structure
 from tests.tolerances import assert_close
 
 X, Z = np.linspace(0, 1, 30), np.linspace(0, 2, 12)
@@ -13,9 +14,9 @@ NEW = np.linspace(0, 1.2, 5)
 KEY = jax.random.key(0)
 
 
-def process(structure, noise=0.01, dtype=np.float64):
+def process(asked, noise=0.01, dtype=np.float64):
     kernels = (2.0 * kx.RBF(dtype(0.4)), kx.Matern32(dtype(0.5)))
-    return kx.GridGP(kernels, (X.astype(dtype), Z.astype(dtype)), noise, structure=structure)
+    return kx.GridGP(kernels, (X.astype(dtype), Z.astype(dtype)), noise, structure=asked)
 
 
 DENSE = process(("dense", "dense"))
@@ -65,6 +66,21 @@ def test_a_rank_that_is_too_small_says_so():
         process((True, None))
     with pytest.raises(ValueError, match="rank of axis 0 must be at least 1"):
         process((0, None))
+
+
+def test_the_search_for_a_rank_stops(monkeypatch):
+    tried = []
+    choose = structure.choose_pivots
+    monkeypatch.setattr(
+        structure, "choose_pivots", lambda k, x, r: tried.append(r) or choose(k, x, r)
+    )
+    monkeypatch.setattr(structure, "MOST_OPERATIONS", 1e3)
+    gp = kx.GridGP((kx.Matern12(0.3),), (np.linspace(0, 1, 100),), 0.1, structure=(4,))
+    with pytest.raises(
+        ValueError, match=r"leave a part of 0\.\d+ of .*It takes more than 8 columns, at"
+    ):
+        gp.log_marginal_likelihood(np.ones(100))
+    assert tried == [4, 8]
 
 
 def test_a_rank_above_the_size_is_the_size():

@@ -424,3 +424,36 @@ def test_traced_values_give_nan(name):
 def test_a_traced_asymmetric_triangle_is_not_read():
     solved = jax.jit(lambda m: kx.solve(kx.LowerTriangular(m), np.ones(2)))(np.ones((2, 2)))
     np.testing.assert_allclose(solved, [1.0, 0.0])
+
+
+LARGE = 20_000
+ON_LARGE_AXES = {
+    "diagonal": (
+        lambda: kx.logdet(kx.Kronecker(kx.Diagonal(-np.ones(LARGE))) + 0.5),
+        "semidefinite",
+    ),
+    "circulant": (
+        lambda: kx.sample_normal(
+            jax.random.key(0), kx.Kronecker(kx.Circulant(np.r_[1, 2, np.zeros(LARGE - 3), 2]))
+        ),
+        r"smallest eigenvalue is -3 \(largest 5\)",
+    ),
+    "beside a thin factor": (
+        lambda: kx.logdet(
+            kx.Kronecker(kx.LowRank(np.ones((LARGE, 2))), np.array([[1.0, 2], [2, 1]])) + 0.1
+        ),
+        "factor 1 of the signal must be positive semidefinite",
+    ),
+    "singular": (
+        lambda: kx.logdet(kx.Kronecker(kx.Diagonal(np.r_[0, np.ones(LARGE)]))),
+        "must be invertible; got condition number inf",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ON_LARGE_AXES)
+def test_a_diagnosis_costs_no_more_than_the_decomposition(name):
+    """A dense matrix of that size would take 3.2 GB."""
+    call, match = ON_LARGE_AXES[name]
+    with pytest.raises(np.linalg.LinAlgError, match=match):
+        call()

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from kronax.gp.kernels.base import Kernel, as_points
+from kronax.linalg.checks import is_concrete
 from kronax.parameters import parameter
 
 
@@ -20,14 +21,17 @@ class Categorical(Kernel):
     front sets the scale. Points are labels, or codes 0, 1, …, n − 1. (`W` is identified up to a
     rotation of its columns.)
 
-    A given `W Wᵀ + diag(d)` is `d.mean() * Categorical(W / sqrt(d.mean()), d / d.sum())`.
+    A given `W Wᵀ + diag(d)` is `d.mean() * Categorical(W / sqrt(d.mean()), d / d.sum())`, and
+    `W Wᵀ` alone is `Categorical(W)`.
 
     Args:
         weights: `W`, `(n, r)`: one row per category, of `r ≤ n` shared processes.
-        shares: `κ`, `(n,)`, positive, of sum one: how they divide what is not shared.
+        shares: `κ`, `(n,)`, positive, of sum one: how they divide what is not shared. Without
+            them, or with zeros alone, categories have nothing of their own, and `W Wᵀ` is singular
+            unless `r = n`.
 
     Raises:
-        ValueError: if the shapes do not match.
+        ValueError: if the shapes do not match, or the shares are neither of sum one nor all zero.
 
     Examples:
         >>> import kronax as kx
@@ -44,11 +48,16 @@ class Categorical(Kernel):
     """
 
     weights: Float[Array, "n r"] = parameter(constraints.real)
-    shares: Float[Array, " n"] = parameter(constraints.simplex)
+    shares: Float[Array, " n"] | None = parameter(constraints.simplex, default=None)
+
+    def __init__(self, weights: Any, shares: Any = None):
+        nothing = shares is not None and is_concrete(shares) and not np.any(shares)
+        self.weights, self.shares = weights, None if nothing else shares
 
     def __check_init__(self) -> None:
         """Refuse shapes that do not match."""
-        shape, own = jnp.shape(self.weights), jnp.shape(self.shares)
+        shape = jnp.shape(self.weights)
+        own = shape[:1] if self.shares is None else jnp.shape(self.shares)
         if len(shape) != 2 or not 1 <= shape[1] <= shape[0] or own != shape[:1]:
             raise ValueError(
                 "A categorical kernel must have weights (n, r) with 1 ≤ r ≤ n, and shares (n,); "
@@ -74,8 +83,10 @@ class Categorical(Kernel):
 
     @property
     def covariance(self) -> Float[Array, "n n"]:
-        """`W Wᵀ + n diag(κ)`."""
+        """`W Wᵀ + n diag(κ)`, or `W Wᵀ`."""
         shared = jnp.sum(self.weights[:, None] * self.weights, axis=-1)
+        if self.shares is None:
+            return shared
         return shared + jnp.diag(self.num_categories * self.shares)
 
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
