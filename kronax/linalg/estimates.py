@@ -95,8 +95,10 @@ class Estimate(eqx.Module):
         residual: the largest relative residual of the iterations, computed from the solutions.
         num_steps: the largest number of iterations.
         converged: whether the residual is near or below the tolerance.
-        probes: of a log density or log-determinant, what each random probe says of the part that is
-            not data: `value` has their mean. Their derivatives are per probe as well.
+        relative: of a log density or log-determinant, what iterations and rounding leave of its
+            derivatives, relative to the parts of them.
+        probes: what each random probe says of the part that is not data: `value` has their mean, and
+            their derivatives are per probe as well.
     """
 
     value: Array
@@ -105,6 +107,7 @@ class Estimate(eqx.Module):
     residual: Array
     num_steps: Array
     converged: Array
+    relative: Array | None = None
     probes: Array | None = None
 
     def __repr__(self) -> str:
@@ -131,6 +134,7 @@ class Estimate(eqx.Module):
             self.residual,
             self.num_steps,
             self.converged,
+            self.relative,
             None if self.probes is None else factor * self.probes,
         )
 
@@ -154,6 +158,7 @@ class Certificate(NamedTuple):
     residual: Array
     num_steps: Array
     converged: Array
+    relative: Array | None = None
 
 
 class Solved(NamedTuple):

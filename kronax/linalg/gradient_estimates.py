@@ -73,18 +73,22 @@ def gradient_estimate(
         return (estimate.value, probes), estimate
 
     (value, probes), estimate = jax.jacfwd(split, has_aux=True)(flat)
-    spread, error = _spread(probes)
+    spread, error = _spread(value, probes, estimate.relative)
     return GradientEstimate(unravel(value), unravel(error), unravel(spread), estimate)
 
 
-def _spread(probes: Array) -> tuple[Array, Array]:
-    """The standard error of the mean of `(k, p)`, and half of a 99 % interval."""
+def _spread(value: Array, probes: Array, relative: Array | None) -> tuple[Array, Array]:
+    """The standard error of a gradient `(p,)`, the mean of `(k, p)` and more, and its error.
+
+    Data and determinant may cancel; of either the same share is lost.
+    """
     num = probes.shape[0]
-    if num == 0:
-        zero = jnp.zeros(probes.shape[1:], probes.dtype)
-        return zero, zero
+    if num == 0 or relative is None:
+        return jnp.zeros_like(value), jnp.zeros_like(value)
+    mean = jnp.mean(probes, axis=0)
     spread = jnp.std(probes, axis=0, ddof=1) / num**0.5
-    return spread, skew_quantile(num) * spread
+    lost = relative * (jnp.abs(mean) + jnp.abs(value - mean))
+    return spread, skew_quantile(num) * spread + lost
 
 
 def _as_array(leaf: Any) -> Any:

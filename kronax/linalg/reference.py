@@ -97,6 +97,10 @@ class Reference(eqx.Module):
         """What columns over the spectrum hold on the box, `(k, r)`."""
         return x[self._place].reshape(x.shape[0], -1)
 
+    def only_box(self, x: Array) -> Array:
+        """Columns over the spectrum, zero outside the box."""
+        return jnp.zeros_like(x).at[self._place].set(x[self._place])
+
     def box_to_cells(self, x: Array) -> Array:
         """`Q` for columns `(k, r)` on the box."""
         sizes = [len(chosen) for chosen in self.box]

@@ -150,15 +150,17 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
     lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
     lacking = lacking + reference.left + INNER * tolerance * count
     rounding = _rounding(held, y, found)
-    residual = jnp.maximum(inner, reference.residual)
-    is_known = krylov.has_converged(num, tolerance) & (residual <= SLACK * tolerance)
+    inner = jnp.maximum(inner, reference.residual)
+    is_known = krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance)
+    residual = jnp.maximum(inner, jnp.max(krylov.relative_residual))
     reference_error = trace_quantile(iteration.num_probes) * reference.standard_error
     return found, Certificate(
         error=jnp.hypot(error, reference_error) + lacking + rounding,
         standard_error=jnp.hypot(spread, reference.standard_error),
-        residual=jnp.maximum(residual, jnp.max(krylov.relative_residual)),
+        residual=residual,
         num_steps=jnp.max(krylov.num_steps),
         converged=is_known & (rounding <= count),
+        relative=residual + rounding / count,
     )
 
 
