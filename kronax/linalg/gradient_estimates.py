@@ -11,6 +11,9 @@ from jaxtyping import Array
 
 from kronax.linalg.estimates import Estimate, skew_quantile
 
+# By how much a derivative may magnify rounding: that in the logarithm of a lengthscale does.
+MAGNIFIED = 32
+
 
 class GradientEstimate(NamedTuple):
     """A gradient with its certificate.
@@ -73,22 +76,33 @@ def gradient_estimate(
         return (estimate.value, probes), estimate
 
     (value, probes), estimate = jax.jacfwd(split, has_aux=True)(flat)
-    spread, error = _spread(value, probes, estimate.relative)
+    spread, error = _spread(value, probes)
+    error = error + _lost(value, probes, flat, estimate)
     return GradientEstimate(unravel(value), unravel(error), unravel(spread), estimate)
 
 
-def _spread(value: Array, probes: Array, relative: Array | None) -> tuple[Array, Array]:
-    """The standard error of a gradient `(p,)`, the mean of `(k, p)` and more, and its error.
-
-    Data and determinant may cancel; of either the same share is lost.
-    """
+def _spread(value: Array, probes: Array) -> tuple[Array, Array]:
+    """The standard error of the mean of `(k, p)`, and half of a 99 % interval."""
     num = probes.shape[0]
-    if num == 0 or relative is None:
+    if num == 0:
         return jnp.zeros_like(value), jnp.zeros_like(value)
-    mean = jnp.mean(probes, axis=0)
     spread = jnp.std(probes, axis=0, ddof=1) / num**0.5
-    lost = relative * (jnp.abs(mean) + jnp.abs(value - mean))
-    return spread, skew_quantile(num) * spread + lost
+    return spread, skew_quantile(num) * spread
+
+
+def _lost(value: Array, probes: Array, parameters: Array, estimate: Estimate) -> Array:
+    """What iterations and rounding leave.
+
+    Data and determinant may cancel; of either, iterations leave a share like their residual. A value
+    that is rounded in some nats has a derivative that is, for a change of a parameter by itself or
+    by one.
+    """
+    if estimate.rounding is None:
+        return jnp.zeros_like(value)
+    mean = jnp.mean(probes, axis=0)
+    size = jnp.abs(parameters)
+    rounding = MAGNIFIED * estimate.rounding / jnp.where(size > 0, jnp.minimum(size, 1), 1)
+    return estimate.residual * (jnp.abs(mean) + jnp.abs(value - mean)) + rounding
 
 
 def _as_array(leaf: Any) -> Any:

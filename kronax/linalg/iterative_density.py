@@ -15,6 +15,7 @@ from functools import partial
 from math import log, pi
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -30,7 +31,6 @@ from kronax.linalg.estimates import (
     Iteration,
     settled,
     trace_error,
-    trace_quantile,
 )
 from kronax.linalg.iterative_solve import refuse_if_failed, run, upper_quadratics
 from kronax.linalg.kronecker import Kronecker
@@ -124,8 +124,8 @@ def density_estimate(y: Array, op: KroneckerPlusDiagonal, iteration: Iteration) 
     quadratics, log_dets, certificate = _both_terms(op, columns, iteration)
     count = jnp.sum(op.observed.astype(op.dtype))
     value = -0.5 * (quadratics + jnp.mean(log_dets) + count * log(2 * pi))
-    halves = (certificate.error / 2, certificate.standard_error / 2)
-    return Estimate(value.reshape(batch), *halves, *certificate[2:], probes=-0.5 * log_dets)
+    exact = Estimate(quadratics, *certificate, probes=log_dets).scaled(-0.5)
+    return eqx.tree_at(lambda e: e.value, exact, value.reshape(batch))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -178,13 +178,13 @@ def _iterate(
         quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
         logdets=forms,
         residuals=y - whitened,
-        weights=held.weighted(krylov.solution[:num]),
+        weights=held.weighted(krylov.solution[:num], precisions * y - held.excess * whitened),
         derivative=probe_derivative(held, white, krylov.solution[num:]),
     )
     squares = remainder_squares(held, krylov, white)
-    spread = trace_error(forms, squares, precisions.size)
+    random = trace_error(forms, squares, precisions.size)
     rounding = _rounding(held, precisions, y, found, krylov, white)
-    return found, _certificate(krylov, num, spread, rounding, iteration)
+    return found, _certificate(krylov, num, random, rounding, iteration)
 
 
 def _rounding(
@@ -211,21 +211,25 @@ def _rounding(
 
 
 def _certificate(
-    krylov: Krylov, num: int, spread: Array, rounding: Array, iteration: Iteration
+    krylov: Krylov,
+    num: int,
+    random: tuple[Array, Array],
+    rounding: Array,
+    iteration: Iteration,
 ) -> Certificate:
     """Of `yᵀ A⁻¹ y + log det A`, for the worst of the columns."""
     size = krylov.solution[0].size
     left = jnp.max(krylov.left[:num], initial=0.0) + size * jnp.mean(krylov.log_left[num:])
     residual = jnp.max(krylov.relative_residual)
-    is_known = krylov.has_converged(num, iteration.tolerance_of(spread.dtype))
+    is_known = krylov.has_converged(num, iteration.tolerance_of(rounding.dtype))
     return Certificate(
-        error=trace_quantile(iteration.num_probes) * spread + left + rounding,
-        standard_error=spread,
+        error=random[0] + left + rounding,
+        standard_error=random[1],
         residual=residual,
         num_steps=jnp.max(krylov.num_steps),
         # Rounding of a nat per cell leaves nothing of a density.
         converged=is_known & (rounding <= size),
-        relative=residual + rounding / size,
+        rounding=rounding,
     )
 
 

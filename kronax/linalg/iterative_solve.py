@@ -125,7 +125,7 @@ def solve_columns(
     )
     return Solved(
         solution=solution,
-        weights=held.weighted(krylov.solution),
+        weights=held.weighted(krylov.solution, precisions * columns - held.excess * smooth),
         quadratics=quadratics,
         errors=krylov.left + rounding * quadratics,
         certificate=certificate,
