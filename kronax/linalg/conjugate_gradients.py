@@ -101,7 +101,7 @@ def conjugate_gradients(
     energy: Float[Array, " k"],
     num_solves: int,
     falls: bool = True,
-    tolerance: float,
+    tolerance: float | Float[Array, " k"],
     max_steps: int,
     bound: Callable[[Array], Array],
     least: Float[Array, ""],
@@ -121,7 +121,7 @@ def conjugate_gradients(
         num_solves: as many columns, the first ones, are solves.
         falls: whether the energy of solves is `c − bᵀ A⁻¹ b` with `c` given in `energy`, and falls
             during the iteration to what the solution leaves.
-        tolerance: relative to the root of the energy.
+        tolerance: relative to the root of the energy, one for all or one per column.
         max_steps: at most.
         bound: of `rᵀ A⁻¹ r` per column, from above.
         least: a bound of the spectrum from below.
@@ -142,8 +142,11 @@ def conjugate_gradients(
 
     def unfinished(r: Array, gamma: Array, energy: Array) -> Array:
         energy = jnp.maximum(energy, rounded)
-        is_left = bound(r[:num_solves]) > LEFT * tolerance * energy[:num_solves]
-        return (gamma > tolerance**2 * energy).at[:num_solves].max(is_left)
+        is_large = gamma > tolerance**2 * energy
+        if num_solves == 0:
+            return is_large
+        is_left = bound(r[:num_solves]) > (LEFT * tolerance * energy)[:num_solves]
+        return is_large.at[:num_solves].max(is_left)
 
     def body(s: _State) -> _State:
         q = mv(s.p)

@@ -95,8 +95,9 @@ class Estimate(eqx.Module):
         residual: the largest relative residual of the iterations, computed from the solutions.
         num_steps: the largest number of iterations.
         converged: whether the residual is near or below the tolerance.
-        probes: of a log density or log-determinant, what each random probe says of the part that is
-            not data: `value` has their mean. Their derivatives are per probe as well.
+        rounding: of a log density or log-determinant, how much of the error is a bound of rounding.
+        probes: what each random probe says of the part that is not data: `value` has their mean, and
+            their derivatives are per probe as well.
     """
 
     value: Array
@@ -105,6 +106,7 @@ class Estimate(eqx.Module):
     residual: Array
     num_steps: Array
     converged: Array
+    rounding: Array | None = None
     probes: Array | None = None
 
     def __repr__(self) -> str:
@@ -131,6 +133,7 @@ class Estimate(eqx.Module):
             self.residual,
             self.num_steps,
             self.converged,
+            None if self.rounding is None else size * self.rounding,
             None if self.probes is None else factor * self.probes,
         )
 
@@ -154,6 +157,7 @@ class Certificate(NamedTuple):
     residual: Array
     num_steps: Array
     converged: Array
+    rounding: Array | None = None
 
 
 class Solved(NamedTuple):
@@ -224,18 +228,22 @@ def trace_quantile(num_probes: int) -> float:
     return max(quantile(num_probes), (1 - low) / (2 * low / num_probes) ** 0.5)
 
 
-def trace_error(forms: Array, squares: Array, size: int) -> Array:
-    """The standard error of the mean of `gᵀ F g`, from `gᵀ F² g`.
+def trace_error(forms: Array, squares: Array, size: int) -> tuple[Array, Array]:
+    """Half of a 99 % interval around the mean of `gᵀ F g`, and the standard error.
 
     With random signs, `gᵀg = n`, the variance is twice the squares off the diagonal, at most
-    `2 (tr F² − (tr F)²/n)`, and `squares` have the mean `tr F²`. The spread of `forms` would be
-    small by luck much more often.
+    `2 (tr F² − (tr F)²/n)`, and `squares` have the mean `tr F²`. Where `F` is nearly diagonal at the
+    cells, signs know its trace much better than that: the spread of `forms` shows it, with a
+    quantile that allows for a spread that is small by luck.
 
     Args:
         forms: `gᵀ F g`, one per probe.
         squares: `gᵀ F² g`, likewise; not less than `forms² / size`.
         size: of `F`.
     """
-    variance = jnp.mean(jnp.maximum(squares - forms**2 / size, 0))
-    return jnp.sqrt(2 * variance / forms.shape[0])
+    num = forms.shape[0]
+    variance = 2 * jnp.mean(jnp.maximum(squares - forms**2 / size, 0))
+    bound, seen = jnp.sqrt(variance / num), jnp.std(forms, ddof=1) / num**0.5
+    errors = trace_quantile(num) * bound, skew_quantile(num) * seen
+    return jnp.minimum(*errors), jnp.where(errors[0] < errors[1], bound, seen)
 

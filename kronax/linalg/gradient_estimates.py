@@ -11,6 +11,9 @@ from jaxtyping import Array
 
 from kronax.linalg.estimates import Estimate, skew_quantile
 
+# By how much a derivative may magnify rounding: that in the logarithm of a lengthscale does.
+MAGNIFIED = 32
+
 
 class GradientEstimate(NamedTuple):
     """A gradient with its certificate.
@@ -73,18 +76,33 @@ def gradient_estimate(
         return (estimate.value, probes), estimate
 
     (value, probes), estimate = jax.jacfwd(split, has_aux=True)(flat)
-    spread, error = _spread(probes)
+    spread, error = _spread(value, probes)
+    error = error + _lost(value, probes, flat, estimate)
     return GradientEstimate(unravel(value), unravel(error), unravel(spread), estimate)
 
 
-def _spread(probes: Array) -> tuple[Array, Array]:
+def _spread(value: Array, probes: Array) -> tuple[Array, Array]:
     """The standard error of the mean of `(k, p)`, and half of a 99 % interval."""
     num = probes.shape[0]
     if num == 0:
-        zero = jnp.zeros(probes.shape[1:], probes.dtype)
-        return zero, zero
+        return jnp.zeros_like(value), jnp.zeros_like(value)
     spread = jnp.std(probes, axis=0, ddof=1) / num**0.5
     return spread, skew_quantile(num) * spread
+
+
+def _lost(value: Array, probes: Array, parameters: Array, estimate: Estimate) -> Array:
+    """What iterations and rounding leave.
+
+    Data and determinant may cancel; of either, iterations leave a share like their residual. A value
+    that is rounded in some nats has a derivative that is, for a change of a parameter by itself or
+    by one.
+    """
+    if estimate.rounding is None:
+        return jnp.zeros_like(value)
+    mean = jnp.mean(probes, axis=0)
+    size = jnp.abs(parameters)
+    rounding = MAGNIFIED * estimate.rounding / jnp.where(size > 0, jnp.minimum(size, 1), 1)
+    return estimate.residual * (jnp.abs(mean) + jnp.abs(value - mean)) + rounding
 
 
 def _as_array(leaf: Any) -> Any:

@@ -8,18 +8,14 @@ the same ones at every call, from the quadrature that conjugate gradients give o
 certificate adds up what the probes miss, what the iterations leave and what rounding does.
 
 Derivatives are implicit, never through iterations or eigenvectors. With `α = A⁻¹ y`,
-`d(yᵀ A⁻¹ y) = 2αᵀ dy − αᵀ dA α`. With `T = K (I + wK)⁻¹ = Q t² Qᵀ`, `E = Q t C⁻¹ t Qᵀ` and
-`N = (I + wK)⁻¹`, so that `dT = N dK N`, what is left of the log-determinant has the differential
-`−tr [E V N dK N V] + tr [(E − T) dV]`: with `x = M⁻¹ Qᵀg`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ Qᵀg`,
-its estimate is `−(N V a)ᵀ dK (N V b) + Σ dV ∘ (a ∘ b − (Q t Qᵀ g)²)`. With `Π` the projection on the
-box, the same of `Π V Π` and `Π b` has a mean that the box knows exactly; only the rest is left to
-the probes, nothing where the box is the whole grid.
+`d(yᵀ A⁻¹ y) = 2αᵀ dy − αᵀ dA α`; that of what is left is in `probe_derivatives`.
 """
 
 from functools import partial
 from math import log, pi
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -35,13 +31,13 @@ from kronax.linalg.estimates import (
     Iteration,
     settled,
     trace_error,
-    trace_quantile,
 )
 from kronax.linalg.iterative_solve import refuse_if_failed, run, upper_quadratics
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
-from kronax.linalg.modes import HIGHEST, apply_all, matmul, outer
+from kronax.linalg.modes import outer
 from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.probe_derivatives import ProbeDerivative, probe_derivative, trace_surrogate
 from kronax.linalg.reference import (
     Reference,
     balanced_box,
@@ -117,24 +113,7 @@ class _Found(NamedTuple):
     logdets: Array
     residuals: Array
     weights: Array
-    left: Array
-    right: Array
-    variations: Array
-    boxed: "_Boxed"
-
-
-class _Boxed(NamedTuple):
-    """What the box knows of the derivative.
-
-    Args:
-        columns: eigenvectors per axis, `U_i`.
-        probes: `c`, `(k, r)`, with `cᵀ (UᵀdK U) c` per probe.
-        known: the mean of `c cᵀ`.
-    """
-
-    columns: list[Array]
-    probes: Array
-    known: Array
+    derivative: ProbeDerivative
 
 
 @partial(jax.jit, static_argnums=2)
@@ -145,8 +124,8 @@ def density_estimate(y: Array, op: KroneckerPlusDiagonal, iteration: Iteration) 
     quadratics, log_dets, certificate = _both_terms(op, columns, iteration)
     count = jnp.sum(op.observed.astype(op.dtype))
     value = -0.5 * (quadratics + jnp.mean(log_dets) + count * log(2 * pi))
-    halves = (certificate.error / 2, certificate.standard_error / 2)
-    return Estimate(value.reshape(batch), *halves, *certificate[2:], probes=-0.5 * log_dets)
+    exact = Estimate(quadratics, *certificate, probes=log_dets).scaled(-0.5)
+    return eqx.tree_at(lambda e: e.value, exact, value.reshape(batch))
 
 
 @partial(jax.jit, static_argnums=1)
@@ -194,38 +173,18 @@ def _iterate(
     krylov = run(held, precisions, y, white, iteration)
     num = y.shape[0]
     whitened = held.filtered(krylov.solution[:num])
-    a, b = held.filtered(krylov.solution[num:]), held.filtered(white)
     forms = precisions.size * (krylov.log_form - (krylov.first - 1))[num:]
-    boxed, variations = _boxed(held, white)
-    plain = held.to_cells(held.filter * white)
     found = _Found(
         quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
         logdets=forms,
         residuals=y - whitened,
-        weights=held.weighted(krylov.solution[:num]),
-        left=held.smoothed(held.excess * a),
-        right=held.smoothed(held.excess * b),
-        variations=a * b - plain**2 - variations,
-        boxed=boxed,
+        weights=held.weighted(krylov.solution[:num], precisions * y - held.excess * whitened),
+        derivative=probe_derivative(held, white, krylov.solution[num:]),
     )
     squares = remainder_squares(held, krylov, white)
-    spread = trace_error(forms, squares, precisions.size)
+    random = trace_error(forms, squares, precisions.size)
     rounding = _rounding(held, precisions, y, found, krylov, white)
-    return found, _certificate(krylov, num, spread, rounding, iteration)
-
-
-def _boxed(held: Reference, white: Array) -> tuple[_Boxed, Array]:
-    """What probes say of the derivative on the box, and of that in the noise without its mean."""
-    smooth, weight = held.on_box(held.smooth), held.on_box(held.filter)
-    inverse, columns = held.box_inverse, held.box_columns
-    b = weight * matmul(held.in_box(white), held.root_inverse)
-    turned = smooth[:, None] * held.inside * weight
-    known = matmul(matmul(turned, inverse), turned.T)
-    lacking = weight[:, None] * (inverse - jnp.eye(len(weight), dtype=weight.dtype)) * weight
-    roots = [basis.matrix() for basis in held.bases]
-    squares = held.box_to_cells(b) ** 2 - held.box_to_cells(weight * held.in_box(white)) ** 2
-    probes = smooth * matmul(b, held.inside)
-    return _Boxed(columns, probes, known), squares - held.box_diagonal(roots, lacking)
+    return found, _certificate(krylov, num, random, rounding, iteration)
 
 
 def _rounding(
@@ -252,19 +211,25 @@ def _rounding(
 
 
 def _certificate(
-    krylov: Krylov, num: int, spread: Array, rounding: Array, iteration: Iteration
+    krylov: Krylov,
+    num: int,
+    random: tuple[Array, Array],
+    rounding: Array,
+    iteration: Iteration,
 ) -> Certificate:
     """Of `yᵀ A⁻¹ y + log det A`, for the worst of the columns."""
     size = krylov.solution[0].size
     left = jnp.max(krylov.left[:num], initial=0.0) + size * jnp.mean(krylov.log_left[num:])
-    is_known = krylov.has_converged(num, iteration.tolerance_of(spread.dtype))
+    residual = jnp.max(krylov.relative_residual)
+    is_known = krylov.has_converged(num, iteration.tolerance_of(rounding.dtype))
     return Certificate(
-        error=trace_quantile(iteration.num_probes) * spread + left + rounding,
-        standard_error=spread,
-        residual=jnp.max(krylov.relative_residual),
+        error=random[0] + left + rounding,
+        standard_error=random[1],
+        residual=residual,
         num_steps=jnp.max(krylov.num_steps),
         # Rounding of a nat per cell leaves nothing of a density.
         converged=is_known & (rounding <= size),
+        rounding=rounding,
     )
 
 
@@ -278,26 +243,7 @@ def _surrogate(kronecker: Kronecker, precisions: Array, y: Array, found: _Found)
     explained = jnp.sum(found.weights * kronecker.mv_grid(found.weights), axes)
     moved = y - lax.stop_gradient(y) + found.residuals
     quadratics = jnp.sum(precisions * moved**2, axes) - explained
-    along = jnp.sum(found.left * kronecker.mv_grid(found.right), axes)
-    along = along - _on_box(kronecker, found.boxed)
-    return quadratics, jnp.sum(precisions * found.variations, axes) - along
-
-
-def _on_box(kronecker: Kronecker, boxed: _Boxed) -> Array:
-    """`cᵀ (UᵀK U) c` per probe without its mean."""
-    matrices = [
-        matmul(u.T, f.mv_along(u, -2))
-        for u, f in zip(boxed.columns, kronecker.factors, strict=True)
-    ]
-    sizes = [m.shape[0] for m in matrices]
-    probes = boxed.probes.reshape(-1, *sizes)
-    seen = jnp.sum(probes * apply_all(matrices, probes), tuple(range(1, probes.ndim)))
-    known = boxed.known.reshape(*sizes, *sizes)
-    for matrix in matrices:
-        # The first axis of either half is that of the next factor.
-        half = known.ndim // 2
-        known = jnp.tensordot(matrix, jnp.moveaxis(known, half, 1), axes=2, precision=HIGHEST)
-    return seen - known
+    return quadratics, trace_surrogate(kronecker, precisions, found.derivative)
 
 
 def _value(found: _Found) -> Any:

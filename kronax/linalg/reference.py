@@ -97,6 +97,10 @@ class Reference(eqx.Module):
         """What columns over the spectrum hold on the box, `(k, r)`."""
         return x[self._place].reshape(x.shape[0], -1)
 
+    def only_box(self, x: Array) -> Array:
+        """Columns over the spectrum, zero outside the box."""
+        return jnp.zeros_like(x).at[self._place].set(x[self._place])
+
     def box_to_cells(self, x: Array) -> Array:
         """`Q` for columns `(k, r)` on the box."""
         sizes = [len(chosen) for chosen in self.box]
@@ -142,13 +146,19 @@ class Reference(eqx.Module):
         """`Q t L⁻ᵀ`: from the coordinates of `mv` to cells."""
         return self.to_cells(self.filter * self.divided(x, transpose=True))
 
-    def weighted(self, x: Array) -> Array:
-        """`K⁻¹ Q t L⁻ᵀ`; eigenvalues that are rounding stand for directions without signal."""
+    def weighted(self, x: Array, rest: Array) -> Array:
+        """`K⁻¹ f` with `f = Q t L⁻ᵀ x`, the solution for data `y`.
+
+        Eigenvalues that are rounding stand for directions with hardly a signal. There it is taken
+        from `rest = W y − V f`, of which it is `(I + wK)⁻¹`: their derivatives are not that small.
+        """
         spectrum = outer([b.values for b in self.bases])
         least = sum(spectrum.shape) * jnp.finfo(spectrum.dtype).eps * jnp.max(spectrum)
         has_signal = spectrum > least
         over = jnp.where(has_signal, self.filter / jnp.where(has_signal, spectrum, 1), 0)
-        return self.to_cells(over * self.divided(x, transpose=True))
+        solved = over * self.divided(x, transpose=True)
+        without = jnp.where(has_signal, 0, self.smooth * self.to_spectrum(rest))
+        return self.to_cells(solved + without)
 
     def filtered_transpose(self, x: Array) -> Array:
         """`L⁻¹ t Qᵀ`: from cells to the coordinates of `mv`."""

@@ -150,15 +150,16 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
     lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
     lacking = lacking + reference.left + INNER * tolerance * count
     rounding = _rounding(held, y, found)
-    residual = jnp.maximum(inner, reference.residual)
-    is_known = krylov.has_converged(num, tolerance) & (residual <= SLACK * tolerance)
-    reference_error = trace_quantile(iteration.num_probes) * reference.standard_error
+    inner = jnp.maximum(inner, reference.residual)
+    is_known = krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance)
+    residual = jnp.maximum(inner, jnp.max(krylov.relative_residual))
     return found, Certificate(
-        error=jnp.hypot(error, reference_error) + lacking + rounding,
+        error=jnp.hypot(error, reference.error) + lacking + rounding,
         standard_error=jnp.hypot(spread, reference.standard_error),
-        residual=jnp.maximum(residual, jnp.max(krylov.relative_residual)),
+        residual=residual,
         num_steps=jnp.max(krylov.num_steps),
         converged=is_known & (rounding <= count),
+        rounding=rounding,
     )
 
 
@@ -221,6 +222,7 @@ class _ReferenceLogdet(NamedTuple):
 
     known: Array
     forms: Array
+    error: Array
     standard_error: Array
     left: Array
     residual: Array
@@ -240,12 +242,13 @@ def _reference_logdet(held: TermsReference, iteration: Iteration) -> _ReferenceL
         white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
         krylov = solve_white(compared, white, iteration)
         forms = precisions.size * (krylov.log_form - (krylov.first - 1))
-        spread = trace_error(forms, remainder_squares(compared, krylov, white), precisions.size)
+        squares = remainder_squares(compared, krylov, white)
+        error, spread = trace_error(forms, squares, precisions.size)
         left = precisions.size * jnp.mean(krylov.log_left)
-        return forms, spread, left, jnp.max(krylov.relative_residual)
+        return forms, error, spread, left, jnp.max(krylov.relative_residual)
 
     zero = jnp.zeros((), precisions.dtype)
-    nothing = lambda: (jnp.zeros(shape[0], precisions.dtype), zero, zero, zero)  # noqa: E731
+    nothing = lambda: (jnp.zeros(shape[0], precisions.dtype), zero, zero, zero, zero)  # noqa: E731
     return _ReferenceLogdet(
         whole - logs + trace + compared.box_logdet, *lax.cond(held.is_even, nothing, uneven)
     )

@@ -1,0 +1,98 @@
+"""The derivative of what probes say of an iterative log-determinant.
+
+With `T = K (I + wK)⁻¹ = Q t² Qᵀ`, `E = Q t C⁻¹ t Qᵀ` and `N = (I + wK)⁻¹`, so that `dT = N dK N`,
+`log det C − tr (C − I)` has the differential `−tr [E V N dK N V] + tr [(E − T) dV]`. A probe `g`
+over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ g`, estimates it by
+`−(N V a)ᵀ dK (N V b) + Σ dV ∘ (a ∘ b − (Q t g)²)`. Two things are known of that:
+
+- The parts of a probe in the box and outside are uncorrelated. `g = g₁ + g₂`, and to first order
+  `x = x₁ + x₂` with `x_i = g_i − (M − I) g_i`; of `a bᵀ` those of `x₂ g₁ᵀ` and `x₁ g₂ᵀ` have no mean
+  and are left out, `(x − x₂) g₁ᵀ + (x − x₁) g₂ᵀ`. They are of first order, the rest is of second.
+- With `U` the eigenvectors of the box, the same estimate of `U Uᵀ V U Uᵀ` and `g₁` is a quadratic
+  form `cᵀ (UᵀdK U) c`, `c = N UᵀV U t L⁻ᵀ g₁`. The mean of `c cᵀ` is known exactly, and takes its place.
+
+Nothing is left to the probes where the box is the whole grid.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import HIGHEST, apply_all, matmul
+from kronax.linalg.reference import Reference
+
+
+class ProbeDerivative(NamedTuple):
+    """What the differential is made of; all of it constant.
+
+    Args:
+        left: `N V a`, `(2, k, *grid)`, in the box and outside.
+        right: `N V b`, likewise.
+        variations: what multiplies `dV`, per probe.
+        columns: the eigenvectors of the box, axis by axis.
+        boxed: `c`, `(k, r)`.
+        known: the mean of `c cᵀ`.
+    """
+
+    left: Array
+    right: Array
+    variations: Array
+    columns: list[Array]
+    boxed: Array
+    known: Array
+
+
+def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDerivative:
+    """From probes over the spectrum and `M⁻¹` of them."""
+    boxed, known, certain = _boxed(held, white)
+    inside = held.only_box(white)
+    left, right, variations = [], [], -certain
+    for side, other in ((inside, white - inside), (white - inside, inside)):
+        x = solution - (2 * other - held.mv(other))
+        a, b, plain = held.filtered(x), held.filtered(side), held.to_cells(held.filter * side)
+        left.append(held.smoothed(held.excess * a))
+        right.append(held.smoothed(held.excess * b))
+        variations = variations + a * b - plain**2
+    return ProbeDerivative(
+        jnp.stack(left), jnp.stack(right), variations, held.box_columns, boxed, known
+    )
+
+
+def _boxed(held: Reference, white: Array) -> tuple[Array, Array, Array]:
+    """`c`, the mean of `c cᵀ`, and of the derivative in `V` what probes say of the box and more."""
+    smooth, weight = held.on_box(held.smooth), held.on_box(held.filter)
+    inside = held.in_box(white)
+    b = weight * matmul(inside, held.root_inverse)
+    turned = smooth[:, None] * held.inside * weight
+    known = matmul(matmul(turned, held.box_inverse), turned.T)
+    lacking = held.box_inverse - jnp.eye(len(weight), dtype=weight.dtype)
+    roots = [basis.matrix() for basis in held.bases]
+    mean = held.box_diagonal(roots, weight[:, None] * lacking * weight)
+    squares = held.box_to_cells(b) ** 2 - held.box_to_cells(weight * inside) ** 2
+    return smooth * matmul(b, held.inside), known, squares - mean
+
+
+def trace_surrogate(kronecker: Kronecker, precisions: Array, found: ProbeDerivative) -> Array:
+    """A function of the operands with the right derivative, per probe."""
+    axes = tuple(range(1, precisions.ndim + 1))
+    along = jnp.sum(jnp.sum(found.left * kronecker.mv_grid(found.right), 0), axes)
+    along = along - _in_box(kronecker, found)
+    return jnp.sum(precisions * found.variations, axes) - along
+
+
+def _in_box(kronecker: Kronecker, found: ProbeDerivative) -> Array:
+    """`cᵀ (UᵀK U) c` per probe, less its mean."""
+    matrices = [
+        matmul(u.T, factor.mv_along(u, -2))
+        for u, factor in zip(found.columns, kronecker.factors, strict=True)
+    ]
+    sizes = [m.shape[0] for m in matrices]
+    c = found.boxed.reshape(-1, *sizes)
+    forms = jnp.sum(c * apply_all(matrices, c), tuple(range(1, c.ndim)))
+    mean = found.known.reshape(*sizes, *sizes)
+    for matrix in matrices:
+        pairs = jnp.moveaxis(mean, mean.ndim // 2, 1)
+        mean = jnp.tensordot(matrix, pairs, axes=2, precision=HIGHEST)
+    return forms - mean
