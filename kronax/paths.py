@@ -46,9 +46,14 @@ def numbered(model: Any, path: str) -> str:
     return f"kernels[{names.index(found[2])}]{path[found.end() :]}"
 
 
+def is_meant(name: str, path: str) -> bool:
+    """Whether a name is a path, or the beginning of it."""
+    return path == name or path.startswith((f"{name}.", f"{name}["))
+
+
 def matching(name: str, paths: list[str]) -> list[str]:
     """The paths that a path, or the beginning of one, means."""
-    found = [p for p in paths if p == name or p.startswith((f"{name}.", f"{name}["))]
+    found = [p for p in paths if is_meant(name, p)]
     if not found:
         raise KeyError(f"There is no parameter {name!r}.{nearest(name, paths)}")
     return found

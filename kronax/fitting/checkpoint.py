@@ -19,8 +19,6 @@ from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
 
 FORMAT = "kronax fit 2"
-# Its header was outside of the checksum.
-EARLIER = "kronax fit 1"
 
 
 class Checkpoint:
@@ -125,14 +123,16 @@ def _value(problem: Problem, raw: Raw, member: Array) -> Array:
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
     """Header and content: what follows the checksum of both, a line each."""
     checksum, _, body = path.read_bytes().partition(b"\n")
-    earlier = checksum.startswith(b"{")
-    line, _, content = (checksum, b"\n", body) if earlier else body.partition(b"\n")
+    if b"kronax fit 1" in checksum:
+        raise ValueError(
+            f"The checkpoint {str(path)!r} is of an earlier version of kronax, whose fits cannot be "
+            "continued. Give another path, or remove the file to start from the beginning."
+        )
+    line, _, content = body.partition(b"\n")
     try:
         header = json.loads(line)
-        expected = header["sha256"] if earlier else checksum.decode()
         whole = (
-            header["format"] == (EARLIER if earlier else FORMAT)
-            and expected == hashlib.sha256(body).hexdigest()
+            header["format"] == FORMAT and checksum.decode() == hashlib.sha256(body).hexdigest()
         )
     except (ValueError, KeyError, TypeError):
         whole = False

@@ -14,18 +14,25 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
+from kronax.fitting.floors import told_of_floor, warn_of_start
 from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
 from kronax.fitting.starts import starting_points
-from kronax.fitting.steps import CONVERGED, NOT_FINITE, RUNNING, STALLED, State, start
+from kronax.fitting.steps import (
+    CONVERGED,
+    NOT_FINITE,
+    ROUNDED,
+    RUNNING,
+    STALLED,
+    State,
+    start,
+)
 from kronax.linalg.checks import refuse_traced
 
-# One object, so that every fit with the default shares its compiled loop.
-_LBFGS = optax.lbfgs()
-# A loss by random probes and its gradient agree up to what the probes leave: below this share of
-# the loss the line search goes by the gradient alone.
-_LBFGS_BY_SLOPE = optax.lbfgs(
+# One object, so that every fit with the default shares its compiled loop. Below this share of the
+# loss the line search goes by the gradient alone: rounding, and random probes, spoil the loss first.
+_LBFGS = optax.lbfgs(
     linesearch=optax.scale_by_zoom_linesearch(
         max_linesearch_steps=20, initial_guess_strategy="one", approx_dec_rtol=1e-4
     )
@@ -113,10 +120,11 @@ def fit(
     problem = make_problem(model, y, loss, priors, independent, settings)
     problem = problem.measured_at(problem.unconstrained()[0])
     if optimizer is None:
-        optimizer = _LBFGS_BY_SLOPE if problem.is_estimated else _LBFGS
+        optimizer = _LBFGS
     _check_optimizer(optimizer)
     _check_count(num_steps, "num_steps")
     _check_count(checkpoint_every, "checkpoint_every")
+    warn_of_start(problem)
     starts, members = starting_points(problem, restarts, key)
     _check_tolerance(tolerance)
     if tolerance is None:
@@ -145,7 +153,7 @@ def fit(
         report=report,
     )
     _check_finite_start(states, problem)
-    found = result(problem, states, seconds, stopped)
+    found = told_of_floor(result(problem, states, seconds, stopped))
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
     return doubted(found, begin)
 
@@ -224,11 +232,13 @@ def _ending(
         RUNNING: limit if count > num_steps else stopped or "it is still running",
         CONVERGED: f"the unconstrained gradient{per_cell} is below {tolerance:g}",
         STALLED: "the loss no longer changes at this precision",
+        ROUNDED: f"a step would gain less than rounding does to the loss, "
+        f"{float(states.rounding[k]):.1g}",
         NOT_FINITE: _fault(states, k),
     }[status]
     return Restart(
         loss=float(states.best_loss[k]),
-        converged=status == CONVERGED,
+        converged=status in (CONVERGED, ROUNDED),
         reason=reason,
         num_steps=max(count - 1, 0),
         failed=status == NOT_FINITE,

@@ -139,7 +139,9 @@ class LaplaceApproximation(eqx.Module):
 
 
 def laplace(problem: Problem, model: Any, raw: Raw) -> LaplaceApproximation:
-    """The approximation at the best point of a fit."""
+    """The approximation at the best point of a fit; noise at its floor is held there."""
+    if problem.has_floor:
+        problem, raw = problem.without_floor(model)
     names = tuple(_names(raw))
     hessian, by_differences = _hessian_or_differences(problem, raw)
     _check_minimum(hessian, names, float(jnp.finfo(ravel_pytree(raw)[0].dtype).eps))

@@ -82,7 +82,8 @@ def _rises(found: FitResult) -> list[tuple[str, float]]:
     level, share = float(noise.value), float(np.nanmean(np.square(found.problem.y)))
     if not 0 < level < FAINT * share:
         return []
-    return [("noise", float(np.log(k * share / level))) for k in SHARES]
+    # From where the optimiser has it, which is the logarithm of what is above the floor.
+    return [("noise", float(np.log(k * share) - found.raw["noise"])) for k in SHARES]
 
 
 def _unmoved(raw: Raw, begin: dict[str, np.ndarray]) -> list[str]:

@@ -19,7 +19,7 @@ from kronax.parameters import (
     parameters,
     unconstrain,
 )
-from kronax.paths import frozen_paths, numbered, shared_paths
+from kronax.paths import frozen_paths, is_meant, numbered, shared_paths
 from kronax.priors import prepare
 
 Raw = dict[str, Array]
@@ -59,6 +59,8 @@ class Problem(eqx.Module):
     observed: Any = eqx.field(static=True, default=None)
     # How such a model is solved, where it measured that.
     measured: Any = eqx.field(static=True, default=None)
+    # Whether the noise stays above what the precision carries.
+    has_floor: bool = eqx.field(static=True, default=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -110,11 +112,38 @@ class Problem(eqx.Module):
 
     def unconstrained(self) -> tuple[Raw, Callable[[Mapping[str, Array]], Any]]:
         """Unconstrained values, and the way back to a model."""
-        return unconstrain(self.model, **self.settings)
+        return self.raw_of(self.model), self.build
+
+    def build(self, raw: Mapping[str, Array]) -> Any:
+        """The model at unconstrained values."""
+        model = unconstrain(self.model, **self.settings)[1](raw)
+        return _above(model, self.observed) if self.has_floor else model
+
+    def raw_of(self, model: Any) -> Raw:
+        """The unconstrained values of a model of the same form."""
+        below = _below(model, self.observed) if self.has_floor else model
+        return unconstrain(below, **self.settings)[0]
+
+    def without_floor(self, model: Any, hold: bool = True) -> tuple["Problem", Raw]:
+        """The same problem at a model, whose noise is held if it is at the floor."""
+        if not self.has_floor:
+            return self, self.raw_of(model)
+        is_held = hold and is_at_floor(self.noise_level(model))
+        held = (model.noise_parameter,) if is_held else ()
+        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        kept |= {"model": model, "freeze": (*self.freeze, *held), "has_floor": False}
+        plain = Problem(**kept)
+        return plain, plain.raw_of(model)
+
+    def noise_level(self, model: Any) -> Any:
+        """Noise, floor and eigenvalues of a model that can tell them."""
+        if self.y is None or getattr(model, "noise_parameter", None) is None:
+            return None
+        return _noise_level(model, self.observed)
 
     def value(self, raw: Mapping[str, Array], member: Array | int = 0) -> Array:
         """The loss, less the log density of the priors."""
-        model = self.unconstrained()[1](raw)
+        model = self.build(raw)
         if self.loss is not None:
             total = jnp.asarray(self.loss(model)).astype(precision(raw))
         else:
@@ -128,18 +157,32 @@ class Problem(eqx.Module):
     def member(self, index: int) -> "Problem":
         """One of the independent problems, by itself."""
         assert self.y is not None
-        return Problem(
-            self.model,
-            self.y[index],
-            self.priors,
-            self.loss,
-            self.freeze,
-            self.domains,
-            self.share,
-            False,
-            self.observed,
-            self.measured,
-        )
+        kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Problem(**{**kept, "y": self.y[index], "independent": False})
+
+
+# Noise within this factor of the floor is at it.
+AT_FLOOR = 1.1
+
+
+def is_at_floor(noise: Any) -> bool:
+    """Whether the noise of a process is the least that the precision carries."""
+    return bool(noise.level <= AT_FLOOR * noise.least)
+
+
+@eqx.filter_jit
+def _above(model: Any, observed: Any) -> Any:
+    return model.above_least_noise(observed)
+
+
+@eqx.filter_jit
+def _below(model: Any, observed: Any) -> Any:
+    return model.below_least_noise(observed)
+
+
+@eqx.filter_jit
+def _noise_level(model: Any, observed: Any) -> Any:
+    return model.noise_level(observed)
 
 
 def precision(raw: Mapping[str, Array]) -> Any:
@@ -184,7 +227,10 @@ def make_problem(
     observed = None
     if grid is not None and hasattr(model, "observing"):
         observed = model.observing(grid).observed
-    problem = Problem(model, grid, {}, loss, frozen, kept, shared, independent, observed)
+    has_floor = grid is not None and _may_floor(model, frozen, settings["domains"], shared)
+    problem = Problem(
+        model, grid, {}, loss, frozen, kept, shared, independent, observed, has_floor
+    )
     for path in prepared:
         if not rows[path].trainable:
             raise ValueError(
@@ -195,6 +241,14 @@ def make_problem(
     if loss is not None:
         _check_precision(loss, model, precision(problem.unconstrained()[0]))
     return eqx.tree_at(lambda p: p.priors, problem, prepared)
+
+
+def _may_floor(model: Any, frozen: Any, domains: Any, shared: Any) -> bool:
+    """Whether the noise trains and its user has not said where it may be."""
+    path = getattr(model, "noise_parameter", None)
+    if path is None or path in frozen or any(path in group for group in shared):
+        return False
+    return not any(is_meant(numbered(model, name), path) for name in domains or {})
 
 
 def _as_arrays(prior: dist.Distribution, parameter: Parameter) -> dist.Distribution:

@@ -212,12 +212,14 @@ def profile_likelihood(
             f"kx.profile_likelihood is for a single fit; got {len(result)} independent ones. Take "
             "one: result[i]."
         )
-    problem = result.problem
     path = numbered(result.problem.model, path)
     parameter, index = _trained(result, path)
+    problem, raws = result.problem, result.raw
+    if problem.has_floor and parameter.path == result.model.noise_parameter:
+        problem, raws = problem.without_floor(result.model, hold=False)
     transform = biject_to(parameter.domain)
-    others = {key: raw for key, raw in result.raw.items() if index or key != parameter.path}
-    at = result.raw[parameter.path][index]
+    others = {key: raw for key, raw in raws.items() if index or key != parameter.path}
+    at = raws[parameter.path][index]
     start = _Point(
         Held(problem, others, at, parameter.path, index), float(result.loss), bool(result.converged)
     )
@@ -243,7 +245,7 @@ def profile_likelihood(
                 points += _visited(start, side, given, minimised)
     natural = np.array([transform(point.held.at) for point in points])
     order = np.argsort(natural)
-    raws = [points[k].held.raw() for k in order]
+    at_values = [points[k].held.raw() for k in order]
     build = problem.unconstrained()[1]
     return ProfileLikelihood(
         path=path,
@@ -252,7 +254,7 @@ def profile_likelihood(
         losses=np.array([points[k].loss for k in order]),
         converged=np.array([points[k].converged for k in order]),
         models=eqx.filter_vmap(build, out_axes=eqx.if_array(0))(
-            jax.tree.map(lambda *entries: jnp.stack(entries), *raws)
+            jax.tree.map(lambda *entries: jnp.stack(entries), *at_values)
         ),
         fitted=int(np.flatnonzero(order == 0)[0]),
         standard_error=standard_error,
@@ -303,6 +305,8 @@ def _standard_error(result: FitResult, path: str, index: tuple[int, ...]) -> flo
     try:
         laplace = result.laplace()
     except ValueError:
+        return None
+    if name not in laplace.names:  # noise at its floor
         return None
     place = laplace.names.index(name)
     return float(jnp.sqrt(laplace.covariance[place, place]))

@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 
 from kronax.fitting.problem import Problem, Raw, precision
 from kronax.linalg.checks import check_key
-from kronax.parameters import parameters, replace, unconstrain
+from kronax.parameters import parameters, replace
 
 
 def starting_points(
@@ -59,7 +59,7 @@ def _given(problem: Problem, model: Any, first: Raw) -> Raw:
                 "Models in restarts must agree with the fitted one in what does not train; "
                 f"{p.path} differs. Let it train, or give it one value."
             )
-    raw, _ = unconstrain(model, **problem.settings)
+    raw = problem.raw_of(model)
     return {path: value.astype(first[path].dtype) for path, value in raw.items()}
 
 
@@ -69,7 +69,7 @@ def _random(problem: Problem, key: PRNGKeyArray, first: Raw, member: int) -> Raw
         y = problem.y[member] if problem.independent else problem.y
         drawn = problem.model.random_start(key, y)
         outside = _outside(problem, drawn)
-        raw, _ = unconstrain(replace(drawn, outside), **problem.settings)
+        raw = problem.raw_of(replace(drawn, outside))
         near = {path: _moved(raw[path], key) for path in outside if path in raw}
         return {path: value.astype(first[path].dtype) for path, value in {**raw, **near}.items()}
     domains = {p.path: p.domain for p in problem.table()}

@@ -13,14 +13,20 @@ from kronax.fitting.problem import Problem, Raw, precision
 # L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
 STALLED_STEPS = 5
 
-RUNNING, CONVERGED, NOT_FINITE, STALLED = range(4)
+# So many steps in a row whose gain is below what rounding does to the loss are the end of a fit.
+LOST_STEPS = 5
+
+RUNNING, CONVERGED, NOT_FINITE, STALLED, ROUNDED = range(5)
 
 
 class State(NamedTuple):
     """One fit, or several with a leading axis on every array.
 
     `losses[k]` and `norms[k]` belong to the point after `k` steps; `step` counts the points that
-    were judged. `fresh` is the loss at which a stuck line search was last started afresh.
+    were judged. `fresh` is the loss at which a stuck line search was last started afresh. `move` is the
+    last step, `slope` the derivative of the loss along it, and `gain` what the optimiser's whole
+    step would have gained. `lost` counts the gains in a row that were below `rounding`, by which
+    losses miss what their gradients say.
     """
 
     raw: Raw
@@ -35,6 +41,11 @@ class State(NamedTuple):
     status: Array
     bad: dict[str, Array]
     member: Array
+    move: Raw
+    slope: Array
+    gain: Array
+    lost: Array
+    rounding: Array
 
 
 def start(starts: Raw, members: Array, optimizer: Any, num_steps: int) -> State:
@@ -54,6 +65,11 @@ def start(starts: Raw, members: Array, optimizer: Any, num_steps: int) -> State:
         status=jnp.full(count, RUNNING, jnp.int32),
         bad={path: jnp.zeros(count, bool) for path in starts},
         member=members,
+        move=jax.tree.map(jnp.zeros_like, starts),
+        slope=jnp.zeros(count, dtype),
+        gain=jnp.full(count, jnp.inf, dtype),
+        lost=jnp.zeros(count, jnp.int32),
+        rounding=jnp.zeros(count, dtype),
     )
     # No buffer is shared with the model of the caller, nor one leaf with another: the compiled
     # loop takes them over.
@@ -100,25 +116,25 @@ def _one(problem: Problem, optimizer: Any, threshold: Array, state: State, until
         # A line search has evaluated the point that it chose.
         return optax.value_and_grad_from_state(loss)(state.raw, state=state.optimizer)
 
-    def move(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any]:
+    def move(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any, Raw]:
         state, value, grad = operands
         # optax mixes integer types, which a user's strict promotion would refuse.
         with jax.numpy_dtype_promotion("standard"):
             updates, new = update(
                 grad, state.optimizer, state.raw, value=value, grad=grad, value_fn=loss
             )
-        return optax.apply_updates(state.raw, updates), new
+        return optax.apply_updates(state.raw, updates), new, updates
 
-    def rest(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any]:
-        return operands[0].raw, operands[0].optimizer
+    def rest(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any, Raw]:
+        return operands[0].raw, operands[0].optimizer, operands[0].move
 
     def step(state: State) -> State:
         value, grad = evaluate(state)
         new = _judge(state, value, grad, threshold, searches)
         going = (new.status == RUNNING) & (state.step < num_steps)
-        raw, optimizer_state = jax.lax.cond(going, move, rest, (state, value, grad))
+        raw, optimizer_state, moved = jax.lax.cond(going, move, rest, (state, value, grad))
         new = new._replace(raw=raw, optimizer=optimizer_state)
-        return _afresh(new, optimizer) if searches else new
+        return _afresh(_announced(new, moved, grad), optimizer) if searches else new
 
     def going(state: State) -> Array:
         return (state.status == RUNNING) & (state.step < until)
@@ -138,12 +154,15 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
     tiny = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     still = searches & (jnp.abs(previous - value) <= tiny)
     stalled = jnp.where(still, state.stalled + 1, 0)
+    lost, rounding = _lost(state, value - previous, grad)
     status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
+    status = jnp.where(lost >= LOST_STEPS, ROUNDED, status)
     status = jnp.where(norm <= threshold, CONVERGED, status)
     status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
     # The point whose gradient is small is the one to return, even where rounding hides that its
     # loss is the lowest.
-    level = (status == CONVERGED) & (value <= state.best_loss + 25 * tiny)
+    ended = (status == CONVERGED) | (status == ROUNDED)
+    level = ended & (value <= state.best_loss + 25 * tiny + 2 * rounding)
     better = ~failed & ((value < state.best_loss) | level)
     return state._replace(
         best=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.raw, state.best),
@@ -154,7 +173,32 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
         stalled=stalled.astype(jnp.int32),
         status=status,
         bad=bad,
+        lost=lost.astype(jnp.int32),
+        rounding=rounding,
     )
+
+
+def _announced(state: State, moved: Raw, grad: Raw) -> State:
+    """With what the gradient promises of a step, and of the whole step that a search shortened."""
+    slope = optax.tree_utils.tree_vdot(moved, grad).astype(state.slope.dtype)
+    share = optax.tree_utils.tree_get(state.optimizer, "learning_rate", default=None)
+    gain = jnp.abs(slope) / (jnp.ones_like(slope) if share is None else share.astype(slope.dtype))
+    return state._replace(move=moved, slope=slope, gain=gain)
+
+
+def _lost(state: State, change: Array, grad: Raw) -> tuple[Array, Array]:
+    """How often in a row the gain of a step was less than the loss misses its gradients by.
+
+    The trapezoidal rule is right to third order in the step, and gradients keep digits where
+    losses, sums of many large numbers, have lost them. A step that was not taken tells nothing.
+    """
+    along = optax.tree_utils.tree_vdot(state.move, grad).astype(change.dtype)
+    missed = jnp.abs(change - (state.slope + along) / 2)
+    is_lost = (state.gain <= missed) & (state.step > 0)
+    is_idle = (missed == 0) | ~jnp.isfinite(missed)
+    lost = jnp.where(is_idle, state.lost, jnp.where(is_lost, state.lost + 1, 0))
+    seen = jnp.where(is_lost & ~is_idle, jnp.maximum(state.rounding, missed), state.rounding)
+    return lost, jnp.where(lost == 0, 0, seen)
 
 
 def _afresh(state: State, optimizer: Any) -> State:

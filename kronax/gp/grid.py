@@ -34,6 +34,7 @@ from kronax.gp.gaps import (
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
+from kronax.gp.least_noise import LeastNoise
 from kronax.gp.means import Mean, as_mean, values_at
 from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
@@ -63,7 +64,7 @@ from kronax.linalg.uneven import KroneckerPlusDiagonal
 from kronax.parameters import parameter
 
 
-class GridGP(NumpyroSites):
+class GridGP(NumpyroSites, LeastNoise):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is

@@ -54,10 +54,10 @@ def largest_eigenvalue(signal: Any) -> Array:
 
 
 def _joined(factors: Iterable[AbstractFactor], join: Any) -> Array:
-    return reduce(join, [_row_sum(factor) for factor in factors])
+    return reduce(join, [row_sum(factor) for factor in factors])
 
 
-def _row_sum(factor: AbstractFactor) -> Array:
+def row_sum(factor: AbstractFactor) -> Array:
     """The largest sum of absolute values in a row of any block."""
     root = factor.thin_root()
     if root is not None:  # the other eigenvalues are zero

@@ -1,0 +1,43 @@
+"""The floor of the noise in a fit: what the precision carries, said at the start and at the end."""
+
+import dataclasses
+
+import equinox as eqx
+import numpy as np
+
+from kronax.fitting.problem import Problem, is_at_floor
+from kronax.fitting.result import FitResult
+from kronax.linalg.precision import FELT, warn_of_ratio
+
+
+def warn_of_start(problem: Problem) -> None:
+    """Warn of a start where rounding is felt."""
+    noise = problem.noise_level(problem.model)
+    if noise is not None:
+        warn_of_ratio(noise.ends, "At its start the fit sees a loss that is off", FELT)
+
+
+def told_of_floor(found: FitResult) -> FitResult:
+    """The result, whose reason says where the noise ended at its floor."""
+    problem = found.problem
+    if not problem.has_floor:
+        return found
+    if not problem.independent:
+        reason = _told(found.reason, problem.noise_level(found.model), found.losses.dtype)
+    else:
+        levels = eqx.filter_vmap(problem.noise_level)(found.model)
+        reason = tuple(
+            _told(own, type(levels)(level, least, None), found.losses.dtype)
+            for own, level, least in zip(found.reason, levels.level, levels.least, strict=True)
+        )
+    kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    return FitResult(**{**kept, "reason": reason})
+
+
+def _told(reason: str, noise: object, dtype: np.dtype) -> str:
+    if not is_at_floor(noise):
+        return reason
+    return (
+        f"{reason}; the noise is at its floor, {float(noise.least):.2g}, the least that {dtype} "
+        "carries here"
+    )
