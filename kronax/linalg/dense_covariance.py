@@ -3,11 +3,11 @@
 With `S = K + N = L Lᵀ` everything is plain automatic differentiation through one Cholesky
 factorisation, so that every result has derivatives of every order.
 
-A variance given data is `k** − kᵀ a` with `a = S⁻¹ k`. Its rounding is that of the prior, and where
-little is left of the prior it may exceed what is left. The same variance is
-`var(f* − aᵀ f) + aᵀ N a`: it is never below `aᵀ N a`, a sum of squares, which bounds the result from
-below. At an observed cell it is `w − w² [S⁻¹]_cc` as well, which loses nothing where the noise `w` is
-small beside the prior.
+A variance given data is `k** − kᵀ a` with `a = S⁻¹ k`. Its rounding is that of the prior, some
+`ε k**`, and where less is left of the prior it is all rounding. The same variance is
+`var(f* − aᵀ f) + aᵀ N a`: it is never below `aᵀ N a`, a sum of squares, which bounds the result
+from below. At an observed cell it is `w − w² [S⁻¹]_cc` as well, which loses less where the noise
+`w` is small beside the prior.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
 from kronax.linalg.diagnose import explain_not_finite
