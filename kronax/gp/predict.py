@@ -38,7 +38,6 @@ from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.thin import is_thin, reduced, rows_inside
 from kronax.paths import nearest
 
-
 # How many plain draws are as certain as one with a twin of known variance, or more.
 PLAIN = 8
 
