@@ -37,26 +37,11 @@ from kronax.linalg.terms import products_of
 from kronax.linalg.thin import is_diagonal
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
-# Measured on two cores: the Cholesky factorisation of an n × n matrix and the gradient through it
-# take the time of this many n³ operations of matrix products.
-CHOLESKY = 8.0
 # Numbers of a product with the factor that are held at once.
 CHUNK = 4_000_000
 
 # Per axis the covariances `(m_i, n_i)` of new coordinates with the grid; several are a sum.
 Rows = Sequence[Array]
-
-
-class DenseCost(NamedTuple):
-    """What a value and gradient take: operations, in those of a matrix product, and bytes."""
-
-    flops: float
-    memory: float
-
-
-def dense_cost(num_observed: int, itemsize: int) -> DenseCost:
-    """The cost of one dense matrix of that many observed cells."""
-    return DenseCost(CHOLESKY * num_observed**3, 6 * itemsize * num_observed**2)
 
 
 class DenseCovariance(AbstractSolvable):
