@@ -35,6 +35,7 @@ ALLOWED_LOOPS = {
     ("linalg/gap_rules", "map"): "columns in chunks, so that nothing of size m x N is held",
     ("linalg/gap_variances", "scan"): "one gap after another, for the same reason",
     ("linalg/gap_variances", "map"): "eigenvalues of shared axes, and rows of one axis in chunks",
+    ("linalg/dense_covariance", "map"): "the same",
     ("linalg/masked", "map"): "places in chunks, so that nothing of size m x N is held",
 }
 

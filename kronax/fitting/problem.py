@@ -229,7 +229,16 @@ def make_problem(
         observed = model.observing(grid).observed
     has_floor = grid is not None and _may_floor(model, frozen, settings["domains"], shared)
     problem = Problem(
-        model, grid, {}, loss, frozen, kept, shared, independent, observed, has_floor
+        model,
+        grid,
+        {},
+        loss,
+        frozen,
+        kept,
+        shared,
+        independent,
+        observed=observed,
+        has_floor=has_floor,
     )
     for path in prepared:
         if not rows[path].trainable:

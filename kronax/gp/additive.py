@@ -173,9 +173,10 @@ def merge(
     clash, advice = _clash(terms, axes, noise, labels)
     if isinstance(noise, FullNoise):
         raise NotImplementedError(
-            "Beside noise that is correlated, the terms of an additive model must differ on one and the same axis, the "
-            "kernels of the other axes being shared; or else be kx.White on all axes but one, the "
-            f"same for all that are, and so join the noise. Got terms where {clash}. {advice} "
+            "Beside noise that is correlated, the terms of an additive model must differ on one "
+            "and the same axis, the kernels of the other axes being shared; or else be kx.White on "
+            "all axes but one, the same for all that are, and so join the noise. Got terms where "
+            f"{clash}. {advice} "
             "Other sums need noise that is independent from cell to cell."
         )
     return _apart(terms, f"no joint decomposition, since {clash}. {advice}")

@@ -76,7 +76,8 @@ class GridGP(NumpyroSites, LeastNoise):
         terms: in place of `kernels`, those of each term of an additive model by name, such as
             `{"trend": (slow, space), "season": (year, space)}`. They are exact where they differ
             on one axis, the others having the same kernel object, or are `kx.White` on all axes
-            but one; else they are solved by iterations.
+            but one; any others are one dense matrix, or solved
+            by iterations, as `gaps` says.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise; or a dictionary from an axis to
             variances along it; or one variance per cell, infinite where it has no data, of which
@@ -84,8 +85,10 @@ class GridGP(NumpyroSites, LeastNoise):
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
-        gaps: how gaps and one variance per cell are handled: "exact"; "iterative", with first
-            derivatives and certificates; or "auto", exactly up to a cost of some seconds.
+        gaps: how gaps, one variance per cell and any `terms` are handled: "exact"; "iterative",
+            with first derivatives and certificates; or "auto": exactly up to a cost of some
+            seconds (one dense matrix for up to some 2 000 observed cells), up to half a minute as
+            a trial at the first use finds iterations to serve or not, beyond by iterations.
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
@@ -98,8 +101,7 @@ class GridGP(NumpyroSites, LeastNoise):
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
             not positive.
         TypeError: if something is not of the kinds above.
-        NotImplementedError: if terms have no exact decomposition together with the noise, and
-            `gaps="exact"` asks for one or the noise is correlated.
+        NotImplementedError: if terms have no exact decomposition and the noise is correlated.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx

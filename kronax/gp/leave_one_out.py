@@ -19,7 +19,7 @@ from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.gp.indexes import is_labelled
 from kronax.linalg.checks import check_plain, is_concrete
 from kronax.linalg.diagonals import inverse_diagonal
-from kronax.linalg.estimates import ConvergenceError, settled
+from kronax.linalg.estimates import ConvergenceError, settled, warn_if_uncertain
 from kronax.linalg.iterative_operator import Iterative
 
 
@@ -99,6 +99,9 @@ def leave_one_out(post: Any) -> LeaveOneOut:
         weights = op.data_weights(post.residual(), weights)
     variance = 1 / diagonal
     error = None if found is None else found.standard_error * jnp.square(variance)
+    if found is not None:
+        what = "Leave-one-out variances"
+        warn_if_uncertain(variance, error, op.iteration, what, stacklevel=3)
     mean = post.y - weights * variance
     return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
 

@@ -42,6 +42,9 @@ from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
 from kronax.paths import nearest
 
+# How many plain draws are as certain as one with a twin of known variance, or more.
+PLAIN = 8
+
 
 def new_points(post: Any, axes: Any) -> New:
     """New coordinates, in the form that users give them in, as points."""
@@ -207,7 +210,7 @@ def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
     gp, op = post.gp, post.operator
     if not any(new):
         return op.posterior(None if name is None else gp.terms.names.index(name))
-    components, num = whole(gp), op.iteration.num_draws
+    components, num = whole(gp), PLAIN * op.iteration.num_draws
     roots = [prior_roots(post, part, new) for part in components]
     wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
     size = max(prod(r.size for r in one) for one in roots)

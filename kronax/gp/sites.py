@@ -39,8 +39,8 @@ class NumpyroSites(eqx.Module):
         if is_uneven or not are_exact(self) or is_iterative(self):
             raise NotImplementedError(
                 "gp.numpyro_dist() is not available by iterations, for terms without an exact "
-                "decomposition or with one noise variance per cell. Add the likelihood to the model as "
-                "numpyro.factor('y', gp.log_marginal_likelihood(y))."
+                "decomposition or with one noise variance per cell. Add the likelihood to the "
+                "model as numpyro.factor('y', gp.log_marginal_likelihood(y))."
             )
         loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
         if self.observed is None:

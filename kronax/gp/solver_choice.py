@@ -13,9 +13,9 @@ import numpy as np
 
 from kronax.gp.components import are_exact, terms_covariance
 from kronax.gp.noise import CellNoise
-from kronax.linalg.dense_covariance import DenseCovariance, dense_cost
+from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates import Iteration
-from kronax.linalg.gaps import Mask, plan_gaps
+from kronax.linalg.gaps import Mask, dense_cost, plan_gaps
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.masked import Masked
@@ -111,8 +111,9 @@ def _cheapest_exact(gp: Any) -> Choice:
     if not _has_choice(gp):
         return Choice("structured", "no cell is missing", 0.0, 0.0)
     count = int(mask_to_solve(gp).array.sum())
-    cost, matrix = dense_cost(count, itemsize), f"a dense matrix of {count} observed cells"
-    dense = Choice("dense", f"{matrix}: {_why_dense(gp)}", *cost)
+    flops, numbers = dense_cost(count)
+    matrix = f"a dense matrix of {count} observed cells"
+    dense = Choice("dense", f"{matrix}: {_why_dense(gp)}", flops, itemsize * numbers)
     if gp.observed is None or _is_uneven(gp) or not are_exact(gp):
         return dense
     plan = plan_gaps(gp.observed, itemsize)
@@ -122,9 +123,9 @@ def _cheapest_exact(gp: Any) -> Choice:
     # A posterior with terms in the noise has no structured way.
     if gp.joined is not None and dense.is_cheap:
         return dense
-    if plan.flops <= cost.flops:
+    if plan.flops <= flops:
         return structured
-    other = f"{matrix} takes {cost.flops:.1e} operations, {plan.method!r} {plan.flops:.1e}"
+    other = f"{matrix} takes {flops:.1e} operations, {plan.method!r} {plan.flops:.1e}"
     return _because(dense, f"{plan.num_missing} gaps; {other}")
 
 

@@ -73,7 +73,8 @@ class TermPosterior(eqx.Module):
             ValueError: if there is not one entry per axis, or coordinates have another form.
             NotImplementedError: at scattered points with low-rank axes.
         """
-        return self.variance_estimate(axes, points).value
+        what = f"Posterior variances of {self.name!r}"
+        return self.posterior.certain(self.variance_estimate(axes, points), what)
 
     def variance_estimate(self, axes: Any = None, points: Any = None) -> Estimate:
         """`variance` with its certificate, as for a posterior; errors of zero if it is exact.

@@ -3,11 +3,11 @@
 With `S = K + N = L Lᵀ` everything is plain automatic differentiation through one Cholesky
 factorisation, so that every result has derivatives of every order.
 
-A variance given data is `k** − kᵀ a` with `a = S⁻¹ k`. Its rounding is that of the prior, and where
-little is left of the prior it may exceed what is left. The same variance is
-`var(f* − aᵀ f) + aᵀ N a`: it is never below `aᵀ N a`, a sum of squares, which bounds the result from
-below. At an observed cell it is `w − w² [S⁻¹]_cc` as well, which loses nothing where the noise `w` is
-small beside the prior.
+A variance given data is `k** − kᵀ a` with `a = S⁻¹ k`. Its rounding is that of the prior, some
+`ε k**`, and where less is left of the prior it is all rounding. The same variance is
+`var(f* − aᵀ f) + aᵀ N a`: it is never below `aᵀ N a`, a sum of squares, which bounds the result
+from below. At an observed cell it is `w − w² [S⁻¹]_cc` as well, which loses less where the noise
+`w` is small beside the prior.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
 from kronax.linalg.diagnose import explain_not_finite
@@ -37,26 +37,11 @@ from kronax.linalg.terms import products_of
 from kronax.linalg.thin import is_diagonal
 from kronax.linalg.uneven import KroneckerPlusDiagonal
 
-# Measured on two cores: the Cholesky factorisation of an n × n matrix and the gradient through it
-# take the time of this many n³ operations of matrix products.
-CHOLESKY = 8.0
 # Numbers of a product with the factor that are held at once.
 CHUNK = 4_000_000
 
 # Per axis the covariances `(m_i, n_i)` of new coordinates with the grid; several are a sum.
 Rows = Sequence[Array]
-
-
-class DenseCost(NamedTuple):
-    """What a value and gradient take: operations, in those of a matrix product, and bytes."""
-
-    flops: float
-    memory: float
-
-
-def dense_cost(num_observed: int, itemsize: int) -> DenseCost:
-    """The cost of one dense matrix of that many observed cells."""
-    return DenseCost(CHOLESKY * num_observed**3, 6 * itemsize * num_observed**2)
 
 
 class DenseCovariance(AbstractSolvable):

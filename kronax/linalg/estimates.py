@@ -1,5 +1,6 @@
 """Results of iterations and of random probes, and how far to trust them."""
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -31,7 +32,9 @@ class Iteration:
         max_steps: conjugate-gradient iterations at most.
         num_probes: random vectors for the log-determinant and its gradient, the same ones at every
             call; the standard error falls with the root of their number.
-        num_draws: of the posterior, for variances that are not exact; likewise.
+        num_draws: of the posterior, for variances that are not exact; likewise. Where the
+            preconditioner knows nothing of them, several terms at new coordinates, eight times as
+            many are drawn.
         box_size: eigenvectors of the signal on which the preconditioner is exact, at most; long
             gaps need more of them. Takes `O(box_size³)` operations once per call.
         seed: of the probes.
@@ -50,7 +53,7 @@ class Iteration:
     tolerance: float | None = None
     max_steps: int = 1000
     num_probes: int = 16
-    num_draws: int = 64
+    num_draws: int = 128
     box_size: int = 900
     seed: int = 0
     on_failure: Literal["raise", "flag"] = "raise"
@@ -80,6 +83,10 @@ class Iteration:
 
 
 DEFAULT = Iteration()
+# A relative standard error that is usual for variances by draws, and the share of the cells that
+# may be beyond it before there is a warning.
+USUAL_ERROR = 0.05
+BEYOND = 0.1
 
 
 class Estimate(eqx.Module):
@@ -199,6 +206,28 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
             "`on_failure='flag'`. A signal that is indefinite, or not finite, gives NaN here."
         )
     return estimate
+
+
+def warn_if_uncertain(
+    value: Array, standard_error: Array | None, iteration: Iteration, what: str, stacklevel: int
+) -> None:
+    """Warn of concrete variances by draws of which a tenth is off by more than is usual."""
+    if standard_error is None or not is_concrete(value, standard_error):
+        return
+    with np.errstate(invalid="ignore", divide="ignore"):
+        relative = np.asarray(standard_error, float) / np.asarray(value, float)
+    relative = relative[np.isfinite(relative)]
+    most = float(np.quantile(relative, 1 - BEYOND)) if relative.size else 0.0
+    if most <= USUAL_ERROR:
+        return
+    wanted = iteration.num_draws * (most / USUAL_ERROR) ** 2
+    warnings.warn(
+        f"{what} from {iteration.num_draws} draws have standard errors above {USUAL_ERROR:.0%} in "
+        f"a tenth of the cells: {most:.0%} of the variance, and up to {relative.max():.0%}. Set "
+        f"iteration=kx.Iteration(num_draws={2 ** int(np.ceil(np.log2(wanted)))}), or a larger "
+        "`box_size`.",
+        stacklevel=stacklevel + 1,
+    )
 
 
 def quantile(num_probes: int) -> float:

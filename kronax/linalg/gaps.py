@@ -20,6 +20,8 @@ METHODS: tuple[Method, ...] = ("slabs", "gaps", "merged")
 # matrix products, and Cholesky with both inverses of that many.
 EIGH = 15.0
 INVERSES = 4.0
+# Cholesky of an n × n matrix and the gradient by automatic differentiation, likewise.
+CHOLESKY = 8.0
 # Numbers that one step of a loop over fibres may hold.
 CHUNK = 4_000_000
 # A fibre is cut into pieces of equal length; each piece costs about as much as this many gaps.
@@ -75,12 +77,6 @@ class Mask:
         axes = range(len(self.shape))
         others = [tuple(j for j in axes if j != i) for i in axes]
         return tuple(np.flatnonzero(self.array.any(axis=rest)) for rest in others)
-
-    @cached_property
-    def whole_gaps(self) -> "Gaps":
-        """The gaps among the kept indices, whether they are the same along some axis or not."""
-        inside = ~self.array[np.ix_(*self.kept)]
-        return Gaps(inside.shape, (), Mask(inside.shape, _packed(inside)))
 
     @cached_property
     def gaps(self) -> "Gaps":
@@ -263,14 +259,14 @@ def plan_gaps(mask: Mask, itemsize: int, method: str = "auto") -> GapPlan:
 
 @lru_cache(maxsize=64)
 def plan_uneven(mask: Mask, itemsize: int, method: str = "auto") -> GapPlan:
-    """The one exact method for a variance per cell: the observed cells as one dense axis."""
+    """The one exact method for a variance per cell: the observed cells as one dense matrix."""
     if method not in ("auto", "merged"):
         raise ValueError(
             "Noise with a variance per cell has one exact method, 'merged'; got "
             f"{method!r}. Leave it at 'auto'."
         )
     observed = int(mask.array.sum())
-    flops, numbers = grid_cost((observed,))
+    flops, numbers = dense_cost(observed)
     return GapPlan(
         method="merged",
         reason=f"a noise variance per cell: a dense matrix of {observed} observed cells",
@@ -278,11 +274,16 @@ def plan_uneven(mask: Mask, itemsize: int, method: str = "auto") -> GapPlan:
         num_missing=mask.array.size - observed,
         dropped=tuple(n - len(k) for n, k in zip(mask.shape, mask.kept, strict=True)),
         shared_axes=(),
-        num_gaps=mask.whole_gaps.count,
+        num_gaps=mask.array.size - observed,
         num_problems=1,
         flops=flops,
         memory=itemsize * int(numbers),
     )
+
+
+def dense_cost(num_observed: int) -> tuple[float, float]:
+    """Operations and numbers held by one dense matrix of the observed cells."""
+    return CHOLESKY * num_observed**3, 6.0 * num_observed**2
 
 
 def grid_cost(shape: tuple[int, ...]) -> tuple[float, float]:

@@ -23,7 +23,6 @@ from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.restricted import restricted
 from kronax.linalg.thin import is_diagonal
-from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 
 @dataclass(frozen=True)
@@ -32,12 +31,11 @@ class InnerGrid:
 
     mask: Mask
     is_merged: bool
-    is_uneven: bool = False
 
     @property
     def gaps(self) -> Gaps:
-        """The gaps that dropping slabs leaves; uneven noise has no axis in common with them."""
-        return self.mask.whole_gaps if self.is_uneven else self.mask.gaps
+        """The gaps that dropping slabs leaves."""
+        return self.mask.gaps
 
     @cached_property
     def _places(self) -> np.ndarray:
@@ -76,11 +74,8 @@ class InnerGrid:
         padded = jnp.concatenate([x.reshape(*lead, -1), jnp.zeros((*lead, 1), x.dtype)], axis=-1)
         return padded[..., self._back].reshape(*lead, *self.mask.shape)
 
-    def operator(self, op: KroneckerPlusNoise | KroneckerPlusDiagonal) -> KroneckerPlusNoise:
+    def operator(self, op: KroneckerPlusNoise) -> KroneckerPlusNoise:
         """`op` on the inner grid."""
-        if isinstance(op, KroneckerPlusDiagonal):
-            levels = Kronecker(Diagonal(self.squeezed(op.variances)))
-            return KroneckerPlusNoise(Kronecker(*self._factors(op.factors)), levels)
         noise: Any = op.noise
         if isinstance(noise, Kronecker):
             noise = Kronecker(*self._factors(noise.factors))

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float
 from kronax.linalg import checks
 from kronax.linalg.conditioning import ends_of
 from kronax.linalg.decompose import decompose
+from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.fingerprints import fingerprint, held
@@ -248,17 +249,24 @@ class Masked(AbstractSolvable):
     @property
     def grid(self) -> InnerGrid:
         """The smaller grid that is computed with."""
-        is_uneven = isinstance(self.op, KroneckerPlusDiagonal)
-        return InnerGrid(self.mask, self.plan.method == "merged", is_uneven)
+        return InnerGrid(self.mask, self.plan.method == "merged")
+
+    @property
+    def dense(self) -> DenseCovariance | None:
+        """What stands for an operator with a variance per cell, which has no smaller grid."""
+        if not isinstance(self.op, KroneckerPlusDiagonal):
+            return None
+        return DenseCovariance(self.op, self.mask, self.decomposition)
 
     def inner(self) -> KroneckerPlusNoise:
         """The operator on the smaller grid, with the decomposition that there is."""
-        inner = self.grid.operator(self.op)
+        whole: Any = self.op
+        inner = self.grid.operator(whole)
         bases = held(self, self.decomposition)
         if isinstance(bases, GapDecomposition):
             bases = None if is_thin(inner) else bases.bases
         elif bases is None and self.plan.method != "merged" and not any(self.plan.dropped):
-            bases = held(self.op, getattr(self.op, "decomposition", None))
+            bases = held(whole, getattr(whole, "decomposition", None))
         return KroneckerPlusNoise(inner.kronecker, inner.noise, decomposition=bases)
 
     def gap_decomposition(self, inner: KroneckerPlusNoise) -> GapDecomposition:
@@ -292,6 +300,8 @@ class Masked(AbstractSolvable):
 @jax.jit
 def solve_masked(op: Masked, b: Array) -> Array:
     """`kx.solve` for a vector in the grid layout, zero at the gaps."""
+    if op.dense is not None:
+        return op.dense.solve_grid(b)
     inner, b = op.inner(), op.grid.squeezed(b)
     if op.plan.method != "gaps":
         return op.grid.embedded(solve_grid(inner, b))
@@ -304,6 +314,8 @@ def solve_masked(op: Masked, b: Array) -> Array:
 
 @jax.jit
 def _logdet(op: Masked) -> Array:
+    if op.dense is not None:
+        return op.dense.logdet()
     inner = op.inner()
     if op.plan.method != "gaps":
         return logdet(inner)
@@ -317,6 +329,8 @@ def _logdet(op: Masked) -> Array:
 
 @jax.jit
 def _inv_quad(op: Masked, b: Array) -> Array:
+    if op.dense is not None:
+        return op.dense.inv_quad(b)
     inner, b = op.inner(), op.grid.squeezed(b)
     if op.plan.method != "gaps":
         return inv_quad(inner, b)
@@ -327,6 +341,8 @@ def _inv_quad(op: Masked, b: Array) -> Array:
 @jax.jit
 def masked_logpdf_grid(residual: Array, op: Masked) -> Array:
     """`kx.normal_logpdf` for a checked residual in the grid layout, zero at the gaps."""
+    if op.dense is not None:
+        return op.dense.logpdf_grid(residual)
     inner, y = op.inner(), op.grid.squeezed(residual)
     if op.plan.method != "gaps":
         return normal_logpdf_grid(y, inner)
@@ -342,6 +358,8 @@ def masked_logpdf_grid(residual: Array, op: Masked) -> Array:
 
 @jax.jit
 def _inverse_diagonal(op: Masked) -> Array:
+    if op.dense is not None:
+        return op.dense.inverse_diagonal()
     inner = op.inner()
     none = [None] * len(inner.grid_shape)
     value = conjugated_inverse_diagonal(inner, none)
@@ -352,6 +370,8 @@ def _inverse_diagonal(op: Masked) -> Array:
 
 @jax.jit
 def _conjugated_inverse_diagonal(op: Masked, rows: Sequence[Array]) -> Array:
+    if op.dense is not None:
+        return op.dense.conjugated_inverse_diagonal(rows)
     inner, on_inner = op.inner(), op.grid.rows(rows)
     value = conjugated_inverse_diagonal(inner, on_inner)
     if op.plan.method == "gaps":
@@ -365,6 +385,8 @@ def _conjugated_inverse_diagonal(op: Masked, rows: Sequence[Array]) -> Array:
 
 @jax.jit
 def _posterior_diagonal(op: Masked) -> Array:
+    if op.dense is not None:
+        return op.dense.posterior_diagonal()
     rows = [factor.to_dense() for factor in op.factors]
     if op.plan.method == "gaps" and not any(op.plan.dropped):
         inner = op.inner()
@@ -394,6 +416,8 @@ def _gap_variances(op: Masked, inner: KroneckerPlusNoise, rows: Sequence[Array |
 @partial(jax.jit, static_argnames="joint")
 def _inverse_at(op: Masked, rows: Sequence[Array], joint: bool) -> Array:
     """One solve per place, in chunks."""
+    if op.dense is not None:
+        return op.dense.inverse_at(rows, joint=joint)
 
     def one(place: tuple[Array, ...]) -> Array:
         c = op.held(_outer(place))
@@ -413,6 +437,8 @@ def _outer(place: Sequence[Array]) -> Array:
 
 @jax.jit
 def _decomposition(op: Masked) -> Any:
+    if op.dense is not None:
+        return op.dense.cholesky()
     inner = op.inner()
     if op.plan.method == "gaps":
         return op.gap_decomposition(inner)

@@ -610,31 +610,25 @@ def test_a_term_that_is_white_on_an_axis_falls_back_to_its_prior_there():
 
 SPACE_KERNEL = kx.RBF(0.7)
 GENERAL = {"a": (kx.RBF(1.0), kx.RBF(0.4)), "b": (kx.RBF(2.0), kx.Matern12(0.4))}
-BAD = [
-    (
-        GENERAL,
-        {"gaps": "exact"},
-        NotImplementedError,
-        r"'a' and 'b' differ on axis 0 and axis 1\. Share",
-    ),
-    (
+APART = {
+    "several axes": (GENERAL, {}, "'a' and 'b' differ on axis 0 and axis 1. Share"),
+    "copies": (
         {"a": (kx.RBF(1.0), kx.RBF(0.4)), "b": (kx.RBF(2.0), kx.RBF(0.4))},
-        {"gaps": "exact"},
-        NotImplementedError,
-        r"kernels on axis 1 are equal copies .* pass the same object",
+        {},
+        "kernels on axis 1 are equal copies",
     ),
-    (
+    "noise": (
         {"a": (kx.RBF(1.0), SPACE_KERNEL), "b": (kx.RBF(2.0), kx.White())},
-        {"noise": {0: np.full(5, 0.2), 1: NOISE}, "gaps": "exact"},
-        NotImplementedError,
+        {"noise": {0: np.full(5, 0.2), 1: NOISE}},
         "varies along several axes",
     ),
-    (
+    "repeated places": (
         {"a": (kx.RBF(1.0), SPACE_KERNEL), "b": (kx.RBF(2.0), kx.White())},
-        {"axes": (TIME, np.array([0.0, 0.1, 0.1, 0.8])), "gaps": "exact"},
-        NotImplementedError,
+        {"axes": (TIME, np.array([0.0, 0.1, 0.1, 0.8]))},
         "On axis 1, where places occur twice, kx.White is no identity",
     ),
+}
+BAD = [
     ({"a": GENERAL["a"], "b": GENERAL["a"]}, {}, ValueError, "'a' and 'b' have the same kernels"),
     ({}, {}, TypeError, "dictionary from names to kernels"),
     ([GENERAL["a"]], {}, TypeError, "dictionary from names to kernels"),
@@ -646,6 +640,14 @@ BAD = [
     (None, {}, TypeError, "got neither"),
     ({f"{k}": GENERAL["a"] for k in range(13)}, {}, ValueError, "at most 12 terms; got 13"),
 ]
+
+
+@pytest.mark.parametrize(("terms", "options", "words"), APART.values(), ids=APART)
+def test_why_terms_have_no_joint_decomposition(terms, options, words):
+    options = {"axes": (TIME, SPACE), "noise": 0.1, **options}
+    gp = kx.GridGP(terms=terms, **options)
+    assert words in gp.describe()
+    assert not gp.is_iterative
 
 
 @pytest.mark.parametrize(("terms", "options", "exception", "match"), BAD)

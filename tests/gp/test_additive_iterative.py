@@ -210,7 +210,10 @@ def test_a_fit_gets_better_and_keeps_shared_kernels_one():
 def test_what_it_says_about_itself():
     text = make().describe()
     assert "trend, weather, local: 3 Kronecker products" in text
-    assert "iterative: no exact decomposition, since 'trend' and 'weather' differ on time" in text
+    assert "iterative: 'iterative' was asked for" in text
+    text = make(gaps="auto").describe()
+    assert "exact: a dense matrix of 96 observed cells: no joint decomposition, since" in text
+    assert "'trend' and 'weather' differ on time" in text
     copies = {"a": (kx.RBF(1.0), kx.RBF(0.4)), "b": (kx.RBF(2.0), kx.RBF(0.4))}
     text = kx.GridGP(terms=copies, axes=(TIME, SPACE), noise=0.1).describe()
     assert "kernels on axis 1 are equal copies" in text
@@ -225,7 +228,6 @@ def test_traced_models():
 NEVER = kx.Iteration(max_steps=1, box_size=1)
 FULL = kx.Kronecker(rbf(TIME, TIME, 0.1), np.eye(8))
 BAD = {
-    "exact": (lambda: make(gaps="exact"), NotImplementedError, "differ on time and space"),
     "correlated noise": (lambda: make(noise=FULL), NotImplementedError, "independent from cell"),
     "latent": (lambda: make().latent("f"), NotImplementedError, "without an exact decomposition"),
     "a distribution": (lambda: make().numpyro_dist(), NotImplementedError, "by iterations"),
