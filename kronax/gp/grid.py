@@ -43,15 +43,12 @@ from kronax.gp.prior import prior_draws
 from kronax.gp.regression import MarginalMean, described
 from kronax.gp.sites import NumpyroSites
 from kronax.gp.starts import initialise, random_start
-from kronax.gp.structure import (
-    Structure,
-    check_kernel,
-    factor,
-)
+from kronax.gp.structure import Structure, check_kernel, factor
 from kronax.gp.templates import template_of
 from kronax.linalg.checks import grid_of, is_concrete
 from kronax.linalg.decompose import decompose
 from kronax.linalg.estimates import Estimate, Iteration
+from kronax.linalg.fingerprints import fingerprint_of_tree
 from kronax.linalg.gaps import Mask
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
@@ -307,8 +304,9 @@ class GridGP(NumpyroSites):
         operator = decompose(seen.data_covariance())
         template = template_of(y, self.axis_names)
         found = evidence.weights(seen, operator, grid)
+        made_of = fingerprint_of_tree((seen, grid))
         return Posterior(
-            seen, grid, operator, found.value, found.regression, template, found.estimate
+            seen, grid, operator, found.value, found.regression, template, found.estimate, made_of
         )
 
     def sample(

@@ -72,6 +72,13 @@ def check_plain(value: Any, name: str) -> None:
         )
 
 
+def without_mask(y: Any) -> Any:
+    """A masked array as a plain one: NaN, or false in a mask of cells, where it is masked."""
+    if isinstance(y, np.ma.MaskedArray) and y.dtype.kind in "fb":
+        return y.filled(False if y.dtype.kind == "b" else np.nan)
+    return y
+
+
 def check_finite(array: Any, name: str) -> None:
     """Refuse concrete NaN and infinity, naming the first place."""
     values = np.asarray(array)
