@@ -113,8 +113,8 @@ def _places(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:
 def _other_labels(got: np.ndarray, wanted: np.ndarray | None, name: str, what: str) -> str:
     of_model = "unknown" if wanted is None else f"{_kind(wanted)}, {len(wanted)}, {_shown(wanted)}"
     return (
-        f"The labels of {what.replace('The ', 'the ')} along {name} must be the coordinates of the model, in any order "
-        f"({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}."
+        f"The labels of {what.replace('The ', 'the ')} along {name} must be the coordinates of the "
+        f"model, in any order ({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}."
     )
 
 

@@ -400,7 +400,7 @@ class GridGP(NumpyroSites):
         return description(self)
 
     def remarks(self) -> list[str]:
-        """What has to be known to read the parameters: where the mean has its level, and the like."""
+        """What has to be known to read the parameters, such as where the mean has its level."""
         return described(self.mean, self.axes, self.axis_names)
 
     def __repr__(self) -> str:

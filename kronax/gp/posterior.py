@@ -32,7 +32,6 @@ from kronax.linalg.estimates import Estimate, settled
 from kronax.linalg.fingerprints import held, made_of_tree
 from kronax.linalg.iterative_operator import Iterative, check_draws
 
-
 STALE = (
     "This posterior was made of another model or other data: its leaves have been replaced since "
     "(kx.replace, eqx.tree_at, jax.tree.map). Change the model, and condition it again."

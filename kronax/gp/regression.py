@@ -139,8 +139,8 @@ class LinearMean(RegressionMean):
     """`β_0 + β_1 u`, `u = (x − centre) / scale`, along one axis.
 
     Inside a `kx.GridGP` centre and scale are the middle and half the length of the axis unless
-    given, so that `β_1` is the rise from the middle to the end. What kronax shows of it, the table of
-    a `kx.MarginalMean` and `describe()`, is the slope per unit of the axis.
+    given, so that `β_1` is the rise from the middle to the end. What kronax shows of it, the table
+    of a `kx.MarginalMean` and `describe()`, is the slope per unit of the axis.
 
     Args:
         axis: name or number of the axis.

@@ -1,8 +1,8 @@
 """What a decomposition was made of: a number per parameter that no edit of the parameters leaves.
 
-A pytree with other values in some leaves keeps the rest, a decomposition included. So that one never
-serves for other factors, an operator that carries one also carries a checksum of the bits of every
-array of its factors. It is compared where the decomposition is used, under transformations as well.
+A pytree with other values in some leaves keeps the rest, a decomposition included. So that one
+never serves for other factors, an operator that carries one also carries a checksum of the bits of
+every array of its factors. It is compared where the decomposition is used, under transformations as well.
 """
 
 from typing import Any
@@ -78,7 +78,7 @@ def _leaves(tree: Any) -> list[tuple[Array, int]]:
 
 
 def _sources(op: Any) -> list[tuple[Array, int]]:
-    """The floating-point arrays of factors and noise, and how many axes each has without a batch."""
+    """The floating-point arrays of factors and noise, with their numbers of axes but a batch."""
     op = getattr(op, "op", op)  # that of a Masked
     factors, noise = op.factors, getattr(op, "noise", None)
     pairs: list[tuple[Any, int]] = []
