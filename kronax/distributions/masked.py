@@ -77,7 +77,8 @@ class MaskedKroneckerNormal(GridNormal):
             validate_args=validate_args,
         )
         if flatten and checks.is_concrete(observed) and np.shape(observed) == self.event_shape:
-            observed = np.ma.filled(observed, False).reshape(self.grid_shape)
+            given: Any = observed
+            observed = np.ma.filled(given, False).reshape(self.grid_shape)
         self._mask = Mask.of(observed, self.grid_shape)
 
     @property

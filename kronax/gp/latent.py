@@ -42,8 +42,8 @@ def check_jitter(jitter: Any) -> None:
     number = isinstance(jitter, int | float) and not isinstance(jitter, bool)
     if not number or not 0 <= jitter < float("inf"):
         raise ValueError(
-            f"jitter must be a finite number that is not negative; got {jitter!r}. It is added to "
-            "the diagonal of every axis' covariance, relative to its mean."
+            f"jitter must be a number that is not negative, and finite; got {jitter!r}. It is "
+            "added to the diagonal of every axis' covariance, relative to its mean."
         )
 
 

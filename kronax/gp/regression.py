@@ -123,7 +123,7 @@ def _frame(centre: Any, scale: Any) -> tuple[float | None, float | None]:
             raise ValueError(
                 f"The {name} of a mean must be {kind}, in units of the axis; got {value!r}."
             )
-    return tuple(None if value is None else float(value) for value in (centre, scale))
+    return None if centre is None else float(centre), None if scale is None else float(scale)
 
 
 def _numbers(value: Any, count: int, name: str) -> Array | None:
@@ -409,7 +409,7 @@ def described(mean: Mean, axes: Sequence[Axis], names: tuple[str, ...] | None) -
     for part in mean.summands():
         for note in notes_of([part], axes, names):
             lines.append(note)
-            if is_concrete(part):
+            if is_concrete(part) and isinstance(part, RegressionMean):
                 values = np.asarray(part.coefficients, np.float64) * part.units
                 shown = zip(part.terms, values, strict=True)
                 lines.append("  " + ", ".join(f"{term} {value:.4g}" for term, value in shown))

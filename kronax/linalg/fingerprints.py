@@ -2,7 +2,8 @@
 
 A pytree with other values in some leaves keeps the rest, a decomposition included. So that one
 never serves for other factors, an operator that carries one also carries a checksum of the bits of
-every array of its factors. It is compared where the decomposition is used, under transformations as well.
+every array of its factors. It is compared where the decomposition is used, also where that is
+traced.
 """
 
 from typing import Any
@@ -110,6 +111,7 @@ def _checksum(array: Any, ndim: int, xp: Any) -> Any:
 def _words(array: Any, xp: Any) -> Any:
     """The bits as 32-bit words, the lower half first."""
     word = np.uint32 if array.dtype.itemsize >= 4 else np.uint16
+    words: Any
     if xp is np:
         words = np.ascontiguousarray(array)[..., None].view(word)
     else:

@@ -204,7 +204,7 @@ REFUSED = {
     "an infinite scale": (lambda: np.inf * kx.RBF(1.0), "variance must be positive; got inf"),
     "an infinite period": (lambda: kx.Periodic(np.inf, 1.0), "must be positive; got inf"),
     "a replaced one": (lambda: kx.replace(NAMED, {"noise": np.inf}), "noise must be positive"),
-    "a NaN jitter": (lambda: NAMED.latent_condition(Y, jitter=np.nan), "finite.*got nan"),
+    "a NaN jitter": (lambda: NAMED.latent_condition(Y, jitter=np.nan), "and finite; got nan"),
     "a NaN centre": (lambda: kx.LinearMean(0, centre=np.nan), "centre of a mean.*got nan"),
     "a scale of zero": (lambda: kx.LinearMean(0, scale=0.0), "scale of a mean must be positive"),
     "a mean of one grid": (
