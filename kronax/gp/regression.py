@@ -79,7 +79,7 @@ class RegressionMean(Mean):
         if self.coefficients is None:
             return jnp.zeros((), axes[0].dtype)
         weights = self.coefficients.astype(design.dtype)
-        return jnp.sum(along(weights, -design.ndim) * design, axis=0)
+        return jnp.sum(along(weights, -design.ndim, design.ndim) * design, axis=0)
 
     def bound(self, axes: Sequence[Axis], names: tuple[str, ...] | None, dtype: Any) -> Mean:
         """The mean of a process: its axis by number, centred on its coordinates."""

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.checks import is_concrete
+from kronax.linalg.modes import same_rank
 
 
 class ConvergenceError(ArithmeticError):
@@ -127,7 +128,7 @@ class Estimate(eqx.Module):
 
     def shifted(self, known: Array) -> "Estimate":
         """With something exact added to the value."""
-        return eqx.tree_at(lambda e: e.value, self, self.value + known)
+        return eqx.tree_at(lambda e: e.value, self, jnp.add(*same_rank(self.value, known)))
 
 
 def exact_estimate(value: Array) -> Estimate:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
-from kronax.linalg.modes import map_batch
+from kronax.linalg.modes import map_batch, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.solve import solve_grid
@@ -110,7 +110,7 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
         op = as_kronecker(op)
         op.check_covariance("normal_logpdf")
     grid, _ = checks.grid_of(y, op.grid_shape, "y", op.dtype)
-    value = normal_logpdf_grid(grid - mean_of(mean, op), op)
+    value = normal_logpdf_grid(jnp.subtract(*same_rank(grid, mean_of(mean, op))), op)
     explain_not_finite(value, op, covariance=True)
     return value
 
@@ -153,12 +153,14 @@ def log_abs_det(op: Kronecker) -> Array:
         size / factor.size * factor.log_abs_det(factorization)
         for factor, factorization in zip(op.factors, op.factorize(), strict=True)
     ]
+    parts = list(same_rank(*parts))
     return sum(parts[1:], parts[0])
 
 
 @jax.jit
 def _inv_quad(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
-    return jnp.sum(b * solve_grid(op, b), axis=tuple(range(-len(op.grid_shape), 0)))
+    product = jnp.multiply(*same_rank(b, solve_grid(op, b)))
+    return jnp.sum(product, axis=tuple(range(-len(op.grid_shape), 0)))
 
 
 def _two_term_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:

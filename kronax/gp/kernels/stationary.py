@@ -286,7 +286,7 @@ class SpectralMixture(Kernel):
             raise ValueError(_mismatch("mean of a spectral mixture", self.means[0], jnp.shape(x)))
         # Per component and dimension: `(q, p)`.
         means, scales = (jnp.reshape(v, (v.shape[0], -1)) for v in (self.means, self.scales))
-        lag = jnp.atleast_1d(x - z)
+        lag = jnp.atleast_1d(x - z)[None]
         decay = jnp.exp(-2 * pi**2 * jnp.sum(jnp.square(lag * scales), axis=1))
         return jnp.sum(self.weights * decay * jnp.prod(jnp.cos(2 * pi * lag * means), axis=1))
 
