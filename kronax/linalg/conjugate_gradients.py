@@ -181,7 +181,7 @@ def _advance(s: _Recurrence, alpha: Array, beta: Array, active: Array) -> _Recur
     entry = inverse + s.beta_over_alpha
     begins = s.coupling == 0
     ratio = s.coupling[:, None] / s.pivots
-    pivots = entry[:, None] + shifts - ratio
+    pivots = entry[:, None] + shifts[None] - ratio
     # A pivot that was not positive stays so: T − s is indefinite from there on.
     lost = (s.pivots <= 0) & (jnp.arange(len(shifts)) >= len(NODES))
     pivots = jnp.where(lost, -1.0, pivots)

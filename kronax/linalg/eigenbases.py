@@ -322,7 +322,7 @@ def _scale(blocks: SymmetricBlocks) -> Array:
 def _full(array: Array, ndim: int) -> Array:
     if ndim == 2:
         return array
-    return array[..., None] * jnp.eye(array.shape[-1], dtype=array.dtype)
+    return jnp.multiply(*same_rank(array[..., None], jnp.eye(array.shape[-1], dtype=array.dtype)))
 
 
 def _settled(pieces: list[Array]) -> list[Array]:

@@ -307,7 +307,8 @@ def _root(basis: Eigenbasis, row: Array | None) -> Array:
     has_signal = values > least
     inverse = jnp.where(has_signal, 1 / jnp.sqrt(jnp.where(has_signal, values, 1)), 0)
     if row is None:
-        return vectors * jnp.where(has_signal, jnp.sqrt(jnp.where(has_signal, values, 0)), 0)
+        roots = jnp.where(has_signal, jnp.sqrt(jnp.where(has_signal, values, 0)), 0)
+        return vectors * roots[None]
     return matmul(row, vectors) * inverse
 
 
@@ -328,7 +329,7 @@ def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Arra
     sizes = [len(chosen) for chosen in held.box]
     inner = scale[jnp.ix_(*held.box)].ravel()
     inverse = matmul(held.root_inverse.T, held.root_inverse)
-    matrix = inner[:, None] * (inverse - jnp.eye(len(inner), dtype=inner.dtype)) * inner
+    matrix = inner[:, None] * (inverse - jnp.eye(len(inner), dtype=inner.dtype)) * inner[None]
     ndim = len(sizes)
     order = [k for i in range(ndim) for k in (i, i + ndim)]
     x = matrix.reshape(*sizes, *sizes).transpose(order).reshape([r * r for r in sizes])

@@ -24,7 +24,7 @@ from kronax.linalg.gaps import GapPlan, Gaps, Mask, plan_gaps, plan_uneven
 from kronax.linalg.inner_grid import InnerGrid
 from kronax.linalg.kronecker import as_kronecker
 from kronax.linalg.logdet import inv_quad, logdet, mean_of, normal_logpdf_grid
-from kronax.linalg.modes import map_batch
+from kronax.linalg.modes import map_batch, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.sample import draw_normal
@@ -137,7 +137,7 @@ class Masked(AbstractSolvable):
     def to_dense(self) -> Array:
         """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
         cells = jnp.asarray(self.observed.ravel())
-        return jnp.where(cells[:, None] & cells, self.op.to_dense(), 0)
+        return jnp.where(*same_rank(cells[:, None] & cells[None], self.op.to_dense()), 0)
 
     def scaled(self, scalar: Array) -> "Masked":
         """`scalar * self`."""
@@ -399,7 +399,7 @@ def _inverse_at(op: Masked, rows: Sequence[Array], joint: bool) -> Array:
 def _outer(place: Sequence[Array]) -> Array:
     whole = place[0]
     for row in place[1:]:
-        whole = whole[..., None] * row
+        whole = jnp.multiply(*same_rank(whole[..., None], row))
     return whole
 
 

@@ -206,7 +206,7 @@ def _along_other(held: tuple, middle: Array, values: list[Array], j: int) -> tup
 
     def one_slice(square, d, p, weight, x):
         coupling = matmul(d.T * square, d)
-        change = weight * middle * coupling / (p[:, None] * p)
+        change = weight * middle * coupling / (p[:, None] * p[None])
         spread = change if v is None else matmul(matmul(v, change), v.T)
         return matmul(change, x), jnp.diagonal(spread), jnp.sum(jnp.diagonal(change) * p)
 

@@ -75,7 +75,7 @@ class Categorical(Kernel):
     @property
     def covariance(self) -> Float[Array, "n n"]:
         """`W Wᵀ + n diag(κ)`."""
-        shared = jnp.sum(self.weights[:, None] * self.weights, axis=-1)
+        shared = jnp.sum(self.weights[:, None] * self.weights[None], axis=-1)
         return shared + jnp.diag(self.num_categories * self.shares)
 
     def check_coordinates(self, x: np.ndarray, name: str) -> None:

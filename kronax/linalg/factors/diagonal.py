@@ -138,7 +138,8 @@ class ScaledIdentity(AbstractFactor):
 
     def to_dense(self) -> Array:
         """The matrix."""
-        return self.scale[..., None, None] * jnp.eye(self.size, dtype=self.dtype)
+        identity = jnp.eye(self.size, dtype=self.dtype)
+        return jnp.multiply(*same_rank(self.scale[..., None, None], identity))
 
     def diagonal(self) -> Array:
         """The diagonal."""
