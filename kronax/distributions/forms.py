@@ -81,7 +81,9 @@ class AbstractForm(eqx.Module):
         """The same form of an operator that carries no decomposition."""
         if self.operator.decomposition is None:
             return self
-        return eqx.tree_at(lambda f: (f.operator.decomposition, f.operator.made_of), self, (None,) * 2)
+        return eqx.tree_at(
+            lambda f: (f.operator.decomposition, f.operator.made_of), self, (None,) * 2
+        )
 
     def normal_logpdf(self, residual: Array) -> Array:
         """Log density of `N(0, S)`."""

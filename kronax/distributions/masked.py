@@ -1,6 +1,6 @@
 """The normal distribution over a grid of which some cells are missing."""
 
-from math import log, pi
+from math import log, pi, prod
 from typing import Any, ClassVar, NoReturn
 
 import jax.numpy as jnp
@@ -78,7 +78,8 @@ class MaskedKroneckerNormal(GridNormal):
             validate_args=validate_args,
         )
         if flatten and checks.is_concrete(observed) and np.shape(observed) == self.event_shape:
-            observed = np.ma.filled(observed, False).reshape(self.grid_shape)
+            given: Any = observed
+            observed = np.ma.filled(given, False).reshape(self.grid_shape)
         self._mask = Mask.of(observed, self.grid_shape)
 
     @property
@@ -116,6 +117,9 @@ class MaskedKroneckerNormal(GridNormal):
 
     def _residual(self, value: Any) -> Array:
         """Zero at the gaps, by a choice: a product with zero would keep their NaN."""
+        if isinstance(value, np.ma.MaskedArray):
+            value = checks.without_mask(value)
+            self._refuse_missing(np.isnan(value).reshape(-1, prod(self.event_shape)))
         residual = super()._residual(value)
         return jnp.where(self.observed, residual, jnp.zeros((), residual.dtype))
 

@@ -17,6 +17,7 @@ from kronax.distributions.forms import AbstractForm
 from kronax.distributions.grids import GridDistribution, eagerly
 from kronax.linalg import checks
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 
 
@@ -129,7 +130,7 @@ class KroneckerStudentT(GridDistribution):
     @property
     def covariance_matrix(self) -> Array:
         """The dense `(*batch, N, N)` covariance: for small grids only."""
-        dense = self._ratio()[..., None, None] * self.scale.to_dense()
+        dense = jnp.multiply(*same_rank(self._ratio()[..., None, None], self.scale.to_dense()))
         return jnp.broadcast_to(dense, (*self._lead(), *dense.shape[-2:]))
 
     def entropy(self) -> Array:
@@ -185,7 +186,8 @@ def _scaled(op: Any, ratio: Array) -> Any:
     if ratio.ndim == 0:
         return ratio * op
     first, *others = op.factors
-    return Kronecker(ratio[..., None, None] * first.to_dense(), *others)
+    scaled = jnp.multiply(*same_rank(ratio[..., None, None], first.to_dense()))
+    return Kronecker(scaled, *others)
 
 
 @vmap_over.register

@@ -166,8 +166,8 @@ class FitResult(eqx.Module):
         count = sum(value.size for value in self.raw.values())
         if count > MOST_NUMBERS:
             return (
-                f"{head}\n{self.parameters!r}{remarks}\nNo standard errors: {count} trained numbers are "
-                "many for a Hessian. Ask for it by result.laplace()."
+                f"{head}\n{self.parameters!r}{remarks}\nNo standard errors: {count} trained "
+                "numbers are many for a Hessian. Ask for it by result.laplace()."
             )
         try:
             table = self.laplace().table(self.parameters)

@@ -22,6 +22,7 @@ from kronax.gp.templates import check_data_units, without_axis
 from kronax.linalg.checks import array_of_reals, grid_of, is_concrete
 from kronax.linalg.decompose import decompose_axis
 from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.fingerprints import fingerprint_of_tree
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.noise import KroneckerPlusNoise
 
@@ -48,7 +49,8 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     longer.check_model()
     operator = decompose_axis(longer.covariance(), post.operator, i)
     found = evidence.weights(longer, operator, y)
-    return type(post)(longer, y, operator, found.value, found.regression, template)
+    made_of = fingerprint_of_tree((longer, y))
+    return type(post)(longer, y, operator, found.value, found.regression, template, made_of=made_of)
 
 
 def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:

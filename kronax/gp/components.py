@@ -19,6 +19,7 @@ from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.roots import symmetric_root
 from kronax.linalg.terms import KroneckerTerms
 
@@ -161,7 +162,7 @@ def prior_variances(gp: Any, part: Component, new: New, dtype: Any) -> Float[Arr
     total = part.variance.astype(dtype)
     for kernel, x, axis in zip(part.kernels, new, gp.axes, strict=True):
         values = kernel.variances_at(axis.points(dtype) if x is None else x)
-        total = total[..., None] * values.astype(dtype)
+        total = jnp.multiply(*same_rank(total[..., None], values.astype(dtype)))
     return total
 
 

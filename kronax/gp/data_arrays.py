@@ -26,7 +26,7 @@ from kronax.gp.indexes import (
     is_labelled,
 )
 from kronax.gp.labels import is_labels
-from kronax.linalg.checks import plain
+from kronax.linalg.checks import plain, without_mask
 from kronax.paths import nearest
 
 
@@ -62,13 +62,6 @@ def in_grid_order(
         check_coordinates(y, name, axis, what)
     batch = [dim for dim in y.dims if dim not in names]
     return plain(y.transpose(*batch, *names).values, what)
-
-
-def without_mask(y: Any) -> Any:
-    """A masked array as a plain one: NaN, or false in a mask of cells, where it is masked."""
-    if isinstance(y, np.ma.MaskedArray) and y.dtype.kind in "fb":
-        return y.filled(False if y.dtype.kind == "b" else np.nan)
-    return y
 
 
 def _by_labels(y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str) -> Any:
@@ -128,8 +121,8 @@ def _places(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:
 def _other_labels(got: np.ndarray, wanted: np.ndarray | None, name: str, what: str) -> str:
     of_model = "unknown" if wanted is None else f"{_kind(wanted)}, {len(wanted)}, {_shown(wanted)}"
     return (
-        f"The labels of {what} along {name} must be the coordinates of the model, in any order "
-        f"({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}."
+        f"The labels of {what.replace('The ', 'the ')} along {name} must be the coordinates of the "
+        f"model, in any order ({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}."
     )
 
 

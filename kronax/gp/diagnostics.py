@@ -14,6 +14,7 @@ from kronax.gp.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.soundness import refuse_gaps
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.decorrelation import decorrelate
+from kronax.linalg.modes import same_rank
 from kronax.parameters import aligned
 
 LEVELS = (0.5, 0.8, 0.95, 0.99)
@@ -106,7 +107,7 @@ def diagnostics(post: Any) -> Diagnostics:
 @eqx.filter_jit
 def _decorrelated(post: Any) -> Array:
     gp, stay = post.gp, (None,) * len(post.gp.axes)
-    residual = post.y - gp.mean_on(stay)
+    residual = jnp.subtract(*same_rank(post.y, gp.mean_on(stay)))
     if post.regression is not None:
         residual = residual - fitted(post.regression.estimates, gp.design_on(stay))
     return decorrelate(post.operator, residual)

@@ -15,6 +15,7 @@ from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.iterative_operator import signal_weights
+from kronax.linalg.modes import same_rank
 
 
 class Observed(NamedTuple):
@@ -85,9 +86,9 @@ def _draws(
     fields = [
         prior_fields(post, roots, k, new, lead) for roots, k in zip(drawn.roots, keys, strict=True)
     ]
-    residual = post.y - gp.mean_on((None,) * len(new))
+    residual = jnp.subtract(*same_rank(post.y, gp.mean_on((None,) * len(new))))
     for old, _ in fields:
-        residual = residual - old
+        residual = jnp.subtract(*same_rank(residual, old))
     residual = residual - noise_draw(gp.noise_term(), noise_key, residual.shape, op.dtype)
     draw = gp.mean_on(new) if name is None else jnp.zeros((), op.dtype)
     if post.regression is not None:
@@ -99,7 +100,7 @@ def _draws(
     weights = signal_weights(op, residual)
     for k in wanted:
         correction = cross_of(post, drawn.components[k], new, exact=False).mv_grid(weights)
-        draw = draw + fields[k][1] + correction
+        draw = jnp.add(*same_rank(draw, fields[k][1] + correction))
     if observed is None:
         return draw
     if observed.levels is None:

@@ -16,6 +16,7 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.estimates import Estimate, exact_estimate, settled
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.logdet import normal_logpdf_grid
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.precision import Ends, warn_of_ratio
@@ -114,7 +115,7 @@ def _weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends
 
 def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:
     """The data less their mean, and zero in gaps."""
-    residual = y - gp.mean_on((None,) * len(gp.axes))
+    residual = jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes))))
     return operator.held(residual) if isinstance(operator, AbstractSolvable) else residual
 
 

@@ -18,6 +18,8 @@ def observing(gp: Any, y: Any) -> Any:
     """The same process with data where `y` has some, a mask or data as users give them."""
     if isinstance(y, Mask):
         return with_observed(gp, y)
+    if isinstance(y, list | tuple):
+        y = np.asarray(y)
     y = in_grid_order(y, gp.axes, gp.axis_names)
     kind = getattr(getattr(y, "dtype", None), "kind", "")
     if kind == "b":

@@ -44,16 +44,13 @@ from kronax.gp.resolution import warn_of_lost_digits
 from kronax.gp.sites import NumpyroSites
 from kronax.gp.solver_choice import Choice, with_noise_of
 from kronax.gp.starts import initialise, random_start
-from kronax.gp.structure import (
-    Structure,
-    check_kernel,
-    factor,
-)
+from kronax.gp.structure import Structure, check_kernel, factor
 from kronax.gp.templates import template_of
 from kronax.gp.trial import log_likelihood, measured_by
 from kronax.linalg.decompose import decompose
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates import Estimate, Iteration
+from kronax.linalg.fingerprints import fingerprint_of_tree
 from kronax.linalg.gaps import Mask
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
@@ -326,8 +323,9 @@ class GridGP(NumpyroSites, LeastNoise):
             soundness.refuse_joined(self, "A posterior given data with so many gaps is")
         template = template_of(y, self.axis_names)
         found = evidence.weights(seen, operator, grid)
+        made_of = fingerprint_of_tree((seen, grid))
         return Posterior(
-            seen, grid, operator, found.value, found.regression, template, found.estimate
+            seen, grid, operator, found.value, found.regression, template, found.estimate, made_of
         )
 
     def sample(
@@ -421,7 +419,7 @@ class GridGP(NumpyroSites, LeastNoise):
         return description(self)
 
     def remarks(self) -> list[str]:
-        """What has to be known to read the parameters: where the mean has its level, and the like."""
+        """What has to be known to read the parameters, such as where the mean has its level."""
         return described(self.mean, self.axes, self.axis_names)
 
     def __repr__(self) -> str:

@@ -19,7 +19,7 @@ from kronax.linalg.checks import check_key, grid_of, shape_of
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import matmul
+from kronax.linalg.modes import matmul, same_rank
 from kronax.linalg.sample import apply_roots
 from kronax.linalg.transforms import Transform
 from kronax.priors import sample_site
@@ -34,7 +34,9 @@ def sample_latent(gp: Any, name: str, jitter: float) -> Array:
     white = sample_site(
         f"{name}_white", dist.Normal(jnp.zeros(shape, gp.dtype), 1.0).to_event(len(shape))
     )
-    return numpyro.deterministic(name, gp.mean_on((None,) * len(shape)) + apply_roots(roots, white))
+    return numpyro.deterministic(
+        name, jnp.add(*same_rank(gp.mean_on((None,) * len(shape)), apply_roots(roots, white)))
+    )
 
 
 def check_jitter(jitter: Any) -> None:
@@ -42,8 +44,8 @@ def check_jitter(jitter: Any) -> None:
     number = isinstance(jitter, int | float) and not isinstance(jitter, bool)
     if not number or not 0 <= jitter < float("inf"):
         raise ValueError(
-            f"jitter must be a finite number that is not negative; got {jitter!r}. It is added to the "
-            "diagonal of every axis' covariance, relative to its mean."
+            f"jitter must be a number that is not negative, and finite; got {jitter!r}. It is "
+            "added to the diagonal of every axis' covariance, relative to its mean."
         )
 
 
@@ -181,8 +183,9 @@ def _weights(post: LatentPosterior, new: tuple[Points | None, ...]) -> list[Arra
 
 @eqx.filter_jit
 def _mean(post: LatentPosterior, new: tuple[Points | None, ...]) -> Array:
-    residual = post.f - post.gp.mean_on((None,) * len(new))
-    return post.gp.mean_on(new) + Kronecker(*_weights(post, new)).mv_grid(residual)
+    residual = jnp.subtract(*same_rank(post.f, post.gp.mean_on((None,) * len(new))))
+    known = Kronecker(*_weights(post, new)).mv_grid(residual)
+    return jnp.add(*same_rank(post.gp.mean_on(new), known))
 
 
 @eqx.filter_jit
@@ -191,9 +194,9 @@ def _variance(post: LatentPosterior, new: tuple[Points | None, ...]) -> Array:
     for i, (axis, old, w) in enumerate(zip(new, post.gp.axes, _weights(post, new), strict=True)):
         joint = _joint(post, i, axis)
         ahead = slice(None) if axis is None else slice(old.size, None)
-        prior = prior[..., None] * jnp.diagonal(joint)[ahead]
+        prior = jnp.multiply(*same_rank(prior[..., None], jnp.diagonal(joint)[ahead]))
         cross = joint[ahead, : old.size]
-        explained = explained[..., None] * jnp.sum(w * cross, axis=-1)
+        explained = jnp.multiply(*same_rank(explained[..., None], jnp.sum(w * cross, axis=-1)))
     variance = jnp.broadcast_to(prior - explained, prior.shape)
     batch = post.f.shape[: post.f.ndim - len(new)]
     return jnp.broadcast_to(variance, (*batch, *variance.shape))
@@ -214,5 +217,7 @@ def _sample(
             dim = i - len(new)
             old = jnp.split(old, [before.size], dim)[0]
             ahead = jnp.split(ahead, [before.size], dim)[1]
-    residual = post.f - gp.mean_on((None,) * len(new)) - old
-    return gp.mean_on(new) + ahead + Kronecker(*_weights(post, new)).mv_grid(residual)
+    given, mean, old = same_rank(post.f, gp.mean_on((None,) * len(new)), old)
+    known = Kronecker(*_weights(post, new)).mv_grid(given - mean - old)
+    mean, ahead, known = same_rank(gp.mean_on(new), ahead, known)
+    return mean + ahead + known

@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes import Axis
-from kronax.gp.data_arrays import without_mask
 from kronax.gp.held_out import HeldOut, axis_labels
 from kronax.gp.indexes import is_labelled
-from kronax.linalg.checks import check_plain, is_concrete
+from kronax.linalg.checks import check_plain, is_concrete, without_mask
 from kronax.linalg.diagonals import inverse_diagonal
 from kronax.linalg.estimates import ConvergenceError, settled, warn_if_uncertain
 from kronax.linalg.iterative_operator import Iterative

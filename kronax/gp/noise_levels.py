@@ -12,6 +12,7 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.noise import AxisNoise
 from kronax.linalg.checks import array_of_reals
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.roots import safe_sqrt
 from kronax.linalg.thin import is_diagonal
 
@@ -54,7 +55,7 @@ def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
     ]
     grid = jnp.ones((), model.dtype)
     for values in sizes:
-        grid = grid[..., None] * values
+        grid = jnp.multiply(*same_rank(grid[..., None], values))
     return grid
 
 
@@ -92,4 +93,5 @@ def check_independent(model: Any, noise: Any) -> None:
 
 def noisy(draws: Array, key: PRNGKeyArray, levels: Array) -> Array:
     """Draws with independent noise added."""
-    return draws + safe_sqrt(levels) * jax.random.normal(key, draws.shape, draws.dtype)
+    white = jax.random.normal(key, draws.shape, draws.dtype)
+    return draws + jnp.multiply(*same_rank(safe_sqrt(levels), white))

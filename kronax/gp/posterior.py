@@ -1,6 +1,7 @@
 """A grid GP given data: mean, variance and draws, at the grid and on a new one."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -28,7 +29,25 @@ from kronax.gp.templates import Template, check_data_units
 from kronax.gp.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.checks import check_finite, check_key, grid_of, is_concrete, shape_of
 from kronax.linalg.estimates import Estimate, settled, warn_if_uncertain
+from kronax.linalg.fingerprints import held, made_of_tree
 from kronax.linalg.iterative_operator import Iterative, check_draws
+
+STALE = (
+    "This posterior was made of another model or other data: its leaves have been replaced since "
+    "(kx.replace, eqx.tree_at, jax.tree.map). Change the model, and condition it again."
+)
+
+
+def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
+
+    @functools.wraps(method)
+    def call(post: Any, *args: Any, **options: Any) -> Any:
+        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
+        held(own.operator, getattr(own.operator, "decomposition", None))
+        return method(own, *args, **options)
+
+    return call
 
 
 class Posterior(eqx.Module):
@@ -49,6 +68,8 @@ class Posterior(eqx.Module):
     regression: Regression | None = None
     template: Template | None = eqx.field(static=True, default=None)
     estimate: Estimate | None = None
+    # Of what it was made, to tell where a leaf of model or data has been replaced.
+    made_of: tuple[Array, ...] | None = None
 
     def __repr__(self) -> str:
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
@@ -63,6 +84,7 @@ class Posterior(eqx.Module):
         """The data less the posterior mean of the function: what is taken for noise."""
         return self.y - self.mean()
 
+    @_of_its_model
     def mean(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
         """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
 
@@ -81,6 +103,7 @@ class Posterior(eqx.Module):
             return mean_at(self, self._scattered(axes, points))
         return predict.mean(self, self._points(self._new_axes(axes)))
 
+    @_of_its_model
     def mean_derivative(self, axis: int | str, axes: Any = None) -> Float[Array, "..."]:
         """The derivative of the mean along one axis, in units of the data per unit of the axis.
 
@@ -128,6 +151,7 @@ class Posterior(eqx.Module):
         check_used(noise, include_noise)
         return self.certain(self.variance_estimate(axes, include_noise, noise, points))
 
+    @_of_its_model
     def variance_estimate(
         self,
         axes: Any = None,
@@ -162,6 +186,7 @@ class Posterior(eqx.Module):
         found = self.settled(predict.variance_estimate(self, self._points(new)))
         return found.shifted(noise_on(self, new, noise)) if include_noise else found
 
+    @_of_its_model
     def covariance(
         self, axes: Any = None, include_noise: bool = False, noise: Any = None
     ) -> PosteriorCovariance:
@@ -185,6 +210,7 @@ class Posterior(eqx.Module):
             levels = noise_on(self, new, noise)
         return predict.covariance(self, self._points(new), levels)
 
+    @_of_its_model
     def log_prob(
         self, y_new: Float[Array, "..."], axes: Any = None, points: Any = None, noise: Any = None
     ) -> Array:
@@ -219,6 +245,7 @@ class Posterior(eqx.Module):
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise)
 
+    @_of_its_model
     def sample(
         self,
         key: PRNGKeyArray,
@@ -317,6 +344,7 @@ class Posterior(eqx.Module):
         """
         return to_dataarray(self, values, axes, name)
 
+    @_of_its_model
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.
 
@@ -327,6 +355,7 @@ class Posterior(eqx.Module):
         """
         return leave_one_out(self)
 
+    @_of_its_model
     def leave_slice_out(self, axis: int | str) -> LeaveSliceOut:
         """Every slice along an axis, a year or a station, as predicted from all the others.
 
@@ -343,6 +372,7 @@ class Posterior(eqx.Module):
         """
         return leave_slice_out(self, predict.axis_number(self.gp, axis))
 
+    @_of_its_model
     def diagnostics(self) -> Diagnostics:
         """Does the model fit: leave-one-out errors, independent residuals, coverage and outliers.
 
@@ -350,6 +380,7 @@ class Posterior(eqx.Module):
         """
         return diagnostics(self)
 
+    @_of_its_model
     def append(self, y_new: Float[Array, "..."], axes: Any, noise: Any = None) -> "Posterior":
         """The posterior given further slices along one axis as well: a new year of data.
 

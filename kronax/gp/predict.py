@@ -40,6 +40,7 @@ from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.paths import nearest
 
 # How many plain draws are as certain as one with a twin of known variance, or more.
@@ -139,7 +140,7 @@ def mean(post: Any, new: New, name: str | None = None) -> Array:
     value = explained(post, new, name, post.weights)
     if name is not None:
         return value
-    value = post.gp.mean_on(new) + value
+    value = jnp.add(*same_rank(post.gp.mean_on(new), value))
     if post.regression is None:
         return value
     return value + fitted(post.regression.estimates, post.gp.design_on(new))

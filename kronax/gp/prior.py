@@ -28,6 +28,7 @@ def prior_draws(
     shape = shape_of(sample_shape)
     covariance = gp.covariance(include_noise)
     mean = gp.mean_on((None,) * len(gp.axes))
+    mean = mean.reshape((1,) * (len(shape) + len(gp.axes) - mean.ndim) + mean.shape)
     if isinstance(covariance, KroneckerTerms):
         return draw_signal(key, covariance, shape) + mean
     if not isinstance(covariance, KroneckerPlusDiagonal):

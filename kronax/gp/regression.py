@@ -102,7 +102,7 @@ class RegressionMean(Mean):
         if self.coefficients is None:
             return jnp.zeros((), design.dtype)
         weights = self.coefficients.astype(design.dtype)
-        return jnp.sum(along(weights, -design.ndim) * design, axis=0)
+        return jnp.sum(along(weights, -design.ndim, design.ndim) * design, axis=0)
 
     def bound(self, axes: Sequence[Axis], names: tuple[str, ...] | None, dtype: Any) -> Mean:
         """The mean of a process: its axis by number, centred on its coordinates."""
@@ -146,7 +146,7 @@ def _frame(centre: Any, scale: Any) -> tuple[float | None, float | None]:
             raise ValueError(
                 f"The {name} of a mean must be {kind}, in units of the axis; got {value!r}."
             )
-    return tuple(None if value is None else float(value) for value in (centre, scale))
+    return None if centre is None else float(centre), None if scale is None else float(scale)
 
 
 def _numbers(value: Any, count: int, name: str) -> Array | None:
@@ -162,8 +162,8 @@ class LinearMean(RegressionMean):
     """`β_0 + β_1 u`, `u = (x − centre) / scale`, along one axis.
 
     Inside a `kx.GridGP` centre and scale are the middle and half the length of the axis unless
-    given, so that `β_1` is the rise from the middle to the end. What kronax shows of it, the table of
-    a `kx.MarginalMean` and `describe()`, is the slope per unit of the axis.
+    given, so that `β_1` is the rise from the middle to the end. What kronax shows of it, the table
+    of a `kx.MarginalMean` and `describe()`, is the slope per unit of the axis.
 
     Args:
         axis: name or number of the axis.
@@ -440,7 +440,7 @@ def described(mean: Mean, axes: Sequence[Axis], names: tuple[str, ...] | None) -
     for part in mean.summands():
         for note in notes_of([part], axes, names):
             lines.append(note)
-            if is_concrete(part):
+            if is_concrete(part) and isinstance(part, RegressionMean):
                 values = np.asarray(part.coefficients, np.float64) * part.units
                 shown = zip(part.terms, values, strict=True)
                 lines.append("  " + ", ".join(f"{term} {value:.4g}" for term, value in shown))

@@ -170,7 +170,8 @@ def sample_at(
     values, vectors = jnp.linalg.eigh(covariance)
     prior = jnp.max(_prior_variances(post, new))
     slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
-    root = vectors * jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
+    root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
+    root = vectors * root[None]
     white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
     return mean + matmul(white, root.T)
 

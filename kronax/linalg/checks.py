@@ -75,6 +75,13 @@ def check_plain(value: Any, name: str) -> None:
         )
 
 
+def without_mask(y: Any) -> Any:
+    """A masked array as a plain one: NaN, or false in a mask of cells, where it is masked."""
+    if isinstance(y, np.ma.MaskedArray) and y.dtype.kind in "fb":
+        return y.filled(False if y.dtype.kind == "b" else np.nan)
+    return y
+
+
 def plain(value: Any, name: str) -> Any:
     """An array of another library or from a file as JAX can hold it, where nothing is lost.
 

@@ -220,7 +220,7 @@ def _advance(
     entry = inverse + s.beta_over_alpha
     begins = s.coupling == 0
     ratio = s.coupling[:, None] / s.pivots
-    pivots = entry[:, None] + _shifts(least) - ratio
+    pivots = entry[:, None] + _shifts(least)[None] - ratio
     weights = jnp.where(begins[:, None], 1.0, s.weights * ratio / s.pivots)
     coupling = beta * inverse**2
     new = _Recurrence(

@@ -19,7 +19,7 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand
 from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
+from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.rules import LinearPrimitive, RulePrimitive
@@ -157,8 +157,9 @@ def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
         white = jnp.swapaxes(whitened(noise, jnp.swapaxes(matrix, -1, -2)), -1, -2)
         inside.append(white if i in full else matmul(white, whitened(noise, factor.thin_root())))
         lengths = jnp.sum(jnp.square(white), axis=-1)
-        outside = outside * along(lengths, i - len(rows))
-    return outside - _diagonal_within(small, inside, full)
+        lengths = lengths.reshape(*lengths.shape, *(1,) * (len(rows) - i - 1))
+        outside = jnp.multiply(*same_rank(outside, lengths))
+    return jnp.subtract(*same_rank(outside, _diagonal_within(small, inside, full)))
 
 
 def _small(op: KroneckerPlusNoise) -> tuple[KroneckerPlusNoise, tuple[int, ...]]:
@@ -309,7 +310,7 @@ def _along_factor(block: SymmetricBlocks, basis, tangents, pair, weight, inverse
     axis = i - inverse_d.ndim
     middle = tangent_in_basis(block, basis, tangents)
     if middle.ndim == 1:
-        scaled = along(middle, axis) * weight * jnp.square(inverse_d)
+        scaled = along(middle, axis, weight.ndim) * weight * jnp.square(inverse_d)
         both = _hadamard(*pair)
         return scaled if both is None else apply_along(both, scaled, axis)
     u, v = pair
@@ -344,7 +345,7 @@ def columnwise(
 
     def one(pair):
         d, scale = pair
-        product = matmul(u * d, middle) * (v * d)
+        product = matmul(u * d[None], middle) * (v * d[None])
         return scale[0] * jnp.sum(product, axis=-1)
 
     flat = (columns.reshape(-1, columns.shape[-1]), weights.reshape(-1, 1))

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.modes import along, apply_along
+from kronax.linalg.modes import along, apply_along, same_rank
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.sequence import in_sequence
 from kronax.linalg.transforms import Identity, Transform
@@ -71,7 +71,7 @@ class SymmetricBlocks(eqx.Module):
             if ndim == 2:
                 pieces.append(apply_along(a, piece, axis))
             else:
-                pieces.append(piece * (a if ndim == 0 else along(a, axis)))
+                pieces.append(piece * (a if ndim == 0 else along(a, axis, piece.ndim)))
         joined = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
         return self.transform.backward(joined, axis)
 
@@ -299,6 +299,7 @@ def _whitened(k: Array, n: Array, k_scale: Array, n_scale: Array):
     """
     k, n = jnp.broadcast_arrays(k, n)
     k_scale, n_scale = (scale[..., None, None] for scale in (k_scale, n_scale))
+    k, n, k_scale, n_scale = same_rank(k, n, k_scale, n_scale)
     root = jnp.linalg.cholesky(k / k_scale + n / n_scale)
     half = lax.linalg.triangular_solve(root, k / k_scale, left_side=True, lower=True)
     white = lax.linalg.triangular_solve(root, half, left_side=False, lower=True, transpose_a=True)
@@ -321,7 +322,7 @@ def _scale(blocks: SymmetricBlocks) -> Array:
 def _full(array: Array, ndim: int) -> Array:
     if ndim == 2:
         return array
-    return array[..., None] * jnp.eye(array.shape[-1], dtype=array.dtype)
+    return jnp.multiply(*same_rank(array[..., None], jnp.eye(array.shape[-1], dtype=array.dtype)))
 
 
 def _settled(pieces: list[Array]) -> list[Array]:
@@ -354,7 +355,11 @@ def _settled_by_length(
     unit = ROUNDING * blocks.size * jnp.finfo(top.dtype).eps
     squares = [1.0 if w is None else jnp.sum(jnp.square(w), axis=-2) for w in vectors]
     share = _scale(blocks)[..., None]
-    return [_above(p, unit * (top * q + share)) for p, q in zip(pieces, squares, strict=True)]
+    slacks = []
+    for square in squares:
+        times, length, added = same_rank(top, jnp.asarray(square, top.dtype), share)
+        slacks.append(unit * (times * length + added))
+    return [_above(*same_rank(p, slack)) for p, slack in zip(pieces, slacks, strict=True)]
 
 
 def _above(values: Array, slack: Any) -> Array:

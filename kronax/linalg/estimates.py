@@ -12,6 +12,7 @@ from jaxtyping import Array
 from scipy.special import chdtri, stdtrit
 
 from kronax.linalg.checks import is_concrete
+from kronax.linalg.modes import same_rank
 
 
 # Units in the last place that a decomposition or a product may be off by, relative to its norm.
@@ -146,7 +147,7 @@ class Estimate(eqx.Module):
 
     def shifted(self, known: Array) -> "Estimate":
         """With something exact added to the value."""
-        return eqx.tree_at(lambda e: e.value, self, self.value + known)
+        return eqx.tree_at(lambda e: e.value, self, jnp.add(*same_rank(self.value, known)))
 
 
 def exact_estimate(value: Array) -> Estimate:

@@ -159,7 +159,7 @@ class DiagonalFactorization(AbstractFactorization):
 
     def solve_along(self, b: Array, axis: int, transpose: bool = False) -> Array:
         """Divide along `axis < 0` of `b`."""
-        return b / along(self.values, axis)
+        return b / along(self.values, axis, b.ndim)
 
     def log_abs_det_value(self) -> Array:
         """Sum of the logarithms."""

@@ -1,8 +1,9 @@
 """What a decomposition was made of: a number per parameter that no edit of the parameters leaves.
 
-A pytree with other values in some leaves keeps the rest, a decomposition included. So that one never
-serves for other factors, an operator that carries one also carries a checksum of the bits of every
-array of its factors. It is compared where the decomposition is used, under transformations as well.
+A pytree with other values in some leaves keeps the rest, a decomposition included. So that one
+never serves for other factors, an operator that carries one also carries a checksum of the bits of
+every array of its factors. It is compared where the decomposition is used, also where that is
+traced.
 """
 
 from typing import Any
@@ -27,7 +28,12 @@ STALE = (
 
 def fingerprint(op: Any) -> tuple[Array, ...]:
     """A checksum of every array that the decomposition of an operator depends on, `(*batch,)`."""
-    return tuple(map(jnp.asarray, _checksums(op)))
+    return tuple(map(jnp.asarray, _checksums(_sources(op))))
+
+
+def fingerprint_of_tree(tree: Any) -> tuple[Array, ...]:
+    """A checksum of every floating-point array of a pytree."""
+    return tuple(map(jnp.asarray, _checksums(_leaves(tree))))
 
 
 def held(op: Any, decomposition: Any) -> Any:
@@ -38,26 +44,42 @@ def held(op: Any, decomposition: Any) -> Any:
     """
     if decomposition is None or op.made_of is None:
         return decomposition
-    pairs = list(zip(_checksums(op), op.made_of, strict=True))
+    return _own(decomposition, _sources(op), op.made_of, STALE)
+
+
+def made_of_tree(result: Any, tree: Any, made_of: tuple[Array, ...] | None, refusal: str) -> Any:
+    """What was made of a pytree; NaN, if traced, where that is another now.
+
+    Raises:
+        ValueError: if it is another, on concrete values.
+    """
+    return result if made_of is None else _own(result, _leaves(tree), made_of, refusal)
+
+
+def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -> Any:
+    pairs = list(zip(_checksums(sources), made_of, strict=True))
     if is_concrete(pairs):
         if not all(np.array_equal(new, np.asarray(old)) for new, old in pairs):
-            raise ValueError(STALE)
-        return decomposition
+            raise ValueError(refusal)
+        return result
     is_own = jnp.all(jnp.stack([jnp.all(new == old) for new, old in pairs]))
     return jax.tree.map(
-        lambda x: jnp.where(is_own, x, jnp.nan) if eqx.is_inexact_array(x) else x, decomposition
+        lambda x: jnp.where(is_own, x, jnp.nan) if eqx.is_inexact_array(x) else x, result
     )
 
 
-def _checksums(op: Any) -> list[Any]:
-    sources = _sources(op)
+def _checksums(sources: list[tuple[Array, int]]) -> list[Any]:
     # On the host where there are values: nothing is compiled for it.
     xp = np if is_concrete(sources) else jnp
     return [_checksum(xp.asarray(leaf), ndim, xp) for leaf, ndim in sources]
 
 
+def _leaves(tree: Any) -> list[tuple[Array, int]]:
+    return [(leaf, leaf.ndim) for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+
+
 def _sources(op: Any) -> list[tuple[Array, int]]:
-    """The floating-point arrays of factors and noise, and how many axes each has without a batch."""
+    """The floating-point arrays of factors and noise, with their numbers of axes but a batch."""
     op = getattr(op, "op", op)  # that of a Masked
     factors, noise = op.factors, getattr(op, "noise", None)
     pairs: list[tuple[Any, int]] = []
@@ -89,6 +111,7 @@ def _checksum(array: Any, ndim: int, xp: Any) -> Any:
 def _words(array: Any, xp: Any) -> Any:
     """The bits as 32-bit words, the lower half first."""
     word = np.uint32 if array.dtype.itemsize >= 4 else np.uint16
+    words: Any
     if xp is np:
         words = np.ascontiguousarray(array)[..., None].view(word)
     else:

@@ -167,7 +167,7 @@ def _block_slopes(
         if ndim == 0 or w is None:
             slopes.append(-jnp.sum(diagonal) if ndim == 0 else -diagonal)
             continue
-        turned = w * diagonal if matrix is None else matmul(w, matrix[part, part])
+        turned = w * diagonal[None] if matrix is None else matmul(w, matrix[part, part])
         slopes.append(-(jnp.sum(turned * w, axis=-1) if ndim == 1 else matmul(turned, w.T)))
     return slopes
 

@@ -306,7 +306,8 @@ def _root(basis: Eigenbasis, row: Array | None) -> Array:
     has_signal = values > least
     inverse = jnp.where(has_signal, 1 / jnp.sqrt(jnp.where(has_signal, values, 1)), 0)
     if row is None:
-        return vectors * jnp.where(has_signal, jnp.sqrt(jnp.where(has_signal, values, 0)), 0)
+        roots = jnp.where(has_signal, jnp.sqrt(jnp.where(has_signal, values, 0)), 0)
+        return vectors * roots[None]
     return matmul(row, vectors) * inverse
 
 
@@ -326,7 +327,7 @@ def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Arra
     """`diag(G s (L⁻ᵀ L⁻¹ − I) s Gᵀ)`, axis by axis."""
     inner = held.on_box(scale)
     lacking = held.box_inverse - jnp.eye(len(inner), dtype=inner.dtype)
-    return held.box_diagonal(roots, inner[:, None] * lacking * inner)
+    return held.box_diagonal(roots, inner[:, None] * lacking * inner[None])
 
 
 def _by_twins_value(operands: Any, _: Any, *, iteration: Iteration, term: int | None) -> Estimate:

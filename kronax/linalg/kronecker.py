@@ -12,7 +12,7 @@ from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.fingerprints import held
-from kronax.linalg.modes import apply_all, best_order, map_batch, matmul
+from kronax.linalg.modes import apply_all, best_order, map_batch, matmul, same_rank
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sequence import in_sequence
 
@@ -118,7 +118,7 @@ class Kronecker(AbstractOperator):
         for i, factor in enumerate(self.factors):
             values = factor.diagonal()
             shape = (*values.shape[:-1], *(1,) * i, values.shape[-1], *(1,) * (num_axes - i - 1))
-            result = result * values.reshape(shape)
+            result = jnp.multiply(*same_rank(result, values.reshape(shape)))
         return result
 
     def to_dense(self) -> Array:
@@ -126,7 +126,8 @@ class Kronecker(AbstractOperator):
         result = self.factors[0].to_dense()
         for factor in self.factors[1:]:
             right = factor.to_dense()
-            product = result[..., :, None, :, None] * right[..., None, :, None, :]
+            left, right = same_rank(result, right)
+            product = left[..., :, None, :, None] * right[..., None, :, None, :]
             rows, columns = (
                 a * b for a, b in zip(result.shape[-2:], right.shape[-2:], strict=True)
             )
@@ -285,7 +286,7 @@ class KroneckerSum(AbstractOperator):
         for i, factor in enumerate(self.factors):
             values = factor.diagonal()
             shape = (*values.shape[:-1], *(1,) * i, values.shape[-1], *(1,) * (num_axes - i - 1))
-            total = total + values.reshape(shape)
+            total = jnp.add(*same_rank(total, values.reshape(shape)))
         return total
 
     def trace(self) -> Array:
@@ -302,7 +303,8 @@ class KroneckerSum(AbstractOperator):
         for i, factor in enumerate(self.factors):
             one = jnp.ones((), self.dtype)
             parts = [ScaledIdentity(one, n) for n in self.grid_shape]
-            total = total + Kronecker(*parts[:i], factor, *parts[i + 1 :]).to_dense()
+            term = Kronecker(*parts[:i], factor, *parts[i + 1 :]).to_dense()
+            total = jnp.add(*same_rank(total, term))
         return total
 
     def scaled(self, scalar: Array) -> "KroneckerSum":

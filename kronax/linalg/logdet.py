@@ -13,7 +13,7 @@ from kronax.linalg.conditioning import ends
 from kronax.linalg.decompose import decompose
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
-from kronax.linalg.modes import map_batch
+from kronax.linalg.modes import map_batch, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.precision import Ends, warn_of_ratio
@@ -113,7 +113,7 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
         op = as_kronecker(op)
         op.check_covariance("normal_logpdf")
     grid, _ = checks.grid_of(y, op.grid_shape, "y", op.dtype)
-    value = watched_logpdf(grid - mean_of(mean, op), op)
+    value = watched_logpdf(jnp.subtract(*same_rank(grid, mean_of(mean, op))), op)
     explain_not_finite(value, op, covariance=True)
     return value
 
@@ -172,12 +172,14 @@ def log_abs_det(op: Kronecker) -> Array:
         size / factor.size * factor.log_abs_det(factorization)
         for factor, factorization in zip(op.factors, op.factorize(), strict=True)
     ]
+    parts = list(same_rank(*parts))
     return sum(parts[1:], parts[0])
 
 
 @jax.jit
 def _inv_quad(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
-    return jnp.sum(b * solve_grid(op, b), axis=tuple(range(-len(op.grid_shape), 0)))
+    product = jnp.multiply(*same_rank(b, solve_grid(op, b)))
+    return jnp.sum(product, axis=tuple(range(-len(op.grid_shape), 0)))
 
 
 def _two_term_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:

@@ -26,7 +26,7 @@ from kronax.linalg.gaps import GapPlan, Gaps, Mask, plan_gaps, plan_uneven
 from kronax.linalg.inner_grid import InnerGrid
 from kronax.linalg.kronecker import as_kronecker
 from kronax.linalg.logdet import inv_quad, logdet, mean_of, normal_logpdf_grid, watched_logpdf
-from kronax.linalg.modes import map_batch
+from kronax.linalg.modes import map_batch, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.precision import Ends
@@ -140,7 +140,7 @@ class Masked(AbstractSolvable):
     def to_dense(self) -> Array:
         """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
         cells = jnp.asarray(self.observed.ravel())
-        return jnp.where(cells[:, None] & cells, self.op.to_dense(), 0)
+        return jnp.where(*same_rank(cells[:, None] & cells[None], self.op.to_dense()), 0)
 
     def scaled(self, scalar: Array) -> "Masked":
         """`scalar * self`."""
@@ -431,7 +431,7 @@ def _inverse_at(op: Masked, rows: Sequence[Array], joint: bool) -> Array:
 def _outer(place: Sequence[Array]) -> Array:
     whole = place[0]
     for row in place[1:]:
-        whole = whole[..., None] * row
+        whole = jnp.multiply(*same_rank(whole[..., None], row))
     return whole
 
 

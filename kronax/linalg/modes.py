@@ -84,7 +84,7 @@ def _merge_small(matrices: Sequence[Array]) -> list[Array]:
         last = merged[-1]
         rows, columns = (a * b for a, b in zip(last.shape, matrix.shape, strict=True))
         if max(rows, columns) <= MERGED_SIZE:
-            merged[-1] = (last[:, None, :, None] * matrix[:, None]).reshape(rows, columns)
+            merged[-1] = (last[:, None, :, None] * matrix[None, :, None]).reshape(rows, columns)
         else:
             merged.append(matrix)
     return merged
@@ -116,16 +116,26 @@ def apart(x: Array) -> Array:
     return lax.reduce_precision(x, exponent_bits=bits.nexp, mantissa_bits=bits.nmant)
 
 
-def along(vector: Array, axis: int) -> Array:
-    """`vector` `(n,)` shaped so that it broadcasts along `axis < 0` of a grid."""
-    return vector.reshape(*vector.shape, *(1,) * (-axis - 1))
+def along(vector: Array, axis: int, ndim: int) -> Array:
+    """`vector` `(n,)` with `ndim` axes, so that it broadcasts along `axis < 0` of a grid."""
+    return vector.reshape(*(1,) * (ndim + axis), *vector.shape, *(1,) * (-axis - 1))
+
+
+def same_rank(*arrays: Array) -> tuple[Array, ...]:
+    """Arrays with axes of size one in front, so that all but numbers have equally many.
+
+    JAX adds these itself, unless its user forbids it: `jax_numpy_rank_promotion="raise"`.
+    """
+    ndim = max(x.ndim for x in arrays)
+    return tuple(x.reshape((1,) * (ndim - x.ndim) + x.shape) if x.ndim else x for x in arrays)
 
 
 def outer(vectors: Sequence[Array], skip: int | None = None) -> Array:
     """The outer product `v_1 ⊗ … ⊗ v_d` as a grid array; axis `skip` (from 0) has size one."""
     result = None
     for i, vector in enumerate(vectors):
-        factor = along(jnp.ones(1, vector.dtype) if i == skip else vector, i - len(vectors))
+        values = jnp.ones(1, vector.dtype) if i == skip else vector
+        factor = along(values, i - len(vectors), len(vectors))
         result = factor if result is None else result * factor
     assert result is not None
     return result

@@ -16,6 +16,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.fingerprints import held
 from kronax.linalg.kronecker import Kronecker, KroneckerSum, as_kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.operators import AbstractOperator, define_sums
 
 
@@ -89,21 +90,22 @@ class KroneckerPlusNoise(AbstractOperator):
     def mv_grid(self, x: Array) -> Array:
         """Both terms, added."""
         if isinstance(self.noise, Kronecker):
-            return self.kronecker.mv_grid(x) + self.noise.mv_grid(x)
-        return self.kronecker.mv_grid(x) + self._noise_grid() * x
+            return jnp.add(*same_rank(self.kronecker.mv_grid(x), self.noise.mv_grid(x)))
+        return self.kronecker.mv_grid(x) + jnp.multiply(*same_rank(self._noise_grid(), x))
 
     def diagonal(self) -> Array:
         """The diagonal, `(*batch, *grid)`."""
         if isinstance(self.noise, Kronecker):
-            return self.kronecker.diagonal() + self.noise.diagonal()
-        return self.kronecker.diagonal() + self._noise_grid()
+            return jnp.add(*same_rank(self.kronecker.diagonal(), self.noise.diagonal()))
+        return jnp.add(*same_rank(self.kronecker.diagonal(), self._noise_grid()))
 
     def to_dense(self) -> Array:
         """The `(*batch, N, N)` matrix: for tests and small grids only."""
         if isinstance(self.noise, Kronecker):
-            return self.kronecker.to_dense() + self.noise.to_dense()
+            return jnp.add(*same_rank(self.kronecker.to_dense(), self.noise.to_dense()))
         identity = jnp.eye(self.shape[-1], dtype=self.dtype)
-        return self.kronecker.to_dense() + self.noise[..., None, None] * identity
+        noise = jnp.multiply(*same_rank(self.noise[..., None, None], identity))
+        return jnp.add(*same_rank(self.kronecker.to_dense(), noise))
 
     def scaled(self, scalar: Array) -> "KroneckerPlusNoise":
         """`scalar * self`: both terms are scaled."""

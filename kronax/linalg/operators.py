@@ -129,7 +129,8 @@ class AbstractOperator(eqx.Module):
             raise TypeError(
                 "`*` scales an operator by a number; for the product of two operators use `@`."
             )
-        value = scalar if isinstance(scalar, int | float) else array_of_reals(scalar, "scalar")
+        is_number = isinstance(scalar, int | float) and not isinstance(scalar, bool)
+        value = scalar if is_number else array_of_reals(scalar, "scalar")
         if jnp.ndim(value) != 0:
             raise ValueError(
                 "An operator can be multiplied by a single number; got shape "

@@ -89,7 +89,7 @@ def root_at(
     chosen = points[jnp.where(useful, places, 0)]
     inner = kernel(chosen, chosen)
     identity = jnp.eye(places.shape[0], dtype=inner.dtype)
-    triangle = jnp.linalg.cholesky(jnp.where(useful[:, None] & useful, inner, identity))
+    triangle = jnp.linalg.cholesky(jnp.where(useful[:, None] & useful[None], inner, identity))
     columns = jnp.where(useful, kernel(points if at is None else at, chosen), 0)
     return lax.linalg.triangular_solve(
         triangle, columns, left_side=False, lower=True, transpose_a=True

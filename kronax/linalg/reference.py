@@ -238,7 +238,7 @@ def box_roots(
     inside = _coarse(bases, excess, top)
     scale = weight[jnp.ix_(*top)].ravel()
     identity = jnp.eye(scale.size, dtype=excess.dtype)
-    root = jnp.linalg.cholesky(identity + scale[:, None] * inside * scale)
+    root = jnp.linalg.cholesky(identity + scale[:, None] * inside * scale[None])
     return inside, root, _inverse(root, identity)
 
 

@@ -50,7 +50,7 @@ def safe_sqrt(x: Array) -> Array:
 
 def _root_value(matrix, pair):
     vectors, roots = pair
-    return matmul(vectors * roots, vectors.T)
+    return matmul(vectors * roots[None], vectors.T)
 
 
 def _root_derivative(matrix, pair, tangents):
@@ -60,7 +60,7 @@ def _root_derivative(matrix, pair, tangents):
 def _root_tangent_value(coefficients, tangent):
     _, (vectors, roots) = coefficients
     inside = matmul(matmul(vectors.T, (tangent + tangent.T) / 2), vectors)
-    total = roots[:, None] + roots
+    total = roots[:, None] + roots[None]
     ratio = jnp.where(total > 0, inside / jnp.where(total > 0, total, 1), 0)
     return matmul(matmul(vectors, ratio), vectors.T)
 

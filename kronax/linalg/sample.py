@@ -11,7 +11,7 @@ from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.kronecker import Kronecker, KroneckerSum, as_kronecker
-from kronax.linalg.modes import map_batch
+from kronax.linalg.modes import map_batch, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.roots import safe_sqrt
@@ -70,7 +70,8 @@ def _draw_normal(
         return signal + _draw_factors(noise_key, op.noise, lead)
     white = jax.random.normal(noise_key, (*lead, *op.grid_shape), op.dtype)
     scale = safe_sqrt(op.noise)
-    return signal + scale.reshape(*scale.shape, *(1,) * len(op.grid_shape)) * white
+    scale = scale.reshape(*scale.shape, *(1,) * len(op.grid_shape))
+    return signal + jnp.multiply(*same_rank(scale, white))
 
 
 draw_normal = jax.jit(_draw_normal, static_argnums=2)

@@ -166,7 +166,9 @@ def _slices_tangent_value(coefficients, moving, *, given, axis):
                 if middle.ndim == 2:
                     loss = columnwise(own, own, middle, weight, inverse_d, dim)
                 else:
-                    scaled = along(middle, j - len(bases)) * weight * jnp.square(inverse_d)
+                    scaled = (
+                        along(middle, j - len(bases), weight.ndim) * weight * jnp.square(inverse_d)
+                    )
                     loss = apply_along(jnp.square(own), scaled, dim)
                 change = loss / jnp.square(precision)
                 logs = frame.sum_others(loss / precision)
@@ -204,7 +206,7 @@ def _along_other(held: tuple, middle: Array, values: list[Array], j: int) -> tup
 
     def one_slice(square, d, p, weight, x):
         coupling = matmul(d.T * square, d)
-        change = weight * middle * coupling / (p[:, None] * p)
+        change = weight * middle * coupling / (p[:, None] * p[None])
         spread = change if v is None else matmul(matmul(v, change), v.T)
         return matmul(change, x), jnp.diagonal(spread), jnp.sum(jnp.diagonal(change) * p)
 
@@ -238,7 +240,7 @@ def _thin_value(operands, bases: ThinBases, *, axis: int):
     own, levels = bases.ranges[axis], bases.reduced[axis].noise_values
     if own is None:
         own = bases.reduced[axis].matrix()
-        alone = jnp.sum(jnp.square(own) / levels, axis=-1)
+        alone = jnp.sum(jnp.square(own) / levels[None], axis=-1)
         precision = apply_along(jnp.square(own), inverse_d, dim)
     else:
         scale = bases.scales[axis]
@@ -247,13 +249,13 @@ def _thin_value(operands, bases: ThinBases, *, axis: int):
         # What of each unit vector is outside the range, which only the noise of the axis fills.
         rest = 1 - jnp.sum(jnp.square(own), axis=-1)
         inside = apply_along(jnp.square(own), inverse_d, dim)
-        precision = along(weight * jnp.ones_like(alone), dim) * inside
-        precision = precision + along(alone * rest, dim) / frame.noise
+        precision = along(weight * jnp.ones_like(alone), dim, inside.ndim) * inside
+        precision = precision + along(alone * rest, dim, inside.ndim) / frame.noise
     if not frame.has_outside:
         applied = frame.outside(frame.inside(fields) / precision)
         log_det = frame.log_det() - frame.sum_others(jnp.log(precision))
         return applied, frame.diagonal(1 / precision), log_det
-    alone_grid = along(alone, dim)
+    alone_grid = along(alone, dim, precision.ndim)
     change = 1 / precision - frame.noise / alone_grid
     applied = frame.outside(change * frame.inside(fields)) + frame.noise_of(fields) / alone_grid
     diagonal = frame.diagonal(change) + frame.noise_diagonal() / alone_grid

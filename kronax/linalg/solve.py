@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.modes import map_batch
+from kronax.linalg.modes import map_batch, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.spectral import rotate, spectrum, unrotate
@@ -85,7 +85,7 @@ def solve_grid(op: Kronecker | KroneckerPlusNoise | AbstractSolvable, b: Array) 
 
 def _solve_noisy(op, bases, b):
     def solve(_, v):
-        return unrotate(bases, rotate(bases, v) / spectrum(bases))
+        return unrotate(bases, jnp.divide(*same_rank(rotate(bases, v), spectrum(bases))))
 
     # The operator is symmetric, its tangent need not be: so not `symmetric=True`.
     return lax.custom_linear_solve(op.mv_grid, b, solve=solve, transpose_solve=solve)

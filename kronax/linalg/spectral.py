@@ -49,7 +49,7 @@ def _signal(values: list[Array], adds: bool) -> Array:
     """`⊗λ`, or `⊕λ`, as a grid array."""
     if not adds:
         return outer(values)
-    first, *rest = (along(v, i - len(values)) for i, v in enumerate(values))
+    first, *rest = (along(v, i - len(values), len(values)) for i, v in enumerate(values))
     return sum(rest, first)
 
 
@@ -185,13 +185,15 @@ def _full_gradient(w, diagonal, others, a, axis, on_quadratic):
     """`W [diag − b A_(i) diag(λ_{-i}) A_(i)ᵀ] Wᵀ`, the quadratic part in the cheaper order."""
     size = w.shape[0]
     if a is None:
-        return apart(matmul(w * diagonal, w.T))
+        return apart(matmul(w * diagonal[None], w.T))
     if a.size >= size * size:
         slope = jnp.diag(diagonal) - on_quadratic * _weighted_gram(others, a, axis)
         return apart(matmul(matmul(w, slope), w.T))
     # Few other cells: their part has low rank, and needs no product of two n × n matrices.
     turned = apply_along(w, a, axis)
-    return apart(matmul(w * diagonal, w.T) - on_quadratic * _weighted_gram(others, turned, axis))
+    return apart(
+        matmul(w * diagonal[None], w.T) - on_quadratic * _weighted_gram(others, turned, axis)
+    )
 
 
 def _weighted_gram(weights: Array, a: Array, axis: int) -> Array:

@@ -22,7 +22,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.fingerprints import held
 from kronax.linalg.kronecker import Kronecker, KroneckerSum
-from kronax.linalg.modes import along, apply_along, matmul, outer
+from kronax.linalg.modes import along, apply_along, matmul, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.roots import symmetric_root
 from kronax.linalg.sequence import in_sequence
@@ -88,7 +88,7 @@ class ThinBases(eqx.Module):
 
     def _whiten(self, x: Array) -> Array:
         for i, s in enumerate(self.scales):
-            x = x if s is None else x * along(s, i - len(self.scales))
+            x = x if s is None else x * along(s, i - len(self.scales), x.ndim)
         return x
 
     def _rotate_others(self, x: Array) -> Array:
@@ -137,7 +137,7 @@ def noise_factors(op: KroneckerPlusNoise) -> tuple[AbstractFactor, ...]:
 def whitened(noise: AbstractFactor, matrix: Array) -> Array:
     """`N^{-1/2} M`, by Cholesky where the noise is not diagonal."""
     if is_diagonal(noise):
-        return matrix / jnp.sqrt(noise.diagonal())[..., None]
+        return jnp.divide(*same_rank(matrix, jnp.sqrt(noise.diagonal())[..., None]))
     root = jnp.linalg.cholesky(noise.to_dense())
     batch = jnp.broadcast_shapes(root.shape[:-2], matrix.shape[:-2])
     root, matrix = (jnp.broadcast_to(m, (*batch, *m.shape[-2:])) for m in (root, matrix))
@@ -161,7 +161,7 @@ def _whitened_roots(op: KroneckerPlusNoise) -> tuple[list[Array | None], list[Ar
         for root, noise in zip(roots, op.noise.factors, strict=True)
     ]
     whitened = [
-        None if root is None or v is None else root / jnp.sqrt(v)[..., None]
+        None if root is None or v is None else jnp.divide(*same_rank(root, jnp.sqrt(v)[..., None]))
         for root, v in zip(roots, variances, strict=True)
     ]
     return whitened, variances

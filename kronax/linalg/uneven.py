@@ -120,7 +120,7 @@ class KroneckerPlusDiagonal(AbstractObserved):
         """The `(N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
         cells = self.observed.ravel()
         noise = jnp.diag(self.held(self.variances).ravel())
-        return jnp.where(cells[:, None] & cells, self.kronecker.to_dense() + noise, 0)
+        return jnp.where(cells[:, None] & cells[None], self.kronecker.to_dense() + noise, 0)
 
     def scaled(self, scalar: Array) -> "KroneckerPlusDiagonal":
         """`scalar * self`: both terms are scaled."""

@@ -368,7 +368,6 @@ def test_a_bar_shows_in_a_terminal_only(monkeypatch):
             ValueError,
             r"every cell \(data set 1\)",
         ),
-        (lambda: fit(y=np.ma.masked_greater(Y, 1.0)), TypeError, r"masked.*y\.filled"),
         (
             lambda: fit(freeze=("kernels['x'].lengthscale",)),
             KeyError,

@@ -84,7 +84,7 @@ class Categorical(Kernel):
     @property
     def covariance(self) -> Float[Array, "n n"]:
         """`W Wᵀ + n diag(κ)`, or `W Wᵀ`."""
-        shared = jnp.sum(self.weights[:, None] * self.weights, axis=-1)
+        shared = jnp.sum(self.weights[:, None] * self.weights[None], axis=-1)
         if self.shares is None:
             return shared
         return shared + jnp.diag(self.num_categories * self.shares)

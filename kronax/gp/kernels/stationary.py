@@ -270,7 +270,7 @@ class SpectralMixture(Kernel):
             raise ValueError(mismatch("mean of a spectral mixture", self.means[0], jnp.shape(x)))
         # Per component and dimension: `(q, p)`.
         means, scales = (jnp.reshape(v, (v.shape[0], -1)) for v in (self.means, self.scales))
-        lag = jnp.atleast_1d(x - z)
+        lag = jnp.atleast_1d(x - z)[None]
         # Far away the phase counts no more; neither may overflow there.
         far = jnp.abs(lag * scales) > FAR
         width, phase = jnp.where(far, FAR, lag * scales), jnp.where(far, 0, lag * means)

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.eigenbases import SymmetricBlocks, full_block
 from kronax.linalg.factorizations import AbstractFactorization, BlockFactorization
-from kronax.linalg.modes import apply_along, map_batch
+from kronax.linalg.modes import apply_along, map_batch, same_rank
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.roots import safe_sqrt, symmetric_roots
 
@@ -266,11 +266,11 @@ class Shifted(AbstractFactor):
 
     def to_dense(self) -> Array:
         """The matrix."""
-        return self.factor.to_dense() + _multiple(self.scalar, 2, self.size)
+        return jnp.add(*same_rank(self.factor.to_dense(), _multiple(self.scalar, 2, self.size)))
 
     def diagonal(self) -> Array:
         """The diagonal."""
-        return self.factor.diagonal() + self.scalar[..., None]
+        return jnp.add(*same_rank(self.factor.diagonal(), self.scalar[..., None]))
 
     def blocks(self) -> SymmetricBlocks:
         """The blocks of the factor, shifted: the transform is orthonormal."""
@@ -290,7 +290,7 @@ def _multiple(scalar: Array, ndim: int, size: int) -> Array:
     """`scalar · I` as a block with `ndim` axes."""
     if ndim < 2:
         return scalar[..., None] if ndim else scalar
-    return scalar[..., None, None] * jnp.eye(size, dtype=scalar.dtype)
+    return jnp.multiply(*same_rank(scalar[..., None, None], jnp.eye(size, dtype=scalar.dtype)))
 
 
 def cast(factor: AbstractFactor, dtype: Any) -> AbstractFactor:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 from kronax.linalg import checks
 from kronax.linalg.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.modes import along
+from kronax.linalg.modes import along, same_rank
 from kronax.linalg.operators import AbstractOperator
 
 
@@ -63,11 +63,13 @@ class Diagonal(AbstractFactor):
 
     def mv_along(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x`."""
-        return x * along(self.values, axis)
+        return x * along(self.values, axis, x.ndim)
 
     def to_dense(self) -> Array:
         """The diagonal matrix."""
-        return self.values[..., None] * jnp.eye(self.size, dtype=self.dtype)
+        return jnp.multiply(
+            *same_rank(self.values[..., None], jnp.eye(self.size, dtype=self.dtype))
+        )
 
     def diagonal(self) -> Array:
         """The diagonal."""
@@ -136,7 +138,8 @@ class ScaledIdentity(AbstractFactor):
 
     def to_dense(self) -> Array:
         """The matrix."""
-        return self.scale[..., None, None] * jnp.eye(self.size, dtype=self.dtype)
+        identity = jnp.eye(self.size, dtype=self.dtype)
+        return jnp.multiply(*same_rank(self.scale[..., None, None], identity))
 
     def diagonal(self) -> Array:
         """The diagonal."""

@@ -80,7 +80,7 @@ class Toeplitz(AbstractFactor):
         length = _smooth_length(2 * self.size - 1)
         padding = jnp.zeros(length - 2 * self.size + 1, self.dtype)
         wrapped = jnp.concatenate([self.column, padding, self.column[:0:-1]])
-        eigenvalues = along(jnp.fft.rfft(wrapped).real, axis)
+        eigenvalues = along(jnp.fft.rfft(wrapped).real, axis, x.ndim)
         spectrum = jnp.fft.rfft(x, n=length, axis=axis)
         spectrum = spectrum * eigenvalues.astype(spectrum.dtype)
         product = jnp.fft.irfft(spectrum, n=length, axis=axis)

@@ -1,0 +1,146 @@
+"""A decomposition serves for the factors that it was made of, and for no others."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from kronax.linalg.fingerprints import fingerprint
+from tests.tolerances import assert_close
+
+RNG = np.random.default_rng(5)
+MASK = np.array([[True, False, True], [True, True, True], [False, True, True], [True, True, True]])
+Y = jnp.asarray(RNG.normal(size=(4, 3)))
+STALE = "made of other factors"
+
+
+def positive(n):
+    root = RNG.normal(size=(n, n))
+    return jnp.asarray(root @ root.T + np.eye(n))
+
+
+A, B, OTHER = positive(4), positive(3), positive(4)
+THIN = jnp.asarray(RNG.normal(size=(4, 2)))
+
+
+def matrix_of(op):
+    whole = getattr(op, "op", op)
+    return getattr(whole, "kronecker", whole).factors[0].matrix
+
+
+OPERATORS = {
+    "noise": kx.Kronecker(A, B) + 0.3,
+    "noise that is correlated": kx.Kronecker(A, B) + kx.Kronecker(OTHER, B),
+    "noise-free": kx.Kronecker(A, B),
+    "sum": kx.KroneckerSum(A, B) + 0.3,
+    "gaps": kx.Masked(kx.Kronecker(A, B) + 0.3, MASK, method="gaps"),
+    "merged gaps": kx.Masked(kx.Kronecker(A, B) + 0.3, MASK, method="merged"),
+}
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_other_factors_are_refused(name):
+    held = kx.decompose(OPERATORS[name])
+    stale = eqx.tree_at(matrix_of, held, OTHER + jnp.eye(4))
+    with pytest.raises(ValueError, match=STALE):
+        kx.logdet(stale)
+    assert np.isnan(eqx.filter_jit(kx.logdet)(stale))
+    fresh = eqx.tree_at(matrix_of, OPERATORS[name], OTHER + jnp.eye(4))
+    assert_close(kx.logdet(kx.decompose(stale)), np.asarray(kx.logdet(fresh)))
+
+
+HELD = kx.decompose(OPERATORS["noise"])
+THIN_HELD = kx.decompose(kx.Kronecker(kx.LowRank(THIN), B) + 0.3)
+EDITS = {
+    "another noise": lambda: eqx.tree_at(lambda op: op.noise, HELD, jnp.asarray(0.5)),
+    "a step of an optimiser": lambda: jax.tree.map(
+        lambda x, g: x - 0.01 * g, HELD, jax.grad(kx.logdet)(HELD)
+    ),
+    "twice every leaf": lambda: jax.tree.map(lambda x: 2 * x, HELD),
+    "another precision": lambda: jax.tree.map(lambda x: x.astype(jnp.float32), HELD),
+    "a thin operator": lambda: eqx.tree_at(lambda op: op.noise, THIN_HELD, jnp.asarray(0.5)),
+}
+FUNCTIONS = {
+    "solve": lambda op: kx.solve(op, Y),
+    "columns": lambda op: kx.inverse(op) @ jnp.ones((12, 2)),
+    "inv_quad": lambda op: kx.inv_quad(op, Y),
+    "normal_logpdf": lambda op: kx.normal_logpdf(Y, 0.0, op),
+    "inverse_diagonal": kx.inverse_diagonal,
+    "a distribution": lambda op: kx.KroneckerNormal(0.0, op).log_prob(Y),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_every_edit_shows(edit):
+    with pytest.raises(ValueError, match=STALE):
+        kx.logdet(EDITS[edit]())
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_every_function_looks(function):
+    with pytest.raises(ValueError, match=STALE):
+        FUNCTIONS[function](EDITS["another noise"]())
+
+
+def test_what_changes_no_value_changes_nothing():
+    expected = np.asarray(kx.logdet(OPERATORS["noise"]))
+    assert_close(kx.logdet(jax.tree.map(lambda x: x + 0, HELD)), expected)
+    assert_close(jax.jit(kx.logdet)(HELD), expected)
+    many = jax.vmap(lambda s: kx.decompose(kx.Kronecker(s * A, B) + 0.3))(jnp.array([1.0, 2.0]))
+    one = jax.tree.map(lambda leaf: leaf[0], many)
+    for values in (kx.logdet(many)[0], jax.vmap(kx.logdet)(many)[0], kx.logdet(one)):
+        assert_close(values, expected)
+    gradient = jax.grad(kx.logdet)
+    assert_close(gradient(HELD).noise, np.asarray(gradient(OPERATORS["noise"]).noise), 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_checksums_are_the_same_on_the_host_and_compiled(dtype):
+    op = kx.Kronecker(A.astype(dtype), kx.Toeplitz(B[0].astype(dtype))) + 0.25
+    host, compiled = fingerprint(op), jax.jit(fingerprint)(op)
+    assert [x.dtype for x in host] == [dtype] * 3
+    assert [float(x) for x in host] == [float(x) for x in compiled]
+
+
+def test_a_posterior_belongs_to_its_model():
+    x = np.linspace(0.0, 1.0, 4)
+    gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.5)), (x, x[:3]), noise=0.1)
+    post = gp.condition(Y)
+    other = kx.replace(post, {"gp.noise": 0.2})
+    for call in (
+        other.mean,
+        other.variance,
+        other.leave_one_out,
+        lambda: other.sample(jax.random.key(0)),
+        lambda: other.mean(points=(x[:2], x[:2])),
+    ):
+        with pytest.raises(ValueError, match="condition it again"):
+            call()
+    assert np.isnan(jax.jit(lambda p: p.mean())(other)).all()
+    assert_close(jax.jit(lambda p: p.mean())(post), np.asarray(post.mean()))
+
+
+def test_a_traced_factor_that_is_not_symmetric_is_its_symmetric_part():
+    skew = A.at[0, 1].add(0.3)
+    part = np.asarray(skew + skew.T) / 2
+
+    def value(matrix):
+        op = kx.Kronecker(matrix, B) + 0.3
+        mean = jnp.sum(op.mv(Y)) + jnp.sum(kx.solve(op, Y))
+        return mean + kx.normal_logpdf(Y, 0.0, op)
+
+    dense = np.kron(part, B) + 0.3 * np.eye(12)
+    y = np.asarray(Y).ravel()
+    quadratic = y @ np.linalg.solve(dense, y)
+    truth = (dense @ y).sum() + np.linalg.solve(dense, y).sum()
+    truth -= (quadratic + np.linalg.slogdet(dense)[1] + 12 * np.log(2 * np.pi)) / 2
+    compiled = jax.jit(value)
+    assert_close(compiled(skew), truth)
+    slope = jax.jit(jax.grad(value))(skew)
+    assert_close(slope, np.asarray(slope).T, 1)
+    ahead, behind = (compiled(skew.at[0, 1].add(step)) for step in (1e-6, -1e-6))
+    assert slope[0, 1] == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-7)
+    ours = jax.jit(lambda m: kx.Centrosymmetric(m).to_dense())(skew)
+    assert_close(ours, (part + part[::-1, ::-1]) / 2)
