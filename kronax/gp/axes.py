@@ -88,9 +88,9 @@ class Axis(eqx.Module):
             places = _on_circle(wide, self.period)
         elif self.radius is not None:
             # The nearer the places are to zero, the more float32 keeps of their distances.
-            first = self._on_sphere(np.asarray(self.origin)[None], np)
-            x, xp = (self.coordinates(dtype), jnp) if self.static is None else (self.exact, np)
-            places = self._on_sphere(x, xp) - first.astype(x.dtype if xp is jnp else float)
+            first = self._on_sphere(np.array([self.origin], np.float64))
+            x = self.coordinates(dtype) if self.static is None else self.exact.astype(np.float64)
+            places = self._on_sphere(x) - first.astype(x.dtype)
         if places is not None:
             places = jnp.asarray(places.astype(dtype))
         centred = jnp.asarray(wide.astype(dtype))
@@ -106,8 +106,9 @@ class Axis(eqx.Module):
         dtype = jnp.promote_types(x.dtype, start.dtype)
         return x.astype(dtype) - start.astype(dtype)
 
-    def _on_sphere(self, x: Any, xp: Any) -> Any:
+    def _on_sphere(self, x: Any) -> Any:
         """Places `(n, 3)` on the sphere."""
+        xp: Any = np if isinstance(x, np.ndarray) else jnp
         latitude = xp.deg2rad(x[:, 0])
         longitude = xp.deg2rad(xp.mod(x[:, 1], 360))
         across = xp.cos(latitude)
@@ -142,7 +143,7 @@ class Axis(eqx.Module):
         if self.period is not None:
             x = np.mod(x, self.period)
         elif self.radius is not None:
-            x = self._on_sphere(self.exact, np)
+            x = self._on_sphere(self.exact.astype(np.float64))
         return len(np.unique(x, axis=0)) == self.size
 
     @property
