@@ -183,7 +183,7 @@ def _advance(s: _Recurrence, alpha: Array, beta: Array, active: Array) -> _Recur
     ratio = s.coupling[:, None] / s.pivots
     pivots = entry[:, None] + shifts[None] - ratio
     # A pivot that was not positive stays so: T − s is indefinite from there on.
-    lost = (s.pivots <= 0) & (jnp.arange(len(shifts)) >= len(NODES))
+    lost = (s.pivots <= 0) & (jnp.arange(len(shifts)) >= len(NODES))[None]
     pivots = jnp.where(lost, -1.0, pivots)
     weights = jnp.where(begins[:, None], 1.0, s.weights * ratio / s.pivots)
     new = _Recurrence(
@@ -205,11 +205,11 @@ def _advance(s: _Recurrence, alpha: Array, beta: Array, active: Array) -> _Recur
 def _quadrature(s: _Recurrence) -> dict[str, Array]:
     count = len(NODES)
     nodes = jnp.asarray(NODES, s.first.dtype)
-    terms = nodes / (1 + nodes) - nodes * s.inverses[:, :count]
+    terms = (nodes / (1 + nodes))[None] - nodes[None] * s.inverses[:, :count]
     held = s.pivots[:, count:] > 0
     trials = jnp.asarray(TRIALS, s.first.dtype)
     return {
         "log_form": STEP * jnp.sum(terms, axis=-1),
         "first": s.first,
-        "smallest": jnp.max(jnp.where(held, trials, trials[0]), axis=-1),
+        "smallest": jnp.max(jnp.where(held, trials[None], trials[0]), axis=-1),
     }

@@ -28,6 +28,7 @@ from kronax.linalg.estimates import DEFAULT, Certificate, Estimate, Iteration, q
 from kronax.linalg.iterative_solve import refuse_if_failed, run, upper_quadratics
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.reference import Reference, balanced_box, even, reference
 from kronax.linalg.rules import by_surrogate
@@ -70,7 +71,7 @@ def iterative_logpdf(
         >>> round(estimate.value.item(), 3), estimate.converged.item()
         (-4.143, True)
     """
-    residual = op.held(op.vector(y, "y")[0] - mean_of(mean, op))
+    residual = op.held(jnp.subtract(*same_rank(op.vector(y, "y")[0], mean_of(mean, op))))
     estimate = density_estimate(residual, op, iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the log density")
@@ -161,7 +162,7 @@ def _iterate(
     num = y.shape[0]
     whitened = held.filtered(krylov.solution[:num])
     a, b = held.filtered(krylov.solution[num:]), held.filtered(white)
-    plain = held.to_cells(held.filter * white)
+    plain = held.to_cells(held.filter[None] * white)
     forms = jnp.sum(white**2, axis=tuple(range(1, white.ndim)))
     forms = forms * (krylov.log_form - (krylov.first - 1))[num:]
     found = _Found(
@@ -169,8 +170,8 @@ def _iterate(
         logdet=jnp.mean(forms),
         residuals=y - whitened,
         weights=held.weighted(krylov.solution[:num]),
-        left=held.smoothed(held.excess * a),
-        right=held.smoothed(held.excess * b),
+        left=held.smoothed(held.excess[None] * a),
+        right=held.smoothed(held.excess[None] * b),
         variations=jnp.mean(a * b - plain**2, axis=0),
     )
     return found, _certificate(krylov, forms, num, iteration, op.dtype)
@@ -206,7 +207,7 @@ def _surrogate(kronecker: Kronecker, precisions: Array, y: Array, found: _Found)
     axes = tuple(range(1, y.ndim))
     explained = jnp.sum(found.weights * kronecker.mv_grid(found.weights), axes)
     moved = y - lax.stop_gradient(y) + found.residuals
-    quadratics = jnp.sum(precisions * moved**2, axes) - explained
+    quadratics = jnp.sum(precisions[None] * moved**2, axes) - explained
     along = jnp.sum(found.left * kronecker.mv_grid(found.right)) / found.left.shape[0]
     return quadratics, jnp.sum(precisions * found.variations) - along
 

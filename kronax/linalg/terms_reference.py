@@ -54,15 +54,16 @@ class TermsReference(eqx.Module):
 
     def mv(self, x: Array) -> Array:
         """`A`, zero at the gaps."""
-        return jnp.where(self.precisions > 0, self.signal.mv_grid(x) + self.variances * x, 0)
+        noisy = self.signal.mv_grid(x) + self.variances[None] * x
+        return jnp.where((self.precisions > 0)[None], noisy, 0)
 
     def even_inverse(self, x: Array) -> Array:
         """`(K_r + I/w)⁻¹` for columns `(k, *grid)`."""
-        return self.compared.to_cells(self.inverse_spectrum * self.compared.to_spectrum(x))
+        return self.compared.to_cells(self.inverse_spectrum[None] * self.compared.to_spectrum(x))
 
     def even_mv(self, x: Array) -> Array:
         """`K_r` for columns `(k, *grid)`."""
-        return self.compared.to_cells(self.spectrum * self.compared.to_spectrum(x))
+        return self.compared.to_cells(self.spectrum[None] * self.compared.to_spectrum(x))
 
     def inverse(self, x: Array, iteration: Iteration) -> tuple[Array, Array]:
         """`A_r⁻¹` for columns that are zero at the gaps, and the largest relative residual."""
@@ -71,14 +72,14 @@ class TermsReference(eqx.Module):
         def uneven() -> tuple[Array, Array]:
             krylov = conjugate_gradients(
                 compared.mv,
-                compared.filtered_transpose(self.precisions * x),
-                energy=jnp.sum(self.precisions * x**2, axes),
+                compared.filtered_transpose(self.precisions[None] * x),
+                energy=jnp.sum(self.precisions[None] * x**2, axes),
                 is_solve=jnp.ones(x.shape[0], x.dtype),
                 tolerance=INNER * iteration.tolerance_of(x.dtype),
                 max_steps=iteration.max_steps,
             )
             smooth = compared.filtered(krylov.solution)
-            return self.precisions * (x - smooth), jnp.max(krylov.relative_residual)
+            return self.precisions[None] * (x - smooth), jnp.max(krylov.relative_residual)
 
         exact = lambda: (self.even_inverse(x), jnp.zeros((), x.dtype))  # noqa: E731
         return lax.cond(self.is_even, exact, uneven)
@@ -228,10 +229,10 @@ def solve_terms(held: TermsReference, columns: Array, iteration: Iteration) -> S
     """Solve for columns `(k, *grid)` that are zero at the gaps; no derivatives."""
     krylov, _, inner = iterate(held, columns, iteration)
     below, left = quadratics_of(held, columns, krylov)
-    weighted = (held.precisions * columns) ** 2
+    weighted = (held.precisions[None] * columns) ** 2
     diagonal = held.signal.diagonal() + held.variances
     # As in a single product, the right-hand side rounds in every direction.
-    spread = jnp.sum(weighted * diagonal, tuple(range(1, columns.ndim)))
+    spread = jnp.sum(weighted * diagonal[None], tuple(range(1, columns.ndim)))
     quadratics = below + left
     safe = jnp.where(quadratics > 0, quadratics, 1)
     eps = jnp.finfo(columns.dtype).eps

@@ -111,7 +111,8 @@ class KroneckerPlusDiagonal(AbstractObserved):
     def mv_grid(self, x: Array) -> Array:
         """Multiply what is observed; zero at the gaps."""
         x = self.held(x)
-        return self.held(self.kronecker.mv_grid(x) + self.held(self.variances) * x)
+        noise = jnp.multiply(*same_rank(self.held(self.variances), x))
+        return self.held(self.kronecker.mv_grid(x) + noise)
 
     def diagonal(self) -> Array:
         """The diagonal, zero at the gaps."""
