@@ -32,11 +32,14 @@ class Exchangeable(kx.AbstractFactor):
 
     def mv(self, x):
         own, shared = self.weights[..., 0, None], self.weights[..., 1, None]
+        own, shared = (v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in (own, shared))
         return own * x + shared * jnp.sum(x, axis=-1, keepdims=True)
 
     def to_dense(self):
         own, shared = (self.weights[..., k, None, None] for k in range(2))
-        return own * jnp.eye(self.size, dtype=self.weights.dtype) + shared
+        identity = jnp.eye(self.size, dtype=self.weights.dtype)
+        identity = identity.reshape((1,) * (own.ndim - 2) + identity.shape)
+        return own * identity + shared
 
 
 class Kind(NamedTuple):

@@ -10,6 +10,7 @@ from numpyro.distributions.kl import kl_divergence
 from kronax.distributions.forms import AbstractForm
 from kronax.distributions.normal import KroneckerNormal
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.thin import noise_factors
 from kronax.linalg.traces import trace_of_solve
@@ -33,8 +34,10 @@ def kl_of_normals(p: KroneckerNormal, q: KroneckerNormal) -> Array:
             "Give both the same axes in the same order, and the same `flatten`."
         )
     shape = jnp.broadcast_shapes(p._lead(), q._lead())
-    logdets = q.form.logdet() - p.form.logdet()
-    return jnp.broadcast_to(_divergence(p.form, q.form, q.loc - p.loc) + logdets / 2, shape)
+    logdets = jnp.subtract(*same_rank(q.form.logdet(), p.form.logdet()))
+    shift = jnp.subtract(*same_rank(q.loc, p.loc))
+    value = jnp.add(*same_rank(_divergence(p.form, q.form, shift), logdets / 2))
+    return jnp.broadcast_to(value, shape)
 
 
 @jax.jit
@@ -45,12 +48,14 @@ def _divergence(p: AbstractForm, q: AbstractForm, shift: Array) -> Array:
     trace = jnp.zeros((), q.dtype)
     for term in _terms(p.covariance()):
         if isinstance(covariance, KroneckerPlusNoise):
-            trace = trace + trace_of_solve(covariance, term)
+            trace = jnp.add(*same_rank(trace, trace_of_solve(covariance, term)))
         else:
             assert inverses is not None
             pairs = zip(inverses, term, strict=True)
-            trace = trace + prod(jnp.sum(k * a, axis=(-2, -1)) for k, a in pairs)
-    return 0.5 * (trace + q.inv_quad(shift) - prod(q.grid_shape))
+            traces = [jnp.sum(jnp.multiply(*same_rank(k, a)), axis=(-2, -1)) for k, a in pairs]
+            trace = jnp.add(*same_rank(trace, prod(same_rank(*traces))))
+    trace, quadratic = same_rank(trace, q.inv_quad(shift))
+    return 0.5 * (trace + quadratic - prod(q.grid_shape))
 
 
 def _terms(covariance: Kronecker | KroneckerPlusNoise) -> list[list[Array]]:

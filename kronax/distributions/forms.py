@@ -21,7 +21,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.logdet import inv_quad, log_abs_det, logdet, watched_logpdf
-from kronax.linalg.modes import map_batch, matmul
+from kronax.linalg.modes import map_batch, matmul, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator
 from kronax.linalg.sample import draw_normal
@@ -88,7 +88,8 @@ class AbstractForm(eqx.Module):
     def normal_logpdf(self, residual: Array) -> Array:
         """Log density of `N(0, S)`."""
         constant = num_cells(self.operator) * log(2 * pi)
-        return -0.5 * (self.inv_quad(residual) + self.logdet() + constant)
+        quadratic, log_det = same_rank(self.inv_quad(residual), self.logdet())
+        return -0.5 * (quadratic + log_det + constant)
 
 
 class CovarianceForm(AbstractForm):
@@ -197,7 +198,8 @@ class PrecisionForm(AbstractForm):
 
     def inv_quad(self, residual: Array) -> Array:
         """One product: nothing is solved."""
-        return jnp.sum(residual * self.operator.mv_grid(residual), _axes(len(self.grid_shape)))
+        product = jnp.multiply(*same_rank(residual, self.operator.mv_grid(residual)))
+        return jnp.sum(product, _axes(len(self.grid_shape)))
 
     def inverse_factors(self) -> list[Array]:
         """The precision factors."""

@@ -24,6 +24,7 @@ from kronax.distributions.forms import (
 from kronax.linalg import checks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 
 MATRICES = constraints.dependent(is_discrete=False, event_dim=2)
@@ -222,7 +223,7 @@ class GridDistribution(dist.Distribution):
         if array.shape[max(array.ndim - len(event), 0) :] != event:
             raise ValueError(self._layout_message(array.shape))
         grid = (*array.shape[: array.ndim - len(event)], *self.grid_shape)
-        return array.reshape(grid) - self.loc
+        return jnp.subtract(*same_rank(array.reshape(grid), self.loc))
 
     def _explained(self, log_density: Array, residual: Array) -> Array:
         """The log density; raises if it is not finite for another reason than the value's own."""

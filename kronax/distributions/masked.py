@@ -121,7 +121,8 @@ class MaskedKroneckerNormal(GridNormal):
             value = checks.without_mask(value)
             self._refuse_missing(np.isnan(value).reshape(-1, prod(self.event_shape)))
         residual = super()._residual(value)
-        return jnp.where(self.observed, residual, jnp.zeros((), residual.dtype))
+        cells = jnp.broadcast_to(self.observed, residual.shape)
+        return jnp.where(cells, residual, jnp.zeros((), residual.dtype))
 
     def _refuse_missing(self, missing: np.ndarray) -> None:
         count, total = counted_gaps(missing[:, self.observed.ravel()])
@@ -140,7 +141,7 @@ class _RealWhereObserved(constraints.Constraint):
 
     def __call__(self, x: Any) -> Any:
         """Cell by cell."""
-        return constraints.real(x) | ~self.mask.array
+        return constraints.real(x) | jnp.broadcast_to(~self.mask.array, jnp.shape(x))
 
     def feasible_like(self, prototype: Any) -> Any:
         """Zeros."""

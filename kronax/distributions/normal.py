@@ -10,6 +10,7 @@ from numpyro.distributions.util import validate_sample
 from kronax.distributions.grids import GridDistribution
 from kronax.linalg.checks import check_key
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 
 
@@ -19,7 +20,8 @@ class GridNormal(GridDistribution):
     def sample(self, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int = ()) -> Array:
         """Draws, reparametrised: per-axis roots, no decomposition of the whole."""
         check_key(key)
-        return self._shaped(self.loc + self.form.draw(key, self._lead(sample_shape)))
+        draw = self.form.draw(key, self._lead(sample_shape))
+        return self._shaped(jnp.add(*same_rank(self.loc, draw)))
 
     @property
     def mean(self) -> Array:

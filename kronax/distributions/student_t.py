@@ -97,8 +97,10 @@ class KroneckerStudentT(GridDistribution):
         normal_key, scale_key = jax.random.split(key)
         lead = self._lead(sample_shape)
         chi_squares = jax.random.chisquare(scale_key, self.df, lead, self.form.dtype)
-        scales = jnp.sqrt(self.df / chi_squares)
-        return self._shaped(self.loc + self._on_cells(scales) * self.form.draw(normal_key, lead))
+        scales = self._on_cells(jnp.sqrt(jnp.divide(*same_rank(self.df, chi_squares))))
+        draw = self.form.draw(normal_key, lead)
+        loc, scales, draw = same_rank(self.loc, scales, draw)
+        return self._shaped(loc + scales * draw)
 
     @validate_sample
     def log_prob(self, value: Array) -> Array:
@@ -109,12 +111,14 @@ class KroneckerStudentT(GridDistribution):
     @property
     def mean(self) -> Array:
         """`loc`; infinite where `df ≤ 1`, as NumPyro has it."""
-        return self._shaped(jnp.where(self._on_cells(self.df) <= 1, jnp.inf, self.loc))
+        df, loc = same_rank(self._on_cells(self.df), self.loc)
+        return self._shaped(jnp.where(df <= 1, jnp.inf, loc))
 
     @property
     def variance(self) -> Array:
         """The diagonal of the covariance; infinite where `df ≤ 2`, NaN where `df ≤ 1`."""
-        diagonal = self._on_cells(self._ratio()) * self.form.covariance().diagonal()
+        diagonal = self.form.covariance().diagonal()
+        diagonal = jnp.multiply(*same_rank(self._on_cells(self._ratio()), diagonal))
         return self._shaped(jnp.broadcast_to(diagonal, (*self._lead(), *self.grid_shape)))
 
     @property
@@ -138,7 +142,8 @@ class KroneckerStudentT(GridDistribution):
         size = prod(self.grid_shape)
         half, whole = self.df / 2, (self.df + size) / 2
         spread = whole * (digamma(whole) - digamma(half))
-        return 0.5 * self.form.logdet() + _log_norm(self.df, size) + spread
+        log_det, rest = same_rank(self.form.logdet(), _log_norm(self.df, size) + spread)
+        return 0.5 * log_det + rest
 
     def _ratio(self) -> Array:
         """The covariance over the scale matrix."""
@@ -174,14 +179,16 @@ def _log_norm(df: Array, size: int) -> Array:
 @jax.jit
 def _log_density(form: AbstractForm, residual: Array, df: Array) -> Array:
     size = prod(form.grid_shape)
-    stretched = jnp.log1p(form.inv_quad(residual) / df)
-    return -0.5 * ((df + size) * stretched + form.logdet()) - _log_norm(df, size)
+    quadratic, df, log_det = same_rank(form.inv_quad(residual), df, form.logdet())
+    return -0.5 * ((df + size) * jnp.log1p(quadratic / df) + log_det) - _log_norm(df, size)
 
 
 def _scaled(op: Any, ratio: Array) -> Any:
     if isinstance(op, KroneckerPlusNoise):
         is_product = isinstance(op.noise, Kronecker)
-        noise = _scaled(op.noise, ratio) if is_product else ratio * op.noise
+        noise = (
+            _scaled(op.noise, ratio) if is_product else jnp.multiply(*same_rank(ratio, op.noise))
+        )
         return KroneckerPlusNoise(_scaled(op.kronecker, ratio), noise)
     if ratio.ndim == 0:
         return ratio * op

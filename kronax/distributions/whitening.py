@@ -22,6 +22,7 @@ from kronax.distributions.grids import eagerly
 from kronax.distributions.normal import KroneckerNormal
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.logdet import log_abs_det, mean_of
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.solve import solve_grid
 
@@ -87,10 +88,10 @@ class KroneckerCholeskyTransform(Transform):
 
     def __call__(self, x: Array) -> Array:
         """`loc + (⊗L_i) x`."""
-        return self.loc + self.root.mv_grid(x)
+        return jnp.add(*same_rank(self.loc, self.root.mv_grid(x)))
 
     def _inverse(self, y: Array) -> Array:
-        return solve_grid(self.root, y - self.loc)
+        return solve_grid(self.root, jnp.subtract(*same_rank(y, self.loc)))
 
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
         """The same at every `x`: `Σ (N / n_i) log|det L_i|`."""

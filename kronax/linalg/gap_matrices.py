@@ -268,7 +268,7 @@ def _axis_slopes(
         u = rows.u[row]
         left = columns[table.ravel()].transpose(1, 0, 2)
         product = matmul(left, z_of_piece).reshape(pieces, size, length, rest)
-        c = jnp.sum(product * padded_z[table], axis=2)
+        c = jnp.sum(product * padded_z[table][None], axis=2)
         q = matmul(u_of_piece.T, c.reshape(pieces, -1)).reshape(n, size, rest)
         q = q * inverse_d[:, None, :]
         scaled = u.T[:, :, None] * inverse_d[:, None, :]
@@ -276,7 +276,7 @@ def _axis_slopes(
         full = [
             None
             if weight is None
-            else jnp.einsum("lab,kab->lk", scaled * weight, q, precision=HIGHEST)
+            else jnp.einsum("lab,kab->lk", scaled * weight[None, None], q, precision=HIGHEST)
             for weight in others
         ]
         return full, squares

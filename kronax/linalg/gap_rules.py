@@ -35,7 +35,7 @@ from kronax.linalg.gap_matrices import (
     solve_with_gaps,
 )
 from kronax.linalg.gaps import CHUNK, EIGH, Gaps
-from kronax.linalg.modes import matmul
+from kronax.linalg.modes import matmul, same_rank
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.spectral import (
     TwoTermSum,
@@ -220,7 +220,9 @@ def solved(problem: TwoTermSum, held: GapDecomposition, b: Array) -> Array:
     """`S⁻¹ b` on the whole grid, right at every order."""
 
     def solve(_: Any, v: Array) -> Array:
-        return unrotate(held.bases, rotate(held.bases, v) / spectrum(held.bases))
+        return unrotate(
+            held.bases, jnp.divide(*same_rank(rotate(held.bases, v), spectrum(held.bases)))
+        )
 
     return lax.custom_linear_solve(
         lambda x: apply_sum(problem, x), b, solve=solve, transpose_solve=solve

@@ -35,7 +35,7 @@ from kronax.linalg.estimates import (
 from kronax.linalg.iterative_solve import refuse_if_failed, run, upper_quadratics
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import logdet, mean_of
-from kronax.linalg.modes import outer
+from kronax.linalg.modes import outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.probe_derivatives import ProbeDerivative, probe_derivative, trace_surrogate
 from kronax.linalg.reference import (
@@ -85,7 +85,7 @@ def iterative_logpdf(
         >>> round(estimate.value.item(), 3), estimate.converged.item()
         (-4.143, True)
     """
-    residual = op.held(op.vector(y, "y")[0] - mean_of(mean, op))
+    residual = op.held(jnp.subtract(*same_rank(op.vector(y, "y")[0], mean_of(mean, op))))
     estimate = density_estimate(residual, op, iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the log density")

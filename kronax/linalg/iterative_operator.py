@@ -30,6 +30,7 @@ from kronax.linalg.iterative_variances import (
     posterior_estimate,
     term_posterior_estimate,
 )
+from kronax.linalg.modes import same_rank
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.precision import Ends
 from kronax.linalg.solve import solve_grid
@@ -142,7 +143,7 @@ class Iterative(AbstractSolvable):
         """`op⁻¹ b` number by number, from what the posterior leaves of the data."""
         if isinstance(self.op.kronecker, KroneckerTerms):
             return weights
-        return self.op.precisions * self.held(residual)
+        return jnp.multiply(*same_rank(self.op.precisions, self.held(residual)))
 
     def solve_grid(self, b: Array) -> Array:
         """`kx.solve` for checked vectors in the grid layout."""

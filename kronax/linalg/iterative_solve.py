@@ -105,10 +105,12 @@ def solve_columns(
     smooth = held.filtered(krylov.solution)
     quadratics = upper_quadratics(held, precisions, columns, smooth, krylov.solution)
     # The entries of `W b` round independently, and so reach every eigenvector of the operator.
-    spread = jnp.sum((precisions * columns) ** 2 * op.diagonal(), tuple(range(1, columns.ndim)))
+    spread = jnp.sum(
+        (precisions[None] * columns) ** 2 * op.diagonal()[None], tuple(range(1, columns.ndim))
+    )
     rounding = 8 * jnp.finfo(op.dtype).eps * jnp.sqrt(_ratio(spread, quadratics))
     residual = jnp.max(krylov.relative_residual)
-    solution = precisions * (columns - smooth)
+    solution = precisions[None] * (columns - smooth)
     steps = jnp.max(krylov.num_steps)
     error = _error(op, columns, solution, quadratics)
     converged = krylov.has_converged(columns.shape[0], iteration.tolerance_of(op.dtype))
@@ -139,7 +141,7 @@ def _error(op: KroneckerPlusDiagonal, columns: Array, solution: Array, quadratic
     """
     left = columns - op.mv_grid(solution)
     axes = tuple(range(1, columns.ndim))
-    return jnp.sqrt(_ratio(jnp.sum(op.precisions * left**2, axes), quadratics))
+    return jnp.sqrt(_ratio(jnp.sum(op.precisions[None] * left**2, axes), quadratics))
 
 
 def _refined(
@@ -163,7 +165,7 @@ def _refined(
         solution, error, steps, _, count = state
         left = columns - op.mv_grid(solution)
         krylov = run(held, op.precisions, left, none, iteration)
-        moved = solution + op.precisions * (left - held.filtered(krylov.solution))
+        moved = solution + op.precisions[None] * (left - held.filtered(krylov.solution))
         new = _error(op, columns, moved, quadratics)
         better = new < error
         solution = jnp.where(better.reshape(-1, *(1,) * (columns.ndim - 1)), moved, solution)
@@ -181,8 +183,8 @@ def _ratio(a: Array, b: Array) -> Array:
 def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: Iteration) -> Krylov:
     """One pass for all columns: data over the cells, probes over the spectrum."""
     axes = tuple(range(1, y.ndim))
-    columns = jnp.concatenate([held.filtered_transpose(precisions * y), white])
-    energy = jnp.concatenate([jnp.sum(precisions * y**2, axes), jnp.sum(white**2, axes)])
+    columns = jnp.concatenate([held.filtered_transpose(precisions[None] * y), white])
+    energy = jnp.concatenate([jnp.sum(precisions[None] * y**2, axes), jnp.sum(white**2, axes)])
     is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
     return conjugate_gradients(
         held.mv,
@@ -205,7 +207,9 @@ def upper_quadratics(
     """
     axes = tuple(range(1, y.ndim))
     prior = held.divided(solution, transpose=True)
-    return jnp.sum(precisions * (y - smooth) ** 2, axes) + jnp.sum(held.smooth * prior**2, axes)
+    return jnp.sum(precisions[None] * (y - smooth) ** 2, axes) + jnp.sum(
+        held.smooth[None] * prior**2, axes
+    )
 
 
 @partial(jax.jit, static_argnums=(2, 3))
@@ -229,7 +233,7 @@ def solve_estimate(
 
     def mv(x: Array) -> Array:
         # The identity at the gaps, where everything else is zero.
-        return op.mv_grid(x) + jnp.where(op.observed, 0, x)
+        return op.mv_grid(x) + jnp.where(jnp.broadcast_to(op.observed, x.shape), 0, x)
 
     columns = b.reshape(-1, *op.grid_shape)
     solution, certificate = lax.custom_linear_solve(

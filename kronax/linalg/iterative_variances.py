@@ -19,7 +19,7 @@ from kronax.linalg.iterative_solve import (
     refuse_if_failed,
     solve_columns,
 )
-from kronax.linalg.modes import apply_all, matmul, outer
+from kronax.linalg.modes import apply_all, matmul, outer, same_rank
 from kronax.linalg.reference import Reference, even, solve_white
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.scattered import CHUNK, mv_rows
@@ -137,7 +137,9 @@ def inverse_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimat
 
 
 def _moved(estimate: Estimate, known: Array, sign: int) -> Estimate:
-    return eqx.tree_at(lambda e: e.value, estimate, known + sign * estimate.value)
+    return eqx.tree_at(
+        lambda e: e.value, estimate, jnp.add(*same_rank(known, sign * estimate.value))
+    )
 
 
 @partial(jax.jit, static_argnums=2)
@@ -214,7 +216,7 @@ def _lacking_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     scale = jnp.sqrt(held.smooth)
 
     def to_rows(x: Array) -> Array:
-        return apply_all(roots, scale * held.divided(x, transpose=True))
+        return apply_all(roots, scale[None] * held.divided(x, transpose=True))
 
     def terms(drawn: _Drawn) -> Array:
         found = to_rows(drawn.solution)
@@ -242,8 +244,8 @@ def _inverse_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     def terms(drawn: _Drawn) -> Array:
         found = held.filtered(drawn.solution)
         rest = found * (found - held.filtered(drawn.white))
-        weights = precisions * found - jnp.sqrt(precisions) * drawn.noise
-        return jnp.stack([-(precisions**2) * rest, weights**2])
+        weights = precisions[None] * found - jnp.sqrt(precisions)[None] * drawn.noise
+        return jnp.stack([-(precisions**2)[None] * rest, weights**2])
 
     even_variance = posterior_diagonal(even(op.kronecker, precisions))
     variance = even_variance + _box_diagonal(held, roots, scale)
@@ -308,7 +310,7 @@ def _root(basis: Eigenbasis, row: Array | None) -> Array:
     if row is None:
         roots = jnp.where(has_signal, jnp.sqrt(jnp.where(has_signal, values, 0)), 0)
         return vectors * roots[None]
-    return matmul(row, vectors) * inverse
+    return matmul(row, vectors) * inverse[None]
 
 
 def _with_covariance(
@@ -319,8 +321,8 @@ def _with_covariance(
     shape = (count, *precisions.shape)
     prior = jax.random.normal(prior_key, shape, precisions.dtype)
     noise = jax.random.normal(noise_key, shape, precisions.dtype)
-    heard = held.filter * held.to_spectrum(jnp.sqrt(precisions) * noise)
-    return held.divided(jnp.sqrt(held.smooth) * prior + heard), noise
+    heard = held.filter[None] * held.to_spectrum(jnp.sqrt(precisions)[None] * noise)
+    return held.divided(jnp.sqrt(held.smooth)[None] * prior + heard), noise
 
 
 def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Array:

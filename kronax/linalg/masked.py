@@ -185,7 +185,7 @@ class Masked(AbstractSolvable):
 
     def normal_logpdf(self, y: Any, mean: Any) -> Array:
         """See `kx.normal_logpdf`; the density of the observed cells."""
-        residual = self.vector(y, "y")[0] - mean_of(mean, self)
+        residual = jnp.subtract(*same_rank(self.vector(y, "y")[0], mean_of(mean, self)))
         value = watched_logpdf(self.held(residual), self)
         explain_not_finite(value, self, covariance=True)
         return value
@@ -364,7 +364,7 @@ def _inverse_diagonal(op: Masked) -> Array:
     none = [None] * len(inner.grid_shape)
     value = conjugated_inverse_diagonal(inner, none)
     if op.plan.method == "gaps":
-        value = value - _gap_variances(op, inner, none)
+        value = jnp.subtract(*same_rank(value, _gap_variances(op, inner, none)))
     return op.held(op.grid.embedded(value))
 
 
@@ -375,7 +375,7 @@ def _conjugated_inverse_diagonal(op: Masked, rows: Sequence[Array]) -> Array:
     inner, on_inner = op.inner(), op.grid.rows(rows)
     value = conjugated_inverse_diagonal(inner, on_inner)
     if op.plan.method == "gaps":
-        return value - _gap_variances(op, inner, on_inner)
+        return jnp.subtract(*same_rank(value, _gap_variances(op, inner, on_inner)))
     if op.plan.method == "slabs":
         return value
     shape = tuple(row.shape[-2] for row in rows)
@@ -390,8 +390,10 @@ def _posterior_diagonal(op: Masked) -> Array:
     rows = [factor.to_dense() for factor in op.factors]
     if op.plan.method == "gaps" and not any(op.plan.dropped):
         inner = op.inner()
-        return posterior_diagonal(inner) + _gap_variances(op, inner, rows)
-    return op.op.kronecker.diagonal() - _conjugated_inverse_diagonal(op, rows)
+        added = _gap_variances(op, inner, rows)
+        return jnp.add(*same_rank(posterior_diagonal(inner), added))
+    explained = _conjugated_inverse_diagonal(op, rows)
+    return jnp.subtract(*same_rank(op.op.kronecker.diagonal(), explained))
 
 
 def _gap_variances(op: Masked, inner: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:

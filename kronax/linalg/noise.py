@@ -91,7 +91,8 @@ class KroneckerPlusNoise(AbstractOperator):
         """Both terms, added."""
         if isinstance(self.noise, Kronecker):
             return jnp.add(*same_rank(self.kronecker.mv_grid(x), self.noise.mv_grid(x)))
-        return self.kronecker.mv_grid(x) + jnp.multiply(*same_rank(self._noise_grid(), x))
+        noise = jnp.multiply(*same_rank(self._noise_grid(), x))
+        return jnp.add(*same_rank(self.kronecker.mv_grid(x), noise))
 
     def diagonal(self) -> Array:
         """The diagonal, `(*batch, *grid)`."""

@@ -164,7 +164,9 @@ class AbstractObserved(AbstractOperator):
 
     def held(self, x: Array) -> Array:
         """`x` with zeros at the gaps, also where it is NaN there."""
-        return jnp.where(self.observed, x, jnp.zeros((), x.dtype))
+        cells = jnp.asarray(self.observed)
+        cells = cells.reshape((1,) * (x.ndim - cells.ndim) + cells.shape)
+        return jnp.where(cells, x, jnp.zeros((), x.dtype))
 
     def vector(self, x: Any, name: str) -> tuple[Array, bool]:
         """A checked vector in the grid layout, zero at the gaps, and whether it came flat."""

@@ -71,12 +71,12 @@ class Reference(eqx.Module):
 
     def smoothed(self, x: Array) -> Array:
         """`(I + w K)⁻¹`, which leaves what the signal cannot explain."""
-        return self.to_cells(self.smooth * self.to_spectrum(x))
+        return self.to_cells(self.smooth[None] * self.to_spectrum(x))
 
     def mv(self, x: Array) -> Array:
         """`L⁻¹ C L⁻ᵀ`: close to the identity."""
-        y = self.filter * self.divided(x, transpose=True)
-        y = self.filter * self.to_spectrum(self.excess * self.to_cells(y))
+        y = self.filter[None] * self.divided(x, transpose=True)
+        y = self.filter[None] * self.to_spectrum(self.excess[None] * self.to_cells(y))
         return self.divided(self.divided(x, transpose=True) + y)
 
     def divided(self, x: Array, *, transpose: bool = False) -> Array:
@@ -144,7 +144,7 @@ class Reference(eqx.Module):
 
     def filtered(self, x: Array) -> Array:
         """`Q t L⁻ᵀ`: from the coordinates of `mv` to cells."""
-        return self.to_cells(self.filter * self.divided(x, transpose=True))
+        return self.to_cells(self.filter[None] * self.divided(x, transpose=True))
 
     def weighted(self, x: Array, rest: Array) -> Array:
         """`K⁻¹ f` with `f = Q t L⁻ᵀ x`, the solution for data `y`.
@@ -156,13 +156,13 @@ class Reference(eqx.Module):
         least = sum(spectrum.shape) * jnp.finfo(spectrum.dtype).eps * jnp.max(spectrum)
         has_signal = spectrum > least
         over = jnp.where(has_signal, self.filter / jnp.where(has_signal, spectrum, 1), 0)
-        solved = over * self.divided(x, transpose=True)
+        solved = over[None] * self.divided(x, transpose=True)
         without = jnp.where(has_signal, 0, self.smooth * self.to_spectrum(rest))
         return self.to_cells(solved + without)
 
     def filtered_transpose(self, x: Array) -> Array:
         """`L⁻¹ t Qᵀ`: from cells to the coordinates of `mv`."""
-        return self.divided(self.filter * self.to_spectrum(x))
+        return self.divided(self.filter[None] * self.to_spectrum(x))
 
     @property
     def box_logdet(self) -> Array:

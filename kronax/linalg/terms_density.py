@@ -104,13 +104,15 @@ def _probes(held: TermsReference, iteration: Iteration) -> _Probes:
     keys = jax.random.split(jax.random.key(iteration.seed))
     signal, noise = (jax.random.rademacher(key, shape, held.signal.dtype) for key in keys)
     # By the symmetric root: it is smooth in the parameters where eigenvectors change their signs.
-    drawn = held.compared.to_cells(jnp.sqrt(held.spectrum) * held.compared.to_spectrum(signal))
+    drawn = held.compared.to_cells(
+        jnp.sqrt(held.spectrum)[None] * held.compared.to_spectrum(signal)
+    )
     observed = held.precisions > 0
     even = held.even_inverse(drawn + jnp.sqrt(held.compared.noise) * noise)
     rest = held.signal.mv_grid(even) - held.even_mv(even)
     twice = held.even_inverse(rest)
     return _Probes(
-        columns=jnp.where(observed, drawn + jnp.sqrt(held.variances) * noise, 0),
+        columns=jnp.where(observed[None], drawn + jnp.sqrt(held.variances)[None] * noise, 0),
         even=even,
         twice=twice,
         first=jnp.sum(even * rest, axes),
@@ -204,15 +206,15 @@ def _derivative_controls(
     explained = held.signal.mv_grid(jnp.concatenate([right, probes.even, probes.twice]))
     explained, once, twice = jnp.split(explained, 3)
     controls = jnp.stack([jnp.sum(probes.even * x, axes) for x in (once, 2 * twice)], axis=-1)
-    controls = controls - jnp.mean(controls, 0)
+    controls = controls - jnp.mean(controls, 0)[None]
     _, slopes, _ = _regressed(jnp.sum(left * explained, axes), controls)
     # Of `a²` the mean is known in every cell: the diagonal of an inverse.
-    squares = held.precisions * held.compared.noise * probes.even**2
+    squares = (held.precisions * held.compared.noise)[None] * probes.even**2
     known = held.precisions * held.compared.noise * held.diagonal_of(held.inverse_spectrum)
     own = left * right
-    total = jnp.sum(held.variances * squares, axes)
+    total = jnp.sum(held.variances[None] * squares, axes)
     _, (slope,), _ = _regressed(
-        jnp.sum(held.variances * own, axes), (total - jnp.mean(total))[:, None]
+        jnp.sum(held.variances[None] * own, axes), (total - jnp.mean(total))[:, None]
     )
     return slopes, own - slope * (squares - known)
 
@@ -262,12 +264,12 @@ def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
         spread = jnp.std(forms, ddof=1) / jnp.sqrt(jnp.asarray(num, forms.dtype))
         return jnp.mean(forms), slopes, spread
     means = jnp.mean(controls, 0)
-    centred = controls - means
+    centred = controls - means[None]
     # Controls that do not vary, where all terms commute, say nothing.
     norms = jnp.sqrt(jnp.sum(centred**2, 0))
     least = jnp.finfo(forms.dtype).eps * num * (1 + jnp.max(jnp.abs(controls)))
     scale = jnp.where(norms > least, norms, jnp.inf)
-    scaled = centred / scale
+    scaled = centred / scale[None]
     ridge = 16 * jnp.finfo(forms.dtype).eps * jnp.eye(count, dtype=forms.dtype)
     identity = jnp.diag(jnp.where(jnp.isinf(scale), 1, 0).astype(forms.dtype))
     gram = scaled.T @ scaled + ridge + identity
@@ -284,7 +286,7 @@ def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found
     """A function of the operands with the right derivative; its value is of no interest."""
     axes = tuple(range(1, y.ndim))
     weights = found.weights
-    explained = jnp.sum(weights * (signal.mv_grid(weights) + variances * weights), axes)
+    explained = jnp.sum(weights * (signal.mv_grid(weights) + variances[None] * weights), axes)
     quadratics = 2 * jnp.sum(weights * y, axes) - explained
     along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
     along = along - jnp.sum(found.even * signal.mv_grid(found.towards), axes)

@@ -54,7 +54,8 @@ class TermsReference(eqx.Module):
 
     def mv(self, x: Array) -> Array:
         """`A`, zero at the gaps."""
-        return jnp.where(self.precisions > 0, self.signal.mv_grid(x) + self.variances * x, 0)
+        noisy = self.signal.mv_grid(x) + self.variances[None] * x
+        return jnp.where((self.precisions > 0)[None], noisy, 0)
 
     def bound(self, r: Array) -> Array:
         """`rᵀ A⁻¹ r` per column from above, as `A` exceeds its noise."""
@@ -67,11 +68,11 @@ class TermsReference(eqx.Module):
 
     def even_inverse(self, x: Array) -> Array:
         """`(K_r + I/w)⁻¹` for columns `(k, *grid)`."""
-        return self.compared.to_cells(self.inverse_spectrum * self.compared.to_spectrum(x))
+        return self.compared.to_cells(self.inverse_spectrum[None] * self.compared.to_spectrum(x))
 
     def even_mv(self, x: Array) -> Array:
         """`K_r` for columns `(k, *grid)`."""
-        return self.compared.to_cells(self.spectrum * self.compared.to_spectrum(x))
+        return self.compared.to_cells(self.spectrum[None] * self.compared.to_spectrum(x))
 
     def inverse(self, x: Array, iteration: Iteration) -> tuple[Array, Array]:
         """`A_r⁻¹` for columns that are zero at the gaps, and the largest relative residual."""
@@ -80,8 +81,8 @@ class TermsReference(eqx.Module):
         def uneven() -> tuple[Array, Array]:
             krylov = conjugate_gradients(
                 compared.mv,
-                compared.filtered_transpose(self.precisions * x),
-                energy=jnp.sum(self.precisions * x**2, axes),
+                compared.filtered_transpose(self.precisions[None] * x),
+                energy=jnp.sum(self.precisions[None] * x**2, axes),
                 num_solves=x.shape[0],
                 tolerance=INNER * iteration.tolerance_of(x.dtype),
                 max_steps=iteration.max_steps,
@@ -89,7 +90,7 @@ class TermsReference(eqx.Module):
                 least=compared.least,
             )
             smooth = compared.filtered(krylov.solution)
-            return self.precisions * (x - smooth), jnp.max(krylov.relative_residual)
+            return self.precisions[None] * (x - smooth), jnp.max(krylov.relative_residual)
 
         exact = lambda: (self.even_inverse(x), jnp.zeros((), x.dtype))  # noqa: E731
         return lax.cond(self.is_even, exact, uneven)
@@ -243,10 +244,10 @@ def solve_terms(held: TermsReference, columns: Array, iteration: Iteration) -> S
     num = columns.shape[0]
     krylov, _, inner = iterate(held, columns, num, iteration)
     below, left = quadratics_of(held, columns, krylov)
-    weighted = (held.precisions * columns) ** 2
+    weighted = (held.precisions[None] * columns) ** 2
     diagonal = held.signal.diagonal() + held.variances
     # As in a single product, the right-hand side rounds in every direction.
-    spread = jnp.sum(weighted * diagonal, tuple(range(1, columns.ndim)))
+    spread = jnp.sum(weighted * diagonal[None], tuple(range(1, columns.ndim)))
     quadratics = below + left
     safe = jnp.where(quadratics > 0, quadratics, 1)
     eps = jnp.finfo(columns.dtype).eps

@@ -38,7 +38,7 @@ def terms_posterior(
 
     def drawn(total: Array, key: Array) -> Any:
         draw, twin, certificate = _draws(held, parts, key, count, iteration)
-        x, c = draw**2, twin**2 - parts.known
+        x, c = draw**2, twin**2 - parts.known[None]
         sums = jnp.stack([jnp.sum(v, 0) for v in (x, c, x * x, c * c, x * c)])
         return total + sums, (certificate.residual, certificate.num_steps)
 
@@ -94,21 +94,21 @@ def _draws(
     shape, dtype = (count, *held.precisions.shape), held.precisions.dtype
     noise_key, *keys = jax.random.split(key, len(parts.roots) + 1)
     noise = jax.random.normal(noise_key, shape, dtype)
-    data = jnp.sqrt(held.variances) * noise
+    data = jnp.sqrt(held.variances)[None] * noise
     twin_data = jnp.sqrt(held.compared.noise) * held.compared.to_spectrum(noise)
     draw, twin = jnp.zeros_like(data), jnp.zeros_like(data)
     for j, own in enumerate(keys):
         white = jax.random.normal(own, shape, dtype)
         signal = apply_roots(parts.roots[j], white)
-        twin_signal = jnp.sqrt(parts.spectra[j]) * held.compared.to_spectrum(white)
+        twin_signal = jnp.sqrt(parts.spectra[j])[None] * held.compared.to_spectrum(white)
         data, twin_data = data + signal, twin_data + twin_signal
         if j in parts.wanted:
             draw, twin = draw + signal, twin + twin_signal
-    solved = solve_terms(held, jnp.where(held.precisions > 0, data, 0), iteration)
+    solved = solve_terms(held, jnp.where((held.precisions > 0)[None], data, 0), iteration)
     spectrum = sum(parts.spectra[j] for j in parts.wanted)
     for j in parts.wanted:
         draw = draw - held.signal.terms[j].mv_grid(solved.solution)
-    twin = twin - spectrum * held.inverse_spectrum * twin_data
+    twin = twin - (spectrum * held.inverse_spectrum)[None] * twin_data
     return draw, held.compared.to_cells(twin), solved.certificate
 
 

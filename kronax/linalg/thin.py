@@ -74,7 +74,8 @@ class ThinBases(eqx.Module):
             ]
         )
         noise = jnp.where(noise > 0, noise, jnp.nan)  # outside, the noise is all there is
-        return self._embed(inside / function(spectrum(self.reduced))) + outside / function(noise)
+        inside = jnp.divide(*same_rank(inside, function(spectrum(self.reduced))))
+        return self._embed(inside) + jnp.divide(*same_rank(outside, function(noise)))
 
     def _project(self, x: Array) -> Array:
         for i, u in enumerate(self.ranges):

@@ -11,6 +11,7 @@ from kronax.linalg import checks
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.gaps import Mask
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.operators import AbstractObserved
 from kronax.linalg.sample import draw_normal
 from kronax.linalg.terms import Signal, as_signal
@@ -110,7 +111,8 @@ class KroneckerPlusDiagonal(AbstractObserved):
     def mv_grid(self, x: Array) -> Array:
         """Multiply what is observed; zero at the gaps."""
         x = self.held(x)
-        return self.held(self.kronecker.mv_grid(x) + self.held(self.variances) * x)
+        noise = jnp.multiply(*same_rank(self.held(self.variances), x))
+        return self.held(self.kronecker.mv_grid(x) + noise)
 
     def diagonal(self) -> Array:
         """The diagonal, zero at the gaps."""
@@ -140,7 +142,7 @@ def _draw(key: Array, kronecker: Signal, scale: Array, lead: tuple[int, ...]) ->
     signal_key, noise_key = jax.random.split(key)
     signal = draw_signal(signal_key, kronecker, lead)
     noise = jax.random.normal(noise_key, (*lead, *kronecker.grid_shape), kronecker.dtype)
-    return signal + scale * noise
+    return signal + jnp.multiply(*same_rank(scale, noise))
 
 
 def draw_signal(key: Array, signal: Signal, lead: tuple[int, ...]) -> Array:

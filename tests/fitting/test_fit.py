@@ -160,7 +160,7 @@ class Stretched(eqx.Module):
     width: jax.Array
 
     def __call__(self, x, z):
-        return jnp.exp(-jnp.abs(x[:, None] - z) / self.width)
+        return jnp.exp(-jnp.abs(x[:, None] - z[None]) / self.width)
 
 
 def test_a_callables_numbers_are_frozen_and_said_so_unless_they_have_a_domain():

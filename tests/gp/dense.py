@@ -40,7 +40,7 @@ def rational_quadratic(x, z, lengthscale, alpha):
 
 
 def periodic(x, z, period, lengthscale):
-    return np.exp(-2 * np.sin(np.pi * np.abs(x[:, None] - z) / period) ** 2 / lengthscale**2)
+    return np.exp(-2 * np.sin(np.pi * np.abs(x[:, None] - z[None]) / period) ** 2 / lengthscale**2)
 
 
 def constant(x, z, variance):
@@ -48,7 +48,7 @@ def constant(x, z, variance):
 
 
 def cosine(x, z, period):
-    return np.cos(2 * np.pi * (x[:, None] - z) / period)
+    return np.cos(2 * np.pi * (x[:, None] - z[None]) / period)
 
 
 def spectral_mixture(x, z, weights, means, scales):
@@ -177,7 +177,7 @@ def named() -> DenseGP:
         axes=tuple(axes.values()),
         noise=0.3,
         variance=1.5,
-        mean=lambda t, p, h: t[:, None, None] + h,
+        mean=lambda t, p, h: t[:, None, None] + h[None, None],
     )
 
 

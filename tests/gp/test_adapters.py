@@ -117,7 +117,7 @@ class RootlessMatrix(eqx.Module):
     scale: jax.Array
 
     def __call__(self, x, z):
-        return jnp.exp(-jnp.sqrt(jnp.square((x[:, None] - z) / self.scale)))
+        return jnp.exp(-jnp.sqrt(jnp.square((x[:, None] - z[None]) / self.scale)))
 
 
 BROKEN = {
@@ -158,7 +158,7 @@ def test_kernels_with_a_gradient_are_not_blamed():
         warnings.simplefilter("error")
         gp = kx.GridGP((Guarded(0.5),), (X,), noise=0.1)
         # Nothing inside that could be trained, and something traced inside.
-        kx.GridGP((lambda x, z: jnp.exp(-jnp.abs(x[:, None] - z)),), (X,), noise=0.1)
+        kx.GridGP((lambda x, z: jnp.exp(-jnp.abs(x[:, None] - z[None])),), (X,), noise=0.1)
         jax.jit(lambda k: kx.GridGP((k,), (X,), noise=0.1).variance)(Rootless(0.5))
     slope = jax.grad(lambda model: model.log_marginal_likelihood(jnp.ones(4)))(gp)
     assert np.isfinite(slope.kernels[0].lengthscale)

@@ -26,15 +26,15 @@ def library(theta):
 
 
 def rbf(x, z, scale):
-    return library(scale).exp(-(((x[:, None] - z) / scale) ** 2) / 2)
+    return library(scale).exp(-(((x[:, None] - z[None]) / scale) ** 2) / 2)
 
 
 def matern12(x, z, scale):
-    return library(scale).exp(-np.abs(x[:, None] - z) / scale)
+    return library(scale).exp(-np.abs(x[:, None] - z[None]) / scale)
 
 
 def periodic(x, z, scale):
-    return library(scale).exp(-2 * (np.sin(np.pi * (x[:, None] - z)) / scale) ** 2)
+    return library(scale).exp(-2 * (np.sin(np.pi * (x[:, None] - z[None])) / scale) ** 2)
 
 
 def white(x, z):

@@ -17,16 +17,16 @@ NOISE, LEVEL = 0.05, 0.3
 
 
 def matern32(x, z, scale):
-    r = np.sqrt(3) * np.abs(x[:, None] - z) / scale
+    r = np.sqrt(3) * np.abs(x[:, None] - z[None]) / scale
     return (1 + r) * np.exp(-r)
 
 
 def matern12(x, z, scale):
-    return np.exp(-np.abs(x[:, None] - z) / scale)
+    return np.exp(-np.abs(x[:, None] - z[None]) / scale)
 
 
 def rbf(x, z, scale):
-    return np.exp(-(((x[:, None] - z) / scale) ** 2) / 2)
+    return np.exp(-(((x[:, None] - z[None]) / scale) ** 2) / 2)
 
 
 def make(**options):

@@ -187,7 +187,9 @@ def test_float64_data_with_float32_parameters_raise():
             "factor 0 of the signal must be positive semidefinite; its smallest eigenvalue is -",
         ),
         (
-            lambda: unnamed(kernels=(lambda a, b: a[:, None] + 2 * b, kx.RBF(1.0))).covariance(),
+            lambda: unnamed(
+                kernels=(lambda a, b: a[:, None] + 2 * b[None], kx.RBF(1.0))
+            ).covariance(),
             ValueError,
             r"must be symmetric.*entries \(0, 4\) and \(4, 0\) differ by 1\.4",
         ),
@@ -233,7 +235,7 @@ def test_bound_methods_go_through_jit():
     y = np.ones((5, 4))
     first, second = unnamed(), unnamed(noise=0.2)
     assert hash(first) == hash(unnamed())
-    for gp in (first, second, unnamed(mean=lambda t, s: t[:, None] + s)):
+    for gp in (first, second, unnamed(mean=lambda t, s: t[:, None] + s[None])):
         value = jax.jit(gp.log_marginal_likelihood)(y)
         np.testing.assert_allclose(value, gp.log_marginal_likelihood(y), rtol=1e-12)
     slope = jax.jit(jax.grad(second.log_marginal_likelihood))(y)
@@ -241,7 +243,7 @@ def test_bound_methods_go_through_jit():
 
 
 def test_flat_events_of_the_likelihood():
-    gp = unnamed(mean=lambda t, s: t[:, None] + s)
+    gp = unnamed(mean=lambda t, s: t[:, None] + s[None])
     y = np.arange(20.0).reshape(5, 4)
     flat = gp.numpyro_dist(flatten=True)
     assert flat.event_shape == (20,)

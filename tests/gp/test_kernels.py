@@ -208,7 +208,7 @@ def test_a_process_gathers_the_scales_of_a_sum():
 
 def test_any_callable_is_a_kernel_in_sums_and_products():
     def triangle(x, z):
-        return jnp.maximum(1 - jnp.abs(x[:, None] - z), 0)
+        return jnp.maximum(1 - jnp.abs(x[:, None] - z[None]), 0)
 
     expected = np.maximum(1 - np.abs(X[:, None] - Z), 0)
     assert_close((kx.RBF(0.7) + triangle)(X, Z), dense.squared_exponential(X, Z, 0.7) + expected)

@@ -90,7 +90,7 @@ def test_a_rank_above_the_size_is_the_size():
 
 
 def test_a_kernel_that_is_no_covariance_is_no_matter_of_rank():
-    gp = kx.GridGP((lambda x, z: jnp.abs(x[:, None] - z) + 1,), (X,), 0.1, structure=(5,))
+    gp = kx.GridGP((lambda x, z: jnp.abs(x[:, None] - z[None]) + 1,), (X,), 0.1, structure=(5,))
     with pytest.raises(ValueError, match=r"not by any number\. The kernel must be positive semi"):
         gp.log_marginal_likelihood(np.ones(X.size))
 

@@ -17,7 +17,7 @@ def gp_with(mean):
 
 
 def wave(time, space):
-    return jnp.sin(time)[:, None] * space
+    return jnp.sin(time)[:, None] * space[None]
 
 
 def test_a_zero_mean_is_the_default():
@@ -66,7 +66,7 @@ def test_an_array_mean_holds_on_axes_that_stay():
     """It may have size one along the axis that is replaced."""
     post = gp_with(SPACE).condition(Y)
     new = np.array([0.2, 2.0, 3.0])
-    expected = SPACE + gp_with(None).condition(Y - SPACE).mean(axes=[new, None])
+    expected = SPACE[None] + gp_with(None).condition(Y - SPACE).mean(axes=[new, None])
     assert_close(post.mean(axes=[new, None]), expected)
     with pytest.raises(ValueError, match=r"broadcast to the grid \(5, 3\); got shape \(4,\)"):
         post.mean(axes=[None, new])

@@ -129,7 +129,7 @@ OF_PLACES = {
     ),
     "a plane wave": (
         kx.Cosine(np.array([0.7, 1.9])),
-        lambda x, z: np.cos(2 * np.pi * np.sum((x[:, None] - z) / [0.7, 1.9], axis=-1)),
+        lambda x, z: np.cos(2 * np.pi * np.sum((x[:, None] - z[None]) / [0.7, 1.9], axis=-1)),
     ),
     "a plane": (
         kx.Linear((0.2, 0.5)),

@@ -44,7 +44,7 @@ DENSE = dict.fromkeys(("time", "longitude", "node"), "dense")
         (kx.RBF(30.0), kx.circle(LONGITUDE[:-1], 360.0), "dense"),
         (kx.Periodic(360.0, 1.0), kx.circle(LONGITUDE, 360.0), "toeplitz"),
         (kx.RBF(30.0), LONGITUDE, "toeplitz"),
-        (lambda x, z: jnp.exp(-jnp.abs(x[:, None] - z)), REGULAR, "dense"),
+        (lambda x, z: jnp.exp(-jnp.abs(x[:, None] - z[None])), REGULAR, "dense"),
         (kx.RBF(0.3), np.stack([REGULAR, REGULAR], axis=1), "dense"),
     ],
 )
@@ -191,7 +191,9 @@ def test_large_coordinates_keep_their_differences_in_float32():
 
 def test_kernel_that_is_not_symmetric_is_refused_by_axis_name():
     with pytest.raises(ValueError, match="covariance of time must be symmetric"):
-        kx.GridGP({"time": lambda a, b: jnp.sin(a[:, None] - b)}, {"time": REGULAR}, noise=0.1)
+        kx.GridGP(
+            {"time": lambda a, b: jnp.sin(a[:, None] - b[None])}, {"time": REGULAR}, noise=0.1
+        )
 
 
 def test_meshgrid_axes_and_a_kernel_as_mean_are_refused():

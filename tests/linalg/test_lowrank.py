@@ -34,7 +34,7 @@ def test_the_certified_error_bounds_the_true_one(tolerance):
 
 def test_several_dimensions_and_a_plain_function():
     points = np.random.default_rng(1).uniform(size=(40, 2))
-    kernel = lambda a, b: jnp.exp(-jnp.sum((a[:, None] - b) ** 2, -1))  # noqa: E731
+    kernel = lambda a, b: jnp.exp(-jnp.sum((a[:, None] - b[None]) ** 2, -1))  # noqa: E731
     factor = kx.LowRank.from_kernel(kernel, points)
     np.testing.assert_allclose(factor.to_dense(), kernel(points, points), atol=1e-11)
 
@@ -145,7 +145,7 @@ def test_a_joint_root_keeps_the_old_rows():
             "must be of rank 5 to a relative trace error",
         ),
         (
-            lambda: kx.LowRank.from_kernel(lambda a, b: jnp.abs(a[:, None] - b) + 1, X),
+            lambda: kx.LowRank.from_kernel(lambda a, b: jnp.abs(a[:, None] - b[None]) + 1, X),
             ValueError,
             "kernel must be positive semidefinite",
         ),
@@ -191,7 +191,7 @@ def test_errors(call, error, match):
 
 def test_a_kernel_that_changes_is_not_certified_from_memory():
     scale = {"lengthscale": 1.0}
-    kernel = lambda a, b: jnp.exp(-(((a[:, None] - b) / scale["lengthscale"]) ** 2))  # noqa: E731
+    kernel = lambda a, b: jnp.exp(-(((a[:, None] - b[None]) / scale["lengthscale"]) ** 2))  # noqa: E731
     assert kx.LowRank.from_kernel(kernel, X).trace_error < 1e-12
     scale["lengthscale"] = 0.02
     with pytest.raises(ValueError, match="relative trace error"):
