@@ -45,11 +45,11 @@ def warn_of_nan_gradient(kernel: Kernel, axis: Axis, name: str) -> None:
                 "the likelihood's. If it takes the square root of a squared distance r2, write "
                 "`jnp.where(r2 > 0, jnp.sqrt(jnp.where(r2 > 0, r2, 1.0)), 0.0)`.",
                 UserWarning,
-                stacklevel=_level_of_caller(),
+                stacklevel=level_of_caller(),
             )
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """How far up the stack the code lies that built the model."""
     inside = ("kronax", "equinox")
     stack = enumerate(traceback.walk_stack(sys._getframe(1)), start=1)

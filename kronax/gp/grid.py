@@ -41,6 +41,7 @@ from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.posterior import Posterior
 from kronax.gp.prior import prior_draws
 from kronax.gp.regression import MarginalMean
+from kronax.gp.resolution import warn_of_lost_digits
 from kronax.gp.sites import NumpyroSites
 from kronax.gp.starts import initialise, random_start
 from kronax.gp.structure import (
@@ -167,6 +168,7 @@ class GridGP(NumpyroSites):
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
             )
+        warn_of_lost_digits(self)
 
     @classmethod
     def from_xarray(
