@@ -98,7 +98,7 @@ class RegressionMean(Mean):
             x = static.counted
             half = float(np.ptp(x)) / 2
             if self.centre is None:
-                changes["centre"] = -difference(static.origin, float(x.min()) + half)
+                changes["centre"] = difference(static.origin, -float(x.min()) - half)
             if self.scale is None:
                 changes["scale"] = half or 1.0
         if self.coefficients is None:
