@@ -10,7 +10,7 @@ from jaxtyping import Array
 from kronax.gp import evidence
 from kronax.gp.additive import joined_structure
 from kronax.gp.axes import Axis, new_axes, ordered
-from kronax.gp.coordinates import SHARE, Coordinates, less, rounding, spacing
+from kronax.gp.coordinates import SHARE, Coordinates, less, spacing
 from kronax.gp.data_arrays import in_grid_order
 from kronax.gp.frozen import FrozenArray
 from kronax.gp.gaps import gaps_of, mask_of
@@ -123,7 +123,7 @@ def _in_precision_of(known: Coordinates, ahead: Coordinates) -> Coordinates:
         moved = np.abs(less(cast, x))
     steps = spacing(np.concatenate([known.counted, ahead.counted]))[known.values.shape[0] :]
     share = SHARE * steps.reshape(-1, *(1,) * (x.ndim - 1))
-    limit = np.minimum(np.maximum(rounding(x), rounding(known.values)), share)
+    limit = np.minimum(np.maximum(ahead.rounding, known.rounding), share)
     return Coordinates(cast, known.origin) if (moved <= limit).all() else ahead
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.gp.coordinates import SHARE, UNITS, Coordinates, Origin, less, matched, rounding
+from kronax.gp.coordinates import SHARE, UNITS, Coordinates, Origin, less, matched
 from kronax.gp.dates import Dates, dates_from, is_dates
 from kronax.gp.frozen import FrozenArray, FrozenAttributes
 from kronax.gp.indexes import Index, check_units, coordinate_values, index_of, is_labelled
@@ -88,9 +88,9 @@ class Axis(eqx.Module):
             places = _on_circle(wide, self.period)
         elif self.radius is not None:
             # The nearer the places are to zero, the more float32 keeps of their distances.
-            first = self._on_sphere(np.asarray(self.origin)[None], np)
-            x, xp = (self.coordinates(dtype), jnp) if self.static is None else (self.exact, np)
-            places = self._on_sphere(x, xp) - first.astype(x.dtype if xp is jnp else float)
+            first = self._on_sphere(np.array([self.origin], np.float64))
+            x = self.coordinates(dtype) if self.static is None else self.exact.astype(np.float64)
+            places = self._on_sphere(x) - first.astype(x.dtype)
         if places is not None:
             places = jnp.asarray(places.astype(dtype))
         centred = jnp.asarray(wide.astype(dtype))
@@ -106,8 +106,9 @@ class Axis(eqx.Module):
         dtype = jnp.promote_types(x.dtype, start.dtype)
         return x.astype(dtype) - start.astype(dtype)
 
-    def _on_sphere(self, x: Any, xp: Any) -> Any:
+    def _on_sphere(self, x: Any) -> Any:
         """Places `(n, 3)` on the sphere."""
+        xp: Any = np if isinstance(x, np.ndarray) else jnp
         latitude = xp.deg2rad(x[:, 0])
         longitude = xp.deg2rad(xp.mod(x[:, 1], 360))
         across = xp.cos(latitude)
@@ -142,7 +143,7 @@ class Axis(eqx.Module):
         if self.period is not None:
             x = np.mod(x, self.period)
         elif self.radius is not None:
-            x = self._on_sphere(self.exact, np)
+            x = self._on_sphere(self.exact.astype(np.float64))
         return len(np.unique(x, axis=0)) == self.size
 
     @property
@@ -153,7 +154,7 @@ class Axis(eqx.Module):
         x = self.static.counted
         step = self.period / x.size
         reach = abs(x[-1] - x[0]) - step * (x.size - 1)
-        rounding = self.static.rounding + UNITS * np.spacing(self.period)
+        rounding = float(self.static.rounding) + UNITS * np.spacing(self.period)
         return bool(abs(reach) <= min(rounding, SHARE * step))
 
     def at(self, k: int) -> Any:
@@ -276,7 +277,7 @@ def _aligned(new: Axis, old: Axis) -> Axis:
     """New coordinates that are old ones but for rounding become the same numbers."""
     if new.static is None or old.static is None:
         return new
-    limit = np.maximum(rounding(new.static.values), rounding(old.static.values))
+    limit = np.maximum(new.static.rounding, old.static.rounding)
     where, same = matched(new.offsets, old.offsets, limit)
     if not same.any():
         return new

@@ -138,9 +138,9 @@ class Coordinates(FrozenArray):
         return x if x.ndim == 1 else x[:, 0] if x.shape[1] == 1 else None
 
     @cached_property
-    def rounding(self) -> float:
+    def rounding(self) -> np.ndarray:
         """What counts as rounding, in the dtype or in the difference from the origin."""
-        return float(np.max([rounding(self.values).max(), rounding(self.counted).max()]))
+        return np.maximum(rounding(self.values), rounding(self.counted))
 
     @cached_property
     def unevenness(self) -> float:
@@ -156,7 +156,7 @@ class Coordinates(FrozenArray):
         x = self.line
         if x is None or self.unevenness > SHARE:
             return False
-        return x.size == 1 or self.unevenness * step_of(x) <= self.rounding
+        return x.size == 1 or self.unevenness * step_of(x) <= self.rounding.max()
 
     @cached_property
     def is_symmetric(self) -> bool:
@@ -165,7 +165,7 @@ class Coordinates(FrozenArray):
         if x is None:
             return False
         steps = spacing(x)
-        limit = np.minimum(2 * self.rounding, SHARE * np.minimum(steps, steps[::-1]))
+        limit = np.minimum(2 * self.rounding.max(), SHARE * np.minimum(steps, steps[::-1]))
         return bool((np.abs(x + x[::-1] - (x[0] + x[-1])) <= limit).all())
 
     def __hash__(self) -> int:

@@ -47,7 +47,7 @@ def circle(axis: Any, period: float) -> Axis:
     if x.ndim != 1:
         raise ValueError(f"The coordinates of a circle must have shape (n,); got {x.shape}.")
     length = float(np.ptp(given.static.counted))
-    slack = min(given.static.rounding, SHARE * float(spacing(given.static.counted).min()))
+    slack = min(float(given.static.rounding), SHARE * float(spacing(given.static.counted).min()))
     if x.size > 1 and abs(length - period) <= slack:
         raise ValueError(
             f"The first and the last coordinate of a circle must be different places; got {x[0]} "
