@@ -139,6 +139,7 @@ def test_coordinates_cannot_be_changed_from_outside():
         ),
         (list("abcde"), TypeError, "kernel of axis 0 must take labels.*Matern52.*kx.Categorical"),
         (np.arange(5) > 2, TypeError, "axis 0 must be real numbers, .*got dtype bool"),
+        (np.ma.array(TIME, mask=TIME == 0.3), ValueError, "must not be missing; entry 1 is masked"),
         (TIME * 1j, TypeError, "axis 0 must be real numbers, .*got dtype complex128"),
         (1.0, ValueError, r"shape \(n,\), or \(n, p\).*got shape \(\)"),
         (np.ones((2, 2, 2)), ValueError, r"shape \(n,\), or \(n, p\).*got shape \(2, 2, 2\)"),

@@ -176,6 +176,11 @@ def test_codes_that_do_not_exist_are_nan_where_they_are_traced():
         (lambda: forest(trees=[0, 1, 5]), ValueError, "codes 0 to 2, for .* 3 categories; got 5"),
         (lambda: forest(trees=[0, 1, 1.5]), ValueError, r"codes 0 to 2.*got 1\.5"),
         (lambda: forest(trees=[*"abcd"]), ValueError, "codes 0 to 2.*got 3"),
+        (
+            lambda: forest(kernel=kx.Categorical.with_rank(5)),
+            ValueError,
+            "kernel of tree must have one category per label, 3; got one of 5 categories",
+        ),
         (lambda: forest(kernel=kx.RBF(1.0)), TypeError, "tree must take labels.*SquaredExp"),
         (lambda: forest(kernel=kx.Linear()), TypeError, "tree must take labels.*Linear"),
         (

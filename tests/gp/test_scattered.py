@@ -34,6 +34,31 @@ def test_scattered_points_are_those_of_the_dense_posterior():
     )
 
 
+def test_rows_are_rows_and_columns_are_columns():
+    """Two places on two axes: the container says which they are, never the shape."""
+    rows = [[0.1, 0.9], [0.8, -0.4]]
+    expected = dense_at(two_axes(), np.transpose(rows))[0]
+    for points in (rows, np.array(rows), jnp.array(rows), [tuple(r) for r in rows]):
+        assert_close(TWO.mean(points=points), expected)
+    for points in (tuple(zip(*rows, strict=True)), tuple(np.transpose(rows))):
+        assert_close(TWO.mean(points=points), expected)
+    traced = jax.jit(lambda t: TWO.mean(points=[[t, 0.9], [0.8, -0.4]]))(0.1)
+    assert_close(traced, expected)
+
+
+def test_rows_may_hold_labels_dates_and_places_beside_numbers():
+    dates = np.arange("2000-01-01", "2000-01-06", dtype="M8[D]")
+    kernels = (kx.RBF(2.0), kx.Categorical.with_rank(3), kx.Matern12(0.5), kx.RBF(0.4))
+    gp = kx.GridGP(kernels, (dates, ["ash", "elm", "oak"], PLACES[:2], SPACE), noise=0.1)
+    post = gp.condition(RNG.normal(size=gp.grid_shape))
+    rows = [[dates[1], "elm", tuple(PLACES[1]), -0.2], [dates[3], "ash", tuple(PLACES[0]), 0.1]]
+    expected = post.mean()[np.array([1, 3]), np.array([1, 0]), np.array([1, 0]), np.array([1, 2])]
+    assert_close(post.mean(points=rows), expected)
+    assert_close(post.mean(points=tuple(map(list, zip(*rows, strict=True)))), expected)
+    with pytest.raises(TypeError, match=r"became text\. Pass points as a nested list of rows, or"):
+        post.mean(points=np.array([["2000-01-02", "elm", "0.1", "0.2"]]))
+
+
 def test_points_come_by_name_and_in_several_dimensions():
     case = named()
     post = case.gp.condition(case.y)
@@ -197,6 +222,9 @@ def test_derivatives_go_round_a_circle_and_along_the_prior_mean():
     ("call", "error", "match"),
     [
         (lambda: TWO.mean(points=X[:, :1]), ValueError, r"shape \(m, 2\).*got shape \(7, 1\)"),
+        (lambda: TWO.mean(points=[X[:3, 0], X[:3, 1]]), ValueError, "one array per axis into a"),
+        (lambda: TWO.mean(points=[0.1, 0.9]), ValueError, r"row 0 of the list is 0\.1"),
+        (lambda: TWO.mean(points={*X[0]}), TypeError, "in a tuple or a dictionary; got set"),
         (lambda: TWO.mean(points=(X[:3, 0], X[:2, 1])), ValueError, r"on every axis; got \[3, 2\]"),
         (lambda: TWO.mean(points=(X[:3, 0], None)), ValueError, "got none for axis 1"),
         (lambda: TWO.mean(axes=[TIME, None], points=X), TypeError, "got both"),
