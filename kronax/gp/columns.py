@@ -57,8 +57,8 @@ def columns_of(points: Any, axes: Sequence[Axis]) -> Any:
 def _columns_of_rows(rows: list[Any], num_axes: int) -> list[list[Any]]:
     """The columns of a nested list; entries may be places themselves."""
     for k, row in enumerate(rows):
-        sized = isinstance(row, list | tuple | np.ndarray | jax.Array) and np.ndim(row) > 0
-        if not sized or len(row) != num_axes:
+        is_array = isinstance(row, np.ndarray | jax.Array) and row.ndim > 0
+        if not (is_array or isinstance(row, list | tuple)) or len(row) != num_axes:
             raise ValueError(
                 f"{FORMS.format(num_axes)}; row {k} of the list is {row!r}. Put one array per axis "
                 "into a tuple."

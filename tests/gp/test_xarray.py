@@ -338,7 +338,7 @@ def test_numbers_are_names_of_axes_without_names():
     post = by_hand().condition(field().values)
     new = np.array([5.0])
     np.testing.assert_array_equal(post.mean(axes={1: new}), post.mean(axes=[None, new]))
-    np.testing.assert_array_equal(post.mean(points={0: new, 1: new}), post.mean(points=[new, new]))
+    np.testing.assert_array_equal(post.mean(points={0: new, 1: new}), post.mean(points=(new, new)))
     with pytest.raises(KeyError, match="there is no axis 2"):
         post.mean(axes={2: new})
     with pytest.raises(KeyError, match="there is no axis True"):
@@ -480,7 +480,7 @@ def test_data_that_differ_in_names_alone_share_what_is_compiled():
 
     def predict(y):
         gp.condition(y).to_dataset(num_samples=1, key=key)
-        gp.condition(y).mean(points=[MONTHS[:1], [3.0]])
+        gp.condition(y).mean(points=(MONTHS[:1], [3.0]))
         gp.condition(y).log_prob(y)
 
     counts = []
