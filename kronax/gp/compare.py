@@ -183,8 +183,11 @@ def _scores(name: str, model: Any, y: Any) -> _Scores:
     # Sums over many cells are in float64, whatever the precision of the model. Cells are in C
     # order of the data, so that those of grids of other shapes belong together.
     densities = np.asarray(found.log_density(grid), np.float64)
+    # Gaps are those of the data, and cells that the model says are not observed.
+    missing, seen = np.isnan(np.asarray(grid)), gp.observing(grid).observed
+    missing = missing if seen is None else missing | ~seen.array
     densities = in_order_of(densities, y, gp.axis_names).ravel()
-    densities = densities[~np.isnan(in_order_of(np.asarray(grid), y, gp.axis_names).ravel())]
+    densities = densities[~in_order_of(missing, y, gp.axis_names).ravel()]
     mean = gp.mean
     restricted = None
     if isinstance(mean, MarginalMean) and mean.variance is None:
@@ -241,6 +244,11 @@ def _check_data(name: str, fitted: Array, y: Any) -> None:
 
 def _row(name: str, own: _Scores, best: _Scores) -> ComparedModel:
     num_cells = own.densities.size
+    if num_cells != best.densities.size:
+        raise ValueError(
+            f"Models must be compared on the same observations; {name!r} observes {num_cells} "
+            f"cells where another one observes {best.densities.size}. Give all the same `observed`."
+        )
     difference = own.densities - best.densities
     root = math.sqrt(num_cells)
     return ComparedModel(

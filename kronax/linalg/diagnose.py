@@ -88,8 +88,8 @@ def _numbers_of(factor: AbstractFactor) -> list[tuple[np.ndarray, int]]:
     """
     root = factor.thin_root()
     if root is not None and np.isfinite(np.asarray(root)).all():
-        root = np.asarray(root, np.float64)
-        return [(np.swapaxes(root, -1, -2) @ root, 2), (np.zeros(1), 1)]
+        columns = np.asarray(root, np.float64)
+        return [(np.swapaxes(columns, -1, -2) @ columns, 2), (np.zeros(1), 1)]
     blocks = factor.blocks()
     arrays = (np.asarray(a, np.float64) for a in blocks.arrays)
     return list(zip(arrays, blocks.ndims, strict=True))

@@ -123,10 +123,8 @@ def posterior_diagonal(op: KroneckerPlusNoise | AbstractSolvable) -> Float[Array
         return op.posterior_diagonal()
     if is_thin(op):
         small, full = _small(op)
-        roots = [
-            unwhitened(noise) if i in full else factor.thin_root()
-            for i, (factor, noise) in enumerate(zip(op.factors, noise_factors(op), strict=True))
-        ]
+        pairs = zip((f.thin_root() for f in op.factors), noise_factors(op), strict=True)
+        roots = [unwhitened(noise) if root is None else root for root, noise in pairs]
         return _diagonal_within(small, roots, full)
     if isinstance(op.noise, Kronecker):
         rows = [f.to_dense() for f in op.factors]
@@ -155,7 +153,8 @@ def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
     for i, (row, factor, noise) in enumerate(zip(rows, op.factors, noise_factors(op), strict=True)):
         matrix = jnp.eye(factor.size, dtype=op.dtype) if row is None else row
         white = jnp.swapaxes(whitened(noise, jnp.swapaxes(matrix, -1, -2)), -1, -2)
-        inside.append(white if i in full else matmul(white, whitened(noise, factor.thin_root())))
+        root = factor.thin_root()
+        inside.append(white if root is None else matmul(white, whitened(noise, root)))
         lengths = jnp.sum(jnp.square(white), axis=-1)
         lengths = lengths.reshape(*lengths.shape, *(1,) * (len(rows) - i - 1))
         outside = jnp.multiply(*same_rank(outside, lengths))
@@ -196,7 +195,7 @@ def _diagonal_within(
     """
     signal, noise = op.blocks()
     bases = op.eigenbases()
-    ndims = (
+    ndims: tuple = (
         tuple(b.event_ndims for b in signal),
         tuple(b.event_ndims for b in noise),
         [2] * len(rows),

@@ -215,12 +215,14 @@ def rows_of_reduced(
     op: KroneckerPlusNoise, rows: Sequence[tuple[Array, Array | None]]
 ) -> tuple[list[Array], tuple[int, ...]]:
     """The same rows without `G^{1/2}`, and the axes on which it belongs between."""
-    weighted = tuple(
-        i
-        for i, (root, (_, short)) in enumerate(zip(thin_roots(op), rows, strict=True))
-        if root is not None and short is not None
-    )
-    return [short if i in weighted else row for i, (row, short) in enumerate(rows)], weighted
+    inside, weighted = [], []
+    for i, (root, (row, short)) in enumerate(zip(thin_roots(op), rows, strict=True)):
+        if root is None or short is None:
+            inside.append(row)
+        else:
+            inside.append(short)
+            weighted.append(i)
+    return inside, tuple(weighted)
 
 
 def logdet_outside(op: KroneckerPlusNoise) -> Array:

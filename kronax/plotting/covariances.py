@@ -18,6 +18,7 @@ from kronax.plotting.figures import (
     distance_label,
     drawable,
     is_labels,
+    legend_above,
     name_categories,
     panels,
 )
@@ -67,7 +68,7 @@ def plot_spectra(gp: GridGP, ax: Any = None) -> Any:
         share = float(gp.noise) / largest
         ax.axhline(share, color="0.4", lw=1, ls=":", label="noise")
     ax.set(xscale="log", yscale="log", xlabel="number", ylabel="eigenvalue / largest")
-    ax.legend()
+    legend_above(ax)
     return ax
 
 
@@ -113,13 +114,13 @@ def plot_kernels(gp: GridGP, ax: Any = None) -> Any:
     axes = panels(ax, len(gp.axes))
     names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
     for i, (one, kernel, axis) in enumerate(zip(axes, gp.kernels, gp.axes, strict=True)):
+        one.set_title(names[i])
         if is_labels(axis) or not kernel.stationary:
             _draw_matrix(one, gp, i)
         elif axis.num_dimensions is None:
             _draw_line(one, gp, i)
         else:
             _draw_pairs(one, gp, i)
-        one.set_title(names[i])
     return axes
 
 
@@ -140,7 +141,7 @@ def _draw_line(ax: Any, gp: GridGP, i: int) -> None:
         ax.axvline(np.median(steps), color="0.6", lw=1, ls=":", label="neighbours")
     ax.axhline(0, color="0.8", lw=0.8, zorder=0)
     ax.set(xlabel=distance_label(gp, i), ylabel="correlation", xlim=(0, distance[-1]))
-    ax.legend(fontsize="small")
+    legend_above(ax, fontsize="small")
 
 
 def _terms(kernel: Kernel) -> Any:

@@ -112,6 +112,16 @@ def observed(post: Any, found: Cut) -> np.ndarray | None:
     return (np.asarray(post.y) if seen is None else np.where(seen.array, post.y, np.nan))[index]
 
 
+def on_own_grid(post: Any, found: Cut) -> Cut:
+    """The same cut with the drawn axes at the coordinates of the data."""
+    dims = grid_dims(post.gp)
+    places = [
+        _concrete(post.gp.axes[i], dims[i]) if i in found.drawn else place
+        for i, place in enumerate(found.places)
+    ]
+    return found._replace(places=places)
+
+
 def _concrete(axis: Axis, name: str) -> np.ndarray:
     values = values_of(axis)
     if values is None:

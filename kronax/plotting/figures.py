@@ -42,6 +42,24 @@ def panels(ax: Any, count: int, width: float = 4.2, height: float = 3.4) -> np.n
     return given
 
 
+def legend_above(ax: Any, **options: Any) -> None:
+    """A legend between the picture and its title, where it covers nothing."""
+    names = ax.get_legend_handles_labels()[1]
+    if not names:
+        return
+    # As many columns as about 80 letters allow, in rows of 16 points.
+    columns = max(1, min(len(names), int(80 // (max(map(len, names)) + 6))))
+    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
+    ax.legend(ncols=columns, **place, **options)
+    ax.set_title(ax.get_title(), pad=6 + 16 * -(-len(names) // columns))
+
+
+def colour_limits(*fields: np.ndarray) -> dict[str, float]:
+    """From the lowest to the highest number of all fields; gaps have no colour and no say."""
+    numbers = np.concatenate([field[np.isfinite(field)] for field in fields])
+    return {"vmin": numbers.min(), "vmax": numbers.max()} if numbers.size else {}
+
+
 def axis_label(gp: Any, i: int) -> str:
     """Name and units of an axis."""
     axis, name = gp.axes[i], grid_dims(gp)[i]
@@ -52,6 +70,15 @@ def axis_label(gp: Any, i: int) -> str:
     if axis.coding is not None:
         return name
     return f"{name} ({attributes['units']})" if "units" in attributes else name
+
+
+def unit_of(axis: Any) -> str:
+    """The unit of an axis, lengths in one spelling; empty where it is unknown."""
+    unit = "" if axis.index is None else str(axis.index.attributes.units or "").strip()
+    for name, short in (("kilomet", "km"), ("met", "m")):
+        if unit.lower() in (f"{name}{end}" for end in ("re", "res", "er", "ers")):
+            return short
+    return unit
 
 
 def distance_label(gp: Any, i: int) -> str:

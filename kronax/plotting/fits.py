@@ -7,7 +7,7 @@ from numpyro.distributions import constraints
 
 from kronax.fitting.profile import ProfileLikelihood
 from kronax.fitting.result import FitResult
-from kronax.plotting.figures import pyplot
+from kronax.plotting.figures import legend_above, pyplot
 
 # Half the 95 % quantile of χ² with one degree of freedom.
 CHI2_95 = 1.9207294103470623
@@ -81,7 +81,7 @@ def _mark_starts(ax: Any, result: FitResult, best: float, rounding: float) -> No
                 mfc="tab:orange" if converged else "none",
                 label=f"end of a start, {'converged' if converged else 'not converged'}",
             )
-    ax.legend()
+    legend_above(ax)
 
 
 def plot_profile(profile: ProfileLikelihood, ax: Any = None) -> Any:
@@ -133,7 +133,7 @@ def plot_profile(profile: ProfileLikelihood, ax: Any = None) -> Any:
     )
     if profile.domain is constraints.positive:
         _logarithmic(ax, profile.values)
-    ax.legend()
+    legend_above(ax)
     return ax
 
 

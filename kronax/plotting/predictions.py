@@ -11,17 +11,20 @@ from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.indexes import is_frame, is_labelled
 from kronax.gp.posterior import Posterior
 from kronax.linalg.checks import without_mask
-from kronax.plotting.cuts import Cut, cut, levels, number_of, observed
+from kronax.plotting.cuts import Cut, cut, levels, number_of, observed, on_own_grid
 from kronax.plotting.figures import (
     axis_label,
+    colour_limits,
     data_label,
     data_name,
     data_units,
     drawable,
     is_labels,
+    legend_above,
     name_categories,
     panels,
     shorten_dates,
+    unit_of,
 )
 
 
@@ -92,6 +95,10 @@ def plot_series(
         known = values_of(along)
         assert known is not None
         shown = drawable(known)
+        framed = _within(shown, values, is_labels(along))
+        # A forecast shows the past; what lies inside of the data shows its own part alone.
+        if framed.any():
+            shown, data = shown[framed], data[framed]
         marks = {"ms": 4 if shown.size < 80 else 2.5, "color": "0.25", "zorder": 2.5}
         ax.plot(shown, data, "o", label="data", **marks)
     if held_out is not None:
@@ -99,8 +106,15 @@ def plot_series(
     ax.set(xlabel="" if is_labels(along) else axis_label(post.gp, i), ylabel=data_label(post))
     ax.set_title(found.title)
     shorten_dates(ax, "x", values, along)
-    ax.legend()
+    legend_above(ax)
     return ax
+
+
+def _within(known: np.ndarray, shown: np.ndarray, categories: bool) -> np.ndarray:
+    """Which coordinates of data are among those that are drawn, or between them."""
+    if categories:
+        return np.isin(known, shown)
+    return (known >= shown.min()) & (known <= shown.max())
 
 
 def _draw_band(
@@ -223,24 +237,48 @@ def plot_maps(
     scale = {}
     if show_data:
         data = observed(post, found)
-        if data is None or new:
+        if data is None:
             raise ValueError(
-                "The data are known on the grid only; got other coordinates. Leave out show_data, "
-                "or pass coordinates of cells."
+                "The data are known on the grid only; got another place in `at`. Leave out "
+                "show_data, or pass the place of a cell."
             )
         fields = {"data": data, **fields}
-        scale = {"vmin": min(data.min(), mean.min()), "vmax": max(data.max(), mean.max())}
+        scale = colour_limits(_framed(post, found, data), mean)
     axes = panels(ax, len(fields), 4.6, 3.6)
     for one, (name, values) in zip(axes, fields.items(), strict=True):
         # A standard deviation is compared with none at all.
         style = {"cmap": "magma", "vmin": 0} if values is sd else {"cmap": "viridis", **scale}
-        _draw_map(post, one, found, values, style)
+        own = found if name != "data" else on_own_grid(post, found)
+        _draw_map(post, one, own, values, style)
         one.set_title(name)
+    if show_data and new:
+        _frame_alike(axes[0], axes[1], post, found)
     heading = ", ".join(word for word in (data_name(post), found.title) if word)
     if ax is None:
         _fit_height(axes[0], 4.6 - 1.5)
         axes[0].figure.suptitle(heading)
     return axes
+
+
+def _framed(post: Any, found: Cut, data: np.ndarray) -> np.ndarray:
+    """The data, NaN outside of the coordinates that are drawn."""
+    own = on_own_grid(post, found)
+    if len(found.drawn) == 1:
+        places, shown = (one.places[found.drawn[0]] for one in (own, found))
+        inside = ((places >= shown.min(axis=0)) & (places <= shown.max(axis=0))).all(axis=1)
+        return np.where(inside, data, np.nan)
+    inside = [
+        _within(drawable(own.places[i]), drawable(found.places[i]), is_labels(post.gp.axes[i]))
+        for i in sorted(found.drawn)
+    ]
+    return np.where(np.logical_and.outer(*inside), data, np.nan)
+
+
+def _frame_alike(data: Any, mean: Any, post: Any, found: Cut) -> None:
+    """The same part of the plane for data on their own grid; categories stay as they are."""
+    for which, i in zip("xy", found.drawn * (3 - len(found.drawn)), strict=True):
+        if not is_labels(post.gp.axes[i]):
+            getattr(data, f"set_{which}lim")(getattr(mean, f"get_{which}lim")())
 
 
 def _fit_height(ax: Any, width: float) -> None:
@@ -284,6 +322,10 @@ def _draw_map(post: Any, ax: Any, found: Cut, values: np.ndarray, style: dict) -
         if index is not None and len(index.columns) == 2:
             names = index.columns[0], index.columns[1]
         ax.set(xlabel=names[flip], ylabel=names[not flip])
+        if flip:
+            ax.set_aspect(_of_degrees(ax))
+        elif gp.kernels[drawn[0]].isotropic:  # distances in the plane have one unit
+            ax.set_aspect(1)
     else:
         i, k = drawn
         sides = []
@@ -308,14 +350,16 @@ def _draw_map(post: Any, ax: Any, found: Cut, values: np.ndarray, style: dict) -
 
 def _keep_shape(ax: Any, gp: Any, i: int, k: int) -> None:
     """One unit as long as the other where both axes have the same; degrees at their latitude."""
-    units = [
-        "" if axis.index is None else axis.index.attributes.units or ""
-        for axis in (gp.axes[i], gp.axes[k])
-    ]
+    units = [unit_of(axis) for axis in (gp.axes[i], gp.axes[k])]
     if not all(units):
         return
     if units[0].startswith("degree") and units[1].startswith("degree"):
-        middle = np.mean(ax.get_ylim())
-        ax.set_aspect(min(1 / np.cos(np.deg2rad(middle)), 3) if abs(middle) < 90 else 1)
+        ax.set_aspect(_of_degrees(ax))
     elif units[0] == units[1]:
         ax.set_aspect(1)
+
+
+def _of_degrees(ax: Any) -> float:
+    """What a degree of latitude is to one of longitude, in the middle of a map."""
+    middle = np.mean(ax.get_ylim())
+    return min(1 / np.cos(np.deg2rad(middle)), 3) if abs(middle) < 90 else 1

@@ -224,3 +224,21 @@ def test_bad_input_raises(models, options, error, match):
 def test_an_unknown_row_raises():
     with pytest.raises(KeyError, match=r"no model 'b'. Known: 'a'"):
         kx.compare({"a": smooth().gp}, Y)["b"]
+
+
+@pytest.mark.parametrize("hidden", ["a mask", "infinite noise"])
+def test_cells_that_a_model_does_not_observe_have_no_score(hidden):
+    x = np.arange(6.0)
+    y, seen = np.sin(x), np.arange(6) != 2
+    noise = np.where(seen, 0.1, np.inf)
+    options = {"noise": 0.1, "observed": seen} if hidden == "a mask" else {"noise": noise}
+    gp = kx.GridGP({"x": kx.RBF(1.0)}, {"x": x}, **options)
+    gaps = kx.GridGP({"x": kx.RBF(1.0)}, {"x": x}, noise=0.1)
+    (row,), (expected,) = (
+        kx.compare({"a": gp}, y),
+        kx.compare({"a": gaps}, np.where(seen, y, np.nan)),
+    )
+    np.testing.assert_allclose(row.loo, expected.loo, rtol=1e-12)
+    np.testing.assert_allclose(row.loo_error, expected.loo_error, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"on the same observations; '[ab]' observes"):
+        kx.compare({"a": gp, "b": gaps}, y)

@@ -246,3 +246,74 @@ def test_a_batch_is_refused(post):
     batch = post.gp.condition(np.stack([field().values] * 2))
     with pytest.raises(ValueError, match=r"got a batch of shape \(2,\)"):
         kx.plot_series(batch)
+
+
+def plane(gap=False, units=("m", "m")):
+    x, y = np.arange(0, 400.0, 20), np.arange(0, 100.0, 10)
+    values = 5 + np.sin(x / 60)[:, None] * np.cos(y / 30)
+    if gap:
+        values[3, 4] = np.nan
+    sides = {"x": ("x", x, {"units": units[0]}), "y": ("y", y, {"units": units[1]})}
+    return xr.DataArray(values, sides, ("x", "y"))
+
+
+@pytest.fixture(scope="module")
+def with_a_gap():
+    kernels = {"x": kx.RBF(40.0), "y": kx.RBF(20.0)}
+    return kx.GridGP.from_xarray(plane(True), kernels, 0.01).condition(plane(True))
+
+
+def test_a_gap_has_no_say_in_the_colours(with_a_gap):
+    data, mean, _ = kx.plot_maps(with_a_gap, "x", "y", show_data=True)
+    numbers = np.concatenate([plane(True).values.ravel(), np.asarray(with_a_gap.mean()).ravel()])
+    for ax in (data, mean):
+        expected = (np.nanmin(numbers), np.nanmax(numbers))
+        np.testing.assert_allclose(ax.collections[0].get_clim(), expected, rtol=1e-12)
+    assert 3 < expected[0] < 5 < expected[1]
+
+
+def test_coarse_data_stand_beside_a_finer_map(with_a_gap):
+    fine = {"x": np.arange(100, 300, 4.0), "y": np.arange(20, 80, 2.0)}
+    data, mean, _ = kx.plot_maps(with_a_gap, "x", "y", coordinates=fine, show_data=True)
+    shown, ours = data.collections[0].get_array(), mean.collections[0].get_array()
+    np.testing.assert_array_equal(np.ma.filled(shown, np.nan), plane(True).values.T)
+    assert ours.shape == (30, 50)
+    assert (data.get_xlim(), data.get_ylim()) == (mean.get_xlim(), mean.get_ylim())
+    framed = plane(True).sel(x=slice(100, 296), y=slice(20, 78)).values
+    low, high = data.collections[0].get_clim()
+    np.testing.assert_allclose(low, min(np.nanmin(framed), ours.min()), rtol=1e-12)
+    np.testing.assert_allclose(high, max(np.nanmax(framed), ours.max()), rtol=1e-12)
+
+
+@pytest.mark.parametrize("units", [("m", "m"), ("m", "metres"), ("Kilometer", "km")])
+def test_lengths_in_one_unit_have_one_scale(units):
+    kernels = {"x": kx.RBF(40.0), "y": kx.RBF(20.0)}
+    data = plane(units=units)
+    post = kx.GridGP.from_xarray(data, kernels, 0.01).condition(data)
+    assert kx.plot_maps(post)[0].get_aspect() == 1
+
+
+def test_places_in_the_plane_have_one_scale():
+    places = np.random.default_rng(1).uniform(size=(12, 2)) * [300, 50]
+    y = np.where(np.arange(12) == 3, np.nan, np.sin(places[:, 0] / 40) + 5)
+    post = kx.GridGP({"place": kx.RBF(30.0)}, {"place": places}, 0.01).condition(y)
+    data, mean, _ = kx.plot_maps(post, show_data=True)
+    assert mean.get_aspect() == data.get_aspect() == 1
+    low, high = mean.collections[0].get_clim()
+    assert 1 < low < 5 < high < 6.5
+    stretched = kx.RBF([30.0, 0.5])
+    other = kx.GridGP({"place": stretched}, {"place": places}, 0.01).condition(y)
+    assert kx.plot_maps(other)[0].get_aspect() == "auto"
+
+
+def test_a_part_of_an_axis_shows_the_data_of_that_part():
+    t = np.arange(60.0)
+    y = t + np.sin(t)
+    post = kx.GridGP({"t": kx.RBF(5.0)}, {"t": t}, 0.01).condition(y)
+    ax = kx.plot_series(post, coordinates=np.arange(50, 60, 0.25))
+    np.testing.assert_array_equal(lines(ax)["data"], np.stack([t, y], 1)[50:])
+    assert ax.get_xlim()[0] > 45
+    assert ax.get_ylim()[0] > 40
+    legend = ax.get_legend()
+    ax.figure.canvas.draw()
+    assert legend.get_window_extent().y0 >= ax.get_window_extent().y1 - 1, "it covers nothing"
