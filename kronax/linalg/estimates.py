@@ -246,4 +246,3 @@ def trace_error(forms: Array, squares: Array, size: int) -> tuple[Array, Array]:
     bound, seen = jnp.sqrt(variance / num), jnp.std(forms, ddof=1) / num**0.5
     errors = trace_quantile(num) * bound, skew_quantile(num) * seen
     return jnp.minimum(*errors), jnp.where(errors[0] < errors[1], bound, seen)
-

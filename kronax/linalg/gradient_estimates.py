@@ -31,9 +31,7 @@ class GradientEstimate(NamedTuple):
     estimate: Estimate
 
 
-def gradient_estimate(
-    function: Callable[[Any], Estimate], parameters: Any
-) -> GradientEstimate:
+def gradient_estimate(function: Callable[[Any], Estimate], parameters: Any) -> GradientEstimate:
     """The gradient of an estimate, and how far to trust it.
 
     It is the gradient that `jax.grad` gives; the spread of what the single probes say of it comes

@@ -5,11 +5,13 @@ With `T = K (I + wK)⁻¹ = Q t² Qᵀ`, `E = Q t C⁻¹ t Qᵀ` and `N = (I + w
 over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ g`, estimates it by
 `−(N V a)ᵀ dK (N V b) + Σ dV ∘ (a ∘ b − (Q t g)²)`. Two things are known of that:
 
-- The parts of a probe in the box and outside are uncorrelated. `g = g₁ + g₂`, and to first order
-  `x = x₁ + x₂` with `x_i = g_i − (M − I) g_i`; of `a bᵀ` those of `x₂ g₁ᵀ` and `x₁ g₂ᵀ` have no mean
-  and are left out, `(x − x₂) g₁ᵀ + (x − x₁) g₂ᵀ`. They are of first order, the rest is of second.
+- The parts of a probe in the box and outside, `g = g₁ + g₂`, are uncorrelated, and `x` is close to
+  `x₁ + x₂` with `x_i = p g_i + q M g_i`, least squares over all probes. The parts of `x gᵀ` in
+  `x₂ g₁ᵀ` and `x₁ g₂ᵀ` have no mean and are left out: `(x − x₂) g₁ᵀ + (x − x₁) g₂ᵀ`. Where `M` is
+  close to the identity they are of first order, and the rest is of second.
 - With `U` the eigenvectors of the box, the same estimate of `U Uᵀ V U Uᵀ` and `g₁` is a quadratic
-  form `cᵀ (UᵀdK U) c`, `c = N UᵀV U t L⁻ᵀ g₁`. The mean of `c cᵀ` is known exactly, and takes its place.
+  form `cᵀ (UᵀdK U) c`, `c = N UᵀV U t L⁻ᵀ g₁`. The mean of `c cᵀ` is known exactly, and takes its
+  place.
 
 Nothing is left to the probes where the box is the whole grid.
 """
@@ -48,9 +50,10 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
     """From probes over the spectrum and `M⁻¹` of them."""
     boxed, known, certain = _boxed(held, white)
     inside = held.only_box(white)
+    sides = jnp.stack([inside, white - inside])
     left, right, variations = [], [], -certain
-    for side, other in ((inside, white - inside), (white - inside, inside)):
-        x = solution - (2 * other - held.mv(other))
+    for side, other in zip(sides, _predicted(held, sides, solution)[::-1], strict=True):
+        x = solution - other
         a, b, plain = held.filtered(x), held.filtered(side), held.to_cells(held.filter * side)
         left.append(held.smoothed(held.excess * a))
         right.append(held.smoothed(held.excess * b))
@@ -58,6 +61,18 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
     return ProbeDerivative(
         jnp.stack(left), jnp.stack(right), variations, held.box_columns, boxed, known
     )
+
+
+def _predicted(held: Reference, sides: Array, solution: Array) -> Array:
+    """`x_i = p g_i + q M g_i` with the `p` and `q` that come closest to `x = x₁ + x₂`."""
+    moved = jnp.stack([held.mv(side) - side for side in sides])
+    both = jnp.stack([jnp.sum(sides, 0), jnp.sum(moved, 0)]).reshape(2, -1)
+    norms = jnp.linalg.norm(both, axis=1, keepdims=True)
+    both = both / jnp.where(norms > 0, norms, 1)
+    # A ridge, for where the one is a multiple of the other.
+    gram = matmul(both, both.T) + 1e3 * jnp.finfo(both.dtype).eps * jnp.eye(2, dtype=both.dtype)
+    share = jnp.linalg.solve(gram, both @ solution.ravel()) / jnp.where(norms > 0, norms, 1)[:, 0]
+    return share[0] * sides + share[1] * moved
 
 
 def _boxed(held: Reference, white: Array) -> tuple[Array, Array, Array]:

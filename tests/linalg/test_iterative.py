@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.conjugate_gradients import TRIALS, conjugate_gradients
+from kronax.linalg.conjugate_gradients import conjugate_gradients
 from tests import oracle
 from tests.tolerances import assert_close
 
@@ -386,14 +386,44 @@ def test_conjugate_gradients_know_the_spectrum():
         lambda x: x @ matrix,
         jnp.asarray(b),
         energy=jnp.sum(b**2, -1) * jnp.ones(3),
-        is_solve=jnp.zeros(3),
+        num_solves=1,
+        falls=False,
         tolerance=1e-10,
         max_steps=100,
+        bound=lambda r: jnp.sum(r**2, -1) / values[0],
+        least=jnp.asarray(values[0] / 7),
     )
     assert_close(found.solution, np.linalg.solve(matrix, b.T).T, 1)
-    forms = np.sum((b @ basis) ** 2 * np.log(values), -1)[:2] / np.sum(b**2, -1)[:2]
-    np.testing.assert_allclose(found.log_form[:2], forms, rtol=1e-9)
-    step = TRIALS[1] / TRIALS[0]
-    assert np.all((found.smallest[:2] <= 1e-3 * 1.0001) & (found.smallest[:2] >= 1e-3 / step**1.01))
+    weights = (b @ basis)[:2] ** 2 / np.sum(b[:2] ** 2, -1, keepdims=True)
+    logs = np.log(values)
+    np.testing.assert_allclose(found.log_form[:2], weights @ logs, rtol=1e-9)
+    np.testing.assert_allclose(found.log_square[:2], weights @ logs**2, rtol=1e-9)
+    remainder = weights @ (logs - (values - 1)) ** 2
+    np.testing.assert_allclose(found.remainder_square[:2], remainder, rtol=1e-5)
     assert found.num_steps[2] == 0
     assert np.all(found.solution[2] == 0)
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-4])
+def test_what_the_iteration_has_not_met_is_bounded(tolerance):
+    """One eigenvalue of 1e-9 that a column hardly has: no iteration of a few steps sees it."""
+    rng = np.random.default_rng(15)
+    values = np.concatenate([[1e-9], np.geomspace(0.3, 3, 40)])
+    b = rng.standard_normal((6, 41)) * np.concatenate(
+        [np.geomspace(1e-6, 1, 6)[:, None], *[np.ones((6, 1))] * 40], 1
+    )
+    found = conjugate_gradients(
+        lambda x: x * values,
+        jnp.asarray(b),
+        energy=jnp.sum(b**2, -1) * jnp.ones(6),
+        num_solves=0,
+        tolerance=tolerance,
+        max_steps=100,
+        bound=lambda r: jnp.sum(r**2 / values, -1),
+        least=jnp.asarray(1e-10),
+    )
+    form = b**2 @ np.log(values) / np.sum(b**2, -1)
+    assert np.all(found.log_form >= form - 1e-12)
+    assert np.all(found.log_form - found.log_left <= form + 1e-12)
+    residual = b - found.solution * values
+    np.testing.assert_allclose(found.left, np.sum(residual**2 / values, -1), rtol=1e-6)
