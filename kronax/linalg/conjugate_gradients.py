@@ -24,8 +24,7 @@ from jaxtyping import Array, Float
 # like e^-|u|: the trapezoid rule with this step is right to 1e-12 for x in [1e-6, 1e2].
 STEP = 0.7
 NODES = np.exp(np.arange(-42, 34, STEP))
-# Of its tolerance, what an iteration may leave of the energy: to first order, where the tolerance is
-# of the residual, whose square the energy lacks.
+# What a solve may leave of its energy, as a share of the tolerance.
 LEFT = 0.1
 # Residuals are computed again from the solutions, and may be larger than they seemed by this.
 SLACK = 10
