@@ -6,9 +6,12 @@ over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ
 `−(N V a)ᵀ dK (N V b) + Σ dV ∘ (a ∘ b − (Q t g)²)`. Two things are known of that:
 
 - The parts of a probe in the box and outside, `g = g₁ + g₂`, are uncorrelated, and `x` is close to
-  `x₁ + x₂` with `x_i = p g_i + q M g_i`, least squares over all probes. The parts of `x gᵀ` in
-  `x₂ g₁ᵀ` and `x₁ g₂ᵀ` have no mean and are left out: `(x − x₂) g₁ᵀ + (x − x₁) g₂ᵀ`. Where `M` is
-  close to the identity they are of first order, and the rest is of second.
+  `x₁ + x₂` with `x_i = p g_i + q M g_i`, least squares over all probes. In `x gᵀ` the parts
+  `x₂ g₁ᵀ + x₁ g₂ᵀ` have no mean, and a multiple of them is left out. Where `M` is close to the
+  identity they are of first order and the rest is of second, and all of them are. Where cells
+  hardly know of each other none is, as random signs see a diagonal exactly, but not their parts.
+  The multiple is that of a regression, over the probes for `dK` (in the scale of the signal), over
+  all cells too for `dV`.
 - With `U` the eigenvectors of the box, the same estimate of `U Uᵀ V U Uᵀ` and `g₁` is a quadratic
   form `cᵀ (UᵀdK U) c`, `c = N UᵀV U t L⁻ᵀ g₁`. The mean of `c cᵀ` is known exactly, and takes its
   place.
@@ -51,16 +54,45 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
     boxed, known, certain = _boxed(held, white)
     inside = held.only_box(white)
     sides = jnp.stack([inside, white - inside])
-    left, right, variations = [], [], -certain
-    for side, other in zip(sides, _predicted(held, sides, solution)[::-1], strict=True):
-        x = solution - other
-        a, b, plain = held.filtered(x), held.filtered(side), held.to_cells(held.filter * side)
-        left.append(held.smoothed(held.excess * a))
-        right.append(held.smoothed(held.excess * b))
-        variations = variations + a * b - plain**2
+    others = _predicted(held, sides, solution)[::-1]
+    a, b = held.filtered(solution), jnp.stack([held.filtered(side) for side in sides])
+    other_a = jnp.stack([held.filtered(other) for other in others])
+    plain = jnp.stack([held.to_cells(held.filter * side) for side in sides])
+    variations = a * jnp.sum(b, 0) - jnp.sum(plain, 0) ** 2 - certain
+    crossed = jnp.sum(other_a * b, 0) - 2 * plain[0] * plain[1]
+    weight = held.excess + 1 / held.noise
+    in_cells = _share(weight * variations, weight * crossed)
+
+    def moved(x: Array) -> Array:
+        return held.smoothed(held.excess * x)
+
+    right, left = jnp.stack([moved(x) for x in b]), moved(a)
+    other_left = jnp.stack([moved(x) for x in other_a])
+    axes = tuple(range(2, right.ndim))
+    scaled = jnp.stack([held.signal(x) for x in right])
+    along = jnp.sum(jnp.sum(left * scaled, axes), 0) - _in_scale(held, boxed)
+    in_signal = _share(along, jnp.sum(jnp.sum(other_left * scaled, axes), 0))
     return ProbeDerivative(
-        jnp.stack(left), jnp.stack(right), variations, held.box_columns, boxed, known
+        left - in_signal * other_left,
+        right,
+        variations - in_cells * crossed,
+        held.box_columns,
+        boxed,
+        known,
     )
+
+
+def _share(forms: Array, crossed: Array) -> Array:
+    """How much of `crossed`, which has no mean, to leave out of `forms`; probes come first."""
+    deviation = forms - jnp.mean(forms, 0)
+    size = jnp.sum(crossed**2)
+    share = jnp.sum(deviation * crossed) / jnp.where(size > 0, size, 1)
+    return jnp.clip(share, 0, 1)
+
+
+def _in_scale(held: Reference, boxed: Array) -> Array:
+    """`cᵀ Λ c` per probe."""
+    return jnp.sum(held.on_box(held.spectrum) * boxed**2, -1)
 
 
 def _predicted(held: Reference, sides: Array, solution: Array) -> Array:
