@@ -1,7 +1,7 @@
 """Random small problems for the certificates: many of one shape, and their exact answers.
 
-Truth is in extended precision (19 digits): at a signal over noise of 1e12 the dense answer in float64
-is off by more than what is tested.
+Truth is in extended precision (19 digits): at a signal over noise of 1e12 the dense answer in
+float64 is off by more than what is tested.
 """
 
 from typing import Any, NamedTuple

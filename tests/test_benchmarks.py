@@ -13,6 +13,7 @@ BEFORE = {k: os.environ.get(k) for k in ("OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 from benchmarks import (  # noqa: E402
     apart,
+    certificates,
     chains,
     fitting,
     gap_data,
@@ -27,6 +28,7 @@ from benchmarks import (  # noqa: E402
     tables,
     whitening,
 )
+from benchmarks.certificate_cases import Shape, draw_cases, exact  # noqa: E402
 from benchmarks.peers import environments, processes  # noqa: E402
 
 for key, value in BEFORE.items():
@@ -378,13 +380,52 @@ def test_the_table_of_gaps_marks_fits_that_were_stopped():
 
 
 def test_certificates_count_what_lies_within_the_error():
-    def row(kind, exact, error):
-        found = {"gaps": kind, "shape": (2, 3), "iterative": 0.0, "exact": exact, "error": error}
-        return {**found, "num_steps": 7}
+    def row(terms, of_error, of_gradient, converged=True):
+        return {
+            "terms": terms,
+            "box": 4,
+            "probes": 16,
+            "gaps": "block",
+            "ratio": 2e4,
+            "converged": converged,
+            "error": 0.5,
+            "of_error": of_error,
+            "of_gradient_error": of_gradient,
+            "gradient_error": [1.0, 2.0, 3.0],
+            "num_steps": 7,
+        }
 
-    rows = [row("block", 1.0, 2.0), row("block", 3.0, 2.0), row("scattered", 0.0, 1.0)]
-    lines = gap_tables.certificates_table(rows).splitlines()[2:]
-    assert [line.split(" | ")[2] for line in lines] == ["1 (100.0%)", "1 (50.0%)", "2 (66.7%)"]
+    rows = [row(1, 0.5, [0.1, 2.0, 0.3]), row(1, 2.0, [0.1] * 3), row(2, 9.0, [9.0] * 3, False)]
+    rows.append(row(2, 0.1, [0.1] * 3))
+    found = {(r["kind"], r["level"]): r for r in certificates.summarised(rows)}
+    assert found["terms", "1"]["num_within"] == 1
+    assert found["terms", "1"]["num_within_gradient"] == 5
+    assert found["signal over noise", "1e3 to 1e6"]["num_converged"] == 3
+    lines = gap_tables.certificates_table(list(found.values())).splitlines()[2:]
+    assert lines[-1].split(" | ")[:5] == ["| all", "4", "75.0%", "66.7%", "88.9%"]
+
+
+def test_cases_of_certificates_have_their_exact_answers():
+    shape = Shape(2, (3, 4), 4, 4)
+    cases, kinds = draw_cases(shape, 6, 0)
+    value, gradient = exact(cases)
+    assert [k["ratio"] for k in kinds] == sorted(k["ratio"] for k in kinds)
+    for c in range(2):
+
+        def density(p, c=c):
+            first = [cases.factors[0][0][c] + p[0] * cases.slope[c], cases.factors[0][1][c]]
+            terms = [np.kron(*first), np.kron(*(f[c] for f in cases.factors[1]))]
+            seen = np.isfinite(cases.variances[c].ravel())
+            noise = np.diag((1 + p[2]) * cases.variances[c].ravel()[seen])
+            matrix = (1 + p[1]) * sum(terms)[np.ix_(seen, seen)] + noise
+            y = cases.y[c].ravel()[seen]
+            quadratic = y @ np.linalg.solve(matrix, y)
+            logdet = np.linalg.slogdet(matrix)[1]
+            return -0.5 * (quadratic + logdet + seen.sum() * np.log(2 * np.pi))
+
+        np.testing.assert_allclose(density(np.zeros(3)), value[c], rtol=1e-9)
+        slopes = [(density(h) - density(-h)) / 2e-5 for h in 1e-5 * np.eye(3)]
+        np.testing.assert_allclose(slopes, gradient[c], rtol=1e-4, atol=1e-4)
 
 
 def test_the_table_of_coverage_weighs_fields_alike():

@@ -24,8 +24,7 @@ from jaxtyping import Array, Float
 # like e^-|u|: the trapezoid rule with this step is right to 1e-12 for x in [1e-6, 1e2].
 STEP = 0.7
 NODES = np.exp(np.arange(-42, 34, STEP))
-# Of its tolerance, what an iteration may leave of the energy: to first order, where the tolerance is
-# of the residual, whose square the energy lacks.
+# What a solve may leave of its energy, as a share of the tolerance.
 LEFT = 0.1
 # Residuals are computed again from the solutions, and may be larger than they seemed by this.
 SLACK = 10
@@ -128,14 +127,6 @@ def conjugate_gradients(
         precondition: multiplies columns by `M⁻¹`, symmetric positive definite.
         preconditioned: `M⁻¹ b`, where it is known.
     """
-    ndim = b.ndim - 1
-
-    def dot(u: Array, v: Array) -> Array:
-        return jnp.sum(u * v, axis=tuple(range(1, ndim + 1)))
-
-    def column(v: Array) -> Array:
-        return v.reshape(-1, *(1,) * ndim)
-
     # What an energy that falls leaves is rounded to this.
     rounded = jnp.finfo(b.dtype).eps * energy
     falling = (jnp.arange(b.shape[0]) < (num_solves if falls else 0)).astype(b.dtype)
@@ -150,18 +141,18 @@ def conjugate_gradients(
 
     def body(s: _State) -> _State:
         q = mv(s.p)
-        alpha = jnp.where(s.active, s.gamma / jnp.where(s.active, dot(s.p, q), 1), 0)
-        x = s.x + column(alpha) * s.p
-        r = s.r - column(alpha) * q
+        alpha = jnp.where(s.active, s.gamma / jnp.where(s.active, _dot(s.p, q), 1), 0)
+        x = s.x + _beside(alpha, b) * s.p
+        r = s.r - _beside(alpha, b) * q
         z = precondition(r)
-        gamma = jnp.where(s.active, dot(r, z), s.gamma)
+        gamma = jnp.where(s.active, _dot(r, z), s.gamma)
         beta = jnp.where(s.active, gamma / jnp.where(s.active, s.gamma, 1), 0)
         energy = s.energy - falling * alpha * s.gamma
         return _State(
             step=s.step + 1,
             x=x,
             r=r,
-            p=z + column(beta) * s.p,
+            p=z + _beside(beta, b) * s.p,
             gamma=gamma,
             energy=energy,
             num_steps=s.num_steps + s.active.astype(jnp.int32),
@@ -170,7 +161,7 @@ def conjugate_gradients(
         )
 
     z = precondition(b) if preconditioned is None else preconditioned
-    gamma = dot(b, z)
+    gamma = _dot(b, z)
     start = _State(
         step=jnp.zeros((), jnp.int32),
         x=jnp.zeros_like(b),
@@ -186,12 +177,22 @@ def conjugate_gradients(
     residual = b - mv(end.x)
     return Krylov(
         solution=end.x,
-        residual=jnp.sqrt(jnp.maximum(dot(residual, precondition(residual)), 0)),
+        residual=jnp.sqrt(jnp.maximum(_dot(residual, precondition(residual)), 0)),
         scale=jnp.sqrt(jnp.maximum(end.energy, rounded)),
         left=bound(residual),
         num_steps=end.num_steps,
         **_quadrature(end.recurrence, least),
     )
+
+
+def _dot(u: Array, v: Array) -> Array:
+    """Per column."""
+    return jnp.sum(u * v, axis=tuple(range(1, u.ndim)))
+
+
+def _beside(numbers: Array, columns: Array) -> Array:
+    """One number per column, to multiply it by."""
+    return numbers.reshape(-1, *(1,) * (columns.ndim - 1))
 
 
 def _shifts(least: Array) -> Array:
@@ -212,9 +213,7 @@ def _first(b: Array, least: Array) -> _Recurrence:
     )
 
 
-def _advance(
-    s: _Recurrence, alpha: Array, beta: Array, active: Array, least: Array
-) -> _Recurrence:
+def _advance(s: _Recurrence, alpha: Array, beta: Array, active: Array, least: Array) -> _Recurrence:
     """One more row of `T`: `1/α_k + β_{k−1}/α_{k−1}`, and `√β_k / α_k` beside it."""
     inverse = 1 / jnp.where(active, alpha, 1)
     entry = inverse + s.beta_over_alpha
@@ -232,12 +231,7 @@ def _advance(
         beta_over_alpha=beta * inverse,
         coupling=coupling,
     )
-    return _Recurrence(
-        *(
-            jnp.where(active.reshape(-1, *(1,) * (a.ndim - 1)), a, b)
-            for a, b in zip(new, s, strict=True)
-        )
-    )
+    return _Recurrence(*(jnp.where(_beside(active, a), a, b) for a, b in zip(new, s, strict=True)))
 
 
 def _quadrature(s: _Recurrence, least: Array) -> dict[str, Array]:

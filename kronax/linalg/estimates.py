@@ -14,7 +14,6 @@ from scipy.special import chdtri, stdtrit
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.modes import same_rank
 
-
 # Units in the last place that a decomposition or a product may be off by, relative to its norm.
 ROUNDING = 8
 
@@ -103,9 +102,9 @@ class Estimate(eqx.Module):
         residual: the largest relative residual of the iterations, computed from the solutions.
         num_steps: the largest number of iterations.
         converged: whether the residual is near or below the tolerance.
-        rounding: of a log density or log-determinant, how much of the error is a bound of rounding.
-        probes: what each random probe says of the part that is not data: `value` has their mean, and
-            their derivatives are per probe as well.
+        rounding: of a log density or log-determinant, the part of the error that bounds rounding.
+        probes: what each random probe says of the part that is not data: `value` has their mean,
+            and their derivatives are per probe as well.
     """
 
     value: Array
@@ -248,11 +247,10 @@ def skew_quantile(num_probes: int) -> float:
 def trace_quantile(num_probes: int) -> float:
     """How many standard errors hold a trace in 99 % of cases, if `trace_error` estimates them.
 
-    With Gaussian probes the worst that can happen is a matrix of rank one that all
-    probes nearly miss: the mean of `χ²₁` in place of one. Where that mean is at its quantile of 1 %,
-    `u`, the standard error seems to be `√(2u/k)`. Higher ranks need less, and down to the
-    normal quantile, which few probes do not reach: of 200 000 draws at ranks from 1 to 40, even and
-    falling, 99.0 to 100 % lie inside.
+    With Gaussian probes the worst that can happen is a matrix of rank one that all probes nearly
+    miss: the mean of `χ²₁` in place of one. Where that mean is at its quantile of 1 %, `u`, the
+    standard error seems to be `√(2u/k)`. Higher ranks need less, down to the normal quantile: of
+    200 000 draws at ranks from 1 to 40, even and falling, 99.0 to 100 % lie inside.
     """
     low = float(chdtri(num_probes, 0.99)) / num_probes
     return max(quantile(num_probes), (1 - low) / (2 * low / num_probes) ** 0.5)
@@ -262,8 +260,8 @@ def trace_error(forms: Array, squares: Array, size: int) -> tuple[Array, Array]:
     """Half of a 99 % interval around the mean of `gᵀ F g`, and the standard error.
 
     With random signs, `gᵀg = n`, the variance is twice the squares off the diagonal, at most
-    `2 (tr F² − (tr F)²/n)`, and `squares` have the mean `tr F²`. Where `F` is nearly diagonal at the
-    cells, signs know its trace much better than that: the spread of `forms` shows it, with a
+    `2 (tr F² − (tr F)²/n)`, and `squares` have the mean `tr F²`. Where `F` is nearly diagonal at
+    the cells, signs know its trace much better than that: the spread of `forms` shows it, with a
     quantile that allows for a spread that is small by luck.
 
     Args:
@@ -276,4 +274,3 @@ def trace_error(forms: Array, squares: Array, size: int) -> tuple[Array, Array]:
     bound, seen = jnp.sqrt(variance / num), jnp.std(forms, ddof=1) / num**0.5
     errors = trace_quantile(num) * bound, skew_quantile(num) * seen
     return jnp.minimum(*errors), jnp.where(errors[0] < errors[1], bound, seen)
-

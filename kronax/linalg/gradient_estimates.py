@@ -31,9 +31,7 @@ class GradientEstimate(NamedTuple):
     estimate: Estimate
 
 
-def gradient_estimate(
-    function: Callable[[Any], Estimate], parameters: Any
-) -> GradientEstimate:
+def gradient_estimate(function: Callable[[Any], Estimate], parameters: Any) -> GradientEstimate:
     """The gradient of an estimate, and how far to trust it.
 
     It is the gradient that `jax.grad` gives; the spread of what the single probes say of it comes
@@ -93,9 +91,9 @@ def _spread(value: Array, probes: Array) -> tuple[Array, Array]:
 def _lost(value: Array, probes: Array, parameters: Array, estimate: Estimate) -> Array:
     """What iterations and rounding leave.
 
-    Data and determinant may cancel; of either, iterations leave a share like their residual. A value
-    that is rounded in some nats has a derivative that is, for a change of a parameter by itself or
-    by one.
+    Data and determinant may cancel; of either, iterations leave a share like their residual. A
+    value that is rounded in some nats has a derivative that is, for a change of a parameter by
+    itself or by one.
     """
     if estimate.rounding is None:
         return jnp.zeros_like(value)

@@ -25,7 +25,7 @@ from kronax.linalg.uneven import KroneckerPlusDiagonal
 
 # Solves for what a solve has left, at most.
 MOST_REFINEMENTS = 4
-# Probes are solved to this share of the tolerance: in a gradient their residuals do not average out.
+# Probes are solved to this share of the tolerance: their residuals do not average in a gradient.
 PROBES = 0.1
 
 

@@ -5,11 +5,16 @@ With `T = K (I + wK)⁻¹ = Q t² Qᵀ`, `E = Q t C⁻¹ t Qᵀ` and `N = (I + w
 over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ g`, estimates it by
 `−(N V a)ᵀ dK (N V b) + Σ dV ∘ (a ∘ b − (Q t g)²)`. Two things are known of that:
 
-- The parts of a probe in the box and outside are uncorrelated. `g = g₁ + g₂`, and to first order
-  `x = x₁ + x₂` with `x_i = g_i − (M − I) g_i`; of `a bᵀ` those of `x₂ g₁ᵀ` and `x₁ g₂ᵀ` have no mean
-  and are left out, `(x − x₂) g₁ᵀ + (x − x₁) g₂ᵀ`. They are of first order, the rest is of second.
+- The parts of a probe in the box and outside, `g = g₁ + g₂`, are uncorrelated, and `x` is close to
+  `x₁ + x₂` with `x_i = p g_i + q M g_i`, least squares over all probes. In `x gᵀ` the parts
+  `x₂ g₁ᵀ + x₁ g₂ᵀ` have no mean, and a multiple of them is left out. Where `M` is close to the
+  identity they are of first order and the rest is of second, and all of them are. Where cells
+  hardly know of each other none is, as random signs see a diagonal exactly, but not their parts.
+  The multiple is that of a regression, over the probes for `dK` (in the scale of the signal), over
+  all cells too for `dV`.
 - With `U` the eigenvectors of the box, the same estimate of `U Uᵀ V U Uᵀ` and `g₁` is a quadratic
-  form `cᵀ (UᵀdK U) c`, `c = N UᵀV U t L⁻ᵀ g₁`. The mean of `c cᵀ` is known exactly, and takes its place.
+  form `cᵀ (UᵀdK U) c`, `c = N UᵀV U t L⁻ᵀ g₁`. The mean of `c cᵀ` is known exactly, and takes its
+  place.
 
 Nothing is left to the probes where the box is the whole grid.
 """
@@ -48,16 +53,58 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
     """From probes over the spectrum and `M⁻¹` of them."""
     boxed, known, certain = _boxed(held, white)
     inside = held.only_box(white)
-    left, right, variations = [], [], -certain
-    for side, other in ((inside, white - inside), (white - inside, inside)):
-        x = solution - (2 * other - held.mv(other))
-        a, b, plain = held.filtered(x), held.filtered(side), held.to_cells(held.filter * side)
-        left.append(held.smoothed(held.excess * a))
-        right.append(held.smoothed(held.excess * b))
-        variations = variations + a * b - plain**2
+    sides = jnp.stack([inside, white - inside])
+    others = _predicted(held, sides, solution)[::-1]
+    a, b = held.filtered(solution), jnp.stack([held.filtered(side) for side in sides])
+    other_a = jnp.stack([held.filtered(other) for other in others])
+    plain = jnp.stack([held.to_cells(held.filter * side) for side in sides])
+    variations = a * jnp.sum(b, 0) - jnp.sum(plain, 0) ** 2 - certain
+    crossed = jnp.sum(other_a * b, 0) - 2 * plain[0] * plain[1]
+    weight = held.excess + 1 / held.noise
+    in_cells = _share(weight * variations, weight * crossed)
+
+    def moved(x: Array) -> Array:
+        return held.smoothed(held.excess * x)
+
+    right, left = jnp.stack([moved(x) for x in b]), moved(a)
+    other_left = jnp.stack([moved(x) for x in other_a])
+    axes = tuple(range(2, right.ndim))
+    scaled = jnp.stack([held.signal(x) for x in right])
+    along = jnp.sum(jnp.sum(left * scaled, axes), 0) - _in_scale(held, boxed)
+    in_signal = _share(along, jnp.sum(jnp.sum(other_left * scaled, axes), 0))
     return ProbeDerivative(
-        jnp.stack(left), jnp.stack(right), variations, held.box_columns, boxed, known
+        left - in_signal * other_left,
+        right,
+        variations - in_cells * crossed,
+        held.box_columns,
+        boxed,
+        known,
     )
+
+
+def _share(forms: Array, crossed: Array) -> Array:
+    """How much of `crossed`, which has no mean, to leave out of `forms`; probes come first."""
+    deviation = forms - jnp.mean(forms, 0)
+    size = jnp.sum(crossed**2)
+    share = jnp.sum(deviation * crossed) / jnp.where(size > 0, size, 1)
+    return jnp.clip(share, 0, 1)
+
+
+def _in_scale(held: Reference, boxed: Array) -> Array:
+    """`cᵀ Λ c` per probe."""
+    return jnp.sum(held.on_box(held.spectrum) * boxed**2, -1)
+
+
+def _predicted(held: Reference, sides: Array, solution: Array) -> Array:
+    """`x_i = p g_i + q M g_i` with the `p` and `q` that come closest to `x = x₁ + x₂`."""
+    moved = jnp.stack([held.mv(side) - side for side in sides])
+    both = jnp.stack([jnp.sum(sides, 0), jnp.sum(moved, 0)]).reshape(2, -1)
+    norms = jnp.linalg.norm(both, axis=1, keepdims=True)
+    both = both / jnp.where(norms > 0, norms, 1)
+    # A ridge, for where the one is a multiple of the other.
+    gram = matmul(both, both.T) + 1e3 * jnp.finfo(both.dtype).eps * jnp.eye(2, dtype=both.dtype)
+    share = jnp.linalg.solve(gram, both @ solution.ravel()) / jnp.where(norms > 0, norms, 1)[:, 0]
+    return share[0] * sides + share[1] * moved
 
 
 def _boxed(held: Reference, white: Array) -> tuple[Array, Array, Array]:

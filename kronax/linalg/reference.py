@@ -69,6 +69,15 @@ class Reference(eqx.Module):
         """`Q` for columns `(k, *grid)`."""
         return jax.vmap(lambda v: unrotate(self.bases, v))(x)
 
+    @property
+    def spectrum(self) -> Array:
+        """`Λ`, without what rounding leaves below zero."""
+        return jnp.maximum(outer([b.values for b in self.bases]), 0)
+
+    def signal(self, x: Array) -> Array:
+        """`K` for columns `(k, *grid)`."""
+        return self.to_cells(self.spectrum * self.to_spectrum(x))
+
     def smoothed(self, x: Array) -> Array:
         """`(I + w K)⁻¹`, which leaves what the signal cannot explain."""
         return self.to_cells(self.smooth[None] * self.to_spectrum(x))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.conjugate_gradients import TRIALS, conjugate_gradients
+from kronax.linalg.conjugate_gradients import conjugate_gradients
 from tests import oracle
 from tests.tolerances import assert_close
 
@@ -108,6 +108,18 @@ def test_an_even_grid_is_exact():
         assert_close(value, truth)
 
 
+def dense_slopes(case):
+    """`∂ log density / ∂A` as a matrix over the whole grid, and that in the data."""
+    matrix, cells = case.dense()
+    inverse = np.linalg.inv(matrix)
+    weights = inverse @ case.y.ravel()[cells]
+    size = case.variances.size
+    by_matrix, in_y = np.zeros((size, size)), np.zeros(size)
+    by_matrix[np.ix_(cells, cells)] = 0.5 * (np.outer(weights, weights) - inverse)
+    in_y[cells] = -weights
+    return by_matrix, in_y.reshape(case.variances.shape)
+
+
 def test_gradients_are_unbiased():
     case = draw_case(np.random.default_rng(2), (5, 6), noise=0.05, share=0.3)
     iteration = kx.Iteration(num_probes=8192, box_size=4)
@@ -118,11 +130,7 @@ def test_gradients_are_unbiased():
 
     y = np.nan_to_num(case.y)
     slopes = jax.grad(value, (0, 1, 2))(jnp.asarray(case.first), jnp.asarray(case.variances), y)
-    matrix, cells = case.dense()
-    inverse = np.linalg.inv(matrix)
-    weights = inverse @ y.ravel()[cells]
-    by_matrix = np.zeros((30, 30))
-    by_matrix[np.ix_(cells, cells)] = 0.5 * (np.outer(weights, weights) - inverse)
+    by_matrix, in_y = dense_slopes(case._replace(y=y))
     blocks = by_matrix.reshape(5, 6, 5, 6)
     first = np.einsum("abcd,bd->ac", blocks, case.second)
     observed = np.isfinite(case.variances)
@@ -130,9 +138,7 @@ def test_gradients_are_unbiased():
     assert_close_to(slopes[0], first, 0.01)
     assert_close_to(slopes[1], noise, 0.01)
     assert np.all(np.asarray(slopes[1])[~observed] == 0)
-    in_y = np.zeros(30)
-    in_y[cells] = -weights
-    assert_close_to(slopes[2], in_y.reshape(5, 6), 1e-4)
+    assert_close_to(slopes[2], in_y, 1e-4)
 
 
 def assert_close_to(actual, expected, share):
@@ -386,14 +392,44 @@ def test_conjugate_gradients_know_the_spectrum():
         lambda x: x @ matrix,
         jnp.asarray(b),
         energy=jnp.sum(b**2, -1) * jnp.ones(3),
-        is_solve=jnp.zeros(3),
+        num_solves=1,
+        falls=False,
         tolerance=1e-10,
         max_steps=100,
+        bound=lambda r: jnp.sum(r**2, -1) / values[0],
+        least=jnp.asarray(values[0] / 7),
     )
     assert_close(found.solution, np.linalg.solve(matrix, b.T).T, 1)
-    forms = np.sum((b @ basis) ** 2 * np.log(values), -1)[:2] / np.sum(b**2, -1)[:2]
-    np.testing.assert_allclose(found.log_form[:2], forms, rtol=1e-9)
-    step = TRIALS[1] / TRIALS[0]
-    assert np.all((found.smallest[:2] <= 1e-3 * 1.0001) & (found.smallest[:2] >= 1e-3 / step**1.01))
+    weights = (b @ basis)[:2] ** 2 / np.sum(b[:2] ** 2, -1, keepdims=True)
+    logs = np.log(values)
+    np.testing.assert_allclose(found.log_form[:2], weights @ logs, rtol=1e-9)
+    np.testing.assert_allclose(found.log_square[:2], weights @ logs**2, rtol=1e-9)
+    remainder = weights @ (logs - (values - 1)) ** 2
+    np.testing.assert_allclose(found.remainder_square[:2], remainder, rtol=1e-5)
     assert found.num_steps[2] == 0
     assert np.all(found.solution[2] == 0)
+
+
+@pytest.mark.parametrize("tolerance", [0.3, 1e-2, 1e-4])
+def test_what_the_iteration_has_not_met_is_bounded(tolerance):
+    """One eigenvalue of 1e-9 that a column hardly has: no iteration of a few steps sees it."""
+    rng = np.random.default_rng(15)
+    values = np.concatenate([[1e-9], np.geomspace(0.3, 3, 40)])
+    b = rng.standard_normal((6, 41)) * np.concatenate(
+        [np.geomspace(1e-6, 1, 6)[:, None], *[np.ones((6, 1))] * 40], 1
+    )
+    found = conjugate_gradients(
+        lambda x: x * values,
+        jnp.asarray(b),
+        energy=jnp.sum(b**2, -1) * jnp.ones(6),
+        num_solves=0,
+        tolerance=tolerance,
+        max_steps=100,
+        bound=lambda r: jnp.sum(r**2 / values, -1),
+        least=jnp.asarray(1e-10),
+    )
+    form = b**2 @ np.log(values) / np.sum(b**2, -1)
+    assert np.all(found.log_form >= form - 1e-12)
+    assert np.all(found.log_form - found.log_left <= form + 1e-12)
+    residual = b - found.solution * values
+    np.testing.assert_allclose(found.left, np.sum(residual**2 / values, -1), rtol=1e-6)
