@@ -74,8 +74,7 @@ class GridGP(NumpyroSites):
         terms: in place of `kernels`, those of each term of an additive model by name, such as
             `{"trend": (slow, space), "season": (year, space)}`. They are exact where they differ
             on one axis, the others having the same kernel object, or are `kx.White` on all axes
-            but one; any others are one dense matrix, or solved
-            by iterations, as `gaps` says.
+            but one; others are a dense matrix or solved by iterations, as `gaps` says.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise; or a dictionary from an axis to
             variances along it; or one variance per cell, infinite where it has no data, of which
