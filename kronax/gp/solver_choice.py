@@ -74,10 +74,12 @@ def choice(gp: Any) -> Choice:
     if gp.measured is not None:
         return gp.measured
     exact = _cheapest_exact(gp)
+    if not _has_choice(gp):
+        return exact
     if gp.gaps == "exact":
         return _because(exact, f"{exact.reason}; 'exact' was asked for")
     refused = _why_not_iterative(gp)
-    if gp.gaps == "iterative" and _has_choice(gp):
+    if gp.gaps == "iterative":
         if refused:
             raise NotImplementedError(
                 f"gaps='iterative' is not available {refused}. Take gaps='exact'."
