@@ -84,8 +84,8 @@ class GridGP(NumpyroSites):
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
         gaps: how gaps, one variance per cell and any `terms` are handled: "exact"; "iterative",
             with first derivatives and certificates; or "auto": exactly up to a cost of some
-            seconds (one dense matrix for up to some 2 000 observed cells), up to half a minute as
-            a trial at the first use finds iterations to serve or not, beyond by iterations.
+            seconds (one dense matrix for up to some 2 000 observed cells), up to a minute as a
+            trial at the first use finds iterations to serve or not, beyond by iterations.
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
