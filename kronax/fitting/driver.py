@@ -129,9 +129,6 @@ def drive(
             since = time.perf_counter()
             states = jax.block_until_ready(advance(fixed, states, jnp.asarray(until, jnp.int32)))
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
-            if _furthest(states) > measure_at or _position(states) is None:
-                measure_at = 2 * _furthest(states)
-                fixed, states = remeasured(fixed, states)
             if until % every == 0:
                 save(states)
             bar.show(states)
@@ -141,6 +138,9 @@ def drive(
                 stopped = INTERRUPTED
             if stopped is not None:
                 break
+            if _furthest(states) > measure_at or _position(states) is None:
+                measure_at = 2 * _furthest(states)
+                fixed, states = remeasured(fixed, states)
             chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))
     return fixed[0], states, stopped, elapsed()
 
@@ -161,14 +161,16 @@ def remeasured(fixed: Fixed, states: State) -> tuple[Fixed, State]:
         return fixed, states
     none = jnp.full_like(states.best_loss, jnp.inf)
     afresh = states._replace(
-        raw=jax.tree.map(jnp.array, states.best),
+        raw=states.best,
         optimizer=jax.vmap(optimizer.init)(states.best),
         best_loss=none,
-        fresh=jnp.array(none),
+        fresh=none,
         stalled=jnp.zeros_like(states.stalled),
         status=jnp.full_like(states.status, RUNNING),
     )
-    return (moved, optimizer, threshold), afresh
+    # The compiled loop takes the buffers over: none is shared.
+    copied = jax.tree.map(lambda x: jnp.array(x) if isinstance(x, jax.Array) else x, afresh)
+    return (moved, optimizer, threshold), copied
 
 
 @contextlib.contextmanager

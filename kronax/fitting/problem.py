@@ -90,7 +90,7 @@ class Problem(eqx.Module):
 
     def measured_at(self, raw: Mapping[str, Array], member: int = 0) -> "Problem":
         """The problem solved as its model measures at a point: another loss, or the same object."""
-        if self.y is None or not hasattr(self.model, "measuring"):
+        if self.y is None or not self.is_estimated:
             return self
         y = self.y[member] if self.independent else self.y
         bare = self.solved_by(None)

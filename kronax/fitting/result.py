@@ -182,7 +182,8 @@ class FitResult(eqx.Module):
             f"loss {self.losses[0]:.6g} → {self.loss:.6g}",
         ]
         if self.problem.measured is not None:
-            lines.append(f"solved by: {self.problem.measured.reason}")
+            way = "by iterations" if self.problem.is_estimated else "exactly"
+            lines.append(f"solved {way}: {self.problem.measured.reason}")
         if len(self.restarts) > 1:
             lines.append(
                 f"best of {len(self.restarts)} starts; {self.restarts.num_best} of them reached it"

@@ -73,8 +73,7 @@ class GridGP(NumpyroSites, LeastNoise):
         terms: in place of `kernels`, those of each term of an additive model by name, such as
             `{"trend": (slow, space), "season": (year, space)}`. They are exact where they differ
             on one axis, the others having the same kernel object, or are `kx.White` on all axes
-            but one; any others are one dense matrix, or solved
-            by iterations, as `gaps` says.
+            but one; others are a dense matrix or solved by iterations, as `gaps` says.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise; or a dictionary from an axis to
             variances along it; or one variance per cell, infinite where it has no data, of which
@@ -84,8 +83,8 @@ class GridGP(NumpyroSites, LeastNoise):
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
         gaps: how gaps, one variance per cell and any `terms` are handled: "exact"; "iterative",
             with first derivatives and certificates; or "auto": exactly up to a cost of some
-            seconds (one dense matrix for up to some 2 000 observed cells), up to half a minute as
-            a trial at the first use finds iterations to serve or not, beyond by iterations.
+            seconds (one dense matrix for up to some 2 000 observed cells), up to a minute as a
+            trial at the first use finds iterations to serve or not, beyond by iterations.
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of

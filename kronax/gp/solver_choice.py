@@ -31,6 +31,8 @@ MOST_BYTES = 4e9
 # The same for one dense matrix of the observed cells, some 2000 of them, beside which iterations
 # are very fast.
 MOST_DENSE = 7e10
+# Up to these, about a minute, an exact way stands in where iterations turn out to be no good.
+MOST_MEASURED = 6e12
 # An exact method that takes this many times as much is not chosen without being asked for.
 MOST_UNASKED = 5
 # What a cost is predicted with; `Estimate.num_steps` tells the true number.
@@ -48,7 +50,7 @@ class Choice:
         flops: operations of a value and gradient that is exact, in those of a matrix product.
         memory: its largest arrays, in bytes.
         exact: of iterations, the exact way that stands in where they turn out to be no good, if
-            it takes less than a minute.
+            it takes about a minute at most.
     """
 
     way: Literal["structured", "dense", "iterative"]
@@ -74,10 +76,12 @@ def choice(gp: Any) -> Choice:
     if gp.measured is not None:
         return gp.measured
     exact = _cheapest_exact(gp)
+    if not _has_choice(gp):
+        return exact
     if gp.gaps == "exact":
         return _because(exact, f"{exact.reason}; 'exact' was asked for")
     refused = _why_not_iterative(gp)
-    if gp.gaps == "iterative" and _has_choice(gp):
+    if gp.gaps == "iterative":
         if refused:
             raise NotImplementedError(
                 f"gaps='iterative' is not available {refused}. Take gaps='exact'."
@@ -88,7 +92,7 @@ def choice(gp: Any) -> Choice:
     if refused:
         return _because(exact, f"{exact.reason}; {exact.cost}, and no iterations {refused}")
     found = _iterative(exact, f"{exact.reason}; exactly it would take {exact.cost}")
-    is_near = exact.flops <= MOST_UNASKED * MOST_OPERATIONS and exact.memory <= MOST_BYTES
+    is_near = exact.flops <= MOST_MEASURED and exact.memory <= MOST_BYTES
     return dataclasses.replace(found, exact=exact) if is_near else found
 
 

@@ -210,6 +210,11 @@ class DenseCovariance(AbstractSolvable):
         explain_not_finite(value, self.op)
         return value
 
+    def inverse(self) -> Array:
+        """`S⁻¹` at the observed cells, `(n, n)`."""
+        root = self.cholesky()
+        return _solved(root, jnp.eye(root.shape[-1], dtype=root.dtype))
+
     def conjugated_inverse_diagonal(self, rows: Rows) -> Array:
         """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`, each `(m_i, n_i)`; grid-shaped."""
         return _explained_on(self, (tuple(rows),))

@@ -14,10 +14,12 @@ from math import prod
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.diagonals import CHUNK, columnwise, tangent_in_basis
 from kronax.linalg.eigenbases import Eigenbasis
 from kronax.linalg.modes import along, apply_along, matmul, outer
@@ -43,21 +45,45 @@ class GivenOthers(NamedTuple):
 
 @eqx.filter_jit
 def slices_given_others(
-    op: KroneckerPlusNoise, axis: int, fields: Float[Array, "..."]
+    op: KroneckerPlusNoise | DenseCovariance, axis: int, fields: Float[Array, "..."]
 ) -> GivenOthers:
     """Covariances of whole slices of `axis` given the others, exact and never as matrices.
 
-    Right to first order, and values only with factors of low rank.
+    Right to first order, and values only with factors of low rank; of a dense matrix, which must
+    have no gaps, to every order.
 
     Args:
         op: the covariance of the data, without a batch.
         axis: from 0.
         fields: what the covariances are applied to, `(*fields, n_1, …, n_d)`.
     """
+    if isinstance(op, DenseCovariance):
+        return _dense_slices(op, axis, fields)
     if is_thin(op):
         bare = KroneckerPlusNoise(op.kronecker, op.noise)
         return GivenOthers(*_thin_slices((bare, fields), decomposition(op), axis=axis))
     return GivenOthers(*_slices((*op.blocks(), fields), op.eigenbases(), axis=axis))
+
+
+def _dense_slices(op: DenseCovariance, axis: int, fields: Array) -> GivenOthers:
+    """By Cholesky of the blocks of the inverse, one per slice."""
+    grid, num = op.grid_shape, len(op.grid_shape)
+    inverse = op.inverse().reshape(*grid, *grid)
+    moved = jnp.moveaxis(inverse, (axis, num + axis), (0, 1))
+    size = prod(grid) // grid[axis]
+    blocks = jnp.moveaxis(jnp.diagonal(moved, axis1=0, axis2=1), -1, 0)
+    roots = jnp.linalg.cholesky(blocks.reshape(-1, size, size))
+    lead = fields.shape[: fields.ndim - num]
+    columns = jnp.moveaxis(fields.reshape(-1, *grid), axis + 1, 0)
+    shape = columns.shape
+    columns = jnp.swapaxes(columns.reshape(*shape[:2], size), 1, 2)
+    applied = jax.scipy.linalg.cho_solve((roots, True), columns)
+    applied = jnp.moveaxis(jnp.swapaxes(applied, 1, 2).reshape(shape), 0, axis + 1)
+    identity = jnp.broadcast_to(jnp.eye(size, dtype=roots.dtype), roots.shape)
+    white = jax.scipy.linalg.solve_triangular(roots, identity, lower=True)
+    diagonal = jnp.sum(jnp.square(white), axis=1).reshape(shape[0], *shape[2:])
+    log_det = -2 * jnp.sum(jnp.log(jnp.diagonal(roots, axis1=1, axis2=2)), axis=1)
+    return GivenOthers(applied.reshape(*lead, *grid), jnp.moveaxis(diagonal, 0, axis), log_det)
 
 
 class _Frame:

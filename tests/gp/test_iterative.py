@@ -123,6 +123,10 @@ def test_draws_have_the_moments_of_the_posterior(both):
     np.testing.assert_array_equal(np.isnan(noisy), np.isinf(levels))
 
 
+few_draws = pytest.mark.filterwarnings("ignore:Leave-one-out variances from 128 draws")
+
+
+@few_draws
 def test_leave_one_out_agrees(both):
     exact, iterative = (post.leave_one_out() for post in both)
     assert exact.variance_error is None
@@ -205,6 +209,7 @@ def test_traced_variances_and_masks():
     np.testing.assert_allclose(batched[0], known, rtol=1e-6)
 
 
+@few_draws
 def test_low_noise_keeps_the_mean_to_a_share_of_its_deviation():
     """Signal over noise of 1e5: the error of `S⁻¹y` times a covariance would be many deviations."""
     rng = np.random.default_rng(5)
