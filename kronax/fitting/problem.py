@@ -222,9 +222,7 @@ def make_problem(
     if grid is not None and hasattr(model, "observing"):
         observed = model.observing(grid).observed
     has_floor = grid is not None and _may_floor(model, frozen, settings["domains"], shared)
-    problem = Problem(
-        model, grid, {}, loss, frozen, kept, shared, independent, observed, has_floor
-    )
+    problem = Problem(model, grid, {}, loss, frozen, kept, shared, independent, observed, has_floor)
     for path in prepared:
         if not rows[path].trainable:
             raise ValueError(
