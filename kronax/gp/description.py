@@ -40,8 +40,8 @@ def _rounding(gp: Any) -> list[str]:
         return []
     if not is_concrete(known):
         return []
-    variances = [variance_of(kernel) for kernel in gp.kernels]
-    if None in variances:
+    variances = [v for v in map(variance_of, gp.kernels) if v is not None]
+    if len(variances) < len(gp.kernels):
         return []
     cells = prod(gp.grid_shape) if gp.observed is None else int(gp.observed.array.sum())
     signal = cells * float(1.0 if gp.variance is None else gp.variance) * prod(variances)
@@ -64,10 +64,10 @@ def variance_of(kernel: Kernel) -> float | None:
         inner = variance_of(kernel.kernel)
         return None if inner is None else float(kernel.variance) * inner
     if isinstance(kernel, Sum | Product):
-        pair = variance_of(kernel.first), variance_of(kernel.second)
-        if None in pair:
+        first, second = variance_of(kernel.first), variance_of(kernel.second)
+        if first is None or second is None:
             return None
-        return sum(pair) if isinstance(kernel, Sum) else prod(pair)
+        return first + second if isinstance(kernel, Sum) else first * second
     return None
 
 

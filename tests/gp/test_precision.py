@@ -151,8 +151,8 @@ def test_a_fit_of_a_simulator_ends_at_what_double_precision_carries():
     # What standard errors there are hold the noise where it is.
     names = result.laplace().names
     assert set(names) == {"kernels[0].lengthscale", "kernels[1].lengthscale", "variance"}
-    again = kx.fit(result.model, y, freeze=("noise",), num_steps=2, progress=False)
-    assert again.model.noise == result.model.noise
+    frozen = kx.fit(process(1e-9), y, freeze=("noise",), num_steps=2, progress=False)
+    assert frozen.model.noise == 1e-9
 
 
 def test_what_the_user_says_of_the_noise_goes_before_the_floor():
