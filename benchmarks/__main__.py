@@ -17,6 +17,7 @@ WORKLOADS = (
     "preconditioners",
     "certificates",
     "coverage",
+    "precision",
 )
 
 

@@ -5,12 +5,15 @@ factorisation of the same numbers in extended precision (64 bits of mantissa), w
 linear algebra for.
 """
 
+import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 import kronax as kx
+from benchmarks.markdown import table
 from benchmarks.measure import save
 
 SHAPE = (18, 13)
@@ -18,6 +21,14 @@ NUM_CASES, QUICK_NUM_CASES = 30, 1
 LENGTHSCALES = (0.1, 1.0)
 RATIOS = (1e-5, 10.0)
 PERIOD = 0.7
+DECADES = (1e-5, 1e-3, 1e-2, 0.1, 1.0, 10.1)
+ERRORS = {
+    "value": "log likelihood, nats",
+    "grid mean": "mean on the grid, deviations",
+    "grid variance": "its variance, relative",
+    "new mean": "mean between, deviations",
+    "new variance": "its variance, relative",
+}
 Wide = np.longdouble
 
 
@@ -32,7 +43,9 @@ KERNELS: dict[str, tuple[Callable[..., Any], Callable[..., np.ndarray]]] = {
     "RBF": (kx.RBF, lambda x, s: np.exp(-((x / s) ** 2) / 2)),
     "Periodic": (
         lambda s: kx.Periodic(s.dtype.type(PERIOD), s),
-        lambda x, s: np.exp(-2 * (np.sin(np.arctan(Wide(1)) * 4 * x / s.dtype.type(PERIOD)) / s) ** 2),
+        lambda x, s: np.exp(
+            -2 * (np.sin(np.arctan(Wide(1)) * 4 * x / s.dtype.type(PERIOD)) / s) ** 2
+        ),
     ),
 }
 
@@ -137,19 +150,35 @@ def _largest(given: Any, exact: np.ndarray, unit: Any) -> float:
     return float(np.max(error))
 
 
+def precision_table(rows: list[dict[str, Any]]) -> str:
+    """The largest error of every kind, by kernel and by decade of the ratio."""
+    body = []
+    for precision, kernel in dict.fromkeys((r["precision"], r["kernel"]) for r in rows):
+        own = [r for r in rows if (r["precision"], r["kernel"]) == (precision, kernel)]
+        for low, high in pairwise(DECADES):
+            some = [r for r in own if low <= r["ratio"] < high]
+            if some:
+                worst = [max(_number(r[name]) for r in some) for name in ERRORS]
+                cells = [precision, kernel, f"{low:g} to {high:g}", str(len(some))]
+                body.append([*cells, *(f"{w:.1g}" for w in worst)])
+    header = ["precision", "kernel", "ratio", "cases", *ERRORS.values()]
+    return table(header, body)
+
+
+def _number(value: float | None) -> float:
+    return np.inf if value is None else value
+
+
 def run(quick: bool) -> None:
     """All kernels in both precisions."""
     count = QUICK_NUM_CASES if quick else NUM_CASES
-    rows = [
-        measure(kernel, dtype, seed)
-        for dtype in (np.float32, np.float64)
-        for kernel in KERNELS
-        for seed in range(count)
-    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", kx.PrecisionWarning)  # errors are what is measured
+        rows = [
+            measure(kernel, dtype, seed)
+            for dtype in (np.float32, np.float64)
+            for kernel in KERNELS
+            for seed in range(count)
+        ]
     save("precision", rows, quick)
-    keys = ("value", "grid mean", "grid variance", "new mean", "new variance")
-    for dtype in ("float32", "float64"):
-        for kernel in KERNELS:
-            own = [r for r in rows if (r["kernel"], r["precision"]) == (kernel, dtype)]
-            slopes = [float(np.median([r[k] / r["ratio"] for r in own])) for k in keys]
-            print(dtype, kernel, *(f"{k}: {s:.2g} ratio" for k, s in zip(keys, slopes, strict=True)))
+    print(precision_table(rows))

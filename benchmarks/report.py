@@ -13,7 +13,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks import gap_tables, pictures, tables
+from benchmarks import gap_tables, pictures, precision, tables
 from benchmarks.measure import ROOT, results_folder
 
 PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md")
@@ -80,6 +80,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "preconditioners": {"preconditioners": gap_tables.preconditioners_table},
         "certificates": {"certificates": gap_tables.certificates_table},
         "coverage": {"coverage": tables.coverage_table},
+        "precision": {"precision": precision.precision_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

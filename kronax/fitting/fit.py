@@ -31,7 +31,7 @@ from kronax.fitting.steps import (
 from kronax.linalg.checks import refuse_traced
 
 # One object, so that every fit with the default shares its compiled loop. Below this share of the
-# loss the line search goes by the gradient alone: rounding, and random probes, spoil the loss first.
+# loss the line search goes by the gradient alone, which rounding and random probes spoil less.
 _LBFGS = optax.lbfgs(
     linesearch=optax.scale_by_zoom_linesearch(
         max_linesearch_steps=20, initial_guess_strategy="one", approx_dec_rtol=1e-4

@@ -1,6 +1,7 @@
 """The floor of the noise in a fit: what the precision carries, said at the start and at the end."""
 
 import dataclasses
+from typing import Any
 
 import equinox as eqx
 import numpy as np
@@ -22,6 +23,7 @@ def told_of_floor(found: FitResult) -> FitResult:
     problem = found.problem
     if not problem.has_floor:
         return found
+    reason: Any
     if not problem.independent:
         reason = _told(found.reason, problem.noise_level(found.model), found.losses.dtype)
     else:
@@ -34,7 +36,7 @@ def told_of_floor(found: FitResult) -> FitResult:
     return FitResult(**{**kept, "reason": reason})
 
 
-def _told(reason: str, noise: object, dtype: np.dtype) -> str:
+def _told(reason: str, noise: Any, dtype: np.dtype) -> str:
     if not is_at_floor(noise):
         return reason
     return (

@@ -83,7 +83,7 @@ def _rises(found: FitResult) -> list[tuple[str, float]]:
     if not 0 < level < FAINT * share:
         return []
     # From where the optimiser has it, which is the logarithm of what is above the floor.
-    return [("noise", float(np.log(k * share) - found.raw["noise"])) for k in SHARES]
+    return [("noise", float(np.log(k * share)) - float(found.raw["noise"])) for k in SHARES]
 
 
 def _unmoved(raw: Raw, begin: dict[str, np.ndarray]) -> list[str]:

@@ -13,7 +13,7 @@ from kronax.fitting.problem import Problem, Raw, precision
 # L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
 STALLED_STEPS = 5
 
-# So many steps in a row whose gain is below what rounding does to the loss are the end of a fit.
+# So many more steps whose gain is below what rounding does to the loss than others end a fit.
 LOST_STEPS = 5
 
 RUNNING, CONVERGED, NOT_FINITE, STALLED, ROUNDED = range(5)
@@ -23,10 +23,10 @@ class State(NamedTuple):
     """One fit, or several with a leading axis on every array.
 
     `losses[k]` and `norms[k]` belong to the point after `k` steps; `step` counts the points that
-    were judged. `fresh` is the loss at which a stuck line search was last started afresh. `move` is the
-    last step, `slope` the derivative of the loss along it, and `gain` what the optimiser's whole
-    step would have gained. `lost` counts the gains in a row that were below `rounding`, by which
-    losses miss what their gradients say.
+    were judged. `fresh` is the loss at which a stuck line search was last started afresh. `move` is
+    the last step, `slope` the derivative of the loss along it, and `gain` what the optimiser's
+    whole step would have gained. `lost` counts gains below `rounding`, by which losses miss what
+    their gradients say, less those above.
     """
 
     raw: Raw
@@ -187,7 +187,7 @@ def _announced(state: State, moved: Raw, grad: Raw) -> State:
 
 
 def _lost(state: State, change: Array, grad: Raw) -> tuple[Array, Array]:
-    """How often in a row the gain of a step was less than the loss misses its gradients by.
+    """How much more often than not the gain of a step was less than rounding, and that rounding.
 
     The trapezoidal rule is right to third order in the step, and gradients keep digits where
     losses, sums of many large numbers, have lost them. A step that was not taken tells nothing.
@@ -196,9 +196,9 @@ def _lost(state: State, change: Array, grad: Raw) -> tuple[Array, Array]:
     missed = jnp.abs(change - (state.slope + along) / 2)
     is_lost = (state.gain <= missed) & (state.step > 0)
     is_idle = (missed == 0) | ~jnp.isfinite(missed)
-    lost = jnp.where(is_idle, state.lost, jnp.where(is_lost, state.lost + 1, 0))
-    seen = jnp.where(is_lost & ~is_idle, jnp.maximum(state.rounding, missed), state.rounding)
-    return lost, jnp.where(lost == 0, 0, seen)
+    count = jnp.where(is_lost, state.lost + 1, jnp.maximum(state.lost - 1, 0))
+    is_seen = is_lost & ~is_idle
+    return jnp.where(is_idle, state.lost, count), jnp.where(is_seen, missed, state.rounding)
 
 
 def _afresh(state: State, optimizer: Any) -> State:

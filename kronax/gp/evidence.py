@@ -95,6 +95,7 @@ def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
     if isinstance(operator, Iterative) and found.estimate is not None:
         checked = settled(found.estimate, operator.iteration, "the posterior")
         return Weights(checked.value, found.regression, checked)
+    explain(gp, y, found.value)
     return found
 
 

@@ -75,7 +75,9 @@ def _parameter(gp: Any, observed: Mask | None) -> tuple[Array, Array]:
     if isinstance(gp.noise, AxisNoise):
         first = _first(gp.noise)
         others = [jnp.min(v) for v in gp.noise.variances[first + 1 :] if v is not None]
-        return gp.noise.variances[first], reduce(jnp.divide, others, least)
+        own = gp.noise.variances[first]
+        assert own is not None
+        return own, reduce(jnp.divide, others, least)
     return gp.noise, least
 
 

@@ -99,6 +99,8 @@ def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | N
     if isinstance(value, int | float | jax.Array) or hasattr(value, "dtype"):
         if jnp.ndim(value) != 0:
             return _by_cell(value, grid_shape)
+        if is_concrete(value) and float(value) == 0:
+            return _none(value, grid_shape)
         return value
     raise TypeError(f"The noise must be a variance, a dictionary or a kx.Kronecker; got {value!r}.")
 
@@ -119,6 +121,13 @@ def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
     variances = np.asarray(array)
     check_variances(variances)
     return CellNoise(array, one)
+
+
+def _none(zero: Any, grid_shape: tuple[int, ...]) -> FullNoise:
+    """No noise, for interpolation: there is nothing to train."""
+    zero = jnp.asarray(zero)
+    levels = (zero if i == 0 else jnp.ones_like(zero) for i in range(len(grid_shape)))
+    return FullNoise(Kronecker(*map(ScaledIdentity, levels, grid_shape)))
 
 
 def _from_diagonals(value: Kronecker) -> Any:

@@ -31,7 +31,9 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
             refuse_indefinite(noise, "noise")
         raise np.linalg.LinAlgError(
             "The operator must be positive definite; signal plus noise has an eigenvalue that is "
-            f"not above zero in {op.dtype}. Add noise: `op + variance` with a larger variance."
+            f"not above zero in {op.dtype}. Add noise, a variance above "
+            f"{np.finfo(op.dtype).eps:.0e} times the largest eigenvalue of the signal; or take a "
+            "rougher kernel, or fewer places."
         )
     if covariance:
         # An indefinite factor is to blame before one that is merely singular.

@@ -1,0 +1,210 @@
+"""What a precision carries: warnings where it is not enough, and fits that stay above rounding."""
+
+import warnings
+from functools import reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro.distributions import constraints
+
+import kronax as kx
+from kronax.linalg.conditioning import ends, largest_eigenvalue
+from kronax.linalg.precision import FLOOR, LOST
+from tests.gp import dense
+
+X, Z = np.linspace(0, 1, 12), np.linspace(0, 1, 10)
+FINE = ((X[1:] + X[:-1]) / 2, (Z[1:] + Z[:-1]) / 2)
+
+
+def simulator(x, z):
+    """A smooth function without noise."""
+    return np.sin(6 * x)[:, None] * np.cos(5 * z) + 0.3 * np.square(x)[:, None]
+
+
+def process(noise, dtype=np.float64, kernel=kx.RBF, **options):
+    kernels = (kernel(dtype(0.3)), dtype(1.0) * kernel(dtype(0.4)))
+    noise = dtype(noise) if np.ndim(noise) == 0 else noise
+    return kx.GridGP(kernels, (X.astype(dtype), Z.astype(dtype)), noise=noise, **options)
+
+
+def covariance(kernel=dense.squared_exponential, noise=0.0):
+    """The dense one of `process`."""
+    signal = np.kron(kernel(X, X, 0.3), kernel(Z, Z, 0.4))
+    return signal + noise * np.eye(len(signal))
+
+
+def carbon_dioxide(dtype, noise):
+    """Rasmussen and Williams (2006), equation 5.15 to 5.19, on months of some years."""
+    a = dtype
+    months = np.arange(0, 8, 1 / 12).astype(dtype)
+    kernel = (
+        a(66.0**2) * kx.RBF(a(67.0))
+        + a(2.4**2) * kx.RBF(a(90.0)) * kx.Periodic(a(1.0), a(1.3))
+        + a(0.66**2) * kx.RationalQuadratic(a(1.2), a(0.78))
+        + a(0.18**2) * kx.RBF(a(0.134))
+    )
+    y = 2 * months + 3 * np.sin(2 * np.pi * months) + 0.1 * np.cos(40 * months)
+    return kx.GridGP((kernel,), (months,), noise=a(noise)), y.astype(dtype)
+
+
+@pytest.mark.parametrize("noise", [0.19**2, 1e-4])
+def test_the_textbook_kernel_warns_in_single_precision_alone(noise):
+    gp, y = carbon_dioxide(np.float32, noise)
+    with pytest.warns(kx.PrecisionWarning, match=r"float32: rounding.*jax_enable_x64"):
+        gp.log_marginal_likelihood(y)
+    with pytest.warns(kx.PrecisionWarning, match="Means and variances"):
+        gp.condition(y)
+    gp, y = carbon_dioxide(np.float64, noise)
+    gp.log_marginal_likelihood(y)
+    gp.condition(y)
+
+
+def calls(noise, dtype=np.float32):
+    """Every eager way to a log density."""
+    gp, y = process(noise, dtype), simulator(X, Z).astype(dtype)
+    observed = np.ones(y.shape, bool)
+    observed[3, 4] = observed[5, 5] = False
+    gaps = np.where(observed, y, np.nan).astype(dtype)
+    op = gp.covariance()
+    uneven = process(np.full(y.shape, noise, dtype), dtype, gaps="exact")
+    return {
+        "likelihood": lambda: gp.log_marginal_likelihood(y),
+        "likelihood with gaps": lambda: gp.log_marginal_likelihood(gaps),
+        "condition": lambda: gp.condition(y),
+        "condition with gaps": lambda: gp.condition(gaps),
+        "uneven": lambda: uneven.condition(y),
+        "normal_logpdf": lambda: kx.normal_logpdf(y, 0.0, op),
+        "of a decomposed one": lambda: kx.normal_logpdf(y, 0.0, kx.decompose(op)),
+        "masked": lambda: kx.normal_logpdf(y, 0.0, kx.Masked(op, observed)),
+        "distribution": lambda: gp.numpyro_dist().log_prob(y),
+        "with gaps": lambda: gp.observing(gaps).numpyro_dist().log_prob(gaps),
+    }
+
+
+@pytest.mark.parametrize("name", calls(0.1))
+def test_ill_conditioned_models_warn_and_others_do_not(name):
+    calls(1e-2)[name]()
+    with pytest.warns(kx.PrecisionWarning) as caught:
+        calls(1e-7)[name]()
+    assert len(caught) == 1
+    assert caught[0].filename == __file__
+
+
+def test_a_line_warns_once_and_traced_values_never():
+    gp, y = process(1e-7, np.float32), simulator(X, Z).astype(np.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        for _ in range(3):
+            gp.log_marginal_likelihood(y)
+    assert len(caught) == 1
+    jax.jit(lambda y: gp.log_marginal_likelihood(y))(y)
+    jax.jit(lambda: gp.log_marginal_likelihood(y))()
+    jax.grad(lambda s: kx.replace(gp, {"noise": s}).log_marginal_likelihood(y))(np.float32(1e-7))
+    jax.vmap(gp.log_marginal_likelihood)(np.stack([y, 2 * y]))
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        lambda a, b: kx.Kronecker(a, b) + 0.1,
+        lambda a, b: kx.KroneckerPlusNoise(kx.KroneckerSum(a, b), 0.1),
+        lambda a, b: kx.Kronecker(kx.Toeplitz(a[0]), kx.Diagonal(b[0])) + 0.1,
+    ],
+)
+def test_eigenvalues_of_a_decomposition_are_exact(op):
+    op = op(jnp.asarray(dense.matern32(X, X, 0.3)), jnp.asarray(dense.matern12(Z, Z, 0.4)))
+    values = np.linalg.eigvalsh(op.to_dense())
+    found = ends(op)
+    np.testing.assert_allclose([found.smallest, found.largest], values[[0, -1]], rtol=1e-10)
+    assert values[-1] <= largest_eigenvalue(op) <= 2 * values[-1]
+    assert ends(kx.decompose(op)) == found
+
+
+def test_gaps_and_iterations_bound_the_eigenvalues():
+    op = process(0.1, kernel=kx.Matern32).covariance()
+    observed = np.random.default_rng(0).random((12, 10)) > 0.2
+    cells = np.flatnonzero(observed)
+    values = np.linalg.eigvalsh(covariance(dense.matern32, 0.1)[np.ix_(cells, cells)])
+    uneven = kx.KroneckerPlusDiagonal(op.kronecker, 0.1, observed=observed)
+    masked = [kx.Masked(op, observed, method=m) for m in ("gaps", "merged")]
+    for one in (*masked, kx.decompose(masked[0]), kx.Iterative(uneven)):
+        found = ends(one)
+        assert found.smallest <= values[0] + 1e-9
+        assert values[-1] - 1e-9 <= found.largest <= 3 * values[-1]
+
+
+def test_a_fit_of_a_simulator_ends_at_what_double_precision_carries():
+    y = simulator(X, Z)
+    result = kx.fit(process(0.1), y, progress=False)
+    assert result.converged
+    assert "the noise is at its floor" in result.reason
+    assert "the noise is at its floor" in result.summary(standard_errors=False)
+    scales = [float(k.lengthscale) for k in result.model.kernels]
+    factors = [dense.squared_exponential(a, a, s) for a, s in zip((X, Z), scales, strict=True)]
+    top = float(result.model.variance) * np.linalg.eigvalsh(reduce(np.kron, factors))[-1]
+    ratio = np.finfo(float).eps * top / float(result.model.noise)
+    assert FLOOR[64] / 2 < ratio <= LOST
+    post = result.model.condition(y)  # and no warning
+    assert np.abs(post.mean(FINE) - simulator(*FINE)).max() < 1e-4
+    # What standard errors there are hold the noise where it is.
+    names = result.laplace().names
+    assert set(names) == {"kernels[0].lengthscale", "kernels[1].lengthscale", "variance"}
+    frozen = kx.fit(process(1e-9), y, freeze=("noise",), num_steps=2, progress=False)
+    assert frozen.model.noise == 1e-9
+
+
+def test_what_the_user_says_of_the_noise_goes_before_the_floor():
+    y, narrow = simulator(X, Z), constraints.interval(1e-3, 1.0)
+    result = kx.fit(process(0.1), y, domains={"noise": narrow}, num_steps=30, progress=False)
+    assert 1e-3 <= result.model.noise < 2e-3
+    assert "floor" not in result.reason
+
+
+def test_a_single_precision_fit_finds_the_optimum_of_double_precision():
+    # Raw data, whose mean is fitted by a variance of thousands: rounding of 1e-2 nats and more.
+    rng = np.random.default_rng(1)
+    y = 50 + simulator(X, Z) + 0.1 * rng.normal(size=(12, 10))
+    ends = {}
+    for dtype in (np.float64, np.float32):
+        gp = process(0.1, dtype, kernel=kx.Matern52)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", kx.PrecisionWarning)
+            ends[dtype] = kx.fit(gp, y.astype(dtype), progress=False)
+    single, double = ends[np.float32], ends[np.float64]
+    assert single.converged
+    model = jax.tree.map(lambda x: np.asarray(x, np.float64), single.model.kernels)
+    at_single = kx.GridGP(
+        (model[0], np.float64(single.model.variance) * model[1]),
+        (X, Z),
+        noise=np.float64(single.model.noise),
+    ).log_marginal_likelihood(y)
+    assert double.loss <= -at_single < double.loss + 0.1
+
+
+def test_a_start_that_single_precision_does_not_carry_warns():
+    gp, y = process(1e-5, np.float32), simulator(X, Z).astype(np.float32)
+    with pytest.warns(kx.PrecisionWarning, match="At its start the fit"):
+        kx.fit(gp, y, num_steps=1, progress=False)
+
+
+def test_interpolation_without_noise_works_where_the_precision_carries_it():
+    gp, y = process(0, kernel=kx.Matern12), simulator(X, Z)
+    whole, flat = covariance(dense.matern12), y.ravel()
+    expected = -(
+        flat @ np.linalg.solve(whole, flat)
+        + np.linalg.slogdet(whole)[1]
+        + flat.size * np.log(2 * np.pi)
+    )
+    np.testing.assert_allclose(gp.log_marginal_likelihood(y), expected / 2, rtol=1e-10)
+    np.testing.assert_allclose(gp.condition(y).mean(), y, atol=1e-10)
+    assert "noise" not in {p.path for p in kx.parameters(gp) if p.trainable}
+    with pytest.raises(np.linalg.LinAlgError, match="Add noise") as refusal:
+        process(0.0, np.float32).condition(y.astype(np.float32))
+    assert "logarithm" not in str(refusal.value)
+
+
+def test_describe_tells_where_rounding_is_near():
+    assert "rounding times condition number: at most" in process(1e-5, np.float32).describe()
+    assert "rounding" not in process(0.1).describe()
