@@ -113,7 +113,7 @@ def cross_covariance(
         if i == along:
             factors.append(slope_matrix(kernel, axis, x or axis.points(dtype), dtype))
         elif x is None:
-            factors.append(factor(kernel, axis, _structure(gp, kernel, i), dtype))
+            factors.append(factor_of(gp, kernel, i, dtype))
         else:
             factors.append(kernel.matrix_at(x, axis.points(dtype)).astype(dtype))
     return Kronecker(*factors).scaled(part.variance.astype(dtype))
@@ -127,7 +127,7 @@ def cross_rows(gp: Any, part: Component, new: New, dtype: Any) -> list[Array | N
         if x is None and isinstance(kernel, Indicator) and axis.is_distinct:
             rows.append(None)
         elif x is None:
-            rows.append(factor(kernel, axis, _structure(gp, kernel, i), dtype).to_dense())
+            rows.append(factor_of(gp, kernel, i, dtype).to_dense())
         else:
             rows.append(kernel.matrix_at(x, axis.points(dtype)).astype(dtype))
     return rows
@@ -147,10 +147,9 @@ def rows_at(
 def prior_covariance(gp: Any, part: Component, new: New, dtype: Any) -> Kronecker:
     """The covariance of a part on a grid, some of whose axes are new."""
     factors: list[Any] = []
-    for i, (kernel, axis) in enumerate(zip(part.kernels, gp.axes, strict=True)):
-        x = new[i]
+    for i, (kernel, x) in enumerate(zip(part.kernels, new, strict=True)):
         if x is None:
-            factors.append(factor(kernel, axis, _structure(gp, kernel, i), dtype))
+            factors.append(factor_of(gp, kernel, i, dtype))
         else:
             factors.append(kernel.matrix_at(x, x).astype(dtype))
     return Kronecker(*factors).scaled(part.variance.astype(dtype))
@@ -190,6 +189,11 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
     tangent = Points(ones, ones, places, x.origin)
     _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))
     return slope
+
+
+def factor_of(gp: Any, kernel: Kernel, i: int, dtype: Any) -> AbstractFactor:
+    """The covariance of a kernel on the old axis."""
+    return factor(kernel, gp.axes[i], _structure(gp, kernel, i), dtype)
 
 
 def _structure(gp: Any, kernel: Kernel, i: int) -> Structure:

@@ -1,6 +1,5 @@
 """Prediction on a grid, compiled: mean, variance, covariance."""
 
-from itertools import combinations_with_replacement
 from math import prod
 from typing import Any
 
@@ -14,7 +13,6 @@ from kronax.gp.components import (
     New,
     are_exact,
     cross_covariance,
-    cross_rows,
     parts,
     prior_covariance,
     prior_variances,
@@ -29,12 +27,11 @@ from kronax.gp.labels import Labels
 from kronax.gp.means import ArrayMean
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
-from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.gp.variances import exact_variance
 from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.thin import is_thin, reduced, rows_inside
 from kronax.paths import nearest
 
 
@@ -110,16 +107,6 @@ def explained(post: Any, new: New, name: str | None, x: Array, along: int | None
     """`K_* x` for grid arrays `x`, of the function or of a term."""
     first, *rest = (cross_of(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
     return sum(rest, first)
-
-
-def _root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
-    dtype = post.operator.dtype
-    return [
-        (factor.to_dense(), factor.thin_root())
-        if axis is None
-        else root_rows(post.gp, i, axis, dtype)
-        for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
-    ]
 
 
 @compiled
@@ -239,51 +226,13 @@ def variance(post: Any, new: New, name: str | None = None) -> Array:
         estimate = variance_estimate(post, new, name)
         return settled(estimate, post.operator.iteration, "the variances").value
     added = _variance_of_coefficients(post, new, name)
-    if name is None and post.gp.joined is None:
-        return _variance(post, new) + added
-    return _variance_of_parts(post, new, name) + added
+    return exact_variance(post, new, name) + added
 
 
 def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:
     """What not knowing the coefficients of the mean adds."""
     root = _regressed(post, new, name)
     return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
-
-
-def _variance_of_parts(post: Any, new: New, name: str | None) -> Array:
-    """Of a term, or of a function that the terms in the noise belong to.
-
-    At the old coordinates the function is the data less the noise, and has the variance of that,
-    `N − N S⁻¹ N`: one diagonal, and it loses digits only where the noise is the larger part.
-    """
-    gp, op = post.gp, post.operator
-    if name is None and not any(new):
-        noise = gp.noise_term()
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
-        nothing: list[Array | None] = [None] * len(new)
-        return levels - jnp.square(levels) * conjugated_inverse_diagonal(op, nothing)
-    components = parts(gp, name)
-    rows = [cross_rows(gp, part, new, op.dtype) for part in components]
-    total = jnp.zeros((), op.dtype)
-    for part in components:
-        total = total + prior_variances(gp, part, new, op.dtype)
-    for a, b in combinations_with_replacement(range(len(components)), 2):
-        scale = components[a].variance * components[b].variance * (1 if a == b else 2)
-        others = None if a == b else rows[b]
-        total = total - scale.astype(op.dtype) * conjugated_inverse_diagonal(op, rows[a], others)
-    return total
-
-
-def _variance(post: Any, new: New) -> Array:
-    """Of a function with one component, its coefficients known."""
-    if not any(new):
-        return posterior_diagonal(post.operator)
-    op = post.operator
-    prior = prior_variances(post.gp, whole(post.gp)[0], new, op.dtype)
-    pairs = _root_pairs(post, new)
-    if not is_thin(op):
-        return prior - conjugated_inverse_diagonal(op, [row for row, _ in pairs])
-    return prior - conjugated_inverse_diagonal(reduced(op), rows_inside(op, pairs))
 
 
 @compiled
