@@ -33,10 +33,9 @@ ALLOWED_LOOPS = {
     ("linalg/gap_matrices", "map"): "eigenvalues of shared axes, and pieces of fibres: one size",
     ("linalg/gap_matrices", "scan"): "the same, where what is found is added up",
     ("linalg/gap_rules", "map"): "columns in chunks, so that nothing of size m x N is held",
-    ("linalg/masked_variances", "map"): "places that lie scattered, in chunks",
     ("linalg/gap_variances", "scan"): "one gap after another, for the same reason",
     ("linalg/gap_variances", "map"): "eigenvalues of shared axes, and rows of one axis in chunks",
-    ("linalg/masked", "map"): "places in chunks, so that nothing of size m x N is held",
+    ("linalg/masked_variances", "map"): "places in chunks, so that nothing of size m x N is held",
 }
 
 Table = Mapping[str, float]

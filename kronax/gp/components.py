@@ -79,6 +79,13 @@ def parts(gp: Any, name: str | None) -> tuple[Component, ...]:
     return whole(gp) if name is None else (term(gp, name),)
 
 
+def axis_with_variance(gp: Any, name: str | None) -> int:
+    """The axis whose factor the variance of the function, or of a term, belongs to."""
+    if name is None or gp.terms is None:
+        return 0
+    return gp.terms.joined_axis if name in gp.terms.joined else gp.terms.axis
+
+
 def _white_but(gp: Any, kernel: Kernel) -> tuple[Kernel, ...]:
     i = gp.terms.joined_axis
     return tuple(kernel if j == i else Indicator() for j in range(len(gp.axes)))

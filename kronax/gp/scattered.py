@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.components import Component, parts, rows_at
+from kronax.gp.components import Component, axis_with_variance, parts, rows_at
 from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
 from kronax.gp.templates import compiled
@@ -149,11 +149,11 @@ def _exact_variance(
 def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list[list[Places]]:
     """What is known of scattered places, part by part, each with one row per axis."""
     gp, dtype = post.gp, post.operator.dtype
-    found = []
+    found, scaled = [], axis_with_variance(gp, name)
     for part in parts(gp, name):
         places = []
         for i, (kernel, place) in enumerate(zip(part.kernels, new, strict=True)):
-            scale = part.variance.astype(dtype) if i == 0 else jnp.ones((), dtype)
+            scale = part.variance.astype(dtype) if i == scaled else jnp.ones((), dtype)
             if gp.structures[i].rank is not None and kernel is gp.kernels[i]:
                 rows = root_rows(gp, i, place, dtype)[0]
             else:

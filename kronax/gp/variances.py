@@ -15,6 +15,7 @@ from jaxtyping import Array
 from kronax.gp.components import (
     Component,
     New,
+    axis_with_variance,
     cross_rows,
     factor_of,
     parts,
@@ -62,7 +63,7 @@ def exact_variance(post: Any, new: New, name: str | None) -> Array:
         return with_value(like, _with_joined(post, new) if any(new) else _joined_at_data(post))
     part = term(gp, name)
     if name not in gp.terms.joined:
-        places = signal_places(post, part, new, gp.terms.axis)
+        places = signal_places(post, part, new, axis_with_variance(gp, name))
         return with_value(like, _given(op, places))
     # The term stands where the noise does: the roles change.
     return with_value(like, variance_given(turned_about(op), _joined_places(post, part, new)))
@@ -135,11 +136,16 @@ def _joined_places(post: Any, part: Component, new: New) -> list[Places]:
     """The same of terms that are added to the noise: white on every axis but one."""
     gp, dtype = post.gp, post.operator.dtype
     places = []
-    rows = cross_rows(gp, part, new, dtype)
-    for i, (kernel, axis, row, x) in enumerate(zip(part.kernels, gp.axes, rows, new, strict=True)):
+    for i, (kernel, axis, row, x) in enumerate(
+        zip(part.kernels, gp.axes, cross_rows(gp, part, new, dtype), new, strict=True)
+    ):
+        if i != gp.terms.joined_axis and row is None:
+            places.append(Places(None))
+            continue
         scale = part.variance.astype(dtype) if i == gp.terms.joined_axis else 1
+        row = jnp.eye(axis.size, dtype=dtype) if row is None else row
         prior = kernel.variances_at(axis.points(dtype) if x is None else x).astype(dtype)
-        places.append(Places(None) if row is None else Places(scale * row, scale * prior))
+        places.append(Places(scale * row, scale * prior))
     return places
 
 
@@ -204,7 +210,7 @@ def _with_joined(post: Any, new: New) -> Array:
             elif place.rows is not None:
                 turned = jnp.square(axis.right(place.rows)) * axis.basis.values
                 common[j] = Shares(turned, place.prior)
-                known = known * jnp.any(place.rows != 0, axis=-1)
+                known = known * jnp.any(place.rows != 0, axis=-1).astype(op.dtype)
         d = spectrum(tuple(a.basis for a in raised))
         together = left + along(beside, i - len(axes)) + applied(common, 1 / d)
         alone = left + applied(shares, weights) + along(joined[i].prior, i - len(axes))

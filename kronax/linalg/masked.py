@@ -1,8 +1,7 @@
 """Rows and columns of a covariance at the observed cells of a grid: exact, for any static mask."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from math import log, pi, prod
+from math import log, pi
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from kronax.linalg import checks
 from kronax.linalg.conditional import Places
@@ -35,7 +34,6 @@ from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.rules import with_value
 from kronax.linalg.sample import draw_normal
-from kronax.linalg.scattered import CHUNK, mv_rows
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.spectral import TwoTermSum, log_det_and_quadratic
 from kronax.linalg.thin import is_thin
@@ -224,13 +222,6 @@ class Masked(AbstractSolvable):
         """Their covariance, from the prior ones between them on every axis, `(m, m)`."""
         return observed_covariance_at(self, list(places), list(priors))
 
-    def inverse_at(self, rows: Sequence[Float[Array, "m _"]], *, joint: bool) -> Array:
-        """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal, for places scattered over the grid.
-
-        A place has one row per axis. One solve per place; no batch.
-        """
-        return _inverse_at(self, tuple(rows), joint)
-
     def decompose(self) -> "Masked":
         """See `kx.decompose`."""
         held = _decomposition(self)
@@ -375,26 +366,6 @@ def _posterior_diagonal(op: Masked) -> Array:
         return posterior_diagonal(inner) + added_by_gaps(op, inner, rows, own)
     like = op.op.kronecker.diagonal() - _conjugated_inverse_diagonal(op, rows)
     return with_value(like, observed_variance(op, [Places(None)] * len(rows)))
-
-
-@partial(jax.jit, static_argnames="joint")
-def _inverse_at(op: Masked, rows: Sequence[Array], joint: bool) -> Array:
-    """One solve per place, in chunks."""
-
-    def one(place: tuple[Array, ...]) -> Array:
-        c = op.held(_outer(place))
-        solution = solve_masked(op, c)
-        return mv_rows(rows, solution) if joint else jnp.sum(c * solution)
-
-    chunk = max(1, min(rows[0].shape[0], CHUNK // prod(op.grid_shape)))
-    return lax.map(one, tuple(rows), batch_size=chunk)
-
-
-def _outer(place: Sequence[Array]) -> Array:
-    whole = place[0]
-    for row in place[1:]:
-        whole = whole[..., None] * row
-    return whole
 
 
 @jax.jit
