@@ -116,9 +116,26 @@ def mean(post: Any, new: New, name: str | None = None) -> Array:
     if name is not None:
         return value
     value = post.gp.mean_on(new) + value
-    if post.regression is None:
+    if post.regression is not None:
+        value = value + fitted(post.regression.coefficients, post.gp.design_on(new))
+    return at_data(post, new, value, post.y, post.weights)
+
+
+def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Array:
+    """`value`, at observed cells by what the data are less their noise: `y − N S⁻¹ r`.
+
+    The weights are large where the noise is small, and `K` times them loses what cancels there.
+    """
+    if any(new) or isinstance(post.operator, Iterative):
         return value
-    return value + fitted(post.regression.coefficients, post.gp.design_on(new))
+    noise, observed = post.gp.noise_term(), post.gp.observed
+    if isinstance(noise, Kronecker):
+        less = y - noise.mv_grid(weights)
+    elif noise.ndim == 0 or observed is None:
+        less = y - noise * weights
+    else:
+        less = y - jnp.where(observed.array, noise, 0) * weights
+    return less if observed is None else jnp.where(observed.array, less, value)
 
 
 @compiled

@@ -24,9 +24,9 @@ from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.roots import symmetric_roots
-from kronax.linalg.rules import LinearPrimitive, RulePrimitive
+from kronax.linalg.rules import LinearPrimitive, RulePrimitive, with_value
 from kronax.linalg.spectral import signal_slopes, spectrum
-from kronax.linalg.thin import is_thin, noise_factors, whitened
+from kronax.linalg.thin import ThinBases, decomposition, is_thin, noise_factors, whitened
 
 # Columns of a rotation that are handled at once hold at most about this many numbers.
 CHUNK = 4_000_000
@@ -63,7 +63,12 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
 @jax.jit
 def _inverse_diagonal(op: Kronecker | KroneckerPlusNoise) -> Array:
     if isinstance(op, KroneckerPlusNoise):
-        return conjugated_inverse_diagonal(op, [None] * len(op.grid_shape))
+        value = conjugated_inverse_diagonal(op, [None] * len(op.grid_shape))
+        if not is_thin(op):
+            return value
+        held = decomposition(op)
+        found = map_batch(ThinBases.inverse_diagonal, op.batch_shape, (held, held.event_ndims))
+        return with_value(value, found)
     inverses = [
         map_batch(_inverse_factor, f.batch_shape, (f.to_dense(), 2), (held, held.event_ndims))
         for f, held in zip(op.factors, op.factorize(), strict=True)
