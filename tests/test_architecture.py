@@ -36,7 +36,7 @@ ALLOWED_LOOPS = {
     ("linalg/gap_variances", "scan"): "one gap after another, for the same reason",
     ("linalg/gap_variances", "map"): "eigenvalues of shared axes, and rows of one axis in chunks",
     ("linalg/dense_covariance", "map"): "the same",
-    ("linalg/masked", "map"): "places in chunks, so that nothing of size m x N is held",
+    ("linalg/masked_variances", "map"): "places in chunks, so that nothing of size m x N is held",
 }
 
 Table = Mapping[str, float]

@@ -131,9 +131,7 @@ def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
     line, _, content = body.partition(b"\n")
     try:
         header = json.loads(line)
-        whole = (
-            header["format"] == FORMAT and checksum.decode() == hashlib.sha256(body).hexdigest()
-        )
+        whole = header["format"] == FORMAT and checksum.decode() == hashlib.sha256(body).hexdigest()
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:

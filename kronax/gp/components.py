@@ -80,6 +80,13 @@ def parts(gp: Any, name: str | None) -> tuple[Component, ...]:
     return whole(gp) if name is None else (term(gp, name),)
 
 
+def axis_with_variance(gp: Any, name: str | None) -> int:
+    """The axis whose factor the variance of the function, or of a term, belongs to."""
+    if name is None or gp.terms is None:
+        return 0
+    return gp.terms.joined_axis if name in gp.terms.joined else gp.terms.axis
+
+
 def _white_but(gp: Any, kernel: Kernel) -> tuple[Kernel, ...]:
     i = gp.terms.joined_axis
     return tuple(kernel if j == i else Indicator() for j in range(len(gp.axes)))
@@ -114,7 +121,7 @@ def cross_covariance(
         if i == along:
             factors.append(slope_matrix(kernel, axis, x or axis.points(dtype), dtype))
         elif x is None:
-            factors.append(factor(kernel, axis, _structure(gp, kernel, i), dtype))
+            factors.append(factor_of(gp, kernel, i, dtype))
         else:
             factors.append(kernel.matrix_at(x, axis.points(dtype)).astype(dtype))
     return Kronecker(*factors).scaled(part.variance.astype(dtype))
@@ -128,7 +135,7 @@ def cross_rows(gp: Any, part: Component, new: New, dtype: Any) -> list[Array | N
         if x is None and isinstance(kernel, Indicator) and axis.is_distinct:
             rows.append(None)
         elif x is None:
-            rows.append(factor(kernel, axis, _structure(gp, kernel, i), dtype).to_dense())
+            rows.append(factor_of(gp, kernel, i, dtype).to_dense())
         else:
             rows.append(kernel.matrix_at(x, axis.points(dtype)).astype(dtype))
     return rows
@@ -148,10 +155,9 @@ def rows_at(
 def prior_covariance(gp: Any, part: Component, new: New, dtype: Any) -> Kronecker:
     """The covariance of a part on a grid, some of whose axes are new."""
     factors: list[Any] = []
-    for i, (kernel, axis) in enumerate(zip(part.kernels, gp.axes, strict=True)):
-        x = new[i]
+    for i, (kernel, x) in enumerate(zip(part.kernels, new, strict=True)):
         if x is None:
-            factors.append(factor(kernel, axis, _structure(gp, kernel, i), dtype))
+            factors.append(factor_of(gp, kernel, i, dtype))
         else:
             factors.append(kernel.matrix_at(x, x).astype(dtype))
     return Kronecker(*factors).scaled(part.variance.astype(dtype))
@@ -194,6 +200,11 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
         return slope
     # A kink or a jump: traced places cannot be refused.
     return jnp.where(x.raw[:, None] == old.raw, jnp.nan, slope)
+
+
+def factor_of(gp: Any, kernel: Kernel, i: int, dtype: Any) -> AbstractFactor:
+    """The covariance of a kernel on the old axis."""
+    return factor(kernel, gp.axes[i], _structure(gp, kernel, i), dtype)
 
 
 def _structure(gp: Any, kernel: Kernel, i: int) -> Structure:

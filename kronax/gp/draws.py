@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.gp.components import Component, New, term, whole
 from kronax.gp.gls import fitted
 from kronax.gp.noise_levels import noisy
-from kronax.gp.predict import cross_of
+from kronax.gp.predict import at_data, cross_of
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
 from kronax.linalg.eigenbases import SymmetricBlocks
@@ -89,7 +89,8 @@ def _draws(
     residual = jnp.subtract(*same_rank(post.y, gp.mean_on((None,) * len(new))))
     for old, _ in fields:
         residual = jnp.subtract(*same_rank(residual, old))
-    residual = residual - noise_draw(gp.noise_term(), noise_key, residual.shape, op.dtype)
+    noise = noise_draw(gp.noise_term(), noise_key, residual.shape, op.dtype)
+    residual = residual - noise
     draw = gp.mean_on(new) if name is None else jnp.zeros((), op.dtype)
     if post.regression is not None:
         white = jax.random.normal(jax.random.fold_in(key, 1), (*lead, len(gp.mean.names)), op.dtype)
@@ -101,6 +102,8 @@ def _draws(
     for k in wanted:
         correction = cross_of(post, drawn.components[k], new, exact=False).mv_grid(weights)
         draw = jnp.add(*same_rank(draw, fields[k][1] + correction))
+    if name is None:
+        draw = at_data(post, new, draw, jnp.subtract(*same_rank(post.y, noise)), weights)
     if observed is None:
         return draw
     if observed.levels is None:

@@ -190,16 +190,27 @@ def _mean(post: LatentPosterior, new: tuple[Points | None, ...]) -> Array:
 
 @eqx.filter_jit
 def _variance(post: LatentPosterior, new: tuple[Points | None, ...]) -> Array:
-    prior = explained = jnp.ones((), post.gp.dtype)
-    for i, (axis, old, w) in enumerate(zip(new, post.gp.axes, _weights(post, new), strict=True)):
+    # `∏ p_i − ∏ e_i`, axis by axis: only what is new on one axis is a difference.
+    left, explained = jnp.zeros((), post.gp.dtype), jnp.ones((), post.gp.dtype)
+    for i, (axis, old) in enumerate(zip(new, post.gp.axes, strict=True)):
         joint = _joint(post, i, axis)
-        ahead = slice(None) if axis is None else slice(old.size, None)
-        prior = jnp.multiply(*same_rank(prior[..., None], jnp.diagonal(joint)[ahead]))
-        cross = joint[ahead, : old.size]
-        explained = jnp.multiply(*same_rank(explained[..., None], jnp.sum(w * cross, axis=-1)))
-    variance = jnp.broadcast_to(prior - explained, prior.shape)
+        if axis is None:
+            known, rest = jnp.diagonal(joint), jnp.zeros(old.size, joint.dtype)
+        else:
+            root = jnp.linalg.cholesky(joint[: old.size, : old.size])
+            white = jax.scipy.linalg.solve_triangular(
+                root, joint[: old.size, old.size :], lower=True
+            )
+            known = jnp.sum(jnp.square(white), axis=0)
+            prior = jnp.diagonal(joint)[old.size :]
+            # Rounding must not let the old values tell more than there is to know.
+            known = jnp.minimum(known, prior)
+            rest = prior - known
+        new_part = jnp.multiply(*same_rank(explained[..., None], rest))
+        left = jnp.multiply(*same_rank(left[..., None], known + rest)) + new_part
+        explained = jnp.multiply(*same_rank(explained[..., None], known))
     batch = post.f.shape[: post.f.ndim - len(new)]
-    return jnp.broadcast_to(variance, (*batch, *variance.shape))
+    return jnp.broadcast_to(left, (*batch, *left.shape))
 
 
 @eqx.filter_jit

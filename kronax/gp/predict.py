@@ -1,6 +1,5 @@
 """Prediction on a grid, compiled: mean, variance, covariance."""
 
-from itertools import combinations_with_replacement
 from math import prod
 from typing import Any
 
@@ -14,7 +13,6 @@ from kronax.gp.components import (
     New,
     are_exact,
     cross_covariance,
-    cross_rows,
     parts,
     prior_covariance,
     prior_variances,
@@ -30,12 +28,8 @@ from kronax.gp.labels import Labels
 from kronax.gp.means import ArrayMean, values_at
 from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
+from kronax.gp.variances import exact_variance
 from kronax.linalg.dense_covariance import DenseCovariance
-from kronax.linalg.diagonals import (
-    conjugated_inverse_diagonal,
-    explained_diagonal,
-    posterior_diagonal,
-)
 from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
@@ -124,16 +118,6 @@ def explained(post: Any, new: New, name: str | None, x: Array, along: int | None
     return sum(rest, first)
 
 
-def _root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
-    dtype = post.operator.dtype
-    return [
-        (factor.to_dense(), factor.thin_root())
-        if axis is None
-        else root_rows(post.gp, i, axis, dtype)
-        for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
-    ]
-
-
 @compiled
 def mean(post: Any, new: New, name: str | None = None) -> Array:
     """The posterior mean of the function, or of the term of that name."""
@@ -141,9 +125,26 @@ def mean(post: Any, new: New, name: str | None = None) -> Array:
     if name is not None:
         return value
     value = jnp.add(*same_rank(post.gp.mean_on(new), value))
-    if post.regression is None:
+    if post.regression is not None:
+        value = value + fitted(post.regression.estimates, post.gp.design_on(new))
+    return at_data(post, new, value, post.y, post.weights)
+
+
+def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Array:
+    """`value`, at observed cells by what the data are less their noise: `y − N S⁻¹ r`.
+
+    The weights are large where the noise is small, and `K` times them loses what cancels there.
+    """
+    if any(new) or isinstance(post.operator, Iterative):
         return value
-    return value + fitted(post.regression.estimates, post.gp.design_on(new))
+    noise, observed = post.gp.noise_term(), post.gp.observed
+    if isinstance(noise, Kronecker):
+        less = y - noise.mv_grid(weights)
+    elif noise.ndim == 0 or observed is None:
+        less = y - noise * weights
+    else:
+        less = y - jnp.where(observed.array, noise, 0) * weights
+    return less if observed is None else jnp.where(observed.array, less, value)
 
 
 @compiled
@@ -256,39 +257,7 @@ def variance(post: Any, new: New, name: str | None = None) -> Array:
     added = _variance_of_coefficients(post, new, name)
     if isinstance(post.operator, DenseCovariance):
         return _dense_variance(post, new, name) + added
-    if name is None and post.gp.joined is None:
-        return _variance(post, new) + added
-    return _variance_of_parts(post, new, name) + added
-
-
-def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:
-    """What not knowing the coefficients of the mean adds."""
-    root = _regressed(post, new, name)
-    return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
-
-
-def _variance_of_parts(post: Any, new: New, name: str | None) -> Array:
-    """Of a term, or of a function that the terms in the noise belong to.
-
-    At the old coordinates the function is the data less the noise, and has the variance of that,
-    `N − N S⁻¹ N`: one diagonal, and it loses digits only where the noise is the larger part.
-    """
-    gp, op = post.gp, post.operator
-    if name is None and not any(new):
-        noise = gp.noise_term()
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
-        nothing: list[Array | None] = [None] * len(new)
-        return levels - jnp.square(levels) * conjugated_inverse_diagonal(op, nothing)
-    components = parts(gp, name)
-    rows = [cross_rows(gp, part, new, op.dtype) for part in components]
-    total = jnp.zeros((), op.dtype)
-    for part in components:
-        total = total + prior_variances(gp, part, new, op.dtype)
-    for a, b in combinations_with_replacement(range(len(components)), 2):
-        scale = components[a].variance * components[b].variance * (1 if a == b else 2)
-        others = None if a == b else rows[b]
-        total = total - scale.astype(op.dtype) * conjugated_inverse_diagonal(op, rows[a], others)
-    return total
+    return exact_variance(post, new, name) + added
 
 
 def _dense_variance(post: Any, new: New, name: str | None) -> Array:
@@ -302,13 +271,10 @@ def _dense_variance(post: Any, new: New, name: str | None) -> Array:
     return op.variances_on(prior, *([f.to_dense() for f in factors] for factors in products))
 
 
-def _variance(post: Any, new: New) -> Array:
-    """Of a function with one component, its coefficients known."""
-    if not any(new):
-        return posterior_diagonal(post.operator)
-    op = post.operator
-    prior = prior_variances(post.gp, whole(post.gp)[0], new, op.dtype)
-    return prior - explained_diagonal(op, _root_pairs(post, new))
+def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:
+    """What not knowing the coefficients of the mean adds."""
+    root = _regressed(post, new, name)
+    return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
 
 
 @compiled

@@ -1,5 +1,6 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
+import math
 from typing import Any
 
 import jax
@@ -7,17 +8,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.columns import columns_of
-from kronax.gp.components import Component, parts, rows_at
+from kronax.gp.components import Component, axis_with_variance, parts, rows_at
 from kronax.gp.cross import root_rows
 from kronax.gp.kernels.points import Points
 from kronax.gp.means import values_at
 from kronax.gp.templates import compiled
+from kronax.linalg.conditional import Places, turned_about
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates import Estimate, exact_estimate
 from kronax.linalg.iterative_operator import Iterative
+from kronax.linalg.masked import Masked
 from kronax.linalg.modes import matmul
-from kronax.linalg.scattered import inverse_at, mv_rows
-from kronax.linalg.thin import is_thin, reduced, rows_inside
+from kronax.linalg.scattered import covariance_at as exact_covariance_at
+from kronax.linalg.scattered import mv_rows
+from kronax.linalg.scattered import variance_at as exact_variance_at
 
 # Eigenvalues of a posterior covariance that are this many roundings below zero are wrong.
 ROUNDINGS = 100
@@ -113,51 +117,92 @@ def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> 
 
     With its certificate, whether it converged or not.
     """
-    prior = _prior_variances(post, new, name)
-    op, products = _rows(post, new, name)
-    root = _regressed(post, new, name)
+    op, root = post.operator, _regressed(post, new, name)
     added = jnp.zeros((), op.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
     if isinstance(op, Iterative):
-        return op.explained_at(*products).scaled(-1.0).shifted(prior + added)
+        rows = [rows_at(post.gp, part, new, op.dtype) for part in parts(post.gp, name)]
+        prior = sum(map(_prior_variance, _places(post, new, name)))
+        return op.explained_at(*rows).scaled(-1.0).shifted(prior + added)
     if isinstance(op, DenseCovariance):
-        return exact_estimate(op.variances_at(prior, *products) + added)
-    return exact_estimate(prior + added - inverse_at(op, *products, joint=False))
+        rows = [rows_at(post.gp, part, new, op.dtype) for part in parts(post.gp, name)]
+        prior = sum(map(_prior_variance, _places(post, new, name)))
+        return exact_estimate(op.variances_at(prior, *rows) + added)
+    return exact_estimate(_exact_variance(post, new, name) + added)
 
 
-def _prior_variances(
+def _exact_variance(
     post: Any, new: tuple[Points, ...], name: str | None = None
 ) -> Float[Array, " m"]:
-    dtype = post.operator.dtype
-    total = jnp.zeros((), dtype)
-    for part in parts(post.gp, name):
-        prior = part.variance.astype(dtype)
-        for kernel, place in zip(part.kernels, new, strict=True):
-            prior = prior * kernel.variances_at(place).astype(dtype)
-        total = total + prior
-    return total
+    """With an exact decomposition and known coefficients."""
+    op, places = post.operator, _places(post, new, name)
+    if name is not None and name in post.gp.terms.joined:
+        op = turned_about(op)
+    if isinstance(op, Masked):
+        return op.variance_at(*places)
+    return exact_variance_at(op, *places)
+
+
+def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list[list[Places]]:
+    """What is known of scattered places, part by part, each with one row per axis."""
+    gp, dtype = post.gp, post.operator.dtype
+    found, scaled = [], axis_with_variance(gp, name)
+    for part in parts(gp, name):
+        places = []
+        for i, (kernel, place) in enumerate(zip(part.kernels, new, strict=True)):
+            scale = part.variance.astype(dtype) if i == scaled else jnp.ones((), dtype)
+            if gp.structures[i].rank is not None and kernel is gp.kernels[i]:
+                rows = root_rows(gp, i, place, dtype)[0]
+            else:
+                rows = scale * kernel.matrix_at(place, gp.axes[i].points(dtype)).astype(dtype)
+            places.append(Places(rows, scale * kernel.variances_at(place).astype(dtype)))
+        found.append(places)
+    return found
+
+
+def _prior_variance(places: list[Places]) -> Array:
+    return math.prod(place.prior for place in places)
 
 
 @compiled
 def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
-    """Posterior covariance between all places; `2 m² N` operations, values only."""
-    gp, dtype = post.gp, post.operator.dtype
-    total = jnp.zeros((), dtype)
-    for part in parts(gp, None):
-        prior = part.variance.astype(dtype)
-        for kernel, place in zip(part.kernels, new, strict=True):
-            prior = prior * kernel.matrix_at(place, place).astype(dtype)
-        total = total + prior
-    op, products = _rows(post, new)
+    """Posterior covariance between all places; `2 m² N` operations, values only.
+
+    Its diagonal is that of `variance_at`.
+    """
+    gp, op = post.gp, post.operator
+    priors = [_prior_matrices(post, part, new) for part in parts(gp, None)]
     if isinstance(op, Iterative):
-        covariance = total - op.covariance_at(*products)
+        rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
+        covariance = sum(map(math.prod, priors)) - op.covariance_at(*rows)
     elif isinstance(op, DenseCovariance):
-        covariance = total - op.explained_at(*products)
+        rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
+        covariance = sum(map(math.prod, priors)) - op.explained_at(*rows)
     else:
-        covariance = total - inverse_at(op, *products, joint=True)
+        covariance = _exact_covariance(post, new, priors)
     root = _regressed(post, new)
     if root is not None:
         covariance = covariance + matmul(root.T, root)
     return (covariance + covariance.T) / 2
+
+
+def _prior_matrices(post: Any, part: Component, new: tuple[Points, ...]) -> list[Array]:
+    """The prior covariances between all places, axis by axis."""
+    dtype = post.operator.dtype
+    pairs = zip(part.kernels, new, strict=True)
+    first, *rest = (kernel.matrix_at(place, place).astype(dtype) for kernel, place in pairs)
+    return [part.variance.astype(dtype) * first, *rest]
+
+
+def _exact_covariance(
+    post: Any, new: tuple[Points, ...], priors: list[list[Array]]
+) -> Float[Array, "m m"]:
+    op, places = post.operator, _places(post, new)
+    if isinstance(op, Masked):
+        found = op.covariance_at(places[0], priors[0])
+    else:
+        found = exact_covariance_at(op, *zip(places, priors, strict=True))
+    own = jnp.arange(found.shape[0])
+    return found.at[own, own].set(_exact_variance(post, new))
 
 
 @compiled
@@ -168,25 +213,9 @@ def sample_at(
     mean, covariance = mean_at(post, new), covariance_at(post, new)
     # The covariance is a difference of two: its rounding is of the size of the first.
     values, vectors = jnp.linalg.eigh(covariance)
-    prior = jnp.max(_prior_variances(post, new))
+    prior = jnp.max(sum(map(_prior_variance, _places(post, new))))
     slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
     root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     root = vectors * root[None]
     white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
     return mean + matmul(white, root.T)
-
-
-def _rows(
-    post: Any, new: tuple[Points, ...], name: str | None = None
-) -> tuple[Any, list[list[Array]]]:
-    """The operator to be inverted and the rows of every place on it, low-rank axes reduced."""
-    gp, op = post.gp, post.operator
-    if not is_thin(op):
-        return op, [rows_at(gp, part, new, op.dtype) for part in parts(gp, name)]
-    if name is not None:
-        raise NotImplementedError(
-            "The variance of a term at scattered places is not available with low-rank axes. Pass "
-            "`axes=` for a grid, or leave `structure` out."
-        )
-    pairs = [root_rows(gp, i, place, op.dtype) for i, place in enumerate(new)]
-    return reduced(op), [rows_inside(op, pairs)]

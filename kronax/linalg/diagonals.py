@@ -16,15 +16,17 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.linalg.diagnose import explain_not_finite
-from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, expand
+from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, dual, expand
 from kronax.linalg.factorizations import inverse_matrix
 from kronax.linalg.kronecker import Kronecker, as_kronecker
 from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
-from kronax.linalg.rules import LinearPrimitive, RulePrimitive
+from kronax.linalg.rules import LinearPrimitive, RulePrimitive, with_value
 from kronax.linalg.spectral import signal_slopes, spectrum
 from kronax.linalg.thin import (
+    ThinBases,
+    decomposition,
     is_thin,
     noise_factors,
     reduced,
@@ -68,7 +70,12 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
 @jax.jit
 def _inverse_diagonal(op: Kronecker | KroneckerPlusNoise) -> Array:
     if isinstance(op, KroneckerPlusNoise):
-        return conjugated_inverse_diagonal(op, [None] * len(op.grid_shape))
+        value = conjugated_inverse_diagonal(op, [None] * len(op.grid_shape))
+        if not is_thin(op):
+            return value
+        held = decomposition(op)
+        found = map_batch(ThinBases.inverse_diagonal, op.batch_shape, (held, held.event_ndims))
+        return with_value(value, found)
     inverses = [
         map_batch(_inverse_factor, f.batch_shape, (f.to_dense(), 2), (held, held.event_ndims))
         for f, held in zip(op.factors, op.factorize(), strict=True)
@@ -115,9 +122,8 @@ def conjugated_inverse_diagonal(
 def posterior_diagonal(op: KroneckerPlusNoise | AbstractSolvable) -> Float[Array, "..."]:
     """`diag(K − K op⁻¹ K)` for `op = K + N`: the variance of the signal given noisy data.
 
-    With one noise variance it is `σ² diag(K op⁻¹)`, a sum of squares in the eigenbasis, and with
-    thin factors the sum of squares of `_by_woodbury`. Only noise that is a Kronecker product, and
-    has no thin factors beside it, needs the subtraction.
+    With the dual basis `V = W^{-T}` it is `diag(V (λ μ / D) Vᵀ)`, a sum of squares whatever the
+    noise, and with thin factors the sum of squares of `_by_woodbury`.
     """
     if isinstance(op, AbstractSolvable):
         return op.posterior_diagonal()
@@ -126,17 +132,11 @@ def posterior_diagonal(op: KroneckerPlusNoise | AbstractSolvable) -> Float[Array
         pairs = zip((f.thin_root() for f in op.factors), noise_factors(op), strict=True)
         roots = [unwhitened(noise) if root is None else root for root, noise in pairs]
         return _diagonal_within(small, roots, full)
-    if isinstance(op.noise, Kronecker):
-        rows = [f.to_dense() for f in op.factors]
-        return op.kronecker.diagonal() - conjugated_inverse_diagonal(op, rows)
-    signal, _ = op.blocks()
+    signal, noise = op.blocks()
     bases = op.eigenbases()
-    return map_batch(
-        _posterior,
-        op.batch_shape,
-        ((signal, op.noise), (tuple(b.event_ndims for b in signal), 0)),
-        (bases, tuple(b.event_ndims for b in bases)),
-    )
+    ndims = (tuple(b.event_ndims for b in signal), tuple(b.event_ndims for b in noise))
+    held = (bases, tuple(b.event_ndims for b in bases))
+    return map_batch(_posterior, op.batch_shape, ((signal, noise), ndims), held)
 
 
 def _by_woodbury(op: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
@@ -305,7 +305,10 @@ def _slope(bases, weights, i: int, is_signal: bool, is_weighted: bool) -> Array:
 
 
 def _along_factor(block: SymmetricBlocks, basis, tangents, pair, weight, inverse_d, i) -> Array:
-    """`Σ_ac U_pa V_pc E_ac λ / (D_a D_c)` along axis `i`, for the tangents of one factor."""
+    """`Σ_ac U_pa V_pc E_ac λ / (D_a D_c)` along axis `i`, for the tangents of one factor.
+
+    `inverse_d` may be any grid array in place of `1/D`.
+    """
     axis = i - inverse_d.ndim
     middle = tangent_in_basis(block, basis, tangents)
     if middle.ndim == 1:
@@ -353,10 +356,16 @@ def columnwise(
     return jnp.moveaxis(result.reshape(*columns.shape[:-1], u.shape[0]), -1, axis)
 
 
+def _dual_squares(operands, bases):
+    """`V_i` twice per axis, and `⊗λ`, `⊗μ` and `D`."""
+    duals = tuple(map(dual, bases, *operands))
+    signal, noise = (outer([getattr(b, v) for b in bases]) for v in ("values", "noise_values"))
+    return _products([None] * len(bases), [], duals), signal, noise, spectrum(bases)
+
+
 def _posterior_value(operands, bases):
-    _, noise = operands
-    pairs = _products([None] * len(bases), [], bases)
-    return _apply_products(pairs, noise * outer([b.values for b in bases]) / spectrum(bases))
+    pairs, signal, noise, d = _dual_squares(operands, bases)
+    return _apply_products(pairs, signal * (noise / d))
 
 
 def _posterior_derivative(operands, bases, tangents):
@@ -366,21 +375,21 @@ def _posterior_derivative(operands, bases, tangents):
 
 
 def _posterior_tangent_value(coefficients, moving, *, given):
-    """`σ² K S⁻¹` moves by `σ⁴ S⁻¹ dK S⁻¹ + (K S⁻¹)² dσ²`."""
-    (signal, noise), bases = coefficients
-    pairs = _products([None] * len(bases), [], bases)
-    inverse_d, values = 1 / spectrum(bases), [b.values for b in bases]
+    """`(K⁻¹ + N⁻¹)⁻¹` moves by `N S⁻¹ dK S⁻¹ N + K S⁻¹ dN S⁻¹ K`: `V` and `μ/D`, `λ/D` again."""
+    operands, bases = coefficients
+    pairs, signal, noise, d = _dual_squares(operands, bases)
     tangents, marks = iter(moving), iter(given)
-    total = jnp.zeros((), inverse_d.dtype)
-    for i, (block, basis) in enumerate(zip(signal, bases, strict=True)):
-        ts = [next(tangents) if next(marks) else None for _ in block.arrays]
-        if any(t is not None for t in ts):
-            weight = jnp.square(noise) * outer(values, skip=i)
-            inside = _along_factor(block, basis, ts, pairs[i], weight, inverse_d, i)
-            total = total + _apply_products(pairs, inside, skip=i)
-    if next(marks):
-        share = jnp.square(outer(values) * inverse_d)
-        total = total + next(tangents) * _apply_products(pairs, share)
+    total = jnp.zeros((), d.dtype)
+    for blocks, values, share in (
+        (operands[0], [b.values for b in bases], noise / d),
+        (operands[1], [b.noise_values for b in bases], signal / d),
+    ):
+        for i, (block, basis) in enumerate(zip(blocks, bases, strict=True)):
+            ts = [next(tangents) if next(marks) else None for _ in block.arrays]
+            if any(t is not None for t in ts):
+                weight = outer(values, skip=i)
+                inside = _along_factor(block, basis, ts, pairs[i], weight, share, i)
+                total = total + _apply_products(pairs, inside, skip=i)
     return total
 
 

@@ -5,6 +5,7 @@ factor's own parameters to its blocks everything is ordinary automatic different
 derivative rules see blocks only, so a new structure needs no derivative code.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, NoReturn
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.modes import along, apply_along, same_rank
+from kronax.linalg.modes import along, apply_along, matmul, same_rank
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.sequence import in_sequence
 from kronax.linalg.transforms import Identity, Transform
@@ -323,6 +324,37 @@ def _full(array: Array, ndim: int) -> Array:
     if ndim == 2:
         return array
     return jnp.multiply(*same_rank(array[..., None], jnp.eye(array.shape[-1], dtype=array.dtype)))
+
+
+def dual(basis: Eigenbasis, signal: SymmetricBlocks, noise: SymmetricBlocks) -> Eigenbasis:
+    """`V = W^{-T}` in place of `W`: `K = V diag(values) Vᵀ` and `N = V diag(noise_values) Vᵀ`.
+
+    An orthonormal basis is its own dual. Another has been whitened by the trace-balanced sum, so
+    that `V` is that sum times `W`, without an inverse (no batch).
+    """
+    if basis.log_abs_det is None:
+        return basis
+    k_scale, n_scale = _scale(signal), _scale(noise)
+    blocks = [
+        w
+        if w is None or min(k_ndim, n_ndim) == 0
+        else matmul(_full(k, k_ndim) / k_scale + _full(n, n_ndim) / n_scale, w)
+        for w, k, k_ndim, n, n_ndim in zip(
+            basis.blocks, signal.arrays, signal.ndims, noise.arrays, noise.ndims, strict=True
+        )
+    ]
+    return dataclasses.replace(basis, blocks=tuple(blocks))
+
+
+def raised(basis: Eigenbasis) -> Eigenbasis:
+    """Eigenvalues of the signal below the rounding of the largest, raised to it.
+
+    They are not known any better, and what divides by them must not take rounding for a signal.
+    """
+    top = jnp.max(basis.values, axis=-1, keepdims=True)
+    bits = jnp.finfo(top.dtype)
+    least = jnp.maximum(ROUNDING * bits.eps * top, bits.tiny)
+    return dataclasses.replace(basis, values=jnp.maximum(basis.values, least))
 
 
 def _settled(pieces: list[Array]) -> list[Array]:

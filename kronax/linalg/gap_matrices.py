@@ -28,7 +28,7 @@ from kronax.linalg.eigenbases import Eigenbasis
 from kronax.linalg.gaps import CHUNK, Gaps, build_axis
 from kronax.linalg.modes import HIGHEST, matmul, outer
 from kronax.linalg.sequence import matrix_by_matrix
-from kronax.linalg.spectral import spectrum
+from kronax.linalg.spectral import rotate, spectrum, unrotate
 
 # Below this size a triangle is inverted by LAPACK, above it by halves with products between them.
 INVERTED_SIZE = 128
@@ -132,31 +132,37 @@ def solve_with_gaps(gaps: Gaps, held: GapDecomposition, b: Array) -> Array:
 
     `x = S⁻¹ (b + E g)` with the values `g = −M⁻¹ (S⁻¹ b)_m` at the gaps that make `x` vanish there.
     """
-    bases = held.bases
-    inverse_d = 1 / spectrum(bases)
-    x = b
-    for i, basis in enumerate(bases):
-        x = basis.rotate(x, i - len(bases))
-    x = x * inverse_d
-    at_places = x
+    x = rotate(held.bases, b) / spectrum(held.bases)
+    x = x - _from_gaps(gaps, held, _at_gaps(gaps, held, x))
+    return jnp.where(observed_cells(gaps), unrotate(held.bases, x), 0)
+
+
+def solved_at_gaps(gaps: Gaps, held: GapDecomposition, b: Array) -> Array:
+    """`M^{-1/2} Eᵀ S⁻¹ b`, `(T, m)`: its squares are what the gaps add to `−bᵀ S⁻¹ b`."""
+    return _at_gaps(gaps, held, rotate(held.bases, b) / spectrum(held.bases))
+
+
+def from_gaps(gaps: Gaps, held: GapDecomposition, white: Array) -> Array:
+    """The transpose of `solved_at_gaps`."""
+    return unrotate(held.bases, _from_gaps(gaps, held, white))
+
+
+def _at_gaps(gaps: Gaps, held: GapDecomposition, x: Array) -> Array:
+    """`M^{-1/2} Eᵀ` of a vector in the eigenbasis."""
     for i in gaps.axes:
-        at_places = bases[i].unrotate(at_places, i - len(bases))
-    at_gaps = problems(gaps, at_places).reshape(gaps.num_problems, -1)[:, gaps.flat_places]
-    values = -jnp.einsum(
-        "tpq,tp->tq",
-        held.roots,
-        jnp.einsum("tpq,tq->tp", held.roots, at_gaps, precision=HIGHEST),
-        precision=HIGHEST,
-    )
-    filled = jnp.zeros((gaps.num_problems, prod(gaps.sizes)), x.dtype)
-    filled = filled.at[:, gaps.flat_places].set(values)
-    correction = from_problems(gaps, filled)
+        x = held.bases[i].unrotate(x, i - len(held.bases))
+    found = problems(gaps, x).reshape(gaps.num_problems, -1)[:, gaps.flat_places]
+    return jnp.einsum("tpq,tq->tp", held.roots, found, precision=HIGHEST)
+
+
+def _from_gaps(gaps: Gaps, held: GapDecomposition, white: Array) -> Array:
+    """`S⁻¹ E M^{-T/2}`, in the eigenbasis."""
+    values = jnp.einsum("tpq,tp->tq", held.roots, white, precision=HIGHEST)
+    filled = jnp.zeros((gaps.num_problems, prod(gaps.sizes)), values.dtype)
+    x = from_problems(gaps, filled.at[:, gaps.flat_places].set(values))
     for i in gaps.axes:
-        correction = bases[i].rotate(correction, i - len(bases))
-    x = x + correction * inverse_d
-    for i, basis in enumerate(bases):
-        x = basis.unrotate(x, i - len(bases))
-    return jnp.where(observed_cells(gaps), x, 0)
+        x = held.bases[i].rotate(x, i - len(held.bases))
+    return x / spectrum(held.bases)
 
 
 def observed_cells(gaps: Gaps) -> np.ndarray:

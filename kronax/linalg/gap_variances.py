@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.diagonals import blockwise_diagonal, rotated_rows
+from kronax.linalg.eigenbases import Eigenbasis, SymmetricBlocks, dual
 from kronax.linalg.factorizations import CholeskyFactorization, inverse_matrix
 from kronax.linalg.gap_matrices import (
     GapDecomposition,
@@ -38,13 +39,9 @@ from kronax.linalg.rules import RulePrimitive
 from kronax.linalg.spectral import TwoTermSum, spectrum
 
 
-def _value(operands, held: GapDecomposition, *, gaps: Gaps) -> Array:
-    _, _, rows = operands
+def _value(operands, held: GapDecomposition, *, gaps: Gaps, own: tuple) -> Array:
     bases = held.bases
-    turned: list[Array] = [
-        _identity_or(rotated_rows(row, basis), basis.values)
-        for row, basis in zip(rows, bases, strict=True)
-    ]
+    turned = list(map(_turned, *operands, bases, own))
     k = build_axis(gaps)
     at_rows = rows_at_gaps(gaps, bases, k)
     fibres = gaps.fibres[k]
@@ -76,11 +73,24 @@ def _value(operands, held: GapDecomposition, *, gaps: Gaps) -> Array:
     return jnp.transpose(found, tuple(int(i) for i in np.argsort(order)))
 
 
-def _identity_or(matrix: Array | None, like: Array) -> Array:
-    return jnp.eye(like.shape[-1], dtype=like.dtype) if matrix is None else matrix
+def _turned(
+    signal: SymmetricBlocks,
+    noise: SymmetricBlocks,
+    row: Array | None,
+    basis: Eigenbasis,
+    own: tuple[int, ...] | None,
+) -> Array:
+    """`C W`. The rows that are the axis' own are those of `K W = V diag(λ)`, without a product."""
+    turned = rotated_rows(row, basis)
+    if turned is None:
+        turned = jnp.eye(basis.values.shape[-1], dtype=basis.values.dtype)
+    if own is None:
+        return turned
+    exact = dual(basis, signal, noise).matrix() * basis.values
+    return turned.at[np.array(own)].set(exact)
 
 
-def _derivative(operands, held, tangents, *, gaps):
+def _derivative(operands, held, tangents, *, gaps, own):
     leaves, tree = jax.tree.flatten(operands)
     moving = [k for k, t in enumerate(tangents) if t is not None]
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.linalg.conditional import Places
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.gap_rules import merged_matrix
@@ -95,6 +96,29 @@ class InnerGrid:
             last = Dense(merged_matrix([f.to_dense() for f in along], gaps))
         return [*(kept[i] for i in gaps.shared), last]
 
+    def places(
+        self, factors: Sequence[Any], places: Sequence[Places], *, scattered: bool = False
+    ) -> tuple[list[Places], list[np.ndarray | None]]:
+        """Places on the whole grid as places of the inner one, and which are coordinates of it."""
+        kept: list[Places] = []
+        own: list[np.ndarray | None] = []
+        for factor, place, k in zip(factors, places, self.mask.kept, strict=True):
+            rows, prior, is_whole = *place, len(k) == factor.size
+            own.append(k if rows is None and not is_whole else None)
+            if rows is None and (self.is_merged or not is_whole):
+                rows = factor.to_dense()
+                prior = factor.diagonal() if prior is None else prior
+            kept.append(Places(None if rows is None else rows[..., k], prior))
+        if not self.is_merged:
+            return kept, own
+        gaps, among = self.gaps, None
+        if all(places[i].rows is None for i in gaps.axes):
+            pairs = zip(gaps.axes, gaps.observed.T, strict=True)
+            index = [self.mask.kept[i][k] for i, k in pairs]
+            among = np.ravel_multi_index(index, [self.mask.shape[i] for i in gaps.axes])
+        merged = merged_places([kept[i] for i in gaps.axes], gaps, scattered=scattered)
+        return [*(kept[i] for i in gaps.shared), merged], [*(own[i] for i in gaps.shared), among]
+
     def rows(self, rows: Sequence[Array]) -> list[Array]:
         """The columns of `⊗rows[i]` that belong to inner cells, one matrix per inner axis."""
         kept = [row[..., k] for row, k in zip(rows, self.mask.kept, strict=True)]
@@ -102,3 +126,24 @@ class InnerGrid:
             return kept
         gaps = self.gaps
         return [*(kept[i] for i in gaps.shared), merged_rows(kept, gaps, kept[0].dtype)]
+
+
+def merged_places(places: Sequence[Places], gaps: Gaps, *, scattered: bool) -> Places:
+    """The places of the gap axes as those of one axis of the observed cells."""
+    whole: Any = None
+    for place, index in zip(places, gaps.observed.T, strict=True):
+        assert place.rows is not None
+        assert place.prior is not None
+        rows, prior = place.rows[..., index], place.prior
+        if whole is None:
+            whole = rows, prior
+        elif scattered:
+            whole = whole[0] * rows, whole[1] * prior
+        else:
+            product = whole[0][..., :, None, :] * rows[..., None, :, :]
+            variances = whole[1][..., :, None] * prior[..., None, :]
+            whole = (
+                product.reshape(*product.shape[:-3], -1, len(index)),
+                variances.reshape(*variances.shape[:-2], -1),
+            )
+    return Places(*whole)

@@ -208,12 +208,6 @@ class Iterative(AbstractSolvable):
         estimate = covariance_estimate(self.op, tuple(map(tuple, products)), self.iteration)
         return self._settled(estimate, "the solves at scattered places")
 
-    def inverse_at(self, rows: Sequence[Float[Array, "m _"]], *, joint: bool) -> Array:
-        """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal, for places scattered over the grid."""
-        if not joint:
-            return self._settled(self.explained_at(rows), "the solves at scattered places")
-        return self.covariance_at(rows)
-
     def decompose(self) -> "Iterative":
         """Itself: there is no decomposition to carry."""
         return self

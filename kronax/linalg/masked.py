@@ -1,8 +1,7 @@
 """Rows and columns of a covariance at the observed cells of a grid: exact, for any static mask."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from math import log, pi, prod
+from math import log, pi
 from typing import Any
 
 import equinox as eqx
@@ -10,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from kronax.linalg import checks
+from kronax.linalg.conditional import Places
 from kronax.linalg.conditioning import ends_of
 from kronax.linalg.decompose import decompose
 from kronax.linalg.dense_covariance import DenseCovariance
@@ -21,17 +21,23 @@ from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diago
 from kronax.linalg.fingerprints import fingerprint, held
 from kronax.linalg.gap_matrices import GapDecomposition, gap_roots
 from kronax.linalg.gap_rules import log_det_gaps, quadratic_with_gaps, solve_observed
-from kronax.linalg.gap_variances import gap_variances, unmerged
 from kronax.linalg.gaps import GapPlan, Gaps, Mask, plan_gaps, plan_uneven
 from kronax.linalg.inner_grid import InnerGrid
 from kronax.linalg.kronecker import as_kronecker
 from kronax.linalg.logdet import inv_quad, logdet, mean_of, normal_logpdf_grid, watched_logpdf
+from kronax.linalg.masked_variances import (
+    added_by_gaps,
+    observed_covariance_at,
+    observed_variance,
+    observed_variance_at,
+    on_places,
+)
 from kronax.linalg.modes import map_batch, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise, as_products
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 from kronax.linalg.precision import Ends
+from kronax.linalg.rules import with_value
 from kronax.linalg.sample import draw_normal
-from kronax.linalg.scattered import CHUNK, mv_rows
 from kronax.linalg.solve import solve_grid
 from kronax.linalg.spectral import TwoTermSum, log_det_and_quadratic
 from kronax.linalg.thin import is_thin
@@ -206,16 +212,21 @@ class Masked(AbstractSolvable):
     def posterior_diagonal(self) -> Array:
         """`diag(K − K op⁻¹ K)` on the whole grid: the variance of the signal given noisy data.
 
-        A sum of squares, unless slabs are dropped or the method is `"merged"`.
+        A sum of terms that are not negative: the variance without gaps, and what they add.
         """
         return _posterior_diagonal(self)
 
-    def inverse_at(self, rows: Sequence[Float[Array, "m _"]], *, joint: bool) -> Array:
-        """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal, for places scattered over the grid.
+    def variance_given(self, places: Sequence[Places]) -> Array:
+        """`variance_given` of the observed cells, for a grid of places; a value, held constant."""
+        return observed_variance(self, list(places))
 
-        A place has one row per axis. One solve per place; no batch.
-        """
-        return _inverse_at(self, tuple(rows), joint)
+    def variance_at(self, places: Sequence[Places]) -> Array:
+        """The same for places scattered over the grid, one row per axis each; no batch."""
+        return observed_variance_at(self, list(places))
+
+    def covariance_at(self, places: Sequence[Places], priors: Sequence[Array]) -> Array:
+        """Their covariance, from the prior ones between them on every axis, `(m, m)`."""
+        return observed_covariance_at(self, list(places), list(priors))
 
     def decompose(self) -> "Masked":
         """See `kx.decompose`."""
@@ -364,7 +375,9 @@ def _inverse_diagonal(op: Masked) -> Array:
     none = [None] * len(inner.grid_shape)
     value = conjugated_inverse_diagonal(inner, none)
     if op.plan.method == "gaps":
-        value = jnp.subtract(*same_rank(value, _gap_variances(op, inner, none)))
+        value = jnp.subtract(*same_rank(value, added_by_gaps(op, inner, none)))
+        # What is left of the inverse cannot be less than if no other cell told anything.
+        value = with_value(value, jnp.maximum(value, 1 / inner.diagonal()))
     return op.held(op.grid.embedded(value))
 
 
@@ -375,12 +388,10 @@ def _conjugated_inverse_diagonal(op: Masked, rows: Sequence[Array]) -> Array:
     inner, on_inner = op.inner(), op.grid.rows(rows)
     value = conjugated_inverse_diagonal(inner, on_inner)
     if op.plan.method == "gaps":
-        return jnp.subtract(*same_rank(value, _gap_variances(op, inner, on_inner)))
+        return jnp.subtract(*same_rank(value, added_by_gaps(op, inner, on_inner)))
     if op.plan.method == "slabs":
         return value
-    shape = tuple(row.shape[-2] for row in rows)
-    lead = value.shape[: value.ndim - len(on_inner)]
-    return map_batch(lambda v: unmerged(v, op.gaps, shape), lead, (value, len(on_inner)))
+    return on_places(op, value, tuple(row.shape[-2] for row in rows))
 
 
 @jax.jit
@@ -390,51 +401,12 @@ def _posterior_diagonal(op: Masked) -> Array:
     rows = [factor.to_dense() for factor in op.factors]
     if op.plan.method == "gaps" and not any(op.plan.dropped):
         inner = op.inner()
-        added = _gap_variances(op, inner, rows)
+        own = tuple(tuple(range(n)) for n in inner.grid_shape)
+        added = added_by_gaps(op, inner, rows, own)
         return jnp.add(*same_rank(posterior_diagonal(inner), added))
     explained = _conjugated_inverse_diagonal(op, rows)
-    return jnp.subtract(*same_rank(op.op.kronecker.diagonal(), explained))
-
-
-def _gap_variances(op: Masked, inner: KroneckerPlusNoise, rows: Sequence[Array | None]) -> Array:
-    signal, noise = inner.blocks()
-    held = op.gap_decomposition(inner)
-    ndims = (
-        tuple(b.event_ndims for b in signal),
-        tuple(b.event_ndims for b in noise),
-        [None if row is None else 2 for row in rows],
-    )
-    batch = jnp.broadcast_shapes(
-        inner.batch_shape, *(row.shape[:-2] for row in rows if row is not None)
-    )
-    return map_batch(
-        lambda operands, held: gap_variances(operands, held, gaps=op.gaps),
-        batch,
-        ((signal, noise, list(rows)), ndims),
-        (held, held.event_ndims),
-    )
-
-
-@partial(jax.jit, static_argnames="joint")
-def _inverse_at(op: Masked, rows: Sequence[Array], joint: bool) -> Array:
-    """One solve per place, in chunks."""
-    if op.dense is not None:
-        return op.dense.inverse_at(rows, joint=joint)
-
-    def one(place: tuple[Array, ...]) -> Array:
-        c = op.held(_outer(place))
-        solution = solve_masked(op, c)
-        return mv_rows(rows, solution) if joint else jnp.sum(c * solution)
-
-    chunk = max(1, min(rows[0].shape[0], CHUNK // prod(op.grid_shape)))
-    return lax.map(one, tuple(rows), batch_size=chunk)
-
-
-def _outer(place: Sequence[Array]) -> Array:
-    whole = place[0]
-    for row in place[1:]:
-        whole = jnp.multiply(*same_rank(whole[..., None], row))
-    return whole
+    like = jnp.subtract(*same_rank(op.op.kronecker.diagonal(), explained))
+    return with_value(like, observed_variance(op, [Places(None)] * len(rows)))
 
 
 @jax.jit

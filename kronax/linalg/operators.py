@@ -217,10 +217,6 @@ class AbstractSolvable(AbstractObserved):
         """`diag(K − K op⁻¹ K)`, where `op` is the covariance `K` plus noise."""
 
     @abc.abstractmethod
-    def inverse_at(self, rows: Any, *, joint: bool) -> Array:
-        """`C op⁻¹ Cᵀ`, or its diagonal, for places with one row per axis."""
-
-    @abc.abstractmethod
     def decompose(self) -> "AbstractSolvable":
         """The same operator carrying its decomposition."""
 

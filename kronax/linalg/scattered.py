@@ -5,19 +5,25 @@ that size is built: places are handled in chunks.
 """
 
 from collections.abc import Sequence
-from itertools import combinations_with_replacement
 from typing import Any, NoReturn
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from kronax.linalg.diagonals import rotated_rows
-from kronax.linalg.modes import HIGHEST
+from kronax.linalg.conditional import (
+    AxisModes,
+    Places,
+    lifted,
+    new_shares,
+    noise_shares,
+    over_axes,
+    swapped,
+    unexplained,
+)
+from kronax.linalg.modes import HIGHEST, matmul, outer
 from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
-from kronax.linalg.spectral import spectrum
 
 # What a chunk of places holds, in numbers.
 CHUNK = 4_000_000
@@ -50,48 +56,116 @@ def mv_rows(
     return jnp.moveaxis(lax.map(one, ordered, batch_size=batch_size), 0, -1)
 
 
-def inverse_at(
-    op: KroneckerPlusNoise | AbstractSolvable,
-    *products: Sequence[Float[Array, "m _"]],
-    joint: bool,
-) -> Float[Array, "..."]:
-    """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal `(m,)`; `2 m N` operations per column.
+def variance_at(op: KroneckerPlusNoise, *parts: Sequence[Places]) -> Float[Array, " m"]:
+    """The variances of places given data, `2 m N` operations; differentiating raises.
 
-    `C` is the sum of one or more products of rows. Values only: differentiating raises.
+    Args:
+        op: the covariance of the data, without a batch.
+        parts: what is known of the places: of the signal, or of the signal and of the term that
+            stands where the noise does, of which the function is the sum.
     """
-    if isinstance(op, AbstractSolvable):
-        (rows,) = products
-        return op.inverse_at(rows, joint=joint)
-    signal, noise = op.blocks()
-    return _inverse_at((signal, noise, tuple(map(tuple, products))), op.eigenbases(), joint=joint)
+    held = [list(part) for part in parts]
+    return _values_only((op, held), over_axes(op, _variances, *held))
 
 
-def _inverse_at_value(operands, bases, *, joint):
-    rotated: list[Any] = [
-        [rotated_rows(row, basis) for row, basis in zip(rows, bases, strict=True)]
-        for rows in operands[2]
+def covariance_at(
+    op: KroneckerPlusNoise, *parts: tuple[Sequence[Places], Sequence[Array]]
+) -> Float[Array, "m m"]:
+    """The covariance of places given data, `2 m² N` operations; differentiating raises.
+
+    Args:
+        op: the covariance of the data, without a batch.
+        parts: as in `variance_at`, each with the prior covariances of the places on every axis.
+    """
+    held = [list(part) for part, _ in parts]
+    priors = lax.stop_gradient([list(prior) for _, prior in parts])
+
+    def one(axes: list[AxisModes], *parts: list[Places]) -> Array:
+        return _covariances(axes, parts, priors)
+
+    return _values_only((op, held), over_axes(op, one, *held))
+
+
+def _turned(axes: list[AxisModes], parts: Any) -> tuple[list[AxisModes], list[list[Array]]]:
+    """The axes with small eigenvalues raised, and the rows of every part in their bases."""
+    for _ in parts:  # once more for the term in place of the noise
+        axes = [swapped(lifted(axis)) for axis in axes]
+    if len(parts) == 1:
+        axes = list(map(swapped, axes))
+    rows = [
+        [axis.right(place.rows) for axis, place in zip(axes, part, strict=True)] for part in parts
     ]
-    inverse = 1 / spectrum(bases)
-    if not joint:
-        pairs = combinations_with_replacement(range(len(rotated)), 2)
-        return sum(
-            (1 if a == b else 2)
-            * mv_rows([u * v for u, v in zip(rotated[a], rotated[b], strict=True)], inverse)
-            for a, b in pairs
-        )
+    return axes, rows
 
-    def column(place: tuple[tuple[Array, ...], ...]) -> Array:
-        weighted = jnp.zeros_like(inverse)
-        for rows in place:
-            part = inverse
-            for i, row in enumerate(rows):
-                part = part * row.reshape(-1, *(1,) * (len(rows) - 1 - i))
-            weighted = weighted + part
-        first, *rest = (mv_rows(rows, weighted, CHUNK // batch_size) for rows in rotated)
-        return sum(rest, first)
 
-    batch_size = max(1, min(rotated[0][0].shape[0], CHUNK // inverse.size, MOST_COLUMNS))
-    return lax.map(column, tuple(map(tuple, rotated)), batch_size=batch_size)
+def _values(axes: list[AxisModes]) -> list[list[Array]]:
+    """The eigenvalues of the signal, and of the noise."""
+    return [[a.basis.values for a in axes], [a.basis.noise_values for a in axes]]
+
+
+def _variances(axes: list[AxisModes], *parts: list[Places]) -> Array:
+    axes, turned = _turned(axes, parts)
+    total: Any = 0
+    for part, rows, values in zip(parts, turned, _values(axes), strict=False):
+        priors = [place.prior for place in part]
+        shares = list(map(new_shares, rows, priors, values))
+        total = total + unexplained(shares, scattered=True)
+    if len(parts) == 1:
+        return total + mv_rows([share.modes for share in shares], noise_shares(axes))
+    weights = _weights(axes)
+
+    def one(place: Any) -> Array:
+        return jnp.sum(jnp.square(_difference(place)) * weights)
+
+    ratios = _ratios(axes, turned)
+    chunk = max(1, min(turned[0][0].shape[0], CHUNK // weights.size))
+    return total + lax.map(one, ratios, batch_size=chunk)
+
+
+def _weights(axes: list[AxisModes]) -> Array:
+    """`λ μ / D`."""
+    return outer([a.basis.values for a in axes]) * noise_shares(axes)
+
+
+def _ratios(axes: list[AxisModes], turned: list[list[Array]]) -> list[list[Array]]:
+    """`Wᵀk / λ` for the signal, and `Wᵀk / μ` for the term in place of the noise."""
+    return [
+        [row / v for row, v in zip(rows, values, strict=True)]
+        for rows, values in zip(turned, _values(axes), strict=False)
+    ]
+
+
+def _difference(place: list[list[Array]]) -> Array:
+    """What the signal and the other term of one place differ by, per eigenvector.
+
+    `a²/λ + b²/μ − (a + b)²/(λ + μ)` is `(a/λ − b/μ)² λ μ / D`.
+    """
+    first, *rest = map(outer, place)
+    return first - rest[0] if rest else first
+
+
+def _covariances(
+    axes: list[AxisModes], parts: Sequence[list[Places]], priors: list[list[Array]]
+) -> Array:
+    axes, turned = _turned(axes, parts)
+    ratios, weights = _ratios(axes, turned), _weights(axes)
+    total: Any = 0
+    for known, rows, ratio in zip(priors, turned, ratios, strict=True):
+        left, explained = jnp.zeros((), weights.dtype), jnp.ones((), weights.dtype)
+        for prior, row, other in zip(known, rows, ratio, strict=True):
+            found = matmul(row, other.T)
+            left = left * prior + explained * (prior - found)
+            explained = explained * found
+        total = total + left
+    batch_size = max(1, min(turned[0][0].shape[0], CHUNK // weights.size, MOST_COLUMNS))
+
+    def column(place: Any) -> Array:
+        weighted = weights * _difference(place)
+        first, *rest = (mv_rows(rows, weighted, CHUNK // batch_size) for rows in ratios)
+        return first - rest[0] if rest else first
+
+    found = total + lax.map(column, ratios, batch_size=batch_size)
+    return (found + found.T) / 2
 
 
 def _refuse(operands, constants, tangents, **static) -> NoReturn:
@@ -101,4 +175,4 @@ def _refuse(operands, constants, tangents, **static) -> NoReturn:
     )
 
 
-_inverse_at = RulePrimitive("kronax_inverse_at", _inverse_at_value, _refuse)
+_values_only = RulePrimitive("kronax_at_places", lambda operands, found: found, _refuse)

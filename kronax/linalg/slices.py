@@ -265,24 +265,28 @@ def _thin_value(operands, bases: ThinBases, *, axis: int):
     inverse_d = 1 / spectrum(bases.reduced)
     own, levels = bases.ranges[axis], bases.reduced[axis].noise_values
     if own is None:
-        own = bases.reduced[axis].matrix()
+        own, weight = bases.reduced[axis].matrix(), jnp.ones(op.grid_shape[axis], op.dtype)
         alone = jnp.sum(jnp.square(own) / levels[None], axis=-1)
         precision = apply_along(jnp.square(own), inverse_d, dim)
     else:
         scale = bases.scales[axis]
-        weight = 1.0 if scale is None else jnp.square(scale)
-        alone = weight / levels[0] * jnp.ones(own.shape[0], own.dtype)
+        weight = jnp.ones(own.shape[0], own.dtype) if scale is None else jnp.square(scale)
+        alone = weight / levels[0]
         # What of each unit vector is outside the range, which only the noise of the axis fills.
-        rest = 1 - jnp.sum(jnp.square(own), axis=-1)
+        rest = jnp.maximum(1 - jnp.sum(jnp.square(own), axis=-1), 0)
         inside = apply_along(jnp.square(own), inverse_d, dim)
-        precision = along(weight * jnp.ones_like(alone), dim, inside.ndim) * inside
+        precision = along(weight, dim, inside.ndim) * inside
         precision = precision + along(alone * rest, dim, inside.ndim) / frame.noise
     if not frame.has_outside:
         applied = frame.outside(frame.inside(fields) / precision)
         log_det = frame.log_det() - frame.sum_others(jnp.log(precision))
         return applied, frame.diagonal(1 / precision), log_det
     alone_grid = along(alone, dim, precision.ndim)
-    change = 1 / precision - frame.noise / alone_grid
+    # `1/P − μ/c` without the difference: `c − μ P` is `Σ_k W[a,k]² λ / (ν D)`, `ν` of this axis.
+    ndim = precision.ndim
+    lacking = outer([b.values for b in bases.reduced]) * inverse_d / along(levels, dim, ndim)
+    lacking = along(weight, dim, ndim) * apply_along(jnp.square(own), lacking, dim)
+    change = lacking / (alone_grid * precision)
     applied = frame.outside(change * frame.inside(fields)) + frame.noise_of(fields) / alone_grid
     diagonal = frame.diagonal(change) + frame.noise_diagonal() / alone_grid
     count = prod(n for j, n in enumerate(op.grid_shape) if j != axis)

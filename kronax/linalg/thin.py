@@ -67,15 +67,39 @@ class ThinBases(eqx.Module):
         inside = self._project(x)
         outside = x - self._embed(inside)
         outside = outside - self._embed(self._project(outside))
+        inside = self._embed(inside / function(spectrum(self.reduced)))
+        return inside + outside / function(self._noise())
+
+    def inverse_diagonal(self) -> Array:
+        """The diagonal of `S⁻¹` as a sum of terms that are not negative (no batch).
+
+        Outside the range it is that of the noise, times what of each unit vector is there: with
+        the squared lengths `e_i` inside, `1 − ∏ e_i = Σ_i (∏_{j<i} e_j) (1 − e_i)`.
+        """
+        inside, outside = 1 / spectrum(self.reduced), 1 / self._noise()
+        rest, inner, scale = (jnp.full((), x, inside.dtype) for x in (0, 1, 1))
+        for i, (basis, u, s) in enumerate(zip(self.reduced, self.ranges, self.scales, strict=True)):
+            axis = i - len(self.ranges)
+            squares = jnp.square(basis.matrix() if u is None else u)
+            inside = apply_along(squares, inside, axis)
+            if u is None:
+                outside = apply_along(squares, outside, axis)
+                continue
+            length = along(jnp.sum(squares, axis=-1), axis)
+            rest = rest + inner * jnp.maximum(1 - length, 0)
+            inner = inner * length
+            scale = scale if s is None else scale * along(jnp.square(s), axis)
+        return scale * (inside + outside * rest)
+
+    def _noise(self) -> Array:
+        """The noise in the bases of the axes that are not thin."""
         noise = outer(
             [
                 basis.noise_values if u is None else basis.noise_values[:1]
                 for basis, u in zip(self.reduced, self.ranges, strict=True)
             ]
         )
-        noise = jnp.where(noise > 0, noise, jnp.nan)  # outside, the noise is all there is
-        inside = jnp.divide(*same_rank(inside, function(spectrum(self.reduced))))
-        return self._embed(inside) + jnp.divide(*same_rank(outside, function(noise)))
+        return jnp.where(noise > 0, noise, jnp.nan)  # outside, the noise is all there is
 
     def _project(self, x: Array) -> Array:
         for i, u in enumerate(self.ranges):

@@ -10,9 +10,9 @@ from jax import lax
 
 import kronax as kx
 from kronax.linalg import gap_matrices, gap_rules, gap_variances
+from kronax.linalg.conditional import Places
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.gaps import Fibres, Gaps, Mask
-from kronax.linalg.scattered import inverse_at
 from tests.cases import CASES, covariance, rbf
 from tests.linalg.contracted import FUSED, QUICK, weights_of
 from tests.linalg.gapped import (
@@ -214,12 +214,18 @@ def test_derivative_of_what_data_explain_elsewhere(method):
 
 @pytest.mark.parametrize("method", ["gaps", "merged"])
 def test_scattered_places(method):
+    """Cells of the grid as places: gaps among them, and one cell twice."""
     part = kx.Masked(CASES["three axes"].operator, MASKS["scattered"], method=method)
-    rows = [np.random.default_rng(n).normal(size=(5, n)) for n in GRID]
-    c = np.einsum("pi,pj,pk->pijk", *rows).reshape(5, -1)
-    truth = c @ dense_inverse(part) @ c.T
-    assert_close(inverse_at(part, rows, joint=True), truth)
-    assert_close(inverse_at(part, rows, joint=False), np.diag(truth))
+    index = np.random.default_rng(1).integers(0, GRID, size=(6, len(GRID))).T
+    index[:, -1] = index[:, 0]
+    matrices = [np.asarray(factor.to_dense()) for factor in part.factors]
+    places = [Places(k[i], np.diag(k)[i]) for k, i in zip(matrices, index, strict=True)]
+    priors = [k[np.ix_(i, i)] for k, i in zip(matrices, index, strict=True)]
+    signal = np.asarray(part.op.kronecker.to_dense())[np.ravel_multi_index(index, GRID)]
+    prior = signal[:, np.ravel_multi_index(index, GRID)]
+    truth = prior - signal @ dense_inverse(part) @ signal.T
+    assert_close(part.covariance_at(places, priors), truth)
+    assert_close(part.variance_at(places), np.diag(truth))
 
 
 @pytest.mark.parametrize(
