@@ -15,7 +15,7 @@ from kronax.gp.means import values_of
 from kronax.gp.templates import compiled
 from kronax.linalg.estimates import Estimate, exact_estimate
 from kronax.linalg.iterative_operator import Iterative
-from kronax.linalg.modes import matmul
+from kronax.linalg.modes import matmul, same_rank
 from kronax.linalg.scattered import inverse_at, mv_rows
 from kronax.linalg.thin import is_thin, reduced, rows_inside
 
@@ -71,7 +71,7 @@ def mean_at(
     value = _explained(post, new, parts(post.gp, name), post.weights)
     if name is not None:
         return value
-    value = _prior_mean(post.gp, new) + value
+    value = jnp.add(*same_rank(_prior_mean(post.gp, new), value))
     if post.regression is None:
         return value
     return value + matmul(post.regression.estimates, _design(post.gp, new))
@@ -178,7 +178,7 @@ def sample_at(
     root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     root = vectors * root[None]
     white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
-    return mean + matmul(white, root.T)
+    return jnp.add(*same_rank(mean, matmul(white, root.T)))
 
 
 def _rows(
