@@ -149,7 +149,8 @@ def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Arr
     covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))
     root = jnp.linalg.cholesky(covariance)
     residual = jnp.subtract(*same_rank(y_new, mean_at(post, new)))
-    white = jax.scipy.linalg.solve_triangular(root, residual[..., None], lower=True)[..., 0]
+    flat = residual.reshape(-1, residual.shape[-1]).T
+    white = jax.scipy.linalg.solve_triangular(root, flat, lower=True).T.reshape(residual.shape)
     count = residual.shape[-1]
     logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
     constant = jnp.asarray(count * jnp.log(2 * jnp.pi), residual.dtype)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.linalg.diagonals import rotated_rows
-from kronax.linalg.modes import HIGHEST
+from kronax.linalg.modes import HIGHEST, along
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
@@ -85,7 +85,7 @@ def _inverse_at_value(operands, bases, *, joint):
         for rows in place:
             part = inverse
             for i, row in enumerate(rows):
-                part = part * row.reshape(-1, *(1,) * (len(rows) - 1 - i))
+                part = part * along(row, i - len(rows), len(rows))
             weighted = weighted + part
         first, *rest = (mv_rows(rows, weighted, CHUNK // batch_size) for rows in rotated)
         return sum(rest, first)
