@@ -256,8 +256,8 @@ class GridGP(NumpyroSites):
         `log_marginal_likelihood_estimate` has its error.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
-                marks a missing cell.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
+                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
 
         Raises:
             ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
@@ -289,8 +289,8 @@ class GridGP(NumpyroSites):
         """The posterior given data on the whole grid; one `eigh` per axis.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
-                marks a missing cell.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
+                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
 
         Raises:
             ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
@@ -336,8 +336,8 @@ class GridGP(NumpyroSites):
         these units. One pass over the data; a batch is pooled.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
-                marks a missing cell.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
+                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
             freeze: what stays as it is, as for `kx.parameters`.
 
         Raises:
