@@ -37,6 +37,13 @@ RETURNED = {
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def numpy_broadcasting():
+    """Examples are code of users, who broadcast as NumPy does."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def blocks(page: Path) -> list[tuple[int, str, str]]:
     """First line, language and text of every fenced block of a page."""
     found, start, language, kept = [], 0, "", []

@@ -37,6 +37,13 @@ KERNELS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def numpy_broadcasting():
+    """tinygp broadcasts as NumPy does, and so do the formulas of other libraries."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
+
+
 def process():
     kernels = ETA**2 * kx.Matern52(0.6), kx.Periodic(1.7, 2 * 0.5)
     return kx.GridGP(kernels, (X, Z), SIGMA**2, SHIFT)

@@ -8,7 +8,7 @@ from jaxtyping import Array
 
 from kronax.linalg.iterative_operator import signal_weights
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import matmul
+from kronax.linalg.modes import matmul, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
 
@@ -71,11 +71,13 @@ class PosteriorCovariance(AbstractOperator):
             root = self.regressed.reshape(num, -1)
             flat = matmul(matmul(x.reshape(*x.shape[: x.ndim - ndim], -1), root.T), root)
             result = result + flat.reshape(x.shape)
-        return result if self.noise is None else result + self.noise * x
+        return result if self.noise is None else result + jnp.multiply(*same_rank(self.noise, x))
 
     def diagonal(self) -> Array:
         """The variances."""
-        return self.variances if self.noise is None else self.variances + self.noise
+        if self.noise is None:
+            return self.variances
+        return jnp.add(*same_rank(self.variances, self.noise))
 
     def to_dense(self) -> Array:
         """The matrix, column by column: for small grids only."""

@@ -16,6 +16,7 @@ from kronax.gp.templates import compiled
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.logdet import normal_logpdf_grid
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 
 # A grid with several new axes is a list of places for its density: m² N operations, m³ more.
@@ -91,8 +92,8 @@ def _difference(
     gp, op = post.gp, post.operator
     stay = (None,) * len(gp.axes)
     grid = tuple(a.size for a in gp.axes)
-    old = post.y - jnp.broadcast_to(gp.mean_on(stay), grid)
-    ahead = y_new - jnp.broadcast_to(gp.mean_on(new or stay), y_new.shape[y_new.ndim - len(grid) :])
+    old = jnp.subtract(*same_rank(post.y, gp.mean_on(stay)))
+    ahead = jnp.subtract(*same_rank(y_new, gp.mean_on(new or stay)))
     lead = jnp.broadcast_shapes(
         old.shape[: old.ndim - len(grid)], ahead.shape[: ahead.ndim - len(grid)]
     )
@@ -147,8 +148,9 @@ def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Arr
     """Of new observations at scattered places with noise of the variances `levels`."""
     covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))
     root = jnp.linalg.cholesky(covariance)
-    residual = y_new - mean_at(post, new)
-    white = jax.scipy.linalg.solve_triangular(root, residual[..., None], lower=True)[..., 0]
+    residual = jnp.subtract(*same_rank(y_new, mean_at(post, new)))
+    flat = residual.reshape(-1, residual.shape[-1]).T
+    white = jax.scipy.linalg.solve_triangular(root, flat, lower=True).T.reshape(residual.shape)
     count = residual.shape[-1]
     logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
     constant = jnp.asarray(count * jnp.log(2 * jnp.pi), residual.dtype)

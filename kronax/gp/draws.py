@@ -97,7 +97,7 @@ def _draws(
         coefficients = post.regression.draw(white)
         residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
         if name is None:
-            draw = draw + fitted(coefficients, gp.design_on(new))
+            draw = jnp.add(*same_rank(draw, fitted(coefficients, gp.design_on(new))))
     weights = signal_weights(op, residual)
     for k in wanted:
         correction = cross_of(post, drawn.components[k], new, exact=False).mv_grid(weights)

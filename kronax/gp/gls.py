@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.logdet import normal_logpdf_grid
-from kronax.linalg.modes import matmul
+from kronax.linalg.modes import matmul, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.solve import solve_grid
@@ -66,8 +66,9 @@ class Regression(eqx.Module):
 
     def draw(self, white: Float[Array, "... p"]) -> Float[Array, "... p"]:
         """Estimates from white noise."""
-        shift = jax.scipy.linalg.solve_triangular(self.root.T, white[..., None], lower=False)
-        return self.estimates + shift[..., 0]
+        flat = white.reshape(-1, white.shape[-1]).T
+        shift = jax.scipy.linalg.solve_triangular(self.root.T, flat, lower=False).T
+        return jnp.add(*same_rank(self.estimates, shift.reshape(white.shape)))
 
     def whitened(self, difference: Float[Array, "p ..."]) -> Float[Array, "p ..."]:
         """`L⁻¹ D` for `D = H_* − K_* S⁻¹ H`: its squares are what the coefficients add."""
@@ -112,7 +113,8 @@ def regress(
     root = jnp.linalg.cholesky(precision)
     batch = y.shape[: y.ndim - (design.ndim - 1)]
     projected = matmul(y.reshape(*batch, -1), solved.reshape(num, -1).T)
-    estimates = jax.scipy.linalg.cho_solve((root, True), projected[..., None])[..., 0]
+    flat = projected.reshape(-1, num).T
+    estimates = jax.scipy.linalg.cho_solve((root, True), flat).T.reshape(projected.shape)
     return Regression(labels.pop("names", ()), estimates, solved, root, **labels)
 
 

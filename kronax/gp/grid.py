@@ -273,8 +273,8 @@ class GridGP(NumpyroSites, LeastNoise):
         `log_marginal_likelihood_estimate` has its error.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
-                marks a missing cell.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
+                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
 
         Raises:
             ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
@@ -306,8 +306,8 @@ class GridGP(NumpyroSites, LeastNoise):
         """The posterior given data on the whole grid; one `eigh` per axis.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
-                marks a missing cell.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
+                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
 
         Raises:
             ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
@@ -354,8 +354,8 @@ class GridGP(NumpyroSites, LeastNoise):
         these units. One pass over the data; a batch is pooled.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, or a DataArray, dimensions in any order. NaN
-                marks a missing cell.
+            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
+                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
             freeze: what stays as it is, as for `kx.parameters`.
 
         Raises:

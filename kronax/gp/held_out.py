@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from kronax.gp.axes import Axis
 from kronax.gp.outliers import Outlier, Outliers, coordinates_at, most_surprising
 from kronax.linalg.checks import is_concrete
+from kronax.linalg.modes import same_rank
 
 
 class HeldOut(eqx.Module):
@@ -41,7 +42,7 @@ class HeldOut(eqx.Module):
 
         They are correlated. For independent ones see `post.diagnostics().decorrelated`.
         """
-        return self.error / jnp.sqrt(self.variance)
+        return jnp.divide(*same_rank(self.error, jnp.sqrt(self.variance)))
 
     @property
     def rmse(self) -> Float[Array, "..."]:

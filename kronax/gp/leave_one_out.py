@@ -20,6 +20,7 @@ from kronax.linalg.checks import check_plain, is_concrete, without_mask
 from kronax.linalg.diagonals import inverse_diagonal
 from kronax.linalg.estimates import ConvergenceError, settled, warn_if_uncertain
 from kronax.linalg.iterative_operator import Iterative
+from kronax.linalg.modes import same_rank
 
 
 class LeaveOneOut(HeldOut):
@@ -54,9 +55,10 @@ class LeaveOneOut(HeldOut):
             )
         y = without_mask(y)
         check_plain(y, "y")
-        error = self.error if y is None else y - self.mean
-        square = jnp.square(error) / self.variance
-        return -(square + jnp.log(self.variance) + math.log(2 * math.pi)) / 2
+        error = self.error if y is None else jnp.subtract(*same_rank(jnp.asarray(y), self.mean))
+        error, variance = same_rank(error, self.variance)
+        square = jnp.square(error) / variance
+        return -(square + jnp.log(variance) + math.log(2 * math.pi)) / 2
 
     @property
     def log_score(self) -> Float[Array, "..."]:
@@ -101,7 +103,7 @@ def leave_one_out(post: Any) -> LeaveOneOut:
     if found is not None:
         what = "Leave-one-out variances"
         warn_if_uncertain(variance, error, op.iteration, what, stacklevel=3)
-    mean = post.y - weights * variance
+    mean = post.y - jnp.multiply(*same_rank(weights, variance))
     return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
 
 

@@ -21,7 +21,7 @@ from kronax.gp.outliers import shown
 from kronax.gp.soundness import refuse_gaps
 from kronax.linalg.checks import is_concrete
 from kronax.linalg.dense_covariance import DenseCovariance
-from kronax.linalg.modes import HIGHEST
+from kronax.linalg.modes import HIGHEST, same_rank
 from kronax.linalg.slices import slices_given_others
 from kronax.parameters import aligned
 
@@ -132,7 +132,8 @@ def _predicted(post: Any, i: int) -> tuple[Array, Array, Array, Array, Array | N
     dims = tuple(j - len(grid) for j in range(len(grid)) if j != i)
     chi_square = jnp.sum(weights * error, axis=dims)
     count = math.prod(grid) // grid[i]
-    log_density = -(chi_square + log_det + count * math.log(2 * math.pi)) / 2
+    both = jnp.add(*same_rank(chi_square, log_det))
+    log_density = -(both + count * math.log(2 * math.pi)) / 2
     return post.y - error, variance, log_density, chi_square, known
 
 

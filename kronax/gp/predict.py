@@ -159,7 +159,8 @@ def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Arr
             "A mean given as an array is known on the grid only and has no derivative. Use a "
             "mean that is a function of the axes."
         )
-    value = _slope(gp, lambda *x: values_at(gp.mean, x), new, i) + value
+    slope = _slope(gp, lambda *x: values_at(gp.mean, x), new, i)
+    value = jnp.add(*same_rank(slope, value))
     if post.regression is None:
         return value
     return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))

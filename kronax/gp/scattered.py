@@ -18,7 +18,7 @@ from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates import Estimate, exact_estimate
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.masked import Masked
-from kronax.linalg.modes import matmul
+from kronax.linalg.modes import matmul, same_rank
 from kronax.linalg.scattered import covariance_at as exact_covariance_at
 from kronax.linalg.scattered import mv_rows
 from kronax.linalg.scattered import variance_at as exact_variance_at
@@ -66,7 +66,7 @@ def mean_at(
     value = _explained(post, new, parts(post.gp, name), post.weights)
     if name is not None:
         return value
-    value = _prior_mean(post.gp, new) + value
+    value = jnp.add(*same_rank(_prior_mean(post.gp, new), value))
     if post.regression is None:
         return value
     return value + matmul(post.regression.estimates, _design(post.gp, new))
@@ -218,4 +218,4 @@ def sample_at(
     root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     root = vectors * root[None]
     white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
-    return mean + matmul(white, root.T)
+    return jnp.add(*same_rank(mean, matmul(white, root.T)))

@@ -155,7 +155,7 @@ def _slices_value(operands, bases, *, axis):
         jnp.square(bases[axis].matrix()), 1 / spectrum(bases), axis - len(bases)
     )
     return (
-        frame.outside(frame.inside(fields) / precision),
+        frame.outside(frame.inside(fields) / precision[None]),
         frame.diagonal(1 / precision),
         frame.log_det() - frame.sum_others(jnp.log(precision)),
     )
@@ -198,10 +198,10 @@ def _slices_tangent_value(coefficients, moving, *, given, axis):
                     loss = apply_along(jnp.square(own), scaled, dim)
                 change = loss / jnp.square(precision)
                 logs = frame.sum_others(loss / precision)
-                parts = change * held[-1], frame.diagonal(change), logs
+                parts = change[None] * held[-1], frame.diagonal(change), logs
             inside, diagonal, log_det = inside + parts[0], diagonal + parts[1], log_det + parts[2]
     if next(marks):
-        inside = inside + frame.inside(next(tangents)) / precision
+        inside = inside + frame.inside(next(tangents)) / precision[None]
     return frame.outside(inside), diagonal, log_det
 
 
@@ -226,12 +226,12 @@ def _along_other(held: tuple, middle: Array, values: list[Array], j: int) -> tup
         outer([jnp.ones_like(u) if k in (i, j) else u for k, u in enumerate(values)]),
         inverse_d.shape,
     )
-    squares = jnp.square(own) * values[i]
+    squares = jnp.square(own) * values[i][None]
     moved_fields = jnp.moveaxis(apart(fields).reshape(-1, *apart(precision).shape), 0, -1)
     rows = (apart(inverse_d), apart(precision), apart(weights)[..., 0, 0], moved_fields)
 
     def one_slice(square, d, p, weight, x):
-        coupling = matmul(d.T * square, d)
+        coupling = matmul(d.T * square[None], d)
         change = weight * middle * coupling / (p[:, None] * p[None])
         spread = change if v is None else matmul(matmul(v, change), v.T)
         return matmul(change, x), jnp.diagonal(spread), jnp.sum(jnp.diagonal(change) * p)
@@ -278,7 +278,7 @@ def _thin_value(operands, bases: ThinBases, *, axis: int):
         precision = along(weight, dim, inside.ndim) * inside
         precision = precision + along(alone * rest, dim, inside.ndim) / frame.noise
     if not frame.has_outside:
-        applied = frame.outside(frame.inside(fields) / precision)
+        applied = frame.outside(frame.inside(fields) / precision[None])
         log_det = frame.log_det() - frame.sum_others(jnp.log(precision))
         return applied, frame.diagonal(1 / precision), log_det
     alone_grid = along(alone, dim, precision.ndim)
@@ -287,7 +287,8 @@ def _thin_value(operands, bases: ThinBases, *, axis: int):
     lacking = outer([b.values for b in bases.reduced]) * inverse_d / along(levels, dim, ndim)
     lacking = along(weight, dim, ndim) * apply_along(jnp.square(own), lacking, dim)
     change = lacking / (alone_grid * precision)
-    applied = frame.outside(change * frame.inside(fields)) + frame.noise_of(fields) / alone_grid
+    applied = frame.outside(change[None] * frame.inside(fields))
+    applied = applied + frame.noise_of(fields) / alone_grid[None]
     diagonal = frame.diagonal(change) + frame.noise_diagonal() / alone_grid
     count = prod(n for j, n in enumerate(op.grid_shape) if j != axis)
     log_det = frame.noise_log_det() - count * jnp.log(alone)

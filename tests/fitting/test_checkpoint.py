@@ -1,6 +1,5 @@
 """A fit that is interrupted, killed or resumed."""
 
-import hashlib
 import json
 import os
 import signal

@@ -168,7 +168,7 @@ def named() -> DenseGP:
     }
     axes = {"time": TIME, "place": PLACES, "hour": HOURS}
     return DenseGP(
-        kx.GridGP(kernels, axes, noise=0.3, mean=lambda t, p, h: t[:, None, None] + h),
+        kx.GridGP(kernels, axes, noise=0.3, mean=lambda t, p, h: t[:, None, None] + h[None, None]),
         kernels=(
             lambda x, z: periodic(x, z, 1.1, 0.8) + 0.7,
             lambda x, z: matern12(x, z, np.array([0.4, 0.9])),

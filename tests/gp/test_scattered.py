@@ -234,7 +234,7 @@ def test_derivatives_go_round_a_circle_and_along_the_prior_mean():
         kernels={"hour": kx.RBF(3.0), "day": kx.Matern52(2.0)},
         axes={"hour": kx.circle(hours, 24.0), "day": np.arange(4.0)},
         noise=0.1,
-        mean=lambda h, d: 0.2 * h[:, None] + d**2,
+        mean=lambda h, d: 0.2 * h[:, None] + d[None] ** 2,
     )
     post = gp.condition(np.cos(2 * np.pi * hours / 24)[:, None] + np.arange(4.0))
     for axis in ("hour", "day"):

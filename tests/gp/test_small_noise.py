@@ -16,7 +16,6 @@ import pytest
 from scipy.linalg import eigvalsh
 
 import kronax as kx
-from tests.linalg.contracted import QUICK
 
 LONG = np.longdouble
 # Rounding may move a variance by so many `eps λ_max / σ²` of itself, on the grid and elsewhere.
