@@ -185,10 +185,10 @@ def _log_density(form: AbstractForm, residual: Array, df: Array) -> Array:
 
 def _scaled(op: Any, ratio: Array) -> Any:
     if isinstance(op, KroneckerPlusNoise):
-        is_product = isinstance(op.noise, Kronecker)
-        noise = (
-            _scaled(op.noise, ratio) if is_product else jnp.multiply(*same_rank(ratio, op.noise))
-        )
+        if isinstance(op.noise, Kronecker):
+            noise: Any = _scaled(op.noise, ratio)
+        else:
+            noise = jnp.multiply(*same_rank(ratio, op.noise))
         return KroneckerPlusNoise(_scaled(op.kronecker, ratio), noise)
     if ratio.ndim == 0:
         return ratio * op

@@ -125,8 +125,8 @@ def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
     checksum, _, body = path.read_bytes().partition(b"\n")
     if b"kronax fit 1" in checksum:
         raise ValueError(
-            f"The checkpoint {str(path)!r} is of an earlier version of kronax, whose fits cannot be "
-            "continued. Give another path, or remove the file to start from the beginning."
+            f"The checkpoint {str(path)!r} is of an earlier version of kronax, whose fits cannot "
+            "be continued. Give another path, or remove the file to start from the beginning."
         )
     line, _, content = body.partition(b"\n")
     try:

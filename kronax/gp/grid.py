@@ -76,8 +76,8 @@ class GridGP(NumpyroSites, LeastNoise):
             but one; others are a dense matrix or solved by iterations, as `gaps` says.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise, 0 for none; or a dictionary from an
-            axis to variances on it; or one variance per cell, infinite where it has no data, of which
-            a fit trains the common scale; or a `kx.Kronecker` covariance.
+            axis to variances on it; or one variance per cell, infinite where there are no data,
+            of which a fit trains the common scale; or a `kx.Kronecker` covariance.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
@@ -194,7 +194,7 @@ class GridGP(NumpyroSites, LeastNoise):
             kernels: one per dimension, by name.
             noise: as for a GridGP; a DataArray as well. The default is where a fit begins.
             mean: as for a GridGP; a DataArray as well.
-            structure: as for a GridGP, by name.
+            structure: by name.
             axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
                 `kx.dates`, `kx.regular`, or other coordinates.
             batch_dims: dimensions without a kernel, which count replicates.
@@ -227,12 +227,8 @@ class GridGP(NumpyroSites, LeastNoise):
             terms = terms_covariance(self)
             return with_noise_of(self, terms) if include_noise else terms
         dtype = self.dtype
-        first, *rest = (
-            factor(kernel, axis, structure, dtype)
-            for kernel, axis, structure in zip(
-                self.kernels, self.axes, self.structures, strict=True
-            )
-        )
+        parts = zip(self.kernels, self.axes, self.structures, strict=True)
+        first, *rest = (factor(*part, dtype) for part in parts)
         signal = Kronecker(amplitude(self, 0, dtype) * first, *rest)
         if self.joined is not None:
             return KroneckerPlusNoise(signal, joined_noise(self, include_noise))
@@ -244,9 +240,9 @@ class GridGP(NumpyroSites, LeastNoise):
         return solver_choice.is_iterative(self)
 
     def observing(self, y: Any) -> "GridGP":
-        """The same process with data where `y` has some: NaN, or false in a mask, are gaps.
+        """The same process with data where `y` has some; also in `jit`, for constants there.
 
-        Also inside `jit`, for data that are constants there.
+        NaN, what a masked array masks, and false in a mask are gaps.
         """
         return observing(self, y)
 

@@ -159,7 +159,7 @@ def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list
     return found
 
 
-def _prior_variance(places: list[Places]) -> Array:
+def _prior_variance(places: list[Places]) -> Any:
     return math.prod(place.prior for place in places)
 
 

@@ -47,7 +47,7 @@ from kronax.linalg.diagonals import (
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.kronecker import Kronecker
 from kronax.linalg.masked import Masked
-from kronax.linalg.modes import along, apply_along, outer
+from kronax.linalg.modes import along, apply_along, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.rules import with_value
 from kronax.linalg.spectral import spectrum
@@ -176,7 +176,9 @@ def _joined_at_data(post: Any) -> Array:
         return x
 
     axis = i - len(op.grid_shape)
-    return along(alone, axis) + along(jnp.square(levels), axis) * over_axes(op, one)
+    rest = over_axes(op, one)
+    squares = along(jnp.square(levels), axis, rest.ndim)
+    return along(alone, axis, rest.ndim) + squares * rest
 
 
 def _with_joined(post: Any, new: New) -> Array:
@@ -199,21 +201,27 @@ def _with_joined(post: Any, new: New) -> Array:
         basis = raised[i].basis
         b = basis.right(joined[i].rows)
         rows = places[i].rows
-        ratio = raised[i].dual.matrix() if rows is None else basis.right(rows) / basis.values
-        square = jnp.square(ratio - b / basis.noise_values) * basis.values * basis.noise_values
-        beside = new_shares(b, joined[i].prior, basis.noise_values).rest
+        signal, noise = basis.values[None], basis.noise_values[None]
+        ratio = raised[i].dual.matrix() if rows is None else basis.right(rows) / signal
+        square = jnp.square(ratio - b / noise) * signal * noise
+        prior = joined[i].prior
+        assert prior is not None
+        rest = new_shares(b, prior, basis.noise_values).rest
         common, known = list(shares), jnp.ones((), op.dtype)
         for j, (place, axis) in enumerate(zip(joined, raised, strict=True)):
             known = known[..., None]
             if j == i:
-                common[j] = Shares(square, beside)
+                common[j] = Shares(square, rest)
             elif place.rows is not None:
-                turned = jnp.square(axis.right(place.rows)) * axis.basis.values
+                turned = jnp.square(axis.right(place.rows)) * axis.basis.values[None]
+                assert place.prior is not None
                 common[j] = Shares(turned, place.prior)
-                known = known * jnp.any(place.rows != 0, axis=-1).astype(op.dtype)
+                is_old = jnp.any(place.rows != 0, axis=-1).astype(op.dtype)
+                known = jnp.multiply(*same_rank(known, is_old))
         d = spectrum(tuple(a.basis for a in raised))
-        together = left + along(beside, i - len(axes)) + applied(common, 1 / d)
-        alone = left + applied(shares, weights) + along(joined[i].prior, i - len(axes))
+        at = i - len(axes), len(axes)
+        together = left + along(rest, *at) + applied(common, 1 / d)
+        alone = left + applied(shares, weights) + along(prior, *at)
         return jnp.where(known > 0, together, alone)
 
     return over_axes(op, one, signal_places(post, signal, new), joined)

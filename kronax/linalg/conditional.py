@@ -28,7 +28,7 @@ from jaxtyping import Array
 
 from kronax.linalg.eigenbases import Eigenbasis, dual, raised
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer
+from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.spectral import spectrum
 from kronax.linalg.thin import decomposition, is_thin, reduced
@@ -93,7 +93,7 @@ class AxisModes(eqx.Module):
         """`C W` for rows `C`, `(m, n)`."""
         if self.span is None:
             return self.basis.right(rows)
-        return matmul(rows if self.scale is None else rows * self.scale, self.span)
+        return matmul(rows if self.scale is None else rows * self.scale[None], self.span)
 
     def own(self) -> Array | None:
         """`V`; `None` for the identity."""
@@ -199,7 +199,7 @@ def axis_shares(
 
 def new_shares(turned: Array, prior: Array, values: Array) -> Shares:
     """Of new places with the covariances `turned = k W`, relative to a term with these `values`."""
-    modes = jnp.square(turned) / values
+    modes = jnp.square(turned) / values[None]
     total = jnp.sum(modes, axis=-1)
     # Rounding must not let the data tell more than there is to know.
     least = jnp.where(total > prior, prior / total, 1)
@@ -210,11 +210,12 @@ def own_shares(axis: AxisModes, exact: AxisModes) -> Shares:
     """Of the coordinates of the axis: `λ V²`, and nothing is left but by raised eigenvalues."""
     values = exact.basis.values
     v = axis.own()
-    squares = values if v is None else values * jnp.square(v)
+    squares = values if v is None else values[None] * jnp.square(v)
     size = squares.shape[0]
     if axis is exact:
         return Shares(squares, jnp.zeros(size, squares.dtype))
     share = values / axis.basis.values
+    share = share if v is None else share[None]
     rest = squares * (1 - share)
     return Shares(squares * share, rest if v is None else jnp.sum(rest, axis=-1))
 
@@ -226,8 +227,10 @@ def unexplained(shares: Sequence[Shares], *, scattered: bool = False) -> Array:
     for share in shares:
         if not scattered:
             left, explained = left[..., None], explained[..., None]
-        left = left * (share.explained + share.rest) + explained * share.rest
-        explained = explained * share.explained
+        known, rest, whole = share.explained, share.rest, share.explained + share.rest
+        added = jnp.multiply(*same_rank(explained, rest))
+        left = jnp.multiply(*same_rank(left, whole)) + added
+        explained = jnp.multiply(*same_rank(explained, known))
     return left
 
 
@@ -236,7 +239,7 @@ def applied(shares: Sequence[Shares], x: Array) -> Array:
     for i, share in enumerate(shares):
         axis = i - len(shares)
         if share.modes.ndim == 1:
-            x = x * along(share.modes, axis)
+            x = x * along(share.modes, axis, x.ndim)
         else:
             x = apply_along(share.modes, x, axis)
     return x

@@ -146,7 +146,8 @@ class Masked(AbstractSolvable):
     def to_dense(self) -> Array:
         """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
         cells = jnp.asarray(self.observed.ravel())
-        return jnp.where(*same_rank(cells[:, None] & cells[None], self.op.to_dense()), 0)
+        kept, matrix = same_rank(cells[:, None] & cells[None], self.op.to_dense())
+        return jnp.where(kept, matrix, 0)
 
     def scaled(self, scalar: Array) -> "Masked":
         """`scalar * self`."""

@@ -85,10 +85,10 @@ class ThinBases(eqx.Module):
             if u is None:
                 outside = apply_along(squares, outside, axis)
                 continue
-            length = along(jnp.sum(squares, axis=-1), axis)
+            length = along(jnp.sum(squares, axis=-1), axis, inside.ndim)
             rest = rest + inner * jnp.maximum(1 - length, 0)
             inner = inner * length
-            scale = scale if s is None else scale * along(jnp.square(s), axis)
+            scale = scale if s is None else scale * along(jnp.square(s), axis, inside.ndim)
         return scale * (inside + outside * rest)
 
     def _noise(self) -> Array:
