@@ -32,30 +32,33 @@ def warn_of_lost_digits(gp: Any) -> None:
     for i, (kernel, axis, name) in enumerate(zip(gp.kernels, gp.axes, names, strict=True)):
         if axis.static is None or isinstance(axis.coding, Labels):
             continue
-        step = _lost(axis.offsets.astype(gp.dtype), axis)
+        lost = _lost(axis.offsets.astype(gp.dtype), axis)
         advice = "take `jax.config.update('jax_enable_x64', True)`, or fit its parts apart"
-        if step is None and _sees_zero(gp, kernel, i):
-            step = _lost(less(axis.exact.astype(gp.dtype), axis.origin), axis)
+        if lost is None and _sees_zero(gp, kernel, i):
+            lost = _lost(less(axis.exact.astype(gp.dtype), axis.origin), axis)
             advice = "let the function count from a nearer zero, with coordinates less an origin"
-        if step is not None:
+        if lost is not None:
             first, last = axis.at(0), axis.at(axis.size - 1)
             warnings.warn(
-                f"The coordinates of {name}, from {first} to {last}, are not told apart in "
-                f"{np.dtype(gp.dtype)}, the precision of the parameters: they are {step:.3g} from "
-                f"their neighbours. To keep their differences {advice}.",
+                f"The coordinates of {name}, from {first} to {last}, lose digits in "
+                f"{np.dtype(gp.dtype)}, the precision of the parameters, which moves some by "
+                f"{lost[0]:.3g} where neighbours are {lost[1]:.3g} apart. To keep their "
+                f"differences {advice}.",
                 UserWarning,
                 stacklevel=level_of_caller(),
             )
 
 
-def _lost(seen: np.ndarray, axis: Axis) -> float | None:
-    """The distance of neighbours of which rounding is no small part; `None` if it is."""
+def _lost(seen: np.ndarray, axis: Axis) -> tuple[float, float] | None:
+    """How far rounding moves places whose neighbours are how far; `None` if it is little."""
     moved = np.abs(seen - axis.offsets).reshape(len(seen), -1).max(axis=1)
     if not moved.any():
         return None
     steps = spacing(axis.offsets)
     wrong = moved > SHARE * steps
-    return float(np.median(steps[wrong])) if wrong.mean() > TENTH else None
+    if wrong.mean() <= TENTH:
+        return None
+    return float(np.median(moved[wrong])), float(np.median(steps[wrong]))
 
 
 def _sees_zero(gp: Any, kernel: Kernel, i: int) -> bool:

@@ -85,10 +85,10 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
 def _irregular(axis: Axis) -> str:
     """How far an axis is from a regular one."""
     assert axis.static is not None
-    return (
-        f"irregular axis, off by up to {axis.static.unevenness:.2g} steps: kx.regular snaps up to "
-        "a tenth"
-    )
+    off = axis.static.unevenness
+    if np.isinf(off):
+        return "irregular axis, which ends where it begins"
+    return f"irregular axis, off by up to {off:.2g} steps: kx.regular snaps up to a tenth"
 
 
 def wraps(kernel: Kernel, axis: Axis) -> bool:

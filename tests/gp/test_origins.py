@@ -262,6 +262,6 @@ def test_functions_that_see_coordinates_as_they_are_warn_in_float32():
         with expected if far else contextlib.nullcontext():
             kx.GridGP(kernels, (SECONDS,), np.float32(0.1), mean)
     apart = np.concatenate([SECONDS, SECONDS * 100])
-    with pytest.warns(UserWarning, match="not told apart in float32"):
+    with pytest.warns(UserWarning, match="lose digits in float32"):
         kx.GridGP((kernel,), (apart,), noise=0.1)
     kx.GridGP((kx.RBF(200.0),), (apart,), noise=0.1)
