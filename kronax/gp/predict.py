@@ -30,7 +30,7 @@ from kronax.gp.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.templates import compiled
 from kronax.gp.variances import exact_variance
 from kronax.linalg.dense_covariance import DenseCovariance
-from kronax.linalg.estimates import Estimate, exact_estimate, quantile, settled
+from kronax.linalg.estimates import Estimate, exact_estimate, settled, skew_quantile
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.iterative_operator import Iterative
 from kronax.linalg.kronecker import Kronecker
@@ -241,7 +241,7 @@ def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
     standard_error = jnp.sqrt(jnp.maximum(fourths / count - value**2, 0) / (count - 1))
     return Estimate(
         value=value,
-        error=quantile(count) * standard_error,
+        error=skew_quantile(count) * standard_error,
         standard_error=standard_error,
         residual=jnp.max(residuals),
         num_steps=jnp.max(steps),

@@ -239,7 +239,8 @@ def skew_quantile(num_probes: int) -> float:
     """How many standard errors hold a mean of quadratic forms in 99 % of cases.
 
     A spread that is taken from the forms themselves falls with their mean, as both are skew. The
-    99.95 % quantile of Student's t holds them down to forms of rank three.
+    99.95 % quantile of Student's t holds them down to forms of rank three, and single
+    squares from 64 of them on.
     """
     return float(stdtrit(num_probes - 1, 0.9995))
 

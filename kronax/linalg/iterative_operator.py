@@ -16,8 +16,8 @@ from kronax.linalg.estimates import (
     ConvergenceError,
     Estimate,
     Iteration,
-    quantile,
     settled,
+    skew_quantile,
 )
 from kronax.linalg.iterative_density import density_estimate, iterative_logdet, iterative_logpdf
 from kronax.linalg.iterative_solve import iterative_solve, solve_estimate
@@ -240,7 +240,7 @@ def _inverse_of_terms(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estima
     standard_error = jnp.where(is_plain, plain, standard_error)
     return Estimate(
         value=jnp.where(is_plain, jnp.mean(squares, axis=0), value),
-        error=quantile(iteration.num_draws) * standard_error,
+        error=skew_quantile(iteration.num_draws) * standard_error,
         standard_error=standard_error,
         residual=jnp.maximum(found.residual, solved.residual),
         num_steps=jnp.maximum(found.num_steps, solved.num_steps),

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.eigenbases import Eigenbasis
-from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, Solved, quantile, settled
+from kronax.linalg.estimates import DEFAULT, Estimate, Iteration, Solved, settled, skew_quantile
 from kronax.linalg.iterative_solve import (
     prepared,
     refuse_if_failed,
@@ -293,7 +293,7 @@ def _by_draws(
     residual = jnp.max(residuals)
     return Estimate(
         value=jnp.where(is_first, value[0], value[1]),
-        error=quantile(num) * standard_error,
+        error=skew_quantile(num) * standard_error,
         standard_error=standard_error,
         residual=residual,
         num_steps=jnp.max(steps),

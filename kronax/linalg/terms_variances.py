@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.estimates import Estimate, Iteration, quantile
+from kronax.linalg.estimates import Estimate, Iteration, skew_quantile
 from kronax.linalg.modes import outer
 from kronax.linalg.roots import symmetric_roots
 from kronax.linalg.sample import apply_roots
@@ -50,7 +50,7 @@ def terms_posterior(
     residual = jnp.max(residuals)
     return Estimate(
         value=value,
-        error=quantile(num - 1) * standard_error,
+        error=skew_quantile(num - 1) * standard_error,
         standard_error=standard_error,
         residual=residual,
         num_steps=jnp.max(steps),

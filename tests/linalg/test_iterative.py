@@ -122,7 +122,7 @@ def dense_slopes(case):
 
 def test_gradients_are_unbiased():
     case = draw_case(np.random.default_rng(2), (5, 6), noise=0.05, share=0.3)
-    iteration = kx.Iteration(num_probes=8192, box_size=4)
+    iteration = kx.Iteration(num_probes=32768, box_size=4)
 
     def value(first, variances, y):
         op = kx.KroneckerPlusDiagonal(kx.Kronecker(first, case.second), variances)
