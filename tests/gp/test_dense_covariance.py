@@ -197,7 +197,7 @@ def test_the_posterior_is_that_of_the_dense_matrix(name):
         mean, variance = reference.posterior(new, names)
         np.testing.assert_allclose(post.mean(axes).ravel(), mean, atol=100 * close)
         np.testing.assert_allclose(post.variance(axes).ravel(), variance, rtol=100 * close)
-        if len(names) > 1:
+        if len(names) > 1 and new is case.new:
             mean, variance = reference.posterior(new, names[:1])
             one = post.terms[names[0]]
             np.testing.assert_allclose(one.mean(axes).ravel(), mean, atol=100 * close)
