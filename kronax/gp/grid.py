@@ -78,8 +78,8 @@ class GridGP(NumpyroSites, LeastNoise):
             but one; else they are solved by iterations.
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise, 0 for none; or a dictionary from an
-            axis to variances on it; or one variance per cell, infinite where it has no data, of which
-            a fit trains the common scale; or a `kx.Kronecker` covariance.
+            axis to variances along it; or one variance per cell, infinite where it has no data, of
+            which a fit trains the common scale; or a `kx.Kronecker` covariance.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
