@@ -30,6 +30,7 @@ RETURNED = {
     "Mean",
     "DerivativeOrderError",
     "ConvergenceError",
+    "PrecisionWarning",
     "Estimate",
 }
 

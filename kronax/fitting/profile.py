@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from kronax.fitting.driver import INTERRUPTED
 from kronax.fitting.fit import fit
-from kronax.fitting.problem import Problem, Raw, default_tolerance
+from kronax.fitting.problem import Problem, Raw, default_tolerance, is_at_floor
 from kronax.fitting.result import SAME_LOSS, FitResult
 from kronax.parameters import Parameter, aligned, as_parameter, describe_domain
 from kronax.paths import nearest, numbered
@@ -215,8 +215,11 @@ def profile_likelihood(
     path = numbered(result.problem.model, path)
     parameter, index = _trained(result, path)
     problem, raws = result.problem, result.raw
-    if problem.has_floor and parameter.path == result.model.noise_parameter:
-        problem, raws = problem.without_floor(result.model, hold=False)
+    if problem.has_floor:
+        is_noise = parameter.path == result.model.noise_parameter
+        # At its floor the noise stays where it is: the loss is flat below.
+        if is_noise or is_at_floor(problem.noise_level(result.model)):
+            problem, raws = problem.without_floor(result.model, hold=not is_noise)
     transform = biject_to(parameter.domain)
     others = {key: raw for key, raw in raws.items() if index or key != parameter.path}
     at = raws[parameter.path][index]
