@@ -1,6 +1,7 @@
 """Kullback-Leibler divergences, registered with NumPyro's `kl_divergence`."""
 
 from math import prod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,9 @@ def _divergence(p: AbstractForm, q: AbstractForm, shift: Array) -> Array:
         else:
             assert inverses is not None
             pairs = zip(inverses, term, strict=True)
-            traces = [jnp.sum(jnp.multiply(*same_rank(k, a)), axis=(-2, -1)) for k, a in pairs]
-            trace = jnp.add(*same_rank(trace, prod(same_rank(*traces))))
+            traces: Any = [jnp.sum(jnp.multiply(*same_rank(k, a)), axis=(-2, -1)) for k, a in pairs]
+            product: Any = prod(same_rank(*traces))
+            trace = jnp.add(*same_rank(trace, product))
     trace, quadratic = same_rank(trace, q.inv_quad(shift))
     return 0.5 * (trace + quadratic - prod(q.grid_shape))
 

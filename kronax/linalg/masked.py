@@ -137,7 +137,7 @@ class Masked(AbstractSolvable):
     def to_dense(self) -> Array:
         """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
         cells = jnp.asarray(self.observed.ravel())
-        return jnp.where(*same_rank(cells[:, None] & cells[None], self.op.to_dense()), 0)
+        return _at_both(cells, self.op.to_dense())
 
     def scaled(self, scalar: Array) -> "Masked":
         """`scalar * self`."""
@@ -396,6 +396,12 @@ def _inverse_at(op: Masked, rows: Sequence[Array], joint: bool) -> Array:
 
     chunk = max(1, min(rows[0].shape[0], CHUNK // prod(op.grid_shape)))
     return lax.map(one, tuple(rows), batch_size=chunk)
+
+
+def _at_both(cells: Array, matrix: Array) -> Array:
+    """A matrix `(*batch, N, N)`, zero but where both row and column are among the cells."""
+    both, matrix = same_rank(cells[:, None] & cells[None], matrix)
+    return jnp.where(both, matrix, 0)
 
 
 def _outer(place: Sequence[Array]) -> Array:
