@@ -132,8 +132,8 @@ def _check_domain(array: Array, constraint: Any, name: str) -> None:
         return
     if not finite:
         raise ValueError(
-            f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. It must be "
-            "finite: remove NaN and infinities."
+            f"{name} must be {describe_domain(constraint)}; got {np.asarray(array)}. Remove NaN "
+            "and infinities: it must be finite."
         )
     advice = "Give it in natural units, not as a logarithm."
     raise ValueError(
