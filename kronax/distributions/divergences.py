@@ -53,9 +53,8 @@ def _divergence(p: AbstractForm, q: AbstractForm, shift: Array) -> Array:
         else:
             assert inverses is not None
             pairs = zip(inverses, term, strict=True)
-            traces = [jnp.sum(jnp.multiply(*same_rank(k, a)), axis=(-2, -1)) for k, a in pairs]
-            product: Any = prod(same_rank(*traces))
-            trace = jnp.add(*same_rank(trace, product))
+            traces: Any = [jnp.sum(jnp.multiply(*same_rank(k, a)), axis=(-2, -1)) for k, a in pairs]
+            trace = jnp.add(*same_rank(trace, prod(same_rank(*traces))))
     trace, quadratic = same_rank(trace, q.inv_quad(shift))
     return 0.5 * (trace + quadratic - prod(q.grid_shape))
 

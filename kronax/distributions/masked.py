@@ -141,6 +141,7 @@ class _RealWhereObserved(constraints.Constraint):
 
     def __call__(self, x: Any) -> Any:
         """Cell by cell."""
+        x = checks.without_mask(x)
         return constraints.real(x) | jnp.broadcast_to(~self.mask.array, jnp.shape(x))
 
     def feasible_like(self, prototype: Any) -> Any:

@@ -185,10 +185,11 @@ def _log_density(form: AbstractForm, residual: Array, df: Array) -> Array:
 
 def _scaled(op: Any, ratio: Array) -> Any:
     if isinstance(op, KroneckerPlusNoise):
-        if isinstance(op.noise, Kronecker):
-            noise: Any = _scaled(op.noise, ratio)
+        noise: Any = op.noise
+        if isinstance(noise, Kronecker):
+            noise = _scaled(noise, ratio)
         else:
-            noise = jnp.multiply(*same_rank(ratio, op.noise))
+            noise = jnp.multiply(*same_rank(ratio, noise))
         return KroneckerPlusNoise(_scaled(op.kronecker, ratio), noise)
     if ratio.ndim == 0:
         return ratio * op

@@ -118,7 +118,7 @@ def _predicted(post: Any, i: int) -> tuple[Array, Array, Array, Array, Array | N
     variance, known = found.diagonal, None
     if post.regression is not None:
         covered = found.applied[fields.shape[0] :]
-        share = jnp.eye(columns.shape[0], dtype=op.dtype) - _per_slice(columns, covered, i)
+        share = jnp.eye(columns.shape[0], dtype=op.dtype)[None] - _per_slice(columns, covered, i)
         known = jnp.min(jnp.linalg.eigvalsh(jax.lax.stop_gradient(share)), axis=-1)
         root = jnp.linalg.cholesky((share + jnp.swapaxes(share, -1, -2)) / 2)
         shift = _per_slice(columns, error.reshape(-1, *grid), i)

@@ -72,7 +72,6 @@ def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any
     """Noise on the grid: of one variance, or of a Kronecker covariance."""
     white = jax.random.normal(key, shape, dtype)
     if not isinstance(noise, Kronecker):
-        # Where the variance is infinite there is no observation.
         noise = noise.reshape((1,) * (white.ndim - noise.ndim) + noise.shape)
         return jnp.where(jnp.isposinf(noise), jnp.nan, safe_sqrt(noise) * white)
     return apply_roots([f.root() for f in noise.factors], white)

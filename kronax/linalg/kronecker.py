@@ -294,7 +294,8 @@ class KroneckerSum(AbstractOperator):
         num_cells = self.shape[-1]
         total = jnp.zeros((), self.dtype)
         for factor in self.factors:
-            total = total + num_cells // factor.size * jnp.sum(factor.diagonal(), axis=-1)
+            trace = num_cells // factor.size * jnp.sum(factor.diagonal(), axis=-1)
+            total = jnp.add(*same_rank(total, trace))
         return total
 
     def to_dense(self) -> Array:

@@ -210,9 +210,9 @@ def _thin_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Ar
     total = jnp.zeros((), op.dtype)
     if on_logdet:
         inside = _two_term_value(reduced(op), None, (1.0, 0.0))
-        total = total + on_logdet * (inside + logdet_outside(op))
+        total = total + on_logdet * jnp.add(*same_rank(inside, logdet_outside(op)))
     if y is not None:
-        total = total + on_quadratic * _inv_quad(op, y)
+        total = jnp.add(*same_rank(total, on_quadratic * _inv_quad(op, y)))
     return total
 
 

@@ -146,8 +146,7 @@ class Masked(AbstractSolvable):
     def to_dense(self) -> Array:
         """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
         cells = jnp.asarray(self.observed.ravel())
-        kept, matrix = same_rank(cells[:, None] & cells[None], self.op.to_dense())
-        return jnp.where(kept, matrix, 0)
+        return _at_both(cells, self.op.to_dense())
 
     def scaled(self, scalar: Array) -> "Masked":
         """`scalar * self`."""
@@ -408,6 +407,12 @@ def _posterior_diagonal(op: Masked) -> Array:
     explained = _conjugated_inverse_diagonal(op, rows)
     like = jnp.subtract(*same_rank(op.op.kronecker.diagonal(), explained))
     return with_value(like, observed_variance(op, [Places(None)] * len(rows)))
+
+
+def _at_both(cells: Array, matrix: Array) -> Array:
+    """A matrix `(*batch, N, N)`, zero but where both row and column are among the cells."""
+    both, matrix = same_rank(cells[:, None] & cells[None], matrix)
+    return jnp.where(both, matrix, 0)
 
 
 @jax.jit

@@ -261,13 +261,14 @@ def logdet_outside(op: KroneckerPlusNoise) -> Array:
     total = jnp.zeros((), op.dtype)
     for i, v in enumerate(variances):
         if v is not None:
-            total = total + prod(sizes) / sizes[i] * jnp.sum(jnp.log(v), axis=-1)
+            added = prod(sizes) / sizes[i] * jnp.sum(jnp.log(v), axis=-1)
+            total = jnp.add(*same_rank(total, added))
     others = [i for i in range(len(sizes)) if i not in thin]
     rest = prod(sizes[i] for i in others)
     for i in others:
         factor = op.noise.factors[i]
         value = factor.log_abs_det(factor.factorize(positive_definite=True))
-        total = total + (full - inside) * rest / sizes[i] * value
+        total = jnp.add(*same_rank(total, (full - inside) * rest / sizes[i] * value))
     return total
 
 
