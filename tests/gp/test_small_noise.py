@@ -16,7 +16,6 @@ import pytest
 from scipy.linalg import eigvalsh
 
 import kronax as kx
-from tests.linalg.contracted import QUICK
 
 LONG = np.longdouble
 # Rounding may move a variance by so many `eps λ_max / σ²` of itself, on the grid and elsewhere.
@@ -128,7 +127,10 @@ def full_noise(level, dtype):
 def joined(level, dtype):
     """A smooth term, and one that joins the noise along the second axis."""
     time, space = smooth(dtype)
-    terms = {"field": (time, space), "drift": (kx.White(), kx.Matern12(number(1.0, dtype)))}
+    terms = {
+        "field": (time, space),
+        "drift": (kx.White(number(1.0, dtype)), kx.Matern12(number(1.0, dtype))),
+    }
     return kx.GridGP(terms=terms, axes=[x.astype(dtype) for x in AXES], noise=number(level, dtype))
 
 
@@ -141,9 +143,7 @@ def on_one_axis(level, dtype):
 IID, FIELD = np.eye(120, dtype=LONG), {"field": (rbf, rbf)}
 CASES = {
     "one variance": Case(plain, FIELD, IID),
-    "noise along an axis": Case(
-        along_axis, FIELD, np.diag(np.tile(np.asarray(ALONG, LONG), 12))
-    ),
+    "noise along an axis": Case(along_axis, FIELD, np.diag(np.tile(np.asarray(ALONG, LONG), 12))),
     "full noise": Case(full_noise, FIELD, np.kron(*[matern12(x, x) for x in AXES])),
     "a missing slice": Case(
         lambda level, dtype: plain(level, dtype).observing(SLICE), FIELD, IID, SLICE
@@ -153,7 +153,9 @@ CASES = {
     "a term beside the noise": Case(joined, {**FIELD, "drift": (white, matern12)}, IID),
     "terms on one axis": Case(on_one_axis, {"slow": (rbf, rbf), "fast": (matern12, rbf)}, IID),
     "a level that is integrated out": Case(
-        lambda level, dtype: plain(level, dtype, mean=kx.MarginalMean(kx.ConstantMean(0.0))),
+        lambda level, dtype: plain(
+            level, dtype, mean=kx.MarginalMean(kx.ConstantMean(number(0.0, dtype)))
+        ),
         FIELD,
         IID,
         mean=0.0,
