@@ -28,7 +28,7 @@ from jaxtyping import Array
 
 from kronax.linalg.eigenbases import Eigenbasis, dual, raised
 from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import along, apply_along, map_batch, matmul, outer, same_rank
+from kronax.linalg.modes import along, apart, apply_along, map_batch, matmul, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.spectral import spectrum
 from kronax.linalg.thin import decomposition, is_thin, reduced
@@ -98,7 +98,7 @@ class AxisModes(eqx.Module):
     def own(self) -> Array | None:
         """`V`; `None` for the identity."""
         if self.span is None:
-            return None if self.dual.is_identity else self.dual.matrix()
+            return None if self.dual.is_identity else apart(self.dual.matrix())
         return self.span if self.scale is None else self.span / self.scale[:, None]
 
 
@@ -188,13 +188,19 @@ def axis_shares(
         if places.prior is None:
             return alone
         return Shares(alone.modes, jnp.maximum(places.prior - alone.explained, 0))
-    assert places.prior is not None
-    found = new_shares(axis.right(places.rows), places.prior, axis.basis.values)
+    rows, prior = places.rows, places.prior
+    assert prior is not None
     if own is None:
-        return found
+        return new_shares(axis.right(rows), prior, axis.basis.values)
+    others = np.setdiff1d(np.arange(rows.shape[0]), own)
+    found = new_shares(axis.right(rows[others]), prior[others], axis.basis.values)
     alone = own_shares(axis, exact)
     modes = jnp.diag(alone.modes) if alone.modes.ndim == 1 else alone.modes
-    return Shares(found.modes.at[own].set(modes), found.rest.at[own].set(alone.rest))
+    order = np.argsort(np.concatenate([own, others]))
+    return Shares(
+        jnp.concatenate([modes, found.modes])[order],
+        jnp.concatenate([alone.rest, found.rest])[order],
+    )
 
 
 def new_shares(turned: Array, prior: Array, values: Array) -> Shares:

@@ -141,6 +141,8 @@ class Eigenbasis(eqx.Module):
 
     def matrix(self) -> Array:
         """`W` as a matrix (no batch)."""
+        if self.transform == Identity() and len(self.blocks) == 1 and self.blocks[0] is not None:
+            return self.blocks[0]
         return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
     def _apply(self, x: Array, axis: int, *, transpose: bool = False) -> Array:

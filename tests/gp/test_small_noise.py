@@ -18,8 +18,9 @@ from scipy.linalg import eigvalsh
 import kronax as kx
 
 LONG = np.longdouble
-# Rounding may move a variance by so many `eps λ_max / σ²` of itself, on the grid and elsewhere.
-ON_GRID, ELSEWHERE = 0.5, 3.0
+# Rounding may move a variance by so many `eps λ_max / σ²` of itself: on a grid without gaps, and
+# elsewhere.
+ON_GRID, ELSEWHERE = 0.5, 5.0
 LEVELS = {
     "float32": (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-8),
     "float64": (1e-2, 1e-6, 1e-9, 1e-12, 1e-15, 1e-40),
@@ -127,7 +128,10 @@ def full_noise(level, dtype):
 def joined(level, dtype):
     """A smooth term, and one that joins the noise along the second axis."""
     time, space = smooth(dtype)
-    terms = {"field": (time, space), "drift": (kx.White(), kx.Matern12(number(1.0, dtype)))}
+    terms = {
+        "field": (time, space),
+        "drift": (kx.White(number(1.0, dtype)), kx.Matern12(number(1.0, dtype))),
+    }
     return kx.GridGP(terms=terms, axes=[x.astype(dtype) for x in AXES], noise=number(level, dtype))
 
 
@@ -150,7 +154,9 @@ CASES = {
     "a term beside the noise": Case(joined, {**FIELD, "drift": (white, matern12)}, IID),
     "terms on one axis": Case(on_one_axis, {"slow": (rbf, rbf), "fast": (matern12, rbf)}, IID),
     "a level that is integrated out": Case(
-        lambda level, dtype: plain(level, dtype, mean=kx.MarginalMean(kx.ConstantMean(0.0))),
+        lambda level, dtype: plain(
+            level, dtype, mean=kx.MarginalMean(kx.ConstantMean(number(0.0, dtype)))
+        ),
         FIELD,
         IID,
         mean=0.0,
@@ -213,6 +219,87 @@ def test_variances_are_not_negative_and_right_relatively(name, dtype):
                 else case.truth(level, rows_of(route), term)
             )
             error = np.abs(value.ravel() - truth) / truth
-            bound = (ON_GRID if route == "grid" else ELSEWHERE) * lost + 30 * eps
-            print(name, dtype, level, route, float(error.max() / bound))
+            is_whole = route == "grid" and case.mask is None
+            bound = (ON_GRID if is_whole else ELSEWHERE) * lost + 30 * eps
             assert error.max() <= bound, (route, level, float(error.max()), bound)
+
+
+@pytest.mark.parametrize("level", [1e-1, 1e-3])
+def test_gradients_are_those_of_the_definition(level):
+    """Where small eigenvalues are raised for the value, the derivative does not know it."""
+    new = [NEW[0][:2], NEW[1][:2]]
+    weights = np.random.default_rng(0).normal(size=(2, 2))
+
+    def gp(theta):
+        return kx.GridGP((kx.RBF(theta[0]), kx.RBF(theta[1])), AXES, noise={1: theta[2] * ALONG})
+
+    def ours(theta):
+        post = gp(theta).condition(np.ones((12, 10)))
+        return jnp.sum(weights * post.variance(new)) + jnp.sum(post.variance()[:2, :2] * weights)
+
+    def dense(theta):
+        def covariance(rows, columns):
+            kernels = [
+                jnp.exp(-(((x[:, None] - z) / scale) ** 2) / 2)
+                for x, z, scale in zip(rows, columns, theta, strict=False)
+            ]
+            return jnp.kron(*kernels)
+
+        noise = jnp.diag(jnp.tile(theta[2] * ALONG, 12))
+        root = jnp.linalg.cholesky(covariance(AXES, AXES) + noise)
+        total = 0.0
+        for rows, shape in ((new, (2, 2)), (AXES, (12, 10))):
+            white = jax.scipy.linalg.solve_triangular(root, covariance(AXES, rows), lower=True)
+            left = (1 - jnp.sum(white**2, axis=0)).reshape(shape)
+            total = total + jnp.sum(weights * left[:2, :2])
+        return total
+
+    theta = jnp.array([0.3, 0.4, level])
+    found, truth = (jax.jit(jax.jacfwd(f), compiler_options=QUICK)(theta) for f in (ours, dense))
+    np.testing.assert_allclose(found, truth, rtol=1e-7, atol=1e-9 / level)
+
+
+def test_an_emulator_without_noise_has_variances_everywhere():
+    """A 20 × 20 grid with the noise that a fit of noise-free data ends at."""
+    axes = [np.linspace(0, 1, 20)] * 2
+    new = [np.linspace(0.02, 0.97, 7)] * 2
+    y = np.sin(3 * axes[0])[:, None] * np.cos(2 * axes[1])
+    case = Case(plain, FIELD, np.eye(400, dtype=LONG))
+    for level in (1e-10, 1e-13, 1e-15):
+        post = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), axes, noise=level).condition(y)
+        variance = np.asarray(post.variance(new))
+        assert (variance > 0).all()
+        assert np.isfinite(post.to_dataset(new).standard_deviation).all()
+        assert (np.asarray(post.covariance(new).diagonal()) == variance).all()
+        if level == 1e-10:
+            truth = case.truth(level, new, axes=axes)
+            np.testing.assert_allclose(variance.ravel(), np.asarray(truth, float), rtol=2e-2)
+
+
+def test_places_in_the_plane_without_noise():
+    """Matérn-3/2 with the noise of 6e-143 that a fit was driven to: places among the data too."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(size=(60, 2))
+    new = np.concatenate([places[:20], places[:20] + 1e-9, rng.uniform(size=(40, 2))])
+    y = np.sin(4 * places[:, 0]) + places[:, 1]
+    post = kx.GridGP((kx.Matern32(0.8),), (places,), noise=6e-143).condition(y)
+    for noisy in (False, True):
+        assert (np.asarray(post.variance([new], include_noise=noisy)) >= 0).all()
+        found = post.to_dataset([new], include_noise=noisy).standard_deviation
+        assert np.isfinite(found).all()
+    assert np.isfinite(post.sample(jax.random.key(0), [new])).all()
+
+
+def test_means_at_the_data_are_the_data_less_their_noise():
+    """Weights that are large where the noise is small, times `K`, lose what cancels."""
+    axes = [x.astype("float32") for x in AXES]
+    rng = np.random.default_rng(0)
+    signal = np.asarray(Case(plain, FIELD, IID).covariance(AXES, AXES), float)
+    level = 1e-6
+    root = np.linalg.cholesky(signal + 1e-12 * np.eye(120))
+    y = (root @ rng.normal(size=120) + level**0.5 * rng.normal(size=120)).astype("float32")
+    truth = signal @ np.linalg.solve(signal + level * np.eye(120), y.astype(float))
+    post = plain(level, "float32").condition(y.reshape(12, 10))
+    deviation = np.sqrt(np.asarray(Case(plain, FIELD, IID).truth(level, axes), float))
+    error = (np.asarray(post.mean(), float).ravel() - truth) / deviation
+    assert np.sqrt(np.mean(error**2)) < 0.15
