@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.linalg.eigenbases import Eigenbasis
-from kronax.linalg.modes import apply_along, matmul
+from kronax.linalg.modes import apply_along, matmul, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.rules import DerivativeOrderError, RulePrimitive
 from kronax.linalg.spectral import rotate, spectrum
@@ -43,7 +43,7 @@ def _value(operands: Any, bases: Any) -> Array:
             b if u is None else None for b, u in zip(bases.reduced, bases.ranges, strict=True)
         ]
     else:
-        white, turned = rotate(bases, x) / jnp.sqrt(spectrum(bases)), bases
+        white, turned = jnp.divide(*same_rank(rotate(bases, x), jnp.sqrt(spectrum(bases)))), bases
     for i, basis in enumerate(turned):
         white = white if basis is None else _turned_back(basis, white, i - len(turned))
     return white
