@@ -54,7 +54,8 @@ def _divergence(p: AbstractForm, q: AbstractForm, shift: Array) -> Array:
             assert inverses is not None
             pairs = zip(inverses, term, strict=True)
             traces: Any = [jnp.sum(jnp.multiply(*same_rank(k, a)), axis=(-2, -1)) for k, a in pairs]
-            trace = jnp.add(*same_rank(trace, prod(same_rank(*traces))))
+            product: Any = prod(same_rank(*traces))
+            trace = jnp.add(*same_rank(trace, product))
     trace, quadratic = same_rank(trace, q.inv_quad(shift))
     return 0.5 * (trace + quadratic - prod(q.grid_shape))
 

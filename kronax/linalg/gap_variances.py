@@ -86,7 +86,7 @@ def _turned(
         turned = jnp.eye(basis.values.shape[-1], dtype=basis.values.dtype)
     if own is None:
         return turned
-    exact = dual(basis, signal, noise).matrix() * basis.values
+    exact = dual(basis, signal, noise).matrix() * basis.values[None]
     return turned.at[np.array(own)].set(exact)
 
 

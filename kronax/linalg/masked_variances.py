@@ -15,7 +15,7 @@ from jaxtyping import Array
 from kronax.linalg.conditional import Places, variance_given
 from kronax.linalg.gap_matrices import from_gaps, solved_at_gaps
 from kronax.linalg.gap_variances import gap_variances, unmerged
-from kronax.linalg.modes import map_batch, outer
+from kronax.linalg.modes import map_batch, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.scattered import CHUNK, covariance_at, mv_rows, variance_at
 
@@ -39,7 +39,7 @@ def observed_variance(op: Any, places: list[Places]) -> Array:
     )
     pairs = zip(inner.factors, rows, strict=True)
     rows = [k.to_dense() if row is None else row for k, row in pairs]
-    return value + added_by_gaps(op, inner, rows, positions)
+    return jnp.add(*same_rank(value, added_by_gaps(op, inner, rows, positions)))
 
 
 def on_places(op: Any, value: Array, shape: tuple[int, ...]) -> Array:

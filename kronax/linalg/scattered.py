@@ -130,7 +130,7 @@ def _weights(axes: list[AxisModes]) -> Array:
 def _ratios(axes: list[AxisModes], turned: list[list[Array]]) -> list[list[Array]]:
     """`Wᵀk / λ` for the signal, and `Wᵀk / μ` for the term in place of the noise."""
     return [
-        [row / v for row, v in zip(rows, values, strict=True)]
+        [row / v[None] for row, v in zip(rows, values, strict=True)]
         for rows, values in zip(turned, _values(axes), strict=False)
     ]
 
