@@ -1,7 +1,8 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
-import math
 from collections.abc import Mapping
+from functools import reduce
+from operator import mul
 from typing import Any
 
 import jax
@@ -164,7 +165,8 @@ def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list
 
 
 def _prior_variance(places: list[Places]) -> Array:
-    return math.prod(place.prior for place in places)
+    priors: Any = [place.prior for place in places]
+    return reduce(mul, priors)
 
 
 @compiled
@@ -177,7 +179,7 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     priors = [_prior_matrices(post, part, new) for part in parts(gp, None)]
     if isinstance(op, Iterative):
         rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
-        covariance = sum(map(math.prod, priors)) - op.covariance_at(*rows)
+        covariance = sum(reduce(mul, prior) for prior in priors) - op.covariance_at(*rows)
     else:
         covariance = _exact_covariance(post, new, priors)
     root = _regressed(post, new)

@@ -209,7 +209,7 @@ def _with_joined(post: Any, new: New) -> Array:
                 common[j] = Shares(square, beside)
             elif place.rows is not None:
                 turned = jnp.square(axis.right(place.rows)) * axis.basis.values
-                common[j] = Shares(turned, place.prior)
+                common[j] = Shares(turned, jnp.zeros((), op.dtype))
                 known = known * jnp.any(place.rows != 0, axis=-1).astype(op.dtype)
         d = spectrum(tuple(a.basis for a in raised))
         together = left + along(beside, i - len(axes)) + applied(common, 1 / d)
