@@ -1,6 +1,7 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
-import math
+from functools import reduce
+from operator import mul
 from typing import Any
 
 import jax
@@ -159,8 +160,9 @@ def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list
     return found
 
 
-def _prior_variance(places: list[Places]) -> Any:
-    return math.prod(place.prior for place in places)
+def _prior_variance(places: list[Places]) -> Array:
+    priors: Any = [place.prior for place in places]
+    return reduce(mul, priors)
 
 
 @compiled
@@ -173,10 +175,10 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     priors = [_prior_matrices(post, part, new) for part in parts(gp, None)]
     if isinstance(op, Iterative):
         rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
-        covariance = sum(map(math.prod, priors)) - op.covariance_at(*rows)
+        covariance = sum(reduce(mul, prior) for prior in priors) - op.covariance_at(*rows)
     elif isinstance(op, DenseCovariance):
         rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
-        covariance = sum(map(math.prod, priors)) - op.explained_at(*rows)
+        covariance = sum(reduce(mul, prior) for prior in priors) - op.explained_at(*rows)
     else:
         covariance = _exact_covariance(post, new, priors)
     root = _regressed(post, new)

@@ -214,8 +214,7 @@ def _with_joined(post: Any, new: New) -> Array:
                 common[j] = Shares(square, rest)
             elif place.rows is not None:
                 turned = jnp.square(axis.right(place.rows)) * axis.basis.values[None]
-                assert place.prior is not None
-                common[j] = Shares(turned, place.prior)
+                common[j] = Shares(turned, jnp.zeros((), op.dtype))
                 is_old = jnp.any(place.rows != 0, axis=-1).astype(op.dtype)
                 known = jnp.multiply(*same_rank(known, is_old))
         d = spectrum(tuple(a.basis for a in raised))

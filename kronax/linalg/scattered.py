@@ -107,7 +107,7 @@ def _variances(axes: list[AxisModes], *parts: list[Places]) -> Array:
     axes, turned = _turned(axes, parts)
     total: Any = 0
     for part, rows, values in zip(parts, turned, _values(axes), strict=False):
-        priors: Any = [place.prior for place in part]
+        priors: list[Any] = [place.prior for place in part]
         shares = list(map(new_shares, rows, priors, values))
         total = total + unexplained(shares, scattered=True)
     if len(parts) == 1:
