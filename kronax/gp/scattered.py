@@ -126,7 +126,7 @@ def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> 
         return op.explained_at(*rows).scaled(-1.0).shifted(prior + added)
     if isinstance(op, DenseCovariance):
         rows = [rows_at(post.gp, part, new, op.dtype) for part in parts(post.gp, name)]
-        prior = sum(map(_prior_variance, _places(post, new, name)))
+        prior: Any = sum(map(_prior_variance, _places(post, new, name)))
         return exact_estimate(op.variances_at(prior, *rows) + added)
     return exact_estimate(_exact_variance(post, new, name) + added)
 

@@ -24,6 +24,7 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
+from kronax.linalg.conditioning import largest_eigenvalue
 from kronax.linalg.diagnose import explain_not_finite
 from kronax.linalg.gaps import Mask
 from kronax.linalg.kronecker import Kronecker
@@ -31,6 +32,7 @@ from kronax.linalg.logdet import mean_of
 from kronax.linalg.modes import matmul
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractOperator, AbstractSolvable
+from kronax.linalg.precision import Ends
 from kronax.linalg.rules import RulePrimitive
 from kronax.linalg.sample import draw_normal
 from kronax.linalg.terms import products_of
@@ -136,7 +138,7 @@ class DenseCovariance(AbstractSolvable):
         if not isinstance(self.op, KroneckerPlusDiagonal):
             return whole
         seen = self.gathered(self.op.observed)
-        return jnp.where(seen[:, None] & seen, whole, 0)
+        return jnp.where(seen[:, None] & seen[None], whole, 0)
 
     def _between(self, product: Kronecker) -> Array:
         if self.mask.array.all():
@@ -158,6 +160,14 @@ class DenseCovariance(AbstractSolvable):
         if all(map(is_diagonal, noise.factors)):
             return self.gathered(noise.diagonal())
         return self._between(noise)
+
+    def ends(self) -> Ends | None:
+        """Bounds: row sums, and the least noise; none with correlated noise."""
+        noise = self.noise()
+        if noise.ndim > len(self.batch_shape) + 1:
+            return None
+        signal = largest_eigenvalue(self.op.kronecker)
+        return Ends(signal + jnp.max(noise, axis=-1), jnp.min(noise, axis=-1))
 
     def cholesky(self) -> Array:
         """`L`; a known one has the derivative of that of the matrix."""
