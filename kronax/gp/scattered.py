@@ -120,14 +120,12 @@ def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> 
     """
     op, root = post.operator, _regressed(post, new, name)
     added = jnp.zeros((), op.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
-    if isinstance(op, Iterative):
-        rows = [rows_at(post.gp, part, new, op.dtype) for part in parts(post.gp, name)]
-        prior = sum(map(_prior_variance, _places(post, new, name)))
-        return op.explained_at(*rows).scaled(-1.0).shifted(prior + added)
-    if isinstance(op, DenseCovariance):
+    if isinstance(op, Iterative | DenseCovariance):
         rows = [rows_at(post.gp, part, new, op.dtype) for part in parts(post.gp, name)]
         prior: Any = sum(map(_prior_variance, _places(post, new, name)))
-        return exact_estimate(op.variances_at(prior, *rows) + added)
+        if isinstance(op, DenseCovariance):
+            return exact_estimate(op.variances_at(prior, *rows) + added)
+        return op.explained_at(*rows).scaled(-1.0).shifted(prior + added)
     return exact_estimate(_exact_variance(post, new, name) + added)
 
 
@@ -172,13 +170,12 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     Its diagonal is that of `variance_at`.
     """
     gp, op = post.gp, post.operator
-    priors = [_prior_matrices(post, part, new) for part in parts(gp, None)]
-    if isinstance(op, Iterative):
+    covariance: Any
+    priors: Any = [_prior_matrices(post, part, new) for part in parts(gp, None)]
+    if isinstance(op, Iterative | DenseCovariance):
         rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
-        covariance = sum(reduce(mul, prior) for prior in priors) - op.covariance_at(*rows)
-    elif isinstance(op, DenseCovariance):
-        rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
-        covariance = sum(reduce(mul, prior) for prior in priors) - op.explained_at(*rows)
+        explain = op.explained_at if isinstance(op, DenseCovariance) else op.covariance_at
+        covariance = sum(reduce(mul, prior) for prior in priors) - explain(*rows)
     else:
         covariance = _exact_covariance(post, new, priors)
     root = _regressed(post, new)

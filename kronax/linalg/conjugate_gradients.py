@@ -241,7 +241,7 @@ def _quadrature(s: _Recurrence, least: Array) -> dict[str, Array]:
     close to `x (x − 1)/s²` where `s` is large and the difference would be rounding.
     """
     count = len(NODES)
-    nodes = jnp.asarray(NODES, s.first.dtype)
+    nodes = jnp.asarray(NODES, s.first.dtype)[None]
     deviation = 1 / (1 + nodes) - s.inverses[:, :count]
 
     def integral(f: Array) -> Array:
@@ -265,5 +265,5 @@ def _quadrature(s: _Recurrence, least: Array) -> dict[str, Array]:
 def _radau(s: _Recurrence, least: Array, count: int) -> Array:
     """What one more row of `T` adds to `((T + s)⁻¹)₁₁` if it makes `least` an eigenvalue."""
     ratio = s.coupling[:, None] / s.pivots
-    pivots = least + ratio[:, count:] + jnp.asarray(NODES, s.first.dtype) - ratio[:, :count]
+    pivots = least + ratio[:, count:] + jnp.asarray(NODES, s.first.dtype)[None] - ratio[:, :count]
     return (s.weights * ratio / s.pivots)[:, :count] / pivots

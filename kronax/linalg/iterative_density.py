@@ -178,7 +178,9 @@ def _iterate(
         quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
         logdets=forms,
         residuals=y - whitened,
-        weights=held.weighted(krylov.solution[:num], precisions * y - held.excess * whitened),
+        weights=held.weighted(
+            krylov.solution[:num], precisions[None] * y - held.excess[None] * whitened
+        ),
         derivative=probe_derivative(held, white, krylov.solution[num:]),
     )
     squares = remainder_squares(held, krylov, white)
@@ -242,7 +244,7 @@ def _surrogate(kronecker: Kronecker, precisions: Array, y: Array, found: _Found)
     axes = tuple(range(1, y.ndim))
     explained = jnp.sum(found.weights * kronecker.mv_grid(found.weights), axes)
     moved = y - lax.stop_gradient(y) + found.residuals
-    quadratics = jnp.sum(precisions * moved**2, axes) - explained
+    quadratics = jnp.sum(precisions[None] * moved**2, axes) - explained
     return quadratics, trace_surrogate(kronecker, precisions, found.derivative)
 
 

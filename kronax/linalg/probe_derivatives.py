@@ -57,23 +57,23 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
     others = _predicted(held, sides, solution)[::-1]
     a, b = held.filtered(solution), jnp.stack([held.filtered(side) for side in sides])
     other_a = jnp.stack([held.filtered(other) for other in others])
-    plain = jnp.stack([held.to_cells(held.filter * side) for side in sides])
+    plain = jnp.stack([held.to_cells(held.filter[None] * side) for side in sides])
     variations = a * jnp.sum(b, 0) - jnp.sum(plain, 0) ** 2 - certain
     crossed = jnp.sum(other_a * b, 0) - 2 * plain[0] * plain[1]
-    weight = held.excess + 1 / held.noise
+    weight = (held.excess + 1 / held.noise)[None]
     in_cells = _share(weight * variations, weight * crossed)
 
     def moved(x: Array) -> Array:
-        return held.smoothed(held.excess * x)
+        return held.smoothed(held.excess[None] * x)
 
     right, left = jnp.stack([moved(x) for x in b]), moved(a)
     other_left = jnp.stack([moved(x) for x in other_a])
     axes = tuple(range(2, right.ndim))
     scaled = jnp.stack([held.signal(x) for x in right])
-    along = jnp.sum(jnp.sum(left * scaled, axes), 0) - _in_scale(held, boxed)
+    along = jnp.sum(jnp.sum(left[None] * scaled, axes), 0) - _in_scale(held, boxed)
     in_signal = _share(along, jnp.sum(jnp.sum(other_left * scaled, axes), 0))
     return ProbeDerivative(
-        left - in_signal * other_left,
+        left[None] - in_signal * other_left,
         right,
         variations - in_cells * crossed,
         held.box_columns,
@@ -92,7 +92,7 @@ def _share(forms: Array, crossed: Array) -> Array:
 
 def _in_scale(held: Reference, boxed: Array) -> Array:
     """`cᵀ Λ c` per probe."""
-    return jnp.sum(held.on_box(held.spectrum) * boxed**2, -1)
+    return jnp.sum(held.on_box(held.spectrum)[None] * boxed**2, -1)
 
 
 def _predicted(held: Reference, sides: Array, solution: Array) -> Array:
@@ -111,14 +111,14 @@ def _boxed(held: Reference, white: Array) -> tuple[Array, Array, Array]:
     """`c`, the mean of `c cᵀ`, and of the derivative in `V` what probes say of the box and more."""
     smooth, weight = held.on_box(held.smooth), held.on_box(held.filter)
     inside = held.in_box(white)
-    b = weight * matmul(inside, held.root_inverse)
-    turned = smooth[:, None] * held.inside * weight
+    b = weight[None] * matmul(inside, held.root_inverse)
+    turned = smooth[:, None] * held.inside * weight[None]
     known = matmul(matmul(turned, held.box_inverse), turned.T)
     lacking = held.box_inverse - jnp.eye(len(weight), dtype=weight.dtype)
     roots = [basis.matrix() for basis in held.bases]
-    mean = held.box_diagonal(roots, weight[:, None] * lacking * weight)
-    squares = held.box_to_cells(b) ** 2 - held.box_to_cells(weight * inside) ** 2
-    return smooth * matmul(b, held.inside), known, squares - mean
+    mean = held.box_diagonal(roots, weight[:, None] * lacking * weight[None])
+    squares = held.box_to_cells(b) ** 2 - held.box_to_cells(weight[None] * inside) ** 2
+    return smooth[None] * matmul(b, held.inside), known, squares - mean[None]
 
 
 def trace_surrogate(kronecker: Kronecker, precisions: Array, found: ProbeDerivative) -> Array:
@@ -126,7 +126,7 @@ def trace_surrogate(kronecker: Kronecker, precisions: Array, found: ProbeDerivat
     axes = tuple(range(1, precisions.ndim + 1))
     along = jnp.sum(jnp.sum(found.left * kronecker.mv_grid(found.right), 0), axes)
     along = along - _in_box(kronecker, found)
-    return jnp.sum(precisions * found.variations, axes) - along
+    return jnp.sum(precisions[None] * found.variations, axes) - along
 
 
 def _in_box(kronecker: Kronecker, found: ProbeDerivative) -> Array:

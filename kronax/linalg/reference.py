@@ -127,7 +127,7 @@ class Reference(eqx.Module):
     def bound(self, r: Array) -> Array:
         """`rᵀ M⁻¹ r` per column from above, as `C` exceeds `1/(1 + wΛ)`."""
         axes = tuple(range(1, r.ndim))
-        return jnp.sum(self._on_box(self.root, r) ** 2 / self.smooth, axes)
+        return jnp.sum(self._on_box(self.root, r) ** 2 / self.smooth[None], axes)
 
     @property
     def least(self) -> Array:
