@@ -31,6 +31,7 @@ RETURNED = {
     "DerivativeOrderError",
     "ConvergenceError",
     "Estimate",
+    "GradientEstimate",
 }
 
 
