@@ -98,7 +98,14 @@ def summarised(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         }
         for item in levels.items():
             groups.setdefault(item, []).append(row)
-    return [{"kind": kind, "level": level, **_counted(g)} for (kind, level), g in groups.items()]
+    kinds = [kind for kind, _ in groups]
+
+    def place(item: tuple[tuple[str, str], Any]) -> tuple[int, int, str]:
+        (kind, level), _ = item
+        return kinds.index(kind) if kind != "all" else len(kinds), len(level), level
+
+    ordered = sorted(groups.items(), key=place)
+    return [{"kind": kind, "level": level, **_counted(g)} for (kind, level), g in ordered]
 
 
 def _counted(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ RETURNED = {
     "ConvergenceError",
     "PrecisionWarning",
     "Estimate",
+    "GradientEstimate",
 }
 
 
