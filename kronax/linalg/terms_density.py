@@ -216,7 +216,7 @@ def _derivative_controls(
     _, (slope,), _ = _regressed(
         jnp.sum(held.variances[None] * own, axes), (total - jnp.mean(total))[:, None]
     )
-    return slopes, own - slope * (squares - known)
+    return slopes, own - slope * (squares - known[None])
 
 
 class _ReferenceLogdet(NamedTuple):
@@ -290,7 +290,7 @@ def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found
     quadratics = 2 * jnp.sum(weights * y, axes) - explained
     along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
     along = along - jnp.sum(found.even * signal.mv_grid(found.towards), axes)
-    return quadratics, along + jnp.sum(variances * found.variations, axes)
+    return quadratics, along + jnp.sum(variances[None] * found.variations, axes)
 
 
 def _value(found: _Found) -> Any:

@@ -59,7 +59,7 @@ class TermsReference(eqx.Module):
 
     def bound(self, r: Array) -> Array:
         """`rᵀ A⁻¹ r` per column from above, as `A` exceeds its noise."""
-        return jnp.sum(self.precisions * r**2, tuple(range(1, r.ndim)))
+        return jnp.sum(self.precisions[None] * r**2, tuple(range(1, r.ndim)))
 
     @property
     def least(self) -> Array:
