@@ -16,6 +16,7 @@ import pytest
 from scipy.linalg import eigvalsh
 
 import kronax as kx
+from tests.linalg.contracted import QUICK
 
 LONG = np.longdouble
 # Rounding may move a variance by so many `eps λ_max / σ²` of itself: on a grid without gaps, and
