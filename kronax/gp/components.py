@@ -199,7 +199,7 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
     if kernel.has_slope:
         return slope
     # A kink or a jump: traced places cannot be refused.
-    return jnp.where(x.raw[:, None] == old.raw, jnp.nan, slope)
+    return jnp.where(x.raw[:, None] == old.raw[None], jnp.nan, slope)
 
 
 def factor_of(gp: Any, kernel: Kernel, i: int, dtype: Any) -> AbstractFactor:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from kronax.linalg.eigenbases import Eigenbasis
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.kronecker import KroneckerSum
-from kronax.linalg.modes import matmul
+from kronax.linalg.modes import matmul, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.operators import AbstractSolvable
 from kronax.linalg.precision import Ends
@@ -32,11 +32,16 @@ def ends_of(held: tuple[Eigenbasis, ...] | ThinBases) -> Ends:
     """From the eigenvalues of signal and noise on every axis."""
     bases = held.reduced if isinstance(held, ThinBases) else held
     join = add if bases[0].adds else mul
-    top, bottom = (reduce(join, [f(b.values, -1) for b in bases]) for f in (jnp.max, jnp.min))
-    most, least = (reduce(mul, [f(b.noise_values, -1) for b in bases]) for f in (jnp.max, jnp.min))
+
+    def joined(of: Any, values: list[Array], join: Any = mul) -> Array:
+        return reduce(lambda a, b: join(*same_rank(a, b)), [of(v, -1) for v in values])
+
+    ends = (jnp.max, jnp.min)
+    top, bottom = (joined(end, [b.values for b in bases], join) for end in ends)
+    most, least = (joined(end, [b.noise_values for b in bases]) for end in ends)
     if isinstance(held, ThinBases):  # outside of the range there is noise alone
         bottom = jnp.zeros_like(bottom)
-    return Ends(top + most, bottom + least)
+    return Ends(jnp.add(*same_rank(top, most)), jnp.add(*same_rank(bottom, least)))
 
 
 def largest_eigenvalue(signal: Any) -> Array:

@@ -84,7 +84,7 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
 
 def _share(forms: Array, crossed: Array) -> Array:
     """How much of `crossed`, which has no mean, to leave out of `forms`; probes come first."""
-    deviation = forms - jnp.mean(forms, 0)
+    deviation = forms - jnp.mean(forms, 0, keepdims=True)
     size = jnp.sum(crossed**2)
     share = jnp.sum(deviation * crossed) / jnp.where(size > 0, size, 1)
     return jnp.clip(share, 0, 1)

@@ -76,7 +76,7 @@ class Reference(eqx.Module):
 
     def signal(self, x: Array) -> Array:
         """`K` for columns `(k, *grid)`."""
-        return self.to_cells(self.spectrum * self.to_spectrum(x))
+        return self.to_cells(self.spectrum[None] * self.to_spectrum(x))
 
     def smoothed(self, x: Array) -> Array:
         """`(I + w K)⁻¹`, which leaves what the signal cannot explain."""
@@ -166,7 +166,7 @@ class Reference(eqx.Module):
         has_signal = spectrum > least
         over = jnp.where(has_signal, self.filter / jnp.where(has_signal, spectrum, 1), 0)
         solved = over[None] * self.divided(x, transpose=True)
-        without = jnp.where(has_signal, 0, self.smooth * self.to_spectrum(rest))
+        without = jnp.where(has_signal, 0, self.smooth[None] * self.to_spectrum(rest))
         return self.to_cells(solved + without)
 
     def filtered_transpose(self, x: Array) -> Array:

@@ -188,7 +188,7 @@ def _rounding(held: TermsReference, y: Array, found: _Found) -> Array:
     weights = jnp.max(jnp.sum(found.weights**2, axes), initial=0.0)
     signal = jnp.max(held.spectrum) * (weights + jnp.maximum(trace, 0))
     uneven = compared.noise * jnp.max(precisions) * jnp.sum(compared.root_inverse**2)
-    data = jnp.max(jnp.sum(precisions * y**2, axes) * jnp.abs(found.quadratics), initial=0.0)
+    data = jnp.max(jnp.sum(precisions[None] * y**2, axes) * jnp.abs(found.quadratics), initial=0.0)
     logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
     sums = logs + jnp.sum(jnp.log1p(held.spectrum / compared.noise)) + precisions.size
     return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)

