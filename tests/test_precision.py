@@ -1,0 +1,145 @@
+"""What `docs/precision.md` promises, held on random models in both precisions.
+
+Truth is a dense reference in extended precision. `ratio` is ε λmax/σ²: the rounding of the
+precision times the largest eigenvalue of the noise-free covariance over the noise variance.
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+
+LONG = np.longdouble
+KERNELS = {
+    "RBF": (kx.RBF, lambda r: np.exp(-np.square(r) / 2)),
+    "Matern12": (kx.Matern12, lambda r: np.exp(-r)),
+    "Matern32": (kx.Matern32, lambda r: (1 + np.sqrt(LONG(3)) * r) * np.exp(-np.sqrt(LONG(3)) * r)),
+    "Matern52": (
+        kx.Matern52,
+        lambda r: (1 + np.sqrt(LONG(5)) * r + 5 * np.square(r) / 3) * np.exp(-np.sqrt(LONG(5)) * r),
+    ),
+}
+GRID = (9, 7)
+# What may go wrong, as a multiple of the ratio: nats per cell, deviations, shares of a variance.
+PROMISED = {"log likelihood": 0.1, "mean": 5.0, "variance": 5.0}
+LEVELS = {"float32": (1e-2, 1e-4, 1e-6), "float64": (1e-2, 1e-8, 1e-12)}
+# Ratios beyond what a precision carries belong to the promise.
+pytestmark = pytest.mark.filterwarnings("ignore::kronax.PrecisionWarning")
+
+
+class Case(NamedTuple):
+    """A model whose coordinates are exact in its precision, and its data."""
+
+    dtype: str
+    names: tuple[str, ...]
+    lengthscales: tuple[float, ...]
+    variance: float
+    noise: float
+    origins: tuple[float, ...]
+    steps: tuple[tuple[int, ...], ...]
+    integers: bool
+    seed: int
+
+
+def random_case(dtype: str, noise: float, seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    largest = 6 if dtype == "float32" else 9
+    names = tuple(rng.choice(list(KERNELS), 2, p=(0.4, 0.2, 0.2, 0.2)))
+    regular = int(rng.integers(2))  # every step one
+    return Case(
+        dtype,
+        names,
+        tuple(float(np.float32(v)) for v in rng.uniform(1.0, 12.0, 2)),
+        float(np.float32(rng.uniform(0.5, 2))),
+        noise,
+        tuple(float(v) for v in np.round(10.0 ** rng.uniform(0, largest, 2))),
+        tuple(tuple(np.cumsum(rng.integers(1, 3 - regular, n)).tolist()) for n in GRID),
+        bool(rng.integers(2)),
+        seed,
+    )
+
+
+def coordinates(case: Case, i: int, shift: float = 0.0):
+    """Those of the grid; with a shift, new ones that are exact in the precision too."""
+    x = case.origins[i] + np.asarray(case.steps[i], np.float64) + shift
+    if shift:
+        return x.astype(case.dtype)
+    return x.astype(np.int64) if case.integers else jnp.asarray(x, case.dtype)
+
+
+def covariance(case: Case, i: int, x, z):
+    r = np.abs(LONG(1) * x[:, None] - z[None]) / LONG(case.lengthscales[i])
+    return KERNELS[case.names[i]][1](r)
+
+
+def cholesky(matrix):
+    lower = np.zeros_like(matrix)
+    for j in range(len(matrix)):
+        column = matrix[j:, j] - lower[j:, :j] @ lower[j, :j]
+        lower[j:, j] = column / np.sqrt(column[0])
+    return lower
+
+
+def forward(lower, b):
+    x = np.zeros_like(b)
+    for j in range(len(b)):
+        x[j] = (b[j] - lower[j, :j] @ x[:j]) / lower[j, j]
+    return x
+
+
+def truth(case: Case):
+    """A draw of the model, its log likelihood, and moments at the grid and halfway between."""
+    offsets = [np.asarray(s, LONG) for s in case.steps]
+    old = reduce(np.kron, (covariance(case, i, x, x) for i, x in enumerate(offsets)))
+    scale, noise = LONG(case.variance), LONG(float(np.asarray(case.noise, case.dtype)))
+    lower = cholesky(scale * old + noise * np.eye(len(old), dtype=LONG))
+    white = np.random.default_rng(case.seed).normal(size=len(old))
+    y = (lower @ white).astype(case.dtype)
+    white = forward(lower, y.astype(LONG))
+    value = -white @ white / 2 - np.log(np.diagonal(lower)).sum() - len(old) * np.log(2 * np.pi) / 2
+    found = [value]
+    for shift in (LONG(0), LONG(0.5)):
+        rows = (covariance(case, i, x + shift, x) for i, x in enumerate(offsets))
+        half = forward(lower, scale * reduce(np.kron, rows).T)
+        found += [half.T @ white, scale - np.sum(np.square(half), axis=0)]
+    largest = float(np.linalg.eigvalsh((scale * old).astype(float))[-1])
+    return y.reshape(GRID), found, largest
+
+
+def errors(case: Case) -> tuple[dict[str, float], float]:
+    """Each error in its unit, and the ratio."""
+    y, (value, *moments), largest = truth(case)
+    kernels = [
+        KERNELS[name][0](jnp.asarray(scale, case.dtype))
+        for name, scale in zip(case.names, case.lengthscales, strict=True)
+    ]
+    kernels[0] = jnp.asarray(case.variance, case.dtype) * kernels[0]
+    axes = [coordinates(case, i) for i in range(2)]
+    gp = kx.GridGP(tuple(kernels), tuple(axes), jnp.asarray(case.noise, case.dtype))
+    post = gp.condition(y)
+    new = tuple(coordinates(case, i, 0.5) for i in range(2))
+    found = {"log likelihood": abs(float(gp.log_marginal_likelihood(y)) - float(value)) / y.size}
+    for where, axes in (("grid", None), ("between", new)):
+        mean, variance = moments[:2] if where == "grid" else moments[2:]
+        error = np.abs(np.asarray(post.mean(axes)).ravel() - mean) / np.sqrt(variance)
+        found[f"mean, {where}"] = float(error.max())
+        got = np.asarray(post.variance(axes)).ravel()
+        assert (got >= 0).all()
+        found[f"variance, {where}"] = float(np.max(np.abs(got - variance) / variance))
+    return found, float(np.finfo(case.dtype).eps) * largest / case.noise
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("dtype", "levels"), LEVELS.items(), ids=LEVELS)
+def test_errors_are_what_is_promised(dtype, levels, seed):
+    for noise in levels:
+        case = random_case(dtype, noise, seed)
+        found, ratio = errors(case)
+        for what, error in found.items():
+            share = PROMISED[what.partition(",")[0]]
+            slack = 100 * np.finfo(dtype).eps  # ordinary rounding of what is itself of order one
+            assert error <= share * ratio + slack, (what, error, ratio, case)
