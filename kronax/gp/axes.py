@@ -230,24 +230,21 @@ def _like(coordinates: Any, old: Axis, name: str) -> Axis:
     if not is_concrete(coordinates):
         traced = _checked(coordinates, name)
         _check_kind(None, old, name)
+        _check_dimensions(traced, old, name)
     else:
         values = _as_numpy(coordinates, name)
         _check_kind(values, old, name)
         numbers = values
         if old.coding is not None:
             numbers, given = old.coding.encode(values, name), FrozenArray(values)
-        static = Coordinates(_checked(numbers, name), old.origin)
+        numbers = _checked(numbers, name)
+        _check_dimensions(numbers, old, name)
+        static = Coordinates(numbers, old.origin)
         index = Index(FrozenArray(values) if index is None else index.values, *_called(index, old))
     start = old.traced[0] if old.traced is not None and old.origin is None else None
     new = dataclasses.replace(
         old, static=static, traced=traced, start=start, shift=None, given=given, index=index
     )
-    if new.num_dimensions != old.num_dimensions:
-        form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
-        raise ValueError(
-            f"The new coordinates of {name.removeprefix('new ')} must have shape {form}, as the "
-            f"old ones; got shape {new.shape}."
-        )
     check_places(new, name)
     return _aligned(new, old)
 
@@ -261,6 +258,16 @@ def _called(index: Index | None, old: Axis) -> tuple[FrozenAttributes, tuple[str
             attributes = FrozenAttributes({**attributes.values, **known.attributes.values})
             columns = known.columns or columns
     return attributes, columns
+
+
+def _check_dimensions(numbers: Any, old: Axis, name: str) -> None:
+    """Refuse coordinates in another number of dimensions than the old ones have."""
+    if numbers.shape[1:] != old.shape[1:]:
+        form = "(m,)" if old.num_dimensions is None else f"(m, {old.num_dimensions})"
+        raise ValueError(
+            f"The new coordinates of {name.removeprefix('new ')} must have shape {form}, as the "
+            f"old ones; got shape {numbers.shape}."
+        )
 
 
 def _check_kind(values: np.ndarray | None, old: Axis, name: str) -> None:

@@ -29,11 +29,13 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
         refuse_indefinite(signal, "signal")
         if isinstance(noise, Kronecker):
             refuse_indefinite(noise, "noise")
+        eps = np.finfo(op.dtype).eps
+        double = 'Enable double precision, jax.config.update("jax_enable_x64", True); or add'
         raise np.linalg.LinAlgError(
             "The operator must be positive definite; signal plus noise has an eigenvalue that is "
-            f"not above zero in {op.dtype}. Add noise, a variance above "
-            f"{np.finfo(op.dtype).eps:.0e} times the largest eigenvalue of the signal; or take a "
-            "rougher kernel, or fewer places."
+            f"not above zero in {op.dtype}. {double if eps > 1e-10 else 'Add'} noise, a variance "
+            f"above {eps:.0e} times the largest eigenvalue of the signal; or take a rougher "
+            "kernel, or fewer places."
         )
     if covariance:
         # An indefinite factor is to blame before one that is merely singular.

@@ -6,8 +6,7 @@ axis of the observed cells, behind the shared axes.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from math import prod
+from functools import cached_property, reduce
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from kronax.linalg.gap_rules import merged_matrix
 from kronax.linalg.gap_variances import merged_rows
 from kronax.linalg.gaps import Gaps, Mask
 from kronax.linalg.kronecker import Kronecker
+from kronax.linalg.modes import same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.restricted import restricted
 from kronax.linalg.thin import is_diagonal
@@ -91,7 +91,7 @@ class InnerGrid:
         if all(is_diagonal(f) for f in along):
             index = zip(along, gaps.observed.T, strict=True)
             values = [f.diagonal()[..., places] for f, places in index]
-            last: Any = Diagonal(prod(values[1:], start=values[0]))
+            last: Any = Diagonal(reduce(lambda a, b: jnp.multiply(*same_rank(a, b)), values))
         else:
             last = Dense(merged_matrix([f.to_dense() for f in along], gaps))
         return [*(kept[i] for i in gaps.shared), last]
