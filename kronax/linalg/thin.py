@@ -67,8 +67,9 @@ class ThinBases(eqx.Module):
         inside = self._project(x)
         outside = x - self._embed(inside)
         outside = outside - self._embed(self._project(outside))
-        inside = self._embed(inside / function(spectrum(self.reduced)))
-        return inside + outside / function(self._noise())
+        values, noise = function(spectrum(self.reduced)), function(self._noise())
+        inside = self._embed(jnp.divide(*same_rank(inside, values)))
+        return inside + jnp.divide(*same_rank(outside, noise))
 
     def inverse_diagonal(self) -> Array:
         """The diagonal of `S⁻¹` as a sum of terms that are not negative (no batch).

@@ -301,4 +301,5 @@ def test_draws_at_many_points_are_finite_in_float32():
     points = RNG.uniform(0, 1, (60, 2)).astype(np.float32)
     draws = post.sample(jax.random.key(0), points=points, sample_shape=3)
     assert draws.dtype == np.float32
-    np.testing.assert_allclose(draws, np.sin(5 * points[:, 0]) * points[:, 1] + 0 * draws, atol=0.1)
+    expected = np.sin(5 * points[:, 0]) * points[:, 1]
+    np.testing.assert_allclose(draws, np.broadcast_to(expected, (3, 60)), atol=0.1)
