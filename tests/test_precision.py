@@ -91,28 +91,41 @@ def forward(lower, b):
     return x
 
 
+def moments(covariance, noise, rows, y):
+    """The log likelihood of data, and mean and variance at places with these covariances."""
+    lower = cholesky(covariance + noise * np.eye(len(covariance), dtype=LONG))
+    white, half = forward(lower, y), forward(lower, rows.T)
+    value = -white @ white / 2 - np.log(np.diagonal(lower)).sum() - len(y) * np.log(2 * np.pi) / 2
+    return value, half.T @ white, np.sum(np.square(half), axis=0)
+
+
 def truth(case: Case):
-    """A draw of the model, its log likelihood, and moments at the grid and halfway between."""
+    """Data of the model, some missing, and what is true of each way to ask, by name."""
+    rng = np.random.default_rng(case.seed)
     offsets = [np.asarray(s, LONG) for s in case.steps]
     old = reduce(np.kron, (covariance(case, i, x, x) for i, x in enumerate(offsets)))
     scale, noise = LONG(case.variance), LONG(float(np.asarray(case.noise, case.dtype)))
     lower = cholesky(scale * old + noise * np.eye(len(old), dtype=LONG))
-    white = np.random.default_rng(case.seed).normal(size=len(old))
-    y = (lower @ white).astype(case.dtype)
-    white = forward(lower, y.astype(LONG))
-    value = -white @ white / 2 - np.log(np.diagonal(lower)).sum() - len(old) * np.log(2 * np.pi) / 2
-    found = [value]
-    for shift in (LONG(0), LONG(0.5)):
-        rows = (covariance(case, i, x + shift, x) for i, x in enumerate(offsets))
-        half = forward(lower, scale * reduce(np.kron, rows).T)
-        found += [half.T @ white, scale - np.sum(np.square(half), axis=0)]
+    y = (lower @ rng.normal(size=len(old))).astype(case.dtype)
+    seen = rng.random(len(old)) > 0.1
+    rows = (covariance(case, i, x + LONG(0.5), x) for i, x in enumerate(offsets))
+    ahead = scale * reduce(np.kron, rows)
+    found = {}
+    for name, observed, places in (
+        ("grid", seen | True, scale * old),
+        ("between", seen | True, ahead),
+        ("gaps", seen, scale * old),
+    ):
+        some = scale * old[np.ix_(observed, observed)]
+        value, mean, explained = moments(some, noise, places[:, observed], y[observed].astype(LONG))
+        found[name] = value, mean, scale - explained
     largest = float(np.linalg.eigvalsh((scale * old).astype(float))[-1])
-    return y.reshape(GRID), found, largest
+    return y.reshape(GRID), seen.reshape(GRID), found, largest
 
 
 def errors(case: Case) -> tuple[dict[str, float], float]:
     """Each error in its unit, and the ratio."""
-    y, (value, *moments), largest = truth(case)
+    y, seen, known, largest = truth(case)
     kernels = [
         KERNELS[name][0](jnp.asarray(scale, case.dtype))
         for name, scale in zip(case.names, case.lengthscales, strict=True)
@@ -120,11 +133,13 @@ def errors(case: Case) -> tuple[dict[str, float], float]:
     kernels[0] = jnp.asarray(case.variance, case.dtype) * kernels[0]
     axes = [coordinates(case, i) for i in range(2)]
     gp = kx.GridGP(tuple(kernels), tuple(axes), jnp.asarray(case.noise, case.dtype))
-    post = gp.condition(y)
     new = tuple(coordinates(case, i, 0.5) for i in range(2))
-    found = {"log likelihood": abs(float(gp.log_marginal_likelihood(y)) - float(value)) / y.size}
-    for where, axes in (("grid", None), ("between", new)):
-        mean, variance = moments[:2] if where == "grid" else moments[2:]
+    found = {}
+    for where, (value, mean, variance) in known.items():
+        data = np.where(seen, y, np.nan).astype(case.dtype) if where == "gaps" else y
+        post, axes = gp.condition(data), new if where == "between" else None
+        error = abs(float(gp.log_marginal_likelihood(data)) - float(value)) / y.size
+        found[f"log likelihood, {where}"] = error
         error = np.abs(np.asarray(post.mean(axes)).ravel() - mean) / np.sqrt(variance)
         found[f"mean, {where}"] = float(error.max())
         got = np.asarray(post.variance(axes)).ravel()
