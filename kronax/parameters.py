@@ -132,15 +132,14 @@ def _check_domain(array: Array, constraint: Any, name: str) -> None:
     if finite and bool(jnp.all(constraint(array))):
         return
     values = np.asarray(array)
-    expected = describe_domain(constraint) + ("" if finite else " and finite")
     advice = _advice(values, constraint)
-    raise ValueError(f"{name} must be {expected}; got {values}. {advice}")
+    raise ValueError(f"{name} must be {describe_domain(constraint)}; got {values}. {advice}")
 
 
 def _advice(values: np.ndarray, constraint: Any) -> str:
     """What to do about values outside of a domain, by what is wrong with them."""
     if not np.isfinite(values).all():
-        return "Remove NaN and infinities."
+        return "Remove NaN and infinities: it must be finite."
     if constraint is constraints.simplex:
         return "Its entries are shares: none is negative, and they sum to one; divide by the sum."
     if getattr(constraint, "lower_bound", None) != 0 or hasattr(constraint, "upper_bound"):

@@ -8,7 +8,7 @@ import numpy as np
 
 from kronax.fitting.problem import Problem, is_at_floor
 from kronax.fitting.result import FitResult
-from kronax.linalg.precision import FELT, warn_of_ratio
+from kronax.linalg.precision import FELT, LOST, warn_of_ratio
 
 
 def warn_of_start(problem: Problem) -> None:
@@ -27,7 +27,10 @@ def told_of_floor(found: FitResult) -> FitResult:
         return found
     reason: Any
     if not problem.independent:
-        reason = _told(found.reason, problem.noise_level(found.model), found.losses.dtype)
+        noise = problem.noise_level(found.model)
+        reason = _told(found.reason, noise, found.losses.dtype)
+        # Bounds on the eigenvalues are loose: at the floor of double precision nothing is lost.
+        warn_of_ratio(noise.ends, "Where the fit ended its loss may be wrong", 2 * LOST)
     else:
         levels = eqx.filter_vmap(problem.noise_level)(found.model)
         reason = tuple(

@@ -115,8 +115,10 @@ class Problem(eqx.Module):
         return self.raw_of(self.model), self.build
 
     def build(self, raw: Mapping[str, Array]) -> Any:
-        """The model at unconstrained values."""
-        model = unconstrain(self.model, **self.settings)[1](raw)
+        """The model at unconstrained values, in the precision of its own."""
+        own, build = unconstrain(self.model, **self.settings)
+        # A line search may step in another precision, in which rounding and the floor are others.
+        model = build({path: jnp.asarray(x).astype(own[path].dtype) for path, x in raw.items()})
         return _above(model, self.observed) if self.has_floor else model
 
     def raw_of(self, model: Any) -> Raw:
@@ -227,7 +229,7 @@ def make_problem(
     observed = None
     if grid is not None and hasattr(model, "observing"):
         observed = model.observing(grid).observed
-    has_floor = grid is not None and _may_floor(model, frozen, settings["domains"], shared)
+    has_floor = grid is not None and _may_floor(model, frozen, domains, shared)
     problem = Problem(
         model,
         grid,

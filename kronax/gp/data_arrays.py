@@ -120,9 +120,18 @@ def _places(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:
 
 def _other_labels(got: np.ndarray, wanted: np.ndarray | None, name: str, what: str) -> str:
     of_model = "unknown" if wanted is None else f"{_kind(wanted)}, {len(wanted)}, {_shown(wanted)}"
+    odd = ""
+    if wanted is not None and _kind(got) == _kind(wanted):
+        lacking = [str(label) for label in wanted if label not in got]
+        surplus = [str(label) for label in got if label not in wanted]
+        double = [str(label) for k, label in enumerate(got) if label in got[:k]]
+        kinds = zip(
+            ("missing", "not of the model", "twice"), (lacking, surplus, double), strict=True
+        )
+        odd = "".join(f"; {kind}: {', '.join(found[:3])}" for kind, found in kinds if found)
     return (
         f"The labels of {what.replace('The ', 'the ')} along {name} must be the coordinates of the "
-        f"model, in any order ({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}."
+        f"model, in any order ({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}{odd}."
     )
 
 

@@ -198,12 +198,11 @@ class GridGP(NumpyroSites, LeastNoise):
             axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
                 `kx.dates`, `kx.regular`, or other coordinates.
             batch_dims: dimensions without a kernel, which count replicates.
-            gaps: as for a GridGP.
-            iteration: as for a GridGP.
+            gaps: as for a GridGP, as is `iteration`.
+            iteration: settings of the iterations.
 
         Raises:
             KeyError: if a dimension has no kernel, or a name is unknown.
-            TypeError: if the data are no DataArray.
             ValueError: as for a GridGP.
         """
         axes = grid_of_data_array(data, kernels, axes, batch_dims)

@@ -71,10 +71,10 @@ def _parameter(gp: Any, observed: Mask | None) -> tuple[Array, Array]:
     """The parameter that sets the noise, and what raises its smallest variance by the floor."""
     least = least_noise(_largest(gp, observed))
     if isinstance(gp.noise, CellNoise):
-        return gp.noise.scale, least / _least_variance(gp.noise)
+        return gp.noise.scale, least / _typical_variance(gp.noise)
     if isinstance(gp.noise, AxisNoise):
         first = _first(gp.noise)
-        others = [jnp.min(v) for v in gp.noise.variances[first + 1 :] if v is not None]
+        others = [jnp.median(v) for v in gp.noise.variances[first + 1 :] if v is not None]
         own = gp.noise.variances[first]
         assert own is not None
         return own, reduce(jnp.divide, others, least)
@@ -83,14 +83,16 @@ def _parameter(gp: Any, observed: Mask | None) -> tuple[Array, Array]:
 
 def _level(noise: Any, dtype: Any) -> Array:
     if isinstance(noise, CellNoise):
-        return (noise.scale * _least_variance(noise)).astype(dtype)
+        return (noise.scale * _typical_variance(noise)).astype(dtype)
     if isinstance(noise, AxisNoise):
         return reduce(mul, [jnp.min(v) for v in noise.variances if v is not None]).astype(dtype)
     return noise.astype(dtype)
 
 
-def _least_variance(noise: CellNoise) -> Array:
-    return jnp.min(noise.variances)  # infinity marks a gap
+def _typical_variance(noise: CellNoise) -> Array:
+    """The typical one: a few precise cells do not make the covariance singular."""
+    variances = jnp.where(jnp.isposinf(noise.variances), jnp.nan, noise.variances)
+    return jnp.nanmedian(variances)  # infinity marks a gap
 
 
 def _largest(gp: Any, observed: Mask | None) -> Array:

@@ -138,13 +138,18 @@ def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Arra
     if any(new) or isinstance(post.operator, Iterative):
         return value
     noise, observed = post.gp.noise_term(), post.gp.observed
+    has_data: Any = True if observed is None else jnp.asarray(observed.array)
     if isinstance(noise, Kronecker):
         less = y - noise.mv_grid(weights)
-    elif noise.ndim == 0 or observed is None:
-        less = y - noise * weights
     else:
-        less = y - jnp.where(observed.array, noise, 0) * weights
-    return less if observed is None else jnp.where(observed.array, less, value)
+        # Where the variance of a cell is infinite there are no data, and infinity times zero is NaN.
+        is_finite = ~jnp.isposinf(noise)
+        noise, weights = same_rank(jnp.where(is_finite, noise, 0), weights)
+        less, has_data = y - noise * weights, is_finite & has_data
+    if observed is None and noise.ndim == 0:
+        return less
+    has_data, less = same_rank(jnp.broadcast_to(has_data, post.gp.grid_shape), less)
+    return jnp.where(has_data, less, value)
 
 
 @compiled

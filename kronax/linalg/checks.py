@@ -65,8 +65,8 @@ def check_plain(value: Any, name: str) -> None:
     """Refuse arrays that say more than their numbers, where nothing would look at it."""
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} must be a plain array; got a masked one. Fill what is masked: "
-            "`y.filled(numpy.nan)` marks missing cells."
+            f"{name} must be a plain array; got a masked one of dtype {value.dtype}. Fill what is "
+            "masked: `y.astype(float).filled(numpy.nan)` marks missing cells."
         )
     if hasattr(value, "iloc"):  # a pandas object
         raise TypeError(
@@ -77,6 +77,8 @@ def check_plain(value: Any, name: str) -> None:
 
 def without_mask(y: Any) -> Any:
     """A masked array as a plain one: NaN, or false in a mask of cells, where it is masked."""
+    if isinstance(y, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in y):
+        y = np.ma.stack(y)
     if isinstance(y, np.ma.MaskedArray) and y.dtype.kind in "fb":
         return y.filled(False if y.dtype.kind == "b" else np.nan)
     return y

@@ -98,7 +98,9 @@ def _sources(op: Any) -> list[tuple[Array, int]]:
 def _checksum(array: Any, ndim: int, xp: Any) -> Any:
     """Of the bits of the last `ndim` axes, as a floating-point number like those of the array."""
     batch = array.shape[: array.ndim - ndim]
-    array = xp.where(array == 0, xp.zeros_like(array), array)  # −0 is 0
+    # −0 is 0, and so is a subnormal number, which compiled programs take for zero.
+    is_zero = xp.abs(array) < xp.finfo(array.dtype).tiny
+    array = xp.where(is_zero, xp.zeros_like(array), array)
     bits = _words(array, xp).reshape(*batch, -1)
     places = xp.arange(bits.shape[-1], dtype=np.uint32) * SPREAD
     mixed = (bits ^ places.reshape((1,) * len(batch) + places.shape)) * FIRST

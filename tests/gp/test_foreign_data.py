@@ -26,7 +26,7 @@ LOSSLESS = {
     "objects": lambda a: a.astype(object),
     "decimals": lambda a: [Decimal(repr(float(v))) for v in a],
     "Float64": lambda a: pd.array(a, dtype="Float64"),
-    "a Series of Float32": lambda a: pd.Series(a).astype("Float32"),
+    "Float32": lambda a: pd.array(a.astype("float32"), dtype="Float32"),
 }
 every_kind = pytest.mark.parametrize("kind", LOSSLESS)
 
