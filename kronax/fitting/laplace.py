@@ -248,6 +248,8 @@ def _check_minimum(hessian: np.ndarray, names: tuple[str, ...], eps: float) -> N
 
 def _short(value: Any) -> str:
     array = np.asarray(value)
+    if array.ndim == 0 and 0 < abs(array) < 0.01:  # NumPy would print decimals that are zeros
+        return f"{array:.4g}"
     if array.size <= 4:
         return np.array2string(array, precision=3, separator=", ")
     return f"{array.dtype}{list(array.shape)} in [{array.min():.3g}, {array.max():.3g}]"

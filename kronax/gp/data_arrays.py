@@ -125,10 +125,8 @@ def _other_labels(got: np.ndarray, wanted: np.ndarray | None, name: str, what: s
         lacking = [str(label) for label in wanted if label not in got]
         surplus = [str(label) for label in got if label not in wanted]
         double = [str(label) for k, label in enumerate(got) if label in got[:k]]
-        kinds = zip(
-            ("missing", "not of the model", "twice"), (lacking, surplus, double), strict=True
-        )
-        odd = "".join(f"; {kind}: {', '.join(found[:3])}" for kind, found in kinds if found)
+        kinds = {"missing": lacking, "not of the model": surplus, "twice": double}
+        odd = "".join(f"; {kind}: {', '.join(some[:3])}" for kind, some in kinds.items() if some)
     return (
         f"The labels of {what.replace('The ', 'the ')} along {name} must be the coordinates of the "
         f"model, in any order ({of_model}); got {_kind(got)}, {len(got)}, {_shown(got)}{odd}."

@@ -142,7 +142,7 @@ def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Arra
     if isinstance(noise, Kronecker):
         less = y - noise.mv_grid(weights)
     else:
-        # Where the variance of a cell is infinite there are no data, and infinity times zero is NaN.
+        # Cells of infinite variance have no data, and infinity times zero is NaN.
         is_finite = ~jnp.isposinf(noise)
         noise, weights = same_rank(jnp.where(is_finite, noise, 0), weights)
         less, has_data = y - noise * weights, is_finite & has_data
