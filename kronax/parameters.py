@@ -207,6 +207,8 @@ def _short(value: Any) -> str:
     if isinstance(value, jax.core.Tracer):
         return f"traced {value.dtype}{list(value.shape)}"
     array = np.asarray(value)
+    if array.ndim == 0 and 0 < abs(array) < 1e-3:  # NumPy would print decimals that are zeros
+        return f"{array:.4g}"
     if array.size <= 4:
         return " ".join(np.array2string(array, precision=4, separator=", ").split())
     return f"{array.dtype}{list(array.shape)} in [{array.min():.4g}, {array.max():.4g}]"

@@ -248,7 +248,7 @@ def _check_minimum(hessian: np.ndarray, names: tuple[str, ...], eps: float) -> N
 
 def _short(value: Any) -> str:
     array = np.asarray(value)
-    if array.ndim == 0 and 0 < abs(array) < 0.01:  # NumPy would print decimals that are zeros
+    if array.ndim == 0 and 0 < abs(array) < 1e-3:  # NumPy would print decimals that are zeros
         return f"{array:.4g}"
     if array.size <= 4:
         return np.array2string(array, precision=3, separator=", ")
