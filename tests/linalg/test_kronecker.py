@@ -2,6 +2,7 @@
 
 from functools import partial, reduce
 from itertools import permutations
+from math import prod
 
 import jax
 import jax.numpy as jnp
