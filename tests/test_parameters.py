@@ -180,7 +180,9 @@ def test_numbers_of_a_callable_kernel_have_no_domain_until_one_is_given():
 
 
 def test_numbers_inside_any_pytree_are_found():
-    kernel = jax.tree_util.Partial(lambda width, x, z: jnp.exp(-jnp.abs(x[:, None] - z) / width))
+    kernel = jax.tree_util.Partial(
+        lambda width, x, z: jnp.exp(-jnp.abs(x[:, None] - z[None]) / width)
+    )
     gp = make(kernels=(jax.tree_util.Partial(kernel, jnp.array(0.5)), kx.RBF(0.4)))
     (row,) = [p for p in kx.parameters(gp) if "function" in p.path]
     assert not row.trainable

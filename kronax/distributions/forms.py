@@ -285,7 +285,8 @@ def cholesky(op: Kronecker, jitter: float = 0.0, what: str = "covariance") -> Kr
     """
     roots = []
     for k, factor in enumerate(op.factors):
-        matrix = factor.to_dense() + jitter * jnp.eye(factor.size, dtype=factor.dtype)
+        identity = jnp.eye(factor.size, dtype=factor.dtype)
+        matrix = jnp.add(*same_rank(factor.to_dense(), jitter * identity))
         root = jnp.linalg.cholesky(matrix)
         if checks.is_concrete(root) and not np.isfinite(np.asarray(root)).all():
             refuse_indefinite(op, what)

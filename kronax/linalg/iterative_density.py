@@ -202,7 +202,7 @@ def _rounding(
     most = jnp.max(precisions)
     # The inverse of a part is below the part of the inverse.
     trace = jnp.minimum(jnp.sum(precisions), jnp.sum(1 / (jnp.maximum(spectrum, 0) + 1 / most)))
-    weights = jnp.max(jnp.sum((precisions * found.residuals) ** 2, axes), initial=0.0)
+    weights = jnp.max(jnp.sum((precisions[None] * found.residuals) ** 2, axes), initial=0.0)
     signal = jnp.max(spectrum) * (weights + trace)
     inverse = jnp.mean(jnp.sum(white * krylov.solution[y.shape[0] :], axes))
     uneven = held.noise * most * (inverse + jnp.sum(held.root_inverse**2))

@@ -127,7 +127,9 @@ def solve_columns(
     )
     return Solved(
         solution=solution,
-        weights=held.weighted(krylov.solution, precisions * columns - held.excess * smooth),
+        weights=held.weighted(
+            krylov.solution, precisions[None] * columns - held.excess[None] * smooth
+        ),
         quadratics=quadratics,
         errors=krylov.left + rounding * quadratics,
         certificate=certificate,

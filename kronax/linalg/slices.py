@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.diagonals import CHUNK, columnwise, tangent_in_basis
 from kronax.linalg.eigenbases import Eigenbasis
-from kronax.linalg.modes import along, apply_along, matmul, outer
+from kronax.linalg.modes import along, apply_along, matmul, outer, same_rank
 from kronax.linalg.noise import KroneckerPlusNoise
 from kronax.linalg.rules import DerivativeOrderError, LinearPrimitive, RulePrimitive
 from kronax.linalg.spectral import spectrum
@@ -155,7 +155,7 @@ def _slices_value(operands, bases, *, axis):
         jnp.square(bases[axis].matrix()), 1 / spectrum(bases), axis - len(bases)
     )
     return (
-        frame.outside(frame.inside(fields) / precision[None]),
+        frame.outside(jnp.divide(*same_rank(frame.inside(fields), precision))),
         frame.diagonal(1 / precision),
         frame.log_det() - frame.sum_others(jnp.log(precision)),
     )
@@ -198,10 +198,11 @@ def _slices_tangent_value(coefficients, moving, *, given, axis):
                     loss = apply_along(jnp.square(own), scaled, dim)
                 change = loss / jnp.square(precision)
                 logs = frame.sum_others(loss / precision)
-                parts = change[None] * held[-1], frame.diagonal(change), logs
+                moved = jnp.multiply(*same_rank(change, held[-1]))
+                parts = moved, frame.diagonal(change), logs
             inside, diagonal, log_det = inside + parts[0], diagonal + parts[1], log_det + parts[2]
     if next(marks):
-        inside = inside + frame.inside(next(tangents)) / precision[None]
+        inside = inside + jnp.divide(*same_rank(frame.inside(next(tangents)), precision))
     return frame.outside(inside), diagonal, log_det
 
 
@@ -278,7 +279,7 @@ def _thin_value(operands, bases: ThinBases, *, axis: int):
         precision = along(weight, dim, inside.ndim) * inside
         precision = precision + along(alone * rest, dim, inside.ndim) / frame.noise
     if not frame.has_outside:
-        applied = frame.outside(frame.inside(fields) / precision[None])
+        applied = frame.outside(jnp.divide(*same_rank(frame.inside(fields), precision)))
         log_det = frame.log_det() - frame.sum_others(jnp.log(precision))
         return applied, frame.diagonal(1 / precision), log_det
     alone_grid = along(alone, dim, precision.ndim)
@@ -287,8 +288,8 @@ def _thin_value(operands, bases: ThinBases, *, axis: int):
     lacking = outer([b.values for b in bases.reduced]) * inverse_d / along(levels, dim, ndim)
     lacking = along(weight, dim, ndim) * apply_along(jnp.square(own), lacking, dim)
     change = lacking / (alone_grid * precision)
-    applied = frame.outside(change[None] * frame.inside(fields))
-    applied = applied + frame.noise_of(fields) / alone_grid[None]
+    applied = frame.outside(jnp.multiply(*same_rank(change, frame.inside(fields))))
+    applied = applied + jnp.divide(*same_rank(frame.noise_of(fields), alone_grid))
     diagonal = frame.diagonal(change) + frame.noise_diagonal() / alone_grid
     count = prod(n for j, n in enumerate(op.grid_shape) if j != axis)
     log_det = frame.noise_log_det() - count * jnp.log(alone)

@@ -82,9 +82,9 @@ def test_traced_coordinates_are_leaves_with_the_gradients_of_the_dense_model():
         return gp.log_marginal_likelihood(Y)
 
     def by_hand(time, space):
-        r = jnp.sqrt(5.0) * jnp.abs(time[:, None] - time) / 0.6
+        r = jnp.sqrt(5.0) * jnp.abs(time[:, None] - time[None]) / 0.6
         first = (1 + r + r**2 / 3) * jnp.exp(-r)
-        second = jnp.exp(-jnp.square((space[:, None] - space) / 0.4) / 2)
+        second = jnp.exp(-jnp.square((space[:, None] - space[None]) / 0.4) / 2)
         covariance = jnp.kron(first, second) + 0.1 * jnp.eye(20)
         zero = jnp.zeros(20)
         return jax.scipy.stats.multivariate_normal.logpdf(Y.ravel(), zero, covariance)

@@ -143,7 +143,7 @@ def test_a_fit_finds_what_outputs_share():
     model = kx.fit(start, y, num_steps=60, progress=False).model
     correlation = model.kernels[0].covariance
     scale = np.sqrt(np.diagonal(correlation))
-    correlation = correlation / scale / scale[:, None]
+    correlation = correlation / scale[None] / scale[:, None]
     assert correlation[0, 1] > 0.4
     assert correlation[0, 2] < -0.4
 

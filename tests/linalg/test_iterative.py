@@ -419,13 +419,13 @@ def test_what_the_iteration_has_not_met_is_bounded(tolerance):
         [np.geomspace(1e-6, 1, 6)[:, None], *[np.ones((6, 1))] * 40], 1
     )
     found = conjugate_gradients(
-        lambda x: x * values,
+        lambda x: x * values[None],
         jnp.asarray(b),
         energy=jnp.sum(b**2, -1) * jnp.ones(6),
         num_solves=0,
         tolerance=tolerance,
         max_steps=100,
-        bound=lambda r: jnp.sum(r**2 / values, -1),
+        bound=lambda r: jnp.sum(r**2 / values[None], -1),
         least=jnp.asarray(1e-10),
     )
     form = b**2 @ np.log(values) / np.sum(b**2, -1)
