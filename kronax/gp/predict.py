@@ -143,10 +143,12 @@ def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Arra
         less = y - noise.mv_grid(weights)
     else:
         # Cells of infinite variance have no data, and infinity times zero is NaN.
-        is_finite = ~jnp.isposinf(noise)
-        noise, weights = same_rank(jnp.where(is_finite, noise, 0), weights)
-        less, has_data = y - noise * weights, is_finite & has_data
-    if observed is None and noise.ndim == 0:
+        if noise.ndim > 0:
+            has_data = ~jnp.isposinf(noise) & has_data
+            noise = jnp.where(jnp.isposinf(noise), 0, noise)
+        noise, weights = same_rank(noise, weights)
+        less = y - noise * weights
+    if has_data is True:
         return less
     has_data, less = same_rank(jnp.broadcast_to(has_data, post.gp.grid_shape), less)
     return jnp.where(has_data, less, value)
