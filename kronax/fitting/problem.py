@@ -115,15 +115,14 @@ class Problem(eqx.Module):
         return self.raw_of(self.model), self.build
 
     def build(self, raw: Mapping[str, Array]) -> Any:
-        """The model at unconstrained values, in the precision of its own."""
-        own, build = unconstrain(self.model, **self.settings)
-        # A line search may step in another precision, in which rounding and the floor are others.
-        model = build({path: jnp.asarray(x).astype(own[path].dtype) for path, x in raw.items()})
-        return _above(model, self.observed) if self.has_floor else model
+        """The model at unconstrained values."""
+        model = unconstrain(self.model, **self.settings)[1](raw)
+        # A line search may step in another precision than the model's, whose floor is meant.
+        return _above(model, self.observed, self.model.dtype) if self.has_floor else model
 
     def raw_of(self, model: Any) -> Raw:
         """The unconstrained values of a model of the same form."""
-        below = _below(model, self.observed) if self.has_floor else model
+        below = _below(model, self.observed, self.model.dtype) if self.has_floor else model
         return unconstrain(below, **self.settings)[0]
 
     def without_floor(self, model: Any, hold: bool = True) -> tuple["Problem", Raw]:
@@ -173,13 +172,13 @@ def is_at_floor(noise: Any) -> bool:
 
 
 @eqx.filter_jit
-def _above(model: Any, observed: Any) -> Any:
-    return model.above_least_noise(observed)
+def _above(model: Any, observed: Any, dtype: Any) -> Any:
+    return model.above_least_noise(observed, dtype)
 
 
 @eqx.filter_jit
-def _below(model: Any, observed: Any) -> Any:
-    return model.below_least_noise(observed)
+def _below(model: Any, observed: Any, dtype: Any) -> Any:
+    return model.below_least_noise(observed, dtype)
 
 
 @eqx.filter_jit

@@ -46,19 +46,20 @@ class LeastNoise(eqx.Module):
     def noise_level(self: Any, observed: Mask | None) -> NoiseLevel:
         """Noise, floor and eigenvalues of a process that is observed at some cells."""
         level, largest = _level(self.noise, self.dtype), _largest(self, observed)
-        return NoiseLevel(level, least_noise(largest), Ends(largest + level, level))
+        least = least_noise(largest, self.dtype)
+        return NoiseLevel(level, least, Ends(largest + level, level))
 
-    def above_least_noise(self: Any, observed: Mask | None) -> Any:
-        """The process with its floor added to the noise."""
-        value, step = _parameter(self, observed)
+    def above_least_noise(self: Any, observed: Mask | None, dtype: Any) -> Any:
+        """The process with the floor of a precision added to its noise."""
+        value, step = _parameter(self, observed, dtype)
         return replace(self, {self.noise_parameter: value + step})
 
-    def below_least_noise(self: Any, observed: Mask | None) -> Any:
+    def below_least_noise(self: Any, observed: Mask | None, dtype: Any) -> Any:
         """The process that `above_least_noise` makes of this one, or of one half above the floor.
 
         Noise at the floor could not move: its slope there is zero.
         """
-        value, step = _parameter(self, observed)
+        value, step = _parameter(self, observed, dtype)
         less = jnp.where(value > 1.5 * step, value - step, step / 2)
         return replace(self, {self.noise_parameter: less})
 
@@ -67,9 +68,9 @@ def _first(noise: AxisNoise) -> int:
     return next(i for i, v in enumerate(noise.variances) if v is not None)
 
 
-def _parameter(gp: Any, observed: Mask | None) -> tuple[Array, Array]:
+def _parameter(gp: Any, observed: Mask | None, dtype: Any) -> tuple[Array, Array]:
     """The parameter that sets the noise, and what raises its smallest variance by the floor."""
-    least = least_noise(_largest(gp, observed))
+    least = least_noise(_largest(gp, observed), dtype)
     if isinstance(gp.noise, CellNoise):
         return gp.noise.scale, least / _typical_variance(gp.noise)
     if isinstance(gp.noise, AxisNoise):

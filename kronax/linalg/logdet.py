@@ -145,7 +145,8 @@ def watched_logpdf(residual: Array, op: Any) -> Array:
 
 @jax.jit
 def _logpdf_with_ends(residual: Array, op: Any) -> tuple[Array, Ends | None]:
-    if isinstance(op, KroneckerPlusNoise | AbstractSolvable):
+    is_bare = all(getattr(op, name, None) is None for name in ("decomposition", "root"))
+    if isinstance(op, KroneckerPlusNoise | AbstractSolvable) and is_bare:
         op = decompose(op)  # one for both
     return normal_logpdf_grid(residual, op), ends(op)
 

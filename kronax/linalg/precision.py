@@ -44,9 +44,9 @@ class Ends(NamedTuple):
         return jnp.finfo(self.largest.dtype).eps * self.largest / self.smallest
 
 
-def least_noise(largest: Array) -> Array:
-    """The noise variance that the precision carries beside a largest eigenvalue."""
-    info = jnp.finfo(largest.dtype)
+def least_noise(largest: Array, dtype: Any) -> Array:
+    """The noise variance that a precision carries beside a largest eigenvalue."""
+    info = jnp.finfo(dtype)
     return float(info.eps) / FLOOR.get(info.bits, 1.0) * largest
 
 

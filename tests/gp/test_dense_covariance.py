@@ -323,6 +323,7 @@ def longdouble_root(matrix):
     return root
 
 
+@pytest.mark.filterwarnings("ignore::kronax.PrecisionWarning")  # little noise is the point
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_variances_at_little_noise(dtype):
     """Positive, and right to some rounding units of the prior over the noise."""
