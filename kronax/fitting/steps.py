@@ -156,7 +156,9 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
     stalled = jnp.where(still, state.stalled + 1, 0)
     lost, rounding = _lost(state, value - previous, grad)
     status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
-    status = jnp.where(lost >= LOST_STEPS, ROUNDED, status)
+    # A search that is stuck where rounding hides what a step would gain has come as far.
+    hidden = (stalled >= STALLED_STEPS) & (state.gain <= rounding)
+    status = jnp.where((lost >= LOST_STEPS) | hidden, ROUNDED, status)
     status = jnp.where(norm <= threshold, CONVERGED, status)
     status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
     # The point whose gradient is small is the one to return, even where rounding hides that its
