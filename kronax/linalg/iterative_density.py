@@ -206,7 +206,7 @@ def _rounding(
     signal = jnp.max(spectrum) * (weights + trace)
     inverse = jnp.mean(jnp.sum(white * krylov.solution[y.shape[0] :], axes))
     uneven = held.noise * most * (inverse + jnp.sum(held.root_inverse**2))
-    data = jnp.max(jnp.sum(precisions * y**2, axes) * found.quadratics, initial=0.0)
+    data = jnp.max(jnp.sum(precisions[None] * y**2, axes) * found.quadratics, initial=0.0)
     logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
     sums = logs + jnp.sum(jnp.log1p(jnp.maximum(spectrum, 0) / held.noise)) + precisions.size
     return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
