@@ -10,7 +10,6 @@ import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
-# Nothing relies on axes that JAX adds by itself: users may forbid it.
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
     jax.config.update("jax_disable_most_optimizations", True)
 
