@@ -156,8 +156,9 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
     stalled = jnp.where(still, state.stalled + 1, 0)
     lost, rounding = _lost(state, value - previous, grad)
     status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
-    # A search that is stuck where rounding hides what a step would gain has come as far.
-    hidden = (stalled >= STALLED_STEPS) & (state.gain <= rounding)
+    # A search that is stuck where rounding, more than that of one number, hides what a step would
+    # gain has come as far.
+    hidden = (stalled >= STALLED_STEPS) & (state.gain <= rounding) & (rounding > tiny)
     status = jnp.where((lost >= LOST_STEPS) | hidden, ROUNDED, status)
     status = jnp.where(norm <= threshold, CONVERGED, status)
     status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
