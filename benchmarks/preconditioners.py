@@ -16,9 +16,9 @@ from jax import lax
 
 import kronax as kx
 from benchmarks.measure import save
-from kronax.linalg.modes import outer
-from kronax.linalg.reference import Reference, balanced_box, even, reference
-from kronax.linalg.solve import solve_grid
+from kronax.linalg.arrays.mode_products import outer
+from kronax.linalg.functions.solve import solve_grid
+from kronax.linalg.krylov.preconditioner import Reference, balanced_box, even, reference
 
 SIZE, LENGTHSCALES = 120, (0.2, 0.3)
 QUICK_SIZE = 48

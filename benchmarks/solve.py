@@ -24,7 +24,7 @@ from benchmarks.peers.processes import Peers
 SIZES = (10, 50, 100)
 COUNT = 16
 # Of one kind, size and form. Batched LAPACK calls of JAX 0.10 on CPU may wait for each other for
-# ever (`kronax.linalg.sequence`): such a case is reported, and the others go on.
+# ever (`kronax.linalg.arrays.lapack_order`): such a case is reported, and the others go on.
 LIMIT_S = 400
 # In all matrices of a batch together: more would take minutes, or the memory.
 MOST_DENSE_NUMBERS = 1.01e8

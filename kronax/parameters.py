@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 
-from kronax.linalg.checks import check_plain, plain
+from kronax.linalg.arrays.checks import check_plain, plain
 from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")

@@ -16,8 +16,8 @@ from kronax.distributions.forms import AbstractForm, CovarianceForm, add_noise
 from kronax.distributions.grids import GridDistribution
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
 @vmap_over.register

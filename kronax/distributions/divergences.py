@@ -10,11 +10,11 @@ from numpyro.distributions.kl import kl_divergence
 
 from kronax.distributions.forms import AbstractForm
 from kronax.distributions.normal import KroneckerNormal
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import same_rank
-from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.thin import noise_factors
-from kronax.linalg.traces import trace_of_solve
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.functions.traces import trace_of_solve
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.low_rank import noise_factors
 
 
 @kl_divergence.register(KroneckerNormal, KroneckerNormal)

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
-from kronax.linalg import checks
-from kronax.linalg.diagnose import explain_not_finite, refuse_indefinite
-from kronax.linalg.factorizations import inverse_matrix
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import map_batch, matmul, same_rank
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.factorizations import inverse_matrix
 from kronax.linalg.factors.triangular import LowerTriangular
-from kronax.linalg.kronecker import Kronecker, as_kronecker, num_cells
-from kronax.linalg.logdet import inv_quad, log_abs_det, logdet, watched_logpdf
-from kronax.linalg.modes import map_batch, matmul, same_rank
-from kronax.linalg.noise import KroneckerPlusNoise, as_products
-from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.sample import draw_normal
-from kronax.linalg.solve import solve_grid
+from kronax.linalg.functions.logdet import inv_quad, log_abs_det, logdet, watched_logpdf
+from kronax.linalg.functions.sample import draw_normal
+from kronax.linalg.functions.solve import solve_grid
+from kronax.linalg.operators.diagnose import explain_not_finite, refuse_indefinite
+from kronax.linalg.operators.kronecker import Kronecker, as_kronecker, num_cells
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, as_products
 
 
 class AbstractForm(eqx.Module):

@@ -21,11 +21,11 @@ from kronax.distributions.forms import (
     add_noise,
     form_of,
 )
-from kronax.linalg import checks
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import same_rank
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 MATRICES = constraints.dependent(is_discrete=False, event_dim=2)
 NUMBERS = constraints.dependent(is_discrete=False, event_dim=0)

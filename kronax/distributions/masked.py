@@ -11,10 +11,10 @@ from numpyro.distributions.util import validate_sample
 
 from kronax.distributions.grids import counted_gaps
 from kronax.distributions.normal import GridNormal
-from kronax.linalg import checks
-from kronax.linalg.gaps import Mask
-from kronax.linalg.logdet import watched_logpdf
-from kronax.linalg.masked import Masked
+from kronax.linalg.arrays import checks
+from kronax.linalg.functions.logdet import watched_logpdf
+from kronax.linalg.gaps.masked import Masked
+from kronax.linalg.operators.gap_geometry import Mask
 
 
 class MaskedKroneckerNormal(GridNormal):

@@ -8,10 +8,10 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions.util import validate_sample
 
 from kronax.distributions.grids import GridDistribution
-from kronax.linalg.checks import check_key
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import same_rank
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.arrays.checks import check_key
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
 class GridNormal(GridDistribution):

@@ -15,10 +15,10 @@ from numpyro.distributions.util import validate_sample
 from kronax.distributions.batches import vmap_over_grid
 from kronax.distributions.forms import AbstractForm
 from kronax.distributions.grids import GridDistribution, eagerly
-from kronax.linalg import checks
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.modes import same_rank
-from kronax.linalg.noise import KroneckerPlusNoise
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
 class KroneckerStudentT(GridDistribution):

@@ -20,11 +20,11 @@ from kronax.distributions.forms import (
 )
 from kronax.distributions.grids import eagerly
 from kronax.distributions.normal import KroneckerNormal
-from kronax.linalg.kronecker import Kronecker, as_kronecker
-from kronax.linalg.logdet import log_abs_det, mean_of
-from kronax.linalg.modes import same_rank
-from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.solve import solve_grid
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.functions.logdet import log_abs_det, mean_of
+from kronax.linalg.functions.solve import solve_grid
+from kronax.linalg.operators.kronecker import Kronecker, as_kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
 class KroneckerCholeskyTransform(Transform):

@@ -28,7 +28,7 @@ from kronax.fitting.steps import (
     State,
     start,
 )
-from kronax.linalg.checks import refuse_traced
+from kronax.linalg.arrays.checks import refuse_traced
 
 # One object, so that every fit with the default shares its compiled loop. Below this share of the
 # loss the line search goes by the gradient alone, which rounding and random probes spoil less.

@@ -8,7 +8,7 @@ import numpy as np
 
 from kronax.fitting.problem import Problem, is_at_floor
 from kronax.fitting.result import FitResult
-from kronax.linalg.precision import FELT, LOST, warn_of_ratio
+from kronax.linalg.arrays.precision import FELT, LOST, warn_of_ratio
 
 
 def warn_of_start(problem: Problem) -> None:

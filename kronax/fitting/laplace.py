@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 
 from kronax.fitting.problem import Problem, Raw
-from kronax.linalg.checks import check_key
-from kronax.linalg.rules import DerivativeOrderError
+from kronax.linalg.arrays.checks import check_key
+from kronax.linalg.arrays.primitives import DerivativeOrderError
 from kronax.parameters import ParameterTable, aligned, describe_domain
 
 # Curvature below this share of the largest (the root of the precision's rounding) is none.

@@ -10,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
 from kronax.fitting.problem import Problem, Raw, precision
-from kronax.linalg.checks import check_key
+from kronax.linalg.arrays.checks import check_key
 from kronax.parameters import parameters, replace
 
 

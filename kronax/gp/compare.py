@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.fitting.result import FitResult
-from kronax.gp.data_arrays import in_order_of
+from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.grid import GridGP
-from kronax.gp.indexes import is_labelled
-from kronax.gp.regression import MarginalMean
-from kronax.linalg.checks import check_plain, refuse_traced, without_mask
+from kronax.gp.labelled.data_arrays import in_order_of
+from kronax.gp.means.regression import MarginalMean
+from kronax.linalg.arrays.checks import check_plain, refuse_traced, without_mask
 from kronax.parameters import aligned, parameters
 
 # What orders the rows, and whether the largest comes first.

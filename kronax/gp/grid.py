@@ -9,20 +9,28 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp import evidence, solver_choice, soundness
-from kronax.gp.additive import Terms, joined_structure, merge, read_kernels
-from kronax.gp.alignment import refuse_mesh
-from kronax.gp.axes import Axis, as_axis, new_axes, ordered
-from kronax.gp.components import are_exact, joined_noise, terms_covariance
-from kronax.gp.cross import amplitude
-from kronax.gp.data_arrays import (
+from kronax.gp.axes.alignment import refuse_mesh
+from kronax.gp.axes.axis import Axis, as_axis, new_axes, ordered
+from kronax.gp.axes.structure import Structure, check_kernel, factor
+from kronax.gp.kernels.base import Kernel, dtype_of
+from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.terms import TermSum
+from kronax.gp.labelled.data_arrays import (
     grid_of_data_array,
     in_grid_order,
     mean_by_axis,
     noise_by_axis,
 )
-from kronax.gp.description import description
-from kronax.gp.gaps import (
+from kronax.gp.labelled.templates import template_of
+from kronax.gp.means.means import Mean, as_mean, values_at
+from kronax.gp.means.regression import MarginalMean, described
+from kronax.gp.model import checks, marginal_likelihood, solver_choice
+from kronax.gp.model.additive import Terms, joined_structure, merge, read_kernels
+from kronax.gp.model.components import are_exact, joined_noise, terms_covariance
+from kronax.gp.model.cross import amplitude
+from kronax.gp.model.description import description
+from kronax.gp.model.least_noise import LeastNoise
+from kronax.gp.model.method import (
     checked_data,
     gaps_of,
     mask_of,
@@ -31,33 +39,25 @@ from kronax.gp.gaps import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.kernels.base import Kernel, dtype_of
-from kronax.gp.kernels.points import Points
-from kronax.gp.kernels.terms import TermSum
-from kronax.gp.least_noise import LeastNoise
-from kronax.gp.means import Mean, as_mean, values_at
-from kronax.gp.noise import AxisNoise, CellNoise, FullNoise, as_noise
-from kronax.gp.posterior import Posterior
-from kronax.gp.prior import prior_draws
-from kronax.gp.regression import MarginalMean, described
-from kronax.gp.resolution import warn_of_lost_digits
-from kronax.gp.sites import NumpyroSites
-from kronax.gp.solver_choice import Choice, with_noise_of
-from kronax.gp.starts import initialise, random_start
-from kronax.gp.structure import Structure, check_kernel, factor
-from kronax.gp.templates import template_of
-from kronax.gp.trial import log_likelihood, measured_by
-from kronax.linalg.decompose import decompose
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
+from kronax.gp.model.resolution import warn_of_lost_digits
+from kronax.gp.model.solver_choice import Choice, with_noise_of
+from kronax.gp.model.trial import log_likelihood, measured_by
+from kronax.gp.numpyro.sites import NumpyroSites
+from kronax.gp.posterior.posterior import Posterior
+from kronax.gp.posterior.prior import prior_draws
+from kronax.gp.start.starts import initialise, random_start
+from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.dense_covariance import DenseCovariance
-from kronax.linalg.estimates import Estimate, Iteration
-from kronax.linalg.fingerprints import fingerprint_of_tree
-from kronax.linalg.gaps import Mask
-from kronax.linalg.iterative_operator import Iterative
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.masked import Masked
-from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.terms import KroneckerTerms
-from kronax.linalg.uneven import KroneckerPlusDiagonal
+from kronax.linalg.estimates.certificates import Estimate, Iteration
+from kronax.linalg.functions.decompose import decompose
+from kronax.linalg.gaps.masked import Masked
+from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.parameters import parameter
 
 
@@ -163,8 +163,8 @@ class GridGP(NumpyroSites, LeastNoise):
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         if structure is not None:
             structure = ordered(structure, self.axis_names, len(self.axes), "structure")
-        self.structures = soundness.chosen_structures(self.kernels, self.axes, structure, labels)
-        soundness.check_terms(self)
+        self.structures = checks.chosen_structures(self.kernels, self.axes, structure, labels)
+        checks.check_terms(self)
         if self.terms is not None and self.joined is not None:
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
@@ -280,8 +280,8 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
-        value = evidence.log_marginal_likelihood(self, grid)
-        evidence.explain(self, grid, value)
+        value = marginal_likelihood.log_marginal_likelihood(self, grid)
+        marginal_likelihood.explain(self, grid, value)
         return value
 
     def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
@@ -295,7 +295,7 @@ class GridGP(NumpyroSites, LeastNoise):
             ValueError: as in `log_marginal_likelihood`.
         """
         seen, grid = self._seen(y)
-        return evidence.estimate(measured_by(seen, grid), grid)
+        return marginal_likelihood.estimate(measured_by(seen, grid), grid)
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
@@ -314,9 +314,9 @@ class GridGP(NumpyroSites, LeastNoise):
         seen = measured_by(seen, grid)
         operator = decompose(seen.data_covariance())
         if isinstance(operator, Masked):
-            soundness.refuse_joined(self, "A posterior given data with so many gaps is")
+            checks.refuse_joined(self, "A posterior given data with so many gaps is")
         template = template_of(y, self.axis_names)
-        found = evidence.weights(seen, operator, grid)
+        found = marginal_likelihood.weights(seen, operator, grid)
         made_of = fingerprint_of_tree((seen, grid))
         return Posterior(
             seen, grid, operator, found.value, found.regression, template, found.estimate, made_of
@@ -333,8 +333,8 @@ class GridGP(NumpyroSites, LeastNoise):
         Raises:
             NotImplementedError: with a `kx.MarginalMean`.
         """
-        soundness.refuse_marginal(self, "Prior draws are")
-        soundness.check_ranks(self)
+        checks.refuse_marginal(self, "Prior draws are")
+        checks.check_ranks(self)
         return prior_draws(self, key, sample_shape, include_noise)
 
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
@@ -426,8 +426,8 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
-        soundness.check_ranks(self)
-        soundness.check_design(self)
+        checks.check_ranks(self)
+        checks.check_design(self)
 
     def noise_term(self) -> Any:
         """The noise alone: a variance, one per cell, or a Kronecker covariance."""

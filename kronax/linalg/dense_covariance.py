@@ -24,20 +24,20 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
-from kronax.linalg.conditioning import largest_eigenvalue
-from kronax.linalg.diagnose import explain_not_finite
-from kronax.linalg.gaps import Mask
-from kronax.linalg.kronecker import Kronecker
-from kronax.linalg.logdet import mean_of
-from kronax.linalg.modes import matmul
-from kronax.linalg.noise import KroneckerPlusNoise
-from kronax.linalg.operators import AbstractOperator, AbstractSolvable
-from kronax.linalg.precision import Ends
-from kronax.linalg.rules import RulePrimitive
-from kronax.linalg.sample import draw_normal
-from kronax.linalg.terms import products_of
-from kronax.linalg.thin import is_diagonal
-from kronax.linalg.uneven import KroneckerPlusDiagonal
+from kronax.linalg.arrays.mode_products import matmul
+from kronax.linalg.arrays.precision import Ends
+from kronax.linalg.arrays.primitives import RulePrimitive
+from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
+from kronax.linalg.functions.conditioning import largest_eigenvalue
+from kronax.linalg.functions.logdet import mean_of
+from kronax.linalg.functions.sample import draw_normal
+from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.operators.sum_of_products import products_of
+from kronax.linalg.spectral.low_rank import is_diagonal
 
 # Numbers of a product with the factor that are held at once.
 CHUNK = 4_000_000

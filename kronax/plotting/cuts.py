@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from kronax.gp.axes import Axis
-from kronax.gp.datasets import grid_dims, values_of
-from kronax.linalg.kronecker import Kronecker
+from kronax.gp.axes.axis import Axis
+from kronax.gp.labelled.datasets import grid_dims, values_of
+from kronax.linalg.operators.kronecker import Kronecker
 from kronax.paths import nearest
 
 

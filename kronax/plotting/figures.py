@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from kronax.gp.datasets import grid_dims
-from kronax.gp.dates import Dates
-from kronax.gp.labels import Labels
+from kronax.gp.axes.dates import Dates
+from kronax.gp.axes.labels import Labels
+from kronax.gp.labelled.datasets import grid_dims
 
 # Calendars without a day that ours does not have.
 WITHIN_OURS = ("standard", "gregorian", "proleptic_gregorian", "noleap", "365_day")

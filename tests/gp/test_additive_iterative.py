@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp.scattered import covariance_at, scattered_points
+from kronax.gp.posterior.scattered import covariance_at, scattered_points
 
 TIME, SPACE = np.linspace(0.0, 4.0, 12), np.linspace(0.0, 1.0, 8)
 GRID = (12, 8)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg import decompose as decompositions
+from kronax.linalg.functions import decompose as decompositions
 from tests.tolerances import assert_close
 
 YEARS = np.arange("2000", "2024", dtype="datetime64[Y]")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp import solver_choice
+from kronax.gp.model import solver_choice
 from kronax.linalg.dense_covariance import DenseCovariance
 
 RNG = np.random.default_rng(0)

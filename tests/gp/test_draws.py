@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp import components, draws
+from kronax.gp.model import components
+from kronax.gp.posterior import draws
 from tests.gp.dense import two_axes
 from tests.tolerances import assert_close
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp import structure
+from kronax.gp.axes import structure
 from tests.tolerances import assert_close
 
 X, Z = np.linspace(0, 1, 30), np.linspace(0, 2, 12)

@@ -87,7 +87,7 @@ def test_numbers_of_a_callable_mean_are_frozen_until_they_have_a_domain():
     [
         ("zero", TypeError, "must be a number.*got 'zero'"),
         (True, TypeError, "must be a number.*got True"),
-        (kx.ZeroMean, TypeError, "must be a number.*got <class 'kronax.gp.means.ZeroMean'>"),
+        (kx.ZeroMean, TypeError, "must be a number.*got <class 'kronax.gp.means.means.ZeroMean'>"),
         (np.full((5, 4), "a"), TypeError, r"must be a number.*got array\(\[\['a'"),
         (np.nan, ValueError, "got nan"),
         (np.full((5, 4), np.inf), ValueError, r"must be finite; got inf at index \(0, 0\)"),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp import predict
+from kronax.gp.posterior import predict
 from tests.gp.dense import GPS, HOURS, PLACES, SPACE, TIME, named, task_noise, two_axes
 from tests.tolerances import assert_close
 

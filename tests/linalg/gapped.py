@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import kronax as kx
-from kronax.linalg.gaps import Mask
+from kronax.linalg.operators.gap_geometry import Mask
 from tests import oracle
 from tests.linalg.contracted import MODES, QUICK, weights_of
 

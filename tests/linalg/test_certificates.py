@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 import kronax as kx
-from kronax.linalg.estimates import quantile, skew_quantile, trace_quantile
+from kronax.linalg.estimates.certificates import quantile, skew_quantile, trace_quantile
 from tests.linalg.test_iterative import Case, dense_logpdf, dense_slopes, draw_case
 
 # `benchmarks` insists on one BLAS thread and float64; the tests have settings of their own.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg import eigenbases
+from kronax.linalg.factors import eigenbases
 from tests.cases import CASES, covariance
 from tests.tolerances import assert_close
 

@@ -9,10 +9,10 @@ import pytest
 from jax import lax
 
 import kronax as kx
-from kronax.linalg import gap_matrices, gap_rules, gap_variances
-from kronax.linalg.conditional import Places
-from kronax.linalg.diagonals import conjugated_inverse_diagonal, posterior_diagonal
-from kronax.linalg.gaps import Fibres, Gaps, Mask
+from kronax.linalg.functions.conditional_variances import Places
+from kronax.linalg.functions.diagonals import conjugated_inverse_diagonal, posterior_diagonal
+from kronax.linalg.gaps import rules, schur
+from kronax.linalg.operators.gap_geometry import Fibres, Gaps, Mask
 from tests.cases import CASES, covariance, rbf
 from tests.linalg.contracted import FUSED, QUICK, weights_of
 from tests.linalg.gapped import (
@@ -119,7 +119,7 @@ def test_hessians(name, method, modes):
 @pytest.mark.parametrize("name", ["three axes", "full Kronecker noise, three axes"])
 def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch):
     """The other definition of the derivatives, taken where all columns would not fit."""
-    monkeypatch.setattr(gap_rules, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
     case = CASES[name]
     mask = mask_of(GRID, [(ALL, 0, 1), (ALL, 1, 3)])
     arguments = (case.leaves, weights_of(case), case.theta)
@@ -133,7 +133,7 @@ def test_loops_over_groups_and_halves(monkeypatch):
     """What large problems do: one piece, row and column at a time, triangles by halves."""
     for module in (gap_matrices, gap_variances, gap_rules):
         monkeypatch.setattr(module, "CHUNK", 1)
-    monkeypatch.setattr(gap_matrices, "INVERTED_SIZE", 1)
+    monkeypatch.setattr(schur, "INVERTED_SIZE", 1)
     case = CASES["three axes"]
     mask = mask_of(GRID, [(0, 0, 2), (0, 1, 2), (1, 0, 1), (2, 0, 3), (2, 1, 3)])
     assert all(len(fibres.table) > 1 for fibres in mask.gaps.fibres)
@@ -145,8 +145,8 @@ def test_loops_over_groups_and_halves(monkeypatch):
 
 
 def test_an_order_that_does_not_fit_raises(monkeypatch):
-    monkeypatch.setattr(gap_rules, "MOST_COLUMNS", 0)
-    monkeypatch.setattr(gap_rules, "MOST_MERGED", 3)
+    monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(rules, "MOST_MERGED", 3)
     part = kx.Masked(kx.Kronecker(covariance(5), covariance(4)) + 0.3, scattered((5, 4)))
 
     def density(scale):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.conjugate_gradients import conjugate_gradients
+from kronax.linalg.krylov.conjugate_gradients import conjugate_gradients
 from tests import oracle
 from tests.tolerances import assert_close
 

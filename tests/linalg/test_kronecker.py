@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import kronax as kx
-from kronax.linalg.factorizations import SUBSTITUTED_SIZE
-from kronax.linalg.modes import best_order
+from kronax.linalg.arrays.mode_products import best_order
+from kronax.linalg.factors.factorizations import SUBSTITUTED_SIZE
 from tests.tolerances import assert_close
 
 SHAPES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)

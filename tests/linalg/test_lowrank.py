@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.diagonals import explained_diagonal, posterior_diagonal
-from kronax.linalg.pivoted import choose_pivots, joint_root, root_at
+from kronax.linalg.factors.pivoted_cholesky import choose_pivots, joint_root, root_at
+from kronax.linalg.functions.diagonals import explained_diagonal, posterior_diagonal
 
 X = np.linspace(0, 1, 60)
 NOISE = 0.1

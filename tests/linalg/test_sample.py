@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.roots import symmetric_root
+from kronax.linalg.factors.square_roots import symmetric_root
 from tests import oracle
 from tests.cases import CASES, circulant, covariance, exchangeable
 from tests.linalg.contracted import QUICK

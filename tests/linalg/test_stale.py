@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.fingerprints import fingerprint
+from kronax.linalg.arrays.fingerprints import fingerprint
 from tests.tolerances import assert_close
 
 RNG = np.random.default_rng(5)

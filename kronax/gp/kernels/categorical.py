@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from kronax.gp.kernels.base import Kernel, as_points
-from kronax.linalg.checks import is_concrete
+from kronax.linalg.arrays.checks import is_concrete
 from kronax.parameters import parameter
 
 

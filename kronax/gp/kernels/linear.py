@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.gp.coordinates import Origin, difference
+from kronax.gp.coordinates.spacing import Origin, difference
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 

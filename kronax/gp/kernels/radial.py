@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.rules import RulePrimitive
+from kronax.linalg.arrays.primitives import RulePrimitive
 
 # Where a distance in lengthscales has no covariance left in any precision: exp(−10 000) is zero.
 FAR = 1e4

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kronax.linalg import checks
-from kronax.linalg.eigenbases import SymmetricBlocks, full_block
-from kronax.linalg.factorizations import AbstractFactorization, BlockFactorization
-from kronax.linalg.modes import apply_along, map_batch, same_rank
-from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.roots import safe_sqrt, symmetric_roots
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import apply_along, map_batch, same_rank
+from kronax.linalg.factors.abstract_operator import AbstractOperator
+from kronax.linalg.factors.eigenbases import SymmetricBlocks, full_block
+from kronax.linalg.factors.factorizations import AbstractFactorization, BlockFactorization
+from kronax.linalg.factors.square_roots import safe_sqrt, symmetric_roots
 
 
 class AbstractFactor(AbstractOperator):

@@ -6,12 +6,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kronax.linalg import checks
-from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.factorizations import AbstractFactorization
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import apply_along
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.modes import apply_along
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.factors.eigenbases import SymmetricBlocks
+from kronax.linalg.factors.factorizations import AbstractFactorization
 
 
 class Dense(AbstractFactor):

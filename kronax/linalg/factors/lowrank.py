@@ -9,13 +9,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from kronax.linalg import checks
-from kronax.linalg.eigenbases import SymmetricBlocks
-from kronax.linalg.factorizations import AbstractFactorization
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import apply_along, matmul
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.modes import apply_along, matmul
-from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.pivoted import choose_pivots, root_at
+from kronax.linalg.factors.eigenbases import SymmetricBlocks
+from kronax.linalg.factors.factorizations import AbstractFactorization
+from kronax.linalg.factors.pivoted_cholesky import choose_pivots, root_at
 
 # Ranks that are tried when none is given: this one, then twice as many, and so on.
 FIRST_RANK = 32

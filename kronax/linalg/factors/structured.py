@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kronax.linalg import checks
-from kronax.linalg.eigenbases import SymmetricBlocks
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import along, apply_along
+from kronax.linalg.arrays.transforms import EvenOdd, RealFourier
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.modes import along, apply_along
-from kronax.linalg.operators import AbstractOperator
-from kronax.linalg.transforms import EvenOdd, RealFourier
+from kronax.linalg.factors.eigenbases import SymmetricBlocks
 
 # From these sizes on a Toeplitz product by FFT beats one with two halves, for many and for few
 # other cells; up to the last one a circulant product with the matrix beats the FFT. See the

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from kronax.linalg import checks
-from kronax.linalg.factorizations import AbstractFactorization, TriangularFactorization
+from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.mode_products import apply_along
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.modes import apply_along
-from kronax.linalg.operators import AbstractOperator
+from kronax.linalg.factors.factorizations import AbstractFactorization, TriangularFactorization
 
 
 class LowerTriangular(AbstractFactor):

@@ -1,0 +1,1 @@
+"""Coordinates of the axes, and the structure that they allow."""

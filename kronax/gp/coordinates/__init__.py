@@ -1,0 +1,1 @@
+"""Coordinates as they were given, and which of them are the same."""

@@ -1,0 +1,121 @@
+"""Leave-one-out prediction in closed form.
+
+With `S` the covariance of the data and `α = S⁻¹ (y − m)`, the distribution of a cell given all the
+others has mean `y_c − α_c / [S⁻¹]_cc` and variance `1 / [S⁻¹]_cc`: the last row of the inverse of
+`S`, with the cell moved last, holds both.
+"""
+
+import math
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.indexes import is_labelled
+from kronax.gp.criticism.held_out import HeldOut, axis_labels
+from kronax.linalg.arrays.checks import check_plain, is_concrete, without_mask
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.estimates.certificates import ConvergenceError, settled, warn_if_uncertain
+from kronax.linalg.functions.diagonals import inverse_diagonal
+from kronax.linalg.krylov.operator import Iterative
+
+
+class LeaveOneOut(HeldOut):
+    """Every observation as predicted from all the others: `means, variances = …` unpacks it.
+
+    Attributes:
+        mean: the predicted observations, grid-shaped; batches of the data lead.
+        variance: of the noisy observations; it does not depend on the data.
+        y: the observations.
+        axes: of the grid.
+        axis_names: of the axes, or `axis 0` and so on.
+        variance_error: standard error of the variance where it comes from iterations, else `None`.
+    """
+
+    mean: Float[Array, "..."]
+    variance: Float[Array, "..."]
+    y: Float[Array, "..."]
+    axes: tuple[Axis, ...]
+    axis_names: tuple[str, ...] = eqx.field(static=True)
+    variance_error: Float[Array, "..."] | None = None
+
+    def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+        """Log predictive density of every cell, in nats: of the data, or of another `y`.
+
+        Raises:
+            TypeError: if `y` is a DataArray, whose dimensions may have another order.
+        """
+        if is_labelled(y):
+            raise TypeError(
+                "y must be an array in the order of the model's axes; got a DataArray. Pass "
+                "gp.check_data(y), which puts it into this order."
+            )
+        y = without_mask(y)
+        check_plain(y, "y")
+        error = self.error if y is None else jnp.subtract(*same_rank(jnp.asarray(y), self.mean))
+        error, variance = same_rank(error, self.variance)
+        square = jnp.square(error) / variance
+        return -(square + jnp.log(variance) + math.log(2 * math.pi)) / 2
+
+    @property
+    def log_score(self) -> Float[Array, "..."]:
+        """The sum of the log predictive densities, in nats; one per data set."""
+        return jnp.nansum(self.log_density(), axis=self._cells)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.y.shape))
+        if is_concrete(self.mean) and bool(jnp.isnan(self.mean).any()):
+            shape = f"{int((~jnp.isnan(self.mean)).sum())} of {shape}"
+        if not is_concrete(self.y, self.mean, self.variance) or self.y.ndim > len(self.axes):
+            return f"LeaveOneOut of {shape} observations"
+        return (
+            f"LeaveOneOut of {shape} observations: log score {float(self.log_score):.2f} nats, "
+            f"root mean square error {float(self.rmse):.4g}, "
+            f"{float(self.coverage(0.95)):.1%} inside their 95% intervals"
+        )
+
+
+def leave_one_out(post: Any) -> LeaveOneOut:
+    """The predictions of a posterior.
+
+    Coefficients that are integrated out are estimated without the cell as well: then it is the
+    inverse `S⁻¹ − S⁻¹ H A⁻¹ Hᵀ S⁻¹` that has a diagonal.
+    """
+    op, regression = post.operator, post.regression
+    found = op.inverse_estimate() if isinstance(op, Iterative) else None
+    if found is None:
+        diagonal = inverse_diagonal(op)
+    else:
+        diagonal = settled(found, op.iteration, "the draws").value
+    if regression is not None:
+        diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
+    if post.gp.observed is not None:
+        diagonal = jnp.where(post.gp.observed.array, diagonal, jnp.nan)
+    weights = post.weights
+    if found is not None:
+        _check_positive(diagonal, post)
+        weights = op.data_weights(post.residual(), weights)
+    variance = 1 / diagonal
+    error = None if found is None else found.standard_error * jnp.square(variance)
+    if found is not None:
+        what = "Leave-one-out variances"
+        warn_if_uncertain(variance, error, op.iteration, what, stacklevel=3)
+    mean = post.y - jnp.multiply(*same_rank(weights, variance))
+    return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
+
+
+def _check_positive(diagonal: Array, post: Any) -> None:
+    """Refuse estimates of the inverse's diagonal that leave no variance."""
+    if not is_concrete(diagonal):
+        return
+    seen = np.broadcast_to(post.operator.op.observed, diagonal.shape)
+    bad = seen & ~(np.asarray(diagonal) > 0)
+    if bad.any():
+        raise ConvergenceError(
+            f"Leave-one-out by iterations needs more certain variances; got {int(bad.sum())} that "
+            "are not positive. Raise `num_draws` or `box_size` of kx.Iteration, or take "
+            "gaps='exact'."
+        )

@@ -1,0 +1,1 @@
+"""DataArrays and Datasets."""

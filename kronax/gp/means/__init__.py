@@ -1,0 +1,1 @@
+"""Mean functions, and coefficients fitted or integrated out."""

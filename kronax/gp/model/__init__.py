@@ -1,0 +1,1 @@
+"""The process: noise, terms, likelihood, how it is solved."""

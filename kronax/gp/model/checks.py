@@ -1,0 +1,116 @@
+"""What a grid GP cannot do, and which parameters its axes cannot carry."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.kernel_gradients import warn_of_nan_gradient
+from kronax.gp.axes.structure import Structure, check_kernel, check_rank, check_structure, choose
+from kronax.gp.kernels.base import Kernel
+from kronax.gp.means.regression import MarginalMean
+from kronax.gp.model.noise import CellNoise
+from kronax.linalg.arrays.checks import is_concrete
+
+
+def refuse_marginal(gp: Any, what: str) -> None:
+    """Refuse a mean whose coefficients have no values."""
+    if isinstance(gp.mean, MarginalMean):
+        raise NotImplementedError(
+            f"{what} not available for a mean whose coefficients are integrated out: give them "
+            "values or priors of their own, with the mean outside kx.MarginalMean."
+        )
+
+
+def refuse_joined(gp: Any, what: str) -> None:
+    """Refuse terms that join the noise."""
+    if gp.joined is not None:
+        raise NotImplementedError(
+            f"{what} not available where terms join the noise ({', '.join(gp.joined.names)}): the "
+            "covariance of the function is no Kronecker product. Make the terms differ on one axis "
+            "only."
+        )
+
+
+def refuse_sums(gp: Any, what: str) -> None:
+    """Refuse a function whose covariance is a sum of products, be it exact or not."""
+    refuse_joined(gp, what)
+    if gp.terms is not None and not gp.terms.are_exact:
+        raise NotImplementedError(
+            f"{what} not available for terms without an exact decomposition ("
+            f"{', '.join(gp.terms.names)}): the covariance of the function is no Kronecker "
+            "product. Make the terms differ on one axis only."
+        )
+
+
+def check_terms(gp: Any) -> None:
+    """Refuse low-rank axes of terms that have no exact decomposition."""
+    ranked = any(structure.rank is not None for structure in gp.structures)
+    if ranked and gp.terms is not None and not gp.terms.are_exact:
+        raise ValueError(
+            "Low-rank axes need terms with an exact decomposition; got "
+            f"{', '.join(gp.terms.names)}. Leave the numbers in `structure` out."
+        )
+
+
+def refuse_gaps(gp: Any, what: str) -> None:
+    """Refuse what needs a value in every cell, and an exact decomposition."""
+    if gp.terms is not None and not gp.terms.are_exact:
+        raise NotImplementedError(
+            f"{what} not available for terms without an exact decomposition ("
+            f"{', '.join(gp.terms.names)}). Leave out single cells (post.leave_one_out()), or "
+            "condition on the rest and predict what was left out."
+        )
+    if isinstance(gp.noise, CellNoise):
+        raise NotImplementedError(
+            f"{what} not available for noise with a variance of its own at every cell."
+        )
+    if gp.observed is not None:
+        cells = gp.observed.array
+        raise NotImplementedError(
+            f"{what} not available for data with missing cells; got {int((~cells).sum())} missing "
+            f"of {cells.size}. Leave out single cells (post.leave_one_out()), or condition on the "
+            "rest and predict what was left out."
+        )
+
+
+def check_design(gp: Any) -> None:
+    """Refuse functions of a marginal mean that are combinations of each other."""
+    if not isinstance(gp.mean, MarginalMean) or not is_concrete(gp.axes):
+        return
+    with jax.ensure_compile_time_eval():  # concrete coordinates stay so inside jit
+        functions = gp.design_on((None,) * len(gp.axes))
+    if not is_concrete(functions):
+        return
+    design = np.asarray(functions)
+    rank = np.linalg.matrix_rank(design.reshape(design.shape[0], -1))
+    if rank < design.shape[0]:
+        raise ValueError(
+            f"The functions of the mean are not independent on this grid: {design.shape[0]} of "
+            f"them span {rank} dimensions ({', '.join(gp.mean.names)}). A LinearMean and a "
+            "PolynomialMean hold a constant already."
+        )
+
+
+def check_ranks(gp: Any) -> None:
+    """Refuse concrete parameters that a low-rank axis cannot carry."""
+    names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+    for kernel, axis, structure, name in zip(
+        gp.kernels, gp.axes, gp.structures, names, strict=True
+    ):
+        check_rank(kernel, axis, structure, name, gp.dtype)
+
+
+def chosen_structures(
+    kernels: Sequence[Kernel], axes: Sequence[Axis], asked: Any, labels: Sequence[str]
+) -> tuple[Structure, ...]:
+    """The factor of every axis; kernels that do not fit their axis are refused."""
+    for kernel, axis, name in zip(kernels, axes, labels, strict=True):
+        check_kernel(kernel, axis, name)
+    chosen = tuple(map(choose, kernels, axes, asked or (None,) * len(axes)))
+    for kernel, axis, one, name in zip(kernels, axes, chosen, labels, strict=True):
+        check_structure(kernel, axis, one, name)
+        warn_of_nan_gradient(kernel, axis, name)
+    return chosen

@@ -1,0 +1,121 @@
+"""The least noise that the precision carries, and the way that a fit stays above it."""
+
+from functools import reduce
+from operator import mul
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kronax.gp.axes.structure import factor
+from kronax.gp.model.components import are_exact, joined_noise
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
+from kronax.linalg.arrays.precision import Ends, least_noise
+from kronax.linalg.functions.conditioning import largest_eigenvalue, row_sum
+from kronax.linalg.operators.gap_geometry import Mask
+from kronax.parameters import replace
+
+
+class NoiseLevel(NamedTuple):
+    """The smallest noise variance of a process, and the least that its precision carries."""
+
+    level: Array
+    least: Array
+    ends: Ends
+
+
+class LeastNoise(eqx.Module):
+    """What a fit asks of a process so that its noise stays above rounding.
+
+    The signal's largest eigenvalue `λmax` is bounded by the row sums of every axis. In a fit the
+    noise is `σ² = floor + exp(raw)` with `floor = ε λmax / c`: smooth in every parameter.
+    """
+
+    @property
+    def noise_parameter(self: Any) -> str | None:
+        """The path of what sets the level of the noise; `None` for a fixed covariance."""
+        if isinstance(self.noise, FullNoise):
+            return None
+        if isinstance(self.noise, CellNoise):
+            return "noise.scale"
+        if isinstance(self.noise, AxisNoise):
+            return f"noise.variances[{_first(self.noise)}]"
+        return "noise"
+
+    def noise_level(self: Any, observed: Mask | None) -> NoiseLevel:
+        """Noise, floor and eigenvalues of a process that is observed at some cells."""
+        level, largest = _level(self.noise, self.dtype), _largest(self, observed)
+        least = least_noise(largest, self.dtype)
+        return NoiseLevel(level, least, Ends(largest + level, level))
+
+    def above_least_noise(self: Any, observed: Mask | None, dtype: Any) -> Any:
+        """The process with the floor of a precision added to its noise."""
+        value, step = _parameter(self, observed, dtype)
+        return replace(self, {self.noise_parameter: value + step})
+
+    def below_least_noise(self: Any, observed: Mask | None, dtype: Any) -> Any:
+        """The process that `above_least_noise` makes of this one, or of one half above the floor.
+
+        Noise at the floor could not move: its slope there is zero.
+        """
+        value, step = _parameter(self, observed, dtype)
+        less = jnp.where(value > 1.5 * step, value - step, step / 2)
+        return replace(self, {self.noise_parameter: less})
+
+
+def _first(noise: AxisNoise) -> int:
+    return next(i for i, v in enumerate(noise.variances) if v is not None)
+
+
+def _parameter(gp: Any, observed: Mask | None, dtype: Any) -> tuple[Array, Array]:
+    """The parameter that sets the noise, and what raises its smallest variance by the floor."""
+    least = least_noise(_largest(gp, observed), dtype)
+    if isinstance(gp.noise, CellNoise):
+        return gp.noise.scale, least / _typical_variance(gp.noise)
+    if isinstance(gp.noise, AxisNoise):
+        first = _first(gp.noise)
+        others = [jnp.median(v) for v in gp.noise.variances[first + 1 :] if v is not None]
+        own = gp.noise.variances[first]
+        assert own is not None
+        return own, reduce(jnp.divide, others, least)
+    return gp.noise, least
+
+
+def _level(noise: Any, dtype: Any) -> Array:
+    if isinstance(noise, CellNoise):
+        return (noise.scale * _typical_variance(noise)).astype(dtype)
+    if isinstance(noise, AxisNoise):
+        return reduce(mul, [jnp.min(v) for v in noise.variances if v is not None]).astype(dtype)
+    return noise.astype(dtype)
+
+
+def _typical_variance(noise: CellNoise) -> Array:
+    """The typical one: a few precise cells do not make the covariance singular."""
+    variances = jnp.where(jnp.isposinf(noise.variances), jnp.nan, noise.variances)
+    return jnp.nanmedian(variances)  # infinity marks a gap
+
+
+def _largest(gp: Any, observed: Mask | None) -> Array:
+    """A bound on the largest eigenvalue of the function's covariance at the observed cells."""
+    if are_exact(gp) and any(structure.rank for structure in gp.structures):
+        return _of_low_rank(gp)
+    signal = gp.covariance(include_noise=False)
+    largest = largest_eigenvalue(signal)
+    if observed is None:
+        return largest
+    trace = jnp.sum(jnp.where(jnp.asarray(observed.array), signal.diagonal(), 0))
+    return jnp.minimum(largest, trace)
+
+
+def _of_low_rank(gp: Any) -> Array:
+    """With traces of the axes of low rank: their columns cost too much to be found twice."""
+    bounds = [
+        jnp.sum(kernel.variances_at(axis.points(gp.dtype)))
+        if structure.rank
+        else row_sum(factor(kernel, axis, structure, gp.dtype))
+        for kernel, axis, structure in zip(gp.kernels, gp.axes, gp.structures, strict=True)
+    ]
+    variance = jnp.ones((), gp.dtype) if gp.variance is None else gp.variance
+    largest = reduce(mul, bounds, variance.astype(gp.dtype))
+    return largest if gp.joined is None else largest + largest_eigenvalue(joined_noise(gp, False))

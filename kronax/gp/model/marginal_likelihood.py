@@ -1,0 +1,130 @@
+"""The marginal likelihood of a grid GP and the weights of its posterior, compiled."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kronax.gp.means.gls import Regression, fitted, integrated, marginal_logpdf, regress
+from kronax.gp.means.regression import MarginalMean
+from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import Ends, warn_of_ratio
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate, settled
+from kronax.linalg.factors.abstract_operator import AbstractSolvable
+from kronax.linalg.functions.conditioning import ends
+from kronax.linalg.functions.decompose import decompose
+from kronax.linalg.functions.logdet import normal_logpdf_grid
+from kronax.linalg.functions.solve import solve_grid
+from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+
+# The covariance of the data: on the whole grid, or at the cells that have some.
+DataCovariance = KroneckerPlusNoise | AbstractSolvable
+
+
+class Weights(NamedTuple):
+    """What a posterior is made of.
+
+    Args:
+        value: `S⁻¹ (y − mean)`.
+        regression: the coefficients of a mean that has them integrated out.
+        estimate: the weights with their certificate, if they come from iterations.
+    """
+
+    value: Array
+    regression: Regression | None
+    estimate: Estimate | None
+
+
+def log_marginal_likelihood(gp: Any, y: Array) -> Array:
+    """Log density of checked data on the grid; warns where concrete values lose it."""
+    if not is_concrete(gp, y):
+        return _log_density(gp, y)
+    value, found = _log_density_with_ends(gp, y)
+    warn_of_ratio(found, "The log likelihood may be wrong")
+    return value
+
+
+@eqx.filter_jit
+def _log_density(gp: Any, y: Array) -> Array:
+    return _log_density_of(gp, gp.data_covariance(), y)
+
+
+@eqx.filter_jit
+def _log_density_with_ends(gp: Any, y: Array) -> tuple[Array, Ends | None]:
+    covariance = decompose(gp.data_covariance())  # one for both
+    return _log_density_of(gp, covariance, y), ends(covariance)
+
+
+def _log_density_of(gp: Any, covariance: DataCovariance, y: Array) -> Array:
+    stay = (None,) * len(gp.axes)
+    residual = _residual(gp, covariance, y)
+    if isinstance(gp.mean, MarginalMean):
+        return marginal_logpdf(covariance, gp.design_on(stay), residual, gp.mean.variance)
+    return normal_logpdf_grid(residual, covariance)
+
+
+def estimate(gp: Any, y: Array) -> Estimate:
+    """The same with its certificate; raises as the model's iterations are to."""
+    return settled(unsettled_estimate(gp, y), gp.iteration, "the log density")
+
+
+@eqx.filter_jit
+def unsettled_estimate(gp: Any, y: Array) -> Estimate:
+    """The same, whether it converged or not."""
+    covariance = gp.data_covariance()
+    if not isinstance(covariance, Iterative):
+        return exact_estimate(_log_density_of(gp, covariance, y))
+    residual = _residual(gp, covariance, y)
+    if not isinstance(gp.mean, MarginalMean):
+        return covariance.density(residual)
+    design = gp.design_on((None,) * len(gp.axes))
+    found = regress(covariance, design, residual, gp.mean.variance)
+    density = covariance.density(residual - fitted(found.estimates, design))
+    return density.shifted(integrated(found, gp.mean.variance))
+
+
+def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
+    """Those of checked data; warns where concrete values lose them."""
+    found, eigenvalues = _weights(gp, operator, y)
+    warn_of_ratio(eigenvalues, "Means and variances may be wrong")
+    if isinstance(operator, Iterative) and found.estimate is not None:
+        checked = settled(found.estimate, operator.iteration, "the posterior")
+        return Weights(checked.value, found.regression, checked)
+    explain(gp, y, found.value)
+    return found
+
+
+@eqx.filter_jit
+def _weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends | None]:
+    stay = (None,) * len(gp.axes)
+    residual, found = _residual(gp, operator, y), None
+    if isinstance(gp.mean, MarginalMean):
+        design = gp.design_on(stay)
+        labels = gp.mean.labels(gp.axes)
+        found = regress(operator, design, residual, gp.mean.variance, **labels)
+        residual = residual - fitted(found.estimates, design)
+    if not isinstance(operator, Iterative):
+        return Weights(solve_grid(operator, residual), found, None), ends(operator)
+    solved = operator.weights(residual)
+    return Weights(solved.value, found, solved), ends(operator)
+
+
+def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:
+    """The data less their mean, and zero in gaps."""
+    residual = jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes))))
+    return operator.held(residual) if isinstance(operator, AbstractSolvable) else residual
+
+
+def explain(gp: Any, y: Array, value: Any) -> None:
+    """Raise if a concrete likelihood is not finite, with what is to blame."""
+    if isinstance(value, jax.core.Tracer) or bool(jnp.isfinite(value).all()):
+        return
+    gp.check_model()
+    if isinstance(gp.data_covariance(), Iterative):
+        estimate(gp, y)
+    explain_not_finite(value, gp.covariance())

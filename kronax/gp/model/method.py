@@ -1,0 +1,125 @@
+"""Cells without data: where they are."""
+
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.gp.labelled.data_arrays import in_grid_order
+from kronax.gp.model.noise import CellNoise
+from kronax.linalg.arrays.checks import grid_of, is_concrete
+from kronax.linalg.operators.gap_geometry import Mask
+
+
+def observing(gp: Any, y: Any) -> Any:
+    """The same process with data where `y` has some, a mask or data as users give them."""
+    if isinstance(y, Mask):
+        return with_observed(gp, y)
+    if isinstance(y, list | tuple):
+        y = np.asarray(y)
+    y = in_grid_order(y, gp.axes, gp.axis_names)
+    kind = getattr(getattr(y, "dtype", None), "kind", "")
+    if kind == "b":
+        return with_observed(gp, Mask.of(y, gp.grid_shape))
+    if kind in "iu" and kind:
+        raise TypeError(
+            f"gp.observing takes a boolean mask, true where a cell is observed, or data with NaN; "
+            f"got dtype {y.dtype}. Convert a mask: mask.astype(bool)."
+        )
+    return with_observed(gp, gaps_of(gp, y))
+
+
+def with_observed(gp: Any, observed: Mask | None) -> Any:
+    """The same process, observed at other cells: what was measured of others does not count."""
+    if observed == gp.observed:
+        return gp
+    return with_fields(gp, observed=observed, measured=None)
+
+
+def with_fields(gp: Any, **changes: Any) -> Any:
+    """The same process with other fields, which nothing checks."""
+    other = object.__new__(type(gp))
+    for field in dataclasses.fields(gp):
+        object.__setattr__(other, field.name, changes.get(field.name, getattr(gp, field.name)))
+    return other
+
+
+def mask_of(observed: Any, noise: Any, grid_shape: tuple[int, ...]) -> Mask | None:
+    """Where a model has data: as it was told, and where its noise is finite."""
+    finite = noise.observed if isinstance(noise, CellNoise) else None
+    if observed is None:
+        return None if finite is None else Mask.of(finite, grid_shape)
+    told = Mask.of(observed, grid_shape)
+    return told if finite is None else Mask.of(told.array & finite, grid_shape)
+
+
+def gaps_of(gp: Any, y: Array) -> Mask | None:
+    """Which cells have data: as the model was told, or as NaN in concrete data say."""
+    if not is_concrete(y):
+        return gp.observed
+    # Variances may have been replaced since the model was made.
+    told = mask_of(None, gp.noise, gp.grid_shape)
+    is_told = gp.observed is not None and gp.observed != told
+    if is_told and isinstance(gp.noise, CellNoise):
+        is_told = not gp.observed.array.all()  # as it is for variances that are all finite
+    known = told if gp.observed is None else mask_of(gp.observed, gp.noise, gp.grid_shape)
+    missing = np.isnan(np.asarray(y))
+    if not missing.any():
+        return known
+    if missing.all():
+        raise ValueError(
+            f"y must have a value in some cell; got NaN in all {missing.size}. Without data there "
+            "is the prior: gp.sample, gp.covariance."
+        )
+    sets = missing.reshape(-1, *gp.grid_shape)
+    if known is not None:
+        sets = sets & known.array
+        if not sets.any():
+            return known
+        if is_told:
+            raise ValueError(
+                f"y must have values at all cells that `observed` marks; got NaN at "
+                f"{int(sets.any(axis=0).sum())} of them. Leave `observed` out, and gaps are read "
+                "from y."
+            )
+    if (sets != sets[0]).any():
+        other = int(np.flatnonzero((sets != sets[0]).any(axis=tuple(range(1, sets.ndim))))[0])
+        raise ValueError(
+            "All data sets of a batch must have the same missing cells; number 0 and number "
+            f"{other} differ. Take those with the same gaps together, or one at a time."
+        )
+    seen = ~sets[0] if known is None else known.array & ~sets[0]
+    return Mask.of(seen, gp.grid_shape)
+
+
+def without_unknown_gaps(gp: Any, y: Array) -> Array:
+    """Traced data that raise at run time if they are NaN where the model is observed."""
+    if is_concrete(y):
+        return y
+    cells = jnp.isnan(y) if gp.observed is None else jnp.isnan(y) & gp.observed.array
+    return eqx.error_if(
+        y,
+        jnp.any(cells),
+        "y must have a value at every cell that the model takes for observed; got NaN. Inside "
+        "jax.jit gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or "
+        "gp.observing(mask).",
+    )
+
+
+def checked_data(gp: Any, y: Any) -> Array:
+    """`y` in the grid layout, finite where there are data."""
+    y = in_grid_order(y, gp.axes, gp.axis_names)
+    grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
+    infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
+    if gp.observed is not None:  # what y holds at gaps does not count
+        infinite = infinite & gp.observed.array
+    count = int(infinite.sum())
+    if count:
+        raise ValueError(
+            f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
+            "Mark them as missing, numpy.nan, or correct them."
+        )
+    return grid

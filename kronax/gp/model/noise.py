@@ -1,0 +1,164 @@
+"""Noise of a grid GP: one variance, variances along some axes, or one per cell."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from numpyro.distributions import constraints
+
+from kronax.linalg.arrays.checks import array_of_reals, is_concrete, plain
+from kronax.linalg.factors.abstract_operator import AbstractOperator
+from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
+from kronax.linalg.krylov.plus_diagonal import check_variances
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.parameters import as_parameter, data, parameter
+from kronax.paths import nearest
+
+
+class AxisNoise(eqx.Module):
+    """Independent noise whose variance is a product of one variance per place along some axes.
+
+    Args:
+        grid_shape: shape of the grid.
+        variances: one entry per axis: `(n_i,)` variances, or `None` where the noise is the same.
+    """
+
+    grid_shape: tuple[int, ...] = eqx.field(static=True)
+    variances: tuple[Array | None, ...] = parameter(constraints.positive)
+
+    def operator(self, dtype: Any) -> Kronecker:
+        """The noise covariance."""
+        return Kronecker(
+            *(
+                ScaledIdentity(jnp.ones((), dtype), n) if v is None else Diagonal(v.astype(dtype))
+                for v, n in zip(self.variances, self.grid_shape, strict=True)
+            )
+        )
+
+
+class CellNoise(eqx.Module):
+    """Independent noise with a variance of its own at every cell, `scale · variances`.
+
+    The variances are data, such as squared standard errors of measurements; a fit trains their
+    common scale. Infinity marks a gap.
+
+    Args:
+        variances: on the grid.
+        scale: a number.
+    """
+
+    variances: Array = data()
+    scale: Array = parameter(constraints.positive)
+
+    def operator(self, dtype: Any) -> Array:
+        """The variances on the grid: a product over the axes or not."""
+        variances, scale = self.variances.astype(dtype), self.scale.astype(dtype)
+        is_gap = jnp.isposinf(variances)
+        return jnp.where(is_gap, jnp.inf, scale * jnp.where(is_gap, 1, variances))
+
+    @property
+    def observed(self) -> np.ndarray | None:
+        """True where the variance is finite; `None` if they are traced."""
+        return np.isfinite(np.asarray(self.variances)) if is_concrete(self.variances) else None
+
+
+class FullNoise(eqx.Module):
+    """A Kronecker noise covariance with full factors: its entries are data, not parameters."""
+
+    kronecker: Kronecker = data()
+
+    def operator(self, dtype: Any) -> Kronecker:
+        """The noise covariance."""
+        return self.kronecker
+
+
+def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | None) -> Any:
+    """A variance, or a module that makes a noise covariance."""
+    if isinstance(value, AxisNoise | CellNoise | FullNoise):
+        return value
+    if isinstance(value, dict):
+        return _by_axis(value, grid_shape, names)
+    if isinstance(value, Kronecker):
+        if value.grid_shape != grid_shape:
+            raise ValueError(
+                f"The noise must be over the grid {grid_shape}; got {value.grid_shape}. Give one "
+                "noise factor per axis, kx.ScaledIdentity(1.0, n) where it does not vary."
+            )
+        if all(isinstance(f, Diagonal | ScaledIdentity) for f in value.factors):
+            return _from_diagonals(value)
+        return FullNoise(value)
+    if isinstance(value, AbstractOperator):
+        raise TypeError(
+            f"The noise must be a variance, a dictionary by axis, or a kx.Kronecker; got "
+            f"{type(value).__name__}."
+        )
+    value = plain(value, "The noise")
+    if isinstance(value, int | float | jax.Array) or hasattr(value, "dtype"):
+        if jnp.ndim(value) != 0:
+            return _by_cell(value, grid_shape)
+        if is_concrete(value) and float(value) == 0:
+            return _none(value, grid_shape)
+        return value
+    raise TypeError(f"The noise must be a variance, a dictionary or a kx.Kronecker; got {value!r}.")
+
+
+def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
+    if jnp.shape(value) != grid_shape:
+        raise ValueError(
+            f"The noise must be one variance, or one per cell of the grid {grid_shape}; got shape "
+            f"{jnp.shape(value)}. For variances along an axis pass a dictionary such as "
+            "{'task': variances}."
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        value = value.filled(np.inf)
+    array = array_of_reals(value, "The noise variances", finite=False)
+    one = jnp.ones((), array.dtype)
+    if not is_concrete(array):
+        return CellNoise(array, one)
+    variances = np.asarray(array)
+    check_variances(variances)
+    return CellNoise(array, one)
+
+
+def _none(zero: Any, grid_shape: tuple[int, ...]) -> FullNoise:
+    """No noise, for interpolation: there is nothing to train."""
+    zero = jnp.asarray(zero)
+    levels = (zero if i == 0 else jnp.ones_like(zero) for i in range(len(grid_shape)))
+    return FullNoise(Kronecker(*map(ScaledIdentity, levels, grid_shape)))
+
+
+def _from_diagonals(value: Kronecker) -> Any:
+    """Multiples of the identity are one number in all: they join the first varying axis."""
+    scale = jnp.ones((), value.dtype)
+    variances: list[Array | None] = []
+    for factor in value.factors:
+        variances.append(factor.values if isinstance(factor, Diagonal) else None)
+        if isinstance(factor, ScaledIdentity):
+            scale = scale * factor.scale
+    for i, own in enumerate(variances):
+        if own is not None:
+            variances[i] = scale * own
+            return AxisNoise(value.grid_shape, tuple(variances))
+    return scale
+
+
+def _by_axis(value: dict, grid_shape: tuple[int, ...], names: tuple[str, ...] | None) -> AxisNoise:
+    known: tuple = names or tuple(range(len(grid_shape)))
+    for key in value:
+        if key not in known:
+            raise KeyError(f"There is no axis {key!r} for the noise.{nearest(key, known)}")
+    variances = []
+    for key, n in zip(known, grid_shape, strict=True):
+        given = value.get(key)
+        if given is not None:
+            given = as_parameter(given, constraints.positive, f"The noise variance along {key!r}")
+        if given is not None and jnp.shape(given) not in ((), (n,)):
+            raise ValueError(
+                f"The noise variances along {key!r} must have shape ({n},); got shape "
+                f"{jnp.shape(given)}."
+            )
+        variances.append(None if given is None else jnp.broadcast_to(given, (n,)))
+    return AxisNoise(grid_shape, tuple(variances))

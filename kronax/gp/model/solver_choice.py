@@ -1,0 +1,267 @@
+"""How the data covariance of a process is solved: by structure, as a dense matrix, by iterations.
+
+An exact way of some seconds is taken. Beyond that the noise decides, which no count of operations
+knows: iterations take 10 steps at a noise ratio of 0.1 and 1000 at 1e-4. There the first use
+measures (`gp.trial`), and `Choice.exact` is what stands in if iterations are no good.
+"""
+
+import dataclasses
+from typing import Any, Literal, Optional
+
+import jax.numpy as jnp
+import numpy as np
+
+from kronax.gp.model.components import are_exact, terms_covariance
+from kronax.gp.model.noise import CellNoise
+from kronax.linalg.dense_covariance import DenseCovariance
+from kronax.linalg.estimates.certificates import Iteration
+from kronax.linalg.gaps.masked import Masked
+from kronax.linalg.gaps.plan import dense_cost, plan_gaps
+from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.krylov.preconditioner import balanced_box
+from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.spectral.low_rank import is_diagonal
+
+# Beyond these an exact value and gradient take more than some seconds on two cores.
+MOST_OPERATIONS = 4e11
+MOST_BYTES = 4e9
+# The same for one dense matrix of the observed cells, some 2000 of them, beside which iterations
+# are very fast.
+MOST_DENSE = 7e10
+# Up to these, about a minute, an exact way stands in where iterations turn out to be no good.
+MOST_MEASURED = 6e12
+# An exact method that takes this many times as much is not chosen without being asked for.
+MOST_UNASKED = 5
+# What a cost is predicted with; `Estimate.num_steps` tells the true number.
+USUAL_STEPS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """How the covariance of the data is solved, and why; the words do not count in `==`.
+
+    Attributes:
+        way: by the structure of the grid, as a dense matrix of the observed cells, or by
+            iterations.
+        reason: in words.
+        flops: operations of a value and gradient that is exact, in those of a matrix product.
+        memory: its largest arrays, in bytes.
+        exact: of iterations, the exact way that stands in where they turn out to be no good, if
+            it takes about a minute at most.
+    """
+
+    way: Literal["structured", "dense", "iterative"]
+    reason: str = dataclasses.field(compare=False)
+    flops: float
+    memory: float
+    exact: Optional["Choice"] = None
+
+    @property
+    def is_cheap(self) -> bool:
+        """Whether an exact way takes some seconds at most."""
+        most = MOST_DENSE if self.way == "dense" else MOST_OPERATIONS
+        return self.flops <= most and self.memory <= MOST_BYTES
+
+    @property
+    def cost(self) -> str:
+        """In words."""
+        return f"{self.flops:.1e} operations and {self.memory / 1e9:.2g} GB"
+
+
+def choice(gp: Any) -> Choice:
+    """As asked, as measured, or exactly up to a cost of some seconds."""
+    if gp.measured is not None:
+        return gp.measured
+    exact = _cheapest_exact(gp)
+    if not _has_choice(gp):
+        return exact
+    if gp.gaps == "exact":
+        return _because(exact, f"{exact.reason}; 'exact' was asked for")
+    refused = _why_not_iterative(gp)
+    if gp.gaps == "iterative":
+        if refused:
+            raise NotImplementedError(
+                f"gaps='iterative' is not available {refused}. Take gaps='exact'."
+            )
+        return _iterative(exact, "'iterative' was asked for")
+    if exact.is_cheap or _is_whole(gp):
+        return exact
+    if refused:
+        return _because(exact, f"{exact.reason}; {exact.cost}, and no iterations {refused}")
+    found = _iterative(exact, f"{exact.reason}; exactly it would take {exact.cost}")
+    is_near = exact.flops <= MOST_MEASURED and exact.memory <= MOST_BYTES
+    return dataclasses.replace(found, exact=exact) if is_near else found
+
+
+def _because(found: Choice, reason: str) -> Choice:
+    return dataclasses.replace(found, reason=reason)
+
+
+def _iterative(exact: Choice, reason: str) -> Choice:
+    return Choice("iterative", reason, exact.flops, exact.memory)
+
+
+def _has_choice(gp: Any) -> bool:
+    """Whether the grid alone does not decide: there are gaps, uneven noise, or several products."""
+    return gp.observed is not None or _is_uneven(gp) or not are_exact(gp)
+
+
+def _cheapest_exact(gp: Any) -> Choice:
+    """The exact way of the fewest operations."""
+    itemsize = jnp.dtype(gp.dtype).itemsize
+    if not _has_choice(gp):
+        return Choice("structured", "no cell is missing", 0.0, 0.0)
+    count = int(mask_to_solve(gp).array.sum())
+    flops, numbers = dense_cost(count)
+    matrix = f"a dense matrix of {count} observed cells"
+    dense = Choice("dense", f"{matrix}: {_why_dense(gp)}", flops, itemsize * numbers)
+    if gp.observed is None or _is_uneven(gp) or not are_exact(gp):
+        return dense
+    plan = plan_gaps(gp.observed, itemsize)
+    structured = Choice("structured", plan.reason, plan.flops, float(plan.memory))
+    if plan.method == "slabs":
+        return structured
+    # A posterior with terms in the noise has no structured way.
+    if gp.joined is not None and dense.is_cheap:
+        return dense
+    if plan.flops <= flops:
+        return structured
+    other = f"{matrix} takes {flops:.1e} operations, {plan.method!r} {plan.flops:.1e}"
+    return _because(dense, f"{plan.num_missing} gaps; {other}")
+
+
+def _is_whole(gp: Any) -> bool:
+    """Whether no gap is left once whole slabs are dropped, so that no size needs another way."""
+    is_even = are_exact(gp) and not _is_uneven(gp)
+    return is_even and (gp.observed is None or not gp.observed.gaps.count)
+
+
+def _why_dense(gp: Any) -> str:
+    if not are_exact(gp):
+        return gp.terms.reason
+    if _is_uneven(gp):
+        return "a noise variance per cell"
+    return "terms that join the noise, with gaps"
+
+
+def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | DenseCovariance | Iterative:
+    """The covariance of the observations, at the cells that have some, ready to be solved."""
+    found = choice(gp)
+    if found.way == "iterative":
+        noise = gp.noise_term()
+        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
+        observed = None if gp.observed is None else gp.observed.array
+        signal = gp.covariance(include_noise=False)
+        return Iterative(KroneckerPlusDiagonal(signal, levels, observed=observed), gp.iteration)
+    _check_cost(gp, found)
+    if found.way == "dense":
+        signal = terms_covariance(gp) if gp.joined else gp.covariance(include_noise=False)
+        return DenseCovariance(with_noise_of(gp, signal), mask_to_solve(gp))
+    if gp.observed is None:
+        return gp.covariance()
+    return Masked(gp.covariance(), gp.observed)
+
+
+def with_noise_of(
+    gp: Any, signal: Kronecker | KroneckerTerms
+) -> KroneckerPlusNoise | KroneckerPlusDiagonal:
+    """The covariance of noisy data on the whole grid."""
+    noise = gp.noise_term()
+    if isinstance(signal, KroneckerTerms):
+        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
+        return KroneckerPlusDiagonal(signal, levels)
+    if isinstance(noise, Kronecker) or not noise.ndim:
+        return KroneckerPlusNoise(signal, noise)
+    return KroneckerPlusDiagonal(signal, noise)
+
+
+def check_choice(gaps: Any, iteration: Any) -> Iteration:
+    """The settings of iterations, if both are what they must be."""
+    if gaps not in ("auto", "exact", "iterative"):
+        raise ValueError(f"`gaps` must be 'auto', 'exact' or 'iterative'; got {gaps!r}.")
+    if not isinstance(iteration, Iteration | None):
+        raise TypeError(f"`iteration` must be a kx.Iteration; got {iteration!r}.")
+    return iteration or Iteration()
+
+
+def described(gp: Any) -> list[str]:
+    """How gaps, uneven noise and several products are handled, in words."""
+    if not _has_choice(gp):
+        return []
+    mask, found = mask_to_solve(gp), choice(gp)
+    lines, missing = [], int((~mask.array).sum())
+    if missing:
+        lines.append(f"  {missing} cells missing ({missing / mask.array.size:.0%})")
+    dropped = [n - len(k) for n, k in zip(mask.shape, mask.kept, strict=True)]
+    if any(dropped):
+        names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+        whole = [f"{n} of {name}" for n, name in zip(dropped, names, strict=True) if n]
+        lines.append(f"  whole slices missing, dropped exactly: {', '.join(whole)}")
+    if found.way != "iterative":
+        cost = found.cost.replace(" and", ",")
+        return [*lines, f"  exact: {found.reason}", f"  a value and gradient: {cost}"]
+    box = "×".join(map(str, balanced_box(gp.grid_shape, gp.iteration.box_size)))
+    lines += [
+        f"  iterative: {found.reason}",
+        f"  a value and gradient: {iterative_flops(gp, USUAL_STEPS):.1e} operations if "
+        f"{USUAL_STEPS} iterations do, {gp.iteration.num_probes} probes, exact on {box} "
+        "eigenvectors",
+    ]
+    if found.exact is not None:
+        lines.append("  the first use measures: where iterations are no good, the exact way is it")
+    return lines
+
+
+def iterative_flops(gp: Any, num_steps: int) -> float:
+    """Operations of a value and gradient by that many iterations."""
+    num_terms = 1 if are_exact(gp) else 1 + len(gp.terms.names)
+    if num_terms > 1 and (gp.observed is not None or _is_uneven(gp)):
+        # Every iteration holds others inside, for the gaps of one product.
+        num_terms += USUAL_STEPS
+    passes = 2 * num_steps * num_terms * (1 + gp.iteration.num_probes)
+    return passes * 2.0 * np.prod(gp.grid_shape, dtype=float) * sum(gp.grid_shape)
+
+
+def is_iterative(gp: Any) -> bool:
+    """Whether the process is solved by iterations."""
+    return choice(gp).way == "iterative"
+
+
+def mask_to_solve(gp: Any) -> Mask:
+    """Where the process has data, as far as is known before its variances are."""
+    if gp.observed is not None:
+        return gp.observed
+    return Mask.of(np.ones(gp.grid_shape, bool), gp.grid_shape)
+
+
+def _check_cost(gp: Any, exact: Choice) -> None:
+    """Refuse an exact method of hours that nobody asked for."""
+    is_huge = (
+        exact.flops > MOST_UNASKED * MOST_OPERATIONS or exact.memory > MOST_UNASKED * MOST_BYTES
+    )
+    if gp.gaps == "auto" and is_huge and not _is_whole(gp):
+        raise NotImplementedError(
+            f"These gaps need iterations, which are not available {_why_not_iterative(gp)}; "
+            f"exactly a value takes {exact.cost}. Leave `structure` and such noise out, or ask "
+            "for gaps='exact'."
+        )
+
+
+def _is_uneven(gp: Any) -> bool:
+    return isinstance(gp.noise, CellNoise)
+
+
+def _why_not_iterative(gp: Any) -> str:
+    """What iterations cannot do, in words; empty if they can."""
+    if gp.joined is not None:
+        return "where terms join the noise"
+    if any(structure.rank for structure in gp.structures):
+        return "with low-rank axes"
+    noise = gp.noise_term()
+    if isinstance(noise, Kronecker) and not all(is_diagonal(f) for f in noise.factors):
+        return "with noise that is correlated between cells"
+    return ""

@@ -1,0 +1,1 @@
+"""Processes inside NumPyro models."""

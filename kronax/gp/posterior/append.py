@@ -1,0 +1,253 @@
+"""A posterior given further slices along one axis: the other axes are not decomposed again."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.gp.axes.axis import Axis, new_axes, ordered
+from kronax.gp.axes.labels import Labels
+from kronax.gp.axes.structure import check_kernel, check_structure, choose
+from kronax.gp.coordinates.spacing import SHARE, Coordinates, less, spacing
+from kronax.gp.coordinates.static_arrays import FrozenArray
+from kronax.gp.criticism.held_out import axis_labels
+from kronax.gp.labelled.data_arrays import in_grid_order
+from kronax.gp.labelled.templates import check_data_units, without_axis
+from kronax.gp.model import marginal_likelihood
+from kronax.gp.model.additive import joined_structure
+from kronax.gp.model.method import gaps_of, mask_of
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
+from kronax.linalg.arrays.checks import array_of_reals, grid_of, is_concrete
+from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
+from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.functions.decompose import decompose_axis
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+
+
+def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
+    """The posterior of the same process on the longer grid."""
+    gp = post.gp
+    i, new = _new_axis(gp, axes)
+    old = gp.axes[i] if new.coding is None else dataclasses.replace(gp.axes[i], coding=new.coding)
+    in_front = _is_in_front(new, old)
+    shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
+    check_data_units(y_new, post.template, "y_new")
+    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new")
+    ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype, finite=False)
+    _check_batches(post.y, ahead, len(shape))
+    axis = joined(old, new, in_front, axis_labels(gp)[i])
+    longer = _longer(gp, i, axis, new.size, noise, in_front)
+    old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
+    parts = [ahead, old_y] if in_front else [old_y, ahead]
+    y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
+    template = without_axis(post.template, axis_labels(gp)[i])
+    if gaps_of(longer, y) is not None or not isinstance(post.operator, KroneckerPlusNoise):
+        return dataclasses.replace(longer.condition(y), template=template)
+    longer.check_model()
+    operator = decompose_axis(longer.covariance(), post.operator, i)
+    found = marginal_likelihood.weights(longer, operator, y)
+    made_of = fingerprint_of_tree((longer, y))
+    return type(post)(longer, y, operator, found.value, found.regression, template, made_of=made_of)
+
+
+def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:
+    """Which axis is continued, and its new coordinates in its own units."""
+    names = axis_labels(gp)
+    given = ordered(axes, gp.axis_names, len(gp.axes), "The new coordinates")
+    moved = [i for i, x in enumerate(given) if x is not None]
+    if len(moved) != 1:
+        raise ValueError(
+            "Slices are appended along one axis at a time; got new coordinates for "
+            f"{', '.join(names[i] for i in moved) or 'none'}. Append the others afterwards."
+        )
+    i = moved[0]
+    old = list(gp.axes)
+    coding = old[i].coding
+    if isinstance(coding, Labels):
+        # Labels that the data did not hold so far are the next ones; kernels without a number of
+        # categories take them.
+        fresh = dict.fromkeys([*coding.categories, *np.asarray(given[i]).tolist()])
+        old[i] = dataclasses.replace(old[i], coding=Labels(tuple(fresh)))
+    new = new_axes(given, old, gp.axis_names)[i]
+    assert new is not None
+    return i, new
+
+
+def _is_in_front(new: Axis, old: Axis) -> bool:
+    """Whether all new coordinates come before the first one, in the direction of the axis."""
+    if new.static is None or old.static is None or isinstance(old.coding, Labels):
+        return False
+    first, line = new.static.line, old.static.line
+    if first is None or line is None or line.size < 2:
+        return first is not None and line is not None and bool(first.max() < line[0])
+    rising = line[-1] > line[0]
+    return bool(first.max() < line.min() if rising else first.min() > line.max())
+
+
+def joined(old: Axis, new: Axis, in_front: bool, name: str) -> Axis:
+    """Both coordinates on one axis: in the units, from the origin, on the circle of the old one."""
+    if old.static is None or new.static is None:
+        parts = [jnp.asarray(x.traced if x.static is None else x.exact) for x in (old, new)]
+        dtype = jnp.promote_types(parts[0].dtype, parts[1].dtype)
+        traced = jnp.concatenate([x.astype(dtype) for x in parts])
+        return dataclasses.replace(old, static=None, traced=traced, given=None)
+    known, shift = old.static, old.shift
+    ahead = _in_precision_of(known, new.static)
+    if shift is not None:
+        ahead, moved = _continued(known, new.static, name)
+        shift = max(shift, moved)
+    order = slice(None, None, -1 if in_front else 1)
+    given = None
+    if old.given is not None and new.given is not None:
+        given = FrozenArray(np.concatenate([old.given.values, new.given.values][order]))
+    both = [known, ahead][order]
+    static = Coordinates(
+        np.concatenate([x.values for x in both]),
+        known.origin,
+        np.concatenate([x.counted for x in both]),
+    )
+    index = old.index
+    added = None if new.index is None else new.index.values
+    if index is not None and index.values is not None and added is not None:
+        values = [index.values.values, added.values][order]
+        index = dataclasses.replace(index, values=FrozenArray(np.concatenate(values)))
+    return dataclasses.replace(old, static=static, given=given, shift=shift, index=index)
+
+
+def _in_precision_of(known: Coordinates, ahead: Coordinates) -> Coordinates:
+    """New coordinates in the dtype of the old ones, in which regular ones stay so, if it does."""
+    dtype, x = known.values.dtype, ahead.values
+    with np.errstate(all="ignore"):  # of numbers that are too large for the dtype
+        cast = (np.rint(x) if dtype.kind != "f" and x.dtype.kind == "f" else x).astype(dtype)
+        moved = np.abs(less(cast, x))
+    steps = spacing(np.concatenate([known.counted, ahead.counted]))[known.values.shape[0] :]
+    share = SHARE * steps.reshape(-1, *(1,) * (x.ndim - 1))
+    limit = np.minimum(np.maximum(ahead.rounding, known.rounding), share)
+    return Coordinates(cast, known.origin) if (moved <= limit).all() else ahead
+
+
+def _continued(known: Coordinates, ahead: Coordinates, name: str) -> tuple[Coordinates, float]:
+    """New coordinates of an axis that `kx.regular` snapped, in its own steps."""
+    x, first = ahead.counted, known.counted[0]
+    step = (known.counted[-1] - first) / (known.counted.size - 1)
+    snapped = first + step * np.round((x - first) / step)
+    away = np.abs(snapped - x)
+    if away.max() > 0.1 * abs(step):
+        place = int(away.argmax())
+        raise ValueError(
+            f"The new coordinates of {name} must continue the regular axis, within a tenth of its "
+            f"step {abs(step):.4g}; coordinate {place}, {ahead.values[place]}, would move by "
+            f"{snapped[place] - x[place]:.6g}. Condition a new kx.GridGP on all of the data."
+        )
+    values = np.asarray(known.origin, np.float64) + snapped
+    return Coordinates(values, known.origin, snapped), float(away.max())
+
+
+def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
+    """The process with another axis `i`: its structure is chosen anew, its parameters stay."""
+    name, kernel, held = axis_labels(gp)[i], gp.kernels[i], gp.structures[i]
+    asked = held.rank or (held.kind if held.reason == "as asked" else None)
+    check_kernel(kernel, axis, name)
+    structure = choose(kernel, axis, asked)
+    check_structure(kernel, axis, structure, name)
+    axes, structures = _with(gp.axes, i, axis), _with(gp.structures, i, structure)
+    joined = gp.joined_structure
+    if gp.joined is not None:
+        joined = joined_structure(gp.terms, gp.joined, axes, axis_labels(gp), structures)
+    changes = {
+        "measured": None,
+        "axes": axes,
+        "structures": structures,
+        "joined_structure": joined,
+        "noise": _longer_noise(gp, i, axis.size, count, noise, in_front),
+    }
+    changes["observed"] = mask_of(None, changes["noise"], tuple(x.size for x in axes))
+    longer = object.__new__(type(gp))
+    for field in dataclasses.fields(gp):
+        value = changes.get(field.name, getattr(gp, field.name))
+        object.__setattr__(longer, field.name, value)
+    return longer
+
+
+def _longer_noise(gp: Any, i: int, size: int, count: int, noise: Any, in_front: bool) -> Any:
+    """The noise on the longer grid."""
+    name, held = axis_labels(gp)[i], gp.noise
+    if isinstance(held, CellNoise):
+        return _longer_cells(gp, i, count, noise, in_front)
+    varies = isinstance(held, AxisNoise) and held.variances[i] is not None
+    if noise is not None and not varies:
+        raise TypeError(
+            f"`noise` is for a model whose noise varies along {name}, and this one's does not; got "
+            f"noise={noise!r}. Leave it out."
+        )
+    if isinstance(held, AxisNoise):
+        variances = held.variances[i]
+        if variances is not None:
+            parts = [variances, _checked_noise(noise, count, name, gp.dtype)]
+            variances = jnp.concatenate(parts[::-1] if in_front else parts)
+        shape = _with(held.grid_shape, i, size)
+        return AxisNoise(shape, _with(held.variances, i, variances))
+    if isinstance(held, FullNoise):
+        own = held.kronecker.factors[i]
+        if not isinstance(own, ScaledIdentity):
+            raise ValueError(
+                f"The noise is correlated along {name} and not defined at its new coordinates. "
+                "Condition a new kx.GridGP with noise over all of them."
+            )
+        factors = _with(held.kronecker.factors, i, ScaledIdentity(own.scale, size))
+        return FullNoise(Kronecker(*factors))
+    return held
+
+
+def _longer_cells(gp: Any, i: int, count: int, noise: Any, in_front: bool) -> CellNoise:
+    """Noise with a variance per cell: those of the new slices beside the old ones."""
+    shape = tuple(count if j == i else n for j, n in enumerate(gp.grid_shape))
+    if noise is None:
+        raise ValueError(
+            "The noise has a variance of its own at every cell. Pass `noise=` with those of the "
+            f"new slices, one or {shape}."
+        )
+    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise", finite=False)
+    if value.shape not in ((), shape):
+        raise ValueError(
+            f"The noise of the new slices must be one variance, or one per cell, {shape}; got "
+            f"shape {value.shape}."
+        )
+    ahead = jnp.broadcast_to(value, shape).astype(gp.dtype) / gp.noise.scale
+    parts = [ahead, gp.noise.variances] if in_front else [gp.noise.variances, ahead]
+    both = as_noise(
+        jnp.concatenate(parts, axis=i), _with(gp.grid_shape, i, gp.grid_shape[i] + count), None
+    )
+    return CellNoise(both.variances, gp.noise.scale)
+
+
+def _checked_noise(noise: Any, count: int, name: str, dtype: Any) -> Array:
+    if noise is None:
+        raise ValueError(
+            f"The noise varies along {name} and is not defined at its new coordinates. Pass "
+            f"`noise=` with the variance there, one number or {count}."
+        )
+    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
+    if value.shape not in ((), (count,)):
+        raise ValueError(
+            f"The noise of new slices along {name} must be one variance, or one for each of them, "
+            f"({count},); got shape {value.shape}."
+        )
+    if is_concrete(value) and not bool(np.all(np.asarray(value) > 0)):
+        raise ValueError(f"The noise variances must be positive; got {value}.")
+    return jnp.broadcast_to(value, (count,)).astype(dtype)
+
+
+def _check_batches(y: Array, ahead: Array, num_axes: int) -> None:
+    lead, own = (x.shape[: x.ndim - num_axes] for x in (y, ahead))
+    if lead != own:
+        raise ValueError(
+            f"y_new must have as many data sets as y, of batch shape {lead}; got {own}."
+        )
+
+
+def _with(values: tuple, i: int, value: Any) -> tuple:
+    return (*values[:i], value, *values[i + 1 :])

@@ -1,0 +1,157 @@
+"""Log density of further data given the data."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.kernels.points import Points
+from kronax.gp.labelled.templates import compiled
+from kronax.gp.means.gls import marginal_logpdf
+from kronax.gp.model.cross import kernel_matrix
+from kronax.gp.posterior.noise_levels import noise_on
+from kronax.gp.posterior.scattered import covariance_at, mean_at
+from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.functions.logdet import normal_logpdf_grid
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+
+# A grid with several new axes is a list of places for its density: m² N operations, m³ more.
+MOST_PLACES = 5_000
+
+
+def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Array:
+    """Of new observations on a grid.
+
+    With at most one new axis the old and the new data lie on one longer grid, and the log density
+    is the difference of two of them. With several, with gaps or uneven noise, or where terms join
+    the noise, it is that of a dense normal distribution.
+    """
+    moved = [i for i, axis in enumerate(new) if axis is not None]
+    gp = post.gp
+    is_whole = isinstance(post.operator, KroneckerPlusNoise)
+    if len(moved) > 1 or noise is not None or gp.joined is not None or not is_whole:
+        return _on_places(post, y_new, new, noise)
+    if not moved:
+        return _again(post, y_new)
+    ahead = tuple(None if axis is None else axis.points(post.operator.dtype) for axis in new)
+    if isinstance(post.operator.noise, Kronecker):
+        varying = getattr(post.gp.noise, "variances", None)
+        if varying is None or varying[moved[0]] is not None:
+            name = post.gp.axis_names[moved[0]] if post.gp.axis_names else f"axis {moved[0]}"
+            raise ValueError(
+                f"The noise varies along {name} and is not defined at its new coordinates. Pass "
+                "`noise=` with the variance there."
+            )
+    return _longer(post, y_new, ahead, moved[0])
+
+
+@compiled
+def _again(post: Any, y_new: Array) -> Array:
+    """A second observation of every cell: one more axis, of two that share the function."""
+    op = post.operator
+    both = jnp.ones((2, 2), op.dtype)
+    noise = op.noise
+    if isinstance(noise, Kronecker):
+        noise = Kronecker(jnp.eye(2, dtype=op.dtype), *noise.factors)
+    joint = KroneckerPlusNoise(Kronecker(both, *op.factors), noise)
+    return _difference(post, y_new, joint, -len(op.factors) - 1, stack=True)
+
+
+@compiled
+def _longer(post: Any, y_new: Array, new: tuple[Points | None, ...], i: int) -> Array:
+    """The grid with one axis made longer."""
+    gp, op = post.gp, post.operator
+    ahead = new[i]
+    assert ahead is not None
+    x = gp.axes[i].points(op.dtype).joined(ahead)
+    factors: list[Any] = list(op.factors)
+    factors[i] = kernel_matrix(gp, i, x, op.dtype)
+    noise = op.noise
+    if isinstance(noise, Kronecker):
+        parts: list[Any] = list(noise.factors)
+        parts[i] = jnp.eye(x.raw.shape[0], dtype=op.dtype)
+        noise = Kronecker(*parts)
+    joint = KroneckerPlusNoise(Kronecker(*factors), noise)
+    return _difference(post, y_new, joint, i - len(factors), new=new)
+
+
+def _difference(
+    post: Any,
+    y_new: Array,
+    joint: KroneckerPlusNoise,
+    axis: int,
+    *,
+    stack: bool = False,
+    new: tuple[Points | None, ...] | None = None,
+) -> Array:
+    """`log p(y, y_new) − log p(y)`."""
+    gp, op = post.gp, post.operator
+    stay = (None,) * len(gp.axes)
+    grid = tuple(a.size for a in gp.axes)
+    old = jnp.subtract(*same_rank(post.y, gp.mean_on(stay)))
+    ahead = jnp.subtract(*same_rank(y_new, gp.mean_on(new or stay)))
+    lead = jnp.broadcast_shapes(
+        old.shape[: old.ndim - len(grid)], ahead.shape[: ahead.ndim - len(grid)]
+    )
+    both = [
+        jnp.broadcast_to(part, (*lead, *part.shape[part.ndim - len(grid) :]))
+        for part in (old, ahead)
+    ]
+    join = jnp.stack if stack else jnp.concatenate
+    whole = join(both, axis=axis)
+    if post.regression is None:
+        return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op)
+    design = gp.design_on(stay)
+    longer = join([design, gp.design_on(new or stay)], axis=axis)
+    variance = gp.mean.variance
+    return marginal_logpdf(joint, longer, whole, variance) - marginal_logpdf(
+        op, design, old, variance
+    )
+
+
+def check_number(count: int) -> None:
+    """Refuse a dense covariance of too many observations."""
+    if count > MOST_PLACES:
+        raise ValueError(
+            "The joint density of new data on several new axes, at scattered points or with noise "
+            f"of their own needs a dense covariance; got {count} observations, more than "
+            f"{MOST_PLACES}. Move one axis at a time, or take the density of parts."
+        )
+
+
+def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Array:
+    axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
+    shape = tuple(axis.size for axis in axes)
+    indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
+    count = indices[0].size
+    check_number(count)
+    places = tuple(
+        axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)
+    )
+    levels = noise_on(post, new, noise)
+    if is_concrete(levels) and bool(jnp.isposinf(levels).any()):
+        count = int(jnp.isposinf(levels).sum())
+        raise ValueError(
+            f"New observations need a finite noise variance; that of {count} cells is infinite. "
+            "Pass `noise=` with the variances of the new observations."
+        )
+    flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
+    return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
+
+
+@compiled
+def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Array:
+    """Of new observations at scattered places with noise of the variances `levels`."""
+    covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))
+    root = jnp.linalg.cholesky(covariance)
+    residual = jnp.subtract(*same_rank(y_new, mean_at(post, new)))
+    flat = residual.reshape(-1, residual.shape[-1]).T
+    white = jax.scipy.linalg.solve_triangular(root, flat, lower=True).T.reshape(residual.shape)
+    count = residual.shape[-1]
+    logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
+    constant = jnp.asarray(count * jnp.log(2 * jnp.pi), residual.dtype)
+    return -(jnp.sum(jnp.square(white), axis=-1) + logdet + constant) / 2

@@ -1,0 +1,447 @@
+"""A grid GP given data: mean, variance and draws, at the grid and on a new one."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.criticism.diagnostics import Diagnostics, diagnostics
+from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
+from kronax.gp.criticism.leave_slice_out import LeaveSliceOut, leave_slice_out
+from kronax.gp.kernels.points import Points
+from kronax.gp.labelled.data_arrays import in_grid_order
+from kronax.gp.labelled.datasets import to_dataarray, to_dataset
+from kronax.gp.labelled.templates import Template, check_data_units
+from kronax.gp.means.gls import Regression
+from kronax.gp.model.marginal_likelihood import DataCovariance
+from kronax.gp.numpyro.predictive import PosteriorNormal
+from kronax.gp.posterior import noise_levels, predict
+from kronax.gp.posterior.append import append
+from kronax.gp.posterior.covariance import PosteriorCovariance
+from kronax.gp.posterior.density import check_number, log_density, log_density_at
+from kronax.gp.posterior.draws import Observed, posterior_draws
+from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, variance_at
+from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
+from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
+from kronax.linalg.arrays.fingerprints import held, made_of_tree
+from kronax.linalg.estimates.certificates import Estimate, settled, warn_if_uncertain
+from kronax.linalg.krylov.operator import Iterative, check_draws
+
+STALE = (
+    "This posterior was made of another model or other data: its leaves have been replaced since "
+    "(kx.replace, eqx.tree_at, jax.tree.map). Change the model, and condition it again."
+)
+
+
+def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
+
+    @functools.wraps(method)
+    def call(post: Any, *args: Any, **options: Any) -> Any:
+        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
+        held(own.operator, getattr(own.operator, "decomposition", None))
+        return method(own, *args, **options)
+
+    return call
+
+
+class Posterior(eqx.Module):
+    """What `gp.condition(y)` returns; it carries the decomposition that predictions need.
+
+    `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
+    coordinates, or `None` (or left out) for an axis that stays. Batches of `y` lead. `regression`
+    has the coefficients of a `kx.MarginalMean`, with their standard errors; `terms` the terms of an
+    additive model. `estimate` is the certificate of the weights, and so of the mean, where they
+    come from iterations, and `None` where they are exact: its error is by how many posterior
+    standard deviations the mean may be off.
+    """
+
+    gp: Any
+    y: Array
+    operator: DataCovariance
+    weights: Array
+    regression: Regression | None = None
+    template: Template | None = eqx.field(static=True, default=None)
+    estimate: Estimate | None = None
+    # Of what it was made, to tell where a leaf of model or data has been replaced.
+    made_of: tuple[Array, ...] | None = None
+
+    def __repr__(self) -> str:
+        return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
+
+    @property
+    def terms(self) -> TermPosteriors:
+        """The terms of an additive model by name: each has a mean, a variance and draws."""
+        names = () if self.gp.terms is None else self.gp.terms.names
+        return TermPosteriors({name: TermPosterior(self, name) for name in names})
+
+    def residual(self) -> Float[Array, "..."]:
+        """The data less the posterior mean of the function: what is taken for noise."""
+        return self.y - self.mean()
+
+    @_of_its_model
+    def mean(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
+        """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            points: scattered places instead: rows `(m, d)` in an array or a nested list, or one
+                array of `m` per axis in a tuple or a dictionary; the result is `(*batch, m)`, at
+                `2 m N` operations.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: if both `axes` and `points` are given.
+            ValueError: if there is not one entry per axis, or coordinates have another form.
+        """
+        if points is not None:
+            return mean_at(self, self._scattered(axes, points))
+        return predict.mean(self, self._points(self._new_axes(axes)))
+
+    @_of_its_model
+    def mean_derivative(self, axis: int | str, axes: Any = None) -> Float[Array, "..."]:
+        """The derivative of the mean along one axis, in units of the data per unit of the axis.
+
+        Args:
+            axis: its name or number.
+            axes: new coordinates; by default the grid itself.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            ValueError: if the axis has places in several dimensions or labels, the mean function
+                is known on the grid only, or the mean has a kink or a jump at one of the places:
+                with `Matern12` or `White` it has them where data are.
+        """
+        new = self._new_axes(axes)
+        i = predict.axis_with_slope(self.gp, axis, new)
+        return predict.mean_derivative(self, self._points(new), i)
+
+    def variance(
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+    ) -> Float[Array, "..."]:
+        """Posterior variance, grid-shaped; right to first order, raises beyond.
+
+        It does not depend on the data: it has no batch axes, and broadcasts against the mean's.
+        Where it comes from draws that leave more than 5 % in a tenth of the cells, it warns and
+        says what to set.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            points: scattered places instead, as for `mean`; values only, differentiating raises.
+            include_noise: the variance of a new observation: σ² is added.
+            noise: the noise variance there, where the model's is not defined on new coordinates;
+                a number, or an array that broadcasts to the new grid.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: if `noise` is given without `include_noise=True`, or both `axes` and
+                `points` are given.
+            ValueError: if there is not one entry per axis, or if noise that varies along an axis is
+                asked for at new coordinates of it.
+        """
+        noise_levels.check_used(noise, include_noise)
+        return self.certain(self.variance_estimate(axes, include_noise, noise, points))
+
+    @_of_its_model
+    def variance_estimate(
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+    ) -> Estimate:
+        """`variance` with its certificate: standard errors where it comes from random draws.
+
+        Exact models have errors of zero. By iterations, variances at scattered points take one
+        solve each and are exact but for the tolerance; those on a grid take `iteration.num_draws`
+        draws, and only what the preconditioner leaves of them is random.
+
+        Args:
+            axes: as for `variance`.
+            include_noise: as for `variance`.
+            noise: as for `variance`.
+            points: as for `variance`.
+
+        Raises:
+            ConvergenceError: if an iteration does not converge (traced ones give NaN).
+            KeyError: as in `variance`.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`.
+        """
+        noise_levels.check_used(noise, include_noise)
+        if points is not None:
+            places = self._scattered(axes, points)
+            found, levels = self.settled(variance_at(self, places)), noise_levels.noise_at
+            return found.shifted(levels(self, places, noise)) if include_noise else found
+        new = self._new_axes(axes)
+        found = self.settled(predict.variance_estimate(self, self._points(new)))
+        return found.shifted(noise_levels.noise_on(self, new, noise)) if include_noise else found
+
+    @_of_its_model
+    def covariance(
+        self, axes: Any = None, include_noise: bool = False, noise: Any = None
+    ) -> PosteriorCovariance:
+        """Posterior covariance on a grid, as an operator: it multiplies, and knows its diagonal.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            include_noise: of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`; or if noise that is correlated is to be included.
+        """
+        noise_levels.check_used(noise, include_noise)
+        new = self._new_axes(axes)
+        levels = None
+        if include_noise:
+            noise_levels.check_independent(self.gp.noise_term(), noise)
+            levels = noise_levels.noise_on(self, new, noise)
+        return predict.covariance(self, self._points(new), levels)
+
+    @_of_its_model
+    def log_prob(
+        self, y_new: Float[Array, "..."], axes: Any = None, points: Any = None, noise: Any = None
+    ) -> Array:
+        """Joint log density in nats of new observations, given the data.
+
+        With at most one new axis it is the difference of two marginal likelihoods, one `eigh` per
+        axis. With several new axes, at scattered points, with `noise=`, or where terms join the
+        noise it takes the dense covariance of the new observations: `2 m² N + m³` operations, for
+        up to 5 000 of them.
+
+        Args:
+            y_new: on the grid of the prediction, as an array or a DataArray; one further
+                observation of every cell by default.
+            axes: new coordinates; by default the grid itself.
+            points: scattered places instead, as for `mean`; then `y_new` is `(*batch, m)`.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: if both `axes` and `points` are given, or `y_new` is not real.
+            ValueError: if `y_new` has another shape, or there are too many for a dense covariance.
+        """
+        if points is not None:
+            places = self._scattered(axes, points)
+            flat, _ = grid_of(y_new, (places[0].raw.shape[0],), "y_new", self.operator.dtype)
+            check_number(places[0].raw.shape[0])
+            return log_density_at(self, flat, places, noise_levels.noise_at(self, places, noise))
+        new = self._new_axes(axes)
+        check_data_units(y_new, self.template, "y_new")
+        moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
+        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new")
+        grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
+        return log_density(self, grid, new, noise)
+
+    @_of_its_model
+    def sample(
+        self,
+        key: PRNGKeyArray,
+        axes: Any = None,
+        sample_shape: tuple[int, ...] | int = (),
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+    ) -> Float[Array, "..."]:
+        """Posterior draws by Matheron's rule: a prior draw, corrected by what the data say.
+
+        One root per axis, jointly over old and new coordinates, then structured products only.
+
+        Args:
+            key: a JAX random key.
+            axes: new coordinates; by default the grid itself.
+            sample_shape: leading axes of the draws.
+            include_noise: draws of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+            points: scattered places instead, as for `mean`: from their dense joint covariance,
+                `2 m² N + m³` operations, for up to 5 000 of them; values only.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`.
+        """
+        noise_levels.check_used(noise, include_noise)
+        check_key(key)
+        shape = shape_of(sample_shape)
+        key, noise_key = jax.random.split(key)
+        if points is not None:
+            places = self._scattered(axes, points)
+            check_number(places[0].raw.shape[0])
+            draws = sample_at(self, key, places, shape)
+            if is_concrete(draws):
+                check_finite(draws, "Draws at scattered points (their covariance is indefinite)")
+            levels = noise_levels.noise_at(self, places, noise) if include_noise else None
+            return draws if levels is None else noise_levels.noisy(draws, noise_key, levels)
+        new = self._new_axes(axes)
+        observed = None
+        if include_noise:
+            own = noise is None and not any(new)
+            observed = Observed(noise_key, None if own else noise_levels.noise_on(self, new, noise))
+        draws = posterior_draws(self, key, self._points(new), shape, observed)
+        if any(s.rank for s in self.gp.structures) and is_concrete(draws):
+            check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
+        if isinstance(self.operator, Iterative) and is_concrete(draws):
+            check_draws(draws, self.operator)
+        return draws
+
+    def to_dataset(
+        self,
+        axes: Any = None,
+        quantiles: Sequence[float] = (0.025, 0.975),
+        num_samples: int = 0,
+        key: PRNGKeyArray | None = None,
+        include_noise: bool = False,
+        noise: Any = None,
+    ) -> Any:
+        """The posterior as an xarray Dataset, with the coordinates, names and units of the data.
+
+        Its variables are `mean`, `standard_deviation`, `quantiles` (those of the normal
+        distribution, not of draws) and `draws`. `ds.to_netcdf(path)` writes it. Coordinates along
+        a new axis are those given; others that belong to its old places are left out.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            quantiles: their probabilities; `()` for none.
+            num_samples: number of joint draws.
+            key: a JAX random key for them.
+            include_noise: of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            ImportError: if xarray is not installed.
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`; or if draws are asked for without a key.
+            ValueError: as in `variance`; if a probability is not between 0 and 1, or the data have
+                a dimension called as one of the variables.
+        """
+        return to_dataset(self, axes, quantiles, num_samples, key, include_noise, noise)
+
+    def to_dataarray(self, values: Array, axes: Any = None, name: str | None = None) -> Any:
+        """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.
+
+        Args:
+            values: grid-shaped; batches of the data lead, and before them an axis of draws may.
+            axes: the coordinates of the values; by default the grid itself.
+            name: of the DataArray.
+
+        Raises:
+            ImportError: if xarray is not installed.
+            KeyError: if an axis name is unknown.
+            ValueError: if the values do not lie on this grid.
+        """
+        return to_dataarray(self, values, axes, name)
+
+    @_of_its_model
+    def leave_one_out(self) -> LeaveOneOut:
+        """Every noisy observation as predicted from all the others, with the same parameters.
+
+        `means, variances = post.leave_one_out()`; scores, standardised errors, coverage and
+        outliers are in the same object. Exact, from the diagonal of the inverse, at `2 N Σ n_i`
+        operations; right to first order, raises beyond. By iterations the variances come from
+        draws, values only, with their standard errors in `variance_error`.
+        """
+        return leave_one_out(self)
+
+    @_of_its_model
+    def leave_slice_out(self, axis: int | str) -> LeaveSliceOut:
+        """Every slice along an axis, a year or a station, as predicted from all the others.
+
+        The parameters stay. Exact in closed form with any noise, at `4 N Σ n_i` operations; with a
+        `kx.MarginalMean` its coefficients are estimated from the other slices as well. Right to
+        first order, raises beyond; values only with low-rank axes.
+
+        Args:
+            axis: its name or number.
+
+        Raises:
+            KeyError: if the axis is unknown.
+            ValueError: if coefficients of the mean are not determined without some slice.
+        """
+        return leave_slice_out(self, predict.axis_number(self.gp, axis))
+
+    @_of_its_model
+    def diagnostics(self) -> Diagnostics:
+        """Does the model fit: leave-one-out errors, independent residuals, coverage and outliers.
+
+        `print(post.diagnostics())` is a table; `4 N Σ n_i` operations.
+        """
+        return diagnostics(self)
+
+    @_of_its_model
+    def append(self, y_new: Float[Array, "..."], axes: Any, noise: Any = None) -> "Posterior":
+        """The posterior given further slices along one axis as well: a new year of data.
+
+        The parameters stay, and the numbers are those of conditioning the longer grid from scratch.
+        That one axis is decomposed again, its structure chosen anew; the others keep their
+        decompositions, and one solve of `4 N Σ n_i` operations follows. The slices stand after the
+        old ones, or before them if all their coordinates come before the first.
+
+        Args:
+            y_new: `(*batch, …)` on the grid of the new slices, with as many data sets as before.
+            axes: new coordinates of one axis, in its form: numbers, dates, labels, places.
+            noise: their noise variance, one or one each, where the noise varies along the axis.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: if the coordinates are of another kind, or `noise` has no use.
+            ValueError: if not one axis is given, `y_new` does not lie on its grid, or noise or mean
+                are not defined at the new coordinates.
+        """
+        return append(self, y_new, axes, noise)
+
+    def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
+        return self.gp.new_axes(axes)
+
+    def grid_shape(self, axes: Any = None) -> tuple[int, ...]:
+        """Shape of the grid with new coordinates on some axes."""
+        new = self._new_axes(axes)
+        return tuple((axis or old).size for axis, old in zip(new, self.gp.axes, strict=True))
+
+    def numpyro_dist(
+        self, axes: Any = None, include_noise: bool = False, noise: Any = None
+    ) -> PosteriorNormal:
+        """The posterior as a NumPyro distribution, to be drawn from in a model or `Predictive`.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            include_noise: of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+
+        Raises:
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`.
+        """
+        noise_levels.check_used(noise, include_noise)
+        return PosteriorNormal(self, axes, include_noise, noise)
+
+    def settled(self, estimate: Estimate) -> Estimate:
+        """An estimate of this posterior, unless it did not converge and that is to raise."""
+        if not isinstance(self.operator, Iterative):
+            return estimate
+        return settled(estimate, self.operator.iteration, "the variances")
+
+    def certain(self, estimate: Estimate, what: str = "Posterior variances") -> Array:
+        """The value of an estimate, with a warning where draws leave it uncertain."""
+        if isinstance(self.operator, Iterative):
+            iteration, error = self.operator.iteration, estimate.standard_error
+            warn_if_uncertain(estimate.value, error, iteration, what, stacklevel=3)
+        return estimate.value
+
+    def _points(self, new: tuple[Axis | None, ...]) -> tuple[Points | None, ...]:
+        return predict.as_points(self, new)
+
+    def _scattered(self, axes: Any, points: Any) -> tuple[Points, ...]:
+        return scattered_points(self.gp, points, axes)

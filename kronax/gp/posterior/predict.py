@@ -1,0 +1,313 @@
+"""Prediction on a grid, compiled: mean, variance, covariance."""
+
+from math import prod
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.kernel_gradients import check_slope
+from kronax.gp.axes.labels import Labels
+from kronax.gp.kernels.points import Points
+from kronax.gp.labelled.templates import compiled
+from kronax.gp.means.gls import fitted
+from kronax.gp.means.means import ArrayMean, values_at
+from kronax.gp.model.components import (
+    Component,
+    New,
+    are_exact,
+    cross_covariance,
+    parts,
+    prior_covariance,
+    prior_variances,
+    slope_matrix,
+    whole,
+)
+from kronax.gp.model.cross import amplitude, kernel_matrix, kernel_rows, root_rows
+from kronax.gp.posterior.covariance import PosteriorCovariance
+from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
+from kronax.gp.posterior.variances import exact_variance
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.dense_covariance import DenseCovariance
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate, settled, skew_quantile
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.paths import nearest
+
+# How many plain draws are as certain as one with a twin of known variance, or more.
+PLAIN = 8
+
+
+def new_points(post: Any, axes: Any) -> New:
+    """New coordinates, in the form that users give them in, as points."""
+    return as_points(post, post.gp.new_axes(axes))
+
+
+def as_points(post: Any, new: tuple[Axis | None, ...]) -> New:
+    """New axes as points."""
+    dtype = post.operator.dtype
+    return tuple(None if axis is None else axis.points(dtype) for axis in new)
+
+
+def axis_number(gp: Any, axis: int | str) -> int:
+    """The number of an axis that is given by its name or number."""
+    names: Any = gp.axis_names or ()
+    known = (*names, *range(len(gp.axes)))
+    if axis not in known or isinstance(axis, bool):
+        raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
+    return axis if isinstance(axis, int) else names.index(axis)
+
+
+def axis_with_slope(
+    gp: Any, axis: int | str, new: tuple[Axis | None, ...], name: str | None = None
+) -> int:
+    """The number of an axis along which the mean, or that of a term, has a derivative at `new`."""
+    i = axis_number(gp, axis)
+    along = gp.axes[i]
+    if along.num_dimensions is not None or isinstance(along.coding, Labels):
+        what = "labels" if along.coding is not None else "places in several dimensions"
+        raise ValueError(
+            f"The mean has a derivative along axes with coordinates (n,); {axis!r} has {what}."
+        )
+    if gp.joined is not None and gp.terms.joined_axis != i:
+        rough = [n for n in gp.terms.joined if name in (None, n)]
+        if rough:
+            raise ValueError(
+                f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
+                " is white. Take that of the other terms: post.terms[name].mean_derivative."
+            )
+    check_slope([part.kernels[i] for part in parts(gp, name)], along, new[i], repr(axis))
+    return i
+
+
+def cross_of(
+    post: Any, part: Component, new: New, along: int | None = None, *, exact: bool = True
+) -> Kronecker:
+    """`K_*` of one component; the derivative along one axis if asked for.
+
+    By the kernels themselves if `exact`: rows of a low-rank root are off by the root of the trace
+    error. Else as the operator has it.
+    """
+    gp, dtype = post.gp, post.operator.dtype
+    if part.kernels is not gp.kernels:
+        return cross_covariance(gp, part, new, dtype, along)
+    factors: list[Any] = []
+    for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True)):
+        scale = amplitude(gp, i, dtype)
+        if i == along:
+            x = axis or gp.axes[i].points(dtype)
+            factors.append(scale * slope_matrix(gp.kernels[i], gp.axes[i], x, dtype))
+        elif axis is None:
+            factors.append(factor)
+        else:
+            rows = kernel_rows if exact else _rows_of_root
+            factors.append(rows(gp, i, axis, dtype))
+    return Kronecker(*factors)
+
+
+def _rows_of_root(gp: Any, i: int, new: Points, dtype: Any) -> Array:
+    return root_rows(gp, i, new, dtype)[0]
+
+
+def explained(post: Any, new: New, name: str | None, x: Array, along: int | None = None) -> Array:
+    """`K_* x` for grid arrays `x`, of the function or of a term."""
+    first, *rest = (cross_of(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
+    return sum(rest, first)
+
+
+@compiled
+def mean(post: Any, new: New, name: str | None = None) -> Array:
+    """The posterior mean of the function, or of the term of that name."""
+    value = explained(post, new, name, post.weights)
+    if name is not None:
+        return value
+    value = jnp.add(*same_rank(post.gp.mean_on(new), value))
+    if post.regression is not None:
+        value = value + fitted(post.regression.estimates, post.gp.design_on(new))
+    return at_data(post, new, value, post.y, post.weights)
+
+
+def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Array:
+    """`value`, at observed cells by what the data are less their noise: `y − N S⁻¹ r`.
+
+    The weights are large where the noise is small, and `K` times them loses what cancels there.
+    """
+    if any(new) or isinstance(post.operator, Iterative):
+        return value
+    noise, observed = post.gp.noise_term(), post.gp.observed
+    has_data: Any = True if observed is None else jnp.asarray(observed.array)
+    if isinstance(noise, Kronecker):
+        less = y - noise.mv_grid(weights)
+    else:
+        # Cells of infinite variance have no data, and infinity times zero is NaN.
+        if noise.ndim > 0:
+            has_data = ~jnp.isposinf(noise) & has_data
+            noise = jnp.where(jnp.isposinf(noise), 0, noise)
+        noise, weights = same_rank(noise, weights)
+        less = y - noise * weights
+    if has_data is True:
+        return less
+    has_data, less = same_rank(jnp.broadcast_to(has_data, post.gp.grid_shape), less)
+    return jnp.where(has_data, less, value)
+
+
+@compiled
+def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Array:
+    """The derivative of the mean along axis `i`."""
+    gp = post.gp
+    value = explained(post, new, name, post.weights, i)
+    if name is not None:
+        return value
+    if any(isinstance(part, ArrayMean) for part in gp.mean.summands()):
+        raise ValueError(
+            "A mean given as an array is known on the grid only and has no derivative. Use a "
+            "mean that is a function of the axes."
+        )
+    slope = _slope(gp, lambda *x: values_at(gp.mean, x), new, i)
+    value = jnp.add(*same_rank(slope, value))
+    if post.regression is None:
+        return value
+    return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))
+
+
+def _slope(gp: Any, function: Any, new: New, i: int) -> Array:
+    """The derivative of a function of the coordinates along axis `i`; it broadcasts to the grid."""
+    x = gp.points_on(new)
+
+    def moved(points: Points) -> Array:
+        return function(*x[:i], points, *x[i + 1 :]).astype(gp.dtype)
+
+    # Means do not see places on a circle.
+    places = None if x[i].places is None else jnp.zeros_like(x[i].places)
+    ones = jnp.ones_like(x[i].raw)
+    return jax.jvp(moved, (x[i],), (Points(ones, ones, places, x[i].origin),))[1]
+
+
+def _regressed(post: Any, new: New, name: str | None) -> Array | None:
+    """`L⁻¹ (H_* − K_* S⁻¹ H)`, the root of what not knowing the coefficients adds."""
+    if post.regression is None:
+        return None
+    known = explained(post, new, name, post.regression.solved)
+    design = post.gp.design_on(new) if name is None else jnp.zeros_like(known)
+    return post.regression.whitened(design - known)
+
+
+@compiled
+def variance_estimate(post: Any, new: New, name: str | None = None) -> Estimate:
+    """The posterior variance with its certificate, whether it converged or not."""
+    op = post.operator
+    if not isinstance(op, Iterative):
+        return exact_estimate(variance(post, new, name))
+    added = _variance_of_coefficients(post, new, name)
+    if not are_exact(post.gp):
+        return _variance_of_terms(post, new, name).shifted(added)
+    if name is None and not any(new):
+        return op.posterior().shifted(added)
+    (part,) = parts(post.gp, name)
+    rows = [factor.to_dense() for factor in cross_of(post, part, new).factors]
+    prior = prior_variances(post.gp, part, new, op.dtype)
+    return op.explained(rows).scaled(-1.0).shifted(prior + added)
+
+
+def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
+    """Of terms without an exact decomposition, by draws, their coefficients known.
+
+    On the grid itself draws have twins of known variance; at new coordinates they are plain.
+    """
+    gp, op = post.gp, post.operator
+    if not any(new):
+        return op.posterior(None if name is None else gp.terms.names.index(name))
+    components, num = whole(gp), PLAIN * op.iteration.num_draws
+    roots = [prior_roots(post, part, new) for part in components]
+    wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
+    size = max(prod(r.size for r in one) for one in roots)
+    at_once = min(num, max(1, DRAWN_AT_ONCE // size))
+
+    def drawn(sums: Any, key: PRNGKeyArray) -> Any:
+        noise_key, *keys = jax.random.split(key, len(components) + 1)
+        pairs = zip(roots, keys, strict=True)
+        fields = [prior_fields(post, root, own, new, (at_once,)) for root, own in pairs]
+        shape = (at_once, *gp.grid_shape)
+        data = noise_draw(gp.noise_term(), noise_key, shape, op.dtype)
+        solved = op.weights(sum((old for old, _ in fields), data))
+        draw = sum(
+            fields[k][1] - cross_of(post, components[k], new).mv_grid(solved.value) for k in wanted
+        )
+        sums = tuple(total + jnp.sum(draw**p, 0) for total, p in zip(sums, (2, 4), strict=True))
+        return sums, (solved.residual, solved.num_steps, solved.converged)
+
+    keys = jax.random.split(jax.random.key(op.iteration.seed), -(-num // at_once))
+    shape = tuple(n if x is None else x.size for n, x in zip(gp.grid_shape, new, strict=True))
+    zero = jnp.zeros(shape, op.dtype)
+    (squares, fourths), (residuals, steps, converged) = jax.lax.scan(drawn, (zero, zero), keys)
+    count = len(keys) * at_once
+    value = squares / count
+    standard_error = jnp.sqrt(jnp.maximum(fourths / count - value**2, 0) / (count - 1))
+    return Estimate(
+        value=value,
+        error=skew_quantile(count) * standard_error,
+        standard_error=standard_error,
+        residual=jnp.max(residuals),
+        num_steps=jnp.max(steps),
+        converged=jnp.all(converged),
+    )
+
+
+@compiled
+def variance(post: Any, new: New, name: str | None = None) -> Array:
+    """The posterior variance of the function, or of the term of that name."""
+    if isinstance(post.operator, Iterative):
+        estimate = variance_estimate(post, new, name)
+        return settled(estimate, post.operator.iteration, "the variances").value
+    added = _variance_of_coefficients(post, new, name)
+    if isinstance(post.operator, DenseCovariance):
+        return _dense_variance(post, new, name) + added
+    return exact_variance(post, new, name) + added
+
+
+def _dense_variance(post: Any, new: New, name: str | None) -> Array:
+    """Of the function or a term where the data are one dense matrix, the coefficients known."""
+    op = post.operator
+    if name is None and not any(new):
+        return op.posterior_diagonal()
+    components = parts(post.gp, name)
+    prior = sum(prior_variances(post.gp, part, new, op.dtype) for part in components)
+    products = [cross_of(post, part, new, exact=False).factors for part in components]
+    return op.variances_on(prior, *([f.to_dense() for f in factors] for factors in products))
+
+
+def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:
+    """What not knowing the coefficients of the mean adds."""
+    root = _regressed(post, new, name)
+    return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
+
+
+@compiled
+def covariance(
+    post: Any, new: New, levels: Array | None, name: str | None = None
+) -> PosteriorCovariance:
+    """The posterior covariance of the function or of a term, as an operator."""
+    gp = post.gp
+    return PosteriorCovariance(
+        prior=tuple(_prior(post, part, new) for part in parts(gp, name)),
+        cross=tuple(cross_of(post, part, new, exact=False) for part in parts(gp, name)),
+        operator=post.operator,
+        regressed=_regressed(post, new, name),
+        variances=variance(post, new, name),
+        noise=levels,
+    )
+
+
+def _prior(post: Any, part: Component, new: New) -> Kronecker:
+    gp, dtype = post.gp, post.operator.dtype
+    if part.kernels is not gp.kernels:
+        return prior_covariance(gp, part, new, dtype)
+    return Kronecker(
+        *(
+            factor if axis is None else Dense(kernel_matrix(gp, i, axis, dtype))
+            for i, (factor, axis) in enumerate(zip(post.operator.factors, new, strict=True))
+        )
+    )

@@ -1,0 +1,77 @@
+"""Draws from the prior of a grid GP."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PRNGKeyArray
+
+from kronax.gp.model.components import Component, New, joint_root
+from kronax.linalg.arrays.checks import check_key, shape_of
+from kronax.linalg.arrays.lapack_order import in_sequence
+from kronax.linalg.factors.eigenbases import SymmetricBlocks
+from kronax.linalg.factors.square_roots import safe_sqrt
+from kronax.linalg.functions.sample import apply_roots, sample_normal
+from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal, draw_signal
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.sum_of_products import KroneckerTerms
+
+# Draws that are made together hold at most this many numbers each time.
+DRAWN_AT_ONCE = 2_000_000
+
+
+def prior_draws(
+    gp: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int, include_noise: bool
+) -> Array:
+    """Of the function or of noisy observations; these are NaN where the noise is infinite."""
+    check_key(key)
+    shape = shape_of(sample_shape)
+    covariance = gp.covariance(include_noise)
+    mean = gp.mean_on((None,) * len(gp.axes))
+    mean = mean.reshape((1,) * (len(shape) + len(gp.axes) - mean.ndim) + mean.shape)
+    if isinstance(covariance, KroneckerTerms):
+        return draw_signal(key, covariance, shape) + mean
+    if not isinstance(covariance, KroneckerPlusDiagonal):
+        return sample_normal(key, covariance, shape) + mean
+    return jnp.where(covariance.observed, covariance.draw(key, shape) + mean, jnp.nan)
+
+
+def prior_roots(post: Any, part: Component, new: New) -> list[SymmetricBlocks]:
+    """Roots of the covariances of one component over old and new coordinates, axis by axis."""
+    gp, dtype = post.gp, post.operator.dtype
+
+    def root(i: int) -> SymmetricBlocks:
+        if new[i] is None and part.kernels is gp.kernels and gp.structures[i].rank is None:
+            return post.operator.factors[i].root()
+        scale = jnp.ones((), dtype) if i else part.variance.astype(dtype)
+        return joint_root(gp, part.kernels[i], i, new[i], scale, dtype)
+
+    return in_sequence(root, range(len(new)), batched=False)
+
+
+def prior_fields(
+    post: Any,
+    roots: list[SymmetricBlocks],
+    key: PRNGKeyArray,
+    new: New,
+    lead: tuple[int, ...],
+) -> tuple[Array, Array]:
+    """One component at the old and at the new coordinates, drawn together."""
+    gp, dtype = post.gp, post.operator.dtype
+    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), dtype)
+    old = ahead = apply_roots(roots, white)
+    for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
+        if axis is not None:
+            dim = i - len(new)
+            old = jnp.take(old, jnp.arange(before.size), axis=dim)
+            ahead = jnp.take(ahead, jnp.arange(before.size, before.size + axis.size), axis=dim)
+    return old, ahead
+
+
+def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Noise on the grid: of one variance, or of a Kronecker covariance."""
+    white = jax.random.normal(key, shape, dtype)
+    if not isinstance(noise, Kronecker):
+        noise = noise.reshape((1,) * (white.ndim - noise.ndim) + noise.shape)
+        return jnp.where(jnp.isposinf(noise), jnp.nan, safe_sqrt(noise) * white)
+    return apply_roots([f.root() for f in noise.factors], white)

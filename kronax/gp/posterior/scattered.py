@@ -1,0 +1,220 @@
+"""Prediction at places scattered over the grid, not on a grid of their own."""
+
+from functools import reduce
+from operator import mul
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kronax.gp.axes.columns import columns_of
+from kronax.gp.kernels.points import Points
+from kronax.gp.labelled.templates import compiled
+from kronax.gp.means.means import values_at
+from kronax.gp.model.components import Component, axis_with_variance, parts, rows_at
+from kronax.gp.model.cross import root_rows
+from kronax.linalg.arrays.mode_products import matmul, same_rank
+from kronax.linalg.dense_covariance import DenseCovariance
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate
+from kronax.linalg.functions.conditional_variances import Places, turned_about
+from kronax.linalg.functions.khatri_rao import covariance_at as exact_covariance_at
+from kronax.linalg.functions.khatri_rao import mv_rows
+from kronax.linalg.functions.khatri_rao import variance_at as exact_variance_at
+from kronax.linalg.gaps.masked import Masked
+from kronax.linalg.krylov.operator import Iterative
+
+# Eigenvalues of a posterior covariance that are this many roundings below zero are wrong.
+ROUNDINGS = 100
+
+
+def scattered_points(gp: Any, points: Any, axes: Any) -> tuple[Points, ...]:
+    """The coordinates of scattered places: one entry of `m` per axis.
+
+    Args:
+        gp: the process.
+        points: rows `(m, d)`, in an array or a nested list; or one array of `m` per axis, in a
+            tuple or a dictionary by name.
+        axes: of a grid, which must not be given as well.
+    """
+    if axes is not None:
+        raise TypeError(
+            "Give `axes`, for a grid of new coordinates, or `points`, for scattered places; "
+            "got both."
+        )
+    axes = gp.new_axes(columns_of(points, gp.axes))
+    names = gp.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
+    missing = [name for name, axis in zip(names, axes, strict=True) if axis is None]
+    if missing:
+        raise ValueError(
+            f"Scattered points need coordinates on every axis; got none for {missing[0]}."
+        )
+    found = tuple(axis for axis in axes if axis is not None)
+    sizes = [axis.size for axis in found]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"Scattered points need as many coordinates on every axis; got {sizes}. For a grid of "
+            "new coordinates pass `axes=`."
+        )
+    return tuple(axis.points(gp.dtype) for axis in found)
+
+
+@compiled
+def mean_at(
+    post: Any, new: tuple[Points, ...], name: str | None = None
+) -> Float[Array, "*batch m"]:
+    """Posterior mean of the function, or of the term of that name; `2 m N` operations."""
+    value = _explained(post, new, parts(post.gp, name), post.weights)
+    if name is not None:
+        return value
+    value = jnp.add(*same_rank(_prior_mean(post.gp, new), value))
+    if post.regression is None:
+        return value
+    return value + matmul(post.regression.estimates, _design(post.gp, new))
+
+
+def _explained(
+    post: Any, new: tuple[Points, ...], components: tuple[Component, ...], x: Array
+) -> Array:
+    """`K_* x` for grid arrays `x`, over all components."""
+    dtype = post.operator.dtype
+    first, *rest = (mv_rows(rows_at(post.gp, part, new, dtype), x) for part in components)
+    return sum(rest, first)
+
+
+def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
+    """The mean function, place by place."""
+
+    def one(*place: Points) -> Array:
+        value = values_at(gp.mean, [x[None] for x in place])
+        return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
+
+    return jax.vmap(one)(*new)
+
+
+def _design(gp: Any, new: tuple[Points, ...]) -> Float[Array, "p m"]:
+    """The functions of a marginal mean, place by place."""
+
+    def one(*place: Points) -> Array:
+        return gp.mean.design_at(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
+
+    return jax.vmap(one, out_axes=1)(*new)
+
+
+def _regressed(
+    post: Any, new: tuple[Points, ...], name: str | None = None
+) -> Float[Array, "p m"] | None:
+    """The root of what not knowing the coefficients adds to the covariance."""
+    if post.regression is None:
+        return None
+    explained = _explained(post, new, parts(post.gp, name), post.regression.solved)
+    design = _design(post.gp, new) if name is None else jnp.zeros_like(explained)
+    return post.regression.whitened(design - explained)
+
+
+@compiled
+def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> Estimate:
+    """Posterior variance of the function or a term; values only, differentiating raises.
+
+    With its certificate, whether it converged or not.
+    """
+    op, root = post.operator, _regressed(post, new, name)
+    added = jnp.zeros((), op.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
+    if isinstance(op, Iterative | DenseCovariance):
+        rows = [rows_at(post.gp, part, new, op.dtype) for part in parts(post.gp, name)]
+        prior: Any = sum(map(_prior_variance, _places(post, new, name)))
+        if isinstance(op, DenseCovariance):
+            return exact_estimate(op.variances_at(prior, *rows) + added)
+        return op.explained_at(*rows).scaled(-1.0).shifted(prior + added)
+    return exact_estimate(_exact_variance(post, new, name) + added)
+
+
+def _exact_variance(
+    post: Any, new: tuple[Points, ...], name: str | None = None
+) -> Float[Array, " m"]:
+    """With an exact decomposition and known coefficients."""
+    op, places = post.operator, _places(post, new, name)
+    if name is not None and name in post.gp.terms.joined:
+        op = turned_about(op)
+    if isinstance(op, Masked):
+        return op.variance_at(*places)
+    return exact_variance_at(op, *places)
+
+
+def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list[list[Places]]:
+    """What is known of scattered places, part by part, each with one row per axis."""
+    gp, dtype = post.gp, post.operator.dtype
+    found, scaled = [], axis_with_variance(gp, name)
+    for part in parts(gp, name):
+        places = []
+        for i, (kernel, place) in enumerate(zip(part.kernels, new, strict=True)):
+            scale = part.variance.astype(dtype) if i == scaled else jnp.ones((), dtype)
+            if gp.structures[i].rank is not None and kernel is gp.kernels[i]:
+                rows = root_rows(gp, i, place, dtype)[0]
+            else:
+                rows = scale * kernel.matrix_at(place, gp.axes[i].points(dtype)).astype(dtype)
+            places.append(Places(rows, scale * kernel.variances_at(place).astype(dtype)))
+        found.append(places)
+    return found
+
+
+def _prior_variance(places: list[Places]) -> Array:
+    priors: Any = [place.prior for place in places]
+    return reduce(mul, priors)
+
+
+@compiled
+def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
+    """Posterior covariance between all places; `2 m² N` operations, values only.
+
+    Its diagonal is that of `variance_at`.
+    """
+    gp, op = post.gp, post.operator
+    covariance: Any
+    priors: Any = [_prior_matrices(post, part, new) for part in parts(gp, None)]
+    if isinstance(op, Iterative | DenseCovariance):
+        rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
+        explain = op.explained_at if isinstance(op, DenseCovariance) else op.covariance_at
+        covariance = sum(reduce(mul, prior) for prior in priors) - explain(*rows)
+    else:
+        covariance = _exact_covariance(post, new, priors)
+    root = _regressed(post, new)
+    if root is not None:
+        covariance = covariance + matmul(root.T, root)
+    return (covariance + covariance.T) / 2
+
+
+def _prior_matrices(post: Any, part: Component, new: tuple[Points, ...]) -> list[Array]:
+    """The prior covariances between all places, axis by axis."""
+    dtype = post.operator.dtype
+    pairs = zip(part.kernels, new, strict=True)
+    first, *rest = (kernel.matrix_at(place, place).astype(dtype) for kernel, place in pairs)
+    return [part.variance.astype(dtype) * first, *rest]
+
+
+def _exact_covariance(
+    post: Any, new: tuple[Points, ...], priors: list[list[Array]]
+) -> Float[Array, "m m"]:
+    op, places = post.operator, _places(post, new)
+    if isinstance(op, Masked):
+        found = op.covariance_at(places[0], priors[0])
+    else:
+        found = exact_covariance_at(op, *zip(places, priors, strict=True))
+    own = jnp.arange(found.shape[0])
+    return found.at[own, own].set(_exact_variance(post, new))
+
+
+@compiled
+def sample_at(
+    post: Any, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
+) -> Float[Array, "*shape m"]:
+    """Joint draws of the function."""
+    mean, covariance = mean_at(post, new), covariance_at(post, new)
+    # The covariance is a difference of two: its rounding is of the size of the first.
+    values, vectors = jnp.linalg.eigh(covariance)
+    prior = jnp.max(sum(map(_prior_variance, _places(post, new))))
+    slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
+    root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
+    root = vectors * root[None]
+    white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
+    return jnp.add(*same_rank(mean, matmul(white, root.T)))

@@ -1,0 +1,1 @@
+"""Arrays and derivative rules: nothing here knows an operator."""

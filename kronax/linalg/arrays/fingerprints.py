@@ -1,0 +1,121 @@
+"""What a decomposition was made of: a number per parameter that no edit of the parameters leaves.
+
+A pytree with other values in some leaves keeps the rest, a decomposition included. So that one
+never serves for other factors, an operator that carries one also carries a checksum of the bits of
+every array of its factors. It is compared where the decomposition is used, also where that is
+traced.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.linalg.arrays.checks import is_concrete
+
+# Odd numbers without a pattern (those of Murmur3's final mix, and 2³² over the golden ratio).
+SPREAD, FIRST, SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
+
+STALE = (
+    "The decomposition that this operator carries was made of other factors, or of another noise: "
+    "its leaves have been replaced since (eqx.tree_at, jax.tree.map, an optimiser's step). Make a "
+    "new operator, or decompose this one again: kx.decompose(op) after a change, not before."
+)
+
+
+def fingerprint(op: Any) -> tuple[Array, ...]:
+    """A checksum of every array that the decomposition of an operator depends on, `(*batch,)`."""
+    return tuple(map(jnp.asarray, _checksums(_sources(op))))
+
+
+def fingerprint_of_tree(tree: Any) -> tuple[Array, ...]:
+    """A checksum of every floating-point array of a pytree."""
+    return tuple(map(jnp.asarray, _checksums(_leaves(tree))))
+
+
+def held(op: Any, decomposition: Any) -> Any:
+    """The decomposition that an operator carries; NaN, if traced, where it belongs to another.
+
+    Raises:
+        ValueError: if it belongs to another operator, on concrete values.
+    """
+    if decomposition is None or op.made_of is None:
+        return decomposition
+    return _own(decomposition, _sources(op), op.made_of, STALE)
+
+
+def made_of_tree(result: Any, tree: Any, made_of: tuple[Array, ...] | None, refusal: str) -> Any:
+    """What was made of a pytree; NaN, if traced, where that is another now.
+
+    Raises:
+        ValueError: if it is another, on concrete values.
+    """
+    return result if made_of is None else _own(result, _leaves(tree), made_of, refusal)
+
+
+def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -> Any:
+    pairs = list(zip(_checksums(sources), made_of, strict=True))
+    if is_concrete(pairs):
+        if not all(np.array_equal(new, np.asarray(old)) for new, old in pairs):
+            raise ValueError(refusal)
+        return result
+    is_own = jnp.all(jnp.stack([jnp.all(new == old) for new, old in pairs]))
+    return jax.tree.map(
+        lambda x: jnp.where(is_own, x, jnp.nan) if eqx.is_inexact_array(x) else x, result
+    )
+
+
+def _checksums(sources: list[tuple[Array, int]]) -> list[Any]:
+    # On the host where there are values: nothing is compiled for it.
+    xp = np if is_concrete(sources) else jnp
+    return [_checksum(xp.asarray(leaf), ndim, xp) for leaf, ndim in sources]
+
+
+def _leaves(tree: Any) -> list[tuple[Array, int]]:
+    return [(leaf, leaf.ndim) for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
+
+
+def _sources(op: Any) -> list[tuple[Array, int]]:
+    """The floating-point arrays of factors and noise, with their numbers of axes but a batch."""
+    op = getattr(op, "op", op)  # that of a Masked
+    factors, noise = op.factors, getattr(op, "noise", None)
+    pairs: list[tuple[Any, int]] = []
+    if hasattr(op, "variances"):
+        pairs.append((op.variances, op.variances.ndim))
+    elif isinstance(noise, jax.Array | np.ndarray):
+        pairs.append((noise, 0))
+    elif noise is not None:
+        factors = (*factors, *noise.factors)
+    for factor in factors:
+        leaves, ndims = jax.tree.leaves(factor), jax.tree.leaves(factor.event_ndims())
+        pairs += zip(leaves, ndims, strict=True)
+    return [(leaf, ndim) for leaf, ndim in pairs if eqx.is_inexact_array(leaf)]
+
+
+def _checksum(array: Any, ndim: int, xp: Any) -> Any:
+    """Of the bits of the last `ndim` axes, as a floating-point number like those of the array."""
+    batch = array.shape[: array.ndim - ndim]
+    # −0 is 0, and so is a subnormal number, which compiled programs take for zero.
+    is_zero = xp.abs(array) < xp.finfo(array.dtype).tiny
+    array = xp.where(is_zero, xp.zeros_like(array), array)
+    bits = _words(array, xp).reshape(*batch, -1)
+    places = xp.arange(bits.shape[-1], dtype=np.uint32) * SPREAD
+    mixed = (bits ^ places.reshape((1,) * len(batch) + places.shape)) * FIRST
+    mixed = (mixed ^ (mixed >> np.uint32(15))) * SECOND
+    total = xp.sum(mixed ^ (mixed >> np.uint32(13)), axis=-1, dtype=np.uint32)
+    # As many bits as a number of this precision holds exactly.
+    return (total >> np.uint32(8 if array.dtype.itemsize >= 4 else 24)).astype(array.dtype)
+
+
+def _words(array: Any, xp: Any) -> Any:
+    """The bits as 32-bit words, the lower half first."""
+    word = np.uint32 if array.dtype.itemsize >= 4 else np.uint16
+    words: Any
+    if xp is np:
+        words = np.ascontiguousarray(array)[..., None].view(word)
+    else:
+        words = jax.lax.bitcast_convert_type(array, word)
+    return words.astype(np.uint32)

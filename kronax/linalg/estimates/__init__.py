@@ -1,0 +1,1 @@
+"""Results of iterations and random probes, with their certificates."""

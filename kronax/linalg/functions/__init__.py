@@ -1,0 +1,1 @@
+"""One function each: solve, log-determinant, diagonals, draws."""

@@ -1,0 +1,94 @@
+"""Attach a decomposition to an operator, for reuse outside jit."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.fingerprints import fingerprint
+from kronax.linalg.arrays.fingerprints import held as of_operator
+from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.eigenbases import eigenbasis
+from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.kronecker import Kronecker, as_kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, with_noise
+from kronax.linalg.spectral.low_rank import ThinBases, decomposition, is_thin, thin_bases_with_axis
+
+
+def decompose(op: AbstractOperator) -> Any:
+    """The same operator carrying its decomposition, so that later calls need none.
+
+    Inside one `jit` this is not needed: identical decompositions are merged there. Gradients flow
+    to the factors as before. The decomposition belongs to these factors and this noise: where they
+    are replaced in a decomposed operator, every function raises, or gives NaN if traced.
+
+    Args:
+        op: with noise, one eigenbasis per axis is attached; without, Cholesky factors where a
+            concrete factor is positive definite, else LU.
+
+    Raises:
+        ValueError: if a factor is not square, or the operator is singular or indefinite.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> op = kx.decompose(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0)
+        >>> round(kx.logdet(op).item(), 4)
+        4.1589
+    """
+    if isinstance(op, AbstractSolvable):
+        return op.decompose()
+    op = with_noise(op)
+    if isinstance(op, KroneckerPlusNoise):
+        op = KroneckerPlusNoise(op.kronecker, op.noise)  # without the one that it may carry
+        bases = _bases(op)
+        explain_not_finite(bases, op)
+        return _carrying(op, bases)
+    op = as_kronecker(op)
+    op.check_square("a decomposition")
+    held = tuple(f.factorize(_is_positive_definite(f)) for f in op.factors)
+    explain_not_finite([f.log_abs_det(h) for f, h in zip(op.factors, held, strict=True)], op)
+    return Kronecker(*op.factors, decomposition=held, made_of=fingerprint(op))
+
+
+def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> KroneckerPlusNoise:
+    """`op` with the decomposition that `held` carries, of which axis `i` alone is made anew.
+
+    Signal and noise of every other axis must be those of `held`. A grid that has its first axis of
+    low rank, or no more any, is decomposed as a whole.
+    """
+    if held.decomposition is None or is_thin(op) != is_thin(held):
+        whole = decompose(op)
+        assert isinstance(whole, KroneckerPlusNoise)
+        return whole
+    bases = _with_axis(op, of_operator(held, held.decomposition), i)
+    explain_not_finite(bases, op)
+    return _carrying(op, bases)
+
+
+def _carrying(op: KroneckerPlusNoise, bases: Any) -> KroneckerPlusNoise:
+    made_of = fingerprint(op)
+    return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases, made_of=made_of)
+
+
+@eqx.filter_jit
+def _bases(op: KroneckerPlusNoise) -> Any:
+    return decomposition(op) if is_thin(op) else op.eigenbases()
+
+
+@eqx.filter_jit
+def _with_axis(op: KroneckerPlusNoise, held: Any, i: int) -> Any:
+    if isinstance(held, ThinBases):
+        return thin_bases_with_axis(op, held, i)
+    signal, noise = op.blocks()
+    return (*held[:i], eigenbasis(signal[i], noise[i]), *held[i + 1 :])
+
+
+def _is_positive_definite(factor: AbstractFactor) -> bool:
+    if not is_concrete(factor):
+        return False
+    matrix = np.asarray(factor.to_dense())
+    symmetric = np.array_equal(matrix, np.swapaxes(matrix, -1, -2))
+    return symmetric and bool(jnp.isfinite(jnp.linalg.cholesky(matrix)).all())

@@ -1,0 +1,1 @@
+"""Conjugate gradients, probes and their certificates."""

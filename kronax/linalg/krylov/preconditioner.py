@@ -1,0 +1,282 @@
+"""The even grid that an uneven one is compared with, and what is left between the two.
+
+Let `A = K + diag(1/W)` at the observed cells, with `W = 0` at gaps, and let `w` be the mean of `W`
+over the whole grid. `S = K + I/w` is the *reference*: exact, cheap, no gaps. With `K = Q Λ Qᵀ`,
+`t = √(Λ / (1 + wΛ))` and `V = W − w`,
+
+    log det A = log det (I + w K) − Σ_observed log W + log det C,   C = I + t Qᵀ V Q t,
+    A⁻¹ b = W (b − Q t C⁻¹ t Qᵀ W b).
+
+`t` keeps only what the signal can tell from noise, and there the mean of `W` is a good stand-in
+for `W` itself: for scattered gaps and for noise that varies from cell to cell the eigenvalues of
+`C` are within a factor of a few. Long gaps leave small ones, whose vectors are smooth: on the top
+of the spectrum, a box of `r_1 × … × r_d` eigenvectors, `C` is therefore built and factorised.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.arrays.lapack_order import matrix_by_matrix
+from kronax.linalg.arrays.mode_products import HIGHEST, apply_all, left_product, matmul, outer
+from kronax.linalg.estimates.certificates import Iteration
+from kronax.linalg.factors.eigenbases import Eigenbasis
+from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.value_and_rules import rotate, unrotate
+
+# Products of two eigenvectors of an axis, cells times pairs, that are held at once.
+MOST_PAIRS = 20_000_000
+
+
+class Reference(eqx.Module):
+    """The reference of an uneven grid, held constant, and the preconditioned `C`.
+
+    Args:
+        bases: of the signal, one per axis.
+        noise: `1 / w`.
+        filter: `t`, a grid array over the spectrum.
+        smooth: `1 / (1 + w Λ)`, likewise.
+        excess: `V`, a grid array.
+        box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
+        inside: `Qᵀ V Q` there.
+        root: the Cholesky factor `L` of `C` there.
+        root_inverse: `L⁻¹`; a triangular solve in every iteration would be slower.
+    """
+
+    bases: tuple[Eigenbasis, ...]
+    noise: Array
+    filter: Array
+    smooth: Array
+    excess: Array
+    box: tuple[Array, ...]
+    inside: Array
+    root: Array
+    root_inverse: Array
+
+    def to_spectrum(self, x: Array) -> Array:
+        """`Qᵀ` for columns `(k, *grid)`."""
+        return jax.vmap(lambda v: rotate(self.bases, v))(x)
+
+    def to_cells(self, x: Array) -> Array:
+        """`Q` for columns `(k, *grid)`."""
+        return jax.vmap(lambda v: unrotate(self.bases, v))(x)
+
+    @property
+    def spectrum(self) -> Array:
+        """`Λ`, without what rounding leaves below zero."""
+        return jnp.maximum(outer([b.values for b in self.bases]), 0)
+
+    def signal(self, x: Array) -> Array:
+        """`K` for columns `(k, *grid)`."""
+        return self.to_cells(self.spectrum[None] * self.to_spectrum(x))
+
+    def smoothed(self, x: Array) -> Array:
+        """`(I + w K)⁻¹`, which leaves what the signal cannot explain."""
+        return self.to_cells(self.smooth[None] * self.to_spectrum(x))
+
+    def mv(self, x: Array) -> Array:
+        """`L⁻¹ C L⁻ᵀ`: close to the identity."""
+        y = self.filter[None] * self.divided(x, transpose=True)
+        y = self.filter[None] * self.to_spectrum(self.excess[None] * self.to_cells(y))
+        return self.divided(self.divided(x, transpose=True) + y)
+
+    def divided(self, x: Array, *, transpose: bool = False) -> Array:
+        """`L⁻¹` or `L⁻ᵀ` on the box, the identity elsewhere."""
+        return self._on_box(self.root_inverse, x, transpose=transpose)
+
+    def _on_box(self, matrix: Array, x: Array, *, transpose: bool = False) -> Array:
+        inside = x[self._place]
+        columns = inside.reshape(x.shape[0], -1).T
+        found = left_product(matrix, columns, transpose=transpose)
+        return x.at[self._place].set(found.T.reshape(inside.shape))
+
+    @property
+    def _place(self) -> Any:
+        return (slice(None), *jnp.ix_(*self.box))
+
+    def in_box(self, x: Array) -> Array:
+        """What columns over the spectrum hold on the box, `(k, r)`."""
+        return x[self._place].reshape(x.shape[0], -1)
+
+    def only_box(self, x: Array) -> Array:
+        """Columns over the spectrum, zero outside the box."""
+        return jnp.zeros_like(x).at[self._place].set(x[self._place])
+
+    def box_to_cells(self, x: Array) -> Array:
+        """`Q` for columns `(k, r)` on the box."""
+        sizes = [len(chosen) for chosen in self.box]
+        return apply_all(self.box_columns, x.reshape(-1, *sizes))
+
+    @property
+    def box_columns(self) -> list[Array]:
+        """The eigenvectors of the box, axis by axis."""
+        return [b.matrix()[:, chosen] for b, chosen in zip(self.bases, self.box, strict=True)]
+
+    def on_box(self, spectrum: Array) -> Array:
+        """A grid array over the spectrum, at the box, `(r,)`."""
+        return spectrum[jnp.ix_(*self.box)].ravel()
+
+    def bound(self, r: Array) -> Array:
+        """`rᵀ M⁻¹ r` per column from above, as `C` exceeds `1/(1 + wΛ)`."""
+        axes = tuple(range(1, r.ndim))
+        return jnp.sum(self._on_box(self.root, r) ** 2 / self.smooth[None], axes)
+
+    @property
+    def least(self) -> Array:
+        """A bound of the eigenvalues of `M` from below, for the same reason."""
+        return jnp.min(self.smooth) / jnp.maximum(jnp.sum(self.root**2), 1)
+
+    @property
+    def box_inverse(self) -> Array:
+        """`C⁻¹` on the box."""
+        return matmul(self.root_inverse.T, self.root_inverse)
+
+    def box_diagonal(self, roots: Sequence[Array], matrix: Array) -> Array:
+        """`diag(R X Rᵀ)` for `R = ⊗roots[i]` and a matrix `X` over the box, axis by axis."""
+        sizes = [len(chosen) for chosen in self.box]
+        ndim = len(sizes)
+        order = [k for i in range(ndim) for k in (i, i + ndim)]
+        x = matrix.reshape(*sizes, *sizes).transpose(order).reshape([r * r for r in sizes])
+        pairs = []
+        for root, chosen in zip(roots, self.box, strict=True):
+            columns = root[:, chosen]
+            pairs.append((columns[:, :, None] * columns[:, None]).reshape(columns.shape[0], -1))
+        return apply_all(pairs, x)
+
+    def filtered(self, x: Array) -> Array:
+        """`Q t L⁻ᵀ`: from the coordinates of `mv` to cells."""
+        return self.to_cells(self.filter[None] * self.divided(x, transpose=True))
+
+    def weighted(self, x: Array, rest: Array) -> Array:
+        """`K⁻¹ f` with `f = Q t L⁻ᵀ x`, the solution for data `y`.
+
+        Eigenvalues that are rounding stand for directions with hardly a signal. There it is taken
+        from `rest = W y − V f`, of which it is `(I + wK)⁻¹`: their derivatives are not that small.
+        """
+        spectrum = outer([b.values for b in self.bases])
+        least = sum(spectrum.shape) * jnp.finfo(spectrum.dtype).eps * jnp.max(spectrum)
+        has_signal = spectrum > least
+        over = jnp.where(has_signal, self.filter / jnp.where(has_signal, spectrum, 1), 0)
+        solved = over[None] * self.divided(x, transpose=True)
+        without = jnp.where(has_signal, 0, self.smooth[None] * self.to_spectrum(rest))
+        return self.to_cells(solved + without)
+
+    def filtered_transpose(self, x: Array) -> Array:
+        """`L⁻¹ t Qᵀ`: from cells to the coordinates of `mv`."""
+        return self.divided(self.filter[None] * self.to_spectrum(x))
+
+    @property
+    def box_logdet(self) -> Array:
+        """`log det C` on the box, without the trace of `C − I` there."""
+        diagonal = jnp.diagonal(self.root)
+        trace = jnp.sum(self.root**2)
+        return 2 * jnp.sum(jnp.log(diagonal)) - (trace - diagonal.shape[0])
+
+
+def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
+    """`M⁻¹` for columns over the spectrum."""
+    return conjugate_gradients(
+        held.mv,
+        white,
+        energy=jnp.sum(white**2, tuple(range(1, white.ndim))),
+        num_solves=0,
+        tolerance=iteration.tolerance_of(white.dtype),
+        max_steps=iteration.max_steps,
+        bound=held.bound,
+        least=held.least,
+    )
+
+
+def remainder_squares(held: Reference, krylov: Krylov, white: Array) -> Array:
+    """`gᵀ [log M − (M − I)]² g` per probe.
+
+    Close to the identity the quadrature is rounding; there it is at most `‖(M − I)² g‖²`.
+    """
+    axes = tuple(range(1, white.ndim))
+    once = held.mv(white) - white
+    twice = held.mv(once) - once
+    size = jnp.sum(white**2, axes)
+    # Where no probe sees more than this, an eigenvalue below a third would escape each by chance.
+    is_close = jnp.max(jnp.sum(once**2, axes)) < 1e-3
+    squares = size * krylov.remainder_square[-white.shape[0] :]
+    return jnp.where(is_close, jnp.sum(twice**2, axes), squares)
+
+
+def even(kronecker: Kronecker, precisions: Array) -> KroneckerPlusNoise:
+    """`S = K + I/w`; the mean precision `w` is a choice, held constant."""
+    return KroneckerPlusNoise(kronecker, lax.stop_gradient(1 / jnp.mean(precisions)))
+
+
+def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...]) -> Reference:
+    """The reference and the exact box of `C`, all of it constant."""
+    even, precisions = lax.stop_gradient((even, precisions))
+    bases = even.eigenbases()
+    noise: Any = even.noise
+    spectrum = outer([b.values for b in bases])
+    weight, smooth = filters(spectrum, noise)
+    excess = precisions - 1 / noise
+    top = top_of(bases, box)
+    return Reference(
+        bases, noise, weight, smooth, excess, top, *box_roots(bases, weight, excess, top)
+    )
+
+
+def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:
+    """`t` and `1 / (1 + w Λ)`."""
+    smooth = noise / (spectrum + noise)
+    return jnp.sqrt(spectrum * smooth), smooth
+
+
+def top_of(bases: tuple[Eigenbasis, ...], box: tuple[int, ...]) -> tuple[Array, ...]:
+    """Per axis the indices of as many largest eigenvalues as the box holds."""
+    return tuple(jnp.argsort(-b.values)[:r] for b, r in zip(bases, box, strict=True))
+
+
+def box_roots(
+    bases: tuple[Eigenbasis, ...], weight: Array, excess: Array, top: tuple[Array, ...]
+) -> tuple[Array, Array, Array]:
+    """`Qᵀ V Q` and the Cholesky factor of `C` on the box, and its inverse."""
+    inside = _coarse(bases, excess, top)
+    scale = weight[jnp.ix_(*top)].ravel()
+    identity = jnp.eye(scale.size, dtype=excess.dtype)
+    root = jnp.linalg.cholesky(identity + scale[:, None] * inside * scale[None])
+    return inside, root, _inverse(root, identity)
+
+
+@matrix_by_matrix
+def _inverse(root: Array, identity: Array) -> Array:
+    return lax.linalg.triangular_solve(root, identity, left_side=True, lower=True)
+
+
+def _coarse(bases: tuple[Eigenbasis, ...], excess: Array, top: tuple[Array, ...]) -> Array:
+    """`Qᵀ V Q` for the eigenvectors of the box, axis by axis: no `N × r` array."""
+    x = excess
+    for basis, chosen in zip(bases, top, strict=True):
+        columns = basis.matrix()[:, chosen]
+        pairs = (columns[:, :, None] * columns[:, None]).reshape(columns.shape[0], -1)
+        x = jnp.einsum("i...,ip->...p", x, pairs, precision=HIGHEST)
+    sizes = [len(chosen) for chosen in top]
+    x = x.reshape([r for size in sizes for r in (size, size)])
+    order = [*range(0, x.ndim, 2), *range(1, x.ndim, 2)]
+    return x.transpose(order).reshape(prod(sizes), prod(sizes))
+
+
+def balanced_box(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    """As many eigenvectors on every axis as it has and memory bears, at most `size` in all."""
+    box = [1] * len(shape)
+    most = [min(n, max(1, int((MOST_PAIRS / n) ** 0.5))) for n in shape]
+    while True:
+        for i in sorted(range(len(shape)), key=lambda i: box[i]):
+            if box[i] < most[i] and prod(box) // box[i] * (box[i] + 1) <= size:
+                box[i] += 1
+                break
+        else:
+            return tuple(box)

@@ -1,0 +1,300 @@
+"""Log-determinants and quadratic forms of a sum of products plus uneven noise, with derivatives.
+
+With the reference `A_r` of `terms_reference`, held constant,
+
+    log det A = log det A_r + tr log (A_r^-½ A A_r^-½).
+
+The second part, and what the first leaves to probes, is estimated by probes `b` with covariance
+`A_r`: a draw of `K_r` plus noise. The same random numbers make a probe `b_e` of the even grid,
+where `F = S_r^-½ K S_r^-½ − S_r^-½ K_r S_r^-½` has exactly known `tr F` and `tr F²`; their
+estimates from `b_e` are regressed out. On an even grid that leaves the logarithm without the
+quadratic that comes closest to it.
+
+Derivatives are implicit, never through iterations or eigenvectors: with `x = A⁻¹ b`, `z = A_r⁻¹ b`
+the estimate of `tr (A⁻¹ dA)` is the mean of `xᵀ dA z`, less what the regression knows exactly.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.arrays.primitives import by_surrogate
+from kronax.linalg.estimates.certificates import (
+    ROUNDING,
+    Certificate,
+    Iteration,
+    skew_quantile,
+    trace_error,
+    trace_quantile,
+)
+from kronax.linalg.krylov.conjugate_gradients import SLACK
+from kronax.linalg.krylov.preconditioner import remainder_squares, solve_white
+from kronax.linalg.krylov.terms_preconditioner import (
+    INNER,
+    TermsReference,
+    iterate,
+    known_traces,
+    quadratics_of,
+    terms_reference,
+)
+from kronax.linalg.operators.sum_of_products import KroneckerTerms
+
+# Fewer probes do not tell how strongly the known traces go with what is estimated.
+FEWEST_FOR_REGRESSION = 8
+
+
+class _Found(NamedTuple):
+    """What the surrogate of one evaluation holds constant."""
+
+    quadratics: Array
+    logdets: Array
+    weights: Array
+    left: Array
+    right: Array
+    even: Array
+    towards: Array
+    variations: Array
+    slopes: Array
+
+
+def terms_both(
+    signal: KroneckerTerms, variances: Array, y: Array, iteration: Iteration
+) -> tuple[Array, Array, Certificate]:
+    """`yᵀ A⁻¹ y` per column, `log det A` per probe, and the certificate of their sum.
+
+    Args:
+        signal: `K`.
+        variances: of the noise, infinite at the gaps.
+        y: columns `(k, *grid)`, zero at the gaps.
+        iteration: how.
+    """
+    held = terms_reference(signal, variances, iteration)
+    found, certificate = lax.stop_gradient(_iterate(held, y, iteration))
+    finite = jnp.where(held.precisions == 0, 0, variances)
+    quadratics, rest = _estimate((signal, finite, y), found)
+    # What is known exactly has its derivative here, and its value in the estimate already.
+    exact = jnp.dot(found.slopes, jnp.stack(known_traces(held, signal)))
+    return quadratics, rest + exact - lax.stop_gradient(exact), certificate
+
+
+class _Probes(NamedTuple):
+    """Probes of the observed cells, and what they know of the even grid.
+
+    Args:
+        columns: `b`, zero at the gaps.
+        even: `a = S_r⁻¹ b_e`.
+        twice: `S_r⁻¹ (K − K_r) a`.
+        first: `aᵀ (K − K_r) a`, of mean `tr F`.
+        second: of mean `tr F²`.
+    """
+
+    columns: Array
+    even: Array
+    twice: Array
+    first: Array
+    second: Array
+
+
+def _probes(held: TermsReference, iteration: Iteration) -> _Probes:
+    shape = (iteration.num_probes, *held.signal.grid_shape)
+    axes = tuple(range(1, len(shape)))
+    keys = jax.random.split(jax.random.key(iteration.seed))
+    signal, noise = (jax.random.rademacher(key, shape, held.signal.dtype) for key in keys)
+    # By the symmetric root: it is smooth in the parameters where eigenvectors change their signs.
+    drawn = held.compared.to_cells(
+        jnp.sqrt(held.spectrum)[None] * held.compared.to_spectrum(signal)
+    )
+    observed = held.precisions > 0
+    even = held.even_inverse(drawn + jnp.sqrt(held.compared.noise) * noise)
+    rest = held.signal.mv_grid(even) - held.even_mv(even)
+    twice = held.even_inverse(rest)
+    return _Probes(
+        columns=jnp.where(observed[None], drawn + jnp.sqrt(held.variances)[None] * noise, 0),
+        even=even,
+        twice=twice,
+        first=jnp.sum(even * rest, axes),
+        second=jnp.sum(rest * twice, axes),
+    )
+
+
+def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Found, Certificate]:
+    num, axes = y.shape[0], tuple(range(1, y.ndim))
+    probes = _probes(held, iteration)
+    krylov, prepared, inner = iterate(held, jnp.concatenate([y, probes.columns]), num, iteration)
+    weights, left = krylov.solution[:num], krylov.solution[num:]
+    right = prepared[num:]
+    energy = jnp.sum(probes.columns * right, axes)
+    reference = _reference_logdet(held, iteration)
+    count = jnp.sum((held.precisions > 0).astype(y.dtype))
+    traces = known_traces(held, held.signal)
+    controls = jnp.stack(
+        [probes.first - traces[0], probes.second - traces[1], energy - count], axis=-1
+    )
+    squares = energy * krylov.log_square[num:]
+    forms, spread, error = _log_forms(energy * krylov.log_form[num:], squares, controls)
+    below, errors = quadratics_of(held, y, krylov)
+    slopes, variations = _derivative_controls(held, probes, left, right)
+    found = _Found(
+        quadratics=below,
+        logdets=forms + reference.forms + reference.known,
+        weights=weights,
+        left=left,
+        right=right,
+        even=probes.even,
+        towards=slopes[0] * probes.even + 2 * slopes[1] * probes.twice,
+        variations=variations,
+        slopes=slopes,
+    )
+    tolerance = iteration.tolerance_of(y.dtype)
+    lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
+    lacking = lacking + reference.left + INNER * tolerance * count
+    rounding = _rounding(held, y, found)
+    inner = jnp.maximum(inner, reference.residual)
+    is_known = krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance)
+    residual = jnp.maximum(inner, jnp.max(krylov.relative_residual))
+    return found, Certificate(
+        error=jnp.hypot(error, reference.error) + lacking + rounding,
+        standard_error=jnp.hypot(spread, reference.standard_error),
+        residual=residual,
+        num_steps=jnp.max(krylov.num_steps),
+        converged=is_known & (rounding <= count),
+        rounding=rounding,
+    )
+
+
+def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Array, Array]:
+    """What probes say with what is known regressed out, the standard error of its mean, its error.
+
+    Args:
+        forms: of `log M`, one per probe.
+        squares: of `(log M)²`, likewise.
+        controls: `(k, c)` of mean zero.
+    """
+    num, count = controls.shape
+    if num < FEWEST_FOR_REGRESSION:
+        spread = jnp.sqrt(2 * jnp.mean(squares) / num)
+        return forms, spread, trace_quantile(num) * spread
+    _, slopes, spread = _regressed(forms, controls)
+    return forms - controls @ slopes, spread, skew_quantile(num - count) * spread
+
+
+def _rounding(held: TermsReference, y: Array, found: _Found) -> Array:
+    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, as for a single product."""
+    axes, precisions, compared = tuple(range(1, y.ndim)), held.precisions, held.compared
+    trace = jnp.mean(jnp.sum(found.left * found.right, axes))
+    weights = jnp.max(jnp.sum(found.weights**2, axes), initial=0.0)
+    signal = jnp.max(held.spectrum) * (weights + jnp.maximum(trace, 0))
+    uneven = compared.noise * jnp.max(precisions) * jnp.sum(compared.root_inverse**2)
+    data = jnp.max(jnp.sum(precisions[None] * y**2, axes) * jnp.abs(found.quadratics), initial=0.0)
+    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
+    sums = logs + jnp.sum(jnp.log1p(held.spectrum / compared.noise)) + precisions.size
+    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
+
+
+def _derivative_controls(
+    held: TermsReference, probes: _Probes, left: Array, right: Array
+) -> tuple[Array, Array]:
+    """How much of `d tr F` and `d tr F²` to regress out, and the derivative in the variances.
+
+    Any slope is right; these are best for the derivative in the scale of the signal, and in that
+    of the noise.
+    """
+    axes = tuple(range(1, left.ndim))
+    explained = held.signal.mv_grid(jnp.concatenate([right, probes.even, probes.twice]))
+    explained, once, twice = jnp.split(explained, 3)
+    controls = jnp.stack([jnp.sum(probes.even * x, axes) for x in (once, 2 * twice)], axis=-1)
+    controls = controls - jnp.mean(controls, 0)[None]
+    _, slopes, _ = _regressed(jnp.sum(left * explained, axes), controls)
+    # Of `a²` the mean is known in every cell: the diagonal of an inverse.
+    squares = (held.precisions * held.compared.noise)[None] * probes.even**2
+    known = held.precisions * held.compared.noise * held.diagonal_of(held.inverse_spectrum)
+    own = left * right
+    total = jnp.sum(held.variances[None] * squares, axes)
+    _, (slope,), _ = _regressed(
+        jnp.sum(held.variances[None] * own, axes), (total - jnp.mean(total))[:, None]
+    )
+    return slopes, own - slope * (squares - known[None])
+
+
+class _ReferenceLogdet(NamedTuple):
+    """`log det A_r`: what is known, what each probe says of the rest, and how far to trust it."""
+
+    known: Array
+    forms: Array
+    error: Array
+    standard_error: Array
+    left: Array
+    residual: Array
+
+
+def _reference_logdet(held: TermsReference, iteration: Iteration) -> _ReferenceLogdet:
+    compared, precisions = held.compared, held.precisions
+    whole = jnp.sum(jnp.log1p(held.spectrum / compared.noise))
+    logs = jnp.sum(
+        jnp.where(precisions == 0, 0, jnp.log(jnp.where(precisions == 0, 1, precisions)))
+    )
+    trace = jnp.sum(compared.excess * held.diagonal_of(compared.filter**2))
+    shape = (iteration.num_probes, *precisions.shape)
+
+    def uneven() -> tuple[Array, ...]:
+        key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
+        white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
+        krylov = solve_white(compared, white, iteration)
+        forms = precisions.size * (krylov.log_form - (krylov.first - 1))
+        squares = remainder_squares(compared, krylov, white)
+        error, spread = trace_error(forms, squares, precisions.size)
+        left = precisions.size * jnp.mean(krylov.log_left)
+        return forms, error, spread, left, jnp.max(krylov.relative_residual)
+
+    zero = jnp.zeros((), precisions.dtype)
+    nothing = lambda: (jnp.zeros(shape[0], precisions.dtype), zero, zero, zero, zero)  # noqa: E731
+    return _ReferenceLogdet(
+        whole - logs + trace + compared.box_logdet, *lax.cond(held.is_even, nothing, uneven)
+    )
+
+
+def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
+    """The mean of `forms` by regression on controls `(k, c)` of mean zero, slopes and error."""
+    num, count = controls.shape
+    if num < FEWEST_FOR_REGRESSION:
+        slopes = jnp.zeros(count, forms.dtype)
+        spread = jnp.std(forms, ddof=1) / jnp.sqrt(jnp.asarray(num, forms.dtype))
+        return jnp.mean(forms), slopes, spread
+    means = jnp.mean(controls, 0)
+    centred = controls - means[None]
+    # Controls that do not vary, where all terms commute, say nothing.
+    norms = jnp.sqrt(jnp.sum(centred**2, 0))
+    least = jnp.finfo(forms.dtype).eps * num * (1 + jnp.max(jnp.abs(controls)))
+    scale = jnp.where(norms > least, norms, jnp.inf)
+    scaled = centred / scale[None]
+    ridge = 16 * jnp.finfo(forms.dtype).eps * jnp.eye(count, dtype=forms.dtype)
+    identity = jnp.diag(jnp.where(jnp.isinf(scale), 1, 0).astype(forms.dtype))
+    gram = scaled.T @ scaled + ridge + identity
+    coefficients = jnp.linalg.solve(gram, scaled.T @ (forms - jnp.mean(forms)))
+    rest = forms - jnp.mean(forms) - scaled @ coefficients
+    variance = jnp.sum(rest**2) / (num - 1 - count)
+    # Along the controls the mean is off as well: their distance enters as in any regression.
+    distance = (means / scale) @ jnp.linalg.solve(gram, means / scale)
+    mean = jnp.mean(forms) - (means / scale) @ coefficients
+    return mean, coefficients / scale, jnp.sqrt(variance * (1 / num + distance))
+
+
+def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found) -> Any:
+    """A function of the operands with the right derivative; its value is of no interest."""
+    axes = tuple(range(1, y.ndim))
+    weights = found.weights
+    explained = jnp.sum(weights * (signal.mv_grid(weights) + variances[None] * weights), axes)
+    quadratics = 2 * jnp.sum(weights * y, axes) - explained
+    along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
+    along = along - jnp.sum(found.even * signal.mv_grid(found.towards), axes)
+    return quadratics, along + jnp.sum(variances[None] * found.variations, axes)
+
+
+def _value(found: _Found) -> Any:
+    return found.quadratics, found.logdets
+
+
+_estimate = by_surrogate("kronax_terms", _value, _surrogate, "An iterative log density")

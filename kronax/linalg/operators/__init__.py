@@ -1,0 +1,1 @@
+"""The grid: Kronecker products, their sums, noise, gaps."""

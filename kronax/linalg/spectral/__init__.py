@@ -1,0 +1,1 @@
+"""Values and derivative rules by eigendecompositions of the axes."""
