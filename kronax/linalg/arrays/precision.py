@@ -24,7 +24,7 @@ FLOOR = {32: 100.0, 64: 1.0}
 
 # Between the caller and this package these call on their behalf.
 _INSIDE = (
-    str(Path(__file__).resolve().parents[1]),
+    str(Path(__file__).resolve().parents[2]),
     *(str(Path(str(package.__file__)).parent) for package in (equinox, jax, numpyro)),
 )
 
