@@ -21,6 +21,7 @@ from kronax.gp.coordinates.spacing import SHARE, UNITS, Coordinates, Origin, les
 from kronax.gp.coordinates.static_arrays import FrozenArray, FrozenAttributes
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import check_finite, is_concrete
+from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.paths import nearest
 
 
@@ -341,6 +342,8 @@ def check_places(axis: Axis, name: str) -> None:
 def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
     if is_labelled(coordinates):
         return coordinate_values(coordinates)
+    if isinstance(coordinates, list | tuple):
+        coordinates = without_mask(coordinates)
     if np.ma.is_masked(coordinates):
         place = np.argwhere(np.ma.getmaskarray(coordinates))[0].tolist()
         raise ValueError(

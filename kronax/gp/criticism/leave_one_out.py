@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
-from kronax.linalg.arrays.checks import check_plain, is_concrete, without_mask
+from kronax.linalg.arrays.checks import check_plain, is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.estimates.certificates import ConvergenceError, settled, warn_if_uncertain
 from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.linalg.krylov.operator import Iterative
