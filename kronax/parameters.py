@@ -354,6 +354,8 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
         check_known(path, list(rows))
         old = rows[path]
         # Python numbers stay out of a trace, so that they are checked under jit too.
+        if value is None or isinstance(value, str | bool):
+            raise TypeError(f"{path} must be a number or an array; got {value!r}.")
         value = plain(value, path)
         array = np.asarray(value) if isinstance(value, int | float) else jnp.asarray(value)
         if array.shape != old.value.shape:

@@ -15,7 +15,7 @@ from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.categorical import Categorical
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
-from kronax.linalg.arrays.checks import check_symmetric, is_concrete
+from kronax.linalg.arrays.checks import check_symmetric, is_concrete, whole
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
@@ -53,6 +53,7 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
         axis: its coordinates.
         asked: one of `KINDS`, or the rank of a low-rank factor, to override.
     """
+    asked = whole(asked)
     if isinstance(asked, int) and not isinstance(asked, bool):
         columns = f"{asked} columns, as asked"
         if asked > axis.size:

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 
 from kronax.gp.kernels import adapters
 from kronax.gp.kernels.points import Points
+from kronax.linalg.arrays.checks import whole
 from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
@@ -388,6 +389,7 @@ def scale(kernel: Kernel, number: Any) -> Kernel:
             f"A kernel can be multiplied by a single number; got shape {jnp.shape(number)}."
         )
     inner, variance = kernel.split_scale()
+    number = whole(number)
     if isinstance(number, int | float) and not isinstance(number, bool):
         number = np.asarray(number, dtype_of(kernel))
     return Scale(inner, number if variance is None else number * variance)

@@ -14,7 +14,7 @@ from numpyro.distributions import constraints
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
-from kronax.linalg.arrays.checks import check_finite, check_plain, plain
+from kronax.linalg.arrays.checks import check_finite, check_plain, plain, whole
 from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
@@ -161,6 +161,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
         return value
     if value is None:
         return ZeroMean()
+    value = whole(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         number: Any = np.asarray(value, dtype)
         return ConstantMean(number)

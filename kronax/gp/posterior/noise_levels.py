@@ -68,7 +68,7 @@ def check_used(noise: Any, include_noise: bool) -> None:
 
 
 def _given_noise(noise: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
+    value = array_of_reals(noise, "noise")
     if not isinstance(value, jax.core.Tracer) and bool((np.asarray(value) < 0).any()):
         raise ValueError(f"The noise variance must not be negative; got {value}.")
     if value.ndim > len(shape) or any(

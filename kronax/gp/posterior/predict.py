@@ -58,7 +58,7 @@ def axis_number(gp: Any, axis: int | str) -> int:
     known = (*names, *range(len(gp.axes)))
     if axis not in known or isinstance(axis, bool):
         raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
-    return axis if isinstance(axis, int) else names.index(axis)
+    return names.index(axis) if axis in names else int(axis)
 
 
 def axis_with_slope(

@@ -124,6 +124,12 @@ class AbstractOperator(eqx.Module):
         batch = product.shape[: product.ndim - len(self.output_grid_shape)]
         return jnp.moveaxis(product.reshape(*batch, self.shape[-2]), 0, -1)
 
+    def __rmatmul__(self, x: Any) -> Any:
+        raise TypeError(
+            "An operator multiplies from the left, `op @ x`; got x @ op. Take `op.T @ x`, for rows "
+            "`(op.T @ x.T).T`."
+        )
+
     def __mul__(self, scalar: Any) -> "AbstractOperator":
         if isinstance(scalar, AbstractOperator):
             raise TypeError(

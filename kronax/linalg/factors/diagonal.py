@@ -107,6 +107,7 @@ class ScaledIdentity(AbstractFactor):
     size: int = eqx.field(static=True)
 
     def __init__(self, scale: Any, size: int):
+        scale, size = checks.whole(scale), checks.whole(size)
         if isinstance(scale, int | float):
             scale = jnp.asarray(float(scale))
         self.scale = checks.array_of_reals(scale, "The scale of ScaledIdentity")
