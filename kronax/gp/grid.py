@@ -39,7 +39,7 @@ from kronax.gp.model.method import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise, as_noise
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
@@ -77,7 +77,9 @@ class GridGP(NumpyroSites, LeastNoise):
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise, 0 for none; or a dictionary from an
             axis to variances on it; or one variance per cell, infinite where there are no data,
-            of which a fit trains the common scale; or a `kx.Kronecker` covariance.
+            of which a fit trains the common scale; or a `kx.Kronecker` covariance. The derivative
+            of a product `s * v` is NaN where `v` is infinite: write `jnp.where(seen, s * v, inf)`
+            with any finite number in the gaps of `v`.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
@@ -143,10 +145,8 @@ class GridGP(NumpyroSites, LeastNoise):
         refuse_mesh(self.axes)
         # Numbers that are not arrays follow the precision of the kernels.
         dtype = dtype_of(given)
-        if isinstance(noise, int | float) and not isinstance(noise, bool):
-            noise = np.asarray(noise, dtype)
         noise = noise_by_axis(noise, self.axes, self.axis_names)
-        self.noise = as_noise(noise, self.grid_shape, self.axis_names)
+        self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
@@ -431,7 +431,7 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def noise_term(self) -> Any:
         """The noise alone: a variance, one per cell, or a Kronecker covariance."""
-        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise):
+        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise | NoNoise):
             return self.noise.operator(self.dtype)
         return self.noise.astype(self.dtype)
 
