@@ -33,7 +33,8 @@ from kronax.linalg.krylov.operator import Iterative, check_draws
 
 STALE = (
     "This posterior was made of another model or other data: its leaves have been replaced since "
-    "(kx.replace, eqx.tree_at, jax.tree.map). Change the model, and condition it again."
+    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
+    "model, and condition it again."
 )
 
 
@@ -74,6 +75,7 @@ class Posterior(eqx.Module):
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
 
     @property
+    @_of_its_model
     def terms(self) -> TermPosteriors:
         """The terms of an additive model by name: each has a mean, a variance and draws."""
         names = () if self.gp.terms is None else self.gp.terms.names

@@ -21,8 +21,9 @@ SPREAD, FIRST, SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE
 
 STALE = (
     "The decomposition that this operator carries was made of other factors, or of another noise: "
-    "its leaves have been replaced since (eqx.tree_at, jax.tree.map, an optimiser's step). Make a "
-    "new operator, or decompose this one again: kx.decompose(op) after a change, not before."
+    "its leaves have been replaced since (eqx.tree_at, jax.tree.map, a cast to another precision, "
+    "an optimiser's step). Make a new operator, or decompose this one again: kx.decompose(op) "
+    "after a change, not before."
 )
 
 

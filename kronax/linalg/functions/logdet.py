@@ -10,10 +10,8 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
-from kronax.linalg.arrays.precision import Ends, warn_of_ratio
 from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
-from kronax.linalg.functions.conditioning import ends
-from kronax.linalg.functions.decompose import decompose
+from kronax.linalg.functions.conditioning import watched
 from kronax.linalg.functions.solve import solve_grid
 from kronax.linalg.operators.diagnose import explain_not_finite
 from kronax.linalg.operators.kronecker import Kronecker, as_kronecker, num_cells
@@ -43,7 +41,7 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
         return op.logdet()
     op = with_noise(op)
     if isinstance(op, KroneckerPlusNoise):
-        value = _two_term(op, None, (1.0, 0.0))
+        value = watched(_log_det, "The log-determinant may be wrong", op)
     else:
         op = as_kronecker(op)
         op.check_square("logdet")
@@ -77,7 +75,7 @@ def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*bat
         op.check_square("inv_quad")
     grid, _ = checks.grid_of(b, op.grid_shape, "b", op.dtype)
     if isinstance(op, KroneckerPlusNoise):
-        value = _two_term(op, grid, (0.0, 1.0))
+        value = watched(_quadratic, "The quadratic form may be wrong", op, grid)
     else:
         value = _inv_quad(op, grid)
     explain_not_finite(value, op)
@@ -136,19 +134,11 @@ def mean_of(mean: Any, op: AbstractOperator, name: str = "mean") -> Array:
 
 def watched_logpdf(residual: Array, op: Any) -> Array:
     """`normal_logpdf_grid` that warns where concrete values are too ill-conditioned for it."""
-    if not checks.is_concrete(residual, op):
-        return normal_logpdf_grid(residual, op)
-    value, found = _logpdf_with_ends(residual, op)
-    warn_of_ratio(found, "The log density may be wrong")
-    return value
+    return watched(_logpdf, "The log density may be wrong", op, residual)
 
 
-@jax.jit
-def _logpdf_with_ends(residual: Array, op: Any) -> tuple[Array, Ends | None]:
-    is_bare = all(getattr(op, name, None) is None for name in ("decomposition", "root"))
-    if isinstance(op, KroneckerPlusNoise | AbstractSolvable) and is_bare:
-        op = decompose(op)  # one for both
-    return normal_logpdf_grid(residual, op), ends(op)
+def _logpdf(op: Any, residual: Array) -> Array:
+    return normal_logpdf_grid(residual, op)
 
 
 @jax.jit
@@ -218,3 +208,11 @@ def _thin_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Ar
 
 
 _two_term = jax.jit(_two_term_value, static_argnums=2)
+
+
+def _log_det(op: KroneckerPlusNoise) -> Array:
+    return _two_term(op, None, (1.0, 0.0))
+
+
+def _quadratic(op: KroneckerPlusNoise, b: Array) -> Array:
+    return _two_term(op, b, (0.0, 1.0))

@@ -14,11 +14,14 @@ from jaxtyping import Array, Float
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
 from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
+from kronax.linalg.functions.conditioning import watched
 from kronax.linalg.operators.diagnose import explain_not_finite
 from kronax.linalg.operators.kronecker import Kronecker, as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, with_noise
 from kronax.linalg.spectral.low_rank import decomposition, is_thin
 from kronax.linalg.spectral.value_and_rules import rotate, spectrum, unrotate
+
+WRONG = "The solution may be wrong"
 
 
 def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
@@ -52,7 +55,7 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
         op = as_kronecker(op)
         op.check_square("solve")
     grid, flat = checks.grid_of(b, op.grid_shape, "b", op.dtype)
-    solution = solve_grid(op, grid)
+    solution = watched(solve_grid, WRONG, op, grid)
     explain_not_finite(solution, op)
     if not flat:
         return solution
@@ -153,7 +156,7 @@ class Inverse(AbstractOperator):
         """Solve."""
         if isinstance(self.op, AbstractSolvable):
             return self.op.solve(x)
-        solution = solve_grid(self.op, x)
+        solution = watched(solve_grid, WRONG, self.op, x)
         explain_not_finite(solution, self.op)
         return solution
 

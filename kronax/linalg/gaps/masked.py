@@ -19,7 +19,7 @@ from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
 from kronax.linalg.functions.conditional_variances import Places
-from kronax.linalg.functions.conditioning import ends_of
+from kronax.linalg.functions.conditioning import ends_of, watched
 from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.functions.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.functions.logdet import (
@@ -30,7 +30,7 @@ from kronax.linalg.functions.logdet import (
     watched_logpdf,
 )
 from kronax.linalg.functions.sample import draw_normal
-from kronax.linalg.functions.solve import solve_grid
+from kronax.linalg.functions.solve import WRONG, solve_grid
 from kronax.linalg.gaps.inner_grid import InnerGrid
 from kronax.linalg.gaps.masked_variances import (
     added_by_gaps,
@@ -170,7 +170,7 @@ class Masked(AbstractSolvable):
     def solve(self, b: Any) -> Array:
         """See `kx.solve`."""
         grid, flat = self.vector(b, "b")
-        solution = solve_masked(self, grid)
+        solution = watched(solve_masked, WRONG, self, grid)
         explain_not_finite(solution, self)
         if not flat:
             return solution
@@ -186,13 +186,14 @@ class Masked(AbstractSolvable):
 
     def logdet(self) -> Array:
         """See `kx.logdet`."""
-        value = _logdet(self)
+        value = watched(_logdet, "The log-determinant may be wrong", self)
         explain_not_finite(value, self)
         return value
 
     def inv_quad(self, b: Any) -> Array:
         """See `kx.inv_quad`."""
-        value = _inv_quad(self, self.vector(b, "b")[0])
+        b = self.vector(b, "b")[0]
+        value = watched(_inv_quad, "The quadratic form may be wrong", self, b)
         explain_not_finite(value, self)
         return value
 
@@ -247,8 +248,10 @@ class Masked(AbstractSolvable):
             made_of=fingerprint(self),
         )
 
-    def ends(self) -> Ends:
+    def ends(self) -> Ends | None:
         """Those of the inner grid, between which taking out cells keeps the eigenvalues."""
+        if self.dense is not None:
+            return self.dense.ends()
         held = self.decomposition
         held = held.bases if isinstance(held, GapDecomposition) else held
         return ends_of(self.inner().eigenbases() if held is None else held)
@@ -274,7 +277,7 @@ class Masked(AbstractSolvable):
         """What stands for an operator with a variance per cell, which has no smaller grid."""
         if not isinstance(self.op, KroneckerPlusDiagonal):
             return None
-        return DenseCovariance(self.op, self.mask, self.decomposition)
+        return DenseCovariance(self.op, self.mask, held(self, self.decomposition))
 
     def inner(self) -> KroneckerPlusNoise:
         """The operator on the smaller grid, with the decomposition that there is."""
