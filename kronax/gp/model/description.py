@@ -27,7 +27,7 @@ from kronax.parameters import parameters
 
 # By NumPy, of the distance in lengthscales, so that a description compiles nothing. Where one is
 # not known, its largest value bounds it.
-PROFILES = {
+PROFILES: dict[type, Any] = {
     SquaredExponential: lambda r: np.exp(-np.square(r) / 2),
     Matern12: lambda r: np.exp(-r),
     Matern32: lambda r: (1 + np.sqrt(3) * r) * np.exp(-np.sqrt(3) * r),
@@ -84,8 +84,8 @@ def _rounding(gp: Any) -> list[str]:
 def _row_sum(kernel: Kernel, axis: Axis) -> float:
     """A bound on the largest eigenvalue on an axis: the largest sum of a row, or the trace."""
     trace = axis.size * correlation(kernel, np.zeros((1, 1)))[0]
-    is_plain = axis.static is not None and axis.period is None and axis.radius is None
-    if not is_plain or axis.size == 1:
+    is_bent = axis.period is not None or axis.radius is not None
+    if axis.static is None or is_bent or axis.size == 1:
         return trace
     x = axis.offsets.reshape(axis.size, -1)
     if axis.static.is_regular:  # no row has more than each distance twice
@@ -106,11 +106,12 @@ def correlation(kernel: Kernel, lag: np.ndarray) -> np.ndarray:
         return float(kernel.variance) * correlation(kernel.kernel, lag)
     if isinstance(kernel, White):
         return np.where((lag == 0).all(axis=1), float(kernel.variance), 0.0)
-    if type(kernel) not in PROFILES:
-        return np.full(len(lag), variance_of(kernel))
+    profile = PROFILES.get(type(kernel))
+    if profile is None or not isinstance(kernel, Isotropic):
+        return np.full(len(lag), variance_of(kernel) or 0.0)
     with np.errstate(over="ignore"):
         r = np.sqrt(np.square(lag / np.asarray(kernel.lengthscale, float)).sum(axis=1))
-    return PROFILES[type(kernel)](np.minimum(r, 1e3))
+    return profile(np.minimum(r, 1e3))
 
 
 def variance_of(kernel: Kernel) -> float | None:
