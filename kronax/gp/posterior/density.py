@@ -123,8 +123,8 @@ def _difference(
     design = gp.design_on(stay)
     longer = join([design, gp.design_on(new or stay)], axis=axis)
     variance = gp.mean.variance
-    both = marginal_logpdf(joint, longer, whole, variance)
-    return both - marginal_logpdf(op, design, old, variance), found
+    value = marginal_logpdf(joint, longer, whole, variance)
+    return value - marginal_logpdf(op, design, old, variance), found
 
 
 def check_number(count: int) -> None:
