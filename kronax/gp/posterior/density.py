@@ -17,7 +17,7 @@ from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import Ends, warn_of_ratio
-from kronax.linalg.functions.conditioning import ends
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.functions.logdet import normal_logpdf_grid
 from kronax.linalg.operators.kronecker import Kronecker
@@ -104,7 +104,7 @@ def _difference(
     """`log p(y, y_new) − log p(y)`, and the ends of the first covariance."""
     gp, op = post.gp, post.operator
     joint = decompose(joint)
-    found = ends(lax.stop_gradient(joint))
+    found = decomposition_of(lax.stop_gradient(joint)).ends()
     stay = (None,) * len(gp.axes)
     grid = tuple(a.size for a in gp.axes)
     old = jnp.subtract(*same_rank(post.y, gp.mean_on(stay)))
@@ -166,7 +166,8 @@ def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Arr
 
 @compiled
 def _at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Density:
-    found = ends(lax.stop_gradient(post.operator))  # those of what is left of it are better
+    # Those of the data: what they leave of the function is better conditioned.
+    found = decomposition_of(lax.stop_gradient(post.operator)).ends()
     covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))
     root = jnp.linalg.cholesky(covariance)
     residual = jnp.subtract(*same_rank(y_new, mean_at(post, new)))

@@ -1,58 +1,21 @@
 """How well conditioned an operator is: the largest and smallest eigenvalue, or bounds on them."""
 
-from collections.abc import Callable, Iterable
-from functools import partial, reduce
+from collections.abc import Iterable
+from functools import reduce
 from operator import add, mul
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import matmul, same_rank
-from kronax.linalg.arrays.precision import Ends, warn_of_ratio
-from kronax.linalg.factors.abstract_operator import AbstractSolvable
+from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.operators.kronecker import KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import products_of
-from kronax.linalg.spectral.low_rank import ThinBases, decomposition, is_thin
-
-
-def watched(function: Callable[..., Array], what: str, op: Any, *operands: Array) -> Array:
-    """`function(op, …)`, with a warning where concrete values are too ill-conditioned for it.
-
-    Args:
-        function: of an operator and arrays; one object, since it is compiled once for each.
-        what: may be wrong, for the text.
-        op: an operator, with a decomposition or without.
-        operands: checked arrays.
-    """
-    has_ends = isinstance(op, KroneckerPlusNoise | AbstractSolvable)
-    if not has_ends or not is_concrete(op, operands):
-        return function(op, *operands)
-    value, found = _with_ends(function, op, operands)
-    warn_of_ratio(found, what)
-    return value
-
-
-@partial(jax.jit, static_argnums=0)
-def _with_ends(function: Any, op: Any, operands: tuple[Array, ...]) -> tuple[Array, Ends | None]:
-    if all(getattr(op, name, None) is None for name in ("decomposition", "root")):
-        op = decompose(op)  # one for both
-    return function(op, *operands), ends(op)
-
-
-def ends(op: Any) -> Ends | None:
-    """Those of a decomposition, which the caller shares with its own; `None` without one."""
-    if isinstance(op, AbstractSolvable):
-        return op.ends()
-    if not isinstance(op, KroneckerPlusNoise):
-        return None
-    return ends_of(decomposition(op) if is_thin(op) else op.eigenbases())
+from kronax.linalg.spectral.low_rank import ThinBases
 
 
 def ends_of(held: tuple[Eigenbasis, ...] | ThinBases) -> Ends:
