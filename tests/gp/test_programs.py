@@ -102,3 +102,36 @@ def test_building_and_describing_a_model_compiles_nothing(case, precision):
     with jax.enable_x64(precision == "float64"), programs() as compiled:
         CASES[case]().describe()
     assert compiled == []
+
+
+NEW = [np.array([0.05, 0.5]), None]
+VERBS = {
+    "log_marginal_likelihood": lambda gp, y, post, key: gp.log_marginal_likelihood(y),
+    "sample of the prior": lambda gp, y, post, key: gp.sample(key, include_noise=True),
+    "condition": lambda gp, y, post, key: gp.condition(y),
+    "mean": lambda gp, y, post, key: post.mean(NEW),
+    "variance": lambda gp, y, post, key: post.variance(NEW, include_noise=True, noise=0.3),
+    "sample": lambda gp, y, post, key: post.sample(key, NEW),
+    "leave_one_out": lambda gp, y, post, key: post.leave_one_out(),
+}
+
+
+@pytest.fixture(scope="module")
+def given():
+    gp = kx.GridGP(two(), (X[:5], Z[:4]), noise={1: np.ones(4)}, mean=0.5)
+    y = np.random.default_rng(0).normal(size=(5, 4))
+    return gp, y, gp.condition(y), jax.random.key(0)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_one_program(verb, given):
+    with programs() as compiled:
+        jax.block_until_ready(VERBS[verb](*given))
+    assert len(compiled) == 1, compiled
+
+
+def test_starting_values_need_no_program(given):
+    gp, y, *_ = given
+    with programs() as compiled:
+        gp.initialise(y)
+    assert compiled == []
