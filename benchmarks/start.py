@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks import reference
 from benchmarks.fitting import NUM_STEPS, TOLERANCE, model, peer_inputs
+from benchmarks.markdown import digits, grid, table
 from benchmarks.measure import CandidateError, save
 from benchmarks.peers.environments import OURS
 from benchmarks.peers.processes import Call, Worker
@@ -110,7 +111,25 @@ def described(row: dict[str, Any]) -> str:
     last = list(row["stages"].values())[-1]
     programs = f", {last['programs']:.0f} programs" if "programs" in last else ""
     stages = (f"{name} {s['seconds']:.2f} s" for name, s in row["stages"].items())
-    return begin + ", ".join(stages) + f"; {last['processor_seconds']:.1f} s of processors{programs}"
+    return (
+        begin + ", ".join(stages) + f"; {last['processor_seconds']:.1f} s of processors{programs}"
+    )
+
+
+def start_table(rows: list[dict[str, Any]]) -> str:
+    """Seconds to every stage, those of processors and programs to the last one."""
+    body = []
+    for row in rows:
+        name = [f"{row['data']}, {grid(row)}", row["method"]]
+        if "error" in row:
+            body.append([*name, row["error"], *["–"] * (len(STAGES) + 1)])
+            continue
+        last = list(row["stages"].values())[-1]
+        seconds = [row["stages"].get(stage, {}).get("seconds") for stage in STAGES]
+        counts = [last["processor_seconds"], last.get("programs")]
+        body.append(name + [digits(number) for number in seconds + counts])
+    header = ["data", "method", *(f"{stage}, s" for stage in STAGES)]
+    return table([*header, "processors, s", "programs"], body)
 
 
 def run(quick: bool) -> None:
