@@ -19,9 +19,10 @@ from kronax.gp.criticism.held_out import HeldOut, axis_labels
 from kronax.gp.labelled.templates import compiled
 from kronax.linalg.arrays.checks import check_plain, is_concrete, without_mask
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.estimates.certificates import ConvergenceError, settled, warn_if_uncertain
+from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.diagonals import inverse_diagonal
-from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.krylov.operator import Iterations
 
 
 class LeaveOneOut(HeldOut):
@@ -86,11 +87,11 @@ def leave_one_out(post: Any) -> LeaveOneOut:
     inverse `S⁻¹ − S⁻¹ H A⁻¹ Hᵀ S⁻¹` that has a diagonal.
     """
     op, error = post.operator, None
-    if isinstance(op, Iterative):
-        found = op.inverse_estimate()
-        settled_value = settled(found, op.iteration, "the draws").value
-        weights = op.data_weights(post.residual(), post.weights)
-        mean, variance, diagonal = _predicted(post, settled_value, weights)
+    way = decomposition_of(op)
+    if isinstance(way, Iterations):
+        found = way.settled(way.inverse_estimate(), "the draws")
+        weights = way.data_weights(post.residual(), post.weights)
+        mean, variance, diagonal = _predicted(post, found.value, weights)
         _check_positive(diagonal, post)
         error = found.standard_error * jnp.square(variance)
         what = "Leave-one-out variances"
