@@ -19,6 +19,7 @@ from kronax.gp.coordinates.spacing import difference
 from kronax.gp.kernels.points import Points
 from kronax.gp.means.means import ConstantMean, Mean, SumMean, ZeroMean
 from kronax.linalg.arrays.checks import is_concrete, whole
+from kronax.linalg.arrays.host import on_device
 from kronax.linalg.arrays.mode_products import along
 from kronax.parameters import as_parameter, parameter
 from kronax.paths import nearest
@@ -118,7 +119,7 @@ class RegressionMean(Mean):
             if self.scale is None:
                 changes["scale"] = half or 1.0
         if self.coefficients is None:
-            changes["coefficients"] = jnp.zeros(len(self.terms), dtype)
+            changes["coefficients"] = on_device(np.zeros(len(self.terms), dtype))
         return dataclasses.replace(self, **changes)
 
     def _number(self, num_axes: int, names: tuple[str, ...] | None = None) -> int:
@@ -399,8 +400,7 @@ class MarginalMean(Mean):
             else jnp.broadcast_to(part.design_at(*axes), (len(part.terms), *grid))
             for part in self.parts
         ]
-        pairs = zip(pieces, self._firsts(), strict=True)
-        return jnp.concatenate([piece[first:] for piece, first in pairs])
+        return jnp.concatenate([p[k:] for p, k in zip(pieces, self._firsts(), strict=True)])
 
     def __call__(self, *axes: Array) -> Array:
         """The parts without coefficients: those that have them are zero beforehand."""
