@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.krylov.terms_preconditioner import common_bases, in_bases, terms_reference
+from kronax.linalg.krylov.boxed_sum import in_bases
+from kronax.linalg.krylov.terms_preconditioner import common_bases, terms_reference
 from kronax.linalg.krylov.variances import term_posterior_estimate
 from tests import oracle
 from tests.tolerances import assert_close

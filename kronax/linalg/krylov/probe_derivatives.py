@@ -25,6 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST, apply_all, matmul
+from kronax.linalg.krylov.boxed_sum import BoxedSum
 from kronax.linalg.krylov.preconditioner import Reference
 from kronax.linalg.operators.kronecker import Kronecker
 
@@ -36,8 +37,8 @@ class ProbeDerivative(NamedTuple):
         left: `N V a`, `(2, k, *grid)`, in the box and outside.
         right: `N V b`, likewise.
         variations: what multiplies `dV`, per probe.
-        columns: the eigenvectors of the box, axis by axis.
-        boxed: `c`, `(k, r)`.
+        columns: `Q_i` on the box, axis by axis.
+        boxed: `c`, `(k, r)`, in the coordinates of these.
         known: the mean of `c cᵀ`.
     """
 
@@ -77,8 +78,8 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
         right,
         variations - in_cells * crossed,
         held.box_columns,
-        boxed,
-        known,
+        held.unturned(boxed),
+        held.turned_back(known),
     )
 
 
@@ -121,12 +122,18 @@ def _boxed(held: Reference, white: Array) -> tuple[Array, Array, Array]:
     return smooth[None] * matmul(b, held.inside), known, squares - mean[None]
 
 
-def trace_surrogate(kronecker: Kronecker, precisions: Array, found: ProbeDerivative) -> Array:
+def trace_surrogate(
+    signal: Kronecker | BoxedSum, precisions: Array, found: ProbeDerivative
+) -> Array:
     """A function of the operands with the right derivative, per probe."""
     axes = tuple(range(1, precisions.ndim + 1))
-    along = jnp.sum(jnp.sum(found.left * kronecker.mv_grid(found.right), 0), axes)
-    along = along - _in_box(kronecker, found)
-    return jnp.sum(precisions[None] * found.variations, axes) - along
+    along = jnp.sum(jnp.sum(found.left * signal.mv_grid(found.right), 0), axes)
+    if isinstance(signal, BoxedSum):
+        c = found.boxed
+        boxed = jnp.sum(c * matmul(c, signal.inside), -1) - jnp.sum(found.known * signal.inside)
+    else:
+        boxed = _in_box(signal, found)
+    return jnp.sum(precisions[None] * found.variations, axes) - (along - boxed)
 
 
 def _in_box(kronecker: Kronecker, found: ProbeDerivative) -> Array:

@@ -1,17 +1,20 @@
 """Log-determinants and quadratic forms of a sum of products plus uneven noise, with derivatives.
 
-With the reference `A_r` of `terms_reference`, held constant,
+With the reference `A_r = K_r + D` of `terms_reference`,
 
     log det A = log det A_r + tr log (A_r^-½ A A_r^-½).
 
-The second part, and what the first leaves to probes, is estimated by probes `b` with covariance
-`A_r`: a draw of `K_r` plus noise. The same random numbers make a probe `b_e` of the even grid,
-where `F = S_r^-½ K S_r^-½ − S_r^-½ K_r S_r^-½` has exactly known `tr F` and `tr F²`; their
-estimates from `b_e` are regressed out. On an even grid that leaves the logarithm without the
-quadratic that comes closest to it.
+The first part is that of one product: the box exact, the rest by probes. `K_r` moves with the
+terms in a basis that is held constant, which is its derivative as well.
 
-Derivatives are implicit, never through iterations or eigenvectors: with `x = A⁻¹ b`, `z = A_r⁻¹ b`
-the estimate of `tr (A⁻¹ dA)` is the mean of `xᵀ dA z`, less what the regression knows exactly.
+The second part is estimated by probes `b` with covariance `A_r`: a draw of `K_r` plus noise. The
+same random numbers make a probe `b_e` of the even grid, where `F = S_r^-½ (K − K_r) S_r^-½` has
+exactly known `tr F = 0` and `tr F²`; their estimates from `b_e` are regressed out. On an even grid
+that leaves the logarithm without the quadratic that comes closest to it. For its derivative, with
+`x = A⁻¹ b` and `z = A_r⁻¹ b`, the mean of `xᵀ dA z` is `tr (A⁻¹ dA)` and that of `zᵀ dA_r z` is
+`tr (A_r⁻¹ dA_r)`: the difference is of first order in `K − K_r` and the `dK − dK_r` beyond the box.
+With `a = S_r⁻¹ b_e`, `aᵀ (dK − dK_r) a` has no mean, and `2 aᵀ (K − K_r) S_r⁻¹ dK a` that of
+`d tr F²`. Nothing is left to probes where the box is the whole grid.
 """
 
 from typing import Any, NamedTuple
@@ -30,13 +33,18 @@ from kronax.linalg.estimates.certificates import (
     trace_error,
     trace_quantile,
 )
+from kronax.linalg.krylov.boxed_sum import ExactDerivative, boxed_sum, known_trace
 from kronax.linalg.krylov.conjugate_gradients import SLACK
-from kronax.linalg.krylov.preconditioner import remainder_squares, solve_white
+from kronax.linalg.krylov.preconditioner import Reference, remainder_squares, solve_white
+from kronax.linalg.krylov.probe_derivatives import (
+    ProbeDerivative,
+    probe_derivative,
+    trace_surrogate,
+)
 from kronax.linalg.krylov.terms_preconditioner import (
     INNER,
     TermsReference,
     iterate,
-    known_traces,
     quadratics_of,
     terms_reference,
 )
@@ -47,7 +55,22 @@ FEWEST_FOR_REGRESSION = 8
 
 
 class _Found(NamedTuple):
-    """What the surrogate of one evaluation holds constant."""
+    """What the surrogate of one evaluation holds constant.
+
+    Args:
+        quadratics: `yᵀ A⁻¹ y`, per column.
+        logdets: `log det A`, per probe.
+        weights: `A⁻¹ y`.
+        left: `x`.
+        right: `z`.
+        even: `a`.
+        twice: `S_r⁻¹ (K − K_r) a`.
+        slopes: how much of `aᵀ (K − K_r) a` and of `tr F²` is regressed out.
+        variations: what multiplies `dD`, per probe, beside that of `log det A_r`.
+        compared: the reference.
+        exact: what is known of the derivative of `log det A_r`.
+        probed: what probes say of the rest.
+    """
 
     quadratics: Array
     logdets: Array
@@ -55,9 +78,12 @@ class _Found(NamedTuple):
     left: Array
     right: Array
     even: Array
-    towards: Array
-    variations: Array
+    twice: Array
     slopes: Array
+    variations: Array
+    compared: Reference
+    exact: ExactDerivative
+    probed: ProbeDerivative
 
 
 def terms_both(
@@ -74,10 +100,7 @@ def terms_both(
     held = terms_reference(signal, variances, iteration)
     found, certificate = lax.stop_gradient(_iterate(held, y, iteration))
     finite = jnp.where(held.precisions == 0, 0, variances)
-    quadratics, rest = _estimate((signal, finite, y), found)
-    # What is known exactly has its derivative here, and its value in the estimate already.
-    exact = jnp.dot(found.slopes, jnp.stack(known_traces(held, signal)))
-    return quadratics, rest + exact - lax.stop_gradient(exact), certificate
+    return *_estimate((signal, finite, y), found), certificate
 
 
 class _Probes(NamedTuple):
@@ -87,7 +110,7 @@ class _Probes(NamedTuple):
         columns: `b`, zero at the gaps.
         even: `a = S_r⁻¹ b_e`.
         twice: `S_r⁻¹ (K − K_r) a`.
-        first: `aᵀ (K − K_r) a`, of mean `tr F`.
+        first: `aᵀ (K − K_r) a`, of mean `tr F = 0`.
         second: of mean `tr F²`.
     """
 
@@ -129,10 +152,8 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
     energy = jnp.sum(probes.columns * right, axes)
     reference = _reference_logdet(held, iteration)
     count = jnp.sum((held.precisions > 0).astype(y.dtype))
-    traces = known_traces(held, held.signal)
-    controls = jnp.stack(
-        [probes.first - traces[0], probes.second - traces[1], energy - count], axis=-1
-    )
+    second = probes.second - known_trace(held.compared, held.signal)
+    controls = jnp.stack([probes.first, second, energy - count], axis=-1)
     squares = energy * krylov.log_square[num:]
     forms, spread, error = _log_forms(energy * krylov.log_form[num:], squares, controls)
     below, errors = quadratics_of(held, y, krylov)
@@ -144,13 +165,17 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
         left=left,
         right=right,
         even=probes.even,
-        towards=slopes[0] * probes.even + 2 * slopes[1] * probes.twice,
-        variations=variations,
+        twice=probes.twice,
         slopes=slopes,
+        variations=variations,
+        compared=held.compared,
+        exact=ExactDerivative.of(held.compared, held.precisions),
+        probed=probe_derivative(held.compared, reference.white, reference.solution),
     )
     tolerance = iteration.tolerance_of(y.dtype)
     lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
-    lacking = lacking + reference.left + INNER * tolerance * count
+    # Even noise needs no inner solves.
+    lacking = lacking + reference.left + jnp.where(held.is_even, 0, INNER * tolerance * count)
     rounding = _rounding(held, y, found)
     inner = jnp.maximum(inner, reference.residual)
     is_known = krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance)
@@ -197,32 +222,33 @@ def _rounding(held: TermsReference, y: Array, found: _Found) -> Array:
 def _derivative_controls(
     held: TermsReference, probes: _Probes, left: Array, right: Array
 ) -> tuple[Array, Array]:
-    """How much of `d tr F` and `d tr F²` to regress out, and the derivative in the variances.
+    """How much to regress out of the derivative in the signal, and the derivative in the variances.
 
     Any slope is right; these are best for the derivative in the scale of the signal, and in that
     of the noise.
     """
     axes = tuple(range(1, left.ndim))
-    explained = held.signal.mv_grid(jnp.concatenate([right, probes.even, probes.twice]))
-    explained, once, twice = jnp.split(explained, 3)
-    controls = jnp.stack([jnp.sum(probes.even * x, axes) for x in (once, 2 * twice)], axis=-1)
+    explained, twice = jnp.split(held.signal.mv_grid(jnp.concatenate([right, probes.even])), 2)
+    kept = jnp.sum(right * held.even_mv(right), axes)
+    controls = jnp.stack([probes.first, 2 * jnp.sum(probes.twice * twice, axes)], axis=-1)
     controls = controls - jnp.mean(controls, 0)[None]
-    _, slopes, _ = _regressed(jnp.sum(left * explained, axes), controls)
-    # Of `a²` the mean is known in every cell: the diagonal of an inverse.
-    squares = (held.precisions * held.compared.noise)[None] * probes.even**2
-    known = held.precisions * held.compared.noise * held.diagonal_of(held.inverse_spectrum)
-    own = left * right
-    total = jnp.sum(held.variances[None] * squares, axes)
+    _, slopes, _ = _regressed(jnp.sum(left * explained, axes) - kept, controls)
+    # In even noise the derivative is `tr (S_r⁻¹ (K − K_r) S_r⁻¹)` to first order, which is zero.
+    own = (left - right) * right
+    share = held.precisions * held.compared.noise / held.precisions.size
+    total = jnp.sum(probes.twice * probes.even, axes)
     _, (slope,), _ = _regressed(
         jnp.sum(held.variances[None] * own, axes), (total - jnp.mean(total))[:, None]
     )
-    return slopes, own - slope * (squares - known[None])
+    return slopes, own - slope * share[None] * total.reshape(-1, *(1,) * len(axes))
 
 
 class _ReferenceLogdet(NamedTuple):
     """`log det A_r`: what is known, what each probe says of the rest, and how far to trust it."""
 
     known: Array
+    white: Array
+    solution: Array
     forms: Array
     error: Array
     standard_error: Array
@@ -236,24 +262,24 @@ def _reference_logdet(held: TermsReference, iteration: Iteration) -> _ReferenceL
     logs = jnp.sum(
         jnp.where(precisions == 0, 0, jnp.log(jnp.where(precisions == 0, 1, precisions)))
     )
-    trace = jnp.sum(compared.excess * held.diagonal_of(compared.filter**2))
+    trace = jnp.sum(compared.excess * compared.diagonal_of(compared.filter**2))
     shape = (iteration.num_probes, *precisions.shape)
+    key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
+    white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
 
     def uneven() -> tuple[Array, ...]:
-        key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
-        white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
         krylov = solve_white(compared, white, iteration)
         forms = precisions.size * (krylov.log_form - (krylov.first - 1))
         squares = remainder_squares(compared, krylov, white)
         error, spread = trace_error(forms, squares, precisions.size)
         left = precisions.size * jnp.mean(krylov.log_left)
-        return forms, error, spread, left, jnp.max(krylov.relative_residual)
+        residual = jnp.max(krylov.relative_residual)
+        return krylov.solution, forms, error, spread, left, residual
 
     zero = jnp.zeros((), precisions.dtype)
-    nothing = lambda: (jnp.zeros(shape[0], precisions.dtype), zero, zero, zero, zero)  # noqa: E731
-    return _ReferenceLogdet(
-        whole - logs + trace + compared.box_logdet, *lax.cond(held.is_even, nothing, uneven)
-    )
+    nothing = lambda: (white, jnp.zeros(shape[0], zero.dtype), zero, zero, zero, zero)  # noqa: E731
+    known = whole - logs + trace + compared.box_logdet
+    return _ReferenceLogdet(known, white, *lax.cond(held.is_even, nothing, uneven))
 
 
 def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
@@ -288,9 +314,19 @@ def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found
     weights = found.weights
     explained = jnp.sum(weights * (signal.mv_grid(weights) + variances[None] * weights), axes)
     quadratics = 2 * jnp.sum(weights * y, axes) - explained
+    kept = boxed_sum(signal, found.compared.bases, found.compared.box)
+    observed = variances > 0
+    precisions = jnp.where(observed, 1 / jnp.where(observed, variances, 1), 0)
+    reference = found.exact.along(kept, precisions)
+    reference = reference + trace_surrogate(kept, precisions, found.probed)
+    even, (first, second) = found.even, found.slopes
+    towards = first * even + 2 * second * found.twice
     along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
-    along = along - jnp.sum(found.even * signal.mv_grid(found.towards), axes)
-    return quadratics, along + jnp.sum(variances[None] * found.variations, axes)
+    along = along - jnp.sum(even * signal.mv_grid(towards), axes)
+    right, back = kept.mv_grid(jnp.stack([found.right, even]))
+    along = along - jnp.sum(found.right * right, axes) + first * jnp.sum(even * back, axes)
+    along = along + second * known_trace(found.compared, signal)
+    return quadratics, reference + along + jnp.sum(variances[None] * found.variations, axes)
 
 
 def _value(found: _Found) -> Any:
