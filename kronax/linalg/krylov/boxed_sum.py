@@ -5,6 +5,7 @@ Where the signal is, in a box of the leading eigenvectors of every axis, it is k
 """
 
 from functools import reduce
+from operator import add
 
 import equinox as eqx
 import jax
@@ -49,12 +50,16 @@ def boxed_sum(
 ) -> BoxedSum:
     """What the basis keeps of a sum of products."""
     terms = in_bases(signal, bases)
-    outside = sum(outer([jnp.diagonal(m) for m in term]) for term in terms)
-    inside = sum(
+    inside = [
         reduce(jnp.kron, [m[jnp.ix_(c, c)] for m, c in zip(term, box, strict=True)])
         for term in terms
-    )
-    return BoxedSum(bases, box, inside, outside.at[jnp.ix_(*box)].set(0))
+    ]
+    outside = _diagonal(terms).at[jnp.ix_(*box)].set(0)
+    return BoxedSum(bases, box, reduce(add, inside), outside)
+
+
+def _diagonal(terms: list[list[Array]]) -> Array:
+    return reduce(add, [outer([jnp.diagonal(m) for m in term]) for term in terms])
 
 
 def in_bases(signal: KroneckerTerms, bases: tuple[Eigenbasis, ...]) -> list[list[Array]]:
@@ -67,10 +72,11 @@ def in_bases(signal: KroneckerTerms, bases: tuple[Eigenbasis, ...]) -> list[list
 
 def term_diagonals(held: Reference, signal: KroneckerTerms) -> list[Array]:
     """The diagonal of `Qᵀ K_j Q`, per term; they add up to `Λ`."""
-    found, place = [], jnp.ix_(*held.box)
+    found, place, turn = [], jnp.ix_(*held.box), held.turn
+    assert turn is not None
     for term in signal.terms:
         kept = boxed_sum(KroneckerTerms([term]), held.bases, held.box)
-        inside = jnp.sum(held.turn * matmul(kept.inside, held.turn), 0)
+        inside = jnp.sum(turn * matmul(kept.inside, turn), 0)
         found.append(kept.outside.at[place].set(inside.reshape(kept.outside[place].shape)))
     return found
 
@@ -86,15 +92,18 @@ def known_trace(held: Reference, signal: KroneckerTerms) -> Array:
     on_box = held.turned_back(jnp.diag(inverse[place].ravel()))
     outside = inverse.at[place].set(0)
     terms = in_bases(signal, held.bases)
-    diagonal = sum(outer([jnp.diagonal(m) for m in term]) for term in terms)
-    total = -jnp.sum((outside * diagonal) ** 2)
+    total = -jnp.sum((outside * _diagonal(terms)) ** 2)
     for j, left in enumerate(terms):
         for k, right in enumerate(terms[: j + 1]):
             squares = apply_all([a * b for a, b in zip(left, right, strict=True)], outside)
-            sides = [[m[:, c] for m, c in zip(term, held.box, strict=True)] for term in (left, right)]
+            sides = [_columns(term, held.box) for term in (left, right)]
             squares = squares + 2 * diagonal_between(sides[0], on_box, sides[1])
             total = total + (1 if j == k else 2) * jnp.sum(outside * apart(squares))
     return total
+
+
+def _columns(matrices: list[Array], box: tuple[Array, ...]) -> list[Array]:
+    return [m[:, chosen] for m, chosen in zip(matrices, box, strict=True)]
 
 
 class ExactDerivative(eqx.Module):
@@ -126,5 +135,5 @@ class ExactDerivative(eqx.Module):
 
     def along(self, signal: BoxedSum, precisions: Array) -> Array:
         """A function of the operands with this derivative."""
-        inside = jnp.sum(self.inside * signal.inside)
-        return inside + jnp.sum(self.outside * signal.outside) + jnp.sum(self.precisions * precisions)
+        along = jnp.sum(self.inside * signal.inside) + jnp.sum(self.outside * signal.outside)
+        return along + jnp.sum(self.precisions * precisions)

@@ -26,21 +26,16 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.primitives import by_surrogate
 from kronax.linalg.estimates.certificates import (
-    ROUNDING,
     Certificate,
     Iteration,
     skew_quantile,
-    trace_error,
     trace_quantile,
 )
 from kronax.linalg.krylov.boxed_sum import ExactDerivative, boxed_sum, known_trace
 from kronax.linalg.krylov.conjugate_gradients import SLACK
-from kronax.linalg.krylov.preconditioner import Reference, remainder_squares, solve_white
-from kronax.linalg.krylov.probe_derivatives import (
-    ProbeDerivative,
-    probe_derivative,
-    trace_surrogate,
-)
+from kronax.linalg.krylov.preconditioner import Reference, solve_white
+from kronax.linalg.krylov.probe_derivatives import ProbeDerivative, trace_surrogate
+from kronax.linalg.krylov.probed_logdet import ProbedLogdet, probed_logdet, rounding_of
 from kronax.linalg.krylov.terms_preconditioner import (
     INNER,
     TermsReference,
@@ -150,7 +145,7 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
     weights, left = krylov.solution[:num], krylov.solution[num:]
     right = prepared[num:]
     energy = jnp.sum(probes.columns * right, axes)
-    reference = _reference_logdet(held, iteration)
+    known, residual, probed = _reference_logdet(held, iteration)
     count = jnp.sum((held.precisions > 0).astype(y.dtype))
     second = probes.second - known_trace(held.compared, held.signal)
     controls = jnp.stack([probes.first, second, energy - count], axis=-1)
@@ -160,7 +155,7 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
     slopes, variations = _derivative_controls(held, probes, left, right)
     found = _Found(
         quadratics=below,
-        logdets=forms + reference.forms + reference.known,
+        logdets=forms + probed.forms + known,
         weights=weights,
         left=left,
         right=right,
@@ -170,19 +165,21 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
         variations=variations,
         compared=held.compared,
         exact=ExactDerivative.of(held.compared, held.precisions),
-        probed=probe_derivative(held.compared, reference.white, reference.solution),
+        probed=probed.derivative,
     )
     tolerance = iteration.tolerance_of(y.dtype)
     lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
     # Even noise needs no inner solves.
-    lacking = lacking + reference.left + jnp.where(held.is_even, 0, INNER * tolerance * count)
-    rounding = _rounding(held, y, found)
-    inner = jnp.maximum(inner, reference.residual)
+    lacking = lacking + probed.left + jnp.where(held.is_even, 0, INNER * tolerance * count)
+    trace = jnp.maximum(jnp.mean(jnp.sum(left * right, axes)), 0)
+    sizes = jnp.sum(weights**2, axes), trace, probed.inverse
+    rounding = rounding_of(held.compared, held.precisions, y, below, sizes)
+    inner = jnp.maximum(inner, residual)
     is_known = krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance)
     residual = jnp.maximum(inner, jnp.max(krylov.relative_residual))
     return found, Certificate(
-        error=jnp.hypot(error, reference.error) + lacking + rounding,
-        standard_error=jnp.hypot(spread, reference.standard_error),
+        error=jnp.hypot(error, probed.error) + lacking + rounding,
+        standard_error=jnp.hypot(spread, probed.standard_error),
         residual=residual,
         num_steps=jnp.max(krylov.num_steps),
         converged=is_known & (rounding <= count),
@@ -204,19 +201,6 @@ def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Ar
         return forms, spread, trace_quantile(num) * spread
     _, slopes, spread = _regressed(forms, controls)
     return forms - controls @ slopes, spread, skew_quantile(num - count) * spread
-
-
-def _rounding(held: TermsReference, y: Array, found: _Found) -> Array:
-    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, as for a single product."""
-    axes, precisions, compared = tuple(range(1, y.ndim)), held.precisions, held.compared
-    trace = jnp.mean(jnp.sum(found.left * found.right, axes))
-    weights = jnp.max(jnp.sum(found.weights**2, axes), initial=0.0)
-    signal = jnp.max(held.spectrum) * (weights + jnp.maximum(trace, 0))
-    uneven = compared.noise * jnp.max(precisions) * jnp.sum(compared.root_inverse**2)
-    data = jnp.max(jnp.sum(precisions[None] * y**2, axes) * jnp.abs(found.quadratics), initial=0.0)
-    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
-    sums = logs + jnp.sum(jnp.log1p(held.spectrum / compared.noise)) + precisions.size
-    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
 
 
 def _derivative_controls(
@@ -243,20 +227,10 @@ def _derivative_controls(
     return slopes, own - slope * share[None] * total.reshape(-1, *(1,) * len(axes))
 
 
-class _ReferenceLogdet(NamedTuple):
-    """`log det A_r`: what is known, what each probe says of the rest, and how far to trust it."""
-
-    known: Array
-    white: Array
-    solution: Array
-    forms: Array
-    error: Array
-    standard_error: Array
-    left: Array
-    residual: Array
-
-
-def _reference_logdet(held: TermsReference, iteration: Iteration) -> _ReferenceLogdet:
+def _reference_logdet(
+    held: TermsReference, iteration: Iteration
+) -> tuple[Array, Array, ProbedLogdet]:
+    """`log det A_r`: what is known, what probes say of the rest, and their largest residual."""
     compared, precisions = held.compared, held.precisions
     whole = jnp.sum(jnp.log1p(held.spectrum / compared.noise))
     logs = jnp.sum(
@@ -266,20 +240,9 @@ def _reference_logdet(held: TermsReference, iteration: Iteration) -> _ReferenceL
     shape = (iteration.num_probes, *precisions.shape)
     key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
     white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
-
-    def uneven() -> tuple[Array, ...]:
-        krylov = solve_white(compared, white, iteration)
-        forms = precisions.size * (krylov.log_form - (krylov.first - 1))
-        squares = remainder_squares(compared, krylov, white)
-        error, spread = trace_error(forms, squares, precisions.size)
-        left = precisions.size * jnp.mean(krylov.log_left)
-        residual = jnp.max(krylov.relative_residual)
-        return krylov.solution, forms, error, spread, left, residual
-
-    zero = jnp.zeros((), precisions.dtype)
-    nothing = lambda: (white, jnp.zeros(shape[0], zero.dtype), zero, zero, zero, zero)  # noqa: E731
+    krylov = solve_white(compared, white, iteration)
     known = whole - logs + trace + compared.box_logdet
-    return _ReferenceLogdet(known, white, *lax.cond(held.is_even, nothing, uneven))
+    return known, jnp.max(krylov.relative_residual), probed_logdet(compared, white, krylov)
 
 
 def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:

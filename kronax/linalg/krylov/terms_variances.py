@@ -21,9 +21,10 @@ def terms_posterior(
     """`diag(K − K A⁻¹ K)`, or `diag(K_j − K_j A⁻¹ K_j)` of one term, with its error.
 
     A term draws by its symmetric root, `f_j = ⊗K_ji^½ z_j`, and its twin by that of its part of the
-    reference, `Q √Λ_j Qᵀ z_j` with the diagonal `Λ_j` of `Qᵀ K_j Q`. Given noise from the same numbers too, the posterior draw
-    `f_j − K_j A⁻¹ (f + ε)` goes with that of the even reference, whose variance is known exactly;
-    the regression on it leaves little error where cells are even and terms nearly commute.
+    reference, `Q √Λ_j Qᵀ z_j` with the diagonal `Λ_j` of `Qᵀ K_j Q`. Given noise from the same
+    numbers too, the posterior draw `f_j − K_j A⁻¹ (f + ε)` goes with that of the even reference,
+    whose variance is known exactly; the regression on it leaves little error where cells are even
+    and terms nearly commute.
 
     Args:
         held: what the sum is compared with.
