@@ -89,8 +89,7 @@ def known_trace(held: Reference, signal: KroneckerTerms) -> Array:
     """
     inverse = held.smooth / held.noise
     place = jnp.ix_(*held.box)
-    on_box = held.turned_back(jnp.diag(inverse[place].ravel()))
-    outside = inverse.at[place].set(0)
+    on_box, outside = held.on_box_of(inverse), inverse.at[place].set(0)
     terms = in_bases(signal, held.bases)
     total = -jnp.sum((outside * _diagonal(terms)) ** 2)
     for j, left in enumerate(terms):

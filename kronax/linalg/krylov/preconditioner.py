@@ -134,13 +134,20 @@ class Reference(eqx.Module):
         """A matrix over the box in the coordinates of `⊗Q_i`."""
         return self.unturned(self.unturned(matrix).T).T
 
+    def on_box_of(self, spectrum: Array) -> Array:
+        """`Q diag(spectrum) Qᵀ` on the box, in these coordinates."""
+        values = self.on_box(spectrum)
+        if self.turn is None:
+            return jnp.diag(values)
+        return matmul(self.turn * values[None], self.turn.T)
+
     def diagonal_of(self, spectrum: Array) -> Array:
         """The diagonal of `Q diag(spectrum) Qᵀ`, a grid array."""
         roots = [basis.matrix() for basis in self.bases]
         if self.turn is None:
             return apply_all([root**2 for root in roots], spectrum)
         outside = spectrum.at[jnp.ix_(*self.box)].set(0)
-        known = self.box_diagonal(roots, jnp.diag(self.on_box(spectrum)))
+        known = diagonal_between(self.box_columns, self.on_box_of(spectrum), self.box_columns)
         return apply_all([root**2 for root in roots], outside) + known
 
     def on_box(self, spectrum: Array) -> Array:
