@@ -132,7 +132,7 @@ def test_gradients_are_unbiased(share):
     in_first, in_noise, in_data = (rng.standard_normal((4, *s)) for s in ((5, 5), (5, 6), (5, 6)))
     in_first = in_first + in_first.transpose(0, 2, 1)
     in_noise[0, observed] = 0
-    iteration = kx.Iteration(num_probes=8192, box_size=4)
+    iteration = kx.Iteration(num_probes=4096, box_size=4)
 
     def density(p):
         pairs = ((first + jnp.tensordot(p[0], in_first, 1), others), *rest)
@@ -150,10 +150,11 @@ def test_gradients_are_unbiased(share):
     by_noise = np.diagonal(by_matrix).reshape(5, 6)
     slopes = zip((by_first, by_noise, in_y), (in_first, in_noise, in_data), strict=True)
     truth = [np.sum(slope * directions, (1, 2)) for slope, directions in slopes]
-    for value, error, exact in zip(found.value, found.standard_error, truth, strict=True):
-        scale = np.abs(exact).max()
-        assert np.all(np.abs(value - exact) <= 4 * error + 1e-4 * scale)
-        assert np.all(error <= 0.02 * scale)
+    sizes = [np.linalg.norm(slope) for slope in (by_first, by_noise, in_y)]
+    found_all = zip(found.value, found.standard_error, truth, sizes, strict=True)
+    for value, error, exact, size in found_all:
+        assert np.all(np.abs(value - exact) <= 4 * error + 1e-4 * size)
+        assert np.all(error <= 0.05 * size)
     assert found.value[1][0] == 0
 
 
@@ -332,13 +333,13 @@ def test_the_basis_is_that_of_the_marginal_covariances():
     for basis, marginal in zip(held.compared.bases, marginals, strict=True):
         w = np.asarray(basis.matrix())
         np.testing.assert_allclose(w * basis.values @ w.T, marginal, atol=1e-9)
-    # In the basis, whole in the box of 3 × 4 leading vectors and the diagonal beyond.
+    # In the basis, whole in the box of 12 leading vectors and the diagonal beyond.
     whole = oracle.kron(*(np.asarray(b.matrix()) for b in held.compared.bases))
     turned = whole.T @ case.signal() @ whole
     place = np.ix_(*(np.asarray(chosen) for chosen in held.compared.box))
     inside = np.arange(30).reshape(5, 6)[place].ravel()
     values = np.diagonal(turned).reshape(5, 6).copy()
-    values[place] = np.linalg.eigvalsh(turned[np.ix_(inside, inside)]).reshape(3, 4)
+    values[place] = np.linalg.eigvalsh(turned[np.ix_(inside, inside)]).reshape(values[place].shape)
     assert_close(held.spectrum, values)
 
 

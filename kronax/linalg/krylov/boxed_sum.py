@@ -34,6 +34,10 @@ class BoxedSum(eqx.Module):
     inside: Array
     outside: Array
 
+    def scaled(self, share: Array) -> "BoxedSum":
+        """A multiple."""
+        return BoxedSum(self.bases, self.box, share * self.inside, share * self.outside)
+
     def mv_grid(self, x: Array) -> Array:
         """`K_r` for columns `(…, *grid)`."""
         columns = x.reshape(-1, *self.outside.shape)

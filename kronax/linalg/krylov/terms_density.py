@@ -13,6 +13,7 @@ exactly known `tr F = 0` and `tr F²`; their estimates from `b_e` are regressed 
 that leaves the logarithm without the quadratic that comes closest to it. For its derivative, with
 `x = A⁻¹ b` and `z = A_r⁻¹ b`, the mean of `xᵀ dA z` is `tr (A⁻¹ dA)` and that of `zᵀ dA_r z` is
 `tr (A_r⁻¹ dA_r)`: the difference is of first order in `K − K_r` and the `dK − dK_r` beyond the box.
+Where that is not small, only a share of `zᵀ dA_r z` and of `d log det A_r` is taken.
 With `a = S_r⁻¹ b_e`, `aᵀ (dK − dK_r) a` has no mean, and `2 aᵀ (K − K_r) S_r⁻¹ dK a` that of
 `d tr F²`. Nothing is left to probes where the box is the whole grid.
 """
@@ -60,6 +61,7 @@ class _Found(NamedTuple):
         right: `z`.
         even: `a`.
         twice: `S_r⁻¹ (K − K_r) a`.
+        shares: how much of `log det A_r` is taken by itself, in `dK` and in `dD`.
         slopes: how much of `aᵀ (K − K_r) a` and of `tr F²` is regressed out.
         variations: what multiplies `dD`, per probe, beside that of `log det A_r`.
         compared: the reference.
@@ -74,6 +76,7 @@ class _Found(NamedTuple):
     right: Array
     even: Array
     twice: Array
+    shares: Array
     slopes: Array
     variations: Array
     compared: Reference
@@ -152,7 +155,7 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
     squares = energy * krylov.log_square[num:]
     forms, spread, error = _log_forms(energy * krylov.log_form[num:], squares, controls)
     below, errors = quadratics_of(held, y, krylov)
-    slopes, variations = _derivative_controls(held, probes, left, right)
+    shares, slopes, variations = _derivative_controls(held, probes, left, right, probed.derivative)
     found = _Found(
         quadratics=below,
         logdets=forms + probed.forms + known,
@@ -161,6 +164,7 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
         right=right,
         even=probes.even,
         twice=probes.twice,
+        shares=shares,
         slopes=slopes,
         variations=variations,
         compared=held.compared,
@@ -204,27 +208,39 @@ def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Ar
 
 
 def _derivative_controls(
-    held: TermsReference, probes: _Probes, left: Array, right: Array
-) -> tuple[Array, Array]:
-    """How much to regress out of the derivative in the signal, and the derivative in the variances.
+    held: TermsReference, probes: _Probes, left: Array, right: Array, probed: ProbeDerivative
+) -> tuple[Array, Array, Array]:
+    """How much of `log det A_r`, in `dK` and `dD`, and of the twins to take; what multiplies `dD`.
 
-    Any slope is right; these are best for the derivative in the scale of the signal, and in that
-    of the noise.
+    Any shares and slopes are right; these are best for the derivative in the scale of the signal,
+    and in that of the noise of the cells.
     """
     axes = tuple(range(1, left.ndim))
     explained, twice = jnp.split(held.signal.mv_grid(jnp.concatenate([right, probes.even])), 2)
-    kept = jnp.sum(right * held.even_mv(right), axes)
+    whole, kept = jnp.sum(left * explained, axes), jnp.sum(right * held.even_mv(right), axes)
+    signal = boxed_sum(held.signal, held.compared.bases, held.compared.box)
+    share = _share(whole, kept, trace_surrogate(signal, 0 * held.precisions, probed))
     controls = jnp.stack([probes.first, 2 * jnp.sum(probes.twice * twice, axes)], axis=-1)
     controls = controls - jnp.mean(controls, 0)[None]
-    _, slopes, _ = _regressed(jnp.sum(left * explained, axes) - kept, controls)
-    # In even noise the derivative is `tr (S_r⁻¹ (K − K_r) S_r⁻¹)` to first order, which is zero.
-    own = (left - right) * right
-    share = held.precisions * held.compared.noise / held.precisions.size
-    total = jnp.sum(probes.twice * probes.even, axes)
-    _, (slope,), _ = _regressed(
-        jnp.sum(held.variances[None] * own, axes), (total - jnp.mean(total))[:, None]
+    _, slopes, _ = _regressed(whole - share * kept, controls)
+    noise = held.variances[None]
+    in_cells = _share(
+        noise * left * right, noise * right**2, held.precisions[None] * probed.variations
     )
-    return slopes, own - slope * share[None] * total.reshape(-1, *(1,) * len(axes))
+    own = (left - in_cells * right) * right
+    # In even noise the derivative is `tr (S_r⁻¹ (K − K_r) S_r⁻¹)` to first order, which is zero.
+    spread = held.precisions * held.compared.noise / held.precisions.size
+    total = jnp.sum(probes.twice * probes.even, axes)
+    _, (slope,), _ = _regressed(jnp.sum(noise * own, axes), (total - jnp.mean(total))[:, None])
+    own = own - slope * spread[None] * total.reshape(-1, *(1,) * len(axes))
+    return jnp.stack([share, in_cells]), slopes, own
+
+
+def _share(forms: Array, kept: Array, rest: Array) -> Array:
+    """How much of `kept` to take off `forms`, if its mean is known but for the spread of `rest`."""
+    forms, kept, rest = (x - jnp.mean(x, 0, keepdims=True) for x in (forms, kept, rest))
+    size = jnp.sum(kept**2) + jnp.sum(rest**2)
+    return jnp.clip(jnp.sum(forms * kept) / jnp.where(size > 0, size, 1), 0, 1)
 
 
 def _reference_logdet(
@@ -280,14 +296,17 @@ def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found
     kept = boxed_sum(signal, found.compared.bases, found.compared.box)
     observed = variances > 0
     precisions = jnp.where(observed, 1 / jnp.where(observed, variances, 1), 0)
-    reference = found.exact.along(kept, precisions)
-    reference = reference + trace_surrogate(kept, precisions, found.probed)
+    in_signal, in_noise = found.shares
+    part, precisions = kept.scaled(in_signal), in_noise * precisions
+    reference = found.exact.along(part, precisions)
+    reference = reference + trace_surrogate(part, precisions, found.probed)
     even, (first, second) = found.even, found.slopes
     towards = first * even + 2 * second * found.twice
     along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
     along = along - jnp.sum(even * signal.mv_grid(towards), axes)
     right, back = kept.mv_grid(jnp.stack([found.right, even]))
-    along = along - jnp.sum(found.right * right, axes) + first * jnp.sum(even * back, axes)
+    along = along - in_signal * jnp.sum(found.right * right, axes)
+    along = along + first * jnp.sum(even * back, axes)
     along = along + second * known_trace(found.compared, signal)
     return quadratics, reference + along + jnp.sum(variances[None] * found.variations, axes)
 
