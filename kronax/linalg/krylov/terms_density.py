@@ -14,8 +14,9 @@ that leaves the logarithm without the quadratic that comes closest to it. For it
 `x = A⁻¹ b` and `z = A_r⁻¹ b`, the mean of `xᵀ dA z` is `tr (A⁻¹ dA)` and that of `zᵀ dA_r z` is
 `tr (A_r⁻¹ dA_r)`: the difference is of first order in `K − K_r` and the `dK − dK_r` beyond the box.
 Where that is not small, only a share of `zᵀ dA_r z` and of `d log det A_r` is taken.
-With `a = S_r⁻¹ b_e`, `aᵀ (dK − dK_r) a` has no mean, and `2 aᵀ (K − K_r) S_r⁻¹ dK a` that of
-`d tr F²`. Nothing is left to probes where the box is the whole grid.
+With `a = S_r⁻¹ b_e`, `aᵀ (dK − dK_r) a − aᵀ (K − K_r) S_r⁻¹ dK a` is the same to first order on the
+even grid, and its mean `−½ d tr F²` is known: a share of it is taken off.
+Nothing is left to probes where the box is the whole grid.
 """
 
 from typing import Any, NamedTuple
@@ -62,7 +63,7 @@ class _Found(NamedTuple):
         even: `a`.
         twice: `S_r⁻¹ (K − K_r) a`.
         shares: how much of `log det A_r` is taken by itself, in `dK` and in `dD`.
-        slopes: how much of `aᵀ (K − K_r) a` and of `tr F²` is regressed out.
+        slopes: how much of `aᵀ dK a − aᵀ dK_r a` and of `tr F²` is taken off.
         variations: what multiplies `dD`, per probe, beside that of `log det A_r`.
         compared: the reference.
         exact: what is known of the derivative of `log det A_r`.
@@ -220,9 +221,10 @@ def _derivative_controls(
     whole, kept = jnp.sum(left * explained, axes), jnp.sum(right * held.even_mv(right), axes)
     signal = boxed_sum(held.signal, held.compared.bases, held.compared.box)
     share = _share(whole, kept, trace_surrogate(signal, 0 * held.precisions, probed))
-    controls = jnp.stack([probes.first, 2 * jnp.sum(probes.twice * twice, axes)], axis=-1)
-    controls = controls - jnp.mean(controls, 0)[None]
-    _, slopes, _ = _regressed(whole - share * kept, controls)
+    # On an even grid this is all that is of first order, and its mean is known.
+    control = probes.first - jnp.sum(probes.twice * twice, axes)
+    slope = _share(whole - share * kept, control, 0 * control)
+    slopes = jnp.stack([slope, -0.5 * slope])
     noise = held.variances[None]
     in_cells = _share(
         noise * left * right, noise * right**2, held.precisions[None] * probed.variations
