@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 
 import kronax as kx
 from kronax.linalg.arrays.precision import FLOOR, LOST
-from kronax.linalg.functions.conditioning import ends, largest_eigenvalue
+from kronax.linalg.spectral.conditioning import ends, largest_eigenvalue
 from tests.gp import dense
 
 X, Z = np.linspace(0, 1, 12), np.linspace(0, 1, 10)

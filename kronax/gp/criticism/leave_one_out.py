@@ -18,9 +18,10 @@ from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
 from kronax.linalg.arrays.checks import check_plain, is_concrete, without_mask
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.estimates.certificates import ConvergenceError, settled, warn_if_uncertain
+from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.diagonals import inverse_diagonal
-from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.krylov.operator import Iterations
 
 
 class LeaveOneOut(HeldOut):
@@ -85,19 +86,18 @@ def leave_one_out(post: Any) -> LeaveOneOut:
     inverse `S⁻¹ − S⁻¹ H A⁻¹ Hᵀ S⁻¹` that has a diagonal.
     """
     op, regression = post.operator, post.regression
-    found = op.inverse_estimate() if isinstance(op, Iterative) else None
-    if found is None:
-        diagonal = inverse_diagonal(op)
-    else:
-        diagonal = settled(found, op.iteration, "the draws").value
+    way, found = decomposition_of(op), None
+    if isinstance(way, Iterations):
+        found = way.settled(way.inverse_estimate(), "the draws")
+    diagonal = inverse_diagonal(op) if found is None else found.value
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
     if post.gp.observed is not None:
         diagonal = jnp.where(post.gp.observed.array, diagonal, jnp.nan)
     weights = post.weights
-    if found is not None:
+    if isinstance(way, Iterations):
         _check_positive(diagonal, post)
-        weights = op.data_weights(post.residual(), weights)
+        weights = way.data_weights(post.residual(), weights)
     variance = 1 / diagonal
     error = None if found is None else found.standard_error * jnp.square(variance)
     if found is not None:

@@ -12,18 +12,11 @@ from kronax.gp.means.regression import MarginalMean
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import Ends, warn_of_ratio
-from kronax.linalg.estimates.certificates import Estimate, exact_estimate, settled
-from kronax.linalg.factors.abstract_operator import AbstractSolvable
-from kronax.linalg.functions.conditioning import ends
+from kronax.linalg.estimates.certificates import Estimate, settled
+from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.functions.logdet import normal_logpdf_grid
-from kronax.linalg.functions.solve import solve_grid
-from kronax.linalg.krylov.operator import Iterative
 from kronax.linalg.operators.diagnose import explain_not_finite
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-
-# The covariance of the data: on the whole grid, or at the cells that have some.
-DataCovariance = KroneckerPlusNoise | AbstractSolvable
 
 
 class Weights(NamedTuple):
@@ -57,7 +50,7 @@ def _log_density(gp: Any, y: Array) -> Array:
 @eqx.filter_jit
 def _log_density_with_ends(gp: Any, y: Array) -> tuple[Array, Ends | None]:
     covariance = decompose(gp.data_covariance())  # one for both
-    return _log_density_of(gp, covariance, y), ends(covariance)
+    return _log_density_of(gp, covariance, y), decomposition_of(covariance).ends()
 
 
 def _log_density_of(gp: Any, covariance: DataCovariance, y: Array) -> Array:
@@ -77,14 +70,12 @@ def estimate(gp: Any, y: Array) -> Estimate:
 def unsettled_estimate(gp: Any, y: Array) -> Estimate:
     """The same, whether it converged or not."""
     covariance = gp.data_covariance()
-    if not isinstance(covariance, Iterative):
-        return exact_estimate(_log_density_of(gp, covariance, y))
-    residual = _residual(gp, covariance, y)
+    decomposition, residual = decomposition_of(covariance), _residual(gp, covariance, y)
     if not isinstance(gp.mean, MarginalMean):
-        return covariance.density(residual)
+        return decomposition.density(residual)
     design = gp.design_on((None,) * len(gp.axes))
     found = regress(covariance, design, residual, gp.mean.variance)
-    density = covariance.density(residual - fitted(found.estimates, design))
+    density = decomposition.density(residual - fitted(found.estimates, design))
     return density.shifted(integrated(found, gp.mean.variance))
 
 
@@ -92,8 +83,8 @@ def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
     """Those of checked data; warns where concrete values lose them."""
     found, eigenvalues = _weights(gp, operator, y)
     warn_of_ratio(eigenvalues, "Means and variances may be wrong")
-    if isinstance(operator, Iterative) and found.estimate is not None:
-        checked = settled(found.estimate, operator.iteration, "the posterior")
+    if found.estimate is not None:
+        checked = decomposition_of(operator).settled(found.estimate, "the posterior")
         return Weights(checked.value, found.regression, checked)
     explain(gp, y, found.value)
     return found
@@ -108,16 +99,15 @@ def _weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends
         labels = gp.mean.labels(gp.axes)
         found = regress(operator, design, residual, gp.mean.variance, **labels)
         residual = residual - fitted(found.estimates, design)
-    if not isinstance(operator, Iterative):
-        return Weights(solve_grid(operator, residual), found, None), ends(operator)
-    solved = operator.weights(residual)
-    return Weights(solved.value, found, solved), ends(operator)
+    decomposition = decomposition_of(operator)
+    solved = decomposition.weights(residual)
+    estimate = None if decomposition.is_exact else solved
+    return Weights(solved.value, found, estimate), decomposition.ends()
 
 
 def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:
     """The data less their mean, and zero in gaps."""
-    residual = jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes))))
-    return operator.held(residual) if isinstance(operator, AbstractSolvable) else residual
+    return operator.held(jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes)))))
 
 
 def explain(gp: Any, y: Array, value: Any) -> None:
@@ -125,6 +115,6 @@ def explain(gp: Any, y: Array, value: Any) -> None:
     if isinstance(value, jax.core.Tracer) or bool(jnp.isfinite(value).all()):
         return
     gp.check_model()
-    if isinstance(gp.data_covariance(), Iterative):
+    if not decomposition_of(gp.data_covariance()).is_exact:
         estimate(gp, y)
     explain_not_finite(value, gp.covariance())

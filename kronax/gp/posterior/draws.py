@@ -15,7 +15,7 @@ from kronax.gp.posterior.predict import at_data, cross_of
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
-from kronax.linalg.krylov.operator import signal_weights
+from kronax.linalg.functions.solve import signal_weights
 
 
 class Observed(NamedTuple):

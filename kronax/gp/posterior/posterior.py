@@ -17,7 +17,6 @@ from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.datasets import to_dataarray, to_dataset
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.marginal_likelihood import DataCovariance
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict
 from kronax.gp.posterior.append import append
@@ -28,7 +27,8 @@ from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, 
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
 from kronax.linalg.arrays.fingerprints import held, made_of_tree
-from kronax.linalg.estimates.certificates import Estimate, settled, warn_if_uncertain
+from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
+from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
 
 STALE = (
@@ -429,9 +429,7 @@ class Posterior(eqx.Module):
 
     def settled(self, estimate: Estimate) -> Estimate:
         """An estimate of this posterior, unless it did not converge and that is to raise."""
-        if not isinstance(self.operator, Iterative):
-            return estimate
-        return settled(estimate, self.operator.iteration, "the variances")
+        return decomposition_of(self.operator).settled(estimate, "the variances")
 
     def certain(self, estimate: Estimate, what: str = "Posterior variances") -> Array:
         """The value of an estimate, with a warning where draws leave it uncertain."""

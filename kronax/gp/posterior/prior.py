@@ -11,8 +11,9 @@ from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import safe_sqrt
-from kronax.linalg.functions.sample import apply_roots, sample_normal
+from kronax.linalg.functions.sample import sample_normal
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal, draw_signal
+from kronax.linalg.operators.draws import apply_roots
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
