@@ -8,7 +8,7 @@ the same ones at every call, from the quadrature that conjugate gradients give o
 certificate adds up what the probes miss, what the iterations leave and what rounding does.
 
 Derivatives are implicit, never through iterations or eigenvectors. With `α = A⁻¹ y`,
-`d(yᵀ A⁻¹ y) = 2αᵀ dy − αᵀ dA α`; that of what is left is in `probe_derivatives`.
+`d(yᵀ A⁻¹ y) = 2αᵀ dy − αᵀ dA α`; that of what is left is in `probes`.
 """
 
 from functools import partial
@@ -39,8 +39,13 @@ from kronax.linalg.krylov.preconditioner import (
     even,
     reference,
 )
-from kronax.linalg.krylov.probe_derivatives import ProbeDerivative, trace_surrogate
-from kronax.linalg.krylov.probed_logdet import ProbedLogdet, probed_logdet, rounding_of
+from kronax.linalg.krylov.probes import (
+    ProbeDerivative,
+    ProbedLogdet,
+    probed_logdet,
+    rounding_of,
+    trace_surrogate,
+)
 from kronax.linalg.krylov.solve import refuse_if_failed, run, upper_quadratics
 from kronax.linalg.krylov.terms_density import terms_both
 from kronax.linalg.operators.kronecker import Kronecker

@@ -36,8 +36,13 @@ from kronax.linalg.estimates.certificates import (
 from kronax.linalg.krylov.boxed_sum import ExactDerivative, boxed_sum, known_trace
 from kronax.linalg.krylov.conjugate_gradients import SLACK
 from kronax.linalg.krylov.preconditioner import Reference, solve_white
-from kronax.linalg.krylov.probe_derivatives import ProbeDerivative, trace_surrogate
-from kronax.linalg.krylov.probed_logdet import ProbedLogdet, probed_logdet, rounding_of
+from kronax.linalg.krylov.probes import (
+    ProbeDerivative,
+    ProbedLogdet,
+    probed_logdet,
+    rounding_of,
+    trace_surrogate,
+)
 from kronax.linalg.krylov.terms_preconditioner import (
     INNER,
     TermsReference,
