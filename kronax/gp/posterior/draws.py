@@ -26,6 +26,21 @@ class Observed(NamedTuple):
 
 
 @compiled
+def function_draws(
+    post: Any,
+    key: PRNGKeyArray,
+    new: New,
+    shape: tuple[int, ...],
+    include_noise: bool,
+    levels: Array | None,
+) -> Array:
+    """Draws of the function, or of observations with the model's noise or other variances."""
+    key, noise_key = jax.random.split(key)
+    observed = Observed(noise_key, levels) if include_noise else None
+    return posterior_draws(post, key, new, shape, observed)
+
+
+@compiled
 def posterior_draws(
     post: Any,
     key: PRNGKeyArray,
