@@ -213,7 +213,7 @@ def axis_shares(
 
 def new_shares(turned: Array, prior: Array, values: Array) -> Shares:
     """Of new places with the covariances `turned = k W`, relative to a term with these `values`."""
-    modes = jnp.square(turned) / values[None]
+    modes = jnp.square(apart(turned)) / values[None]
     total = jnp.sum(modes, axis=-1)
     # Rounding must not let the data tell more than there is to know.
     least = jnp.where(total > prior, prior / total, 1)
