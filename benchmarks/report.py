@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 from benchmarks import gap_tables, pictures, precision, start, tables
 from benchmarks.measure import ROOT, results_folder
 
-PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md", "docs/precision.md")
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
 CAPTIONS = {

@@ -18,7 +18,8 @@ def sample_normal(
 
     Per-axis roots only: one `eigh` per dense factor and `2 N Σ n_i` operations per draw. The
     symmetric root is used, which exists where Cholesky gives NaN; factors known to be positive
-    definite use Cholesky.
+    definite use Cholesky. Along what raises the rank of a singular covariance there is no
+    derivative: it is NaN in forward mode, and left out in reverse mode.
 
     Args:
         key: a JAX random key.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.mode_products import same_rank, taken
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.factors.submatrix import restricted
@@ -108,7 +108,7 @@ class InnerGrid:
             if rows is None and (self.is_merged or not is_whole):
                 rows = factor.to_dense()
                 prior = factor.diagonal() if prior is None else prior
-            kept.append(Places(None if rows is None else rows[..., k], prior))
+            kept.append(Places(None if rows is None else taken(rows, k, -1), prior))
         if not self.is_merged:
             return kept, own
         gaps, among = self.gaps, None
@@ -121,7 +121,8 @@ class InnerGrid:
 
     def rows(self, rows: Sequence[Array | None]) -> list[Array]:
         """The columns of `⊗rows[i]` that belong to inner cells, one matrix per inner axis."""
-        kept = [row[..., k] for row, k in zip(rows, self.mask.kept, strict=True) if row is not None]
+        pairs = zip(rows, self.mask.kept, strict=True)
+        kept = [taken(row, k, -1) for row, k in pairs if row is not None]
         if not self.is_merged:
             return kept
         gaps = self.gaps
