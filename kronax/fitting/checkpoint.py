@@ -18,7 +18,7 @@ from jaxtyping import Array
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
 
-FORMAT = "kronax fit 2"
+FORMAT = "kronax fit 3"
 
 
 class Checkpoint:
@@ -123,7 +123,7 @@ def _value(problem: Problem, raw: Raw, member: Array) -> Array:
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
     """Header and content: what follows the checksum of both, a line each."""
     checksum, _, body = path.read_bytes().partition(b"\n")
-    if b"kronax fit 1" in checksum:
+    if b"kronax fit 1" in checksum or b'"kronax fit 2"' in body.partition(b"\n")[0]:
         raise ValueError(
             f"The checkpoint {str(path)!r} is of an earlier version of kronax, whose fits cannot "
             "be continued. Give another path, or remove the file to start from the beginning."

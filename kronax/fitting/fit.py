@@ -25,6 +25,7 @@ from kronax.fitting.steps import (
     ROUNDED,
     RUNNING,
     STALLED,
+    Loop,
     State,
     start,
 )
@@ -139,7 +140,8 @@ def fit(
     def result(
         problem: Problem, states: State, seconds: float, stopped: str | None = None
     ) -> FitResult:
-        return _result(problem, states, tolerance, before + seconds, stopped)
+        loop = Loop(optimizer, states.step.size, int(num_steps))
+        return _result(problem, states, tolerance, before + seconds, stopped, loop)
 
     def report(problem: Problem, states: State, seconds: float) -> Any:
         return None if callback is None else callback(result(problem, states, seconds))
@@ -187,6 +189,7 @@ def _result(
     tolerance: float,
     wall_time: float,
     stopped: str | None,
+    loop: Loop,
 ) -> FitResult:
     """The best fit of every member, and how all of them ended."""
     # Many small pieces are read: on the host, where that is cheap.
@@ -215,6 +218,7 @@ def _result(
         restarts=tuple(tables) if many else tables[0],
         problem=problem,
         raw=single_raw(problem, raw),
+        loop=loop,
     )
 
 

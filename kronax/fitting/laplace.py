@@ -1,7 +1,8 @@
 """The Laplace approximation over the parameters of a fitted model."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 
 from kronax.fitting.problem import Problem, Raw
+from kronax.fitting.steps import Loop, gradients_by
 from kronax.linalg.arrays.checks import check_key
 from kronax.linalg.arrays.primitives import DerivativeOrderError
 from kronax.parameters import ParameterTable, aligned, describe_domain
@@ -20,10 +22,19 @@ from kronax.parameters import ParameterTable, aligned, describe_domain
 FLAT = 0.5
 # A standard deviation of a logarithm by which a parameter counts as undetermined: a factor of 150.
 WIDE = 5.0
-# Differences of gradients are taken over this power of the precision, 7e-4 in float64: gradients by
-# iterations are right to some 1e-8, and the third derivative of a log density is of order one.
-STEP = 0.2
 NORMAL_975 = 1.959963984540054
+# Differences are over this power of the precision and twice as far, 6e-3 in float64 and 0.1 in
+# float32: gradients keep some four digits less than their precision, and losses in logarithms of
+# parameters bend over distances of about one.
+STEP = 1 / 7
+# Standard errors by differences count where even the plain ones, whose error the extrapolated ones
+# have squared, are right to half a unit in the third digit, or as well as float32 has them.
+DIGITS = 5e-4
+# Of more numbers the exact Hessian is no dearer, whose program then is the least of it.
+FEW_NUMBERS = 20
+
+# Losses, `(num_points,)`, and their gradients, `(num_points, p)`, at points `(num_points, p)`.
+Gradients = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class LaplaceApproximation(eqx.Module):
@@ -138,17 +149,35 @@ class LaplaceApproximation(eqx.Module):
         return {p.path: biject_to(p.domain) for p in self.problem.table() if p.trainable}
 
 
+class _Curvature(NamedTuple):
+    """The Hessian, and the loss there; `by_differences` where it has no second derivatives."""
+
+    hessian: np.ndarray
+    loss: float
+    by_differences: bool
+
+
 def laplace(problem: Problem, model: Any, raw: Raw) -> LaplaceApproximation:
     """The approximation at the best point of a fit; noise at its floor is held there."""
-    if problem.has_floor:
-        problem, raw = problem.without_floor(model)
-    names = tuple(_names(raw))
-    hessian, by_differences = _hessian_or_differences(problem, raw)
-    _check_minimum(hessian, names, float(jnp.finfo(ravel_pytree(raw)[0].dtype).eps))
+    plain, at = problem.without_floor(model) if problem.has_floor else (problem, raw)
+    return _approximation(plain, at, _curvature(plain, at))
+
+
+def quick_laplace(
+    problem: Problem, model: Any, raw: Raw, loop: Loop | None
+) -> LaplaceApproximation:
+    """The same to the digits that a table shows, where it can be had by the loop of the fit."""
+    plain, at = problem.without_floor(model) if problem.has_floor else (problem, raw)
+    return _approximation(plain, at, _quick_curvature(plain, at, (problem, raw), loop))
+
+
+def _approximation(problem: Problem, raw: Raw, found: _Curvature) -> LaplaceApproximation:
+    names, hessian = tuple(_names(raw)), found.hessian
+    dtype = ravel_pytree(raw)[0].dtype
+    _check_minimum(hessian, names, float(jnp.finfo(dtype).eps))
     scale = np.sqrt(np.diag(hessian))
     covariance = np.linalg.inv(hessian / np.outer(scale, scale)) / np.outer(scale, scale)
     covariance = (covariance + covariance.T) / 2
-    dtype = ravel_pytree(raw)[0].dtype
     volume = sum(
         float(jnp.sum(jnp.log(jnp.abs(_slope(biject_to(p.domain), raw[p.path])))))
         for p in problem.table()
@@ -156,54 +185,141 @@ def laplace(problem: Problem, model: Any, raw: Raw) -> LaplaceApproximation:
     )
     _, log_determinant = np.linalg.slogdet(hessian)
     normaliser = len(names) / 2 * math.log(2 * math.pi) - log_determinant / 2
-    evidence = -float(_value(problem, raw)) + volume + normaliser
     return LaplaceApproximation(
         names,
         jnp.asarray(covariance, dtype),
-        jnp.asarray(evidence, dtype),
+        jnp.asarray(volume + normaliser - found.loss, dtype),
         problem,
         raw,
-        by_differences,
+        found.by_differences,
     )
 
 
-def _hessian_or_differences(problem: Problem, raw: Raw) -> tuple[np.ndarray, bool]:
+def _curvature(problem: Problem, raw: Raw) -> _Curvature:
+    """The exact Hessian, or differences of the gradient if there is none."""
     try:
-        return np.asarray(_hessian(problem, raw), np.float64), False
+        loss, hessian = _exact(problem, raw)
     except DerivativeOrderError:
-        return _differences(problem, raw), True
+        loss, matrix, _ = _differences(_gradients(problem, raw), raw, np.eye(_size(raw)))
+        return _Curvature(matrix, loss, True)
+    return _Curvature(np.asarray(hessian, np.float64), float(loss), False)
 
 
-def _differences(problem: Problem, raw: Raw) -> np.ndarray:
-    """Central differences of the gradient: right to the fourth root or so of the precision."""
-    vector, _ = ravel_pytree(raw)
-    step = float(jnp.finfo(vector.dtype).eps) ** STEP
-    columns = []
-    for unit in np.eye(vector.size, dtype=vector.dtype):
-        ahead, behind = (_gradient(problem, raw, vector + s * step * unit) for s in (1, -1))
-        columns.append((np.asarray(ahead, np.float64) - np.asarray(behind, np.float64)) / 2 / step)
-    matrix = np.stack(columns)
-    return (matrix + matrix.T) / 2
+def _quick_curvature(
+    problem: Problem, raw: Raw, fitted: tuple[Problem, Raw], loop: Loop | None
+) -> _Curvature:
+    """Differences of the gradient where they serve, and else the exact Hessian.
+
+    Their gradient is that of the loop which fitted the problem, so that nothing is compiled; its
+    noise above the floor is transferred to the noise itself.
+    """
+    if _size(raw) > FEW_NUMBERS:
+        return _curvature(problem, raw)
+    gradients, at, slope = _gradients(problem, raw), raw, np.eye(_size(raw))
+    if loop is not None and raw.keys() == fitted[1].keys():
+        gradients, at = gradients_by(loop, *fitted), fitted[1]
+        if fitted[0].has_floor and not _is_far_above_floor(problem):
+            gradients = _transferred(gradients, fitted[0], at, problem)
+            slope = _transfer(fitted[0], at, problem, ravel_pytree(at)[0])
+    loss, matrix, error = _differences(gradients, at, np.asarray(slope, np.float64))
+    if problem.is_estimated or _share(matrix, error) <= max(DIGITS, _eps(raw) ** (1 / 3)):
+        return _Curvature(matrix, loss, problem.is_estimated)
+    return _curvature(problem, raw)
+
+
+def _differences(
+    gradients: Gradients, raw: Raw, slope: np.ndarray
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Loss, Hessian, and the error of that without extrapolation, with it of fourth order.
+
+    `slope` is the derivative of the coordinates of the gradient by those of the points.
+    """
+    vector = np.asarray(ravel_pytree(raw)[0])
+    step, size = _eps(raw) ** STEP, vector.size
+    shifts = np.concatenate([k * step * np.eye(size) for k in (1, -1, 2, -2)])
+    points = np.concatenate([vector[None], vector + shifts]).astype(vector.dtype)
+    losses, found = gradients(points)
+    by = np.split(found[1:].astype(np.float64), 4)
+    at = [np.diag(p).astype(np.float64) for p in np.split(points[1:], 4)]
+    near, far = (
+        np.linalg.solve(slope.T, (by[k] - by[k + 1]) / (at[k] - at[k + 1])[:, None]) for k in (0, 2)
+    )
+    matrix = (4 * near - far) / 3
+    error = np.abs(far - near) / 3 + np.abs(matrix - matrix.T) / 2
+    return float(losses[0]), (matrix + matrix.T) / 2, error
+
+
+def _share(hessian: np.ndarray, error: np.ndarray) -> float:
+    """The largest share by which a standard error is off if the Hessian is off by some error."""
+    if not np.isfinite(hessian).all() or np.linalg.eigvalsh(hessian)[0] <= 0:
+        return np.inf
+    covariance = np.linalg.inv(hessian)
+    moved = np.abs(covariance) @ error @ np.abs(covariance)
+    return float(np.max(np.diag(moved) / np.diag(covariance))) / 2
+
+
+def _gradients(problem: Problem, raw: Raw) -> Gradients:
+    """By a program of their own."""
+
+    def gradients(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = [_value_and_gradient(problem, raw, jnp.asarray(point)) for point in points]
+        return np.array([v for v, _ in found]), np.stack([np.asarray(g) for _, g in found])
+
+    return gradients
+
+
+def _is_far_above_floor(problem: Problem) -> bool:
+    """Whether noise and what is above its floor are the same to six digits."""
+    noise = problem.noise_level(problem.model)
+    return bool(noise.least <= 1e-6 * noise.level)
+
+
+def _transferred(gradients: Gradients, fitted: Problem, raw: Raw, plain: Problem) -> Gradients:
+    """Gradients by the noise, from those by what is above its floor."""
+
+    def transferred(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        losses, found = gradients(points)
+        slopes = np.stack([_transfer(fitted, raw, plain, jnp.asarray(p)) for p in points])
+        found = np.linalg.solve(slopes.swapaxes(1, 2).astype(np.float64), found[..., None])
+        return losses, found[..., 0]
+
+    return transferred
 
 
 @eqx.filter_jit
-def _gradient(problem: Problem, raw: Raw, at: Array) -> Array:
+def _transfer(fitted: Problem, raw: Raw, plain: Problem, at: Array) -> Array:
+    """The derivative of the coordinates of one problem by those of another."""
     unravel = ravel_pytree(raw)[1]
-    return jax.grad(lambda v: problem.value(unravel(v)))(at)
+
+    def other(vector: Array) -> Array:
+        return ravel_pytree(plain.raw_of(fitted.build(unravel(vector))))[0]
+
+    return jax.jacfwd(other)(at)
 
 
 @eqx.filter_jit
-def _value(problem: Problem, raw: Raw) -> Array:
-    return problem.value(raw)
+def _value_and_gradient(problem: Problem, raw: Raw, at: Array) -> tuple[Array, Array]:
+    unravel = ravel_pytree(raw)[1]
+    return jax.value_and_grad(lambda v: problem.value(unravel(v)))(at)
 
 
 @eqx.filter_jit
-def _hessian(problem: Problem, raw: Raw) -> Array:
+def _exact(problem: Problem, raw: Raw) -> tuple[Array, Array]:
     """One product with a unit vector after another, so that memory does not grow with them."""
     vector, unravel = ravel_pytree(raw)
-    _, product = jax.linearize(jax.grad(lambda v: problem.value(unravel(v))), vector)
-    matrix = jax.lax.map(product, jnp.eye(vector.size, dtype=vector.dtype))
-    return (matrix + matrix.T) / 2
+    (value, _), product = jax.linearize(
+        jax.value_and_grad(lambda v: problem.value(unravel(v))), vector
+    )
+    matrix = jax.lax.map(lambda v: product(v)[1], jnp.eye(vector.size, dtype=vector.dtype))
+    return value, (matrix + matrix.T) / 2
+
+
+def _size(raw: Raw) -> int:
+    return sum(value.size for value in raw.values())
+
+
+def _eps(raw: Raw) -> float:
+    return float(jnp.finfo(ravel_pytree(raw)[0].dtype).eps)
 
 
 def _slope(transform: Any, raw: Array) -> Array:

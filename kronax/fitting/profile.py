@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from kronax.fitting.driver import INTERRUPTED
 from kronax.fitting.fit import fit
+from kronax.fitting.laplace import quick_laplace
 from kronax.fitting.problem import Problem, Raw, default_tolerance, is_at_floor
 from kronax.fitting.result import SAME_LOSS, FitResult
 from kronax.parameters import Parameter, aligned, as_parameter, describe_domain
@@ -172,8 +173,7 @@ def profile_likelihood(
     """The loss at values of one parameter, minimised over all the others.
 
     Its rise gives intervals that need no quadratic loss, and shows whether the data determine the
-    parameter at all. One fit per value, each from the end of its neighbour, in one compiled loop;
-    and one Hessian.
+    parameter at all. One fit per value, each from the end of its neighbour, in one compiled loop.
 
     Args:
         result: of a single fit. Priors are part of the loss.
@@ -306,7 +306,7 @@ def _trained(result: FitResult, path: str) -> tuple[Parameter, tuple[int, ...]]:
 def _standard_error(result: FitResult, path: str, index: tuple[int, ...]) -> float | None:
     name = path + (f"[{', '.join(map(str, index))}]" if index else "")
     try:
-        laplace = result.laplace()
+        laplace = quick_laplace(result.problem, result.model, result.raw, result.loop)
     except ValueError:
         return None
     if name not in laplace.names:  # noise at its floor

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.fitting.laplace import LaplaceApproximation, laplace
+from kronax.fitting.laplace import LaplaceApproximation, laplace, quick_laplace
 from kronax.fitting.problem import Problem, Raw
+from kronax.fitting.steps import Loop
 from kronax.parameters import ParameterTable, aligned
 
 # Starts that end this near to the best loss, in nats, have reached it.
@@ -81,6 +82,7 @@ class FitResult(eqx.Module):
     restarts: Any
     problem: Problem
     raw: Raw
+    loop: Loop | None = eqx.field(static=True, default=None)
 
     @property
     def loss(self) -> Any:
@@ -155,7 +157,9 @@ class FitResult(eqx.Module):
 
         Args:
             standard_errors: with standard errors and 95 % intervals, where the fit converged and
-                trained at most 200 numbers; they cost one Hessian, see `laplace`.
+                trained at most 200 numbers. Up to 20 cost four gradients each, by the loop of the
+                fit and so without compiling it anew; more, or where that is not right to three
+                digits, one Hessian, see `laplace`.
         """
         if self.problem.independent:
             return repr(self)
@@ -170,7 +174,8 @@ class FitResult(eqx.Module):
                 "numbers are many for a Hessian. Ask for it by result.laplace()."
             )
         try:
-            table = self.laplace().table(self.parameters)
+            found = quick_laplace(self.problem, self.model, self.raw, self.loop)
+            table = found.table(self.parameters)
         except ValueError as reason:
             return f"{head}\n{self.parameters!r}{remarks}\nNo standard errors: {reason}"
         return f"{head}\n{table}{remarks}"

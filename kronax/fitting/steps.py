@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array
 
@@ -23,10 +24,10 @@ class State(NamedTuple):
     """One fit, or several with a leading axis on every array.
 
     `losses[k]` and `norms[k]` belong to the point after `k` steps; `step` counts the points that
-    were judged. `fresh` is the loss at which a stuck line search was last started afresh. `move` is
-    the last step, `slope` the derivative of the loss along it, and `gain` what the optimiser's
-    whole step would have gained. `lost` counts gains below `rounding`, by which losses miss what
-    their gradients say, less those above.
+    were judged, and `grad` is the gradient at the last of them. `fresh` is the loss at which a
+    stuck line search was last started afresh. `move` is the last step, `slope` the derivative of
+    the loss along it, and `gain` what the optimiser's whole step would have gained. `lost` counts
+    gains below `rounding`, by which losses miss what their gradients say, less those above.
     """
 
     raw: Raw
@@ -46,6 +47,7 @@ class State(NamedTuple):
     gain: Array
     lost: Array
     rounding: Array
+    grad: Raw
 
 
 def start(starts: Raw, members: Array, optimizer: Any, num_steps: int) -> State:
@@ -70,6 +72,7 @@ def start(starts: Raw, members: Array, optimizer: Any, num_steps: int) -> State:
         gain=jnp.full(count, jnp.inf, dtype),
         lost=jnp.zeros(count, jnp.int32),
         rounding=jnp.zeros(count, dtype),
+        grad=jax.tree.map(jnp.zeros_like, starts),
     )
     # No buffer is shared with the model of the caller, nor one leaf with another: the compiled
     # loop takes them over.
@@ -93,6 +96,44 @@ def advance(
         alone = one(jax.tree.map(lambda x: x[0], states))
         return jax.tree.map(lambda x: x[None], alone)
     return jax.vmap(one)(states) if side_by_side() else jax.lax.map(one, states)
+
+
+class Loop(NamedTuple):
+    """What tells one compiled loop from others of the same problem."""
+
+    optimizer: Any
+    num_fits: int
+    num_steps: int
+
+    def __reduce__(self) -> Any:
+        """Nothing in a pickle: optimisers are closures, and no program goes with them."""
+        return type(None), ()
+
+
+def gradients_by(loop: Loop, problem: Problem, raw: Raw) -> Any:
+    """Losses and gradients at points `(num_points, p)`: what fits that start there see first.
+
+    The loop is that of a fit which was run: nothing is compiled.
+    """
+    ends = np.cumsum([raw[path].size for path in sorted(raw)])
+    anything = jnp.full((), jnp.inf, precision(raw))  # converged wherever it starts
+    members = jnp.zeros(loop.num_fits, jnp.int32)
+
+    def several(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = zip(sorted(raw), np.split(points, ends[:-1], axis=1), strict=True)
+        starts = {path: jnp.array(part.reshape(-1, *raw[path].shape)) for path, part in parts}
+        states = start(starts, members, loop.optimizer, loop.num_steps)
+        seen = advance((problem, loop.optimizer, anything), states, jnp.asarray(1, jnp.int32))
+        flat = [np.asarray(seen.grad[path]).reshape(len(points), -1) for path in sorted(raw)]
+        return np.asarray(seen.losses)[:, 0], np.concatenate(flat, axis=1)
+
+    def gradients(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        count = len(points)
+        batches = np.resize(points, (-(-count // loop.num_fits), loop.num_fits, points.shape[1]))
+        losses, found = zip(*map(several, batches), strict=True)
+        return np.concatenate(losses)[:count], np.concatenate(found)[:count]
+
+    return gradients
 
 
 def side_by_side() -> bool:
@@ -178,6 +219,7 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
         bad=bad,
         lost=lost.astype(jnp.int32),
         rounding=rounding,
+        grad=jax.tree.map(lambda g, old: g.astype(old.dtype), grad, state.grad),
     )
 
 

@@ -143,9 +143,10 @@ def test_a_damaged_header_is_seen(tmp_path, number):
 
 def test_a_checkpoint_of_the_earlier_format_is_refused_by_name(tmp_path):
     path = tmp_path / "fit.ckpt"
-    path.write_bytes(json.dumps({"format": "kronax fit 1"}).encode() + b"\nx")
-    with pytest.raises(ValueError, match="of an earlier version of kronax"):
-        fit(y=Y, checkpoint=path)
+    for before, version in ((b"", 1), (b"0f\n", 2)):
+        path.write_bytes(before + json.dumps({"format": f"kronax fit {version}"}).encode() + b"\nx")
+        with pytest.raises(ValueError, match="of an earlier version of kronax"):
+            fit(y=Y, checkpoint=path)
 
 
 def test_paths_that_cannot_be_written_raise_before_the_fit(tmp_path):

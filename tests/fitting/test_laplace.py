@@ -1,5 +1,7 @@
 """Priors, and the Laplace approximation over parameters."""
 
+import pickle
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,9 +9,11 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
+from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
 import kronax as kx
+from kronax.fitting import laplace
 from tests.fitting.cases import draws, fit, make, natural
 
 Y = draws()[0]
@@ -146,6 +150,87 @@ def test_the_summary_has_standard_errors_and_intervals(gp_result):
     assert "standard error" not in fit(y=Y, num_steps=2).summary()
 
 
+def quick(result):
+    return laplace.quick_laplace(result.problem, result.model, result.raw, result.loop)
+
+
+@pytest.fixture(scope="module")
+def single_result():
+    return fit(make(np.float32), Y.astype(np.float32), tolerance=1e-4)
+
+
+def test_the_errors_of_a_summary_are_those_of_the_exact_hessian(gp_result, single_result):
+    exact = gp_result.laplace()
+    for found, share in (
+        (quick(gp_result), 1e-7),
+        (quick(fit(y=Y, restarts=2)), 1e-4),  # another of its ends, as near to the optimum
+        (quick(fit(y=draws(2), independent=True)[0]), 1e-4),
+        (quick(single_result), 5e-3),
+    ):
+        assert not found.by_differences
+        assert found.names == exact.names
+        assert found.log_evidence == pytest.approx(exact.log_evidence, rel=max(share, 1e-6))
+        sd = np.sqrt(np.diag(exact.covariance))
+        off = (found.covariance - exact.covariance) / np.outer(sd, sd)
+        np.testing.assert_allclose(off, 0, atol=2 * share)
+
+
+def test_noise_above_its_floor_is_transferred(single_result):
+    """A quadratic loss of the plain coordinates, seen in those above float32's floor."""
+    problem = single_result.problem
+    floor = problem.noise_level(single_result.model).least
+    model = kx.replace(single_result.model, {"noise": 4 * floor})
+    raw = {path: value.astype(np.float64) for path, value in problem.raw_of(model).items()}
+    plain, _ = problem.without_floor(model)
+    vector, unravel = ravel_pytree(raw)
+    random = np.random.default_rng(0)
+    hessian, slope = np.cov(random.normal(size=(4, 9))), random.normal(size=4)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(v):
+        u = ravel_pytree(plain.raw_of(problem.build(unravel(v))))[0]
+        return u @ hessian @ u / 2 + slope @ u
+
+    def gradients(points):
+        losses, found = zip(*map(loss, points), strict=True)
+        return np.array(losses), np.stack(found)
+
+    transferred = laplace._transferred(gradients, problem, raw, plain)
+    moved = np.asarray(laplace._transfer(problem, raw, plain, vector))
+    assert np.abs(moved - np.eye(4)).max() > 0.1
+    _, found, error = laplace._differences(transferred, raw, moved)
+    np.testing.assert_allclose(found, hessian, atol=1e-6)
+    assert error.max() < 1e-2
+
+
+def test_a_summary_traces_the_loss_no_more(gp_result, monkeypatch):
+    def refused(self, y):
+        raise AssertionError("traced")
+
+    monkeypatch.setattr(kx.GridGP, "checked_log_likelihood", refused)
+    assert "standard error" in gp_result.summary()
+
+
+def test_a_result_survives_a_pickle(gp_result):
+    found = pickle.loads(pickle.dumps(gp_result))
+    assert found.loop is None
+    assert found.loss == gp_result.loss
+
+
+def test_where_differences_do_not_serve_the_hessian_is_exact():
+    """A ripple that is finer than their steps."""
+    result = kx.fit(
+        Gaussian(0.0, 1.0),
+        loss=lambda m: deviance(m) - 1e-3 * jnp.cos(1e3 * (m.mean - SAMPLE.mean())),
+        progress=False,
+    )
+    assert result.converged
+    found = quick(result).standard_errors["mean"]
+    curvature = SAMPLE.size / SAMPLE.var() + 1e3
+    assert found == pytest.approx(1 / np.sqrt(curvature), rel=1e-3)
+
+
 def test_a_direction_that_the_data_do_not_determine_is_named():
     class Twice(eqx.Module):
         a: jax.Array = kx.parameter(constraints.positive)
@@ -157,8 +242,8 @@ def test_a_direction_that_the_data_do_not_determine_is_named():
     assert "No standard errors: The loss does not rise" in result.summary()
 
 
-def test_float32_errors_agree(gp_result):
-    single = fit(make(np.float32), Y.astype(np.float32), tolerance=1e-4).laplace()
+def test_float32_errors_agree(gp_result, single_result):
+    single = single_result.laplace()
     for path, error in gp_result.laplace().standard_errors.items():
         assert single.standard_errors[path].dtype == np.float32
         assert single.standard_errors[path].item() == pytest.approx(error.item(), rel=0.05)
