@@ -12,7 +12,7 @@ from numpyro.distributions.util import validate_sample
 from kronax.distributions.grids import counted_gaps
 from kronax.distributions.normal import GridNormal
 from kronax.linalg.arrays import checks
-from kronax.linalg.functions.logdet import watched_logpdf
+from kronax.linalg.functions.logdet import logdet, watched_logpdf
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.operators.gap_geometry import Mask
 
@@ -109,7 +109,7 @@ class MaskedKroneckerNormal(GridNormal):
     def entropy(self) -> Array:
         """Differential entropy of the observed cells in nats: one log-determinant."""
         size = int(self.observed.sum())
-        value = 0.5 * self._part().logdet() + size * (1 + log(2 * pi)) / 2
+        value = 0.5 * logdet(self._part()) + size * (1 + log(2 * pi)) / 2
         return jnp.broadcast_to(value, self._lead())
 
     def _part(self) -> Masked:

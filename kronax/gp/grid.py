@@ -50,7 +50,6 @@ from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Estimate, Iteration
-from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.krylov.operator import Iterative
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
@@ -312,11 +311,8 @@ class GridGP(NumpyroSites, LeastNoise):
         seen, grid = self._seen(y)
         self.check_model()
         seen = measured_by(seen, grid)
-        operator = decompose(seen.data_covariance())
-        if isinstance(operator, Masked):
-            checks.refuse_joined(self, "A posterior given data with so many gaps is")
+        operator, found = marginal_likelihood.conditioned(seen, grid)
         template = template_of(y, self.axis_names)
-        found = marginal_likelihood.weights(seen, operator, grid)
         made_of = fingerprint_of_tree((seen, grid))
         return Posterior(
             seen, grid, operator, found.value, found.regression, template, found.estimate, made_of

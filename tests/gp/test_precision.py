@@ -11,7 +11,8 @@ from numpyro.distributions import constraints
 
 import kronax as kx
 from kronax.linalg.arrays.precision import FLOOR, LOST
-from kronax.linalg.functions.conditioning import ends, largest_eigenvalue
+from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.spectral.conditioning import largest_eigenvalue
 from tests.gp import dense
 
 X, Z = np.linspace(0, 1, 12), np.linspace(0, 1, 10)
@@ -117,10 +118,10 @@ def test_a_line_warns_once_and_traced_values_never():
 def test_eigenvalues_of_a_decomposition_are_exact(op):
     op = op(jnp.asarray(dense.matern32(X, X, 0.3)), jnp.asarray(dense.matern12(Z, Z, 0.4)))
     values = np.linalg.eigvalsh(op.to_dense())
-    found = ends(op)
+    found = decomposition_of(op).ends()
     np.testing.assert_allclose([found.smallest, found.largest], values[[0, -1]], rtol=1e-10)
     assert values[-1] <= largest_eigenvalue(op) <= 2 * values[-1]
-    assert ends(kx.decompose(op)) == found
+    assert decomposition_of(kx.decompose(op)).ends() == found
 
 
 def test_gaps_and_iterations_bound_the_eigenvalues():
@@ -131,7 +132,7 @@ def test_gaps_and_iterations_bound_the_eigenvalues():
     uneven = kx.KroneckerPlusDiagonal(op.kronecker, 0.1, observed=observed)
     masked = [kx.Masked(op, observed, method=m) for m in ("gaps", "merged")]
     for one in (*masked, kx.decompose(masked[0]), kx.Iterative(uneven)):
-        found = ends(one)
+        found = decomposition_of(one).ends()
         assert found.smallest <= values[0] + 1e-9
         assert values[-1] - 1e-9 <= found.largest <= 3 * values[-1]
 

@@ -81,7 +81,7 @@ def test_a_batch_of_data_has_a_batch_of_means_at_points():
 
 def test_more_points_than_a_chunk_holds_agree(monkeypatch):
     whole = TWO.mean(points=X), TWO.variance(points=X)
-    monkeypatch.setattr("kronax.linalg.functions.khatri_rao.CHUNK", 12)
+    monkeypatch.setattr("kronax.linalg.spectral.khatri_rao.CHUNK", 12)
     jax.clear_caches()
     assert_close(TWO.mean(points=X), whole[0])
     assert_close(TWO.variance(points=X), whole[1])

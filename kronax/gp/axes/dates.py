@@ -85,7 +85,8 @@ class Dates:
         # differences of integers, and of one sign, so that none of them cancels.
         (day, rest), (day0, rest0) = _split(dates), _split(start)
         days, rest = day - day0, rest - rest0
-        turn = np.where(rest < 0, days > 0, 0) - np.where(rest > 0, days < 0, 0)
+        none = np.timedelta64(0, "s")
+        turn = np.where(rest < none, days > 0, 0) - np.where(rest > none, days < 0, 0)
         days, rest = days - turn, rest + turn * np.timedelta64(1, "D")
         seconds = rest / np.timedelta64(1, "s")
         return days * (86_400 / SECONDS[self.unit]) + seconds / SECONDS[self.unit]

@@ -74,7 +74,7 @@ class Categorical(Kernel):
         place = (np.arange(num_categories)[:, None] + 0.5) / num_categories
         waves = np.cos(np.pi * np.arange(rank) * place)
         weights = waves / np.sqrt(np.square(waves).sum(axis=1, keepdims=True))
-        return cls(jnp.asarray(weights), jnp.full(num_categories, 1 / num_categories))
+        return cls(weights, np.full(num_categories, 1 / num_categories))
 
     @property
     def num_categories(self) -> int:

@@ -19,6 +19,7 @@ from kronax.gp.coordinates.spacing import difference
 from kronax.gp.kernels.points import Points
 from kronax.gp.means.means import ConstantMean, Mean, SumMean, ZeroMean
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.host import on_device
 from kronax.linalg.arrays.mode_products import along
 from kronax.parameters import as_parameter, parameter
 from kronax.paths import nearest
@@ -118,7 +119,7 @@ class RegressionMean(Mean):
             if self.scale is None:
                 changes["scale"] = half or 1.0
         if self.coefficients is None:
-            changes["coefficients"] = jnp.zeros(len(self.terms), dtype)
+            changes["coefficients"] = on_device(np.zeros(len(self.terms), dtype))
         return dataclasses.replace(self, **changes)
 
     def _number(self, num_axes: int, names: tuple[str, ...] | None = None) -> int:

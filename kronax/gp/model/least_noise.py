@@ -12,8 +12,8 @@ from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
 from kronax.linalg.arrays.precision import Ends, least_noise
-from kronax.linalg.functions.conditioning import largest_eigenvalue, row_sum
 from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.spectral.conditioning import largest_eigenvalue, row_sum
 from kronax.parameters import replace
 
 

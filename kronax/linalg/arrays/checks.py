@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.linalg.arrays.host import on_device
+
 
 def is_concrete(*values: Any) -> bool:
     """Whether every leaf has a value now (none is traced)."""
@@ -55,7 +57,7 @@ def array_of_reals(
             else "Convert it, for example with `.astype(float)`."
         )
         raise TypeError(f"{name} must hold floating-point numbers; got dtype {dtype}. {advice}")
-    array = jnp.asarray(value)
+    array = on_device(value)
     if finite and is_concrete(array):
         check_finite(array, name)
     return array
@@ -153,7 +155,7 @@ def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
                 "it, for example with `float(…)`."
             )
     whole = [float(v) for v in numbers]
-    return np.array(whole, jnp.zeros(()).dtype).reshape(array.shape)
+    return np.array(whole, jnp.result_type(float)).reshape(array.shape)
 
 
 def _is_missing(value: Any) -> bool:

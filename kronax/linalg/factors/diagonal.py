@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
@@ -108,7 +109,7 @@ class ScaledIdentity(AbstractFactor):
 
     def __init__(self, scale: Any, size: int):
         if isinstance(scale, int | float):
-            scale = jnp.asarray(float(scale))
+            scale = np.asarray(scale, jnp.result_type(float))
         self.scale = checks.array_of_reals(scale, "The scale of ScaledIdentity")
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(

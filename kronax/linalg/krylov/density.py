@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import outer, same_rank
 from kronax.linalg.arrays.primitives import by_surrogate
+from kronax.linalg.decompositions.low_rank import signal_plus_noise
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
     ROUNDING,
@@ -32,8 +33,6 @@ from kronax.linalg.estimates.certificates import (
     settled,
     trace_error,
 )
-from kronax.linalg.functions.diagonals import conjugated_inverse_diagonal
-from kronax.linalg.functions.logdet import logdet, mean_of
 from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.preconditioner import (
@@ -89,7 +88,7 @@ def iterative_logpdf(
         >>> round(estimate.value.item(), 3), estimate.converged.item()
         (-4.143, True)
     """
-    residual = op.held(jnp.subtract(*same_rank(op.vector(y, "y")[0], mean_of(mean, op))))
+    residual = op.held(jnp.subtract(*same_rank(op.vector(y, "y")[0], op.mean_vector(mean))))
     estimate = density_estimate(residual, op, iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the log density")
@@ -158,11 +157,11 @@ def _both_terms(
 def _exact_part(smooth: KroneckerPlusNoise, precisions: Array) -> Array:
     """`log det (I + wK) − Σ log W + tr (C − I)`."""
     noise: Any = smooth.noise
-    inverse = conjugated_inverse_diagonal(smooth, [None] * precisions.ndim)
+    inverse = signal_plus_noise(smooth).inverse_diagonal()
     variances = noise - noise**2 * inverse
     observed = precisions != 0
     logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
-    whole = logdet(smooth) - precisions.size * jnp.log(noise)
+    whole = signal_plus_noise(smooth).logdet() - precisions.size * jnp.log(noise)
     return whole - logs + jnp.sum((precisions - 1 / noise) * variances)
 
 

@@ -11,8 +11,8 @@ from kronax.linalg.arrays.mode_products import outer
 from kronax.linalg.estimates.certificates import Estimate, Iteration, skew_quantile
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import symmetric_roots
-from kronax.linalg.functions.sample import apply_roots
 from kronax.linalg.krylov.terms_preconditioner import TermsReference, in_bases, solve_terms
+from kronax.linalg.operators.draws import apply_roots
 
 
 def terms_posterior(

@@ -17,6 +17,8 @@ directions that are known no better, `eps λ_max` of it, and changes the varianc
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add, mul
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -63,6 +65,17 @@ class Places(NamedTuple):
             None if self.rows is None else 2,  # type: ignore[arg-type]
             None if self.prior is None else 1,  # type: ignore[arg-type]
         )
+
+
+def rows_of(parts: Sequence[Sequence[Places]]) -> tuple[tuple[Array, ...], ...]:
+    """The rows of scattered places, part by part."""
+    return tuple(tuple(p.rows for p in part if p.rows is not None) for part in parts)
+
+
+def priors_of(parts: Sequence[Sequence[Places]]) -> Array:
+    """The prior variances of scattered places, all parts together."""
+    products = ([p.prior for p in part if p.prior is not None] for part in parts)
+    return reduce(add, (reduce(mul, priors) for priors in products))
 
 
 class Shares(NamedTuple):
