@@ -18,9 +18,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import kronax as kx
 from tests import oracle
+from tests.everyday import everyday
 from tests.oracle import Jet
 
 
@@ -526,3 +528,75 @@ REPRESENTATIVE = (
     "both terms singular",
     "noise-free, one axis",
 )
+# The everyday run takes these: every kind of factor beside every form of noise, with and without
+# batches (`test_everyday.py` holds them to it). The product of all is the full run's.
+COVERING = (
+    "one axis",
+    "two axes",
+    "three axes",
+    "RBF 30 × 25",
+    "all diagonal",
+    "user-defined factor",
+    "Toeplitz of sizes 1 and 2",
+    "one factor of each structure",
+    "structured signal and noise",
+    "noise-free, structured",
+    "low rank beside dense",
+    "low rank, diagonal beside full noise",
+    "low-rank noise",
+    "batched low rank",
+    "full Kronecker noise",
+    "both terms singular",
+    "each axis another pair of kinds",
+    "user-defined noise",
+    "noise-free",
+    "noise-free, one axis",
+    "noise-free, general",
+    "noise-free, positive definite",
+    "noise-free, triangular beside general",
+    "noise-free, diagonal",
+    "noise-free, user-defined",
+    "Kronecker sum plus noise",
+    "Kronecker sum of structured factors",
+    "Kronecker sum, noise-free",
+    "batched (3, 1) against (5,)",
+    "batched full noise",
+    "batched, noise-free",
+    "batched Kronecker sum",
+    "batched user-defined factor",
+)
+
+
+# Every kind and every form once, for what another property has on the set above.
+SPARSE = (
+    "two axes",
+    "all diagonal",
+    "user-defined factor",
+    "one factor of each structure",
+    "structured signal and noise",
+    "low rank, diagonal beside full noise",
+    "full Kronecker noise",
+    "noise-free, general",
+    "noise-free, positive definite",
+    "noise-free, triangular beside general",
+    "Kronecker sum plus noise",
+    "Kronecker sum, noise-free",
+    "batched low rank",
+    "batched full noise",
+)
+
+
+def _program(case: Case):
+    """What a compiled function depends on."""
+    return case.layout, tuple(leaf.value.shape for leaf in case.leaves)
+
+
+def with_other_numbers(names):
+    """And the cases that are the same programs as these: they cost nothing more."""
+    programs = {_program(CASES[name]) for name in names}
+    return tuple(name for name, case in CASES.items() if _program(case) in programs)
+
+
+EVERYDAY, FEW = with_other_numbers(COVERING), with_other_numbers(SPARSE)
+each_case = pytest.mark.parametrize("name", everyday(CASES, EVERYDAY))
+few_cases = pytest.mark.parametrize("name", everyday(CASES, FEW))

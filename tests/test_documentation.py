@@ -8,6 +8,7 @@ import jax
 import pytest
 
 import kronax as kx
+from tests.everyday import full
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -135,7 +136,7 @@ def test_a_public_name_has_a_docstring_with_an_example(name):
     assert bool(examples_of(name).examples) is not (name in RETURNED)
 
 
-@pytest.mark.parametrize("double", [False, True], ids=["default precision", "float64"])
+@pytest.mark.parametrize("double", [False, full(True)], ids=["default precision", "float64"])
 @pytest.mark.parametrize("name", OBJECTS)
 def test_the_examples_of_a_docstring_run(name, double):
     test = examples_of(name)

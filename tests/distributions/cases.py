@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
 import scipy.stats
 
 import kronax as kx
 from tests.cases import covariance, decay, exchangeable, thin, wave
+from tests.everyday import everyday
 from tests.oracle import kron
 
 
@@ -154,6 +156,24 @@ DIFFERENTIATED = (
     "batched loc, noise and a factor",
     "t",
 )
+# The everyday run: every way to state a matrix and its noise, flat and not, with batches of each
+# part. What is left out puts these together otherwise, and is the full run's.
+COVERING = (
+    "noise-free",
+    "variance",
+    "full noise",
+    "Cholesky factors",
+    "precision factors and noise",
+    "structured",
+    "low rank",
+    "repeated eigenvalues",
+    "flat precision factors",
+    "batched factors",
+    "batched loc, noise and a factor",
+    "t, Cholesky factors",
+    "t, batched",
+)
+each_case = pytest.mark.parametrize("name", everyday(CASES, COVERING))
 # For what does not depend on the kind of matrix.
 FEW = ("variance", "Cholesky factors", "flat precision factors", "batched factors", "t, batched")
 

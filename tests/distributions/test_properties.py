@@ -9,18 +9,24 @@ import scipy.stats
 
 import kronax as kx
 from tests.cases import covariance
-from tests.distributions.cases import CASES, DIFFERENTIATED, FEW, direction, value_of
+from tests.distributions.cases import (
+    CASES,
+    DIFFERENTIATED,
+    FEW,
+    direction,
+    each_case,
+    value_of,
+)
 from tests.tolerances import assert_close
 
 NUM_DRAWS = 20_000
-every = pytest.mark.parametrize("name", CASES)
 density = jax.jit(lambda d, value: d.log_prob(value))
 entropy = jax.jit(lambda d: d.entropy())
 moments = jax.jit(lambda d: (d.mean, d.variance, d.covariance_matrix, d.covariance.to_dense()))
 many_draws = jax.jit(lambda d, key: d.sample(key, (NUM_DRAWS,)))
 
 
-@every
+@each_case
 def test_the_density_is_that_of_scipy(name):
     case = CASES[name]
     d = case.make()
@@ -33,7 +39,7 @@ def test_the_density_is_that_of_scipy(name):
     assert_close(entropy(d), case.each(lambda frozen, _: frozen.entropy()))
 
 
-@every
+@each_case
 def test_the_moments_are_those_of_the_matrix(name):
     case = CASES[name]
     d = case.make()
@@ -46,7 +52,7 @@ def test_the_moments_are_those_of_the_matrix(name):
     assert_close(np.broadcast_to(lazy, case.covariance.shape), case.covariance)
 
 
-@every
+@each_case
 def test_the_draws_have_these_moments(name):
     case = CASES[name]
     d = case.make()

@@ -7,10 +7,9 @@ import numpyro.distributions as dist
 import pytest
 
 import kronax as kx
-from tests.distributions.cases import CASES, FEW, value_of
+from tests.distributions.cases import CASES, FEW, each_case, value_of
 from tests.tolerances import assert_close
 
-every = pytest.mark.parametrize("name", CASES)
 few = pytest.mark.parametrize("name", FEW)
 PREPENDED = ((), (2,), (4, 2))
 
@@ -27,7 +26,7 @@ def draw(d, key):
     return d.sample(key)
 
 
-@every
+@each_case
 def test_the_shapes_are_those_of_numpyro(name):
     case = CASES[name]
     d = case.make()
@@ -45,7 +44,7 @@ def test_the_shapes_are_those_of_numpyro(name):
         assert jax.eval_shape(lambda part=part: getattr(d, part)).shape == shape
 
 
-@every
+@each_case
 def test_it_is_a_pytree_under_jit_and_map(name):
     case = CASES[name]
     d = case.make()
@@ -58,7 +57,7 @@ def test_it_is_a_pytree_under_jit_and_map(name):
     assert_close(draw(first, key), draw(d, key))
 
 
-@every
+@each_case
 def test_constructors_map_and_become_batches(name):
     """`vmap` over every array of a distribution, then one density of all, by NumPyro's rules."""
     case = CASES[name]

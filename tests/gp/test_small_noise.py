@@ -7,6 +7,7 @@ as a share `C · eps · λ_max / σ²` of the variance, for the largest eigenval
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from itertools import product
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from scipy.linalg import eigvalsh
 
 import kronax as kx
 from kronax.linalg.dense_covariance import DenseCovariance
+from tests.everyday import everyday
 from tests.linalg.contracted import QUICK
 
 # Ratios beyond what a precision carries are the point here.
@@ -197,8 +199,12 @@ def rows_of(route):
     }[route.rpartition(": ")[2]]
 
 
-@pytest.mark.parametrize("dtype", LEVELS)
-@pytest.mark.parametrize("name", CASES)
+# Every case in one precision, in turn, and the plain one in both.
+EVERYDAY = [(name, ("float32", "float64")[k % 2]) for k, name in enumerate(CASES)]
+EVERYDAY += [("one variance", "float64")]
+
+
+@pytest.mark.parametrize(("name", "dtype"), everyday(product(CASES, LEVELS), EVERYDAY))
 def test_variances_are_not_negative_and_right_relatively(name, dtype):
     case, eps = CASES[name], np.finfo(dtype).eps
     signal = np.asarray(case.covariance(AXES, AXES), float)

@@ -29,7 +29,7 @@ FUSED = ("solve", "normal_logpdf")
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
     # Later versions of XLA have only the one way to emit fusions.
-    QUICK["xla_cpu_use_fusion_emitters"] = False
+    QUICK |= {"xla_cpu_use_fusion_emitters": False, "xla_cpu_parallel_codegen_split_count": 1}
 
 
 def outputs(layout, names, leaves, weights, theta):

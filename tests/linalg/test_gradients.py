@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.cases import CASES
+from tests.cases import CASES, each_case
 from tests.linalg.contracted import QUICK, compare, expected, outputs, weights_of
 from tests.tolerances import assert_close
 
@@ -17,7 +17,7 @@ def first_order(layout, names, leaves, weights, theta):
     return function(theta), jax.jacrev(function)(theta)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_gradients(name):
     case = CASES[name]
     # A density needs a covariance; general factors have none.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import kronax as kx
@@ -18,7 +18,6 @@ from tests.tolerances import assert_close
 
 SHAPES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)
 BATCHES = st.sampled_from([(), (1,), (3,), (2, 3), (2, 1)])
-few = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def matrices_of(shapes, batch=()):
@@ -30,7 +29,6 @@ def dense_of(matrices):
     return reduce(np.kron, matrices)
 
 
-@few
 @given(SHAPES, BATCHES, st.booleans())
 def test_mv_is_the_dense_product_in_the_layout_given(shapes, batch, flat):
     matrices = matrices_of(shapes)
@@ -48,7 +46,6 @@ def test_mv_is_the_dense_product_in_the_layout_given(shapes, batch, flat):
     assert_close(op.mv(x), product.reshape(*batch, *rows))
 
 
-@few
 @given(SHAPES, st.sampled_from([(), (2,), (1,), (3, 2)]))
 def test_matmul_is_numpys(shapes, lead):
     matrices = matrices_of(shapes)
@@ -60,7 +57,6 @@ def test_matmul_is_numpys(shapes, lead):
     assert_close(op @ columns, dense @ columns)
 
 
-@settings(few, max_examples=10)
 @given(SHAPES, st.sampled_from([((3, 1), (5,)), ((2,), ()), ((), (4,)), ((1,), (3,))]))
 def test_batched_factors_broadcast_as_in_numpy(shapes, batches):
     rng = np.random.default_rng(3)
@@ -81,7 +77,6 @@ def test_batched_factors_broadcast_as_in_numpy(shapes, batches):
     assert_close(op.mv(x).reshape(*batch, -1), dense @ x.ravel())
 
 
-@few
 @given(SHAPES, st.floats(-3, 3).filter(lambda c: abs(c) > 1e-3))
 def test_transpose_and_multiples(shapes, scalar):
     matrices = matrices_of(shapes)
@@ -93,7 +88,6 @@ def test_transpose_and_multiples(shapes, scalar):
     assert_close((op / scalar).to_dense(), dense / scalar)
 
 
-@few
 @given(SHAPES)
 def test_a_product_of_operators_is_a_kronecker_product(shapes):
     matrices = matrices_of(shapes)
@@ -103,7 +97,6 @@ def test_a_product_of_operators_is_a_kronecker_product(shapes):
     assert_close(product.to_dense(), dense.T @ dense)
 
 
-@few
 @given(SHAPES, st.integers(0, 4), st.integers(0, 4))
 def test_nested_products_flatten(shapes, start, stop):
     matrices = matrices_of(shapes)
@@ -115,7 +108,6 @@ def test_nested_products_flatten(shapes, start, stop):
     assert_close(nested.to_dense(), dense_of(matrices))
 
 
-@few
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans(), BATCHES)
 def test_solve_undoes_mv(sizes, noisy, batch):
     rng = np.random.default_rng(4)
@@ -165,7 +157,6 @@ def test_axes_that_pass_round_come_back_to_their_places(shapes, batch):
 SIZES = st.tuples(st.integers(1, 30), st.integers(1, 30))
 
 
-@few
 @given(st.lists(SIZES, min_size=1, max_size=5))
 def test_no_order_of_the_axes_takes_fewer_operations(shapes):
     def operations(order):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from tests.cases import CASES
+from tests.cases import CASES, each_case, few_cases
 from tests.tolerances import assert_close
 
 
@@ -19,7 +19,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_round_trips(name):
     op = CASES[name].operator
     leaves, tree = jax.tree.flatten(op)
@@ -31,7 +31,7 @@ def test_round_trips(name):
     assert_same(jax.jit(lambda op: op)(op), op)
 
 
-@pytest.mark.parametrize("name", CASES)
+@few_cases
 def test_serialisation(name):
     op = CASES[name].operator
     file = io.BytesIO()

@@ -1,5 +1,7 @@
 """Slices given the others and decorrelated vectors, beside dense matrices."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import kronax as kx
 from kronax.linalg.gaps.slices import slices_given_others
 from kronax.linalg.spectral.whiten import decorrelate
+from tests.everyday import everyday
 from tests.tolerances import assert_close
 
 GRID = (5, 4, 3)
@@ -56,8 +59,12 @@ def cells_of(axis):
     return np.moveaxis(cells, axis, 0).reshape(GRID[axis], -1)
 
 
-@pytest.mark.parametrize("axis", range(3))
-@pytest.mark.parametrize("name", OPERATORS)
+# Every kind of operator on one axis, and one kind on every axis.
+EVERYDAY = [(name, k % 3) for k, name in enumerate(OPERATORS)]
+EVERYDAY += [("full noise", axis) for axis in range(3)]
+
+
+@pytest.mark.parametrize(("name", "axis"), everyday(product(OPERATORS, range(3)), EVERYDAY))
 def test_the_covariance_of_a_slice_given_the_others_is_the_dense_one(name, axis):
     op = OPERATORS[name]
     dense, every = np.asarray(op.to_dense()), np.arange(np.prod(GRID))

@@ -9,7 +9,7 @@ import pytest
 
 import kronax as kx
 from tests import oracle
-from tests.cases import CASES
+from tests.cases import CASES, each_case, few_cases
 from tests.linalg.contracted import QUICK
 from tests.tolerances import assert_close
 
@@ -18,7 +18,7 @@ def grid_shaped(case, flat):
     return np.reshape(flat, (*np.shape(flat)[:-1], *case.grid))
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_functions_of_a_vector(name):
     case = CASES[name]
     op, y, _ = case.inputs
@@ -30,7 +30,7 @@ def test_functions_of_a_vector(name):
     assert_close(op.mv(y), grid_shaped(case, (matrix.value @ flat.value[..., None])[..., 0]))
 
 
-@pytest.mark.parametrize("name", CASES)
+@each_case
 def test_functions_of_the_operator_alone(name):
     case = CASES[name]
     op, dense = case.operator, case.dense[0].value
@@ -49,7 +49,7 @@ def test_functions_of_the_operator_alone(name):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@few_cases
 def test_normal_logpdf(name):
     case = CASES[name]
     if not case.covariance:
@@ -77,7 +77,7 @@ def all_values(layout, leaves, theta):
     return values
 
 
-@pytest.mark.parametrize("name", CASES)
+@few_cases
 def test_float32(name):
     case = CASES[name].astype("float32")
     matrix, y, mean = case.dense
