@@ -309,5 +309,34 @@ def test_means_at_the_data_are_the_data_less_their_noise():
     truth = signal @ np.linalg.solve(signal + level * np.eye(120), y.astype(float))
     post = plain(level, "float32").condition(y.reshape(12, 10))
     deviation = np.sqrt(np.asarray(Case(plain, FIELD, IID).truth(level, axes), float))
-    error = (np.asarray(post.mean(), float).ravel() - truth) / deviation
-    assert np.sqrt(np.mean(error**2)) < 0.15
+    truth, deviation = truth.reshape(12, 10), deviation.reshape(12, 10)
+    # Among new coordinates those of the data are known again, and so they are at scattered points.
+    rows, columns = [7, 2, 5], np.arange(10)[::-1]
+    mixed = [np.insert(axes[0][rows], 1, np.float32(0.03)), axes[1][columns]]
+    found = [
+        (post.mean(), np.s_[:]),
+        (post.mean(mixed)[np.array([0, 2, 3])], np.ix_(rows, columns)),
+        (post.mean([None, axes[1][:4]]), np.s_[:, :4]),
+        (post.mean(points=(axes[0][:10], axes[1])), (np.arange(10), np.arange(10))),
+    ]
+    for mean, where in found:
+        error = (np.asarray(mean, float) - truth[where]) / deviation[where]
+        assert np.sqrt(np.mean(error**2)) < 0.15
+
+
+def test_a_mean_at_the_data_has_the_derivatives_of_the_function():
+    """Along a coordinate that is traced and happens to be one of the data, and at a gap."""
+    y = np.sin(3 * AXES[0])[:, None] * np.cos(2 * AXES[1])
+    post = plain(1e-3, "float64").observing(GAPS).condition(np.where(GAPS, y, np.nan))
+    x = jnp.asarray(AXES[0][2:4])
+
+    def of_grid(x):
+        return post.mean([x, None])[:, 3]
+
+    def of_points(x):
+        return post.mean(points=(x, jnp.full(2, AXES[1][3])))
+
+    for mean in (of_grid, of_points):
+        value, slope = jax.jvp(mean, (x,), (jnp.ones(2),))
+        np.testing.assert_allclose(value, post.mean()[2:4, 3], rtol=1e-9)
+        np.testing.assert_allclose(slope, post.mean_derivative(0)[2:4, 3], rtol=1e-6)
