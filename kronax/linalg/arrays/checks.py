@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import to_have_float64
+
 
 def is_concrete(*values: Any) -> bool:
     """Whether every leaf has a value now (none is traced)."""
@@ -413,9 +415,8 @@ def check_precision(value: Any, name: str, dtype: Any) -> None:
     if jnp.finfo(given).bits > jnp.finfo(dtype).bits:
         raise TypeError(
             f"{name} must not be of higher precision than the parameters; got {given} with "
-            f"{jnp.dtype(dtype)} parameters. Enable double precision with "
-            "`jax.config.update('jax_enable_x64', True)` before creating them, or convert with "
-            f"`.astype('{jnp.dtype(dtype)}')`."
+            f"{jnp.dtype(dtype)} parameters. To have {given}, {to_have_float64()}; or convert "
+            f"with `.astype('{jnp.dtype(dtype)}')`."
         )
 
 
