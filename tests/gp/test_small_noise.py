@@ -214,9 +214,9 @@ def test_variances_are_not_negative_and_right_relatively(name, dtype):
             lost = eps * top / level
             if lost > 1 and is_dense and np.isnan(value).all():
                 # Rounding is larger than the noise, and the matrix may have no Cholesky factor.
-                # A form that always has one would only hide that no digit is right: on a grid the
-                # eigenvalues of each axis still bound a variance, here nothing does. NaN says so
-                # under jit, an error elsewhere.
+                # A form that always has one would only hide that no digit is right: on a whole
+                # grid the kernels of the axes tell which eigenvalues are zero, here nothing does.
+                # NaN says so under jit, an error elsewhere.
                 continue
             assert (value >= 0).all(), (route, level)
             if lost > 0.1:
