@@ -34,7 +34,7 @@ def warn_of_lost_digits(gp: Any) -> None:
         if axis.static is None or isinstance(axis.coding, Labels):
             continue
         lost = _lost(axis.offsets.astype(gp.dtype), axis)
-        advice = f"in float64, {to_have_float64()}, or fit its parts apart"
+        advice = f"{to_have_float64()}, or fit its parts apart"
         if lost is None and _sees_zero(gp, kernel, i):
             lost = _lost(less(axis.exact.astype(gp.dtype), axis.origin), axis)
             advice = "let the function count from a nearer zero, with coordinates less an origin"
