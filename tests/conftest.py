@@ -11,6 +11,8 @@ import pytest
 from hypothesis import settings
 
 jax.config.update("jax_enable_x64", True)
+# A user may forbid that JAX adds axes by itself; kronax then works all the same.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1":
     jax.config.update("jax_disable_most_optimizations", True)
     if jax.__version_info__ < (0, 11):

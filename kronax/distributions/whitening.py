@@ -182,19 +182,28 @@ class KroneckerReparam(Reparam):
                 f"{type(fn).__name__}."
             )
         grid, dtype = fn.grid_shape, fn.form.dtype
-        base = dist.Normal(jnp.zeros(grid, dtype), jnp.ones((), dtype)).to_event(len(grid))
+        base = standard_normal(grid, dtype)
         base = self._wrap(base, expand_shape, event_dim - fn.event_dim + len(grid))
-        value = fn.loc + _colour(fn.form, numpyro.sample(f"{name}_base", base), self.jitter)
+        field = _colour(fn.form, numpyro.sample(f"{name}_base", base), self.jitter)
+        value = jnp.add(*same_rank(fn.loc, field))
         operator = fn.form.operator
         if isinstance(operator, KroneckerPlusNoise):
             noise = operator.noise
             white = numpyro.sample(f"{name}_noise_base", base)
             if isinstance(noise, Kronecker):
-                value = value + cholesky(noise).mv_grid(white)
+                field = cholesky(noise).mv_grid(white)
             else:
                 scale = jnp.sqrt(noise)
-                value = value + scale.reshape(*scale.shape, *(1,) * len(grid)) * white
+                scale = scale.reshape(*scale.shape, *(1,) * len(grid))
+                field = jnp.multiply(*same_rank(scale, white))
+            value = jnp.add(*same_rank(value, field))
         return None, fn._shaped(value)
+
+
+def standard_normal(grid: tuple[int, ...], dtype: Any) -> Any:
+    """White noise on a grid, of numbers: NumPyro promotes the ranks of arrays that it draws by."""
+    normal = dist.Normal(jnp.zeros((), dtype), jnp.ones((), dtype))
+    return normal.expand(grid).to_event(len(grid))
 
 
 def _colour(form: AbstractForm, white: Array, jitter: float) -> Array:

@@ -200,8 +200,8 @@ def _curvature(problem: Problem, raw: Raw) -> _Curvature:
     try:
         loss, hessian = _exact(problem, raw)
     except DerivativeOrderError:
-        loss, matrix, _ = _differences(_gradients(problem, raw), raw, np.eye(_size(raw)))
-        return _Curvature(matrix, loss, True)
+        value, matrix, _ = _differences(_gradients(problem, raw), raw, np.eye(_size(raw)))
+        return _Curvature(matrix, value, True)
     return _Curvature(np.asarray(hessian, np.float64), float(loss), False)
 
 
@@ -215,7 +215,7 @@ def _quick_curvature(
     """
     if _size(raw) > FEW_NUMBERS:
         return _curvature(problem, raw)
-    gradients, at, slope = _gradients(problem, raw), raw, np.eye(_size(raw))
+    gradients, at, slope = _gradients(problem, raw), raw, jnp.eye(_size(raw))
     if loop is not None and raw.keys() == fitted[1].keys():
         gradients, at = gradients_by(loop, *fitted), fitted[1]
         if fitted[0].has_floor and not _is_far_above_floor(problem):

@@ -40,7 +40,8 @@ def divergence(p, q):
 def dense_divergence(p, q):
     batch = np.broadcast_shapes(p.batch_shape, q.batch_shape)
     s_p, s_q = np.asarray(p.covariance_matrix), np.asarray(q.covariance_matrix)
-    shift = np.broadcast_to(q.mean - p.mean, (*batch, 3, 4)).reshape(*batch, 12)
+    shift = np.asarray(q.mean) - np.asarray(p.mean)
+    shift = np.broadcast_to(shift, (*batch, 3, 4)).reshape(*batch, 12)
     solved = np.linalg.solve(s_q, shift[..., None])[..., 0]
     trace = np.trace(np.linalg.solve(s_q, s_p), axis1=-2, axis2=-1)
     logdets = np.linalg.slogdet(s_q)[1] - np.linalg.slogdet(s_p)[1]

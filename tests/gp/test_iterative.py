@@ -225,7 +225,7 @@ def test_low_noise_keeps_the_mean_to_a_share_of_its_deviation():
     off = np.max(np.abs(iterative.mean() - post.mean()) / deviation)
     assert off <= iterative.estimate.error < 0.1
     draws = iterative.sample(jax.random.key(2), sample_shape=(50,))
-    z = (draws - post.mean()) / deviation
+    z = (draws - post.mean()[None]) / deviation[None]
     assert 0.9 < np.sqrt(np.mean(np.square(z))) < 1.1
     left_out, known = iterative.leave_one_out(), post.leave_one_out()
     assert (left_out.variance[np.isfinite(noise)] > 0).all()

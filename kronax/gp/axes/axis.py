@@ -103,10 +103,10 @@ class Axis(eqx.Module):
         x = jnp.asarray(self.exact) if self.static is not None else self.traced
         assert x is not None
         if self.origin is not None:
-            return _less_traced(x, np.asarray(self.origin))
+            return _less_traced(x, np.asarray(self.origin)[None])
         start = x[0] if self.start is None else self.start
         dtype = jnp.promote_types(x.dtype, start.dtype)
-        return x.astype(dtype) - start.astype(dtype)
+        return x.astype(dtype) - start[None].astype(dtype)
 
     def _on_sphere(self, x: Any) -> Any:
         """Places `(n, 3)` on the sphere."""

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Int
 
 
 class Points(eqx.Module):
@@ -48,3 +48,9 @@ class Points(eqx.Module):
     def joined(self, other: "Points") -> "Points":
         """These points and then the others; both have one origin."""
         return jax.tree.map(lambda x, z: jnp.concatenate([x, z]), self, other)
+
+    def found_in(self, known: "Points") -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
+        """Which of the `n` known points each one is, and whether it is one; `m n` comparisons."""
+        x, z = (p.centred.reshape(p.size, -1) for p in (self, known))
+        same = jnp.all(x[:, None] == z[None], axis=-1)
+        return jnp.argmax(same, axis=1), jnp.any(same, axis=1)

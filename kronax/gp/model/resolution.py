@@ -16,6 +16,7 @@ from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.linear import Linear
 from kronax.gp.means.means import FunctionMean
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.precision import to_have_float64
 
 # Of the coordinates. Some pairs of irregular ones are always close, and none the worse for it.
 TENTH = 0.1
@@ -33,7 +34,7 @@ def warn_of_lost_digits(gp: Any) -> None:
         if axis.static is None or isinstance(axis.coding, Labels):
             continue
         lost = _lost(axis.offsets.astype(gp.dtype), axis)
-        advice = "take `jax.config.update('jax_enable_x64', True)`, or fit its parts apart"
+        advice = f"{to_have_float64()}, or fit its parts apart"
         if lost is None and _sees_zero(gp, kernel, i):
             lost = _lost(less(axis.exact.astype(gp.dtype), axis.origin), axis)
             advice = "let the function count from a nearer zero, with coordinates less an origin"

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
-import numpyro.distributions as dist
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kronax.distributions.whitening import standard_normal
 from kronax.gp.coordinates.spacing import Coordinates
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.data_arrays import in_grid_order
@@ -31,9 +31,7 @@ def sample_latent(gp: Any, name: str, jitter: float) -> Array:
     factors = gp.covariance(include_noise=False).factors
     roots = [_root(k, jitter, axis.static) for k, axis in zip(factors, gp.axes, strict=True)]
     shape = tuple(r.size for r in roots)
-    white = sample_site(
-        f"{name}_white", dist.Normal(jnp.zeros(shape, gp.dtype), 1.0).to_event(len(shape))
-    )
+    white = sample_site(f"{name}_white", standard_normal(shape, gp.dtype))
     return numpyro.deterministic(
         name, jnp.add(*same_rank(gp.mean_on((None,) * len(shape)), apply_roots(roots, white)))
     )

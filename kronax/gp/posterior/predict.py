@@ -1,6 +1,8 @@
 """Prediction on a grid, compiled: mean, variance, covariance."""
 
+from functools import reduce
 from math import prod
+from operator import and_
 from typing import Any
 
 import jax
@@ -29,7 +31,8 @@ from kronax.gp.model.cross import amplitude, kernel_matrix, kernel_rows, root_ro
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance
-from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.mode_products import along, same_rank
+from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.dense_covariance import Cholesky
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate, skew_quantile
 from kronax.linalg.factors.dense import Dense
@@ -135,24 +138,48 @@ def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Arra
     """`value`, at observed cells by what the data are less their noise: `y − N S⁻¹ r`.
 
     The weights are large where the noise is small, and `K` times them loses what cancels there.
+    So it is where new coordinates are those of observed cells; there derivatives are of `value`.
     """
-    if any(new) or not decomposition_of(post.operator).is_exact:
+    if not decomposition_of(post.operator).is_exact:
         return value
-    noise, observed = post.gp.noise_term(), post.gp.observed
-    has_data: Any = True if observed is None else jnp.asarray(observed.array)
-    if isinstance(noise, Kronecker):
-        less = y - noise.mv_grid(weights)
-    else:
-        # Cells of infinite variance have no data, and infinity times zero is NaN.
-        if noise.ndim > 0:
-            has_data = ~jnp.isposinf(noise) & has_data
-            noise = jnp.where(jnp.isposinf(noise), 0, noise)
-        noise, weights = same_rank(noise, weights)
-        less = y - noise * weights
-    if has_data is True:
+    less, has_data = _less_noise(post.gp, y, weights)
+    if not any(new) and has_data is True:
         return less
-    has_data, less = same_rank(jnp.broadcast_to(has_data, post.gp.grid_shape), less)
-    return jnp.where(has_data, less, value)
+    if not any(new):
+        has_data, less, value = same_rank(has_data, less, value)
+        return jnp.where(has_data, less, value)
+    has_data = jnp.broadcast_to(has_data, post.gp.grid_shape)
+    for i, (x, axis) in enumerate(zip(new, post.gp.axes, strict=True), -len(new)):
+        if x is None:
+            continue
+        cell, is_old = x.found_in(axis.points(post.operator.dtype))
+        less, has_data = (jnp.take(grid, cell, axis=i) for grid in (less, has_data))
+        has_data = has_data & along(is_old, i, len(new))
+    return with_value(value, jnp.where(*same_rank(has_data, less, value)))
+
+
+def at_data_among(post: Any, new: tuple[Points, ...], value: Array) -> Array:
+    """The same of the mean at scattered places."""
+    if not decomposition_of(post.operator).is_exact:
+        return value
+    less, has_data = _less_noise(post.gp, post.y, post.weights)
+    axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)
+    cells, are_old = zip(*(x.found_in(old) for x, old in zip(new, axes, strict=True)), strict=True)
+    has_data = reduce(and_, are_old, jnp.broadcast_to(has_data, post.gp.grid_shape)[cells])
+    return with_value(value, jnp.where(*same_rank(has_data, less[(..., *cells)], value)))
+
+
+def _less_noise(gp: Any, y: Array, weights: Array) -> tuple[Array, Any]:
+    """`y − N S⁻¹ r` on the grid, and which of its cells have data."""
+    noise = gp.noise_term()
+    has_data: Any = True if gp.observed is None else jnp.asarray(gp.observed.array)
+    if isinstance(noise, Kronecker):
+        return y - noise.mv_grid(weights), has_data
+    # Cells of infinite variance have no data, and infinity times zero is NaN.
+    if noise.ndim > 0:
+        has_data = ~jnp.isposinf(noise) & has_data
+        noise = jnp.where(jnp.isposinf(noise), 0, noise)
+    return y - jnp.multiply(*same_rank(noise, weights)), has_data
 
 
 @compiled

@@ -12,6 +12,7 @@ from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.means import values_at
 from kronax.gp.model.components import Component, axis_with_variance, parts, rows_at
 from kronax.gp.model.cross import root_rows
+from kronax.gp.posterior.predict import at_data_among
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.estimates.certificates import Estimate
 from kronax.linalg.functions.choice import decomposition_of
@@ -63,9 +64,9 @@ def mean_at(
     if name is not None:
         return value
     value = jnp.add(*same_rank(_prior_mean(post.gp, new), value))
-    if post.regression is None:
-        return value
-    return value + matmul(post.regression.estimates, _design(post.gp, new))
+    if post.regression is not None:
+        value = value + matmul(post.regression.estimates, _design(post.gp, new))
+    return at_data_among(post, new, value)
 
 
 def _explained(

@@ -12,6 +12,7 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.host import on_device
 from kronax.linalg.arrays.nested_lists import parts
+from kronax.linalg.arrays.precision import to_have_float64
 
 
 def is_concrete(*values: Any) -> bool:
@@ -423,9 +424,8 @@ def check_precision(value: Any, name: str, dtype: Any) -> None:
     if jnp.finfo(given).bits > jnp.finfo(dtype).bits:
         raise TypeError(
             f"{name} must not be of higher precision than the parameters; got {given} with "
-            f"{jnp.dtype(dtype)} parameters. Enable double precision with "
-            "`jax.config.update('jax_enable_x64', True)` before creating them, or convert with "
-            f"`.astype('{jnp.dtype(dtype)}')`."
+            f"{jnp.dtype(dtype)} parameters. To have {given}, {to_have_float64()}; or convert "
+            f"with `.astype('{jnp.dtype(dtype)}')`."
         )
 
 

@@ -82,14 +82,18 @@ def _magnitude(ratio: float) -> str:
 
 def _advice(dtype: Any) -> str:
     if dtype.itemsize < 8:
-        return (
-            "Enable double precision before any array is made: "
-            'jax.config.update("jax_enable_x64", True).'
-        )
+        return f"To have float64, {to_have_float64()}."
     return (
         "Double precision carries no more: give more noise, a rougher kernel such as a Matérn, "
         "shorter lengthscales, or take fewer places; and take out the mean of the data."
     )
+
+
+def to_have_float64() -> str:
+    """What is to be done; float32 parameters stay float32 where JAX admits float64 as well."""
+    if jax.config.read("jax_enable_x64"):
+        return "make the parameters float64 arrays (jax_enable_x64 is set already)"
+    return 'set jax.config.update("jax_enable_x64", True) before any array is made'
 
 
 def _outside() -> int:

@@ -7,6 +7,7 @@ import numpy as np
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.fingerprints import held
 from kronax.linalg.arrays.host import is_finite
+from kronax.linalg.arrays.precision import to_have_float64
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 
@@ -28,7 +29,7 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
         if isinstance(noise, Kronecker):
             refuse_indefinite(noise, "noise")
         eps = np.finfo(op.dtype).eps
-        double = 'Enable double precision, jax.config.update("jax_enable_x64", True); or add'
+        double = f"To have float64, {to_have_float64()}; or add"
         raise np.linalg.LinAlgError(
             "The operator must be positive definite; signal plus noise has an eigenvalue that is "
             f"not above zero in {op.dtype}. {double if eps > 1e-10 else 'Add'} noise, a variance "
