@@ -11,6 +11,7 @@ WORKLOADS = (
     "scale",
     "mcmc",
     "fitting",
+    "start",
     "whitening",
     "posterior",
     "gaps",

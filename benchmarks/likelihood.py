@@ -2,8 +2,11 @@
 
 `eigh` is the bare decomposition of each factor, jitted, timed by itself and summed: the floor of
 a method that decomposes dense factors. It uses one core where the rest may use all, so the ratio
-means something on a quiet machine only. Errors are those of the gradient against a closed form in
-NumPy. A further method is one more entry in `candidates`, another library one more in `PEERS`.
+means something on a quiet machine only. About eight matrix products of each factor's size come to
+it in a value and gradient, and machines differ in how fast these are beside their `eigh`: they are
+timed in the same turns, and the second ratio is to both. Errors are those of the gradient against a
+closed form in NumPy. A further method is one more entry in `candidates`, another library one more
+in `PEERS`.
 """
 
 from collections.abc import Callable
@@ -25,6 +28,7 @@ LOW_RANK_SHAPE = (2000, 2000)
 LENGTHSCALES = (0.3, 0.4)
 NOISE = 0.1
 MOST_DENSE_CELLS = 2000
+NUM_PRODUCTS = 8
 # By the name in tables, the environment that it runs in.
 PEERS = {"PyMC": "pymc", "GPyTorch": "gpytorch", "luas": "luas"}
 
@@ -44,10 +48,14 @@ def candidates(kernel: str, axes: list, parameters: Any, y: Any) -> dict[str, Ca
 
 
 def decompositions(kernel: str, axes: list, parameters: Any) -> dict[str, Callable[[], Any]]:
-    """The bare decomposition of each factor."""
-    eigh = jax.jit(jnp.linalg.eigh)
+    """The bare decomposition of each factor, and its product with itself."""
     factors = [models.KERNELS[kernel](x, t) for x, t in zip(axes, parameters, strict=False)]
-    return {f"eigh {i}": lambda factor=factor: eigh(factor) for i, factor in enumerate(factors)}
+    bare = {"eigh": jax.jit(jnp.linalg.eigh), "product": jax.jit(jnp.matmul)}
+    return {
+        f"{name} {i}": lambda call=call, given=(f,) * (2 if name == "product" else 1): call(*given)
+        for name, call in bare.items()
+        for i, f in enumerate(factors)
+    }
 
 
 def problem(kernel: str, shape: tuple[int, ...]) -> tuple[list, np.ndarray, np.ndarray, Any]:
@@ -68,14 +76,21 @@ def rows_of(
     """One row per method, with what its numbers are worth."""
     value, gradient = truth
     case = {"kernel": kernel, "shape": list(shape)}
-    floor = sum(times[name]["seconds"] for name in times if name.startswith("eigh"))
-    rows: list[dict[str, Any]] = [{**case, "method": "eigh", "seconds": floor}]
+    floor, products = (
+        sum(times[name]["seconds"] for name in times if name.startswith(kind))
+        for kind in ("eigh", "product")
+    )
+    rate = sum(2.0 * n**3 for n in shape) / products / 1e9
+    rows: list[dict[str, Any]] = [
+        {**case, "method": "eigh", "seconds": floor, "product_gigaflops": rate}
+    ]
     for name in calls:
         row = {**case, "method": name, **times[name]}
         if row["seconds"] is not None:
             found_value, found_gradient = calls[name]()
             row |= {
                 "over_eigh": row["seconds"] / floor,
+                "over_eigh_and_products": row["seconds"] / (floor + NUM_PRODUCTS * products),
                 "value_error": relative_error(found_value, value),
                 "gradient_error": relative_error(found_gradient, gradient),
                 "worst_component_error": worst_component(found_gradient, gradient),
@@ -136,6 +151,7 @@ def run(quick: bool) -> None:
         print(
             ", ".join(
                 f"{r['method']} {shown(r)}"
+                + (f" ({r['product_gigaflops']:.0f} Gflop/s)" if r["method"] == "eigh" else "")
                 + (f" ({r['gradient_error']:.0e})" if "gradient_error" in r else "")
                 for r in new
             ),

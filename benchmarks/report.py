@@ -13,10 +13,10 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks import gap_tables, pictures, precision, tables
+from benchmarks import gap_tables, pictures, precision, start, tables
 from benchmarks.measure import ROOT, results_folder
 
-PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md", "docs/precision.md")
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
 CAPTIONS = {
@@ -75,6 +75,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "fitting-bar": tables.fitting_bar_table,
         },
         "whitening": {"whitening": tables.whitening_table},
+        "start": {"start": start.start_table},
         "posterior": {"posterior": tables.posterior_table},
         "gaps": {"gaps": gap_tables.gaps_table},
         "preconditioners": {"preconditioners": gap_tables.preconditioners_table},

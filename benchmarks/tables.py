@@ -55,6 +55,8 @@ def likelihood_table(rows: list[dict[str, Any]]) -> str:
                 f"{kronax['over_eigh']:.2f}",
                 _milliseconds(regular),
                 f"{regular['over_eigh']:.2f}",
+                digits(group["eigh"].get("product_gigaflops")),
+                *(_quotient(row.get("over_eigh_and_products")) for row in (kronax, regular)),
                 _milliseconds(naive),
                 _milliseconds(group.get("dense")),
                 _error(kronax["gradient_error"]),
@@ -62,7 +64,8 @@ def likelihood_table(rows: list[dict[str, Any]]) -> str:
             ]
         )
     header = ["kernel", "grid", "`eigh`, ms", "kronax, ms", "kronax / `eigh`"]
-    header += ["regular axes seen, ms", "regular / `eigh`"]
+    header += ["regular axes seen, ms", "regular / `eigh`", "products, Gflop/s"]
+    header += ["kronax / (`eigh` + 8 products)", "regular / the same"]
     header += ["autodiff through `eigh`, ms", "dense, ms"]
     return table([*header, "gradient error: kronax", "autodiff"], body)
 
@@ -435,6 +438,10 @@ def _milliseconds(row: dict[str, Any] | None) -> str:
 def _microseconds(row: dict[str, Any] | None) -> str:
     mark = "≈ " if row and row.get("extrapolated") else ""
     return mark + _in_unit(row, 1e6)
+
+
+def _quotient(number: float | None) -> str:
+    return "–" if number is None else f"{number:.2f}"
 
 
 def _seconds(row: dict[str, Any] | None) -> str:

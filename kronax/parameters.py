@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 
-from kronax.linalg.arrays.checks import check_plain, plain
+from kronax.linalg.arrays.checks import check_plain, is_concrete, plain
+from kronax.linalg.arrays.host import on_device
 from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")
@@ -113,25 +114,32 @@ def as_parameter(value: Any, constraint: Any, name: str) -> Any:
     given = value.dtype if isinstance(value, jax.Array) else np.asarray(value).dtype
     if not (jnp.issubdtype(given, jnp.floating) or jnp.issubdtype(given, jnp.integer)):
         raise TypeError(f"{name} must hold real numbers; got {value!r} of dtype {given}.")
-    if not isinstance(value, jax.core.Tracer):
-        # Looked at now, also under jit, which would trace it and hide what is wrong.
-        with jax.ensure_compile_time_eval():
-            _check_domain(_as_floating(value), constraint, name)
-    return _as_floating(value)
+    if isinstance(value, jax.core.Tracer):
+        array = value if jnp.issubdtype(given, jnp.floating) else value.astype(float)
+        return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+    host = _on_host(value)
+    # Looked at now, also under jit, which would trace it and hide what is wrong.
+    with jax.ensure_compile_time_eval():
+        _check_domain(host, constraint, name)
+    is_ready = isinstance(value, jax.Array) and value.dtype == host.dtype and not value.weak_type
+    return value if is_ready else on_device(host)
 
 
-def _as_floating(value: Any) -> Array:
-    array = jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(float)
-    return jax.lax.convert_element_type(array, array.dtype) if array.weak_type else array
+def _on_host(value: Any) -> np.ndarray:
+    """Concrete numbers as JAX will hold them, in NumPy: nothing is compiled to look at them."""
+    array = np.asarray(value)
+    dtype = array.dtype if jnp.issubdtype(array.dtype, jnp.floating) else float
+    with np.errstate(over="ignore"):  # infinity is refused as such
+        return array.astype(jax.dtypes.canonicalize_dtype(dtype))
 
 
-def _check_domain(array: Array, constraint: Any, name: str) -> None:
-    finite = bool(jnp.isfinite(array).all())
-    if finite and bool(jnp.all(constraint(array))):
+def _check_domain(values: np.ndarray, constraint: Any, name: str) -> None:
+    # Compiled programs take subnormal numbers for zero.
+    is_zero = np.abs(values) < np.finfo(values.dtype).tiny
+    seen = np.where(is_zero, np.zeros_like(values), values)
+    is_own = type(constraint).__module__.startswith("numpyro.")
+    if np.isfinite(seen).all() and np.all(constraint(seen if is_own else on_device(seen))):
         return
-    values = np.asarray(array)
     advice = _advice(values, constraint)
     raise ValueError(f"{name} must be {describe_domain(constraint)}; got {values}. {advice}")
 
@@ -354,8 +362,11 @@ def replace(model: Model, values: Mapping[str, Any]) -> Model:
         check_known(path, list(rows))
         old = rows[path]
         # Python numbers stay out of a trace, so that they are checked under jit too.
+        if value is None or isinstance(value, str | bool):
+            raise TypeError(f"{path} must be a number or an array; got {value!r}.")
         value = plain(value, path)
-        array = np.asarray(value) if isinstance(value, int | float) else jnp.asarray(value)
+        is_array = isinstance(value, jax.Array) or not is_concrete(value)
+        array = jnp.asarray(value) if is_array else np.asarray(value)
         if array.shape != old.value.shape:
             raise ValueError(
                 f"{path} must keep its shape {old.value.shape}; got shape {array.shape}."
@@ -401,7 +412,7 @@ def _put(model: Model, values: Mapping[str, Any]) -> Model:
 
 
 def _check_inside(p: Parameter, raw: Array) -> None:
-    if not isinstance(raw, jax.core.Tracer) and not bool(jnp.isfinite(raw).all()):
+    if not isinstance(raw, jax.core.Tracer) and not np.isfinite(raw).all():
         raise ValueError(
             f"{p.path} must be {describe_domain(p.domain)} to be trained; got {_short(p.value)}. "
             "Move it inside its domain, or freeze it."

@@ -34,7 +34,7 @@ ALLOWED_LOOPS = {
         "fori_loop",
     ): "columns of one factor, each chosen after the one before",
     (
-        "linalg/functions/diagonals",
+        "linalg/spectral/diagonals",
         "map",
     ): "rows of one axis in chunks, so that no N x n array is held",
     ("linalg/gaps/slices", "map"): "places on the other axes in chunks, as in the diagonals",
@@ -42,7 +42,7 @@ ALLOWED_LOOPS = {
     ("linalg/krylov/variances", "scan"): "draws in chunks, so that few are held at once",
     ("linalg/krylov/terms_variances", "scan"): "the same",
     (
-        "linalg/functions/khatri_rao",
+        "linalg/spectral/khatri_rao",
         "map",
     ): "places in chunks, so that nothing of size m x N is held",
     ("linalg/gaps/schur", "map"): "eigenvalues of shared axes, and pieces of fibres: one size",
@@ -373,12 +373,12 @@ GOOD_FILES = {
     "__init__.py": '"""Package."""\n\nfrom kronax.top import f\n\n__all__ = ["f"]\n',
     "linalg/__init__.py": "from kronax.linalg.low import g\n",
     "linalg/low.py": "import jax\n\n\ndef g():\n    pass\n",
-    "linalg/functions/diagonals.py": "from jax import lax\nfrom .. import low\nh = lax.map\n",
-    "linalg/functions/traces.py": "from .diagonals import h\n",
+    "linalg/spectral/diagonals.py": "from jax import lax\nfrom .. import low\nh = lax.map\n",
+    "linalg/spectral/traces.py": "from .diagonals import h\n",
     "top.py": "from kronax.linalg.low import g\nfrom .linalg import low\n",
     "plotting/maps.py": "from kronax import top\n\n\ndef p():\n    import matplotlib\n",
 }
-GOOD_ORDER = ("linalg/low", "linalg/functions", "top", "plotting")
+GOOD_ORDER = ("linalg/low", "linalg/spectral", "top", "plotting")
 
 # check, the file that breaks the rule (or whose text does), what the complaint must say
 BAD_FILES: list[tuple[Check, str, str, str]] = [
@@ -394,7 +394,7 @@ BAD_FILES: list[tuple[Check, str, str, str]] = [
     (forbidden_imports, "linalg/low.py", "from kronax import f", "imports __init__"),
     (
         forbidden_imports,
-        "linalg/functions/traces.py",
+        "linalg/spectral/traces.py",
         "from .. import functions, low\nfrom kronax.top import f",
         "imports top",
     ),
@@ -406,7 +406,7 @@ BAD_FILES: list[tuple[Check, str, str, str]] = [
     ),
     (forbidden_imports, "top.py", "from kronax.plotting.maps import p", "imports plotting"),
     (forbidden_imports, "linalg/__init__.py", "from kronax.top import f", "its own package only"),
-    (circles, "linalg/functions/diagonals.py", "from .traces import t\nh = 0", "in a circle"),
+    (circles, "linalg/spectral/diagonals.py", "from .traces import t\nh = 0", "in a circle"),
     (circles, "top.py", "from kronax.top import f", "in a circle"),
     (lost_modules, "new.py", "x = 1", "new has no place"),
     (busy_inits, "linalg/__init__.py", "def f(): ...", "does more than re-export"),
@@ -423,13 +423,13 @@ BAD_FILES: list[tuple[Check, str, str, str]] = [
         "class C:\n    def f(self):\n" + "        x = 1\n" * MAX_FUNCTION_LINES,
         f"f has {MAX_FUNCTION_LINES + 1} lines",
     ),
-    (vague_names, "linalg/functions/utils.py", "", "utils has a name"),
+    (vague_names, "linalg/spectral/utils.py", "", "utils has a name"),
     (vague_names, "plotting/_helpers.py", "", "_helpers has a name"),
     (vague_names, "plotting/core/eigen.py", "", "core/eigen has a name"),
     (traced_loops, "linalg/low.py", "import jax\n\njax.lax.scan(f, 0, x)", "low:3 uses lax.scan"),
     (traced_loops, "linalg/low.py", "from jax import lax\n\nlax.fori_loop", "lax.fori_loop"),
     (traced_loops, "linalg/low.py", "from jax.lax import map", "lax.map"),
-    (traced_loops, "linalg/functions/diagonals.py", "from jax.lax import scan", "lax.scan"),
+    (traced_loops, "linalg/spectral/diagonals.py", "from jax.lax import scan", "lax.scan"),
     (changed_settings, "top.py", "jax.config.update('jax_enable_x64', True)", "changes a setting"),
 ]
 

@@ -25,6 +25,7 @@ from benchmarks import (  # noqa: E402
     measure,
     nuts,
     preconditioners,
+    start,
     tables,
     whitening,
 )
@@ -97,7 +98,23 @@ def test_every_environment_names_its_packages():
     assert environments.REQUIREMENTS.keys() == environments.PACKAGES.keys()
     fits = {environment for environment, *_ in fitting.PEERS.values()}
     used = {*likelihood.PEERS.values(), *matvec.PEERS.values(), *fits, gaps.ENVIRONMENT}
+    used |= {environment for environment, _ in start.METHODS.values()} - {environments.OURS}
     assert used <= environments.REQUIREMENTS.keys()
+
+
+def test_the_way_from_python_is_shown_by_stages():
+    stamps = [
+        {"fit": {"seconds": s, "processor_seconds": 2 * s, "programs": n}}
+        for s, n in ((3.0, 9), (1.0, 7), (2.0, 8))
+    ]
+    rows = [
+        {"data": "hills", "shape": [3, 4], "method": "kronax", "stages": start.medians(stamps)},
+        {"data": "hills", "shape": [3, 4], "method": "GPyTorch", "error": "not installed"},
+    ]
+    *_, ours, theirs = start.start_table(rows).splitlines()
+    assert ours == "| hills, 3×4 | kronax | – | 2 | – | – | 4 | 8 |"
+    assert theirs == "| hills, 3×4 | GPyTorch | not installed | – | – | – | – | – |"
+    assert start.described(rows[0]).endswith("fit 2.00 s; 4.0 s of processors, 8 programs")
 
 
 def test_the_fastest_peer_is_found_among_those_with_a_time():

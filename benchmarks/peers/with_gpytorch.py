@@ -15,6 +15,8 @@ from linear_operator.operators import (
     TriangularLinearOperator,
 )
 
+from benchmarks.peers.stages import Stages
+
 torch.set_num_threads(len(os.sched_getaffinity(0)))
 
 
@@ -70,11 +72,7 @@ def fit(
         def loss() -> torch.Tensor:
             for leaf in leaves:
                 leaf.grad = None
-            factors = [k(x) for k, x in zip(parts, points, strict=True)]
-            factors[0] = factors[0] * torch.exp(scales[0])
-            covariance = KroneckerProductLinearOperator(*factors).add_diagonal(torch.exp(scales[1]))
-            normal = gpytorch.distributions.MultivariateNormal(torch.zeros_like(data), covariance)
-            value = -normal.log_prob(data) / data.numel()
+            value = _loss(parts, scales, points, data)
             value.backward()
             trace.append((perf_counter() - began, value.item()))
             return value
@@ -87,6 +85,67 @@ def fit(
         return times, losses * data.numel(), found, np.array(steps)
 
     return call
+
+
+def _loss(parts: list, scales: list, points: list, data: torch.Tensor) -> torch.Tensor:
+    """The negative log density per cell, of a variance and a noise in logarithms."""
+    factors = [k(x) for k, x in zip(parts, points, strict=True)]
+    factors[0] = factors[0] * torch.exp(scales[0])
+    covariance = KroneckerProductLinearOperator(*factors).add_diagonal(torch.exp(scales[1]))
+    normal = gpytorch.distributions.MultivariateNormal(torch.zeros_like(data), covariance)
+    return -normal.log_prob(data) / data.numel()
+
+
+def start(
+    kernels: tuple[float, ...],
+    places: list[np.ndarray],
+    y: np.ndarray,
+    start: np.ndarray,
+    new: list[np.ndarray],
+    tolerance: float,
+    num_steps: int,
+) -> Callable:
+    """The likelihood and fit of `fit`; predictions by the eigenvectors of every axis."""
+    stages = Stages()
+
+    def call() -> dict[str, Any]:
+        points, data = [torch.from_numpy(x) for x in places], torch.from_numpy(y)
+        parts = [_matern(nu, t) for nu, t in zip(kernels, start, strict=False)]
+        scales = [torch.tensor(t) for t in start[len(parts) :]]
+        with gpytorch.settings.max_cholesky_size(1):
+            _loss(parts, scales, points, data.reshape(-1)).item()
+        stages.reached("likelihood")
+        found = fit("SciPy", kernels, places, y, start, tolerance, num_steps)()[2]
+        stages.reached("fit")
+        _predicted(kernels, points, data, [torch.from_numpy(x) for x in new], found)
+        stages.reached("prediction")
+        return stages.found
+
+    return call
+
+
+@torch.no_grad()
+def _predicted(
+    kernels: tuple[float, ...], points: list, data: torch.Tensor, new: list, found: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior mean and variance; on a grid GPyTorch's own way would form every covariance."""
+    variance, noise = np.exp(found[-2:])
+    values, weights, rows = torch.full((), variance, dtype=data.dtype), data, []
+    for i, (nu, x, z) in enumerate(zip(kernels, points, new, strict=True)):
+        kernel = _matern(nu, found[i])
+        eigenvalues, vectors = torch.linalg.eigh(kernel(x).to_dense())
+        values = values[..., None] * eigenvalues
+        weights = _along(vectors.T, weights, i)
+        rows.append(kernel(z, x).to_dense() @ vectors)
+    weights, left = weights / (values + noise), 1 / (values + noise)
+    for i, r in enumerate(rows):
+        weights, left = _along(r, weights, i), _along(r**2, left, i)
+    return (variance * weights).numpy(), (variance - variance**2 * left).numpy()
+
+
+def _along(matrix: torch.Tensor, x: torch.Tensor, axis: int) -> torch.Tensor:
+    """The matrix times every vector along one axis."""
+    return torch.movedim(torch.tensordot(matrix, x, dims=([1], [axis])), 0, axis)
 
 
 def _torch_lbfgs(loss: Callable, leaves: list, tolerance: float, num_steps: int) -> int:
@@ -195,6 +254,7 @@ def _started(kernel: Any, dtype: torch.dtype, log_lengthscale: float) -> gpytorc
 TASKS = {
     "likelihood": likelihood,
     "fit": fit,
+    "start": start,
     "stored likelihood": stored_likelihood,
     "matvec": matvec,
     "solve": solve,

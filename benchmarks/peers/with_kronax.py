@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 import kronax as kx
+from benchmarks.peers.stages import Stages, programs_compiled
 
 MATERN = {0.5: kx.Matern12, 1.5: kx.Matern32, 2.5: kx.Matern52}
 
@@ -66,4 +67,36 @@ def _log_parameters(gp: kx.GridGP) -> np.ndarray:
     return np.log([float(v) for v in values])
 
 
-TASKS = {"grid GP": grid_gp}
+def start(
+    kernels: tuple[float, ...],
+    axes: tuple[np.ndarray, ...],
+    periods: tuple[float | None, ...],
+    y: np.ndarray,
+    new: list[np.ndarray],
+    tolerance: float,
+    num_steps: int,
+) -> Callable:
+    """As somebody writes it who has just installed it."""
+    stages = Stages(programs_compiled())
+
+    def call() -> dict[str, Any]:
+        gp = model(kernels, axes, periods, np.zeros(len(axes) + 2))
+        stages.reached("model")
+        float(gp.log_marginal_likelihood(y))
+        stages.reached("likelihood")
+        first = gp.initialise(y)
+        stages.reached("start")
+        result = kx.fit(first, y, tolerance=tolerance, num_steps=num_steps, progress=False)
+        stages.reached("fit")
+        str(result.summary())
+        stages.reached("summary")
+        posterior = result.model.condition(y)
+        stages.reached("condition")
+        np.asarray(posterior.mean(new)), np.asarray(posterior.variance(new))
+        stages.reached("prediction")
+        return stages.found
+
+    return call
+
+
+TASKS = {"grid GP": grid_gp, "start": start}

@@ -15,6 +15,8 @@ from sklearn.gaussian_process.kernels import (
     WhiteKernel,
 )
 
+from benchmarks.peers.stages import Stages
+
 BOUNDS = (1e-10, 1e10)
 
 
@@ -53,15 +55,8 @@ def fit(
 
     Its own optimiser, SciPy's L-BFGS-B, with the gradient per cell as the only end.
     """
-    index = np.indices(y.shape).reshape(y.ndim, -1)
-    rows = np.hstack([x[i] for x, i in zip(places, index, strict=True)])
-    *scales, variance, noise = np.exp(start)
-    product: Any = ConstantKernel(variance, BOUNDS)
-    column = 0
-    for nu, scale, x in zip(kernels, scales, places, strict=True):
-        product = product * OnAxis(nu, scale, tuple(range(column, column + x.shape[1])))
-        column += x.shape[1]
-    kernel = product + WhiteKernel(noise, BOUNDS)
+    rows = _rows(places)
+    kernel = _kernel(kernels, places, start)
 
     def call() -> tuple[np.ndarray, ...]:
         trace: list[tuple[float, float]] = []
@@ -97,4 +92,49 @@ def fit(
     return call
 
 
-TASKS = {"fit": fit}
+def _rows(places: list[np.ndarray]) -> np.ndarray:
+    """One row per cell."""
+    index = np.indices([len(x) for x in places]).reshape(len(places), -1)
+    return np.hstack([x[i] for x, i in zip(places, index, strict=True)])
+
+
+def _kernel(kernels: tuple[float, ...], places: list[np.ndarray], start: np.ndarray) -> Kernel:
+    *scales, variance, noise = np.exp(start)
+    product: Any = ConstantKernel(variance, BOUNDS)
+    column = 0
+    for nu, scale, x in zip(kernels, scales, places, strict=True):
+        product = product * OnAxis(nu, scale, tuple(range(column, column + x.shape[1])))
+        column += x.shape[1]
+    return product + WhiteKernel(noise, BOUNDS)
+
+
+def start(
+    kernels: tuple[float, ...],
+    places: list[np.ndarray],
+    y: np.ndarray,
+    start: np.ndarray,
+    new: list[np.ndarray],
+    tolerance: float,
+    num_steps: int,
+) -> Callable:
+    """A likelihood, the fit of `fit`, and predictions of the function, dense throughout."""
+    stages = Stages()
+
+    def call() -> dict[str, Any]:
+        kernel = _kernel(kernels, places, start)
+        first = GaussianProcessRegressor(kernel, alpha=0.0, optimizer=None)
+        first.fit(_rows(places), y.ravel())
+        stages.reached("likelihood")
+        found = fit(kernels, places, y, start, tolerance, num_steps)()[2]
+        stages.reached("fit")
+        fitted = GaussianProcessRegressor(
+            _kernel(kernels, places, found), alpha=0.0, optimizer=None
+        )
+        fitted.fit(_rows(places), y.ravel()).predict(_rows(new), return_std=True)
+        stages.reached("prediction")
+        return stages.found
+
+    return call
+
+
+TASKS = {"fit": fit, "start": start}

@@ -11,10 +11,10 @@ from numpyro.distributions.kl import kl_divergence
 from kronax.distributions.forms import AbstractForm
 from kronax.distributions.normal import KroneckerNormal
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.functions.traces import trace_of_solve
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.low_rank import noise_factors
+from kronax.linalg.spectral.traces import trace_of_solve
 
 
 @kl_divergence.register(KroneckerNormal, KroneckerNormal)

@@ -16,14 +16,15 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import map_batch, matmul, same_rank
+from kronax.linalg.decompositions.factorized import Factorized
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.factorizations import inverse_matrix
 from kronax.linalg.factors.triangular import LowerTriangular
-from kronax.linalg.functions.logdet import inv_quad, log_abs_det, logdet, watched_logpdf
-from kronax.linalg.functions.sample import draw_normal
+from kronax.linalg.functions.logdet import inv_quad, logdet, watched_logpdf
 from kronax.linalg.functions.solve import solve_grid
 from kronax.linalg.operators.diagnose import explain_not_finite, refuse_indefinite
+from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, as_products
 
@@ -153,7 +154,7 @@ class CholeskyForm(AbstractForm):
 
     def logdet(self) -> Array:
         """From the diagonals."""
-        return 2 * log_abs_det(self.operator)
+        return 2 * Factorized(self.operator).logdet()
 
     def inv_quad(self, residual: Array) -> Array:
         """One triangular solve per axis."""
@@ -331,7 +332,7 @@ def _with_noise(signal: Kronecker, noise: Any, is_batched: bool) -> KroneckerPlu
 
 @jax.jit
 def _logdet(op: Kronecker | KroneckerPlusNoise) -> Array:
-    return logdet(op) if isinstance(op, KroneckerPlusNoise) else log_abs_det(_held(op))
+    return logdet(op) if isinstance(op, KroneckerPlusNoise) else Factorized(_held(op)).logdet()
 
 
 @jax.jit

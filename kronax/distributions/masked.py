@@ -12,7 +12,8 @@ from numpyro.distributions.util import validate_sample
 from kronax.distributions.grids import counted_gaps
 from kronax.distributions.normal import GridNormal
 from kronax.linalg.arrays import checks
-from kronax.linalg.functions.logdet import watched_logpdf
+from kronax.linalg.arrays.nested_lists import without_mask
+from kronax.linalg.functions.logdet import logdet, watched_logpdf
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.operators.gap_geometry import Mask
 
@@ -109,7 +110,7 @@ class MaskedKroneckerNormal(GridNormal):
     def entropy(self) -> Array:
         """Differential entropy of the observed cells in nats: one log-determinant."""
         size = int(self.observed.sum())
-        value = 0.5 * self._part().logdet() + size * (1 + log(2 * pi)) / 2
+        value = 0.5 * logdet(self._part()) + size * (1 + log(2 * pi)) / 2
         return jnp.broadcast_to(value, self._lead())
 
     def _part(self) -> Masked:
@@ -118,7 +119,7 @@ class MaskedKroneckerNormal(GridNormal):
     def _residual(self, value: Any) -> Array:
         """Zero at the gaps, by a choice: a product with zero would keep their NaN."""
         if isinstance(value, np.ma.MaskedArray):
-            value = checks.without_mask(value)
+            value = without_mask(value)
             self._refuse_missing(np.isnan(value).reshape(-1, prod(self.event_shape)))
         residual = super()._residual(value)
         cells = jnp.broadcast_to(self.observed, residual.shape)
@@ -141,7 +142,7 @@ class _RealWhereObserved(constraints.Constraint):
 
     def __call__(self, x: Any) -> Any:
         """Cell by cell."""
-        x = checks.without_mask(x)
+        x = without_mask(x)
         return constraints.real(x) | jnp.broadcast_to(~self.mask.array, jnp.shape(x))
 
     def feasible_like(self, prototype: Any) -> Any:

@@ -161,6 +161,7 @@ class KroneckerStudentT(GridDistribution):
 
 def _degrees(df: Any, checks_values: bool) -> Array:
     with eagerly(df):
+        df = checks.whole(df)
         value = jnp.asarray(float(df)) if isinstance(df, int | float) else df
         value = checks.array_of_reals(value, "df", finite=checks_values)
         if checks_values and checks.is_concrete(value) and not (np.asarray(value) > 0).all():

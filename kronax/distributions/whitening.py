@@ -21,7 +21,7 @@ from kronax.distributions.forms import (
 from kronax.distributions.grids import eagerly
 from kronax.distributions.normal import KroneckerNormal
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.functions.logdet import log_abs_det, mean_of
+from kronax.linalg.decompositions.factorized import Factorized
 from kronax.linalg.functions.solve import solve_grid
 from kronax.linalg.operators.kronecker import Kronecker, as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -74,7 +74,7 @@ class KroneckerCholeskyTransform(Transform):
                 op.check_covariance("KroneckerCholeskyTransform")
                 self.root = cholesky(op, jitter)
         with eagerly(loc):
-            self.loc = mean_of(loc, self.root, "loc")
+            self.loc = self.root.mean_vector(loc, "loc")
 
     @property
     def domain(self) -> Any:
@@ -96,7 +96,7 @@ class KroneckerCholeskyTransform(Transform):
     def log_abs_det_jacobian(self, x: Array, y: Array, intermediates: Any = None) -> Array:
         """The same at every `x`: `Σ (N / n_i) log|det L_i|`."""
         batch = self.forward_shape(jnp.shape(x))[: -len(self.root.grid_shape)]
-        return jnp.broadcast_to(log_abs_det(self.root), batch)
+        return jnp.broadcast_to(Factorized(self.root).logdet(), batch)
 
     def forward_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """`shape` with the batch axes of the parameters.

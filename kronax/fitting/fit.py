@@ -176,7 +176,8 @@ def _check_count(number: Any, name: str) -> None:
 def _check_tolerance(tolerance: Any) -> None:
     if tolerance is None:
         return
-    if np.ndim(tolerance) != 0 or not 0 <= float(tolerance) < np.inf:
+    is_number = np.ndim(tolerance) == 0 and not isinstance(tolerance, str)
+    if not is_number or not 0 <= float(tolerance) < np.inf:
         raise ValueError(
             f"tolerance must be a finite number that is not negative; got {tolerance!r}."
         )

@@ -299,6 +299,8 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
             f"independent=True needs data with one leading axis, (num_fits, *{model.grid_shape}); "
             f"got shape {jnp.shape(y)}."
         )
+    if not grid.size:
+        raise ValueError(f"y must hold one data set or more; got shape {jnp.shape(grid)}.")
     if hasattr(model, "observing"):
         model.observing(grid)  # refuses data without any value
     members = np.asarray(grid).reshape(len(grid) if independent else 1, -1)

@@ -14,7 +14,8 @@ from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.grid import GridGP
 from kronax.gp.labelled.data_arrays import in_order_of
 from kronax.gp.means.regression import MarginalMean
-from kronax.linalg.arrays.checks import check_plain, refuse_traced, without_mask
+from kronax.linalg.arrays.checks import check_plain, refuse_traced
+from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.parameters import aligned, parameters
 
 # What orders the rows, and whether the largest comes first.

@@ -39,7 +39,7 @@ from kronax.gp.model.method import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise, as_noise
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
@@ -50,7 +50,6 @@ from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Estimate, Iteration
-from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.krylov.operator import Iterative
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
@@ -77,7 +76,9 @@ class GridGP(NumpyroSites, LeastNoise):
         axes: coordinates per axis, `(n_i,)` or `(n_i, p_i)`, in the form of `kernels`.
         noise: the variance σ² (not σ) of independent noise, 0 for none; or a dictionary from an
             axis to variances on it; or one variance per cell, infinite where there are no data,
-            of which a fit trains the common scale; or a `kx.Kronecker` covariance.
+            of which a fit trains the common scale; or a `kx.Kronecker` covariance. The derivative
+            of a product `s * v` is NaN where `v` is infinite: write `jnp.where(seen, s * v, inf)`
+            with any finite number in the gaps of `v`.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
@@ -143,10 +144,8 @@ class GridGP(NumpyroSites, LeastNoise):
         refuse_mesh(self.axes)
         # Numbers that are not arrays follow the precision of the kernels.
         dtype = dtype_of(given)
-        if isinstance(noise, int | float) and not isinstance(noise, bool):
-            noise = np.asarray(noise, dtype)
         noise = noise_by_axis(noise, self.axes, self.axis_names)
-        self.noise = as_noise(noise, self.grid_shape, self.axis_names)
+        self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
@@ -312,11 +311,8 @@ class GridGP(NumpyroSites, LeastNoise):
         seen, grid = self._seen(y)
         self.check_model()
         seen = measured_by(seen, grid)
-        operator = decompose(seen.data_covariance())
-        if isinstance(operator, Masked):
-            checks.refuse_joined(self, "A posterior given data with so many gaps is")
+        operator, found = marginal_likelihood.conditioned(seen, grid)
         template = template_of(y, self.axis_names)
-        found = marginal_likelihood.weights(seen, operator, grid)
         made_of = fingerprint_of_tree((seen, grid))
         return Posterior(
             seen, grid, operator, found.value, found.regression, template, found.estimate, made_of
@@ -431,7 +427,7 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def noise_term(self) -> Any:
         """The noise alone: a variance, one per cell, or a Kronecker covariance."""
-        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise):
+        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise | NoNoise):
             return self.noise.operator(self.dtype)
         return self.noise.astype(self.dtype)
 

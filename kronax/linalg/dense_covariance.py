@@ -27,16 +27,19 @@ from jaxtyping import Array
 from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.arrays.primitives import RulePrimitive
-from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
-from kronax.linalg.functions.conditioning import largest_eigenvalue
-from kronax.linalg.functions.logdet import mean_of
-from kronax.linalg.functions.sample import draw_normal
+from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise
+from kronax.linalg.decompositions.abstract import Rows as AnyRows
+from kronax.linalg.decompositions.restricted import AbstractRestricted
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import products_of
+from kronax.linalg.spectral.conditional_variances import Places, priors_of, rows_of
+from kronax.linalg.spectral.conditioning import largest_eigenvalue
 from kronax.linalg.spectral.low_rank import is_diagonal
 
 # Numbers of a product with the factor that are held at once.
@@ -46,7 +49,7 @@ CHUNK = 4_000_000
 Rows = Sequence[Array]
 
 
-class DenseCovariance(AbstractSolvable):
+class DenseCovariance(AbstractRestricted):
     """Signal plus noise at the observed cells of a grid, as one dense matrix.
 
     Args:
@@ -65,26 +68,6 @@ class DenseCovariance(AbstractSolvable):
         return products_of(self.op.kronecker)[0].factors
 
     @property
-    def grid_shape(self) -> tuple[int, ...]:
-        """That of the whole grid."""
-        return self.op.grid_shape
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """That of the operator on the whole grid."""
-        return self.op.batch_shape
-
-    @property
-    def dtype(self) -> Any:
-        """Floating-point type of the entries."""
-        return self.op.dtype
-
-    @property
-    def T(self) -> "DenseCovariance":
-        """Itself: it is symmetric."""
-        return self
-
-    @property
     def observed(self) -> Any:
         """True where a cell is observed."""
         if isinstance(self.op, KroneckerPlusDiagonal):
@@ -95,19 +78,6 @@ class DenseCovariance(AbstractSolvable):
     def cells(self) -> np.ndarray:
         """The observed cells by their index in the flattened grid."""
         return np.flatnonzero(self.mask.array)
-
-    def mv_grid(self, x: Array) -> Array:
-        """Multiply what is observed; zero at the gaps."""
-        return self.held(self.op.mv_grid(self.held(x)))
-
-    def diagonal(self) -> Array:
-        """The diagonal, zero at the gaps."""
-        return self.held(self.op.diagonal())
-
-    def to_dense(self) -> Array:
-        """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
-        cells = jnp.asarray(self.observed).ravel()
-        return jnp.where(cells[:, None] & cells, self.op.to_dense(), 0)
 
     def scaled(self, scalar: Array) -> "DenseCovariance":
         """`scalar * self`."""
@@ -161,14 +131,6 @@ class DenseCovariance(AbstractSolvable):
             return self.gathered(noise.diagonal())
         return self._between(noise)
 
-    def ends(self) -> Ends | None:
-        """Bounds: row sums, and the least noise; none with correlated noise."""
-        noise = self.noise()
-        if noise.ndim > len(self.batch_shape) + 1:
-            return None
-        signal = largest_eigenvalue(self.op.kronecker)
-        return Ends(signal + jnp.max(noise, axis=-1), jnp.min(noise, axis=-1))
-
     def cholesky(self) -> Array:
         """`L`; a known one has the derivative of that of the matrix."""
         signal, noise = self.signal(), self.noise()
@@ -178,91 +140,113 @@ class DenseCovariance(AbstractSolvable):
             return jnp.linalg.cholesky(signal + noise)
         return _known_root((signal + noise,), self.root)
 
-    def solve(self, b: Any) -> Array:
-        """See `kx.solve`."""
-        grid, flat = self.vector(b, "b")
-        solution = _solve(self, grid)
-        explain_not_finite(solution, self.op)
-        if not flat:
-            return solution
-        return solution.reshape(*solution.shape[: solution.ndim - len(self.grid_shape)], -1)
-
-    def solve_grid(self, b: Array) -> Array:
-        """`kx.solve` for checked vectors in the grid layout; what they hold at gaps is ignored."""
-        return _solve(self, self.held(b))
-
-    def logpdf_grid(self, residual: Array) -> Array:
-        """`kx.normal_logpdf` for checked residuals in the grid layout."""
-        return _logpdf(self, self.held(residual))
-
-    def logdet(self) -> Array:
-        """See `kx.logdet`."""
-        value = _logdet(self)
-        explain_not_finite(value, self.op)
-        return value
-
-    def inv_quad(self, b: Any) -> Array:
-        """See `kx.inv_quad`."""
-        value = _inv_quad(self, self.vector(b, "b")[0])
-        explain_not_finite(value, self.op)
-        return value
-
-    def normal_logpdf(self, y: Any, mean: Any) -> Array:
-        """See `kx.normal_logpdf`; the density of the observed cells."""
-        residual = self.vector(y, "y")[0] - mean_of(mean, self)
-        value = _logpdf(self, self.held(residual))
-        explain_not_finite(value, self.op, covariance=True)
-        return value
-
-    def inverse_diagonal(self) -> Array:
-        """See `kx.inverse_diagonal`; zero at the gaps."""
-        value = _inverse_diagonal(self)
-        explain_not_finite(value, self.op)
-        return value
-
-    def inverse(self) -> Array:
-        """`S⁻¹` at the observed cells, `(n, n)`."""
-        root = self.cholesky()
-        return _solved(root, jnp.eye(root.shape[-1], dtype=root.dtype))
-
-    def conjugated_inverse_diagonal(self, rows: Rows) -> Array:
-        """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`, each `(m_i, n_i)`; grid-shaped."""
-        return _explained_on(self, (tuple(rows),))
-
-    def posterior_diagonal(self) -> Array:
-        """`diag(K − K op⁻¹ K)` on the whole grid: the variance of the signal given noisy data."""
-        return _posterior_diagonal(self)
-
-    def variances_on(self, prior: Array, *products: Rows) -> Array:
-        """`prior − diag(C op⁻¹ Cᵀ)` on a new grid, `C` a sum of products of rows `(m_i, n_i)`."""
-        return _variances_on(self, prior, tuple(map(tuple, products)))
-
-    def variances_at(self, prior: Array, *products: Rows) -> Array:
-        """The same for places scattered over the grid, with one row per axis, `(m, n_i)`."""
-        return _variances_at(self, prior, tuple(map(tuple, products)))
-
-    def explained_at(self, *products: Rows) -> Array:
-        """`C op⁻¹ Cᵀ`, `(m, m)`, for scattered places; `C` is a sum of products of rows."""
-        return _between_places(self, tuple(map(tuple, products)))
-
-    def inverse_at(self, rows: Rows, *, joint: bool) -> Array:
-        """`C op⁻¹ Cᵀ`, `(m, m)`, or its diagonal, for places scattered over the grid."""
-        return self.explained_at(rows) if joint else _explained_at(self, (tuple(rows),))
-
-    def decompose(self) -> "DenseCovariance":
-        """See `kx.decompose`."""
-        root = _cholesky(self)
-        explain_not_finite(root, self.op)
-        return DenseCovariance(self.op, self.mask, root)
-
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
         """See `kx.sample_normal`; zero at the gaps."""
         if isinstance(self.op, KroneckerPlusDiagonal):
             return self.held(self.op.draw(key, lead))
         return self.held(draw_normal(key, self.op, lead))
 
+    def decomposed(self) -> "Cholesky":
+        """By its Cholesky factor."""
+        return Cholesky(self)
 
-_cholesky = jax.jit(DenseCovariance.cholesky)
+    def carrying(self, computed: Any) -> "DenseCovariance":
+        """The same operator with its Cholesky factor."""
+        return DenseCovariance(self.op, self.mask, computed)
+
+
+class Cholesky(AbstractSignalPlusNoise):
+    """The covariance of some thousand observed cells as one dense matrix; every order is right."""
+
+    op: DenseCovariance
+
+    def solve(self, b: Array) -> Array:
+        """By substitution."""
+        op = self.op
+        return op.embedded(_solved(op.cholesky(), op.gathered(op.held(b))))
+
+    def logdet(self) -> Array:
+        """From the diagonal of the factor."""
+        return _log_det(self.op.cholesky())
+
+    def inv_quad(self, b: Array) -> Array:
+        """A sum of squares."""
+        white = _white(self.op.cholesky(), self.op.gathered(self.op.held(b)))
+        return jnp.sum(jnp.square(white), axis=-1)
+
+    def logpdf(self, residual: Array) -> Array:
+        """Both from one factor."""
+        op, root = self.op, self.op.cholesky()
+        squares = jnp.sum(jnp.square(_white(root, op.gathered(op.held(residual)))), axis=-1)
+        count = jnp.sum(jnp.asarray(op.observed), dtype=root.dtype)
+        return -0.5 * (squares + _log_det(root) + count * log(2 * pi))
+
+    def inverse_diagonal(self) -> Array:
+        """A sum of squares."""
+        root = self.op.cholesky()
+        identity = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
+        inverse = lax.linalg.triangular_solve(root, identity, left_side=True, lower=True)
+        return self.op.held(self.op.embedded(jnp.sum(jnp.square(inverse), axis=-2)))
+
+    def inverse(self) -> Array:
+        """`S⁻¹` at the observed cells, `(n, n)`."""
+        root = self.op.cholesky()
+        return _solved(root, jnp.eye(root.shape[-1], dtype=root.dtype))
+
+    def explained(self, rows: AnyRows, others: AnyRows | None = None) -> Array:
+        """`diag(C S⁻¹ Cᵀ)` on the grid of the rows."""
+        assert others is None, "two sides are for terms beside the noise"
+        products = (tuple(row for row in rows if row is not None),)
+        shape, index = _grid_index(products)
+        return _explained(self.op, products, index)[0].reshape(shape)
+
+    def posterior_diagonal(self) -> Array:
+        """`diag(K − K S⁻¹ K)`, of two differences the smaller one, never below `aᵀ N a`."""
+        op = self.op
+        products = tuple(
+            tuple(factor.to_dense() for factor in product.factors)
+            for product in products_of(op.op.kronecker)
+        )
+        _, index = _grid_index(products)
+        explained, least = (x.reshape(op.grid_shape) for x in _explained(op, products, index))
+        prior = op.op.kronecker.diagonal()
+        left, noise = prior - explained, op.noise()
+        if noise.ndim == 1:  # the smaller difference, which loses fewer digits
+            levels = op.embedded(noise)
+            by_noise = levels * (1 - levels * self.inverse_diagonal())
+            left = jnp.where(jnp.asarray(op.observed) & (levels < prior), by_noise, left)
+        return jnp.maximum(left, least)
+
+    def variances_on(self, prior: Array, *products: Rows) -> Array:
+        """`prior − diag(C op⁻¹ Cᵀ)` on a new grid, `C` a sum of products of rows `(m_i, n_i)`."""
+        shape, index = _grid_index(products)
+        explained, least = (x.reshape(shape) for x in _explained(self.op, products, index))
+        return jnp.maximum(prior - explained, least)
+
+    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
+        """For places scattered over the grid."""
+        products, prior = rows_of(parts), priors_of(parts)
+        explained, least = _explained(self.op, products, _place_index(products))
+        return exact_estimate(jnp.maximum(prior - explained, least))
+
+    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
+        """For places scattered over the grid."""
+        products = rows_of([places for places, _ in parts])
+        held = _Weights(self.op, self.op.cholesky(), self.op.noise(), products)
+        white = _white(held.root, held.columns(_place_index(products)))
+        return reduce(add, (reduce(mul, priors) for _, priors in parts)) - matmul(white, white.T)
+
+    def computed(self) -> Array:
+        """The Cholesky factor."""
+        return self.op.cholesky()
+
+    def ends(self) -> Ends | None:
+        """Bounds: row sums, and the least noise; none with correlated noise."""
+        noise = self.op.noise()
+        if noise.ndim > len(self.op.batch_shape) + 1:
+            return None
+        signal = largest_eigenvalue(self.op.op.kronecker)
+        return Ends(signal + jnp.max(noise, axis=-1), jnp.min(noise, axis=-1))
 
 
 def _root_derivative(operands: Any, known: Array, tangents: list) -> Array:
@@ -299,37 +283,6 @@ def _solved(root: Array, b: Array) -> Array:
 
 def _log_det(root: Array) -> Array:
     return 2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
-
-
-@jax.jit
-def _solve(op: DenseCovariance, b: Array) -> Array:
-    return op.embedded(_solved(op.cholesky(), op.gathered(b)))
-
-
-@jax.jit
-def _logdet(op: DenseCovariance) -> Array:
-    return _log_det(op.cholesky())
-
-
-@jax.jit
-def _inv_quad(op: DenseCovariance, b: Array) -> Array:
-    return jnp.sum(jnp.square(_white(op.cholesky(), op.gathered(b))), axis=-1)
-
-
-@jax.jit
-def _logpdf(op: DenseCovariance, residual: Array) -> Array:
-    root = op.cholesky()
-    squares = jnp.sum(jnp.square(_white(root, op.gathered(residual))), axis=-1)
-    count = jnp.sum(jnp.asarray(op.observed), dtype=root.dtype)
-    return -0.5 * (squares + _log_det(root) + count * log(2 * pi))
-
-
-@jax.jit
-def _inverse_diagonal(op: DenseCovariance) -> Array:
-    root = op.cholesky()
-    identity = jnp.broadcast_to(jnp.eye(root.shape[-1], dtype=root.dtype), root.shape)
-    inverse = lax.linalg.triangular_solve(root, identity, left_side=True, lower=True)
-    return op.held(op.embedded(jnp.sum(jnp.square(inverse), axis=-2)))
 
 
 class _Weights(NamedTuple):
@@ -379,53 +332,5 @@ def _grid_index(products: Any) -> Any:
     return shape, np.indices(shape).reshape(len(shape), -1)
 
 
-@jax.jit
-def _explained_on(op: DenseCovariance, products: Any) -> Array:
-    shape, index = _grid_index(products)
-    return _explained(op, products, index)[0].reshape(shape)
-
-
-@jax.jit
-def _variances_on(op: DenseCovariance, prior: Array, products: Any) -> Array:
-    shape, index = _grid_index(products)
-    explained, least = (x.reshape(shape) for x in _explained(op, products, index))
-    return jnp.maximum(prior - explained, least)
-
-
 def _place_index(products: Any) -> Any:
     return [np.arange(products[0][0].shape[0])] * len(products[0])
-
-
-@jax.jit
-def _explained_at(op: DenseCovariance, products: Any) -> Array:
-    return _explained(op, products, _place_index(products))[0]
-
-
-@jax.jit
-def _variances_at(op: DenseCovariance, prior: Array, products: Any) -> Array:
-    explained, least = _explained(op, products, _place_index(products))
-    return jnp.maximum(prior - explained, least)
-
-
-@jax.jit
-def _between_places(op: DenseCovariance, products: Any) -> Array:
-    held = _Weights(op, op.cholesky(), op.noise(), products)
-    white = _white(held.root, held.columns(_place_index(products)))
-    return matmul(white, white.T)
-
-
-@jax.jit
-def _posterior_diagonal(op: DenseCovariance) -> Array:
-    products = tuple(
-        tuple(factor.to_dense() for factor in product.factors)
-        for product in products_of(op.op.kronecker)
-    )
-    _, index = _grid_index(products)
-    explained, least = (x.reshape(op.grid_shape) for x in _explained(op, products, index))
-    prior = op.op.kronecker.diagonal()
-    left, noise = prior - explained, op.noise()
-    if noise.ndim == 1:  # the smaller difference, which loses fewer digits
-        levels = op.embedded(noise)
-        by_noise = levels * (1 - levels * _inverse_diagonal(op))
-        left = jnp.where(jnp.asarray(op.observed) & (levels < prior), by_noise, left)
-    return jnp.maximum(left, least)

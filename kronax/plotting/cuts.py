@@ -82,7 +82,7 @@ def number_of(post: Any, axis: Any) -> int:
     known = (*dims, *range(len(dims)))
     if axis not in known or isinstance(axis, bool):
         raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
-    return axis if isinstance(axis, int) else dims.index(axis)
+    return dims.index(axis) if axis in dims else int(axis)
 
 
 def levels(post: Any, found: Cut, noise: Any) -> Any:

@@ -10,7 +10,7 @@ from kronax.gp.axes.indexes import is_frame, is_labelled
 from kronax.gp.labelled.data_arrays import check_coordinates
 from kronax.gp.labelled.datasets import grid_dims, values_of
 from kronax.gp.posterior.posterior import Posterior
-from kronax.linalg.arrays.checks import without_mask
+from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.plotting.cuts import Cut, cut, levels, number_of, observed, on_own_grid
 from kronax.plotting.figures import (
     axis_label,

@@ -78,12 +78,12 @@ def test_a_transformed_white_field_is_the_distribution():
 
 
 def test_jitter_is_an_argument():
-    smooth = rbf(20)
+    smooth = rbf(40)
     with pytest.raises(np.linalg.LinAlgError, match=r"factor 0 .*singular in float64.*jitter=0\.0"):
         kx.KroneckerCholeskyTransform((smooth,))
     transform = kx.KroneckerCholeskyTransform((smooth, A), jitter=1e-6)
     root = transform.root.to_dense()
-    expected = np.kron(smooth + 1e-6 * np.eye(20), A + 1e-6 * np.eye(3))
+    expected = np.kron(smooth + 1e-6 * np.eye(40), A + 1e-6 * np.eye(3))
     assert_close(root @ root.T, expected)
 
 
@@ -221,7 +221,7 @@ def test_numpyros_own_reparametrisation_takes_the_transform():
 
 
 def test_smooth_kernels_need_jitter():
-    model = lambda: numpyro.sample("f", kx.KroneckerNormal(0.0, (rbf(20),)))  # noqa: E731
+    model = lambda: numpyro.sample("f", kx.KroneckerNormal(0.0, (rbf(40),)))  # noqa: E731
     with pytest.raises(np.linalg.LinAlgError, match="larger jitter"):
         trace_of(whitened(model))
     assert np.isfinite(trace_of(whitened(model, 1e-6))["f"]["value"]).all()

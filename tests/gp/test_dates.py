@@ -73,6 +73,23 @@ def test_units_are_the_users_choice(dates, unit, expected, kind):
     assert f"in {unit}" in gp.describe()
 
 
+def test_times_of_day_and_steps_are_told_in_a_unit_that_suits_them():
+    assert (
+        "2001-03-01 to 2001-03-02 23:00 in days, 1 hour apart" in model(HOURS_OF_MARCH).describe()
+    )
+    spaced = model(HOURS_OF_MARCH[::6]).describe()
+    assert "2001-03-01 to 2001-03-02 18:00 in days, 6 hours apart" in spaced
+    gp = kx.GridGP({"time": kx.RBF(1.0)}, {"time": HOURS_OF_MARCH[5:]}, 0.1, kx.LinearMean("time"))
+    assert "level at 21 hours after 2001-03-01 05:00, slope per day" in gp.describe()
+    seconds = model(np.datetime64("2001-03-01T05:00:30") + np.arange(3) * np.timedelta64(1, "s"))
+    assert (
+        "2001-03-01 05:00:30 to 2001-03-01 05:00:32 in days, 1 second apart" in seconds.describe()
+    )
+
+
+HOURS_OF_MARCH = np.datetime64("2001-03-01T00", "ns") + np.arange(48) * np.timedelta64(1, "h")
+
+
 def test_part_of_a_month_counts_by_its_length():
     dates = np.array(["2023-02-01", "2023-02-15", "2023-03-16T12"], "M8[h]")
     np.testing.assert_allclose(kx.dates(dates, "months").coordinates(float), [0, 0.5, 1.5])

@@ -168,3 +168,87 @@ def test_the_variance_of_several_data_sets_is_one():
     assert post.mean().shape == (3, 5, 4)
     assert post.variance().shape == post.variance(include_noise=True).shape == (5, 4)
     assert jnp.sqrt(post.variance()).shape == post.leave_one_out().variance.shape
+
+
+LINE = kx.GridGP((kx.RBF(1.0),), (TIME,), noise=0.1)
+OP = kx.Kronecker(np.eye(2), np.eye(3))
+WHOLE = {
+    "noise of an operator": lambda n: (OP + n).noise,
+    "an operator": lambda n: (n * OP).to_dense(),
+    "an identity": lambda n: kx.ScaledIdentity(n, np.int64(3)).to_dense(),
+    "a variance per cell": lambda n: kx.KroneckerPlusDiagonal(OP, n).variances,
+    "the mean of a density": lambda n: kx.normal_logpdf(np.ones(6), n, OP),
+    "the noise of a distribution": lambda n: kx.KroneckerNormal(n, OP, n).variance,
+    "noise": lambda n: kx.replace(process_with(noise=n), {"noise": n}).noise,
+    "a mean": lambda n: process_with(mean=n).mean_on((None,)),
+    "noise of new observations": lambda n: LINE.condition(TIME).variance(
+        include_noise=True, noise=n
+    ),
+    "a period": lambda n: kx.circle(TIME, n).period,
+    "a variance": lambda n: (n * kx.RBF(n)).variance,
+    "the rank of an axis": lambda n: process_with(structure=(n,)).structures[0].rank,
+    "a degree": lambda n: kx.PolynomialMean(0, n).degree,
+    "harmonics": lambda n: kx.HarmonicMean(0, n, n).order,
+}
+
+
+def process_with(**changes):
+    return kx.GridGP(**{"kernels": (kx.RBF(1.0),), "axes": (TIME,), "noise": 0.1, **changes})
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_one_whole_number_of_any_library_is_a_number(name):
+    expected = np.asarray(WHOLE[name](5))
+    for number in (np.int64(5), np.array(5), jnp.array(5)):
+        found = np.asarray(WHOLE[name](number))
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_an_axis_may_be_counted_by_numpy():
+    post = two_axes().gp.condition(two_axes().y)
+    for i in range(2):
+        assert_close(post.leave_slice_out(np.int64(i)).mean, post.leave_slice_out(i).mean)
+        assert_close(post.mean_derivative(np.int64(i)), post.mean_derivative(i))
+    means = [process_with(mean=kx.LinearMean(i, [1, 2])).mean_on((None,)) for i in (0, np.int64(0))]
+    assert_close(*means)
+
+
+ODD = {
+    "a batch of nothing": (lambda: kx.fit(LINE, np.zeros((0, 5)), progress=False), "one data set"),
+    "nothing for a parameter": (lambda: kx.replace(LINE, {"noise": None}), "noise must be a num"),
+    "text for a parameter": (lambda: kx.replace(LINE, {"noise": "1"}), "noise must be a number"),
+    "from the right": (lambda: np.ones(6) @ OP, r"op\.T @ x"),
+    "no period": (lambda: kx.HarmonicMean(0, None), "The period must be positive"),
+    "no categories": (lambda: kx.Categorical.with_rank(0), "num_categories must be a whole num"),
+    "half a rank": (lambda: kx.Categorical.with_rank(3, 1.5), "rank must be a whole number"),
+    "a tolerance in text": (
+        lambda: kx.fit(LINE, TIME, tolerance="a", progress=False),
+        "tolerance must be a finite number",
+    ),
+    "quantiles in text": (lambda: LINE.condition(TIME).to_dataset(quantiles="a"), "Quantiles must"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_input_is_refused_in_words(name):
+    call, match = ODD[name]
+    with pytest.raises((TypeError, ValueError), match=match):
+        call()
+
+
+def test_double_precision_of_numpy_becomes_jaxs_without_a_word():
+    with jax.enable_x64(False):
+        number, axis = np.array(0.5), np.linspace(0, 1, 4)
+        y = np.ones((4, 4), np.float32)
+        for noise in (
+            number,
+            np.float64(0.5),
+            {0: number},
+            {1: np.full(4, 0.5)},
+            np.full((4, 4), 0.5),
+        ):
+            kernels = (number * kx.RBF(number), kx.Matern32(np.float64(0.5)))
+            gp = kx.GridGP(kernels, (axis, axis), noise=noise, mean=number)
+            assert gp.dtype == np.float32
+            assert gp.log_marginal_likelihood(y).dtype == np.float32

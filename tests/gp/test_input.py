@@ -101,6 +101,56 @@ def test_a_mask_means_gaps():
     assert rows[0] == rows[1]
 
 
+def test_lists_of_masked_rows_mean_gaps():
+    expected = truth(WITH_GAPS)
+    rows = list(MASKED)
+    numbers = [
+        [np.ma.masked if hole else v for v, hole in zip(*r, strict=True)]
+        for r in zip(Y, HOLES, strict=True)
+    ]
+    for y in (rows, tuple(rows), numbers):
+        assert_close(NAMED.log_marginal_likelihood(y), expected)
+        assert (NAMED.observing(y).observed.array == ~HOLES).all()
+    seen = [np.ma.masked_array(np.ones(3, bool), row) for row in HOLES]
+    assert (NAMED.observing(seen).observed.array == ~HOLES).all()
+    batch = NAMED.log_marginal_likelihood([rows, rows])
+    assert_close(batch, np.full(2, expected))
+
+
+def labelled(labels, trees=("ash", "elm", "oak")):
+    gp = kx.GridGP({"tree": kx.Categorical.with_rank(3)}, {"tree": list(trees)}, noise=0.1)
+    gp.check_data(pd.Series(np.arange(len(labels), dtype=float), index=labels))
+
+
+def days(first, count):
+    return pd.date_range(first, periods=count)
+
+
+LABELS = {
+    "missing": (lambda: NAMED.condition(FRAME.iloc[1:]), "along time.*missing: 0.0"),
+    "extra": (lambda: labelled(["ash", "elm", "oak", "fir"]), "tree.*not of the model: fir"),
+    "another": (lambda: labelled(["ash", "fir", "oak"]), "missing: elm; not of the model: fir"),
+    "twice": (lambda: labelled(["ash", "elm", "elm"]), "missing: oak; twice: elm"),
+    "dates": (
+        lambda: kx.GridGP(
+            {"day": kx.RBF(1.0)}, {"day": days("2020-01-01", 3)}, noise=0.1
+        ).condition(pd.Series(np.arange(3.0), index=days("2020-01-02", 3))),
+        "missing: 2020-01-01; not of the model: 2020-01-04",
+    ),
+    "of the noise": (
+        lambda: process(noise={"site": pd.Series([1.0, 2.0, 3.0], index=[10.0, 20.0, 36.0])}),
+        r"the noise along site.*missing: 35.0; not of the model: 36.0.*pass its `\.to_numpy\(\)`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_that_are_wrong_are_named(name):
+    call, match = LABELS[name]
+    with pytest.raises(ValueError, match=match):
+        call()
+
+
 class Ragged(kx.Mean):
     values: jax.Array = kx.parameter(constraints.real)
 
@@ -181,8 +231,17 @@ REFUSED = {
         "labels of the noise along site",
     ),
     "a frame in an operator": (lambda: kx.solve(OP, FRAME), r"got a DataFrame.*\.to_numpy\(\)"),
+    "masked rows in an operator": (
+        lambda: kx.solve(OP, list(np.ma.masked_array(Y, HOLES))),
+        "got a masked one",
+    ),
+    "rows with labels": (lambda: NAMED.condition([FRAME[10.0], FRAME[20.0]]), "got a Series"),
     "a frame to compare": (lambda: kx.compare({"a": NAMED}, FRAME), "got a DataFrame"),
     "a masked parameter": (lambda: kx.RBF(np.ma.masked_array([1.0], [True])), "got a masked one"),
+    "a masked place": (
+        lambda: process(axes={"time": [0.0, np.ma.masked, 2.5, 4.0], "site": SITE}),
+        "coordinates of time must be finite; got nan",
+    ),
     "a masked mean": (lambda: process(mean=MASKED), "mean must be a plain array"),
     "masked where nothing may be missing": (
         lambda: NAMED.condition(Y).log_prob(MASKED),

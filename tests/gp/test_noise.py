@@ -97,6 +97,60 @@ def test_the_marginal_likelihood_has_right_slopes_in_every_variance():
     assert_close(jax.grad(by_kronax)(VARIANCES), jax.grad(by_hand)(VARIANCES), order=1)
 
 
+def test_traced_infinite_variances_are_gaps():
+    """The cotangent of an infinite variance is zero, and a product must not multiply by it."""
+    variances = np.random.default_rng(0).uniform(0.05, 0.2, (5, 4))
+    variances[1, 2] = variances[3] = np.inf
+    seen = np.isfinite(variances)
+    y = np.random.default_rng(1).normal(size=(5, 4))
+    signal = np.asarray(unnamed(0.1).covariance(include_noise=False).to_dense())
+    cells = np.flatnonzero(seen)
+    inverse = np.linalg.inv(signal[np.ix_(cells, cells)] + np.diag(variances[seen]))
+    weights = inverse @ y[seen]
+    slopes = np.zeros((5, 4))
+    slopes[seen] = (weights**2 - np.diagonal(inverse)) / 2
+
+    def likelihood(variances):
+        return unnamed(variances).log_marginal_likelihood(jnp.where(seen, y, 1e5))
+
+    def by_scale(scale):
+        scaled = scale * np.where(seen, variances, 1.0)
+        return likelihood(jnp.where(seen, scaled, jnp.inf))
+
+    @jax.jit
+    def found(variances):
+        post = unnamed(variances).condition(jnp.where(seen, y, 1e5))
+        places = np.array([[0.1, 0.2], [0.9, -0.4]])
+        others = (post.variance(), post.mean([TIME + 0.1, None]), post.mean(points=places))
+        slope = jax.grad(likelihood)(variances), jax.grad(by_scale)(1.0)
+        return post.mean(), post.leave_one_out().mean, others, slope
+
+    mean, left_out, others, (by_cell, along) = found(variances)
+    assert_close(mean, (signal[:, cells] @ weights).reshape(5, 4))
+    assert np.isfinite(left_out[seen]).all()
+    assert all(np.isfinite(x).all() for x in others)
+    assert_close(by_cell, slopes, order=1)
+    assert (by_cell[~seen] == 0).all()
+    assert_close(along, np.sum(slopes[seen] * variances[seen]), order=1)
+
+
+def test_no_noise_is_no_parameter():
+    for zero in (0, 0.0, np.array(0.0), np.int64(0), jnp.zeros(())):
+        gp = kx.GridGP((kx.Matern12(0.6), kx.Matern12(0.4)), (TIME, SPACE), zero)
+        paths = [p.path for p in kx.parameters(gp)]
+        assert paths == ["kernels[0].lengthscale", "kernels[1].lengthscale", "variance"]
+    assert "no noise: the data are interpolated" in gp.describe()
+    y = np.random.default_rng(0).normal(size=(5, 4))
+    post = gp.condition(y)
+    assert_close(post.mean(), y)
+    places = np.array([[0.1, 0.2], [0.9, -0.4]])
+    assert_close(post.variance(points=places, include_noise=True), post.variance(points=places))
+    new = [TIME[:2] + 0.1, None]
+    assert_close(post.variance(new, include_noise=True), post.variance(new))
+    longer = post.append(y[:1], [TIME[-1:] + 1, None])
+    assert_close(longer.mean(), np.concatenate([y, y[:1]]))
+
+
 @pytest.mark.parametrize(
     ("call", "error", "match"),
     [
@@ -106,6 +160,8 @@ def test_the_marginal_likelihood_has_right_slopes_in_every_variance():
         (lambda: unnamed("0.1"), TypeError, r"noise must be a variance.*got '0\.1'"),
         (lambda: unnamed([1.0, 2.0]), TypeError, r"noise must be a variance.*got \[1\.0, 2\.0\]"),
         (lambda: unnamed(True), TypeError, "must be a number.*got True"),
+        (lambda: unnamed(False), TypeError, "must be a number.*got False"),
+        (lambda: unnamed(np.array(1j)), TypeError, "must hold real numbers"),
         (lambda: unnamed(np.ones((20, 20))), ValueError, r"one per cell .* got shape \(20, 20\)"),
         (lambda: unnamed(kx.Dense(np.eye(20))), TypeError, "noise must be.*got Dense"),
         (

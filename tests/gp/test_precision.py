@@ -1,5 +1,6 @@
 """What a precision carries: warnings where it is not enough, and fits that stay above rounding."""
 
+import re
 import warnings
 from functools import reduce
 
@@ -11,11 +12,15 @@ from numpyro.distributions import constraints
 
 import kronax as kx
 from kronax.linalg.arrays.precision import FLOOR, LOST
-from kronax.linalg.functions.conditioning import ends, largest_eigenvalue
+from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.spectral.conditioning import largest_eigenvalue
 from tests.gp import dense
 
 X, Z = np.linspace(0, 1, 12), np.linspace(0, 1, 10)
 FINE = ((X[1:] + X[:-1]) / 2, (Z[1:] + Z[:-1]) / 2)
+
+
+PLACE = np.array([[0.1, 0.2]], np.float32)
 
 
 def simulator(x, z):
@@ -61,6 +66,12 @@ def test_the_textbook_kernel_warns_in_single_precision_alone(noise):
     gp.condition(y)
 
 
+@jax.jit
+def conditioned(gp, y):
+    """Without a warning of its own."""
+    return gp.condition(y)
+
+
 def calls(noise, dtype=np.float32):
     """Every eager way to a log density."""
     gp, y = process(noise, dtype), simulator(X, Z).astype(dtype)
@@ -80,6 +91,15 @@ def calls(noise, dtype=np.float32):
         "masked": lambda: kx.normal_logpdf(y, 0.0, kx.Masked(op, observed)),
         "distribution": lambda: gp.numpyro_dist().log_prob(y),
         "with gaps": lambda: gp.observing(gaps).numpyro_dist().log_prob(gaps),
+        "solve": lambda: kx.solve(op, y),
+        "columns": lambda: kx.inverse(op) @ y.reshape(-1, 1),
+        "logdet": lambda: kx.logdet(kx.decompose(op)),
+        "inv_quad": lambda: kx.inv_quad(op, y),
+        "masked solve": lambda: kx.solve(kx.Masked(op, observed), y),
+        "masked logdet": lambda: kx.logdet(kx.Masked(op, observed)),
+        "log_prob": lambda: conditioned(gp, y).log_prob(y),
+        "log_prob ahead": lambda: conditioned(gp, y).log_prob(y[:1], axes=[X[:1], None]),
+        "log_prob at points": lambda: conditioned(gp, y).log_prob(y[0, :1], points=PLACE),
     }
 
 
@@ -117,10 +137,10 @@ def test_a_line_warns_once_and_traced_values_never():
 def test_eigenvalues_of_a_decomposition_are_exact(op):
     op = op(jnp.asarray(dense.matern32(X, X, 0.3)), jnp.asarray(dense.matern12(Z, Z, 0.4)))
     values = np.linalg.eigvalsh(op.to_dense())
-    found = ends(op)
+    found = decomposition_of(op).ends()
     np.testing.assert_allclose([found.smallest, found.largest], values[[0, -1]], rtol=1e-10)
     assert values[-1] <= largest_eigenvalue(op) <= 2 * values[-1]
-    assert ends(kx.decompose(op)) == found
+    assert decomposition_of(kx.decompose(op)).ends() == found
 
 
 def test_gaps_and_iterations_bound_the_eigenvalues():
@@ -131,7 +151,7 @@ def test_gaps_and_iterations_bound_the_eigenvalues():
     uneven = kx.KroneckerPlusDiagonal(op.kronecker, 0.1, observed=observed)
     masked = [kx.Masked(op, observed, method=m) for m in ("gaps", "merged")]
     for one in (*masked, kx.decompose(masked[0]), kx.Iterative(uneven)):
-        found = ends(one)
+        found = decomposition_of(one).ends()
         assert found.smallest <= values[0] + 1e-9
         assert values[-1] - 1e-9 <= found.largest <= 3 * values[-1]
 
@@ -209,3 +229,45 @@ def test_interpolation_without_noise_works_where_the_precision_carries_it():
 def test_describe_tells_where_rounding_is_near():
     assert "rounding times condition number: at most" in process(1e-5, np.float32).describe()
     assert "rounding" not in process(0.1).describe()
+
+
+HOURS, SOME = np.arange(3000.0), np.sort(np.random.default_rng(0).uniform(0, 9, 40))
+PLACES = np.random.default_rng(1).uniform(size=(30, 2))
+DESCRIBED = {
+    "regular": (
+        (2.0 * kx.Matern32(4.0),),
+        (HOURS[:300],),
+        lambda r: dense.matern32(r, r, 4.0),
+        2.0,
+    ),
+    "irregular": (
+        (kx.RBF(0.5) + kx.White(0.5),),
+        (SOME,),
+        lambda x: dense.squared_exponential(x, x, 0.5) + 0.5 * np.eye(len(x)),
+        1.0,
+    ),
+    "places": (
+        (kx.Matern52(np.array([0.2, 0.9])),),
+        (PLACES,),
+        lambda x: dense.matern52(x, x, np.array([0.2, 0.9])),
+        1.0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DESCRIBED)
+def test_a_description_bounds_the_condition_closely(name):
+    kernels, axes, matrix, variance = DESCRIBED[name]
+    text = kx.GridGP(kernels, axes, noise=1e-13).describe()
+    shown = float(re.search(r"condition number: at most (\S+) in float64", text)[1])
+    top = variance * np.linalg.eigvalsh(matrix(axes[0]))[-1]
+    assert 0.9 < shown / (np.finfo(float).eps * top / 1e-13) < 2.2
+
+
+def test_a_description_does_not_alarm_where_nothing_is_lost():
+    """3000 hours with a memory of some: the trace is a thousand times the largest eigenvalue."""
+    gp = kx.GridGP((kx.Matern12(2.0),), (HOURS,), noise=2e-14)
+    lags = np.exp(-HOURS / 2.0)
+    top = 2 * lags.sum() - 1  # no eigenvalue of a Toeplitz matrix of positive entries is larger
+    assert np.finfo(float).eps * top / 2e-14 < 0.1 < np.finfo(float).eps * 3000 / 2e-14
+    assert "at most 0.05 in float64" in gp.describe()

@@ -97,6 +97,24 @@ def test_predictions_contain_the_coefficients_uncertainty(variance, moved):
     assert (np.abs(np.cov(draws.T) - dense.spread) < 5 * error).all()
 
 
+PLANE = kx.LinearMean("time") + kx.LinearMean("space")
+
+
+@pytest.mark.parametrize("extra", [None, kx.ConstantMean(0.0), kx.PolynomialMean("space", 0)])
+def test_a_level_that_several_means_have_counts_once(extra):
+    post = make(kx.MarginalMean(PLANE if extra is None else PLANE + extra)).condition(Y)
+    assert post.regression.names == ("time: level", "time: slope", "space: slope")
+    columns = np.meshgrid(TIME - 0.7, SPACE - (-0.1), indexing="ij")
+    plane = np.stack([np.ones(20), *(column.ravel() for column in columns)], axis=1)
+    covariance = signal([TIME, SPACE], [TIME, SPACE]) + 0.1 * np.eye(20)
+    errors = np.linalg.inv(plane.T @ np.linalg.solve(covariance, plane))
+    truth = errors @ plane.T @ np.linalg.solve(covariance, Y.ravel())
+    assert_close(post.regression.coefficients, truth)
+    assert_close(post.regression.covariance, errors)
+    left = np.linalg.solve(covariance, Y.ravel() - plane @ truth)
+    assert_close(post.mean().ravel(), Y.ravel() - 0.1 * left)
+
+
 def test_scattered_points_contain_it_too():
     post = make(kx.MarginalMean(waves())).condition(Y)
     dense = Dense(list(POINTS.T))
@@ -228,9 +246,9 @@ def test_derivatives_contain_the_regression():
         (lambda: kx.MarginalMean(kx.ZeroMean()), TypeError, "needs a mean with coefficients"),
         (lambda: kx.MarginalMean(waves(), -1.0), ValueError, r"variance must be positive; got -1"),
         (
-            lambda: make(kx.MarginalMean(kx.ConstantMean(0.0) + kx.LinearMean("time"))).condition(
-                Y
-            ),
+            lambda: make(
+                kx.MarginalMean(kx.LinearMean("time") + kx.PolynomialMean("time", 2))
+            ).condition(Y),
             ValueError,
             "functions of the mean are not independent",
         ),

@@ -46,6 +46,20 @@ def test_rows_are_rows_and_columns_are_columns():
     assert_close(traced, expected)
 
 
+@pytest.mark.parametrize(
+    ("points", "match"),
+    [
+        (((0.1, 0.9), (0.8, -0.4), (0.2, 0.3)), "got a tuple of 3. A tuple has one array per axis"),
+        ((), "got a tuple of 0"),
+        ((0.1, 0.9), r"got a tuple of numbers. One place is a row of its own: \[\[0.1, 0.9\]\]"),
+        ([0.1, 0.9], "row 0 of the list is 0.1"),
+    ],
+)
+def test_a_tuple_is_columns(points, match):
+    with pytest.raises(ValueError, match=match):
+        TWO.mean(points=points)
+
+
 def test_rows_may_hold_labels_dates_and_places_beside_numbers():
     dates = np.arange("2000-01-01", "2000-01-06", dtype="M8[D]")
     kernels = (kx.RBF(2.0), kx.Categorical.with_rank(3), kx.Matern12(0.5), kx.RBF(0.4))
@@ -81,7 +95,7 @@ def test_a_batch_of_data_has_a_batch_of_means_at_points():
 
 def test_more_points_than_a_chunk_holds_agree(monkeypatch):
     whole = TWO.mean(points=X), TWO.variance(points=X)
-    monkeypatch.setattr("kronax.linalg.functions.khatri_rao.CHUNK", 12)
+    monkeypatch.setattr("kronax.linalg.spectral.khatri_rao.CHUNK", 12)
     jax.clear_caches()
     assert_close(TWO.mean(points=X), whole[0])
     assert_close(TWO.variance(points=X), whole[1])

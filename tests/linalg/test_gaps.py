@@ -9,10 +9,9 @@ import pytest
 from jax import lax
 
 import kronax as kx
-from kronax.linalg.functions.conditional_variances import Places
-from kronax.linalg.functions.diagonals import conjugated_inverse_diagonal, posterior_diagonal
 from kronax.linalg.gaps import rules, schur
 from kronax.linalg.operators.gap_geometry import Fibres, Gaps, Mask
+from kronax.linalg.spectral.conditional_variances import Places
 from tests.cases import CASES, covariance, rbf
 from tests.linalg.contracted import FUSED, QUICK, weights_of
 from tests.linalg.gapped import (
@@ -181,7 +180,7 @@ def test_what_data_explain_elsewhere(name, method):
     rows = [rng.normal(size=(n + 1, n)) for n in GRID]
     whole = np.kron(np.kron(rows[0], rows[1]), rows[2])
     truth = np.diag(whole @ dense_inverse(part) @ whole.T).reshape([n + 1 for n in GRID])
-    assert_close(conjugated_inverse_diagonal(part, rows), truth)
+    assert_close(part.decomposed().explained(rows), truth)
 
 
 @pytest.mark.parametrize("method", ["gaps", "merged"])
@@ -199,7 +198,7 @@ def test_derivative_of_what_data_explain_elsewhere(method):
     def ours(t):
         matrices, c = operands(t)
         part = kx.Masked(kx.Kronecker(*matrices) + (0.3 + t), mask, method=method)
-        return conjugated_inverse_diagonal(part, c).ravel()
+        return part.decomposed().explained(c).ravel()
 
     def dense(t):
         (k1, k2), (c1, c2) = operands(t)
@@ -224,8 +223,8 @@ def test_scattered_places(method):
     signal = np.asarray(part.op.kronecker.to_dense())[np.ravel_multi_index(index, GRID)]
     prior = signal[:, np.ravel_multi_index(index, GRID)]
     truth = prior - signal @ dense_inverse(part) @ signal.T
-    assert_close(part.covariance_at(places, priors), truth)
-    assert_close(part.variance_at(places), np.diag(truth))
+    assert_close(part.decomposed().covariance_at((places, priors)), truth)
+    assert_close(part.decomposed().variance_at(places).value, np.diag(truth))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +241,7 @@ def test_variance_of_the_signal(case, name, method):
     part = kx.Masked(CASES[case].operator, MASKS[name], method=method)
     signal = np.asarray(part.op.kronecker.to_dense())
     truth = np.diag(signal - signal @ dense_inverse(part) @ signal).reshape(GRID)
-    assert_close(posterior_diagonal(part), truth)
+    assert_close(part.decomposed().posterior_diagonal(), truth)
 
 
 @pytest.mark.parametrize("method", ["gaps", "merged"])

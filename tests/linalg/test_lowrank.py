@@ -7,7 +7,7 @@ import pytest
 
 import kronax as kx
 from kronax.linalg.factors.pivoted_cholesky import choose_pivots, joint_root, root_at
-from kronax.linalg.functions.diagonals import explained_diagonal, posterior_diagonal
+from kronax.linalg.functions.choice import decomposition_of
 
 X = np.linspace(0, 1, 60)
 NOISE = 0.1
@@ -218,7 +218,9 @@ SINGULAR = {
 
 
 @pytest.mark.parametrize("noise", ["variance", "full"])
-@pytest.mark.parametrize("function", [kx.inverse_diagonal, posterior_diagonal])
+@pytest.mark.parametrize(
+    "function", [kx.inverse_diagonal, lambda op: decomposition_of(op).posterior_diagonal()]
+)
 def test_a_derivative_where_the_factor_beside_it_is_singular(function, noise):
     """The results are smooth functions of that factor, though its symmetric root is not."""
     rng = np.random.default_rng(5)
@@ -259,7 +261,7 @@ def test_a_derivative_where_the_columns_of_a_root_are_dependent():
 
     def ours(root):
         op = kx.Kronecker(kx.LowRank(root), OTHER[:2, :2]) + 0.3
-        return explained_diagonal(op, [(rows @ root.T, rows), (jnp.eye(2), None)])
+        return decomposition_of(op).explained_by_roots([(rows @ root.T, rows), (jnp.eye(2), None)])
 
     def dense(root):
         cross = np.kron(rows @ root.T, np.eye(2))

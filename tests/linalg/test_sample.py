@@ -101,10 +101,97 @@ def test_the_symmetric_root_and_its_gradient(spectrum):
         np.testing.assert_allclose(np.sum(gradient * direction), slope, rtol=1e-7, atol=1e-8)
 
 
-def test_the_root_of_a_singular_matrix_is_finite():
-    matrix = jnp.ones((3, 3))
-    assert_close(symmetric_root(matrix), np.full((3, 3), 1 / np.sqrt(3)), 1)
-    assert np.all(np.isfinite(jax.grad(lambda m: symmetric_root(m).sum())(matrix)))
+def of_rank_one(dtype):
+    """`v vᵀ + δ I`, changes of it and of its root, `None` where rounding hides it, and `δ`."""
+    v, u = np.array([1.0, -2.0, 0.5]), np.array([0.3, 1.0, 2.0])
+    one, eye, length = np.outer(v, v), np.eye(3), np.linalg.norm(v)
+    turned = np.outer(v, u) + np.outer(u, v)
+    # The root of `v vᵀ` is `v vᵀ / |v|`.
+    moved = turned / length - one * (v @ u) / length**3
+    cases = [(0, one, one / length / 2), (0, turned, moved), (0, eye, None), (0, one + eye, None)]
+    for delta in np.finfo(dtype).eps * np.array([0.1, 1e3, 1e5]):
+        inner, outer = np.sqrt(delta), np.sqrt(length**2 + delta)
+        raised = (eye - one / length**2) / inner / 2 + one / length**2 / outer / 2
+        cases.append((delta, eye, None if delta < np.finfo(dtype).eps else raised))
+    cases = [(one + delta * eye, *rest, delta) for delta, *rest in cases]
+    zero = np.zeros((3, 3))
+    return [*cases, (zero, zero, zero, 0), (zero, one, None, 0)]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_both_modes_where_a_matrix_is_singular(dtype):
+    matrices, tangents, truth, deltas = zip(*of_rank_one(dtype), strict=True)
+    matrices, tangents = (jnp.asarray(np.array(x), dtype) for x in (matrices, tangents))
+
+    @jax.jit
+    def both(matrices, tangents):
+        _, forward = jax.jvp(symmetric_root, (matrices,), (tangents,))
+        # Every entry of the root by reverse mode, along the same changes.
+        rows = jax.vmap(jax.jacrev(symmetric_root))(matrices)
+        return forward, jnp.einsum("kabij,kij->kab", rows, tangents)
+
+    forward, reverse = both(matrices, tangents)
+    assert np.isfinite(reverse).all()
+    eps = np.finfo(dtype).eps
+    for exact, pushed, pulled, delta in zip(truth, forward, reverse, deltas, strict=True):
+        if exact is None:
+            assert np.isnan(pushed).all()
+            continue
+        # The smallest eigenvalue is known to the rounding of the largest.
+        share = 4 * np.sqrt(eps) + (30 * eps / delta if delta else 0)
+        tolerance = share * np.abs(exact).max()
+        np.testing.assert_allclose(pushed, exact, atol=tolerance)
+        np.testing.assert_allclose(pulled, exact, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_draws_of_smooth_kernels_have_a_derivative_in_both_modes(dtype):
+    """Most eigenvalues are rounding, and so is how they move: that is no rise of the rank."""
+    places = np.linspace(0, 1, 30)
+    squares = np.square(places[:, None] - places)
+
+    def draw(lengthscale):
+        matrix = jnp.exp(-jnp.asarray(squares, dtype) / (2 * lengthscale**2))
+        return kx.sample_normal(KEY, kx.Kronecker(matrix))
+
+    scales = jnp.asarray([0.05, 0.3, 3.0], dtype)
+    forward, reverse = jax.jit(lambda s: [jax.vmap(d(draw))(s) for d in (jax.jacfwd, jax.jacrev)])(
+        scales
+    )
+    known = 1e-3 if dtype == "float32" else 1e-8
+    np.testing.assert_allclose(forward, reverse, atol=known * np.abs(reverse).max())
+
+
+def test_draws_where_a_covariance_gains_rank_from_zero():
+    """By every way to say so; reverse mode leaves it out."""
+    one, ring = np.ones((2, 2)), np.full(4, 0.25)
+    zero = jnp.zeros(())
+    cases = {
+        "a matrix": lambda t: kx.Kronecker(one + t * np.eye(2)),
+        "variances": lambda t: kx.Kronecker(kx.Diagonal(jnp.array([1.0, 0.0]) + t)),
+        "a circle": lambda t: kx.Kronecker(kx.Circulant(ring + t * np.eye(4)[0])),
+        "noise": lambda t: kx.Kronecker(one) + t,
+        "a scale": lambda t: t * kx.Kronecker(one),
+    }
+
+    @partial(jax.jit, compiler_options=QUICK)
+    def slopes(t):
+        found = {}
+        for name, case in cases.items():
+            draw = lambda t, case=case: jnp.sum(kx.sample_normal(KEY, case(t)))  # noqa: E731
+            found[name] = jax.jvp(draw, (t,), (jnp.ones(()),))[1], jax.grad(draw)(t)
+        return found
+
+    for name, (forward, reverse) in slopes(zero).items():
+        assert np.isnan(forward), name
+        assert np.isfinite(reverse), name
+    # At other places these have a derivative in both modes, and one of the second order too.
+    for name, (forward, reverse) in slopes(zero + 0.3).items():
+        np.testing.assert_allclose(forward, reverse, rtol=1e-10, err_msg=name)
+    twice = jax.hessian(lambda t: jnp.sum(kx.sample_normal(KEY, cases["variances"](t))))(0.3)
+    step = 1e-4
+    drawn = [jnp.sum(kx.sample_normal(KEY, cases["variances"](0.3 + k * step))) for k in (-1, 0, 1)]
+    np.testing.assert_allclose(twice, (drawn[0] - 2 * drawn[1] + drawn[2]) / step**2, rtol=1e-5)
 
 
 def test_gradient_in_the_noise():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.functions.whiten import decorrelate
 from kronax.linalg.gaps.slices import slices_given_others
+from kronax.linalg.spectral.whiten import decorrelate
 from tests.tolerances import assert_close
 
 GRID = (5, 4, 3)

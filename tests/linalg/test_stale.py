@@ -144,3 +144,58 @@ def test_a_traced_factor_that_is_not_symmetric_is_its_symmetric_part():
     assert slope[0, 1] == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-7)
     ours = jax.jit(lambda m: kx.Centrosymmetric(m).to_dense())(skew)
     assert_close(ours, (part + part[::-1, ::-1]) / 2)
+
+
+TINY = {np.float32: 1e-40, np.float64: 1e-310}
+
+
+@pytest.mark.parametrize("dtype", TINY)
+def test_subnormal_numbers_are_not_stale(dtype):
+    """Compiled programs flush them to zero, the host does not."""
+    near = np.array([[1.0, TINY[dtype]], [TINY[dtype], 1.0]], dtype)
+    op = kx.Kronecker(near, np.asarray(B[:2, :2], dtype)) + dtype(0.3)
+    truth = np.linalg.slogdet(np.kron(near, op.factors[1].matrix).astype(float) + 0.3 * np.eye(4))[
+        1
+    ]
+    for held in (kx.decompose(op), jax.jit(kx.decompose)(op)):
+        for value in (kx.logdet(held), jax.jit(kx.logdet)(held)):
+            np.testing.assert_allclose(value, truth, rtol=1e-5)
+    x = np.array([0.0, 1.0, 37.7], dtype)  # exp(−37.7²/2) is subnormal in double precision
+    y = np.array([TINY[dtype], 1.0, -1.0], dtype)
+    near = np.exp(-(np.subtract.outer(x, x).astype(float) ** 2) / 2)
+    mean = near @ np.linalg.solve(near + 0.1 * np.eye(3), y.astype(float))
+    post = kx.GridGP((kx.RBF(dtype(1.0)),), (x,), noise=dtype(0.1)).condition(y)
+    for value in (post.mean(), jax.jit(lambda p: p.mean())(post)):
+        np.testing.assert_allclose(value, mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_dense_matrix_of_the_cells_knows_of_what_it_was_made():
+    variances = jnp.asarray(RNG.uniform(0.1, 1.0, (4, 3)))
+    op = kx.Masked(kx.KroneckerPlusDiagonal(kx.Kronecker(A, B), variances), MASK)
+    held = kx.decompose(op)
+    cells = np.flatnonzero(MASK)
+    dense = np.kron(A, B) + np.diag(np.ravel(variances))
+    expected = np.linalg.slogdet(dense[np.ix_(cells, cells)])[1]
+    assert_close(kx.logdet(held), expected)
+    stale = eqx.tree_at(lambda m: m.op.variances, held, 2 * variances)
+    with pytest.raises(ValueError, match=STALE):
+        kx.logdet(stale)
+    assert np.isnan(jax.jit(kx.logdet)(stale))
+
+
+def test_a_cast_is_said_to_be_one_and_what_to_do():
+    with pytest.raises(ValueError, match=r"a cast to another precision.*kx\.decompose\(op\)"):
+        kx.logdet(EDITS["another precision"]())
+    cast = kx.decompose(EDITS["another precision"]())
+    np.testing.assert_allclose(kx.logdet(cast), kx.logdet(OPERATORS["noise"]), rtol=1e-5)
+
+
+def test_the_terms_of_a_posterior_belong_to_its_model_too():
+    x = np.linspace(0.0, 1.0, 4)
+    terms = {"a": (kx.RBF(0.3), kx.RBF(0.5)), "b": (kx.Matern12(0.3), kx.RBF(0.5))}
+    shared = terms["a"][1]
+    terms["b"] = (terms["b"][0], shared)
+    post = kx.GridGP(terms=terms, axes=(x, x[:3]), noise=0.1).condition(Y)
+    other = kx.replace(post, {"gp.noise": 0.2})
+    with pytest.raises(ValueError, match="condition it again"):
+        other.terms["a"].mean()

@@ -21,6 +21,8 @@ from kronax.gp.coordinates.spacing import SHARE, UNITS, Coordinates, Origin, les
 from kronax.gp.coordinates.static_arrays import FrozenArray, FrozenAttributes
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import check_finite, is_concrete
+from kronax.linalg.arrays.host import on_device
+from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.paths import nearest
 
 
@@ -73,7 +75,7 @@ class Axis(eqx.Module):
         if self.static is None:
             assert self.traced is not None
             return self.traced.astype(dtype)
-        return jnp.asarray(self.exact.astype(dtype))
+        return on_device(self.exact.astype(dtype))
 
     def points(self, dtype: Any) -> Points:
         """The coordinates in every form that a kernel may want.
@@ -92,8 +94,8 @@ class Axis(eqx.Module):
             x = self.coordinates(dtype) if self.static is None else self.exact.astype(np.float64)
             places = self._on_sphere(x) - first.astype(x.dtype)
         if places is not None:
-            places = jnp.asarray(places.astype(dtype))
-        centred = jnp.asarray(wide.astype(dtype))
+            places = on_device(places.astype(dtype))
+        centred = on_device(wide.astype(dtype))
         return Points(self.coordinates(dtype), centred, places, self.origin)
 
     def _traced_offsets(self) -> Array:
@@ -302,9 +304,9 @@ def _less_traced(x: Array, origin: np.ndarray) -> Array:
     if not jnp.issubdtype(x.dtype, jnp.floating):
         whole, limits = np.rint(origin), np.iinfo(x.dtype)
         if (whole < limits.min).any() or (whole > limits.max).any():
-            return _less_traced(x.astype(jnp.zeros(()).dtype), origin)
+            return _less_traced(x.astype(float), origin)
         whole = (whole if origin.dtype.kind == "f" else origin).astype(x.dtype)
-        near = (x - whole).astype(jnp.zeros(()).dtype)
+        near = (x - whole).astype(float)
         return near - less(origin, whole).astype(near.dtype)
     high = origin.astype(x.dtype)
     return (x - high) - less(origin, high).astype(x.dtype)
@@ -341,6 +343,8 @@ def check_places(axis: Axis, name: str) -> None:
 def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
     if is_labelled(coordinates):
         return coordinate_values(coordinates)
+    if isinstance(coordinates, list | tuple):
+        coordinates = without_mask(coordinates)
     if np.ma.is_masked(coordinates):
         place = np.argwhere(np.ma.getmaskarray(coordinates))[0].tolist()
         raise ValueError(

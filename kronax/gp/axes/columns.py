@@ -15,6 +15,7 @@ FORMS = (
     "points must have shape (m, {0}), rows in an array or a nested list, or be one array of m per "
     "axis, in a tuple or a dictionary"
 )
+NUMBERS = int | float | np.generic | np.ndarray | jax.Array
 
 
 def columns_of(points: Any, axes: Sequence[Axis]) -> Any:
@@ -33,7 +34,7 @@ def columns_of(points: Any, axes: Sequence[Axis]) -> Any:
     if isinstance(points, Mapping):
         return dict(points)
     if isinstance(points, tuple):
-        return points
+        return _checked_columns(points, num_axes)
     if isinstance(points, list) and not is_concrete(points):
         points = jnp.asarray(points)
     if isinstance(points, list):
@@ -52,6 +53,21 @@ def columns_of(points: Any, axes: Sequence[Axis]) -> Any:
         )
     columns = [points[:, i] for i in range(num_axes)]
     return [x.tolist() if x.dtype.kind == "O" else x for x in columns]
+
+
+def _checked_columns(columns: tuple[Any, ...], num_axes: int) -> tuple[Any, ...]:
+    """A tuple, refused where it cannot hold one array per axis."""
+    if len(columns) != num_axes:
+        raise ValueError(
+            f"{FORMS.format(num_axes)}; got a tuple of {len(columns)}. A tuple has one array per "
+            "axis: put rows, one per place, into a list or an array."
+        )
+    if any(np.ndim(x) == 0 for x in columns if isinstance(x, NUMBERS)):
+        raise ValueError(
+            f"{FORMS.format(num_axes)}; got a tuple of numbers. One place is a row of its own: "
+            f"[{list(columns)!r}]."
+        )
+    return columns
 
 
 def _columns_of_rows(rows: list[Any], num_axes: int) -> list[list[Any]]:

@@ -1,6 +1,7 @@
 """Dates as numbers: how many units have passed since the first date of an axis."""
 
 import datetime
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400, "weeks": 
 # equally spaced.
 COUNTED = {"months": 1, "years": 12}
 UNITS = (*SECONDS, *COUNTED)
+_CLOCK = re.compile(r"[T ](\d\d)(?::(\d\d))?(?::(\d\d))?")
 
 
 def is_dates(values: np.ndarray) -> bool:
@@ -56,8 +58,17 @@ class Dates:
 
     def describe(self, given: np.ndarray) -> str:
         """The dates in words."""
-        days = [str(date)[:10] for date in (given.min(), given.max())]
-        return f"{days[0]} to {days[1]} in {self.unit}"
+        numbers = self.encode(given, "the axis")
+        steps = np.abs(np.diff(numbers))
+        days = (
+            np.ptp(numbers) / max(len(numbers) - 1, 1) * SECONDS.get(self.unit, 0) / SECONDS["days"]
+        )
+        first, last = (word_of(date, 0 < days < 1) for date in (given.min(), given.max()))
+        words = f"{first} to {last} in {self.unit}"
+        if not steps.size or np.ptp(steps) > 1e-6 * steps.max():
+            return words
+        step = readable(float(steps[0]), self.unit)
+        return words if step.endswith(self.unit) else f"{words}, {step} apart"
 
     def encode(self, values: np.ndarray, name: str) -> np.ndarray:
         """Numbers of units since the reference, in float64.
@@ -85,10 +96,42 @@ class Dates:
         # differences of integers, and of one sign, so that none of them cancels.
         (day, rest), (day0, rest0) = _split(dates), _split(start)
         days, rest = day - day0, rest - rest0
-        turn = np.where(rest < 0, days > 0, 0) - np.where(rest > 0, days < 0, 0)
+        none = np.timedelta64(0, "s")
+        turn = np.where(rest < none, days > 0, 0) - np.where(rest > none, days < 0, 0)
         days, rest = days - turn, rest + turn * np.timedelta64(1, "D")
         seconds = rest / np.timedelta64(1, "s")
         return days * (86_400 / SECONDS[self.unit]) + seconds / SECONDS[self.unit]
+
+
+def word_of(date: Any, with_time: bool = True) -> str:
+    """A date in words, with its time of day if that is asked for and not midnight."""
+    text = str(date)
+    clock = _CLOCK.search(text)
+    if clock is None or not with_time:
+        return text if clock is None else text[: clock.start()]
+    parts = [part or "00" for part in clock.groups()]
+    while len(parts) > 2 and parts[-1] == "00":
+        parts.pop()
+    time = ":".join(parts)
+    return text[: clock.start()] + (f" {time}" if time != "00:00" else "")
+
+
+def readable(count: float, unit: str) -> str:
+    """A number of units, or of finer ones where it has fewer digits: 23.5 hours, not 0.979 days."""
+    for finer in reversed(SECONDS):
+        seconds = SECONDS.get(unit, 0)
+        number = count * seconds / SECONDS[finer]
+        short = round(number, 2)
+        if SECONDS[finer] <= seconds and abs(short) >= 1 and abs(number - short) < 1e-6:
+            return f"{short:.10g} {finer.removesuffix('s') if short == 1 else finer}"
+    return f"{count:.6g} {unit}"
+
+
+def place_of(x: float, coding: Any) -> str:
+    """A coordinate in words, in units of its axis."""
+    if isinstance(coding, Dates):
+        return f"{readable(x, coding.unit)} after {word_of(coding.reference)}"
+    return f"{x:.6g}"
 
 
 def dates_from(values: np.ndarray, unit: str, name: str) -> Dates:

@@ -9,6 +9,7 @@ from kronax.gp.axes.axis import Axis, as_axis, check_places
 from kronax.gp.axes.dates import Dates
 from kronax.gp.axes.labels import Labels
 from kronax.gp.coordinates.spacing import SHARE, Coordinates, snapped, spacing, step_of
+from kronax.linalg.arrays.checks import whole
 
 # The mean radius of the Earth in kilometres.
 EARTH_RADIUS = 6371.0088
@@ -168,5 +169,5 @@ def _concrete(axis: Any, what: str) -> Axis:
 
 
 def _check_positive(value: Any, name: str) -> None:
-    if not isinstance(value, int | float) or not 0 < value < float("inf"):
+    if not isinstance(whole(value), int | float) or not 0 < value < float("inf"):
         raise ValueError(f"{name} must be a positive number; got {value!r}.")

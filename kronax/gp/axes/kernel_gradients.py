@@ -27,7 +27,7 @@ def warn_of_nan_gradient(kernel: Kernel, axis: Axis, name: str) -> None:
     if not is_concrete(kernel, axis):
         return
     for term in kernel.all_terms():
-        if _is_known(term) or not any(map(eqx.is_inexact_array, jax.tree.leaves(term))):
+        if is_known(term) or not any(map(eqx.is_inexact_array, jax.tree.leaves(term))):
             continue
         with jax.ensure_compile_time_eval():
             slope = _slope(term, axis.points(dtype_of(kernel))[:1])
@@ -88,9 +88,10 @@ def level_of_caller() -> int:
     return next((i for i, name in names if name.partition(".")[0] not in inside), 1)
 
 
-def _is_known(term: Kernel) -> bool:
+def is_known(term: Kernel) -> bool:
+    """Whether it is a kernel of this library, and no callable of the user's."""
     if isinstance(term, ActiveDims):
-        return all(map(_is_known, term.kernel.all_terms()))
+        return all(map(is_known, term.kernel.all_terms()))
     return type(term).__module__.startswith("kronax.") and not isinstance(term, FunctionKernel)
 
 

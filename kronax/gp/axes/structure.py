@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.kernel_gradients import is_known
 from kronax.gp.axes.labels import Labels
 from kronax.gp.coordinates.spacing import Coordinates
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.categorical import Categorical
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
-from kronax.linalg.arrays.checks import check_symmetric, is_concrete
+from kronax.linalg.arrays.checks import check_symmetric, is_concrete, whole
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
@@ -53,6 +54,7 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
         axis: its coordinates.
         asked: one of `KINDS`, or the rank of a low-rank factor, to override.
     """
+    asked = whole(asked)
     if isinstance(asked, int) and not isinstance(asked, bool):
         columns = f"{asked} columns, as asked"
         if asked > axis.size:
@@ -271,11 +273,17 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
     asked = structure.kind != "dense" and structure.reason == "as asked"
     if asked and axis.static is None:
         raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
-    if not is_concrete(kernel, axis):
+    if not is_concrete(kernel, axis) or _is_sure(kernel, axis, structure):
         return
     # Concrete kernels stay so inside jit, where a likelihood may build its model.
     with jax.ensure_compile_time_eval():
         _check_values(kernel, axis, structure, name, asked)
+
+
+def _is_sure(kernel: Kernel, axis: Axis, structure: Structure) -> bool:
+    """Whether a structure holds for this library's own kernels, which are what they say."""
+    chosen = structure.kind in ("dense", choose(kernel, axis).kind)
+    return chosen and all(map(is_known, kernel.all_terms()))
 
 
 def _check_values(kernel: Kernel, axis: Axis, structure: Structure, name: str, asked: bool) -> None:
@@ -286,7 +294,7 @@ def _check_values(kernel: Kernel, axis: Axis, structure: Structure, name: str, a
         if structure.kind != "dense":
             _check_mirrored(kernel, x, name)
         return
-    matrix = kernel.matrix_at(x, x)
+    matrix = _matrix(kernel, x)
     check_symmetric(matrix, f"The covariance of {name}")
     if not asked or not is_concrete(matrix):
         return
@@ -306,9 +314,14 @@ def _claimed(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> ja
     return factor(kernel, axis, structure, dtype).to_dense()
 
 
+@eqx.filter_jit
+def _matrix(kernel: Kernel, x: Points) -> jax.Array:
+    return kernel.matrix_at(x, x)
+
+
 def _check_mirrored(kernel: Kernel, x: Points, name: str) -> None:
     """Refuse a kernel that calls itself stationary and plainly is not."""
-    rows = [kernel.matrix_at(end, x)[0] for end in (x[:1], x[-1:])]
+    rows = _end_rows(kernel, x)
     if not is_concrete(rows):  # a function that closes over something traced
         return
     first, last = (np.asarray(row) for row in rows)
@@ -319,3 +332,9 @@ def _check_mirrored(kernel: Kernel, x: Points, name: str) -> None:
             f"and from the last differ by {gap:.3g} at equal distances. Do not override "
             "`stationary`."
         )
+
+
+@eqx.filter_jit
+def _end_rows(kernel: Kernel, x: Points) -> list[jax.Array]:
+    """The covariances with the first and with the last place."""
+    return [kernel.matrix_at(end, x)[0] for end in (x[:1], x[-1:])]

@@ -14,7 +14,7 @@ from kronax.gp.means.gls import fitted
 from kronax.gp.model.checks import refuse_gaps
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.functions.whiten import decorrelate
+from kronax.linalg.spectral.whiten import decorrelate
 from kronax.parameters import aligned
 
 LEVELS = (0.5, 0.8, 0.95, 0.99)

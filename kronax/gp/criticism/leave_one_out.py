@@ -16,11 +16,14 @@ from jaxtyping import Array, Float
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
-from kronax.linalg.arrays.checks import check_plain, is_concrete, without_mask
+from kronax.gp.labelled.templates import compiled
+from kronax.linalg.arrays.checks import check_plain, is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.estimates.certificates import ConvergenceError, settled, warn_if_uncertain
+from kronax.linalg.arrays.nested_lists import without_mask
+from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.diagonals import inverse_diagonal
-from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.krylov.operator import Iterations
 
 
 class LeaveOneOut(HeldOut):
@@ -84,27 +87,32 @@ def leave_one_out(post: Any) -> LeaveOneOut:
     Coefficients that are integrated out are estimated without the cell as well: then it is the
     inverse `S⁻¹ − S⁻¹ H A⁻¹ Hᵀ S⁻¹` that has a diagonal.
     """
-    op, regression = post.operator, post.regression
-    found = op.inverse_estimate() if isinstance(op, Iterative) else None
-    if found is None:
-        diagonal = inverse_diagonal(op)
+    op, error = post.operator, None
+    way = decomposition_of(op)
+    if isinstance(way, Iterations):
+        found = way.settled(way.inverse_estimate(), "the draws")
+        weights = way.data_weights(post.residual(), post.weights)
+        mean, variance, diagonal = _predicted(post, found.value, weights)
+        _check_positive(diagonal, post)
+        error = found.standard_error * jnp.square(variance)
+        what = "Leave-one-out variances"
+        warn_if_uncertain(variance, error, op.iteration, what, stacklevel=3)
     else:
-        diagonal = settled(found, op.iteration, "the draws").value
+        mean, variance, _ = _predicted(post, None, post.weights)
+    return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
+
+
+@compiled
+def _predicted(post: Any, estimate: Array | None, weights: Array) -> tuple[Array, Array, Array]:
+    """Mean and variance, and the diagonal of the inverse that they come from."""
+    diagonal = inverse_diagonal(post.operator) if estimate is None else estimate
+    regression = post.regression
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
     if post.gp.observed is not None:
         diagonal = jnp.where(post.gp.observed.array, diagonal, jnp.nan)
-    weights = post.weights
-    if found is not None:
-        _check_positive(diagonal, post)
-        weights = op.data_weights(post.residual(), weights)
     variance = 1 / diagonal
-    error = None if found is None else found.standard_error * jnp.square(variance)
-    if found is not None:
-        what = "Leave-one-out variances"
-        warn_if_uncertain(variance, error, op.iteration, what, stacklevel=3)
-    mean = post.y - jnp.multiply(*same_rank(weights, variance))
-    return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
+    return post.y - jnp.multiply(*same_rank(weights, variance)), variance, diagonal
 
 
 def _check_positive(diagonal: Array, post: Any) -> None:

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Iterator
+from operator import mul, truediv
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -13,6 +14,8 @@ from numpyro.distributions import constraints
 
 from kronax.gp.kernels import adapters
 from kronax.gp.kernels.points import Points
+from kronax.linalg.arrays.checks import whole
+from kronax.linalg.arrays.host import on_device, on_host
 from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
@@ -142,12 +145,12 @@ class Kernel(eqx.Module):
 def dtype_of(tree: Any) -> Any:
     """The precision of a module's parameters; JAX's default where it has none."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if eqx.is_inexact_array(leaf)]
-    return jnp.result_type(*(leaf.dtype for leaf in leaves)) if leaves else jnp.zeros(()).dtype
+    return jnp.result_type(*(leaf.dtype for leaf in leaves)) if leaves else jnp.result_type(float)
 
 
 def as_points(x: Any, kernel: Kernel) -> Array:
     """Coordinates in the precision of a kernel; in their own where it has no parameters."""
-    x = jnp.asarray(x)
+    x = on_device(x)
     if jnp.issubdtype(x.dtype, jnp.floating) and not any(
         map(eqx.is_inexact_array, jax.tree.leaves(kernel))
     ):
@@ -260,7 +263,7 @@ class Sum(Pair):
         (first, a), (second, b) = self.first.split_scale(), self.second.split_scale()
         if a is None or b is None:
             return self, None
-        return Sum(first, scale(second, b / a)), a
+        return Sum(first, scale(second, on_host(truediv, b, a))), a
 
 
 class Product(Pair):
@@ -388,9 +391,10 @@ def scale(kernel: Kernel, number: Any) -> Kernel:
             f"A kernel can be multiplied by a single number; got shape {jnp.shape(number)}."
         )
     inner, variance = kernel.split_scale()
+    number = whole(number)
     if isinstance(number, int | float) and not isinstance(number, bool):
         number = np.asarray(number, dtype_of(kernel))
-    return Scale(inner, number if variance is None else number * variance)
+    return Scale(inner, number if variance is None else on_host(mul, number, variance))
 
 
 def product(first: Kernel, second: Kernel) -> Kernel:
@@ -402,4 +406,4 @@ def product(first: Kernel, second: Kernel) -> Kernel:
 def _times(a: Array | None, b: Array | None) -> Array | None:
     if a is None or b is None:
         return b if a is None else a
-    return a * b
+    return on_host(mul, a, b)

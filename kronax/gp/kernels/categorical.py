@@ -71,10 +71,13 @@ class Categorical(Kernel):
         Columns of cosines: one that all share, then contrasts. (Weights of zero would be a saddle
         of the likelihood, equal columns as well.)
         """
+        for name, number in (("num_categories", num_categories), ("rank", rank)):
+            if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+                raise ValueError(f"{name} must be a whole number, at least 1; got {number!r}.")
         place = (np.arange(num_categories)[:, None] + 0.5) / num_categories
         waves = np.cos(np.pi * np.arange(rank) * place)
         weights = waves / np.sqrt(np.square(waves).sum(axis=1, keepdims=True))
-        return cls(jnp.asarray(weights), jnp.full(num_categories, 1 / num_categories))
+        return cls(weights, np.full(num_categories, 1 / num_categories))
 
     @property
     def num_categories(self) -> int:

@@ -21,19 +21,19 @@ SMALL = 0.05
 TERMS = 14
 
 
-def mismatch(what: str, value: Any, shape: tuple[int, ...]) -> str:
+def mismatch(what: str, got: tuple[int, ...], shape: tuple[int, ...]) -> str:
     """What to say of a parameter that is not one number, or one per dimension."""
     places = f"places in {shape[0]} dimensions" if shape else "coordinates (n,)"
     return (
         f"The {what} must be one number, or one per dimension of coordinates (n, p); got "
-        f"shape {jnp.shape(value)} for {places}."
+        f"shape {got} for {places}."
     )
 
 
 def ratio(x: Array, z: Array, unit: Array, what: str) -> Array:
     """`(x − z) / unit`; the unit is a number, or one per dimension."""
     if jnp.shape(unit) not in ((), jnp.shape(x)):
-        raise ValueError(mismatch(what, unit, jnp.shape(x)))
+        raise ValueError(mismatch(what, jnp.shape(unit), jnp.shape(x)))
     return (x - z) / unit
 
 

@@ -22,10 +22,10 @@ from kronax.gp.kernels.radial import (
 from kronax.parameters import parameter
 
 
-def check_per_dimension(what: str, value: Array, x: np.ndarray, name: str) -> None:
+def check_per_dimension(what: str, shape: tuple[int, ...], x: np.ndarray, name: str) -> None:
     """Refuse a value per dimension that is not one per dimension of an axis."""
-    if jnp.shape(value) not in ((), x.shape[1:]):
-        raise ValueError(f"The kernel of {name}: {mismatch(what, value, x.shape[1:])}")
+    if shape not in ((), x.shape[1:]):
+        raise ValueError(f"The kernel of {name}: {mismatch(what, shape, x.shape[1:])}")
 
 
 class Isotropic(Kernel):
@@ -45,7 +45,7 @@ class Isotropic(Kernel):
 
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
         """Refuse lengthscales for another number of dimensions."""
-        check_per_dimension("lengthscale", self.lengthscale, x, name)
+        check_per_dimension("lengthscale", jnp.shape(self.lengthscale), x, name)
 
 
 class SquaredExponential(Isotropic):
@@ -178,8 +178,8 @@ class Periodic(Kernel):
 
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
         """Refuse lengthscales for another number of dimensions."""
-        check_per_dimension("period", self.period, x, name)
-        check_per_dimension("lengthscale", self.lengthscale, x, name)
+        check_per_dimension("period", jnp.shape(self.period), x, name)
+        check_per_dimension("lengthscale", jnp.shape(self.lengthscale), x, name)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -211,7 +211,7 @@ class Cosine(Kernel):
 
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
         """Refuse periods for another number of dimensions."""
-        check_per_dimension("period", self.period, x, name)
+        check_per_dimension("period", jnp.shape(self.period), x, name)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -262,12 +262,14 @@ class SpectralMixture(Kernel):
 
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
         """Refuse frequencies for another number of dimensions."""
-        check_per_dimension("mean of a spectral mixture", self.means[0], x, name)
+        check_per_dimension("mean of a spectral mixture", self.means.shape[1:], x, name)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
         if self.means.shape[1:] != jnp.shape(x):
-            raise ValueError(mismatch("mean of a spectral mixture", self.means[0], jnp.shape(x)))
+            raise ValueError(
+                mismatch("mean of a spectral mixture", self.means.shape[1:], jnp.shape(x))
+            )
         # Per component and dimension: `(q, p)`.
         means, scales = (jnp.reshape(v, (v.shape[0], -1)) for v in (self.means, self.scales))
         lag = jnp.atleast_1d(x - z)[None]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from kronax.gp.axes.axis import Axis, as_axis
-from kronax.gp.axes.dates import is_dates
+from kronax.gp.axes.dates import is_dates, word_of
 from kronax.gp.axes.dates import plain as plain_dates
 from kronax.gp.axes.indexes import (
     Index,
@@ -26,7 +26,8 @@ from kronax.gp.axes.indexes import (
 from kronax.gp.axes.labels import is_labels
 from kronax.gp.coordinates.spacing import are_same
 from kronax.gp.coordinates.static_arrays import FrozenAttributes
-from kronax.linalg.arrays.checks import plain, without_mask
+from kronax.linalg.arrays.checks import plain
+from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.paths import nearest
 
 
@@ -71,7 +72,7 @@ def _by_labels(y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what
         raise ValueError(
             f"{what} is a {type(y).__name__} with labels along {len(labels)} "
             f"{'axis' if len(labels) == 1 else 'axes'}; the model has {len(axes)}. Unstack it, or "
-            f"pass an array in the order of the axes, such as `{what}.to_numpy()`."
+            f"pass an array in the order of the axes, such as {_values_of(what)}."
         )
     called = names or tuple(f"axis {i}" for i in range(len(axes)))
     refused: list[ValueError] = []
@@ -87,8 +88,13 @@ def _by_labels(y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what
         return np.transpose(_numbers_of(y, what), order)[np.ix_(*places)]
     raise ValueError(
         f"{refused[0]} The labels of a {type(y).__name__} say which cell is which; where they do "
-        f"not, pass `{what}.to_numpy()`."
+        f"not, pass {_values_of(what)}."
     ) from refused[0]
+
+
+def _values_of(what: str) -> str:
+    """How to write the values of a pandas object."""
+    return f"`{what}.to_numpy()`" if what.isidentifier() else "its `.to_numpy()`"
 
 
 def _numbers_of(y: Any, what: str) -> np.ndarray:
@@ -122,9 +128,9 @@ def _other_labels(got: np.ndarray, wanted: np.ndarray | None, name: str, what: s
     of_model = "unknown" if wanted is None else f"{_kind(wanted)}, {len(wanted)}, {_shown(wanted)}"
     odd = ""
     if wanted is not None and _kind(got) == _kind(wanted):
-        lacking = [str(label) for label in wanted if label not in got]
-        surplus = [str(label) for label in got if label not in wanted]
-        double = [str(label) for k, label in enumerate(got) if label in got[:k]]
+        lacking = [_word(label) for label in wanted if label not in got]
+        surplus = [_word(label) for label in got if label not in wanted]
+        double = [_word(label) for k, label in enumerate(got) if label in got[:k]]
         kinds = {"missing": lacking, "not of the model": surplus, "twice": double}
         odd = "".join(f"; {kind}: {', '.join(some[:3])}" for kind, some in kinds.items() if some)
     return (
@@ -253,7 +259,7 @@ def _shown(values: np.ndarray) -> str:
 
 
 def _word(value: Any) -> str:
-    return str(value.tolist() if isinstance(value, np.ndarray) else value)
+    return word_of(value.tolist() if isinstance(value, np.ndarray) else value)
 
 
 def grid_of_data_array(

@@ -187,7 +187,10 @@ class _About:
 
 
 def _checked_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
-    levels = tuple(float(level) for level in quantiles)
+    try:
+        levels = tuple(float(level) for level in np.atleast_1d(np.asarray(quantiles, float)))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"Quantiles must be numbers between 0 and 1; got {quantiles!r}.") from error
     for level in levels:
         if not 0 < level < 1:
             raise ValueError(f"Quantiles must lie between 0 and 1; got {level}.")

@@ -16,10 +16,9 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import matmul, same_rank
-from kronax.linalg.factors.abstract_operator import AbstractSolvable
+from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.functions.logdet import normal_logpdf_grid
 from kronax.linalg.functions.solve import solve_grid
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.parameters import aligned
 
 
@@ -88,7 +87,7 @@ class Regression(eqx.Module):
 
 
 def regress(
-    op: KroneckerPlusNoise | AbstractSolvable,
+    op: DataCovariance,
     design: Array,
     y: Array,
     variance: Array | None,
@@ -124,9 +123,7 @@ def fitted(coefficients: Float[Array, "... p"], design: Float[Array, "p ..."]) -
     return matmul(coefficients, design.reshape(design.shape[0], -1)).reshape(*batch, *grid)
 
 
-def marginal_logpdf(
-    op: KroneckerPlusNoise | AbstractSolvable, design: Array, y: Array, variance: Array | None
-) -> Array:
+def marginal_logpdf(op: DataCovariance, design: Array, y: Array, variance: Array | None) -> Array:
     """Log density of data with the coefficients integrated out; restricted if they are flat."""
     found = regress(op, design, y, variance)
     value = normal_logpdf_grid(y - fitted(found.estimates, design), op)

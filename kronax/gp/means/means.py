@@ -14,7 +14,8 @@ from numpyro.distributions import constraints
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
-from kronax.linalg.arrays.checks import check_finite, check_plain, plain
+from kronax.linalg.arrays.checks import check_finite, check_plain, plain, whole
+from kronax.linalg.arrays.host import on_device
 from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
@@ -94,7 +95,7 @@ class ArrayMean(Mean):
                 f"A mean given as an array must broadcast to the grid {grid}; got shape {shape}. "
                 "On a new grid use a mean that is a function of the axes."
             )
-        return jnp.asarray(self.values.values.astype(axes[0].dtype))
+        return on_device(self.values.values.astype(axes[0].dtype))
 
 
 class FunctionMean(Mean):
@@ -161,6 +162,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
         return value
     if value is None:
         return ZeroMean()
+    value = whole(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         number: Any = np.asarray(value, dtype)
         return ConstantMean(number)
@@ -168,7 +170,7 @@ def as_mean(value: Any, dtype: Any) -> Mean:
     value = plain(value, "The mean")
     if isinstance(value, np.generic | np.ndarray | jax.Array) and value.dtype.kind in "fiu":
         if value.ndim == 0:
-            return ConstantMean(jnp.asarray(value))
+            return ConstantMean(on_device(value))
         if not isinstance(value, jax.core.Tracer):
             check_finite(value, "The mean")
             return ArrayMean(FrozenArray(np.asarray(value)))

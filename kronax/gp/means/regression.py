@@ -14,11 +14,12 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.dates import Dates
+from kronax.gp.axes.dates import Dates, place_of
 from kronax.gp.coordinates.spacing import difference
 from kronax.gp.kernels.points import Points
 from kronax.gp.means.means import ConstantMean, Mean, SumMean, ZeroMean
-from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.checks import is_concrete, whole
+from kronax.linalg.arrays.host import on_device
 from kronax.linalg.arrays.mode_products import along
 from kronax.parameters import as_parameter, parameter
 from kronax.paths import nearest
@@ -118,7 +119,7 @@ class RegressionMean(Mean):
             if self.scale is None:
                 changes["scale"] = half or 1.0
         if self.coefficients is None:
-            changes["coefficients"] = jnp.zeros(len(self.terms), dtype)
+            changes["coefficients"] = on_device(np.zeros(len(self.terms), dtype))
         return dataclasses.replace(self, **changes)
 
     def _number(self, num_axes: int, names: tuple[str, ...] | None = None) -> int:
@@ -128,14 +129,7 @@ class RegressionMean(Mean):
                 f"The axis of a {type(self).__name__} is unknown: {self.axis!r}."
                 f"{nearest(self.axis, known)}"
             )
-        return self.axis if isinstance(self.axis, int) else known.index(self.axis)
-
-
-def _place(x: float, axis: Axis) -> str:
-    """A coordinate as its user counts."""
-    if isinstance(axis.coding, Dates):
-        return f"{x:.6g} {axis.coding.unit} after {str(axis.coding.reference)[:10]}"
-    return f"{x:.6g}"
+        return names.index(self.axis) if names and self.axis in names else int(self.axis)
 
 
 def _frame(centre: Any, scale: Any) -> tuple[float | None, float | None]:
@@ -178,7 +172,7 @@ class LinearMean(RegressionMean):
         [1.0, 3.0, 5.0]
     """
 
-    axis: int | str = eqx.field(static=True)
+    axis: int | str = eqx.field(static=True, converter=whole)
     coefficients: Array | None = parameter(constraints.real, default=None)
     centre: float | None = eqx.field(static=True, default=None)
     scale: float | None = eqx.field(static=True, default=None)
@@ -206,7 +200,8 @@ class LinearMean(RegressionMean):
     def note(self, name: str, axis: Axis) -> str:
         """Where the level is, and what the slope is per."""
         unit = axis.coding.unit.removesuffix("s") if isinstance(axis.coding, Dates) else "unit"
-        return f"{name}: level at {_place(self.centre or 0.0, axis)}, slope per {unit} of {name}"
+        middle = place_of(self.centre or 0.0, axis.coding)
+        return f"{name}: level at {middle}, slope per {unit} of {name}"
 
     def functions(self, x: Array) -> Array:
         """`1, u`."""
@@ -233,7 +228,7 @@ class PolynomialMean(RegressionMean):
         [-0.5, 1.0]
     """
 
-    axis: int | str = eqx.field(static=True)
+    axis: int | str = eqx.field(static=True, converter=whole)
     degree: int = eqx.field(static=True, default=0)
     coefficients: Array | None = parameter(constraints.real, default=None)
     centre: float | None = eqx.field(static=True, default=None)
@@ -247,6 +242,7 @@ class PolynomialMean(RegressionMean):
         centre: float | None = None,
         scale: float | None = None,
     ):
+        degree = whole(degree)
         if not isinstance(degree, int) or isinstance(degree, bool) or degree < 0:
             raise ValueError(
                 f"The degree of a polynomial must be a whole number, 0 or more; got {degree!r}."
@@ -263,7 +259,7 @@ class PolynomialMean(RegressionMean):
 
     def note(self, name: str, axis: Axis) -> str:
         """What the polynomials are of."""
-        middle = _place(self.centre or 0.0, axis)
+        middle = place_of(self.centre or 0.0, axis.coding)
         return f"{name}: Legendre polynomials of ({name} less {middle}) / {self.scale or 1.0:.6g}"
 
     def functions(self, x: Array) -> Array:
@@ -289,7 +285,7 @@ class HarmonicMean(RegressionMean):
         [1.0, -1.0]
     """
 
-    axis: int | str = eqx.field(static=True)
+    axis: int | str = eqx.field(static=True, converter=whole)
     period: float = eqx.field(static=True, default=1.0)
     order: int = eqx.field(static=True, default=1)
     coefficients: Array | None = parameter(constraints.real, default=None)
@@ -297,9 +293,10 @@ class HarmonicMean(RegressionMean):
     scale: float | None = eqx.field(static=True, default=None, init=False)
 
     def __init__(self, axis: int | str, period: float, order: int = 1, coefficients: Any = None):
+        order = whole(order)
         if not isinstance(order, int) or isinstance(order, bool) or order < 1:
             raise ValueError(f"The number of harmonics must be 1 or more; got {order!r}.")
-        if not 0 < float(period) < float("inf"):
+        if not 0 < float(period or 0) < float("inf"):
             raise ValueError(f"The period must be positive and finite; got {period!r}.")
         self.axis, self.period, self.order = axis, float(period), order
         self.centre = self.scale = None
@@ -332,7 +329,8 @@ class MarginalMean(Mean):
 
     Args:
         mean: a regression mean, `kx.ConstantMean`, or a sum of such; other means may be added and
-            stay as they are.
+            stay as they are. A level that several of them have counts once: two `kx.LinearMean`
+            are a plane, with a level and two slopes.
         variance: of independent normal priors on the coefficients of the functions as each mean
             defines them (the `β_1` of a `kx.LinearMean` belongs to `u`); flat by default.
 
@@ -370,21 +368,26 @@ class MarginalMean(Mean):
     def names(self) -> tuple[str, ...]:
         """One per coefficient."""
         found: list[str] = []
-        for part in self.parts:
+        for part, first in zip(self.parts, self._firsts(), strict=True):
             if isinstance(part, ConstantMean):
-                found.append("constant")
+                found += ["constant"][first:]
                 continue
             axis = part.axis
             if isinstance(axis, int):
                 axis = self.axis_names[axis] if self.axis_names else f"axis {axis}"
-            found += [f"{axis}: {term}" for term in part.terms]
+            found += [f"{axis}: {term}" for term in part.terms[first:]]
         return tuple(found)
+
+    def _firsts(self) -> list[int]:
+        """The number of each part's first function that counts: of several levels one does."""
+        have = [isinstance(part, ConstantMean | LinearMean | PolynomialMean) for part in self.parts]
+        return [int(has and any(have[:k])) for k, has in enumerate(have)]
 
     def labels(self, axes: Sequence[Axis]) -> dict[str, tuple]:
         """What a table of the coefficients says: their names, units and notes."""
         units: list[float] = []
-        for part in self.parts:
-            units += (1.0,) if isinstance(part, ConstantMean) else part.units
+        for part, first in zip(self.parts, self._firsts(), strict=True):
+            units += ((1.0,) if isinstance(part, ConstantMean) else part.units)[first:]
         notes = notes_of(self.parts, axes, self.axis_names)
         return {"names": self.names, "units": tuple(units), "notes": notes}
 
@@ -397,7 +400,7 @@ class MarginalMean(Mean):
             else jnp.broadcast_to(part.design_at(*axes), (len(part.terms), *grid))
             for part in self.parts
         ]
-        return jnp.concatenate(pieces)
+        return jnp.concatenate([p[k:] for p, k in zip(pieces, self._firsts(), strict=True)])
 
     def __call__(self, *axes: Array) -> Array:
         """The parts without coefficients: those that have them are zero beforehand."""

@@ -8,10 +8,10 @@ by iterations.
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
+from operator import mul
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -24,6 +24,7 @@ from kronax.gp.kernels.stationary import Indicator
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.host import on_device, on_host
 
 # Subsets of the terms are tried: what is more than this is no model that anybody could read.
 MOST_TERMS = 12
@@ -117,9 +118,9 @@ def _check_names(terms: Any) -> None:
 
 
 def _term(pairs: Sequence[tuple[Kernel, Array | None]], dtype: Any) -> Term:
-    variance: Any = jnp.ones((), dtype)
+    variance: Any = on_device(np.ones((), dtype))
     for _, scale in pairs:
-        variance = variance if scale is None else variance * scale.astype(dtype)
+        variance = variance if scale is None else on_host(mul, variance, scale)
     return Term(tuple(kernel for kernel, _ in pairs), variance)
 
 

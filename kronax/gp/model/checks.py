@@ -89,8 +89,9 @@ def check_design(gp: Any) -> None:
     if rank < design.shape[0]:
         raise ValueError(
             f"The functions of the mean are not independent on this grid: {design.shape[0]} of "
-            f"them span {rank} dimensions ({', '.join(gp.mean.names)}). A LinearMean and a "
-            "PolynomialMean hold a constant already."
+            f"them span {rank} dimensions ({', '.join(gp.mean.names)}). Leave out what others "
+            "hold, such as the line that is in a PolynomialMean of the same axis, or a slope along "
+            "an axis of one place."
         )
 
 

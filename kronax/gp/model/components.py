@@ -102,7 +102,7 @@ def joined_noise(gp: Any, include_noise: bool) -> Kronecker:
     if include_noise and variances is not None:
         added = Dense(added.to_dense() + jnp.diag(variances.astype(dtype)))
     elif include_noise:
-        added = added.shifted(one if isinstance(gp.noise, AxisNoise) else gp.noise.astype(dtype))
+        added = added.shifted(one if isinstance(gp.noise, AxisNoise) else gp.noise_term())
     return Kronecker(
         *(added if j == i else ScaledIdentity(one, axis.size) for j, axis in enumerate(gp.axes))
     )

@@ -5,14 +5,36 @@ from typing import Any
 
 import numpy as np
 
+from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.base import Kernel, Product, Scale, Sum
-from kronax.gp.kernels.stationary import Constant, Cosine, Isotropic, Periodic, White
+from kronax.gp.kernels.stationary import (
+    Constant,
+    Cosine,
+    Isotropic,
+    Matern12,
+    Matern32,
+    Matern52,
+    Periodic,
+    SquaredExponential,
+    White,
+)
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
+from kronax.gp.model.noise import NoNoise
 from kronax.gp.model.solver_choice import described
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.precision import FELT, LOST
 from kronax.parameters import parameters
+
+# By NumPy, of the distance in lengthscales, so that a description compiles nothing. Where one is
+# not known, its largest value bounds it.
+PROFILES: dict[type, Any] = {
+    SquaredExponential: lambda r: np.exp(-np.square(r) / 2),
+    Matern12: lambda r: np.exp(-r),
+    Matern32: lambda r: (1 + np.sqrt(3) * r) * np.exp(-np.sqrt(3) * r),
+    Matern52: lambda r: (1 + np.sqrt(5) * r + 5 * np.square(r) / 3) * np.exp(-np.sqrt(5) * r),
+}
+# Beyond, the distances of places without regular steps are too many for a description.
+MOST_PLACES = 1000
 
 
 def description(gp: Any) -> str:
@@ -28,6 +50,8 @@ def description(gp: Any) -> str:
             f"  {label:<{width}}  {axis.size:>5}  {name_of(kernel)}  {structure.kind} ({words})"
         )
     lines += [f"  {line}" for line in _terms(gp, labels)]
+    if isinstance(gp.noise, NoNoise):
+        lines.append("  no noise: the data are interpolated")
     lines += described(gp) + _rounding(gp)
     lines += [f"  {line}" for line in gp.remarks()]
     table = repr(parameters(gp)).splitlines()
@@ -35,17 +59,19 @@ def description(gp: Any) -> str:
 
 
 def _rounding(gp: Any) -> list[str]:
-    """What the precision carries, where that is near: by the trace, without any computation."""
-    known = (gp.variance, gp.noise, gp.kernels)
-    if gp.terms is not None or isinstance(gp.noise, CellNoise | FullNoise | AxisNoise):
+    """What the precision carries, where that is near: by NumPy, so that nothing is compiled."""
+    if gp.terms is not None or np.ndim(gp.noise) or not hasattr(gp.noise, "dtype"):
         return []
-    if not is_concrete(known):
+    if not is_concrete((gp.variance, gp.noise, gp.kernels, gp.axes)):
         return []
-    variances = [v for v in map(variance_of, gp.kernels) if v is not None]
-    if len(variances) < len(gp.kernels):
+    known = [variance_of(kernel) for kernel in gp.kernels]
+    variances = [v for v in known if v is not None]
+    if len(variances) < len(known):
         return []
     cells = prod(gp.grid_shape) if gp.observed is None else int(gp.observed.array.sum())
-    signal = cells * float(1.0 if gp.variance is None else gp.variance) * prod(variances)
+    by_rows = prod(map(_row_sum, gp.kernels, gp.axes))
+    signal = float(1.0 if gp.variance is None else gp.variance)
+    signal *= min(cells * prod(variances), by_rows)
     ratio = float(np.finfo(gp.dtype).eps) * signal / float(gp.noise)
     if ratio <= FELT:
         return []
@@ -53,6 +79,39 @@ def _rounding(gp: Any) -> list[str]:
         f"  rounding times condition number: at most {ratio:.1g} in {gp.dtype}; at {LOST:g} means "
         "are off by a deviation"
     ]
+
+
+def _row_sum(kernel: Kernel, axis: Axis) -> float:
+    """A bound on the largest eigenvalue on an axis: the largest sum of a row, or the trace."""
+    trace = axis.size * correlation(kernel, np.zeros((1, 1)))[0]
+    is_bent = axis.period is not None or axis.radius is not None
+    if axis.static is None or is_bent or axis.size == 1:
+        return trace
+    x = axis.offsets.reshape(axis.size, -1)
+    if axis.static.is_regular:  # no row has more than each distance twice
+        own = correlation(kernel, x - x[0])
+        return min(trace, 2 * own.sum() - own[0])
+    if axis.size > MOST_PLACES:
+        return trace
+    apart = (x[:, None] - x).reshape(axis.size**2, -1)
+    return correlation(kernel, apart).reshape(axis.size, axis.size).sum(axis=1).max()
+
+
+def correlation(kernel: Kernel, lag: np.ndarray) -> np.ndarray:
+    """A bound on the absolute value of a kernel that has one variance at differences `(m, p)`."""
+    if isinstance(kernel, Sum | Product):
+        join = np.add if isinstance(kernel, Sum) else np.multiply
+        return join(correlation(kernel.first, lag), correlation(kernel.second, lag))
+    if isinstance(kernel, Scale):
+        return float(kernel.variance) * correlation(kernel.kernel, lag)
+    if isinstance(kernel, White):
+        return np.where((lag == 0).all(axis=1), float(kernel.variance), 0.0)
+    profile = PROFILES.get(type(kernel))
+    if profile is None or not isinstance(kernel, Isotropic):
+        return np.full(len(lag), variance_of(kernel) or 0.0)
+    with np.errstate(over="ignore"):
+        r = np.sqrt(np.square(lag / np.asarray(kernel.lengthscale, float)).sum(axis=1))
+    return profile(np.minimum(r, 1e3))
 
 
 def variance_of(kernel: Kernel) -> float | None:

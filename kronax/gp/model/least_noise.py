@@ -10,10 +10,10 @@ from jaxtyping import Array
 
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
 from kronax.linalg.arrays.precision import Ends, least_noise
-from kronax.linalg.functions.conditioning import largest_eigenvalue, row_sum
 from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.spectral.conditioning import largest_eigenvalue, row_sum
 from kronax.parameters import replace
 
 
@@ -34,8 +34,8 @@ class LeastNoise(eqx.Module):
 
     @property
     def noise_parameter(self: Any) -> str | None:
-        """The path of what sets the level of the noise; `None` for a fixed covariance."""
-        if isinstance(self.noise, FullNoise):
+        """The path of what sets the level of the noise; `None` for a fixed covariance or none."""
+        if isinstance(self.noise, FullNoise | NoNoise):
             return None
         if isinstance(self.noise, CellNoise):
             return "noise.scale"

@@ -3,27 +3,22 @@
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.gp.means.gls import Regression, fitted, integrated, marginal_logpdf, regress
 from kronax.gp.means.regression import MarginalMean
+from kronax.gp.model.checks import refuse_joined
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import Ends, warn_of_ratio
-from kronax.linalg.estimates.certificates import Estimate, exact_estimate, settled
-from kronax.linalg.factors.abstract_operator import AbstractSolvable
-from kronax.linalg.functions.conditioning import ends
-from kronax.linalg.functions.decompose import decompose
+from kronax.linalg.estimates.certificates import Estimate, settled
+from kronax.linalg.functions.choice import DataCovariance, decomposition_of
+from kronax.linalg.functions.decompose import decompose, with_checksum, without_checksum
 from kronax.linalg.functions.logdet import normal_logpdf_grid
-from kronax.linalg.functions.solve import solve_grid
-from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.operators.diagnose import explain_not_finite
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-
-# The covariance of the data: on the whole grid, or at the cells that have some.
-DataCovariance = KroneckerPlusNoise | AbstractSolvable
 
 
 class Weights(NamedTuple):
@@ -56,8 +51,8 @@ def _log_density(gp: Any, y: Array) -> Array:
 
 @eqx.filter_jit
 def _log_density_with_ends(gp: Any, y: Array) -> tuple[Array, Ends | None]:
-    covariance = decompose(gp.data_covariance())  # one for both
-    return _log_density_of(gp, covariance, y), ends(covariance)
+    covariance = without_checksum(decompose(gp.data_covariance()))  # one for both
+    return _log_density_of(gp, covariance, y), decomposition_of(covariance).ends()
 
 
 def _log_density_of(gp: Any, covariance: DataCovariance, y: Array) -> Array:
@@ -77,30 +72,50 @@ def estimate(gp: Any, y: Array) -> Estimate:
 def unsettled_estimate(gp: Any, y: Array) -> Estimate:
     """The same, whether it converged or not."""
     covariance = gp.data_covariance()
-    if not isinstance(covariance, Iterative):
-        return exact_estimate(_log_density_of(gp, covariance, y))
-    residual = _residual(gp, covariance, y)
+    decomposition, residual = decomposition_of(covariance), _residual(gp, covariance, y)
     if not isinstance(gp.mean, MarginalMean):
-        return covariance.density(residual)
+        return decomposition.density(residual)
     design = gp.design_on((None,) * len(gp.axes))
     found = regress(covariance, design, residual, gp.mean.variance)
-    density = covariance.density(residual - fitted(found.estimates, design))
+    density = decomposition.density(residual - fitted(found.estimates, design))
     return density.shifted(integrated(found, gp.mean.variance))
 
 
+def conditioned(gp: Any, y: Array) -> tuple[DataCovariance, Weights]:
+    """The decomposed covariance of checked data, and their weights, by one program."""
+    operator, found, eigenvalues = _conditioned(gp, y)
+    if not is_finite(getattr(operator, "decomposition", None)):
+        decompose(gp.data_covariance())  # step by step, which says what is wrong
+    operator = with_checksum(operator)
+    return operator, _checked_weights(gp, operator, y, found, eigenvalues)
+
+
+@eqx.filter_jit
+def _conditioned(gp: Any, y: Array) -> tuple[DataCovariance, Weights, Ends | None]:
+    operator = without_checksum(decompose(gp.data_covariance()))
+    if isinstance(operator, Masked):
+        refuse_joined(gp, "A posterior given data with so many gaps is")
+    return operator, *_weights_of(gp, operator, y)
+
+
 def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
-    """Those of checked data; warns where concrete values lose them."""
-    found, eigenvalues = _weights(gp, operator, y)
+    """Those of checked data and a decomposed covariance."""
+    return _checked_weights(gp, operator, y, *_weights(gp, operator, y))
+
+
+def _checked_weights(
+    gp: Any, operator: DataCovariance, y: Array, found: Weights, eigenvalues: Ends | None
+) -> Weights:
+    """Warns where concrete values lose them, and raises where there are none."""
     warn_of_ratio(eigenvalues, "Means and variances may be wrong")
-    if isinstance(operator, Iterative) and found.estimate is not None:
-        checked = settled(found.estimate, operator.iteration, "the posterior")
+    if found.estimate is not None:
+        checked = decomposition_of(operator).settled(found.estimate, "the posterior")
         return Weights(checked.value, found.regression, checked)
     explain(gp, y, found.value)
     return found
 
 
-@eqx.filter_jit
-def _weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends | None]:
+def _weights_of(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends | None]:
     stay = (None,) * len(gp.axes)
     residual, found = _residual(gp, operator, y), None
     if isinstance(gp.mean, MarginalMean):
@@ -108,23 +123,25 @@ def _weights(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends
         labels = gp.mean.labels(gp.axes)
         found = regress(operator, design, residual, gp.mean.variance, **labels)
         residual = residual - fitted(found.estimates, design)
-    if not isinstance(operator, Iterative):
-        return Weights(solve_grid(operator, residual), found, None), ends(operator)
-    solved = operator.weights(residual)
-    return Weights(solved.value, found, solved), ends(operator)
+    decomposition = decomposition_of(operator)
+    solved = decomposition.weights(residual)
+    estimate = None if decomposition.is_exact else solved
+    return Weights(solved.value, found, estimate), decomposition.ends()
+
+
+_weights = eqx.filter_jit(_weights_of)
 
 
 def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:
     """The data less their mean, and zero in gaps."""
-    residual = jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes))))
-    return operator.held(residual) if isinstance(operator, AbstractSolvable) else residual
+    return operator.held(jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes)))))
 
 
 def explain(gp: Any, y: Array, value: Any) -> None:
     """Raise if a concrete likelihood is not finite, with what is to blame."""
-    if isinstance(value, jax.core.Tracer) or bool(jnp.isfinite(value).all()):
+    if is_finite(value):
         return
     gp.check_model()
-    if isinstance(gp.data_covariance(), Iterative):
+    if not decomposition_of(gp.data_covariance()).is_exact:
         estimate(gp, y)
     explain_not_finite(value, gp.covariance())

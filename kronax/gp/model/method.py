@@ -11,6 +11,7 @@ from jaxtyping import Array
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.model.noise import CellNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
+from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
 
 
@@ -18,6 +19,7 @@ def observing(gp: Any, y: Any) -> Any:
     """The same process with data where `y` has some, a mask or data as users give them."""
     if isinstance(y, Mask):
         return with_observed(gp, y)
+    y = without_mask(y)
     if isinstance(y, list | tuple):
         y = np.asarray(y)
     y = in_grid_order(y, gp.axes, gp.axis_names)

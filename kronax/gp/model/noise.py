@@ -1,5 +1,6 @@
 """Noise of a grid GP: one variance, variances along some axes, or one per cell."""
 
+from operator import mul
 from typing import Any
 
 import equinox as eqx
@@ -9,7 +10,8 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.linalg.arrays.checks import array_of_reals, is_concrete, plain
+from kronax.linalg.arrays.checks import array_of_reals, is_concrete, plain, whole
+from kronax.linalg.arrays.host import on_device, on_host
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.krylov.plus_diagonal import check_variances
@@ -75,9 +77,19 @@ class FullNoise(eqx.Module):
         return self.kronecker
 
 
-def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | None) -> Any:
-    """A variance, or a module that makes a noise covariance."""
-    if isinstance(value, AxisNoise | CellNoise | FullNoise):
+class NoNoise(eqx.Module):
+    """None at all, for interpolation: there is nothing to train."""
+
+    def operator(self, dtype: Any) -> Array:
+        """A variance of zero."""
+        return jnp.zeros((), dtype)
+
+
+def as_noise(
+    value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | None, dtype: Any = None
+) -> Any:
+    """A variance, or a module that makes a noise covariance; plain numbers take the dtype."""
+    if isinstance(value, AxisNoise | CellNoise | FullNoise | NoNoise):
         return value
     if isinstance(value, dict):
         return _by_axis(value, grid_shape, names)
@@ -95,14 +107,20 @@ def as_noise(value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | N
             f"The noise must be a variance, a dictionary by axis, or a kx.Kronecker; got "
             f"{type(value).__name__}."
         )
-    value = plain(value, "The noise")
+    value = whole(plain(value, "The noise"))
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        value = np.asarray(value, dtype or float)
     if isinstance(value, int | float | jax.Array) or hasattr(value, "dtype"):
         if jnp.ndim(value) != 0:
             return _by_cell(value, grid_shape)
-        if is_concrete(value) and float(value) == 0:
-            return _none(value, grid_shape)
-        return value
-    raise TypeError(f"The noise must be a variance, a dictionary or a kx.Kronecker; got {value!r}.")
+        is_number = not isinstance(value, bool | np.bool_)
+        if is_concrete(value) and is_number and bool(np.asarray(value) == 0):
+            return NoNoise()
+        return as_parameter(value, constraints.positive, "noise")
+    raise TypeError(
+        "The noise must be a variance, an array with one per cell, a dictionary by axis, or a "
+        f"kx.Kronecker; got {value!r}."
+    )
 
 
 def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
@@ -115,7 +133,7 @@ def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
     if isinstance(value, np.ma.MaskedArray):
         value = value.filled(np.inf)
     array = array_of_reals(value, "The noise variances", finite=False)
-    one = jnp.ones((), array.dtype)
+    one = on_device(np.ones((), array.dtype))
     if not is_concrete(array):
         return CellNoise(array, one)
     variances = np.asarray(array)
@@ -123,24 +141,17 @@ def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
     return CellNoise(array, one)
 
 
-def _none(zero: Any, grid_shape: tuple[int, ...]) -> FullNoise:
-    """No noise, for interpolation: there is nothing to train."""
-    zero = jnp.asarray(zero)
-    levels = (zero if i == 0 else jnp.ones_like(zero) for i in range(len(grid_shape)))
-    return FullNoise(Kronecker(*map(ScaledIdentity, levels, grid_shape)))
-
-
 def _from_diagonals(value: Kronecker) -> Any:
     """Multiples of the identity are one number in all: they join the first varying axis."""
-    scale = jnp.ones((), value.dtype)
+    scale: Array = on_device(np.ones((), value.dtype))
     variances: list[Array | None] = []
     for factor in value.factors:
         variances.append(factor.values if isinstance(factor, Diagonal) else None)
         if isinstance(factor, ScaledIdentity):
-            scale = scale * factor.scale
+            scale = on_host(mul, scale, factor.scale)
     for i, own in enumerate(variances):
         if own is not None:
-            variances[i] = scale * own
+            variances[i] = on_host(mul, scale, own)
             return AxisNoise(value.grid_shape, tuple(variances))
     return scale
 
@@ -160,5 +171,7 @@ def _by_axis(value: dict, grid_shape: tuple[int, ...], names: tuple[str, ...] | 
                 f"The noise variances along {key!r} must have shape ({n},); got shape "
                 f"{jnp.shape(given)}."
             )
-        variances.append(None if given is None else jnp.broadcast_to(given, (n,)))
+        if given is not None and not jnp.shape(given):
+            given = on_host(lambda v, n=n: v * np.ones(n, v.dtype), given)
+        variances.append(given)
     return AxisNoise(grid_shape, tuple(variances))

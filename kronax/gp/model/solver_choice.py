@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kronax.gp.model.components import are_exact, terms_covariance
-from kronax.gp.model.noise import CellNoise
+from kronax.gp.model.noise import CellNoise, FullNoise
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.gaps.masked import Masked
@@ -261,7 +261,7 @@ def _why_not_iterative(gp: Any) -> str:
         return "where terms join the noise"
     if any(structure.rank for structure in gp.structures):
         return "with low-rank axes"
-    noise = gp.noise_term()
-    if isinstance(noise, Kronecker) and not all(is_diagonal(f) for f in noise.factors):
+    noise = gp.noise
+    if isinstance(noise, FullNoise) and not all(map(is_diagonal, noise.kronecker.factors)):
         return "with noise that is correlated between cells"
     return ""

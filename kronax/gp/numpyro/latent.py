@@ -20,7 +20,7 @@ from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.transforms import Transform
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
-from kronax.linalg.functions.sample import apply_roots
+from kronax.linalg.operators.draws import apply_roots
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.priors import sample_site
 

@@ -210,7 +210,7 @@ def _longer_cells(gp: Any, i: int, count: int, noise: Any, in_front: bool) -> Ce
             "The noise has a variance of its own at every cell. Pass `noise=` with those of the "
             f"new slices, one or {shape}."
         )
-    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise", finite=False)
+    value = array_of_reals(noise, "noise", finite=False)
     if value.shape not in ((), shape):
         raise ValueError(
             f"The noise of the new slices must be one variance, or one per cell, {shape}; got "
@@ -230,7 +230,7 @@ def _checked_noise(noise: Any, count: int, name: str, dtype: Any) -> Array:
             f"The noise varies along {name} and is not defined at its new coordinates. Pass "
             f"`noise=` with the variance there, one number or {count}."
         )
-    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
+    value = array_of_reals(noise, "noise")
     if value.shape not in ((), (count,)):
         raise ValueError(
             f"The noise of new slices along {name} must be one variance, or one for each of them, "

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import matmul, same_rank
-from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
-from kronax.linalg.krylov.operator import signal_weights
+from kronax.linalg.factors.abstract_operator import AbstractOperator
+from kronax.linalg.functions.choice import DataCovariance
+from kronax.linalg.functions.solve import signal_weights
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
 class PosteriorCovariance(AbstractOperator):
@@ -23,7 +23,7 @@ class PosteriorCovariance(AbstractOperator):
 
     prior: tuple[Kronecker, ...]
     cross: tuple[Kronecker, ...]
-    operator: KroneckerPlusNoise | AbstractSolvable
+    operator: DataCovariance
     regressed: Array | None
     variances: Array
     noise: Array | None

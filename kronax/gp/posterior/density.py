@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array
 
 from kronax.gp.axes.axis import Axis
@@ -15,6 +16,9 @@ from kronax.gp.posterior.noise_levels import noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import Ends, warn_of_ratio
+from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.functions.logdet import normal_logpdf_grid
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -28,8 +32,17 @@ def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: An
 
     With at most one new axis the old and the new data lie on one longer grid, and the log density
     is the difference of two of them. With several, with gaps or uneven noise, or where terms join
-    the noise, it is that of a dense normal distribution.
+    the noise, it is that of a dense normal distribution. Concrete values that are lost warn.
     """
+    value, found = _with_ends(post, y_new, new, noise)
+    warn_of_ratio(found, "The log density may be wrong")
+    return value
+
+
+Density = tuple[Array, Ends | None]
+
+
+def _with_ends(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Density:
     moved = [i for i, axis in enumerate(new) if axis is not None]
     gp = post.gp
     is_whole = isinstance(post.operator, KroneckerPlusNoise)
@@ -50,7 +63,7 @@ def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: An
 
 
 @compiled
-def _again(post: Any, y_new: Array) -> Array:
+def _again(post: Any, y_new: Array) -> Density:
     """A second observation of every cell: one more axis, of two that share the function."""
     op = post.operator
     both = jnp.ones((2, 2), op.dtype)
@@ -62,7 +75,7 @@ def _again(post: Any, y_new: Array) -> Array:
 
 
 @compiled
-def _longer(post: Any, y_new: Array, new: tuple[Points | None, ...], i: int) -> Array:
+def _longer(post: Any, y_new: Array, new: tuple[Points | None, ...], i: int) -> Density:
     """The grid with one axis made longer."""
     gp, op = post.gp, post.operator
     ahead = new[i]
@@ -87,9 +100,11 @@ def _difference(
     *,
     stack: bool = False,
     new: tuple[Points | None, ...] | None = None,
-) -> Array:
-    """`log p(y, y_new) − log p(y)`."""
+) -> Density:
+    """`log p(y, y_new) − log p(y)`, and the ends of the first covariance."""
     gp, op = post.gp, post.operator
+    joint = decompose(joint)
+    found = decomposition_of(lax.stop_gradient(joint)).ends()
     stay = (None,) * len(gp.axes)
     grid = tuple(a.size for a in gp.axes)
     old = jnp.subtract(*same_rank(post.y, gp.mean_on(stay)))
@@ -104,13 +119,12 @@ def _difference(
     join = jnp.stack if stack else jnp.concatenate
     whole = join(both, axis=axis)
     if post.regression is None:
-        return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op)
+        return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op), found
     design = gp.design_on(stay)
     longer = join([design, gp.design_on(new or stay)], axis=axis)
     variance = gp.mean.variance
-    return marginal_logpdf(joint, longer, whole, variance) - marginal_logpdf(
-        op, design, old, variance
-    )
+    value = marginal_logpdf(joint, longer, whole, variance)
+    return value - marginal_logpdf(op, design, old, variance), found
 
 
 def check_number(count: int) -> None:
@@ -123,7 +137,7 @@ def check_number(count: int) -> None:
         )
 
 
-def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Array:
+def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Density:
     axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
     shape = tuple(axis.size for axis in axes)
     indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
@@ -140,12 +154,20 @@ def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
             "Pass `noise=` with the variances of the new observations."
         )
     flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
-    return log_density_at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
+    return _at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
+
+
+def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Array:
+    """Of new observations at scattered places with noise of the variances `levels`."""
+    value, found = _at(post, y_new, new, levels)
+    warn_of_ratio(found, "The log density may be wrong")
+    return value
 
 
 @compiled
-def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Array:
-    """Of new observations at scattered places with noise of the variances `levels`."""
+def _at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Density:
+    # Those of the data: what they leave of the function is better conditioned.
+    found = decomposition_of(lax.stop_gradient(post.operator)).ends()
     covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))
     root = jnp.linalg.cholesky(covariance)
     residual = jnp.subtract(*same_rank(y_new, mean_at(post, new)))
@@ -154,4 +176,4 @@ def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Arr
     count = residual.shape[-1]
     logdet = 2 * jnp.sum(jnp.log(jnp.diagonal(root)))
     constant = jnp.asarray(count * jnp.log(2 * jnp.pi), residual.dtype)
-    return -(jnp.sum(jnp.square(white), axis=-1) + logdet + constant) / 2
+    return -(jnp.sum(jnp.square(white), axis=-1) + logdet + constant) / 2, found

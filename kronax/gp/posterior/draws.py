@@ -15,7 +15,7 @@ from kronax.gp.posterior.predict import at_data, cross_of
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
-from kronax.linalg.krylov.operator import signal_weights
+from kronax.linalg.functions.solve import signal_weights
 
 
 class Observed(NamedTuple):
@@ -23,6 +23,21 @@ class Observed(NamedTuple):
 
     key: Any
     levels: Array | None
+
+
+@compiled
+def function_draws(
+    post: Any,
+    key: PRNGKeyArray,
+    new: New,
+    shape: tuple[int, ...],
+    include_noise: bool,
+    levels: Array | None,
+) -> Array:
+    """Draws of the function, or of observations with the model's noise or other variances."""
+    key, noise_key = jax.random.split(key)
+    observed = Observed(noise_key, levels) if include_noise else None
+    return posterior_draws(post, key, new, shape, observed)
 
 
 @compiled

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
-from kronax.gp.model.noise import AxisNoise
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
 from kronax.linalg.arrays.checks import array_of_reals
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.square_roots import safe_sqrt
@@ -35,10 +36,9 @@ def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
     if noise is not None:
         shape = tuple((axis or old).size for axis, old in zip(new, post.gp.axes, strict=True))
         return _given_noise(noise, shape, post.operator.dtype)
-    model = post.gp.noise_term()
-    if not isinstance(model, Kronecker) and not model.ndim:
-        return model
     own = post.gp.noise
+    if not isinstance(own, AxisNoise | CellNoise | FullNoise):
+        return post.gp.noise_term()
     varying = own.variances if isinstance(own, AxisNoise) else (True,) * len(new)
     for i, (axis, values) in enumerate(zip(new, varying, strict=True)):
         if axis is not None and values is not None:
@@ -47,14 +47,18 @@ def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
                 f"The noise varies along {name} and is not defined at its new coordinates. "
                 "Pass `noise=` with the variance there."
             )
+    return _levels(post.gp, tuple(None if axis is None else axis.size for axis in new))
+
+
+@eqx.filter_jit
+def _levels(gp: Any, new_sizes: tuple[int | None, ...]) -> Array:
+    """The noise variances where some axes have new places, on which they do not depend."""
+    model = gp.noise_term()
     if not isinstance(model, Kronecker):
         return model
-    sizes = [
-        f.diagonal() if axis is None else jnp.ones(axis.size, f.dtype)
-        for f, axis in zip(model.factors, new, strict=True)
-    ]
     grid = jnp.ones((), model.dtype)
-    for values in sizes:
+    for factor, size in zip(model.factors, new_sizes, strict=True):
+        values = factor.diagonal() if size is None else jnp.ones(size, factor.dtype)
         grid = jnp.multiply(*same_rank(grid[..., None], values))
     return grid
 
@@ -68,7 +72,7 @@ def check_used(noise: Any, include_noise: bool) -> None:
 
 
 def _given_noise(noise: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    value = array_of_reals(float(noise) if isinstance(noise, int) else noise, "noise")
+    value = array_of_reals(noise, "noise")
     if not isinstance(value, jax.core.Tracer) and bool((np.asarray(value) < 0).any()):
         raise ValueError(f"The noise variance must not be negative; got {value}.")
     if value.ndim > len(shape) or any(

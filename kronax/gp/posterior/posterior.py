@@ -17,23 +17,24 @@ from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.datasets import to_dataarray, to_dataset
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.marginal_likelihood import DataCovariance
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict
 from kronax.gp.posterior.append import append
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.density import check_number, log_density, log_density_at
-from kronax.gp.posterior.draws import Observed, posterior_draws
+from kronax.gp.posterior.draws import function_draws
 from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, variance_at
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
 from kronax.linalg.arrays.fingerprints import held, made_of_tree
-from kronax.linalg.estimates.certificates import Estimate, settled, warn_if_uncertain
+from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
+from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
 
 STALE = (
     "This posterior was made of another model or other data: its leaves have been replaced since "
-    "(kx.replace, eqx.tree_at, jax.tree.map). Change the model, and condition it again."
+    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
+    "model, and condition it again."
 )
 
 
@@ -74,6 +75,7 @@ class Posterior(eqx.Module):
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
 
     @property
+    @_of_its_model
     def terms(self) -> TermPosteriors:
         """The terms of an additive model by name: each has a mean, a variance and draws."""
         names = () if self.gp.terms is None else self.gp.terms.names
@@ -179,11 +181,11 @@ class Posterior(eqx.Module):
         noise_levels.check_used(noise, include_noise)
         if points is not None:
             places = self._scattered(axes, points)
-            found, levels = self.settled(variance_at(self, places)), noise_levels.noise_at
-            return found.shifted(levels(self, places, noise)) if include_noise else found
+            found, noise_at = self.settled(variance_at(self, places)), noise_levels.noise_at
+            return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self._new_axes(axes)
-        found = self.settled(predict.variance_estimate(self, self._points(new)))
-        return found.shifted(noise_levels.noise_on(self, new, noise)) if include_noise else found
+        levels = noise_levels.noise_on(self, new, noise) if include_noise else None
+        return self.settled(predict.variance_estimate(self, self._points(new), None, levels))
 
     @_of_its_model
     def covariance(
@@ -275,21 +277,20 @@ class Posterior(eqx.Module):
         noise_levels.check_used(noise, include_noise)
         check_key(key)
         shape = shape_of(sample_shape)
-        key, noise_key = jax.random.split(key)
         if points is not None:
             places = self._scattered(axes, points)
             check_number(places[0].raw.shape[0])
+            key, noise_key = jax.random.split(key)
             draws = sample_at(self, key, places, shape)
             if is_concrete(draws):
                 check_finite(draws, "Draws at scattered points (their covariance is indefinite)")
             levels = noise_levels.noise_at(self, places, noise) if include_noise else None
             return draws if levels is None else noise_levels.noisy(draws, noise_key, levels)
         new = self._new_axes(axes)
-        observed = None
-        if include_noise:
-            own = noise is None and not any(new)
-            observed = Observed(noise_key, None if own else noise_levels.noise_on(self, new, noise))
-        draws = posterior_draws(self, key, self._points(new), shape, observed)
+        levels = None
+        if include_noise and not (noise is None and not any(new)):
+            levels = noise_levels.noise_on(self, new, noise)
+        draws = function_draws(self, key, self._points(new), shape, include_noise, levels)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
         if isinstance(self.operator, Iterative) and is_concrete(draws):
@@ -429,9 +430,7 @@ class Posterior(eqx.Module):
 
     def settled(self, estimate: Estimate) -> Estimate:
         """An estimate of this posterior, unless it did not converge and that is to raise."""
-        if not isinstance(self.operator, Iterative):
-            return estimate
-        return settled(estimate, self.operator.iteration, "the variances")
+        return decomposition_of(self.operator).settled(estimate, "the variances")
 
     def certain(self, estimate: Estimate, what: str = "Posterior variances") -> Array:
         """The value of an estimate, with a warning where draws leave it uncertain."""

@@ -30,10 +30,11 @@ from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.dense_covariance import DenseCovariance
-from kronax.linalg.estimates.certificates import Estimate, exact_estimate, settled, skew_quantile
+from kronax.linalg.dense_covariance import Cholesky
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate, skew_quantile
 from kronax.linalg.factors.dense import Dense
-from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.krylov.operator import Iterations
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.paths import nearest
 
@@ -58,7 +59,7 @@ def axis_number(gp: Any, axis: int | str) -> int:
     known = (*names, *range(len(gp.axes)))
     if axis not in known or isinstance(axis, bool):
         raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
-    return axis if isinstance(axis, int) else names.index(axis)
+    return names.index(axis) if axis in names else int(axis)
 
 
 def axis_with_slope(
@@ -135,7 +136,7 @@ def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Arra
 
     The weights are large where the noise is small, and `K` times them loses what cancels there.
     """
-    if any(new) or isinstance(post.operator, Iterative):
+    if any(new) or not decomposition_of(post.operator).is_exact:
         return value
     noise, observed = post.gp.noise_term(), post.gp.observed
     has_data: Any = True if observed is None else jnp.asarray(observed.array)
@@ -196,30 +197,38 @@ def _regressed(post: Any, new: New, name: str | None) -> Array | None:
 
 
 @compiled
-def variance_estimate(post: Any, new: New, name: str | None = None) -> Estimate:
-    """The posterior variance with its certificate, whether it converged or not."""
-    op = post.operator
-    if not isinstance(op, Iterative):
-        return exact_estimate(variance(post, new, name))
-    added = _variance_of_coefficients(post, new, name)
+def variance_estimate(
+    post: Any, new: New, name: str | None = None, levels: Array | None = None
+) -> Estimate:
+    """The posterior variance with its certificate, whether it converged or not; plus noise."""
+    found = _variance_estimate(post, new, name)
+    return found if levels is None else found.shifted(levels)
+
+
+def _variance_estimate(post: Any, new: New, name: str | None) -> Estimate:
+    found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
+    if not isinstance(found, Iterations):
+        if isinstance(found, Cholesky):
+            return exact_estimate(_dense_variance(post, new, name, found) + added)
+        return exact_estimate(exact_variance(post, new, name) + added)
     if not are_exact(post.gp):
-        return _variance_of_terms(post, new, name).shifted(added)
+        return _variance_of_terms(post, new, name, found).shifted(added)
     if name is None and not any(new):
-        return op.posterior().shifted(added)
+        return found.posterior().shifted(added)
     (part,) = parts(post.gp, name)
     rows = [factor.to_dense() for factor in cross_of(post, part, new).factors]
-    prior = prior_variances(post.gp, part, new, op.dtype)
-    return op.explained(rows).scaled(-1.0).shifted(prior + added)
+    prior = prior_variances(post.gp, part, new, found.op.dtype)
+    return found.explained_estimate(rows).scaled(-1.0).shifted(prior + added)
 
 
-def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
+def _variance_of_terms(post: Any, new: New, name: str | None, found: Iterations) -> Estimate:
     """Of terms without an exact decomposition, by draws, their coefficients known.
 
     On the grid itself draws have twins of known variance; at new coordinates they are plain.
     """
     gp, op = post.gp, post.operator
     if not any(new):
-        return op.posterior(None if name is None else gp.terms.names.index(name))
+        return found.posterior(None if name is None else gp.terms.names.index(name))
     components, num = whole(gp), PLAIN * op.iteration.num_draws
     roots = [prior_roots(post, part, new) for part in components]
     wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
@@ -232,7 +241,7 @@ def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
         fields = [prior_fields(post, root, own, new, (at_once,)) for root, own in pairs]
         shape = (at_once, *gp.grid_shape)
         data = noise_draw(gp.noise_term(), noise_key, shape, op.dtype)
-        solved = op.weights(sum((old for old, _ in fields), data))
+        solved = found.weights(sum((old for old, _ in fields), data))
         draw = sum(
             fields[k][1] - cross_of(post, components[k], new).mv_grid(solved.value) for k in wanted
         )
@@ -259,24 +268,19 @@ def _variance_of_terms(post: Any, new: New, name: str | None) -> Estimate:
 @compiled
 def variance(post: Any, new: New, name: str | None = None) -> Array:
     """The posterior variance of the function, or of the term of that name."""
-    if isinstance(post.operator, Iterative):
-        estimate = variance_estimate(post, new, name)
-        return settled(estimate, post.operator.iteration, "the variances").value
-    added = _variance_of_coefficients(post, new, name)
-    if isinstance(post.operator, DenseCovariance):
-        return _dense_variance(post, new, name) + added
-    return exact_variance(post, new, name) + added
+    estimate = variance_estimate(post, new, name)
+    return decomposition_of(post.operator).settled(estimate, "the variances").value
 
 
-def _dense_variance(post: Any, new: New, name: str | None) -> Array:
+def _dense_variance(post: Any, new: New, name: str | None, found: Cholesky) -> Array:
     """Of the function or a term where the data are one dense matrix, the coefficients known."""
-    op = post.operator
+    op = found.op
     if name is None and not any(new):
-        return op.posterior_diagonal()
+        return found.posterior_diagonal()
     components = parts(post.gp, name)
-    prior = sum(prior_variances(post.gp, part, new, op.dtype) for part in components)
+    prior: Any = sum(prior_variances(post.gp, part, new, op.dtype) for part in components)
     products = [cross_of(post, part, new, exact=False).factors for part in components]
-    return op.variances_on(prior, *([f.to_dense() for f in factors] for factors in products))
+    return found.variances_on(prior, *([f.to_dense() for f in factors] for factors in products))
 
 
 def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:

@@ -2,18 +2,22 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.model.components import Component, New, joint_root
 from kronax.linalg.arrays.checks import check_key, shape_of
+from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import safe_sqrt
-from kronax.linalg.functions.sample import apply_roots, sample_normal
+from kronax.linalg.functions.sample import sample_normal
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal, draw_signal
+from kronax.linalg.operators.draws import apply_roots
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
 # Draws that are made together hold at most this many numbers each time.
@@ -26,6 +30,16 @@ def prior_draws(
     """Of the function or of noisy observations; these are NaN where the noise is infinite."""
     check_key(key)
     shape = shape_of(sample_shape)
+    draws = _drawn(gp, key, shape, include_noise)
+    if not is_finite(draws):
+        covariance = gp.covariance(include_noise)
+        if isinstance(covariance, Kronecker | KroneckerPlusNoise):
+            sample_normal(key, covariance, shape)  # raises if it is to blame
+    return draws
+
+
+@eqx.filter_jit
+def _drawn(gp: Any, key: PRNGKeyArray, shape: tuple[int, ...], include_noise: bool) -> Array:
     covariance = gp.covariance(include_noise)
     mean = gp.mean_on((None,) * len(gp.axes))
     mean = mean.reshape((1,) * (len(shape) + len(gp.axes) - mean.ndim) + mean.shape)

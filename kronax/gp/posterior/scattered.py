@@ -1,7 +1,5 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
-from functools import reduce
-from operator import mul
 from typing import Any
 
 import jax
@@ -15,14 +13,11 @@ from kronax.gp.means.means import values_at
 from kronax.gp.model.components import Component, axis_with_variance, parts, rows_at
 from kronax.gp.model.cross import root_rows
 from kronax.linalg.arrays.mode_products import matmul, same_rank
-from kronax.linalg.dense_covariance import DenseCovariance
-from kronax.linalg.estimates.certificates import Estimate, exact_estimate
-from kronax.linalg.functions.conditional_variances import Places, turned_about
-from kronax.linalg.functions.khatri_rao import covariance_at as exact_covariance_at
-from kronax.linalg.functions.khatri_rao import mv_rows
-from kronax.linalg.functions.khatri_rao import variance_at as exact_variance_at
-from kronax.linalg.gaps.masked import Masked
-from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.estimates.certificates import Estimate
+from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.conditional_variances import Places, priors_of, turned_about
+from kronax.linalg.spectral.khatri_rao import mv_rows
 
 # Eigenvalues of a posterior covariance that are this many roundings below zero are wrong.
 ROUNDINGS = 100
@@ -118,27 +113,17 @@ def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> 
 
     With its certificate, whether it converged or not.
     """
-    op, root = post.operator, _regressed(post, new, name)
-    added = jnp.zeros((), op.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
-    if isinstance(op, Iterative | DenseCovariance):
-        rows = [rows_at(post.gp, part, new, op.dtype) for part in parts(post.gp, name)]
-        prior: Any = sum(map(_prior_variance, _places(post, new, name)))
-        if isinstance(op, DenseCovariance):
-            return exact_estimate(op.variances_at(prior, *rows) + added)
-        return op.explained_at(*rows).scaled(-1.0).shifted(prior + added)
-    return exact_estimate(_exact_variance(post, new, name) + added)
+    found, root = _known(post, new, name), _regressed(post, new, name)
+    return found if root is None else found.shifted(jnp.sum(jnp.square(root), axis=0))
 
 
-def _exact_variance(
-    post: Any, new: tuple[Points, ...], name: str | None = None
-) -> Float[Array, " m"]:
-    """With an exact decomposition and known coefficients."""
-    op, places = post.operator, _places(post, new, name)
-    if name is not None and name in post.gp.terms.joined:
+def _known(post: Any, new: tuple[Points, ...], name: str | None = None) -> Estimate:
+    """The variance with known coefficients."""
+    op = post.operator
+    is_joined = name is not None and post.gp.joined is not None and name in post.gp.terms.joined
+    if is_joined and isinstance(op, KroneckerPlusNoise):  # the term stands where the noise does
         op = turned_about(op)
-    if isinstance(op, Masked):
-        return op.variance_at(*places)
-    return exact_variance_at(op, *places)
+    return decomposition_of(op).variance_at(*_places(post, new, name))
 
 
 def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list[list[Places]]:
@@ -158,26 +143,19 @@ def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list
     return found
 
 
-def _prior_variance(places: list[Places]) -> Array:
-    priors: Any = [place.prior for place in places]
-    return reduce(mul, priors)
-
-
 @compiled
 def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     """Posterior covariance between all places; `2 m² N` operations, values only.
 
     Its diagonal is that of `variance_at`.
     """
-    gp, op = post.gp, post.operator
-    covariance: Any
-    priors: Any = [_prior_matrices(post, part, new) for part in parts(gp, None)]
-    if isinstance(op, Iterative | DenseCovariance):
-        rows = [rows_at(gp, part, new, op.dtype) for part in parts(gp, None)]
-        explain = op.explained_at if isinstance(op, DenseCovariance) else op.covariance_at
-        covariance = sum(reduce(mul, prior) for prior in priors) - explain(*rows)
-    else:
-        covariance = _exact_covariance(post, new, priors)
+    decomposition = decomposition_of(post.operator)
+    priors = [_prior_matrices(post, part, new) for part in parts(post.gp, None)]
+    pairs = zip(_places(post, new), priors, strict=True)
+    covariance = decomposition.covariance_at(*pairs)
+    if decomposition.is_exact:  # by iterations, variances have a solve each as well
+        own = jnp.arange(covariance.shape[0])
+        covariance = covariance.at[own, own].set(_known(post, new).value)
     root = _regressed(post, new)
     if root is not None:
         covariance = covariance + matmul(root.T, root)
@@ -192,18 +170,6 @@ def _prior_matrices(post: Any, part: Component, new: tuple[Points, ...]) -> list
     return [part.variance.astype(dtype) * first, *rest]
 
 
-def _exact_covariance(
-    post: Any, new: tuple[Points, ...], priors: list[list[Array]]
-) -> Float[Array, "m m"]:
-    op, places = post.operator, _places(post, new)
-    if isinstance(op, Masked):
-        found = op.covariance_at(places[0], priors[0])
-    else:
-        found = exact_covariance_at(op, *zip(places, priors, strict=True))
-    own = jnp.arange(found.shape[0])
-    return found.at[own, own].set(_exact_variance(post, new))
-
-
 @compiled
 def sample_at(
     post: Any, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
@@ -212,7 +178,7 @@ def sample_at(
     mean, covariance = mean_at(post, new), covariance_at(post, new)
     # The covariance is a difference of two: its rounding is of the size of the first.
     values, vectors = jnp.linalg.eigh(covariance)
-    prior = jnp.max(sum(map(_prior_variance, _places(post, new))))
+    prior = jnp.max(priors_of(_places(post, new)))
     slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
     root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     root = vectors * root[None]

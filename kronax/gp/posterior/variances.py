@@ -26,8 +26,13 @@ from kronax.gp.model.components import (
 from kronax.gp.model.cross import root_rows
 from kronax.linalg.arrays.mode_products import along, apply_along, outer, same_rank
 from kronax.linalg.arrays.primitives import with_value
+from kronax.linalg.decompositions.spectral import AbstractOnGrid
 from kronax.linalg.factors.diagonal import Diagonal
-from kronax.linalg.functions.conditional_variances import (
+from kronax.linalg.functions.choice import DataCovariance, decomposition_of
+from kronax.linalg.gaps.masked import AbstractAtObserved
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.conditional_variances import (
     AxisModes,
     Places,
     Shares,
@@ -40,16 +45,7 @@ from kronax.linalg.functions.conditional_variances import (
     swapped,
     turned_about,
     unexplained,
-    variance_given,
 )
-from kronax.linalg.functions.diagonals import (
-    conjugated_inverse_diagonal,
-    explained_diagonal,
-    posterior_diagonal,
-)
-from kronax.linalg.gaps.masked import Masked
-from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.value_and_rules import spectrum
 
 
@@ -58,7 +54,7 @@ def exact_variance(post: Any, new: New, name: str | None) -> Array:
     gp, op = post.gp, post.operator
     if name is None and gp.joined is None:
         if not any(new):
-            return posterior_diagonal(op)
+            return decomposition_of(op).posterior_diagonal()
         (part,) = whole(gp)
         return with_value(_definition(post, new, None), _given(op, signal_places(post, part, new)))
     like = _definition(post, new, name)
@@ -69,11 +65,13 @@ def exact_variance(post: Any, new: New, name: str | None) -> Array:
         places = signal_places(post, part, new, axis_with_variance(gp, name))
         return with_value(like, _given(op, places))
     # The term stands where the noise does: the roles change.
-    return with_value(like, variance_given(turned_about(op), _joined_places(post, part, new)))
+    return with_value(like, _given(turned_about(op), _joined_places(post, part, new)))
 
 
-def _given(op: Any, places: list[Places]) -> Array:
-    return op.variance_given(places) if isinstance(op, Masked) else variance_given(op, places)
+def _given(op: DataCovariance, places: list[Places]) -> Array:
+    found = decomposition_of(op)
+    assert isinstance(found, AbstractOnGrid | AbstractAtObserved)
+    return found.variance_given(places)
 
 
 def root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
@@ -95,18 +93,19 @@ def _definition(post: Any, new: New, name: str | None) -> Array:
         noise = gp.noise_term()
         levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
         nothing: list[Array | None] = [None] * len(new)
-        return levels - jnp.square(levels) * conjugated_inverse_diagonal(op, nothing)
+        return levels - jnp.square(levels) * decomposition_of(op).explained(nothing)
     components = parts(gp, name)
     total = jnp.zeros((), op.dtype)
     for part in components:
         total = total + prior_variances(gp, part, new, op.dtype)
     if name is None and gp.joined is None:
-        return total - explained_diagonal(op, root_pairs(post, new))
+        return total - decomposition_of(op).explained_by_roots(root_pairs(post, new))
     rows = [cross_rows(gp, part, new, op.dtype) for part in components]
+    found = decomposition_of(op)
     for a, b in combinations_with_replacement(range(len(components)), 2):
         scale = components[a].variance * components[b].variance * (1 if a == b else 2)
         others = None if a == b else rows[b]
-        total = total - scale.astype(op.dtype) * conjugated_inverse_diagonal(op, rows[a], others)
+        total = total - scale.astype(op.dtype) * found.explained(rows[a], others)
     return total
 
 
@@ -160,7 +159,8 @@ def _joined_at_data(post: Any) -> Array:
     levels = noise.factors[i].diagonal() if isinstance(noise, Kronecker) else noise
     levels = jnp.broadcast_to(levels, op.grid_shape[i : i + 1])
     added = factor_of(gp, gp.joined, i, op.dtype)
-    alone = posterior_diagonal(KroneckerPlusNoise(Kronecker(added), Kronecker(Diagonal(levels))))
+    one_axis = KroneckerPlusNoise(Kronecker(added), Kronecker(Diagonal(levels)))
+    alone = decomposition_of(one_axis).posterior_diagonal()
 
     def one(axes: list[AxisModes]) -> Array:
         bases = [a.basis for a in axes]

@@ -22,6 +22,7 @@ from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.components import term
+from kronax.gp.model.description import variance_of
 from kronax.gp.model.noise import AxisNoise, CellNoise
 from kronax.gp.start.correlogram import Correlogram, Products
 from kronax.linalg.arrays.checks import check_key, is_concrete
@@ -122,7 +123,7 @@ class _Start:
             if path in self.frozen:
                 continue
             new[path] = np.broadcast_to(value, old.value.shape).astype(old.value.dtype)
-            if not (np.isfinite(new[path]).all() and bool(jnp.all(old.domain(new[path])))):
+            if not (np.isfinite(new[path]).all() and np.all(old.domain(new[path]))):
                 raise ValueError(
                     f"The starting value of {path} must be a number in its domain; got {value} in "
                     f"{old.value.dtype}. Take units in which data and coordinates are nearer to 1."
@@ -349,6 +350,9 @@ def _variances(gp: Any, level: float) -> Iterator[tuple[str, Any]]:
 
 def _mean_diagonal(gp: Any, kernels: tuple[Kernel, ...]) -> float:
     """The mean prior variance on the grid at an amplitude of one."""
+    known = [v for v in map(variance_of, kernels) if v is not None]
+    if len(known) == len(kernels):
+        return float(np.prod(known))
     places = tuple(axis.points(gp.dtype) for axis in gp.axes)
     return float(np.prod(np.asarray(_diagonals(kernels, places), np.float64)))
 

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.linalg.arrays.host import on_device
+from kronax.linalg.arrays.nested_lists import parts
+
 
 def is_concrete(*values: Any) -> bool:
     """Whether every leaf has a value now (none is traced)."""
@@ -23,7 +26,9 @@ OF_VECTOR = "For a diagonal factor pass kx.Diagonal(vector)."
 def array_of_reals(
     value: Any, name: str, *, finite: bool = True, of_kernel: str = OF_KERNEL
 ) -> Array:
-    """`value` as a floating-point JAX array; refuses integers, complex numbers, NaN, infinity.
+    """`value` as a floating-point JAX array; one whole number is taken for a real one.
+
+    Refuses arrays of integers, complex numbers, NaN and infinity.
 
     Args:
         value: what was given.
@@ -33,6 +38,9 @@ def array_of_reals(
     """
     if value is None or isinstance(value, str | dict | set):
         raise TypeError(f"{name} must be an array of real numbers; got {value!r}.")
+    value = whole(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
     check_plain(value, name)
     given, value = value, plain(value, name)
     if getattr(value, "dtype", None) is None:
@@ -55,7 +63,7 @@ def array_of_reals(
             else "Convert it, for example with `.astype(float)`."
         )
         raise TypeError(f"{name} must hold floating-point numbers; got dtype {dtype}. {advice}")
-    array = jnp.asarray(value)
+    array = on_device(value)
     if finite and is_concrete(array):
         check_finite(array, name)
     return array
@@ -63,25 +71,27 @@ def array_of_reals(
 
 def check_plain(value: Any, name: str) -> None:
     """Refuse arrays that say more than their numbers, where nothing would look at it."""
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} must be a plain array; got a masked one of dtype {value.dtype}. Fill what is "
-            "masked: `y.astype(float).filled(numpy.nan)` marks missing cells."
-        )
-    if hasattr(value, "iloc"):  # a pandas object
-        raise TypeError(
-            f"{name} must be a plain array; got a {type(value).__name__}, whose labels cannot be "
-            "matched with anything here. Pass its values in the order of the axes: `.to_numpy()`."
-        )
+    for part in parts(value):
+        if isinstance(part, np.ma.MaskedArray):
+            raise TypeError(
+                f"{name} must be a plain array; got a masked one of dtype {part.dtype}. Fill what "
+                "is masked: `y.astype(float).filled(numpy.nan)` marks missing cells."
+            )
+        if hasattr(part, "iloc"):  # a pandas object
+            raise TypeError(
+                f"{name} must be a plain array; got a {type(part).__name__}, whose labels cannot "
+                "be matched with anything here. Pass its values in the order of the axes: "
+                "`.to_numpy()`."
+            )
 
 
-def without_mask(y: Any) -> Any:
-    """A masked array as a plain one: NaN, or false in a mask of cells, where it is masked."""
-    if isinstance(y, list | tuple) and any(isinstance(row, np.ma.MaskedArray) for row in y):
-        y = np.ma.stack(y)
-    if isinstance(y, np.ma.MaskedArray) and y.dtype.kind in "fb":
-        return y.filled(False if y.dtype.kind == "b" else np.nan)
-    return y
+def whole(value: Any) -> Any:
+    """A single whole number of NumPy or JAX as one of Python, which has any precision.
+
+    Anything else stays as it is.
+    """
+    kind = getattr(getattr(value, "dtype", None), "kind", "O")
+    return int(value) if kind in "iu" and np.ndim(value) == 0 and is_concrete(value) else value
 
 
 def plain(value: Any, name: str) -> Any:
@@ -153,7 +163,7 @@ def _of_objects(array: np.ndarray, name: str) -> np.ndarray:
                 "it, for example with `float(…)`."
             )
     whole = [float(v) for v in numbers]
-    return np.array(whole, jnp.zeros(()).dtype).reshape(array.shape)
+    return np.array(whole, jnp.result_type(float)).reshape(array.shape)
 
 
 def _is_missing(value: Any) -> bool:

@@ -15,25 +15,27 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.host import on_device
 
 # Odd numbers without a pattern (those of Murmur3's final mix, and 2³² over the golden ratio).
 SPREAD, FIRST, SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
 
 STALE = (
     "The decomposition that this operator carries was made of other factors, or of another noise: "
-    "its leaves have been replaced since (eqx.tree_at, jax.tree.map, an optimiser's step). Make a "
-    "new operator, or decompose this one again: kx.decompose(op) after a change, not before."
+    "its leaves have been replaced since (eqx.tree_at, jax.tree.map, a cast to another precision, "
+    "an optimiser's step). Make a new operator, or decompose this one again: kx.decompose(op) "
+    "after a change, not before."
 )
 
 
 def fingerprint(op: Any) -> tuple[Array, ...]:
     """A checksum of every array that the decomposition of an operator depends on, `(*batch,)`."""
-    return tuple(map(jnp.asarray, _checksums(_sources(op))))
+    return tuple(map(on_device, _checksums(_sources(op))))
 
 
 def fingerprint_of_tree(tree: Any) -> tuple[Array, ...]:
     """A checksum of every floating-point array of a pytree."""
-    return tuple(map(jnp.asarray, _checksums(_leaves(tree))))
+    return tuple(map(on_device, _checksums(_leaves(tree))))
 
 
 def held(op: Any, decomposition: Any) -> Any:

@@ -7,6 +7,7 @@ order is enforced for batches only, those of an outer `vmap` included. Triangula
 same problem, and no order that could be known here: a batch of them is solved matrix by matrix.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
@@ -25,9 +26,16 @@ def matrix_by_matrix(function: Callable[..., Array]) -> Callable[..., Array]:
 
     It cannot be differentiated in reverse mode: for what a derivative rule contains.
     """
-    if HAS_DEADLOCK and jax.default_backend() == "cpu":
-        return jax.custom_batching.sequential_vmap(function)
-    return function
+    in_a_loop = jax.custom_batching.sequential_vmap(function)
+
+    @functools.wraps(function)
+    def call(*arrays: Array) -> Array:
+        # Asked at the call: to ask at an import would start the devices, which a user may still
+        # have to configure.
+        could_deadlock = HAS_DEADLOCK and jax.default_backend() == "cpu"
+        return (in_a_loop if could_deadlock else function)(*arrays)
+
+    return call
 
 
 def in_sequence(

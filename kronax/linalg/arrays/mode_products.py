@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -13,6 +14,8 @@ HIGHEST = lax.Precision.HIGHEST
 # Neighbouring matrices whose Kronecker product has at most this size are one matrix: a pass over
 # the array costs more than the operations that it saves (2 cores, float32 and float64).
 MERGED_SIZE = 36
+# Up to so many runs of neighbours are copied one by one rather than gathered.
+MOST_RUNS = 8
 # Passing the axes round saves the copies of middle axes; worth this much more arithmetic.
 ROUND_COST = 1.1
 
@@ -114,6 +117,18 @@ def apart(x: Array) -> Array:
     """
     bits = jnp.finfo(x.dtype)
     return lax.reduce_precision(x, exponent_bits=bits.nexp, mantissa_bits=bits.nmant)
+
+
+def taken(x: Array, index: np.ndarray, axis: int) -> Array:
+    """`jnp.take` at known places; runs of neighbours are copied whole.
+
+    XLA on CPU gathers number by number, and fuses what makes the numbers into that.
+    """
+    runs = np.split(index, np.flatnonzero(np.diff(index) != 1) + 1)
+    if not index.size or len(runs) > MOST_RUNS:
+        return jnp.take(x, index, axis=axis)
+    pieces = [lax.slice_in_dim(x, int(r[0]), int(r[-1]) + 1, axis=axis) for r in runs]
+    return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis=axis)
 
 
 def along(vector: Array, axis: int, ndim: int) -> Array:

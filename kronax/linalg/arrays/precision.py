@@ -24,7 +24,7 @@ FLOOR = {32: 100.0, 64: 1.0}
 
 # Between the caller and this package these call on their behalf.
 _INSIDE = (
-    str(Path(__file__).resolve().parents[1]),
+    str(Path(__file__).resolve().parents[2]),
     *(str(Path(str(package.__file__)).parent) for package in (equinox, jax, numpyro)),
 )
 
@@ -39,9 +39,11 @@ class Ends(NamedTuple):
     largest: Array
     smallest: Array
 
-    def ratio(self) -> Array:
-        """Rounding times the condition number."""
-        return jnp.finfo(self.largest.dtype).eps * self.largest / self.smallest
+    def ratio(self) -> np.ndarray:
+        """Rounding times the condition number, of concrete eigenvalues."""
+        largest, smallest = np.asarray(self.largest), np.asarray(self.smallest)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return np.asarray(np.finfo(largest.dtype).eps * largest / smallest)
 
 
 def least_noise(largest: Array, dtype: Any) -> Array:
@@ -62,7 +64,7 @@ def warn_of_ratio(ends: Ends | None, what: str, limit: float = LOST) -> None:
     """
     if ends is None or isinstance(ends.largest, jax.core.Tracer):
         return
-    ratio = float(np.max(np.asarray(ends.ratio())))
+    ratio = float(np.max(ends.ratio()))
     if not math.isfinite(ratio) or ratio <= limit:
         return
     dtype = np.dtype(ends.largest.dtype)

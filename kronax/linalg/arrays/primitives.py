@@ -150,13 +150,16 @@ class LinearPrimitive(_Batched):
         function: `function(coefficients, tangents, **static)`, linear in `tangents`, returning a
             pytree of arrays.
         what: what a further derivative would be of, for the error.
+        checked: used in place of `function` where tangents are pushed forward: it may make the
+            result NaN along tangents for which there is no derivative.
     """
 
-    def __init__(self, name: str, function: Callable, what: str):
+    def __init__(self, name: str, function: Callable, what: str, checked: Callable | None = None):
         super().__init__(name)
         self.name = name
         self.function = function
         self.what = what
+        self.checked = function if checked is None else checked
         ad.primitive_transposes[self.primitive] = self._transpose
 
     def __call__(self, coefficients: Any, tangents: Any, **static: Any) -> Any:
@@ -175,10 +178,15 @@ class LinearPrimitive(_Batched):
         )
         return jax.tree.unflatten(out_tree, outputs)
 
-    def _evaluate(self, *flat, tree, num_coefficients, static, batch):
+    def _evaluate(self, *flat, **params):
+        return self.applied(self.checked, *flat, **params)
+
+    def applied(self, function, *flat, tree, num_coefficients, static, batch):
+        """`function` of flat arguments, which is `self.function` or `self.checked`."""
+
         def run(*leaves):
             coefficients, tangents = jax.tree.unflatten(tree, leaves)
-            return jax.tree.leaves(self.function(coefficients, tangents, **dict(static)))
+            return jax.tree.leaves(function(coefficients, tangents, **dict(static)))
 
         return nested_vmap(run, batch)(*flat)
 
@@ -213,7 +221,7 @@ def _transposed(linear: LinearPrimitive, params: tuple, shapes: tuple) -> Linear
 
     def function(coefficients, cotangents):
         def forward(*tangents):
-            return linear._evaluate(*coefficients, *tangents, **dict(params))
+            return linear.applied(linear.function, *coefficients, *tangents, **dict(params))
 
         targets = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
         return list(jax.linear_transpose(forward, *targets)(cotangents))

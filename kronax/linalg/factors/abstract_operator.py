@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.checks import (
     array_of_reals,
     check_finite,
+    check_not_square,
     check_precision,
     grid_of,
     is_concrete,
 )
-from kronax.linalg.arrays.precision import Ends
 
 
 class AbstractOperator(eqx.Module):
@@ -79,6 +80,29 @@ class AbstractOperator(eqx.Module):
         """`(*batch, M, N)`."""
         return (*self.batch_shape, prod(self.output_grid_shape), prod(self.grid_shape))
 
+    def held(self, x: Array) -> Array:
+        """`x` with zeros where the operator has no cells; here it has all."""
+        return x
+
+    def vector(self, x: Any, name: str) -> tuple[Array, bool]:
+        """A checked vector in the grid layout, and whether it came flat."""
+        return grid_of(x, self.grid_shape, name, self.dtype)
+
+    def mean_vector(self, mean: Any, name: str = "mean") -> Array:
+        """A number or an array as one that broadcasts against vectors in the grid layout."""
+        if isinstance(mean, int | float):
+            mean = np.asarray(mean, self.dtype)
+            check_finite(mean, name)
+            return jnp.asarray(mean)
+        check_precision(mean, name, self.dtype)
+        array = array_of_reals(mean, name).astype(self.dtype)
+        check_not_square(array.shape, self.grid_shape, name)
+        trailing = array.shape[-len(self.grid_shape) :]
+        fits = len(trailing) <= len(self.grid_shape) and all(
+            m in (1, n) for m, n in zip(trailing[::-1], self.grid_shape[::-1], strict=False)
+        )
+        return array if fits else grid_of(array, self.grid_shape, name, self.dtype)[0]
+
     def mv(self, x: Float[Array, "..."]) -> Array:
         """Multiply vectors, in the layout (grid or flat) that they come in.
 
@@ -124,6 +148,12 @@ class AbstractOperator(eqx.Module):
         batch = product.shape[: product.ndim - len(self.output_grid_shape)]
         return jnp.moveaxis(product.reshape(*batch, self.shape[-2]), 0, -1)
 
+    def __rmatmul__(self, x: Any) -> Any:
+        raise TypeError(
+            "An operator multiplies from the left, `op @ x`; got x @ op. Take `op.T @ x`, for rows "
+            "`(op.T @ x.T).T`."
+        )
+
     def __mul__(self, scalar: Any) -> "AbstractOperator":
         if isinstance(scalar, AbstractOperator):
             raise TypeError(
@@ -162,6 +192,10 @@ class AbstractObserved(AbstractOperator):
     def observed(self) -> Any:
         """True where a cell is observed."""
 
+    @abc.abstractmethod
+    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
+        """Draws from `N(0, op)`, one per entry of `lead`, which the batch broadcasts to."""
+
     def held(self, x: Array) -> Array:
         """`x` with zeros at the gaps, also where it is NaN there."""
         cells = jnp.asarray(self.observed)
@@ -175,58 +209,6 @@ class AbstractObserved(AbstractOperator):
         if is_concrete(grid):
             check_finite(grid, f"{name} at the observed cells")
         return grid, flat
-
-
-class AbstractSolvable(AbstractObserved):
-    """An operator that brings its own solves, which the functions of the same names call."""
-
-    @abc.abstractmethod
-    def solve(self, b: Any) -> Array:
-        """`op⁻¹ b`, in the layout of `b`."""
-
-    @abc.abstractmethod
-    def solve_grid(self, b: Array) -> Array:
-        """`op⁻¹ b` for checked vectors in the grid layout."""
-
-    @abc.abstractmethod
-    def logpdf_grid(self, residual: Array) -> Array:
-        """Log density of `N(0, op)` at checked vectors in the grid layout."""
-
-    @abc.abstractmethod
-    def logdet(self) -> Array:
-        """`log det op`, one per entry of the batch."""
-
-    @abc.abstractmethod
-    def inv_quad(self, b: Any) -> Array:
-        """`bᵀ op⁻¹ b`."""
-
-    @abc.abstractmethod
-    def normal_logpdf(self, y: Any, mean: Any) -> Array:
-        """Log density of `N(mean, op)` at `y`."""
-
-    @abc.abstractmethod
-    def inverse_diagonal(self) -> Array:
-        """The diagonal of the inverse, grid-shaped."""
-
-    @abc.abstractmethod
-    def conjugated_inverse_diagonal(self, rows: Any) -> Array:
-        """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`."""
-
-    @abc.abstractmethod
-    def posterior_diagonal(self) -> Array:
-        """`diag(K − K op⁻¹ K)`, where `op` is the covariance `K` plus noise."""
-
-    @abc.abstractmethod
-    def decompose(self) -> "AbstractSolvable":
-        """The same operator carrying its decomposition."""
-
-    def ends(self) -> Ends | None:
-        """The largest and smallest eigenvalue, or bounds on them, if they cost next to nothing."""
-        return None
-
-    @abc.abstractmethod
-    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
-        """Draws from `N(0, op)`, one per entry of `lead`, which the batch broadcasts to."""
 
 
 def _no_sum(first: Any, second: Any) -> AbstractOperator:

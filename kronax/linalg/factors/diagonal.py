@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
@@ -107,8 +108,9 @@ class ScaledIdentity(AbstractFactor):
     size: int = eqx.field(static=True)
 
     def __init__(self, scale: Any, size: int):
+        scale, size = checks.whole(scale), checks.whole(size)
         if isinstance(scale, int | float):
-            scale = jnp.asarray(float(scale))
+            scale = np.asarray(scale, jnp.result_type(float))
         self.scale = checks.array_of_reals(scale, "The scale of ScaledIdentity")
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(

@@ -201,6 +201,7 @@ def _checked_tolerance(tolerance: Any, kernel: Any, points: Array) -> float:
 
 
 def _checked_rank(rank: Any, size: int) -> int:
+    rank = checks.whole(rank)
     if not isinstance(rank, int) or isinstance(rank, bool):
         raise TypeError(f"The rank of LowRank must be an integer; got {rank!r}.")
     if rank < 1:

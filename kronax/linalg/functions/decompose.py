@@ -9,13 +9,14 @@ import numpy as np
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.fingerprints import fingerprint
 from kronax.linalg.arrays.fingerprints import held as of_operator
-from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import eigenbasis
+from kronax.linalg.functions.choice import Solvable, decomposition_of, solvable
 from kronax.linalg.operators.diagnose import explain_not_finite
-from kronax.linalg.operators.kronecker import Kronecker, as_kronecker
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, with_noise
-from kronax.linalg.spectral.low_rank import ThinBases, decomposition, is_thin, thin_bases_with_axis
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.low_rank import ThinBases, is_thin, thin_bases_with_axis
 
 
 def decompose(op: AbstractOperator) -> Any:
@@ -38,19 +39,30 @@ def decompose(op: AbstractOperator) -> Any:
         >>> round(kx.logdet(op).item(), 4)
         4.1589
     """
-    if isinstance(op, AbstractSolvable):
-        return op.decompose()
-    op = with_noise(op)
-    if isinstance(op, KroneckerPlusNoise):
-        op = KroneckerPlusNoise(op.kronecker, op.noise)  # without the one that it may carry
-        bases = _bases(op)
-        explain_not_finite(bases, op)
-        return _carrying(op, bases)
-    op = as_kronecker(op)
-    op.check_square("a decomposition")
-    held = tuple(f.factorize(_is_positive_definite(f)) for f in op.factors)
-    explain_not_finite([f.log_abs_det(h) for f, h in zip(op.factors, held, strict=True)], op)
-    return Kronecker(*op.factors, decomposition=held, made_of=fingerprint(op))
+    op = solvable(op, "a decomposition")
+    if isinstance(op, Kronecker):
+        factorizations = tuple(f.factorize(_is_positive_definite(f)) for f in op.factors)
+        pairs = zip(op.factors, factorizations, strict=True)
+        explain_not_finite([f.log_abs_det(h) for f, h in pairs], op)
+        return op.carrying(factorizations)
+    op = op.carrying(None)  # without what it may carry
+    computed = _computed(op)
+    explain_not_finite(computed, op)
+    return op.carrying(computed)
+
+
+def without_checksum(op: Any) -> Any:
+    """A decomposed operator inside the program that made it, where nobody can replace a leaf."""
+    if getattr(op, "made_of", None) is None:
+        return op
+    return eqx.tree_at(lambda o: o.made_of, op, None)
+
+
+def with_checksum(op: Any) -> Any:
+    """The same outside of that program."""
+    if not hasattr(op, "made_of") or op.decomposition is None:
+        return op
+    return eqx.tree_at(lambda o: o.made_of, op, fingerprint(op), is_leaf=lambda x: x is None)
 
 
 def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> KroneckerPlusNoise:
@@ -65,17 +77,12 @@ def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> 
         return whole
     bases = _with_axis(op, of_operator(held, held.decomposition), i)
     explain_not_finite(bases, op)
-    return _carrying(op, bases)
-
-
-def _carrying(op: KroneckerPlusNoise, bases: Any) -> KroneckerPlusNoise:
-    made_of = fingerprint(op)
-    return KroneckerPlusNoise(op.kronecker, op.noise, decomposition=bases, made_of=made_of)
+    return op.carrying(bases)
 
 
 @eqx.filter_jit
-def _bases(op: KroneckerPlusNoise) -> Any:
-    return decomposition(op) if is_thin(op) else op.eigenbases()
+def _computed(op: Solvable) -> Any:
+    return decomposition_of(op).computed()
 
 
 @eqx.filter_jit

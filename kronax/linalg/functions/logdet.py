@@ -1,25 +1,16 @@
 """Log-determinants, quadratic forms and the Gaussian log density, right to second order."""
 
-from math import log, pi
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from kronax.linalg.arrays import checks
-from kronax.linalg.arrays.mode_products import map_batch, same_rank
-from kronax.linalg.arrays.precision import Ends, warn_of_ratio
-from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
-from kronax.linalg.functions.conditioning import ends
-from kronax.linalg.functions.decompose import decompose
-from kronax.linalg.functions.solve import solve_grid
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.decompositions.abstract import AbstractDecomposition
+from kronax.linalg.factors.abstract_operator import AbstractOperator
+from kronax.linalg.functions.choice import Solvable, asked, solvable, watched
 from kronax.linalg.operators.diagnose import explain_not_finite
-from kronax.linalg.operators.kronecker import Kronecker, as_kronecker, num_cells
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, with_noise
-from kronax.linalg.spectral.low_rank import decomposition, is_thin, logdet_outside, reduced
-from kronax.linalg.spectral.value_and_rules import TwoTermSum, Weights, log_det_and_quadratic
+from kronax.linalg.operators.kronecker import Kronecker
 
 
 def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
@@ -39,15 +30,8 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
         >>> round(kx.logdet(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0).item(), 4)
         4.1589
     """
-    if isinstance(op, AbstractSolvable):
-        return op.logdet()
-    op = with_noise(op)
-    if isinstance(op, KroneckerPlusNoise):
-        value = _two_term(op, None, (1.0, 0.0))
-    else:
-        op = as_kronecker(op)
-        op.check_square("logdet")
-        value = log_abs_det(op)
+    op = solvable(op, "logdet")
+    value = watched(_logdet, "The log-determinant may be wrong", op)
     explain_not_finite(value, op)
     return value
 
@@ -69,17 +53,9 @@ def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*bat
         >>> kx.inv_quad(kx.Kronecker(jnp.eye(3), jnp.eye(2)) + 1.0, jnp.ones((3, 2))).item()
         3.0
     """
-    if isinstance(op, AbstractSolvable):
-        return op.inv_quad(b)
-    op = with_noise(op)
-    if not isinstance(op, KroneckerPlusNoise):
-        op = as_kronecker(op)
-        op.check_square("inv_quad")
-    grid, _ = checks.grid_of(b, op.grid_shape, "b", op.dtype)
-    if isinstance(op, KroneckerPlusNoise):
-        value = _two_term(op, grid, (0.0, 1.0))
-    else:
-        value = _inv_quad(op, grid)
+    op = solvable(op, "inv_quad")
+    grid, _ = op.vector(b, "b")
+    value = watched(_inv_quad, "The quadratic form may be wrong", op, grid)
     explain_not_finite(value, op)
     return value
 
@@ -106,115 +82,32 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
         >>> round(kx.normal_logpdf(jnp.zeros((3, 2)), 0.0, op).item(), 4)
         -7.5931
     """
-    if isinstance(op, AbstractSolvable):
-        return op.normal_logpdf(y, mean)
-    op = with_noise(op)
-    if not isinstance(op, KroneckerPlusNoise):
-        op = as_kronecker(op)
+    op = solvable(op, "normal_logpdf")
+    if isinstance(op, Kronecker):
         op.check_covariance("normal_logpdf")
-    grid, _ = checks.grid_of(y, op.grid_shape, "y", op.dtype)
-    value = watched_logpdf(jnp.subtract(*same_rank(grid, mean_of(mean, op))), op)
+    residual = jnp.subtract(*same_rank(op.vector(y, "y")[0], op.mean_vector(mean)))
+    value = watched_logpdf(residual, op)
     explain_not_finite(value, op, covariance=True)
     return value
 
 
-def mean_of(mean: Any, op: AbstractOperator, name: str = "mean") -> Array:
-    """`mean` as an array that broadcasts against vectors in the grid layout."""
-    if isinstance(mean, int | float):
-        mean = np.asarray(mean, op.dtype)
-        checks.check_finite(mean, name)
-        return jnp.asarray(mean)
-    checks.check_precision(mean, name, op.dtype)
-    array = checks.array_of_reals(mean, name).astype(op.dtype)
-    checks.check_not_square(array.shape, op.grid_shape, name)
-    trailing = array.shape[-len(op.grid_shape) :]
-    fits = len(trailing) <= len(op.grid_shape) and all(
-        m in (1, n) for m, n in zip(trailing[::-1], op.grid_shape[::-1], strict=False)
-    )
-    return array if fits else checks.grid_of(array, op.grid_shape, name, op.dtype)[0]
-
-
 def watched_logpdf(residual: Array, op: Any) -> Array:
     """`normal_logpdf_grid` that warns where concrete values are too ill-conditioned for it."""
-    if not checks.is_concrete(residual, op):
-        return normal_logpdf_grid(residual, op)
-    value, found = _logpdf_with_ends(residual, op)
-    warn_of_ratio(found, "The log density may be wrong")
-    return value
+    return watched(_logpdf, "The log density may be wrong", op, residual)
 
 
-@jax.jit
-def _logpdf_with_ends(residual: Array, op: Any) -> tuple[Array, Ends | None]:
-    is_bare = all(getattr(op, name, None) is None for name in ("decomposition", "root"))
-    if isinstance(op, KroneckerPlusNoise | AbstractSolvable) and is_bare:
-        op = decompose(op)  # one for both
-    return normal_logpdf_grid(residual, op), ends(op)
-
-
-@jax.jit
-def normal_logpdf_grid(
-    residual: Array, op: Kronecker | KroneckerPlusNoise | AbstractSolvable
-) -> Array:
+def normal_logpdf_grid(residual: Array, op: Solvable) -> Array:
     """`normal_logpdf` for checked residuals in the grid layout."""
-    if isinstance(op, AbstractSolvable):
-        return op.logpdf_grid(residual)
-    constant = num_cells(op) * log(2 * pi) / 2
-    if isinstance(op, KroneckerPlusNoise):
-        return _two_term(op, residual, (-0.5, -0.5)) - constant
-    held = Kronecker(*op.factors, decomposition=op.factorize(positive_definite=True))
-    return -0.5 * (log_abs_det(held) + _inv_quad(held, residual)) - constant
+    return asked(_logpdf, op, residual)
 
 
-@jax.jit
-def log_abs_det(op: Kronecker) -> Array:
-    """`log|det|` of a checked Kronecker product of square factors."""
-    size = num_cells(op)
-    parts = [
-        size / factor.size * factor.log_abs_det(factorization)
-        for factor, factorization in zip(op.factors, op.factorize(), strict=True)
-    ]
-    parts = list(same_rank(*parts))
-    return sum(parts[1:], parts[0])
+def _logdet(found: AbstractDecomposition) -> Array:
+    return found.logdet()
 
 
-@jax.jit
-def _inv_quad(op: Kronecker | KroneckerPlusNoise, b: Array) -> Array:
-    product = jnp.multiply(*same_rank(b, solve_grid(op, b)))
-    return jnp.sum(product, axis=tuple(range(-len(op.grid_shape), 0)))
+def _inv_quad(found: AbstractDecomposition, b: Array) -> Array:
+    return found.inv_quad(b)
 
 
-def _two_term_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:
-    if is_thin(op):
-        return _thin_value(op, y, weights)
-    signal, noise = op.blocks()
-    bases = op.eigenbases()
-    num_axes = len(op.grid_shape)
-    lead = () if y is None else y.shape[: y.ndim - num_axes]
-    batch = checks.check_broadcast([op.batch_shape, lead], "the operator and the vector")
-    ndims = TwoTermSum(
-        tuple(b.event_ndims for b in signal),
-        tuple(b.event_ndims for b in noise),
-        None if y is None else num_axes,
-    )
-    return map_batch(
-        lambda problem, held: log_det_and_quadratic(problem, held, weights=weights),
-        batch,
-        (TwoTermSum(signal, noise, y), ndims),
-        (bases, tuple(b.event_ndims for b in bases)),
-    )
-
-
-def _thin_value(op: KroneckerPlusNoise, y: Array | None, weights: Weights) -> Array:
-    on_logdet, on_quadratic = weights
-    if op.decomposition is None:  # one for both terms
-        op = KroneckerPlusNoise(op.kronecker, op.noise, decomposition=decomposition(op))
-    total = jnp.zeros((), op.dtype)
-    if on_logdet:
-        inside = _two_term_value(reduced(op), None, (1.0, 0.0))
-        total = total + on_logdet * jnp.add(*same_rank(inside, logdet_outside(op)))
-    if y is not None:
-        total = jnp.add(*same_rank(total, on_quadratic * _inv_quad(op, y)))
-    return total
-
-
-_two_term = jax.jit(_two_term_value, static_argnums=2)
+def _logpdf(found: AbstractDecomposition, residual: Array) -> Array:
+    return found.logpdf(residual)

@@ -1,20 +1,13 @@
-"""Draw from a Gaussian with Kronecker covariance, from one root per axis."""
+"""Draws from a Gaussian with Kronecker covariance."""
 
-from collections.abc import Sequence
-
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.linalg.arrays.checks import check_key, shape_of
-from kronax.linalg.arrays.lapack_order import in_sequence
-from kronax.linalg.arrays.mode_products import map_batch, same_rank
-from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
-from kronax.linalg.factors.diagonal import ScaledIdentity
-from kronax.linalg.factors.eigenbases import SymmetricBlocks
-from kronax.linalg.factors.square_roots import safe_sqrt
+from kronax.linalg.decompositions.restricted import AbstractRestricted
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.operators.diagnose import explain_not_finite
-from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum, as_kronecker
+from kronax.linalg.operators.draws import draw_normal
+from kronax.linalg.operators.kronecker import as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, with_noise
 
 
@@ -25,7 +18,8 @@ def sample_normal(
 
     Per-axis roots only: one `eigh` per dense factor and `2 N Σ n_i` operations per draw. The
     symmetric root is used, which exists where Cholesky gives NaN; factors known to be positive
-    definite use Cholesky.
+    definite use Cholesky. Along what raises the rank of a singular covariance there is no
+    derivative: it is NaN in forward mode, and left out in reverse mode.
 
     Args:
         key: a JAX random key.
@@ -44,7 +38,7 @@ def sample_normal(
     """
     check_key(key)
     shape = shape_of(sample_shape)
-    if isinstance(op, AbstractSolvable):
+    if isinstance(op, AbstractRestricted):
         return op.draw(key, (*shape, *op.batch_shape))
     op = with_noise(op)
     if not isinstance(op, KroneckerPlusNoise):
@@ -53,61 +47,3 @@ def sample_normal(
     draw = draw_normal(key, op, (*shape, *op.batch_shape))
     explain_not_finite(draw, op, covariance=True)
     return draw
-
-
-def _draw_normal(
-    key: PRNGKeyArray, op: Kronecker | KroneckerPlusNoise, lead: tuple[int, ...]
-) -> Array:
-    """Independent draws for every entry of `lead`, which the batch of `op` broadcasts to."""
-    if not isinstance(op, KroneckerPlusNoise):
-        return _draw_factors(key, op, lead)
-    signal_key, noise_key = jax.random.split(key)
-    if isinstance(op.kronecker, KroneckerSum):
-        signal = _draw_sum(signal_key, op.kronecker, lead)
-    else:
-        signal = _draw_factors(signal_key, op.kronecker, lead)
-    if isinstance(op.noise, Kronecker):
-        return signal + _draw_factors(noise_key, op.noise, lead)
-    white = jax.random.normal(noise_key, (*lead, *op.grid_shape), op.dtype)
-    scale = safe_sqrt(op.noise)
-    scale = scale.reshape(*scale.shape, *(1,) * len(op.grid_shape))
-    return signal + jnp.multiply(*same_rank(scale, white))
-
-
-draw_normal = jax.jit(_draw_normal, static_argnums=2)
-
-
-def _draw_factors(key: PRNGKeyArray, op: Kronecker, lead: tuple[int, ...]) -> Array:
-    """`R z`, with one root per axis; a thin root takes few numbers."""
-    roots = in_sequence(lambda f: f.root(), op.factors, batched=bool(op.batch_shape))
-    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), op.dtype)
-    return apply_roots(roots, white)
-
-
-def _draw_sum(key: PRNGKeyArray, op: KroneckerSum, lead: tuple[int, ...]) -> Array:
-    """`Σ R_i z_i`, with a root along one axis and other numbers for each."""
-    total = jnp.zeros((), op.dtype)
-    one = jnp.ones((), op.dtype)
-    for i, (factor, part) in enumerate(
-        zip(op.factors, jax.random.split(key, len(op.factors)), strict=True)
-    ):
-        alone = [ScaledIdentity(one, n) for n in op.grid_shape]
-        product = Kronecker(*alone[:i], factor, *alone[i + 1 :])
-        total = total + _draw_factors(part, product, lead)
-    return total
-
-
-def apply_roots(roots: Sequence[SymmetricBlocks], white: Array) -> Array:
-    """Apply one root per axis along the last axes of `white`, batches included."""
-
-    def one(held, z):
-        for i, root in enumerate(held):
-            z = root.apply(z, i - len(held))
-        return z
-
-    batches = [r.batch_shape for r in roots]
-    if not any(batches):
-        return one(roots, white)
-    batch = jnp.broadcast_shapes(*batches, white.shape[: white.ndim - len(roots)])
-    ndims = [r.event_ndims for r in roots]
-    return map_batch(one, batch, (list(roots), ndims), (white, len(roots)))

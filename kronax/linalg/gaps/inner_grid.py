@@ -13,16 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.mode_products import same_rank, taken
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.factors.submatrix import restricted
-from kronax.linalg.functions.conditional_variances import Places
 from kronax.linalg.gaps.rules import merged_matrix
 from kronax.linalg.gaps.variances import merged_rows
 from kronax.linalg.operators.gap_geometry import Gaps, Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.conditional_variances import Places
 from kronax.linalg.spectral.low_rank import is_diagonal
 
 
@@ -108,7 +108,7 @@ class InnerGrid:
             if rows is None and (self.is_merged or not is_whole):
                 rows = factor.to_dense()
                 prior = factor.diagonal() if prior is None else prior
-            kept.append(Places(None if rows is None else rows[..., k], prior))
+            kept.append(Places(None if rows is None else taken(rows, k, -1), prior))
         if not self.is_merged:
             return kept, own
         gaps, among = self.gaps, None
@@ -119,9 +119,10 @@ class InnerGrid:
         merged = merged_places([kept[i] for i in gaps.axes], gaps, scattered=scattered)
         return [*(kept[i] for i in gaps.shared), merged], [*(own[i] for i in gaps.shared), among]
 
-    def rows(self, rows: Sequence[Array]) -> list[Array]:
+    def rows(self, rows: Sequence[Array | None]) -> list[Array]:
         """The columns of `⊗rows[i]` that belong to inner cells, one matrix per inner axis."""
-        kept = [row[..., k] for row, k in zip(rows, self.mask.kept, strict=True)]
+        pairs = zip(rows, self.mask.kept, strict=True)
+        kept = [taken(row, k, -1) for row, k in pairs if row is not None]
         if not self.is_merged:
             return kept
         gaps = self.gaps

@@ -5,7 +5,6 @@ from math import log, pi
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -16,21 +15,13 @@ from kronax.linalg.arrays.fingerprints import fingerprint, held
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
 from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.arrays.primitives import with_value
+from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
+from kronax.linalg.decompositions.low_rank import signal_plus_noise
+from kronax.linalg.decompositions.restricted import AbstractRestricted
+from kronax.linalg.decompositions.spectral import AbstractOnGrid
 from kronax.linalg.dense_covariance import DenseCovariance
-from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
-from kronax.linalg.functions.conditional_variances import Places
-from kronax.linalg.functions.conditioning import ends_of
-from kronax.linalg.functions.decompose import decompose
-from kronax.linalg.functions.diagonals import conjugated_inverse_diagonal, posterior_diagonal
-from kronax.linalg.functions.logdet import (
-    inv_quad,
-    logdet,
-    mean_of,
-    normal_logpdf_grid,
-    watched_logpdf,
-)
-from kronax.linalg.functions.sample import draw_normal
-from kronax.linalg.functions.solve import solve_grid
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate
+from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.gaps.inner_grid import InnerGrid
 from kronax.linalg.gaps.masked_variances import (
     added_by_gaps,
@@ -43,15 +34,17 @@ from kronax.linalg.gaps.plan import GapPlan, plan_gaps, plan_uneven
 from kronax.linalg.gaps.rules import log_det_gaps, quadratic_with_gaps, solve_observed
 from kronax.linalg.gaps.schur import GapDecomposition, gap_roots
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Gaps, Mask
 from kronax.linalg.operators.kronecker import as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, as_products
+from kronax.linalg.spectral.conditional_variances import Places
+from kronax.linalg.spectral.conditioning import ends_of
 from kronax.linalg.spectral.low_rank import is_thin
 from kronax.linalg.spectral.value_and_rules import TwoTermSum, log_det_and_quadratic
 
 
-class Masked(AbstractSolvable):
+class Masked(AbstractRestricted):
     """The rows and columns of `op` at the observed cells of a grid with gaps.
 
     Vectors stay grid arrays: what they hold at the gaps is ignored (NaN included), and results are
@@ -113,47 +106,9 @@ class Masked(AbstractSolvable):
         self.decomposition, self.made_of = decomposition, made_of
 
     @property
-    def factors(self) -> tuple[Any, ...]:
-        """The factors of the signal, on the whole grid."""
-        return self.op.factors
-
-    @property
-    def grid_shape(self) -> tuple[int, ...]:
-        """That of the whole grid."""
-        return self.op.grid_shape
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """That of the operator on the whole grid."""
-        return self.op.batch_shape
-
-    @property
-    def dtype(self) -> Any:
-        """Floating-point type of the entries."""
-        return self.op.dtype
-
-    @property
-    def T(self) -> "Masked":
-        """Itself: it is symmetric."""
-        return self
-
-    @property
     def observed(self) -> np.ndarray:
         """The mask, true where a cell is observed."""
         return self.mask.array
-
-    def mv_grid(self, x: Array) -> Array:
-        """Multiply what is observed; zero at the gaps."""
-        return self.held(self.op.mv_grid(self.held(x)))
-
-    def diagonal(self) -> Array:
-        """The diagonal, zero at the gaps."""
-        return self.held(self.op.diagonal())
-
-    def to_dense(self) -> Array:
-        """The `(*batch, N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
-        cells = jnp.asarray(self.observed.ravel())
-        return _at_both(cells, self.op.to_dense())
 
     def scaled(self, scalar: Array) -> "Masked":
         """`scalar * self`."""
@@ -167,97 +122,27 @@ class Masked(AbstractSolvable):
             )
         return Masked(self.op + other, self.mask, method=self.plan.method)
 
-    def solve(self, b: Any) -> Array:
-        """See `kx.solve`."""
-        grid, flat = self.vector(b, "b")
-        solution = solve_masked(self, grid)
-        explain_not_finite(solution, self)
-        if not flat:
-            return solution
-        return solution.reshape(*solution.shape[: solution.ndim - len(self.grid_shape)], -1)
-
-    def solve_grid(self, b: Array) -> Array:
-        """`kx.solve` for checked vectors in the grid layout; what they hold at gaps is ignored."""
-        return solve_masked(self, self.held(b))
-
-    def logpdf_grid(self, residual: Array) -> Array:
-        """`kx.normal_logpdf` for checked residuals in the grid layout."""
-        return masked_logpdf_grid(self.held(residual), self)
-
-    def logdet(self) -> Array:
-        """See `kx.logdet`."""
-        value = _logdet(self)
-        explain_not_finite(value, self)
-        return value
-
-    def inv_quad(self, b: Any) -> Array:
-        """See `kx.inv_quad`."""
-        value = _inv_quad(self, self.vector(b, "b")[0])
-        explain_not_finite(value, self)
-        return value
-
-    def normal_logpdf(self, y: Any, mean: Any) -> Array:
-        """See `kx.normal_logpdf`; the density of the observed cells."""
-        residual = jnp.subtract(*same_rank(self.vector(y, "y")[0], mean_of(mean, self)))
-        value = watched_logpdf(self.held(residual), self)
-        explain_not_finite(value, self, covariance=True)
-        return value
-
-    def inverse_diagonal(self) -> Array:
-        """See `kx.inverse_diagonal`; zero at the gaps."""
-        value = _inverse_diagonal(self)
-        explain_not_finite(value, self)
-        return value
-
-    def conjugated_inverse_diagonal(self, rows: Sequence[Array]) -> Array:
-        """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`, each `(*batch, m_i, n_i)`; grid-shaped.
-
-        Right to first order. The derivative takes two solves per gap.
-        """
-        return _conjugated_inverse_diagonal(self, list(rows))
-
-    def posterior_diagonal(self) -> Array:
-        """`diag(K − K op⁻¹ K)` on the whole grid: the variance of the signal given noisy data.
-
-        A sum of terms that are not negative: the variance without gaps, and what they add.
-        """
-        return _posterior_diagonal(self)
-
-    def variance_given(self, places: Sequence[Places]) -> Array:
-        """`variance_given` of the observed cells, for a grid of places; a value, held constant."""
-        return observed_variance(self, list(places))
-
-    def variance_at(self, places: Sequence[Places]) -> Array:
-        """The same for places scattered over the grid, one row per axis each; no batch."""
-        return observed_variance_at(self, list(places))
-
-    def covariance_at(self, places: Sequence[Places], priors: Sequence[Array]) -> Array:
-        """Their covariance, from the prior ones between them on every axis, `(m, m)`."""
-        return observed_covariance_at(self, list(places), list(priors))
-
-    def decompose(self) -> "Masked":
-        """See `kx.decompose`."""
-        held = _decomposition(Masked(self.op, self.mask, method=self.plan.method))
-        explain_not_finite(held, self)
-        return Masked(
-            self.op,
-            self.mask,
-            method=self.plan.method,
-            decomposition=held,
-            made_of=fingerprint(self),
-        )
-
-    def ends(self) -> Ends:
-        """Those of the inner grid, between which taking out cells keeps the eigenvalues."""
-        held = self.decomposition
-        held = held.bases if isinstance(held, GapDecomposition) else held
-        return ends_of(self.inner().eigenbases() if held is None else held)
-
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
         """See `kx.sample_normal`; zero at the gaps."""
         if isinstance(self.op, KroneckerPlusDiagonal):
             return self.held(self.op.draw(key, lead))
         return self.held(draw_normal(key, self.op, lead))
+
+    def decomposed(self) -> AbstractSignalPlusNoise:
+        """By the method of its plan; with a variance per cell as one dense matrix."""
+        if isinstance(self.op, KroneckerPlusDiagonal):
+            return DenseCovariance(self.op, self.mask, held(self, self.decomposition)).decomposed()
+        return SchurComplement(self) if self.plan.method == "gaps" else Merged(self)
+
+    def carrying(self, computed: Any) -> "Masked":
+        """The same operator with what was computed of it."""
+        return Masked(
+            self.op,
+            self.mask,
+            method=self.plan.method,
+            decomposition=computed,
+            made_of=fingerprint(self),
+        )
 
     @property
     def gaps(self) -> Gaps:
@@ -268,13 +153,6 @@ class Masked(AbstractSolvable):
     def grid(self) -> InnerGrid:
         """The smaller grid that is computed with."""
         return InnerGrid(self.mask, self.plan.method == "merged")
-
-    @property
-    def dense(self) -> DenseCovariance | None:
-        """What stands for an operator with a variance per cell, which has no smaller grid."""
-        if not isinstance(self.op, KroneckerPlusDiagonal):
-            return None
-        return DenseCovariance(self.op, self.mask, self.decomposition)
 
     def inner(self) -> KroneckerPlusNoise:
         """The operator on the smaller grid, with the decomposition that there is."""
@@ -315,118 +193,162 @@ class Masked(AbstractSolvable):
         return map_batch(function, batch, problem, (held, held.event_ndims))
 
 
-@jax.jit
-def solve_masked(op: Masked, b: Array) -> Array:
-    """`kx.solve` for a vector in the grid layout, zero at the gaps."""
-    if op.dense is not None:
-        return op.dense.solve_grid(b)
-    inner, b = op.inner(), op.grid.squeezed(b)
-    if op.plan.method != "gaps":
-        return op.grid.embedded(solve_grid(inner, b))
+class AbstractAtObserved(AbstractSignalPlusNoise):
+    """What the exact ways with gaps share: variances, which are sums of non-negative terms."""
 
-    def one(problem, held):
-        return solve_observed(problem, held, problem.y, gaps=op.gaps)
+    op: Masked
 
-    return op.grid.embedded(op.map_gaps(one, inner, b))
+    def posterior_diagonal(self) -> Array:
+        """Prior less explained, of which the value is a sum of non-negative terms."""
+        whole = self.op.op.kronecker
+        rows = [factor.to_dense() for factor in self.op.factors]
+        like = jnp.subtract(*same_rank(whole.diagonal(), self.explained(rows)))
+        return with_value(like, self.variance_given([Places(None)] * len(rows)))
 
+    def variance_given(self, places: Sequence[Places]) -> Array:
+        """Of places on a grid; a value, held constant."""
+        return observed_variance(self.op, list(places))
 
-@jax.jit
-def _logdet(op: Masked) -> Array:
-    if op.dense is not None:
-        return op.dense.logdet()
-    inner = op.inner()
-    if op.plan.method != "gaps":
-        return logdet(inner)
+    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
+        """Of one part: other terms have no structured way with gaps."""
+        (places,) = parts
+        return exact_estimate(observed_variance_at(self.op, list(places)))
 
-    def one(problem, held):
-        whole = log_det_and_quadratic(problem, held.bases, weights=(1.0, 0.0))
-        return whole + log_det_gaps(problem, held, gaps=op.gaps)
-
-    return op.map_gaps(one, inner, None)
+    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
+        """Of one part."""
+        ((places, priors),) = parts
+        return observed_covariance_at(self.op, list(places), list(priors))
 
 
-@jax.jit
-def _inv_quad(op: Masked, b: Array) -> Array:
-    if op.dense is not None:
-        return op.dense.inv_quad(b)
-    inner, b = op.inner(), op.grid.squeezed(b)
-    if op.plan.method != "gaps":
-        return inv_quad(inner, b)
-    one = lambda problem, held: quadratic_with_gaps(problem, held, gaps=op.gaps)  # noqa: E731
-    return op.map_gaps(one, inner, b)
+class Merged(AbstractAtObserved):
+    """On a smaller grid without gaps: whole slabs dropped, the axes of the gaps merged into one."""
+
+    op: Masked
+
+    @property
+    def inner(self) -> AbstractOnGrid:
+        """The way on the smaller grid."""
+        return signal_plus_noise(self.op.inner())
+
+    def _squeezed(self, x: Array) -> Array:
+        return self.op.grid.squeezed(self.op.held(x))
+
+    def solve(self, b: Array) -> Array:
+        """That of the smaller grid."""
+        return self.op.grid.embedded(self.inner.solve(self._squeezed(b)))
+
+    def logdet(self) -> Array:
+        """That of the smaller grid."""
+        return self.inner.logdet()
+
+    def inv_quad(self, b: Array) -> Array:
+        """That of the smaller grid."""
+        return self.inner.inv_quad(self._squeezed(b))
+
+    def logpdf(self, residual: Array) -> Array:
+        """That of the smaller grid."""
+        return self.inner.logpdf(self._squeezed(residual))
+
+    def inverse_diagonal(self) -> Array:
+        """That of the smaller grid."""
+        return self.op.held(self.op.grid.embedded(self.inner.inverse_diagonal()))
+
+    def explained(self, rows: Rows, others: Rows | None = None) -> Array:
+        """Rows at the cells of the smaller grid."""
+        assert others is None, "two sides are for terms beside the noise"
+        value = self.inner.explained(self.op.grid.rows(rows))
+        if self.op.plan.method == "slabs":
+            return value
+        return on_places(self.op, value, tuple(row.shape[-2] for row in rows if row is not None))
+
+    def computed(self) -> Any:
+        """Bases of the smaller grid."""
+        return self.inner.computed()
+
+    def ends(self) -> Ends | None:
+        """Those of the smaller grid."""
+        return self.inner.ends()
 
 
-@jax.jit
-def masked_logpdf_grid(residual: Array, op: Masked) -> Array:
-    """`kx.normal_logpdf` for a checked residual in the grid layout, zero at the gaps."""
-    if op.dense is not None:
-        return op.dense.logpdf_grid(residual)
-    inner, y = op.inner(), op.grid.squeezed(residual)
-    if op.plan.method != "gaps":
-        return normal_logpdf_grid(y, inner)
+class SchurComplement(AbstractAtObserved):
+    """The whole grid, less what its `m` gaps would have told: `O(m³)` operations."""
 
-    def one(problem, held):
-        without = problem._replace(y=None)
-        log_det = log_det_and_quadratic(without, held.bases, weights=(1.0, 0.0))
-        log_det = log_det + log_det_gaps(without, held, gaps=op.gaps)
-        return -0.5 * (log_det + quadratic_with_gaps(problem, held, gaps=op.gaps))
+    op: Masked
 
-    return op.map_gaps(one, inner, y) - op.plan.num_observed * log(2 * pi) / 2
+    def solve(self, b: Array) -> Array:
+        """By the values at the gaps that leave no residual there."""
+        op, gaps = self.op, self.op.gaps
 
+        def one(problem: Any, held: Any) -> Array:
+            return solve_observed(problem, held, problem.y, gaps=gaps)
 
-@jax.jit
-def _inverse_diagonal(op: Masked) -> Array:
-    if op.dense is not None:
-        return op.dense.inverse_diagonal()
-    inner = op.inner()
-    none = [None] * len(inner.grid_shape)
-    value = conjugated_inverse_diagonal(inner, none)
-    if op.plan.method == "gaps":
-        value = jnp.subtract(*same_rank(value, added_by_gaps(op, inner, none)))
+        return op.grid.embedded(op.map_gaps(one, op.inner(), op.grid.squeezed(op.held(b))))
+
+    def logdet(self) -> Array:
+        """Of the whole grid, and of its inverse at the gaps."""
+
+        def one(problem: Any, held: Any) -> Array:
+            return self._log_det(problem, held)
+
+        return self.op.map_gaps(one, self.op.inner(), None)
+
+    def inv_quad(self, b: Array) -> Array:
+        """Of the whole grid, less what the gaps have of it."""
+        op, gaps = self.op, self.op.gaps
+
+        def one(problem: Any, held: Any) -> Array:
+            return quadratic_with_gaps(problem, held, gaps=gaps)
+
+        return op.map_gaps(one, op.inner(), op.grid.squeezed(op.held(b)))
+
+    def logpdf(self, residual: Array) -> Array:
+        """Both from one decomposition."""
+        op, gaps = self.op, self.op.gaps
+
+        def one(problem: Any, held: Any) -> Array:
+            log_det = self._log_det(problem._replace(y=None), held)
+            return -0.5 * (log_det + quadratic_with_gaps(problem, held, gaps=gaps))
+
+        value = op.map_gaps(one, op.inner(), op.grid.squeezed(op.held(residual)))
+        return value - op.plan.num_observed * log(2 * pi) / 2
+
+    def inverse_diagonal(self) -> Array:
+        """Of the whole grid, less what the gaps have of it."""
+        op, inner = self.op, self.op.inner()
+        none: list[Array | None] = [None] * len(inner.grid_shape)
+        whole = signal_plus_noise(inner).explained(none)
+        value = jnp.subtract(*same_rank(whole, added_by_gaps(op, inner, none)))
         # What is left of the inverse cannot be less than if no other cell told anything.
         value = with_value(value, jnp.maximum(value, 1 / inner.diagonal()))
-    return op.held(op.grid.embedded(value))
+        return op.held(op.grid.embedded(value))
 
+    def explained(self, rows: Rows, others: Rows | None = None) -> Array:
+        """By all cells, less what the gaps would have explained; two solves per gap to derive."""
+        assert others is None, "two sides are for terms beside the noise"
+        inner, on_inner = self.op.inner(), self.op.grid.rows(rows)
+        value = signal_plus_noise(inner).explained(on_inner)
+        return jnp.subtract(*same_rank(value, added_by_gaps(self.op, inner, on_inner)))
 
-@jax.jit
-def _conjugated_inverse_diagonal(op: Masked, rows: Sequence[Array]) -> Array:
-    if op.dense is not None:
-        return op.dense.conjugated_inverse_diagonal(rows)
-    inner, on_inner = op.inner(), op.grid.rows(rows)
-    value = conjugated_inverse_diagonal(inner, on_inner)
-    if op.plan.method == "gaps":
-        return jnp.subtract(*same_rank(value, added_by_gaps(op, inner, on_inner)))
-    if op.plan.method == "slabs":
-        return value
-    return on_places(op, value, tuple(row.shape[-2] for row in rows))
-
-
-@jax.jit
-def _posterior_diagonal(op: Masked) -> Array:
-    if op.dense is not None:
-        return op.dense.posterior_diagonal()
-    rows = [factor.to_dense() for factor in op.factors]
-    if op.plan.method == "gaps" and not any(op.plan.dropped):
-        inner = op.inner()
+    def posterior_diagonal(self) -> Array:
+        """The variance without gaps, and what they add."""
+        op = self.op
+        if any(op.plan.dropped):
+            return super().posterior_diagonal()
+        inner, rows = op.inner(), [factor.to_dense() for factor in op.factors]
         own = tuple(tuple(range(n)) for n in inner.grid_shape)
-        added = added_by_gaps(op, inner, rows, own)
-        return jnp.add(*same_rank(posterior_diagonal(inner), added))
-    explained = _conjugated_inverse_diagonal(op, rows)
-    like = jnp.subtract(*same_rank(op.op.kronecker.diagonal(), explained))
-    return with_value(like, observed_variance(op, [Places(None)] * len(rows)))
+        whole = signal_plus_noise(inner).posterior_diagonal()
+        return jnp.add(*same_rank(whole, added_by_gaps(op, inner, rows, own)))
 
+    def computed(self) -> GapDecomposition:
+        """Bases of the whole grid, and the Cholesky factor of the inverse at the gaps."""
+        return self.op.gap_decomposition(self.op.inner())
 
-def _at_both(cells: Array, matrix: Array) -> Array:
-    """A matrix `(*batch, N, N)`, zero but where both row and column are among the cells."""
-    both, matrix = same_rank(cells[:, None] & cells[None], matrix)
-    return jnp.where(both, matrix, 0)
+    def ends(self) -> Ends:
+        """Those of the whole grid, between which taking out cells keeps the eigenvalues."""
+        carried = self.op.decomposition
+        is_known = isinstance(carried, GapDecomposition)
+        return ends_of(carried.bases if is_known else self.op.inner().eigenbases())
 
-
-@jax.jit
-def _decomposition(op: Masked) -> Any:
-    if op.dense is not None:
-        return op.dense.cholesky()
-    inner = op.inner()
-    if op.plan.method == "gaps":
-        return op.gap_decomposition(inner)
-    return decompose(inner).decomposition
+    def _log_det(self, problem: Any, held: Any) -> Array:
+        whole = log_det_and_quadratic(problem, held.bases, weights=(1.0, 0.0))
+        return whole + log_det_gaps(problem, held, gaps=self.op.gaps)

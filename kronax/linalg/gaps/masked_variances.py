@@ -13,11 +13,11 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import map_batch, outer, same_rank
-from kronax.linalg.functions.conditional_variances import Places, variance_given
-from kronax.linalg.functions.khatri_rao import CHUNK, covariance_at, mv_rows, variance_at
 from kronax.linalg.gaps.schur import from_gaps, solved_at_gaps
 from kronax.linalg.gaps.variances import gap_variances, unmerged
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.conditional_variances import Places, variance_given
+from kronax.linalg.spectral.khatri_rao import CHUNK, covariance_at, mv_rows, variance_at
 
 
 @jax.jit

@@ -21,10 +21,10 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, outer, same_rank
 from kronax.linalg.arrays.primitives import DerivativeOrderError, LinearPrimitive, RulePrimitive
-from kronax.linalg.dense_covariance import DenseCovariance
+from kronax.linalg.dense_covariance import Cholesky, DenseCovariance
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.functions.diagonals import CHUNK, columnwise, tangent_in_basis
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.diagonals import CHUNK, columnwise, tangent_in_basis
 from kronax.linalg.spectral.low_rank import ThinBases, decomposition, is_thin, noise_factors
 from kronax.linalg.spectral.value_and_rules import spectrum
 
@@ -68,7 +68,7 @@ def slices_given_others(
 def _dense_slices(op: DenseCovariance, axis: int, fields: Array) -> GivenOthers:
     """By Cholesky of the blocks of the inverse, one per slice."""
     grid, num = op.grid_shape, len(op.grid_shape)
-    inverse = op.inverse().reshape(*grid, *grid)
+    inverse = Cholesky(op).inverse().reshape(*grid, *grid)
     moved = jnp.moveaxis(inverse, (axis, num + axis), (0, 1))
     size = prod(grid) // grid[axis]
     blocks = jnp.moveaxis(jnp.diagonal(moved, axis1=0, axis2=1), -1, 0)

@@ -19,7 +19,6 @@ from kronax.linalg.arrays.mode_products import apply_along, matmul
 from kronax.linalg.arrays.primitives import RulePrimitive
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, dual
 from kronax.linalg.factors.factorizations import CholeskyFactorization, inverse_matrix
-from kronax.linalg.functions.diagonals import blockwise_diagonal, rotated_rows
 from kronax.linalg.gaps.plan import CHUNK, build_axis
 from kronax.linalg.gaps.rules import (
     flat_gaps,
@@ -37,6 +36,7 @@ from kronax.linalg.gaps.schur import (
     weights_between,
 )
 from kronax.linalg.operators.gap_geometry import Gaps
+from kronax.linalg.spectral.diagonals import blockwise_diagonal, rotated_rows
 from kronax.linalg.spectral.value_and_rules import TwoTermSum, spectrum
 
 

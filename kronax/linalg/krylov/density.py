@@ -8,7 +8,7 @@ the same ones at every call, from the quadrature that conjugate gradients give o
 certificate adds up what the probes miss, what the iterations leave and what rounding does.
 
 Derivatives are implicit, never through iterations or eigenvectors. With `α = A⁻¹ y`,
-`d(yᵀ A⁻¹ y) = 2αᵀ dy − αᵀ dA α`; that of what is left is in `probe_derivatives`.
+`d(yᵀ A⁻¹ y) = 2αᵀ dy − αᵀ dA α`; that of what is left is in `probes`.
 """
 
 from functools import partial
@@ -21,19 +21,16 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from kronax.linalg.arrays.mode_products import outer, same_rank
+from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.primitives import by_surrogate
+from kronax.linalg.decompositions.low_rank import signal_plus_noise
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
-    ROUNDING,
     Certificate,
     Estimate,
     Iteration,
     settled,
-    trace_error,
 )
-from kronax.linalg.functions.diagonals import conjugated_inverse_diagonal
-from kronax.linalg.functions.logdet import logdet, mean_of
 from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.preconditioner import (
@@ -41,11 +38,12 @@ from kronax.linalg.krylov.preconditioner import (
     balanced_box,
     even,
     reference,
-    remainder_squares,
 )
-from kronax.linalg.krylov.probe_derivatives import (
+from kronax.linalg.krylov.probes import (
     ProbeDerivative,
-    probe_derivative,
+    ProbedLogdet,
+    probed_logdet,
+    rounding_of,
     trace_surrogate,
 )
 from kronax.linalg.krylov.solve import refuse_if_failed, run, upper_quadratics
@@ -89,7 +87,7 @@ def iterative_logpdf(
         >>> round(estimate.value.item(), 3), estimate.converged.item()
         (-4.143, True)
     """
-    residual = op.held(jnp.subtract(*same_rank(op.vector(y, "y")[0], mean_of(mean, op))))
+    residual = op.held(jnp.subtract(*same_rank(op.vector(y, "y")[0], op.mean_vector(mean))))
     estimate = density_estimate(residual, op, iteration)
     refuse_if_failed(estimate, op)
     return settled(estimate, iteration, "the log density")
@@ -158,11 +156,11 @@ def _both_terms(
 def _exact_part(smooth: KroneckerPlusNoise, precisions: Array) -> Array:
     """`log det (I + wK) − Σ log W + tr (C − I)`."""
     noise: Any = smooth.noise
-    inverse = conjugated_inverse_diagonal(smooth, [None] * precisions.ndim)
+    inverse = signal_plus_noise(smooth).inverse_diagonal()
     variances = noise - noise**2 * inverse
     observed = precisions != 0
     logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
-    whole = logdet(smooth) - precisions.size * jnp.log(noise)
+    whole = signal_plus_noise(smooth).logdet() - precisions.size * jnp.log(noise)
     return whole - logs + jnp.sum((precisions - 1 / noise) * variances)
 
 
@@ -177,64 +175,38 @@ def _iterate(
     krylov = run(held, precisions, y, white, iteration)
     num = y.shape[0]
     whitened = held.filtered(krylov.solution[:num])
-    forms = precisions.size * (krylov.log_form - (krylov.first - 1))[num:]
+    probed = probed_logdet(held, white, jax.tree.map(lambda a: a[num:], krylov))
     found = _Found(
         quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
-        logdets=forms,
+        logdets=probed.forms,
         residuals=y - whitened,
         weights=held.weighted(
             krylov.solution[:num], precisions[None] * y - held.excess[None] * whitened
         ),
-        derivative=probe_derivative(held, white, krylov.solution[num:]),
+        derivative=probed.derivative,
     )
-    squares = remainder_squares(held, krylov, white)
-    random = trace_error(forms, squares, precisions.size)
-    rounding = _rounding(held, precisions, y, found, krylov, white)
-    return found, _certificate(krylov, num, random, rounding, iteration)
-
-
-def _rounding(
-    held: Reference, precisions: Array, y: Array, found: _Found, krylov: Krylov, white: Array
-) -> Array:
-    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
-
-    The decomposition is that of a matrix within rounding of the signal, the product that of one
-    within rounding of `M`: with `‖dK‖ = ε λ_max` it is `αᵀ dK α + tr (A⁻¹ dK)` and `tr (M⁻¹ dM)`.
-    """
-    axes = tuple(range(1, y.ndim))
-    spectrum = outer([b.values for b in held.bases])
-    most = jnp.max(precisions)
+    axes, most = tuple(range(1, y.ndim)), jnp.max(precisions)
     # The inverse of a part is below the part of the inverse.
-    trace = jnp.minimum(jnp.sum(precisions), jnp.sum(1 / (jnp.maximum(spectrum, 0) + 1 / most)))
-    weights = jnp.max(jnp.sum((precisions[None] * found.residuals) ** 2, axes), initial=0.0)
-    signal = jnp.max(spectrum) * (weights + trace)
-    inverse = jnp.mean(jnp.sum(white * krylov.solution[y.shape[0] :], axes))
-    uneven = held.noise * most * (inverse + jnp.sum(held.root_inverse**2))
-    data = jnp.max(jnp.sum(precisions[None] * y**2, axes) * found.quadratics, initial=0.0)
-    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
-    sums = logs + jnp.sum(jnp.log1p(jnp.maximum(spectrum, 0) / held.noise)) + precisions.size
-    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
+    trace = jnp.minimum(jnp.sum(precisions), jnp.sum(1 / (held.spectrum + 1 / most)))
+    weights = jnp.sum((precisions[None] * found.residuals) ** 2, axes)
+    sizes = weights, trace, probed.inverse
+    rounding = rounding_of(held, precisions, y, found.quadratics, sizes)
+    return found, _certificate(krylov, num, probed, rounding, iteration)
 
 
 def _certificate(
-    krylov: Krylov,
-    num: int,
-    random: tuple[Array, Array],
-    rounding: Array,
-    iteration: Iteration,
+    krylov: Krylov, num: int, probed: ProbedLogdet, rounding: Array, iteration: Iteration
 ) -> Certificate:
     """Of `yᵀ A⁻¹ y + log det A`, for the worst of the columns."""
-    size = krylov.solution[0].size
-    left = jnp.max(krylov.left[:num], initial=0.0) + size * jnp.mean(krylov.log_left[num:])
-    residual = jnp.max(krylov.relative_residual)
+    left = jnp.max(krylov.left[:num], initial=0.0) + probed.left
     is_known = krylov.has_converged(num, iteration.tolerance_of(rounding.dtype))
     return Certificate(
-        error=random[0] + left + rounding,
-        standard_error=random[1],
-        residual=residual,
+        error=probed.error + left + rounding,
+        standard_error=probed.standard_error,
+        residual=jnp.max(krylov.relative_residual),
         num_steps=jnp.max(krylov.num_steps),
         # Rounding of a nat per cell leaves nothing of a density.
-        converged=is_known & (rounding <= size),
+        converged=is_known & (rounding <= krylov.solution[0].size),
         rounding=rounding,
     )
 

@@ -1,17 +1,20 @@
 """An operator without an exact decomposition that `kx.solve` and its kin take: by iterations."""
 
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
+from operator import add, mul
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import Ends
+from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
+from kronax.linalg.decompositions.restricted import AbstractRestricted
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
     ConvergenceError,
@@ -20,12 +23,10 @@ from kronax.linalg.estimates.certificates import (
     settled,
     skew_quantile,
 )
-from kronax.linalg.factors.abstract_operator import AbstractOperator, AbstractSolvable
-from kronax.linalg.functions.conditioning import largest_eigenvalue
-from kronax.linalg.functions.solve import solve_grid
-from kronax.linalg.krylov.density import density_estimate, iterative_logdet, iterative_logpdf
+from kronax.linalg.factors.abstract_operator import AbstractOperator
+from kronax.linalg.krylov.density import density_estimate, iterative_logdet
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.krylov.solve import iterative_solve, solve_estimate
+from kronax.linalg.krylov.solve import solve_estimate
 from kronax.linalg.krylov.variances import (
     covariance_estimate,
     explained_estimate,
@@ -36,9 +37,11 @@ from kronax.linalg.krylov.variances import (
     term_posterior_estimate,
 )
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.spectral.conditional_variances import Places, priors_of, rows_of
+from kronax.linalg.spectral.conditioning import largest_eigenvalue
 
 
-class Iterative(AbstractSolvable):
+class Iterative(AbstractRestricted):
     """An operator with the iterations that stand for its decomposition.
 
     `kx.solve`, `logdet`, `inv_quad`, `normal_logpdf`, `inverse_diagonal` and `sample_normal` take
@@ -75,46 +78,9 @@ class Iterative(AbstractSolvable):
         self.iteration = iteration
 
     @property
-    def factors(self) -> tuple[Any, ...]:
-        """The factors of the signal."""
-        return self.op.factors
-
-    @property
-    def grid_shape(self) -> tuple[int, ...]:
-        """`(n_1, …, n_d)`."""
-        return self.op.grid_shape
-
-    @property
-    def batch_shape(self) -> tuple[int, ...]:
-        """None."""
-        return self.op.batch_shape
-
-    @property
-    def dtype(self) -> Any:
-        """Floating-point type of the entries."""
-        return self.op.dtype
-
-    @property
-    def T(self) -> "Iterative":
-        """Itself: it is symmetric."""
-        return self
-
-    @property
     def observed(self) -> Bool[Array, "..."]:
         """True where a cell is observed."""
         return self.op.observed
-
-    def mv_grid(self, x: Array) -> Array:
-        """Multiply what is observed; zero at the gaps."""
-        return self.op.mv_grid(x)
-
-    def diagonal(self) -> Array:
-        """The diagonal, zero at the gaps."""
-        return self.op.diagonal()
-
-    def to_dense(self) -> Array:
-        """The `(N, N)` matrix, zero in the rows and columns of gaps: for tests only."""
-        return self.op.to_dense()
 
     def scaled(self, scalar: Array) -> "Iterative":
         """`scalar * self`."""
@@ -127,103 +93,118 @@ class Iterative(AbstractSolvable):
 
     __radd__ = __add__
 
-    def solve(self, b: Any) -> Array:
-        """See `kx.solve`."""
-        return iterative_solve(self.op, b, iteration=self.iteration).value
+    def decomposed(self) -> "Iterations":
+        """By iterations."""
+        return Iterations(self)
 
-    def solved(self, b: Array) -> Estimate:
-        """`op⁻¹ b` for checked vectors in the grid layout, whether it converged or not."""
-        return solve_estimate(self.op, self.held(b), self.iteration)
-
-    def weights(self, b: Array) -> Estimate:
-        """`op⁻¹ b`, made for products with covariances of the signal: see `solve_estimate`."""
-        return solve_estimate(self.op, self.held(b), self.iteration, True)
-
-    def data_weights(self, residual: Array, weights: Array) -> Array:
-        """`op⁻¹ b` number by number, from what the posterior leaves of the data."""
-        if isinstance(self.op.kronecker, KroneckerTerms):
-            return weights
-        return jnp.multiply(*same_rank(self.op.precisions, self.held(residual)))
-
-    def solve_grid(self, b: Array) -> Array:
-        """`kx.solve` for checked vectors in the grid layout."""
-        return self._settled(self.solved(b), "the solve")
-
-    def density(self, residual: Array) -> Estimate:
-        """`logpdf_grid`, whether it converged or not."""
-        return density_estimate(self.held(residual), self.op, self.iteration)
-
-    def logpdf_grid(self, residual: Array) -> Array:
-        """`kx.normal_logpdf` for checked residuals in the grid layout."""
-        return self._settled(self.density(residual), "the log density")
-
-    def logdet(self) -> Array:
-        """See `kx.logdet`."""
-        return iterative_logdet(self.op, iteration=self.iteration).value
-
-    def inv_quad(self, b: Any) -> Array:
-        """See `kx.inv_quad`."""
-        grid, _ = self.vector(b, "b")
-        axes = tuple(range(-len(self.grid_shape), 0))
-        return jnp.sum(grid * self.solve_grid(grid), axis=axes)
-
-    def normal_logpdf(self, y: Any, mean: Any) -> Array:
-        """See `kx.normal_logpdf`; the density of the observed cells."""
-        return iterative_logpdf(y, mean, self.op, iteration=self.iteration).value
-
-    def inverse_diagonal(self) -> Array:
-        """See `kx.inverse_diagonal`; zero at the gaps. By draws, values only."""
-        return self._settled(self.inverse_estimate(), "the draws")
-
-    def inverse_estimate(self) -> Estimate:
-        """The diagonal of the inverse, `1/v − (1/v)² diag(K − K op⁻¹ K)`, with its error."""
-        if not isinstance(self.op.kronecker, KroneckerTerms):
-            return inverse_estimate(self.op, self.iteration)
-        return _inverse_of_terms(self.op, self.iteration)
-
-    def explained(self, rows: Sequence[Array | None]) -> Estimate:
-        """`conjugated_inverse_diagonal`, with its error."""
-        return explained_estimate(self.op, list(rows), self.iteration)
-
-    def conjugated_inverse_diagonal(self, rows: Sequence[Array]) -> Array:
-        """`diag(C op⁻¹ Cᵀ)` for `C = ⊗rows[i]`, covariances with the signal. By draws."""
-        return self._settled(self.explained(rows), "the draws")
-
-    def posterior(self, term: int | None = None) -> Estimate:
-        """`posterior_diagonal`, with its error; of one term of a signal of several if given."""
-        if term is None:
-            return posterior_estimate(self.op, self.iteration)
-        return term_posterior_estimate(self.op, term, self.iteration)
-
-    def posterior_diagonal(self) -> Array:
-        """`diag(K − K op⁻¹ K)`, as `kx.iterative_posterior_variances` has it."""
-        return iterative_posterior_variances(self.op, iteration=self.iteration).value
-
-    def explained_at(self, *products: Sequence[Float[Array, "m _"]]) -> Estimate:
-        """The diagonal of `inverse_at`, with its error; rows may be a sum of products."""
-        return places_estimate(self.op, tuple(map(tuple, products)), self.iteration)
-
-    def covariance_at(self, *products: Sequence[Float[Array, "m _"]]) -> Array:
-        """`inverse_at` between all places; rows may be a sum of products."""
-        estimate = covariance_estimate(self.op, tuple(map(tuple, products)), self.iteration)
-        return self._settled(estimate, "the solves at scattered places")
-
-    def decompose(self) -> "Iterative":
-        """Itself: there is no decomposition to carry."""
+    def carrying(self, computed: None) -> "Iterative":
+        """Itself: there is nothing to carry."""
         return self
-
-    def ends(self) -> Ends:
-        """Bounds: row sums, and the least noise."""
-        noise = jnp.where(self.observed, self.op.variances, jnp.nan)
-        signal = largest_eigenvalue(self.op.kronecker)
-        return Ends(signal + jnp.nanmax(noise), jnp.nanmin(noise))
 
     def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
         """See `kx.sample_normal`; zero at the gaps."""
         return self.op.draw(key, lead)
 
-    def _settled(self, estimate: Estimate, what: str) -> Array:
-        return settled(estimate, self.iteration, what).value
+
+class Iterations(AbstractSignalPlusNoise):
+    """Conjugate gradients, probes and draws, in place of a decomposition.
+
+    Answers to the common questions are settled: what did not converge raises, or is NaN if traced,
+    unless it is to be flagged. The questions after them have certificates.
+    """
+
+    op: Iterative
+
+    is_exact = False
+
+    def settled(self, estimate: Estimate, what: str) -> Estimate:
+        """As the settings of the iterations ask for."""
+        return settled(estimate, self.op.iteration, what)
+
+    def solve(self, b: Array) -> Array:
+        """See `kx.iterative_solve`."""
+        return self.settled(self.solved(b), "the solve").value
+
+    def logdet(self) -> Array:
+        """See `kx.iterative_logdet`."""
+        return iterative_logdet(self.op.op, iteration=self.op.iteration).value
+
+    def inv_quad(self, b: Array) -> Array:
+        """By a solve."""
+        axes = tuple(range(-len(self.op.grid_shape), 0))
+        return jnp.sum(self.op.held(b) * self.solve(b), axis=axes)
+
+    def logpdf(self, residual: Array) -> Array:
+        """See `kx.iterative_logpdf`."""
+        return self.settled(self.density(residual), "the log density").value
+
+    def inverse_diagonal(self) -> Array:
+        """By draws, values only."""
+        return self.settled(self.inverse_estimate(), "the draws").value
+
+    def explained(self, rows: Rows, others: Rows | None = None) -> Array:
+        """For `C = ⊗rows[i]`, covariances with the signal. By draws."""
+        assert others is None, "two sides are for terms beside the noise"
+        return self.settled(self.explained_estimate(rows), "the draws").value
+
+    def posterior_diagonal(self) -> Array:
+        """See `kx.iterative_posterior_variances`."""
+        return iterative_posterior_variances(self.op.op, iteration=self.op.iteration).value
+
+    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
+        """One solve per place."""
+        explained = places_estimate(self.op.op, rows_of(parts), self.op.iteration)
+        return explained.scaled(-1.0).shifted(priors_of(parts))
+
+    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
+        """One solve per place."""
+        rows = rows_of([places for places, _ in parts])
+        estimate = covariance_estimate(self.op.op, rows, self.op.iteration)
+        explained = self.settled(estimate, "the solves at scattered places").value
+        return reduce(add, (reduce(mul, priors) for _, priors in parts)) - explained
+
+    def computed(self) -> None:
+        """Nothing."""
+
+    def ends(self) -> Ends:
+        """Bounds: row sums, and the least noise."""
+        noise = jnp.where(self.op.observed, self.op.op.variances, jnp.nan)
+        signal = largest_eigenvalue(self.op.op.kronecker)
+        return Ends(signal + jnp.nanmax(noise), jnp.nanmin(noise))
+
+    def solved(self, b: Array) -> Estimate:
+        """`S⁻¹ b`, whether it converged or not."""
+        return solve_estimate(self.op.op, self.op.held(b), self.op.iteration)
+
+    def weights(self, b: Array) -> Estimate:
+        """`S⁻¹ b`, made for products with covariances of the signal: see `solve_estimate`."""
+        return solve_estimate(self.op.op, self.op.held(b), self.op.iteration, True)
+
+    def data_weights(self, residual: Array, weights: Array) -> Array:
+        """`S⁻¹ b` number by number, from what the posterior leaves of the data."""
+        if isinstance(self.op.op.kronecker, KroneckerTerms):
+            return weights
+        return jnp.multiply(*same_rank(self.op.op.precisions, self.op.held(residual)))
+
+    def density(self, residual: Array) -> Estimate:
+        """`logpdf`, whether it converged or not."""
+        return density_estimate(self.op.held(residual), self.op.op, self.op.iteration)
+
+    def inverse_estimate(self) -> Estimate:
+        """The diagonal of the inverse, `1/v − (1/v)² diag(K − K S⁻¹ K)`, with its error."""
+        if not isinstance(self.op.op.kronecker, KroneckerTerms):
+            return inverse_estimate(self.op.op, self.op.iteration)
+        return _inverse_of_terms(self.op.op, self.op.iteration)
+
+    def explained_estimate(self, rows: Rows) -> Estimate:
+        """`explained`, with its error."""
+        return explained_estimate(self.op.op, list(rows), self.op.iteration)
+
+    def posterior(self, term: int | None = None) -> Estimate:
+        """`posterior_diagonal`, with its error; of one term of a signal of several if given."""
+        if term is None:
+            return posterior_estimate(self.op.op, self.op.iteration)
+        return term_posterior_estimate(self.op.op, term, self.op.iteration)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -246,13 +227,6 @@ def _inverse_of_terms(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estima
         num_steps=jnp.maximum(found.num_steps, solved.num_steps),
         converged=found.converged & solved.converged,
     )
-
-
-def signal_weights(op: Any, b: Array) -> Array:
-    """`op⁻¹ b` in the grid layout, to be multiplied by covariances of the signal."""
-    if isinstance(op, Iterative):
-        return settled(op.weights(b), op.iteration, "the posterior").value
-    return solve_grid(op, b)
 
 
 def check_draws(draws: Array, op: Iterative) -> None:

@@ -11,7 +11,7 @@ from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.abstract_operator import AbstractObserved
 from kronax.linalg.factors.base import AbstractFactor
-from kronax.linalg.functions.sample import draw_normal
+from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.sum_of_products import Signal, as_signal

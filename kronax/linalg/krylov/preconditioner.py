@@ -46,9 +46,11 @@ class Reference(eqx.Module):
         smooth: `1 / (1 + w Λ)`, likewise.
         excess: `V`, a grid array.
         box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
+        turn: for a sum of products, an orthogonal matrix `Z` on the box: `Q` is `⊗Q_i` times it.
         inside: `Qᵀ V Q` there.
-        root: the Cholesky factor `L` of `C` there.
+        root: a root `L` of `C = L Lᵀ` there.
         root_inverse: `L⁻¹`; a triangular solve in every iteration would be slower.
+        root_logdet: `log det L`.
     """
 
     bases: tuple[Eigenbasis, ...]
@@ -57,16 +59,20 @@ class Reference(eqx.Module):
     smooth: Array
     excess: Array
     box: tuple[Array, ...]
+    turn: Array | None
     inside: Array
     root: Array
     root_inverse: Array
+    root_logdet: Array
 
     def to_spectrum(self, x: Array) -> Array:
         """`Qᵀ` for columns `(k, *grid)`."""
-        return jax.vmap(lambda v: rotate(self.bases, v))(x)
+        x = jax.vmap(lambda v: rotate(self.bases, v))(x)
+        return x if self.turn is None else self._on_box(self.turn, x, transpose=True)
 
     def to_cells(self, x: Array) -> Array:
         """`Q` for columns `(k, *grid)`."""
+        x = x if self.turn is None else self._on_box(self.turn, x)
         return jax.vmap(lambda v: unrotate(self.bases, v))(x)
 
     @property
@@ -113,12 +119,36 @@ class Reference(eqx.Module):
     def box_to_cells(self, x: Array) -> Array:
         """`Q` for columns `(k, r)` on the box."""
         sizes = [len(chosen) for chosen in self.box]
-        return apply_all(self.box_columns, x.reshape(-1, *sizes))
+        return apply_all(self.box_columns, self.unturned(x).reshape(-1, *sizes))
 
     @property
     def box_columns(self) -> list[Array]:
-        """The eigenvectors of the box, axis by axis."""
+        """`Q_i` on the box, axis by axis."""
         return [b.matrix()[:, chosen] for b, chosen in zip(self.bases, self.box, strict=True)]
+
+    def unturned(self, x: Array) -> Array:
+        """`(…, r)` on the box in the coordinates of `⊗Q_i`."""
+        return x if self.turn is None else matmul(x, self.turn.T)
+
+    def turned_back(self, matrix: Array) -> Array:
+        """A matrix over the box in the coordinates of `⊗Q_i`."""
+        return self.unturned(self.unturned(matrix).T).T
+
+    def on_box_of(self, spectrum: Array) -> Array:
+        """`Q diag(spectrum) Qᵀ` on the box, in these coordinates."""
+        values = self.on_box(spectrum)
+        if self.turn is None:
+            return jnp.diag(values)
+        return matmul(self.turn * values[None], self.turn.T)
+
+    def diagonal_of(self, spectrum: Array) -> Array:
+        """The diagonal of `Q diag(spectrum) Qᵀ`, a grid array."""
+        roots = [basis.matrix() for basis in self.bases]
+        if self.turn is None:
+            return apply_all([root**2 for root in roots], spectrum)
+        outside = spectrum.at[jnp.ix_(*self.box)].set(0)
+        known = diagonal_between(self.box_columns, self.on_box_of(spectrum), self.box_columns)
+        return apply_all([root**2 for root in roots], outside) + known
 
     def on_box(self, spectrum: Array) -> Array:
         """A grid array over the spectrum, at the box, `(r,)`."""
@@ -140,16 +170,9 @@ class Reference(eqx.Module):
         return matmul(self.root_inverse.T, self.root_inverse)
 
     def box_diagonal(self, roots: Sequence[Array], matrix: Array) -> Array:
-        """`diag(R X Rᵀ)` for `R = ⊗roots[i]` and a matrix `X` over the box, axis by axis."""
-        sizes = [len(chosen) for chosen in self.box]
-        ndim = len(sizes)
-        order = [k for i in range(ndim) for k in (i, i + ndim)]
-        x = matrix.reshape(*sizes, *sizes).transpose(order).reshape([r * r for r in sizes])
-        pairs = []
-        for root, chosen in zip(roots, self.box, strict=True):
-            columns = root[:, chosen]
-            pairs.append((columns[:, :, None] * columns[:, None]).reshape(columns.shape[0], -1))
-        return apply_all(pairs, x)
+        """`diag(R X Rᵀ)` for a matrix `X` over the box, and `R` in place of `⊗Q_i`."""
+        columns = [root[:, chosen] for root, chosen in zip(roots, self.box, strict=True)]
+        return diagonal_between(columns, self.turned_back(matrix), columns)
 
     def filtered(self, x: Array) -> Array:
         """`Q t L⁻ᵀ`: from the coordinates of `mv` to cells."""
@@ -176,9 +199,7 @@ class Reference(eqx.Module):
     @property
     def box_logdet(self) -> Array:
         """`log det C` on the box, without the trace of `C − I` there."""
-        diagonal = jnp.diagonal(self.root)
-        trace = jnp.sum(self.root**2)
-        return 2 * jnp.sum(jnp.log(diagonal)) - (trace - diagonal.shape[0])
+        return 2 * self.root_logdet - (jnp.sum(self.root**2) - self.root.shape[0])
 
 
 def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
@@ -224,9 +245,8 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
     top = top_of(bases, box)
-    return Reference(
-        bases, noise, weight, smooth, excess, top, *box_roots(bases, weight, excess, top)
-    )
+    roots = box_roots(bases, weight, excess, top, None)
+    return Reference(bases, noise, weight, smooth, excess, top, None, *roots)
 
 
 def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:
@@ -241,14 +261,46 @@ def top_of(bases: tuple[Eigenbasis, ...], box: tuple[int, ...]) -> tuple[Array, 
 
 
 def box_roots(
-    bases: tuple[Eigenbasis, ...], weight: Array, excess: Array, top: tuple[Array, ...]
-) -> tuple[Array, Array, Array]:
-    """`Qᵀ V Q` and the Cholesky factor of `C` on the box, and its inverse."""
+    bases: tuple[Eigenbasis, ...],
+    weight: Array,
+    excess: Array,
+    top: tuple[Array, ...],
+    turn: Array | None,
+) -> tuple[Array, Array, Array, Array]:
+    """`Qᵀ V Q` on the box, a root of `C` there, its inverse and its log-determinant.
+
+    The root is a Cholesky factor in the coordinates of `⊗Q_i`: those of `turn` change their order
+    with the parameters, and with it the factor, and what probes say.
+    """
     inside = _coarse(bases, excess, top)
     scale = weight[jnp.ix_(*top)].ravel()
     identity = jnp.eye(scale.size, dtype=excess.dtype)
-    root = jnp.linalg.cholesky(identity + scale[:, None] * inside * scale[None])
-    return inside, root, _inverse(root, identity)
+    if turn is not None:
+        inside = _congruent(turn, inside)
+    scaled = scale[:, None] * inside * scale[None]
+    root = jnp.linalg.cholesky(identity + (scaled if turn is None else _congruent(turn.T, scaled)))
+    inverse, logdet = _inverse(root, identity), jnp.sum(jnp.log(jnp.diagonal(root)))
+    if turn is not None:
+        root, inverse = _congruent(turn, root), _congruent(turn, inverse)
+    return inside, root, inverse, logdet
+
+
+def _congruent(turn: Array, matrix: Array) -> Array:
+    """`Zᵀ X Z`."""
+    return matmul(turn.T, matmul(matrix, turn))
+
+
+def diagonal_between(left: Sequence[Array], matrix: Array, right: Sequence[Array]) -> Array:
+    """`diag(L X Rᵀ)` for `L = ⊗left[i]` and `R = ⊗right[i]`, axis by axis: a grid array."""
+    sizes = [columns.shape[1] for columns in left]
+    ndim = len(sizes)
+    order = [k for i in range(ndim) for k in (i, i + ndim)]
+    x = matrix.reshape(*sizes, *sizes).transpose(order).reshape([r * r for r in sizes])
+    pairs = [
+        (a[:, :, None] * b[:, None]).reshape(a.shape[0], -1)
+        for a, b in zip(left, right, strict=True)
+    ]
+    return apply_all(pairs, x)
 
 
 @matrix_by_matrix

@@ -1,17 +1,22 @@
 """Log-determinants and quadratic forms of a sum of products plus uneven noise, with derivatives.
 
-With the reference `A_r` of `terms_reference`, held constant,
+With the reference `A_r = K_r + D` of `terms_reference`,
 
     log det A = log det A_r + tr log (A_r^-½ A A_r^-½).
 
-The second part, and what the first leaves to probes, is estimated by probes `b` with covariance
-`A_r`: a draw of `K_r` plus noise. The same random numbers make a probe `b_e` of the even grid,
-where `F = S_r^-½ K S_r^-½ − S_r^-½ K_r S_r^-½` has exactly known `tr F` and `tr F²`; their
-estimates from `b_e` are regressed out. On an even grid that leaves the logarithm without the
-quadratic that comes closest to it.
+The first part is that of one product: the box exact, the rest by probes. `K_r` moves with the
+terms in a basis that is held constant, which is its derivative as well.
 
-Derivatives are implicit, never through iterations or eigenvectors: with `x = A⁻¹ b`, `z = A_r⁻¹ b`
-the estimate of `tr (A⁻¹ dA)` is the mean of `xᵀ dA z`, less what the regression knows exactly.
+The second part is estimated by probes `b` with covariance `A_r`: a draw of `K_r` plus noise. The
+same random numbers make a probe `b_e` of the even grid, where `F = S_r^-½ (K − K_r) S_r^-½` has
+exactly known `tr F = 0` and `tr F²`; their estimates from `b_e` are regressed out. On an even grid
+that leaves the logarithm without the quadratic that comes closest to it. For its derivative, with
+`x = A⁻¹ b` and `z = A_r⁻¹ b`, the mean of `xᵀ dA z` is `tr (A⁻¹ dA)` and that of `zᵀ dA_r z` is
+`tr (A_r⁻¹ dA_r)`: the difference is of first order in `K − K_r` and the `dK − dK_r` beyond the box.
+Where that is not small, only a share of `zᵀ dA_r z` and of `d log det A_r` is taken.
+With `a = S_r⁻¹ b_e`, `aᵀ (dK − dK_r) a − aᵀ (K − K_r) S_r⁻¹ dK a` is the same to first order on the
+even grid, and its mean `−½ d tr F²` is known: a share of it is taken off.
+Nothing is left to probes where the box is the whole grid.
 """
 
 from typing import Any, NamedTuple
@@ -23,20 +28,25 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.primitives import by_surrogate
 from kronax.linalg.estimates.certificates import (
-    ROUNDING,
     Certificate,
     Iteration,
     skew_quantile,
-    trace_error,
     trace_quantile,
 )
+from kronax.linalg.krylov.boxed_sum import ExactDerivative, boxed_sum, known_trace
 from kronax.linalg.krylov.conjugate_gradients import SLACK
-from kronax.linalg.krylov.preconditioner import remainder_squares, solve_white
+from kronax.linalg.krylov.preconditioner import Reference, solve_white
+from kronax.linalg.krylov.probes import (
+    ProbeDerivative,
+    ProbedLogdet,
+    probed_logdet,
+    rounding_of,
+    trace_surrogate,
+)
 from kronax.linalg.krylov.terms_preconditioner import (
     INNER,
     TermsReference,
     iterate,
-    known_traces,
     quadratics_of,
     terms_reference,
 )
@@ -47,7 +57,23 @@ FEWEST_FOR_REGRESSION = 8
 
 
 class _Found(NamedTuple):
-    """What the surrogate of one evaluation holds constant."""
+    """What the surrogate of one evaluation holds constant.
+
+    Args:
+        quadratics: `yᵀ A⁻¹ y`, per column.
+        logdets: `log det A`, per probe.
+        weights: `A⁻¹ y`.
+        left: `x`.
+        right: `z`.
+        even: `a`.
+        twice: `S_r⁻¹ (K − K_r) a`.
+        shares: how much of `log det A_r` is taken by itself, in `dK` and in `dD`.
+        slopes: how much of `aᵀ dK a − aᵀ dK_r a` and of `tr F²` is taken off.
+        variations: what multiplies `dD`, per probe, beside that of `log det A_r`.
+        compared: the reference.
+        exact: what is known of the derivative of `log det A_r`.
+        probed: what probes say of the rest.
+    """
 
     quadratics: Array
     logdets: Array
@@ -55,9 +81,13 @@ class _Found(NamedTuple):
     left: Array
     right: Array
     even: Array
-    towards: Array
-    variations: Array
+    twice: Array
+    shares: Array
     slopes: Array
+    variations: Array
+    compared: Reference
+    exact: ExactDerivative
+    probed: ProbeDerivative
 
 
 def terms_both(
@@ -74,10 +104,7 @@ def terms_both(
     held = terms_reference(signal, variances, iteration)
     found, certificate = lax.stop_gradient(_iterate(held, y, iteration))
     finite = jnp.where(held.precisions == 0, 0, variances)
-    quadratics, rest = _estimate((signal, finite, y), found)
-    # What is known exactly has its derivative here, and its value in the estimate already.
-    exact = jnp.dot(found.slopes, jnp.stack(known_traces(held, signal)))
-    return quadratics, rest + exact - lax.stop_gradient(exact), certificate
+    return *_estimate((signal, finite, y), found), certificate
 
 
 class _Probes(NamedTuple):
@@ -87,7 +114,7 @@ class _Probes(NamedTuple):
         columns: `b`, zero at the gaps.
         even: `a = S_r⁻¹ b_e`.
         twice: `S_r⁻¹ (K − K_r) a`.
-        first: `aᵀ (K − K_r) a`, of mean `tr F`.
+        first: `aᵀ (K − K_r) a`, of mean `tr F = 0`.
         second: of mean `tr F²`.
     """
 
@@ -127,37 +154,42 @@ def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Fou
     weights, left = krylov.solution[:num], krylov.solution[num:]
     right = prepared[num:]
     energy = jnp.sum(probes.columns * right, axes)
-    reference = _reference_logdet(held, iteration)
+    known, residual, probed = _reference_logdet(held, iteration)
     count = jnp.sum((held.precisions > 0).astype(y.dtype))
-    traces = known_traces(held, held.signal)
-    controls = jnp.stack(
-        [probes.first - traces[0], probes.second - traces[1], energy - count], axis=-1
-    )
+    second = probes.second - known_trace(held.compared, held.signal)
+    controls = jnp.stack([probes.first, second, energy - count], axis=-1)
     squares = energy * krylov.log_square[num:]
     forms, spread, error = _log_forms(energy * krylov.log_form[num:], squares, controls)
     below, errors = quadratics_of(held, y, krylov)
-    slopes, variations = _derivative_controls(held, probes, left, right)
+    shares, slopes, variations = _derivative_controls(held, probes, left, right, probed.derivative)
     found = _Found(
         quadratics=below,
-        logdets=forms + reference.forms + reference.known,
+        logdets=forms + probed.forms + known,
         weights=weights,
         left=left,
         right=right,
         even=probes.even,
-        towards=slopes[0] * probes.even + 2 * slopes[1] * probes.twice,
-        variations=variations,
+        twice=probes.twice,
+        shares=shares,
         slopes=slopes,
+        variations=variations,
+        compared=held.compared,
+        exact=ExactDerivative.of(held.compared, held.precisions),
+        probed=probed.derivative,
     )
     tolerance = iteration.tolerance_of(y.dtype)
     lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
-    lacking = lacking + reference.left + INNER * tolerance * count
-    rounding = _rounding(held, y, found)
-    inner = jnp.maximum(inner, reference.residual)
+    # Even noise needs no inner solves.
+    lacking = lacking + probed.left + jnp.where(held.is_even, 0, INNER * tolerance * count)
+    trace = jnp.maximum(jnp.mean(jnp.sum(left * right, axes)), 0)
+    sizes = jnp.sum(weights**2, axes), trace, probed.inverse
+    rounding = rounding_of(held.compared, held.precisions, y, below, sizes)
+    inner = jnp.maximum(inner, residual)
     is_known = krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance)
     residual = jnp.maximum(inner, jnp.max(krylov.relative_residual))
     return found, Certificate(
-        error=jnp.hypot(error, reference.error) + lacking + rounding,
-        standard_error=jnp.hypot(spread, reference.standard_error),
+        error=jnp.hypot(error, probed.error) + lacking + rounding,
+        standard_error=jnp.hypot(spread, probed.standard_error),
         residual=residual,
         num_steps=jnp.max(krylov.num_steps),
         converged=is_known & (rounding <= count),
@@ -181,79 +213,59 @@ def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Ar
     return forms - controls @ slopes, spread, skew_quantile(num - count) * spread
 
 
-def _rounding(held: TermsReference, y: Array, found: _Found) -> Array:
-    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, as for a single product."""
-    axes, precisions, compared = tuple(range(1, y.ndim)), held.precisions, held.compared
-    trace = jnp.mean(jnp.sum(found.left * found.right, axes))
-    weights = jnp.max(jnp.sum(found.weights**2, axes), initial=0.0)
-    signal = jnp.max(held.spectrum) * (weights + jnp.maximum(trace, 0))
-    uneven = compared.noise * jnp.max(precisions) * jnp.sum(compared.root_inverse**2)
-    data = jnp.max(jnp.sum(precisions[None] * y**2, axes) * jnp.abs(found.quadratics), initial=0.0)
-    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
-    sums = logs + jnp.sum(jnp.log1p(held.spectrum / compared.noise)) + precisions.size
-    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
-
-
 def _derivative_controls(
-    held: TermsReference, probes: _Probes, left: Array, right: Array
-) -> tuple[Array, Array]:
-    """How much of `d tr F` and `d tr F²` to regress out, and the derivative in the variances.
+    held: TermsReference, probes: _Probes, left: Array, right: Array, probed: ProbeDerivative
+) -> tuple[Array, Array, Array]:
+    """How much of `log det A_r`, in `dK` and `dD`, and of the twins to take; what multiplies `dD`.
 
-    Any slope is right; these are best for the derivative in the scale of the signal, and in that
-    of the noise.
+    Any shares and slopes are right; these are best for the derivative in the scale of the signal,
+    and in that of the noise of the cells.
     """
     axes = tuple(range(1, left.ndim))
-    explained = held.signal.mv_grid(jnp.concatenate([right, probes.even, probes.twice]))
-    explained, once, twice = jnp.split(explained, 3)
-    controls = jnp.stack([jnp.sum(probes.even * x, axes) for x in (once, 2 * twice)], axis=-1)
-    controls = controls - jnp.mean(controls, 0)[None]
-    _, slopes, _ = _regressed(jnp.sum(left * explained, axes), controls)
-    # Of `a²` the mean is known in every cell: the diagonal of an inverse.
-    squares = (held.precisions * held.compared.noise)[None] * probes.even**2
-    known = held.precisions * held.compared.noise * held.diagonal_of(held.inverse_spectrum)
-    own = left * right
-    total = jnp.sum(held.variances[None] * squares, axes)
-    _, (slope,), _ = _regressed(
-        jnp.sum(held.variances[None] * own, axes), (total - jnp.mean(total))[:, None]
+    explained, twice = jnp.split(held.signal.mv_grid(jnp.concatenate([right, probes.even])), 2)
+    whole, kept = jnp.sum(left * explained, axes), jnp.sum(right * held.even_mv(right), axes)
+    signal = boxed_sum(held.signal, held.compared.bases, held.compared.box)
+    share = _share(whole, kept, trace_surrogate(signal, 0 * held.precisions, probed))
+    # On an even grid this is all that is of first order, and its mean is known.
+    control = probes.first - jnp.sum(probes.twice * twice, axes)
+    slope = _share(whole - share * kept, control, 0 * control)
+    slopes = jnp.stack([slope, -0.5 * slope])
+    noise = held.variances[None]
+    in_cells = _share(
+        noise * left * right, noise * right**2, held.precisions[None] * probed.variations
     )
-    return slopes, own - slope * (squares - known[None])
+    own = (left - in_cells * right) * right
+    # In even noise the derivative is `tr (S_r⁻¹ (K − K_r) S_r⁻¹)` to first order, which is zero.
+    spread = held.precisions * held.compared.noise / held.precisions.size
+    total = jnp.sum(probes.twice * probes.even, axes)
+    _, (slope,), _ = _regressed(jnp.sum(noise * own, axes), (total - jnp.mean(total))[:, None])
+    own = own - slope * spread[None] * total.reshape(-1, *(1,) * len(axes))
+    return jnp.stack([share, in_cells]), slopes, own
 
 
-class _ReferenceLogdet(NamedTuple):
-    """`log det A_r`: what is known, what each probe says of the rest, and how far to trust it."""
-
-    known: Array
-    forms: Array
-    error: Array
-    standard_error: Array
-    left: Array
-    residual: Array
+def _share(forms: Array, kept: Array, rest: Array) -> Array:
+    """How much of `kept` to take off `forms`, if its mean is known but for the spread of `rest`."""
+    forms, kept, rest = (x - jnp.mean(x, 0, keepdims=True) for x in (forms, kept, rest))
+    size = jnp.sum(kept**2) + jnp.sum(rest**2)
+    return jnp.clip(jnp.sum(forms * kept) / jnp.where(size > 0, size, 1), 0, 1)
 
 
-def _reference_logdet(held: TermsReference, iteration: Iteration) -> _ReferenceLogdet:
+def _reference_logdet(
+    held: TermsReference, iteration: Iteration
+) -> tuple[Array, Array, ProbedLogdet]:
+    """`log det A_r`: what is known, what probes say of the rest, and their largest residual."""
     compared, precisions = held.compared, held.precisions
     whole = jnp.sum(jnp.log1p(held.spectrum / compared.noise))
     logs = jnp.sum(
         jnp.where(precisions == 0, 0, jnp.log(jnp.where(precisions == 0, 1, precisions)))
     )
-    trace = jnp.sum(compared.excess * held.diagonal_of(compared.filter**2))
+    trace = jnp.sum(compared.excess * compared.diagonal_of(compared.filter**2))
     shape = (iteration.num_probes, *precisions.shape)
-
-    def uneven() -> tuple[Array, ...]:
-        key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
-        white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
-        krylov = solve_white(compared, white, iteration)
-        forms = precisions.size * (krylov.log_form - (krylov.first - 1))
-        squares = remainder_squares(compared, krylov, white)
-        error, spread = trace_error(forms, squares, precisions.size)
-        left = precisions.size * jnp.mean(krylov.log_left)
-        return forms, error, spread, left, jnp.max(krylov.relative_residual)
-
-    zero = jnp.zeros((), precisions.dtype)
-    nothing = lambda: (jnp.zeros(shape[0], precisions.dtype), zero, zero, zero, zero)  # noqa: E731
-    return _ReferenceLogdet(
-        whole - logs + trace + compared.box_logdet, *lax.cond(held.is_even, nothing, uneven)
-    )
+    key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
+    white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
+    krylov = solve_white(compared, white, iteration)
+    known = whole - logs + trace + compared.box_logdet
+    return known, jnp.max(krylov.relative_residual), probed_logdet(compared, white, krylov)
 
 
 def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
@@ -288,9 +300,22 @@ def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found
     weights = found.weights
     explained = jnp.sum(weights * (signal.mv_grid(weights) + variances[None] * weights), axes)
     quadratics = 2 * jnp.sum(weights * y, axes) - explained
+    kept = boxed_sum(signal, found.compared.bases, found.compared.box)
+    observed = variances > 0
+    precisions = jnp.where(observed, 1 / jnp.where(observed, variances, 1), 0)
+    in_signal, in_noise = found.shares
+    part, precisions = kept.scaled(in_signal), in_noise * precisions
+    reference = found.exact.along(part, precisions)
+    reference = reference + trace_surrogate(part, precisions, found.probed)
+    even, (first, second) = found.even, found.slopes
+    towards = first * even + 2 * second * found.twice
     along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
-    along = along - jnp.sum(found.even * signal.mv_grid(found.towards), axes)
-    return quadratics, along + jnp.sum(variances[None] * found.variations, axes)
+    along = along - jnp.sum(even * signal.mv_grid(towards), axes)
+    right, back = kept.mv_grid(jnp.stack([found.right, even]))
+    along = along - in_signal * jnp.sum(found.right * right, axes)
+    along = along + first * jnp.sum(even * back, axes)
+    along = along + second * known_trace(found.compared, signal)
+    return quadratics, reference + along + jnp.sum(variances[None] * found.variations, axes)
 
 
 def _value(found: _Found) -> Any:

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.arrays.mode_products import outer
 from kronax.linalg.estimates.certificates import Estimate, Iteration, skew_quantile
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import symmetric_roots
-from kronax.linalg.functions.sample import apply_roots
-from kronax.linalg.krylov.terms_preconditioner import TermsReference, in_bases, solve_terms
+from kronax.linalg.krylov.boxed_sum import term_diagonals
+from kronax.linalg.krylov.terms_preconditioner import TermsReference, solve_terms
+from kronax.linalg.operators.draws import apply_roots
 
 
 def terms_posterior(
@@ -21,9 +21,10 @@ def terms_posterior(
     """`diag(K − K A⁻¹ K)`, or `diag(K_j − K_j A⁻¹ K_j)` of one term, with its error.
 
     A term draws by its symmetric root, `f_j = ⊗K_ji^½ z_j`, and its twin by that of its part of the
-    reference, `Q √Λ_j Qᵀ z_j`. Given noise from the same numbers too, the posterior draw
-    `f_j − K_j A⁻¹ (f + ε)` goes with that of the even reference, whose variance is known exactly;
-    the regression on it leaves little error where cells are even and terms nearly commute.
+    reference, `Q √Λ_j Qᵀ z_j` with the diagonal `Λ_j` of `Qᵀ K_j Q`. Given noise from the same
+    numbers too, the posterior draw `f_j − K_j A⁻¹ (f + ε)` goes with that of the even reference,
+    whose variance is known exactly; the regression on it leaves little error where cells are even
+    and terms nearly commute.
 
     Args:
         held: what the sum is compared with.
@@ -75,15 +76,14 @@ class _Parts(NamedTuple):
 
     @classmethod
     def of(cls, held: TermsReference, term: int | None) -> "_Parts":
-        turned = in_bases(held.signal, held.compared.bases)
-        spectra = [jnp.maximum(outer([jnp.diagonal(m) for m in ms]), 0) for ms in turned]
-        wanted = tuple(range(len(turned))) if term is None else (term,)
+        spectra = [jnp.maximum(d, 0) for d in term_diagonals(held.compared, held.signal)]
+        wanted = tuple(range(len(spectra))) if term is None else (term,)
         own = sum(spectra[j] for j in wanted)
         return cls(
             [[symmetric_roots(f.blocks()) for f in t.factors] for t in held.signal.terms],
             spectra,
             wanted,
-            held.diagonal_of(own - own**2 * held.inverse_spectrum),
+            held.compared.diagonal_of(own - own**2 * held.inverse_spectrum),
         )
 
 

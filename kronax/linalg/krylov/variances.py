@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import apply_all, matmul, outer, same_rank
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
+from kronax.linalg.decompositions.low_rank import signal_plus_noise
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
     Estimate,
@@ -22,14 +23,13 @@ from kronax.linalg.estimates.certificates import (
     skew_quantile,
 )
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.functions.diagonals import conjugated_inverse_diagonal, posterior_diagonal
-from kronax.linalg.functions.khatri_rao import CHUNK, mv_rows
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.preconditioner import Reference, even, solve_white
 from kronax.linalg.krylov.solve import prepared, refuse_if_failed, solve_columns
 from kronax.linalg.krylov.terms_preconditioner import TermsReference
 from kronax.linalg.krylov.terms_variances import terms_posterior
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.spectral.khatri_rao import CHUNK, mv_rows
 
 # One array per axis, `(m, n_i)`: `m` places with a covariance that is a product.
 Rows = tuple[Array, ...]
@@ -108,7 +108,9 @@ def posterior_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estim
     if isinstance(op.kronecker, KroneckerTerms):
         return _by_twins((op,), iteration=iteration, term=None)
     lacking = _lacking((op, [None] * len(op.grid_shape)), iteration=iteration)
-    return _moved(lacking, posterior_diagonal(even(op.kronecker, op.precisions)), 1)
+    return _moved(
+        lacking, signal_plus_noise(even(op.kronecker, op.precisions)).posterior_diagonal(), 1
+    )
 
 
 @partial(jax.jit, static_argnums=(1, 2))
@@ -130,7 +132,7 @@ def explained_estimate(
     smooth = even(op.kronecker, op.precisions)
     full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
     lacking = _lacking((op, list(rows)), iteration=iteration)
-    return _moved(lacking, conjugated_inverse_diagonal(smooth, full), -1)
+    return _moved(lacking, signal_plus_noise(smooth).explained(full), -1)
 
 
 @partial(jax.jit, static_argnums=1)
@@ -250,7 +252,7 @@ def _inverse_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
         weights = precisions[None] * found - jnp.sqrt(precisions)[None] * drawn.noise
         return jnp.stack([-(precisions**2)[None] * rest, weights**2])
 
-    even_variance = posterior_diagonal(even(op.kronecker, precisions))
+    even_variance = signal_plus_noise(even(op.kronecker, precisions)).posterior_diagonal()
     variance = even_variance + _box_diagonal(held, roots, scale)
     first = precisions - precisions**2 * variance
     known = jnp.stack([first, jnp.zeros_like(first)])

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.fingerprints import held
+from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 
@@ -16,9 +16,7 @@ def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> Non
 
     Traced values pass: there NaN lets a sampler reject a proposal.
     """
-    if not is_concrete(result, op):
-        return
-    if all(bool(np.isfinite(np.asarray(leaf)).all()) for leaf in jax.tree.leaves(result)):
+    if is_finite(result) or not is_concrete(result, op):
         return
     whole = getattr(op, "op", op)  # that of a Masked
     for one in (op, whole):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.arrays import checks
-from kronax.linalg.arrays.fingerprints import held
+from kronax.linalg.arrays.fingerprints import fingerprint, held
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import apply_all, best_order, map_batch, matmul, same_rank
 from kronax.linalg.factors.abstract_operator import AbstractOperator
@@ -96,6 +96,10 @@ class Kronecker(AbstractOperator):
         factors = self.mappable().factors
         ndims = tuple(f.event_ndims() for f in factors)
         return map_batch(_mv, batch, (factors, ndims), (x, num_axes))
+
+    def carrying(self, computed: Any) -> "Kronecker":
+        """The same product with the factorisations that were computed of it."""
+        return Kronecker(*self.factors, decomposition=computed, made_of=fingerprint(self))
 
     def mappable(self) -> "Kronecker":
         """The same product without its decomposition, every leaf with the batch axes in front."""

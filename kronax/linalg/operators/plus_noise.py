@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays import checks
-from kronax.linalg.arrays.fingerprints import held
+from kronax.linalg.arrays.fingerprints import fingerprint, held
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.abstract_operator import AbstractOperator, define_sums
 from kronax.linalg.factors.base import AbstractFactor, cast
@@ -111,6 +111,18 @@ class KroneckerPlusNoise(AbstractOperator):
     def scaled(self, scalar: Array) -> "KroneckerPlusNoise":
         """`scalar * self`: both terms are scaled."""
         return KroneckerPlusNoise(scalar * self.kronecker, scalar * self.noise)
+
+    def carrying(self, computed: Any) -> "KroneckerPlusNoise":
+        """The same sum with the decomposition that was computed of it."""
+        made_of = fingerprint(self)
+        return KroneckerPlusNoise(
+            self.kronecker, self.noise, decomposition=computed, made_of=made_of
+        )
+
+    def mappable(self) -> "KroneckerPlusNoise":
+        """The same sum without its decomposition, every leaf with the batch axes in front."""
+        noise = self.noise.mappable() if isinstance(self.noise, Kronecker) else self.noise
+        return KroneckerPlusNoise(self.kronecker.mappable(), noise)
 
     def event_ndims(self) -> "KroneckerPlusNoise":
         """The number of axes of every leaf without its batch, as a matching pytree."""

@@ -17,6 +17,8 @@ directions that are known no better, `eps λ_max` of it, and changes the varianc
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import reduce
+from operator import add, mul
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -34,6 +36,7 @@ from kronax.linalg.arrays.mode_products import (
     matmul,
     outer,
     same_rank,
+    taken,
 )
 from kronax.linalg.factors.eigenbases import Eigenbasis, dual, raised
 from kronax.linalg.operators.kronecker import Kronecker
@@ -63,6 +66,17 @@ class Places(NamedTuple):
             None if self.rows is None else 2,  # type: ignore[arg-type]
             None if self.prior is None else 1,  # type: ignore[arg-type]
         )
+
+
+def rows_of(parts: Sequence[Sequence[Places]]) -> tuple[tuple[Array, ...], ...]:
+    """The rows of scattered places, part by part."""
+    return tuple(tuple(p.rows for p in part if p.rows is not None) for part in parts)
+
+
+def priors_of(parts: Sequence[Sequence[Places]]) -> Array:
+    """The prior variances of scattered places, all parts together."""
+    products = ([p.prior for p in part if p.prior is not None] for part in parts)
+    return reduce(add, (reduce(mul, priors) for priors in products))
 
 
 class Shares(NamedTuple):
@@ -106,7 +120,7 @@ class AxisModes(eqx.Module):
     def own(self) -> Array | None:
         """`V`; `None` for the identity."""
         if self.span is None:
-            return None if self.dual.is_identity else apart(self.dual.matrix())
+            return None if self.dual.is_identity else self.dual.matrix()
         return self.span if self.scale is None else self.span / self.scale[:, None]
 
 
@@ -201,19 +215,20 @@ def axis_shares(
     if own is None:
         return new_shares(axis.right(rows), prior, axis.basis.values)
     others = np.setdiff1d(np.arange(rows.shape[0]), own)
-    found = new_shares(axis.right(rows[others]), prior[others], axis.basis.values)
+    rows, prior = taken(rows, others, 0), taken(prior, others, 0)
+    found = new_shares(axis.right(rows), prior, axis.basis.values)
     alone = own_shares(axis, exact)
     modes = jnp.diag(alone.modes) if alone.modes.ndim == 1 else alone.modes
     order = np.argsort(np.concatenate([own, others]))
     return Shares(
-        jnp.concatenate([modes, found.modes])[order],
-        jnp.concatenate([alone.rest, found.rest])[order],
+        taken(jnp.concatenate([modes, found.modes]), order, 0),
+        taken(jnp.concatenate([alone.rest, found.rest]), order, 0),
     )
 
 
 def new_shares(turned: Array, prior: Array, values: Array) -> Shares:
     """Of new places with the covariances `turned = k W`, relative to a term with these `values`."""
-    modes = jnp.square(turned) / values[None]
+    modes = jnp.square(apart(turned)) / values[None]
     total = jnp.sum(modes, axis=-1)
     # Rounding must not let the data tell more than there is to know.
     least = jnp.where(total > prior, prior / total, 1)
@@ -224,7 +239,7 @@ def own_shares(axis: AxisModes, exact: AxisModes) -> Shares:
     """Of the coordinates of the axis: `λ V²`, and nothing is left but by raised eigenvalues."""
     values = exact.basis.values
     v = axis.own()
-    squares = values if v is None else values[None] * jnp.square(v)
+    squares = values if v is None else apart(values[None] * jnp.square(v))
     size = squares.shape[0]
     if axis is exact:
         return Shares(squares, jnp.zeros(size, squares.dtype))
@@ -255,5 +270,5 @@ def applied(shares: Sequence[Shares], x: Array) -> Array:
         if share.modes.ndim == 1:
             x = x * along(share.modes, axis, x.ndim)
         else:
-            x = apply_along(share.modes, x, axis)
+            x = apart(apply_along(share.modes, x, axis))
     return x

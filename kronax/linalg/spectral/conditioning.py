@@ -10,22 +10,12 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.precision import Ends
-from kronax.linalg.factors.abstract_operator import AbstractSolvable
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.operators.kronecker import KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import products_of
-from kronax.linalg.spectral.low_rank import ThinBases, decomposition, is_thin
-
-
-def ends(op: Any) -> Ends | None:
-    """Those of a decomposition, which the caller shares with its own; `None` without one."""
-    if isinstance(op, AbstractSolvable):
-        return op.ends()
-    if not isinstance(op, KroneckerPlusNoise):
-        return None
-    return ends_of(decomposition(op) if is_thin(op) else op.eigenbases())
+from kronax.linalg.spectral.low_rank import ThinBases
 
 
 def ends_of(held: tuple[Eigenbasis, ...] | ThinBases) -> Ends:

@@ -13,7 +13,8 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import HIGHEST, matmul, outer
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
-from kronax.linalg.functions.conditional_variances import (
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.conditional_variances import (
     AxisModes,
     Places,
     lifted,
@@ -23,7 +24,6 @@ from kronax.linalg.functions.conditional_variances import (
     swapped,
     unexplained,
 )
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 # What a chunk of places holds, in numbers.
 CHUNK = 4_000_000

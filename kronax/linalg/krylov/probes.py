@@ -1,4 +1,4 @@
-"""The derivative of what probes say of an iterative log-determinant.
+"""What probes say of an iterative log-determinant, and its derivative.
 
 With `T = K (I + wK)⁻¹ = Q t² Qᵀ`, `E = Q t C⁻¹ t Qᵀ` and `N = (I + wK)⁻¹`, so that `dT = N dK N`,
 `log det C − tr (C − I)` has the differential `−tr [E V N dK N V] + tr [(E − T) dV]`. A probe `g`
@@ -25,7 +25,10 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST, apply_all, matmul
-from kronax.linalg.krylov.preconditioner import Reference
+from kronax.linalg.estimates.certificates import ROUNDING, trace_error
+from kronax.linalg.krylov.boxed_sum import BoxedSum
+from kronax.linalg.krylov.conjugate_gradients import Krylov
+from kronax.linalg.krylov.preconditioner import Reference, remainder_squares
 from kronax.linalg.operators.kronecker import Kronecker
 
 
@@ -36,8 +39,8 @@ class ProbeDerivative(NamedTuple):
         left: `N V a`, `(2, k, *grid)`, in the box and outside.
         right: `N V b`, likewise.
         variations: what multiplies `dV`, per probe.
-        columns: the eigenvectors of the box, axis by axis.
-        boxed: `c`, `(k, r)`.
+        columns: `Q_i` on the box, axis by axis.
+        boxed: `c`, `(k, r)`, in the coordinates of these.
         known: the mean of `c cᵀ`.
     """
 
@@ -77,8 +80,8 @@ def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDer
         right,
         variations - in_cells * crossed,
         held.box_columns,
-        boxed,
-        known,
+        held.unturned(boxed),
+        held.turned_back(known),
     )
 
 
@@ -121,12 +124,18 @@ def _boxed(held: Reference, white: Array) -> tuple[Array, Array, Array]:
     return smooth[None] * matmul(b, held.inside), known, squares - mean[None]
 
 
-def trace_surrogate(kronecker: Kronecker, precisions: Array, found: ProbeDerivative) -> Array:
+def trace_surrogate(
+    signal: Kronecker | BoxedSum, precisions: Array, found: ProbeDerivative
+) -> Array:
     """A function of the operands with the right derivative, per probe."""
     axes = tuple(range(1, precisions.ndim + 1))
-    along = jnp.sum(jnp.sum(found.left * kronecker.mv_grid(found.right), 0), axes)
-    along = along - _in_box(kronecker, found)
-    return jnp.sum(precisions[None] * found.variations, axes) - along
+    along = jnp.sum(jnp.sum(found.left * signal.mv_grid(found.right), 0), axes)
+    if isinstance(signal, BoxedSum):
+        c = found.boxed
+        boxed = jnp.sum(c * matmul(c, signal.inside), -1) - jnp.sum(found.known * signal.inside)
+    else:
+        boxed = _in_box(signal, found)
+    return jnp.sum(precisions[None] * found.variations, axes) - (along - boxed)
 
 
 def _in_box(kronecker: Kronecker, found: ProbeDerivative) -> Array:
@@ -143,3 +152,64 @@ def _in_box(kronecker: Kronecker, found: ProbeDerivative) -> Array:
         pairs = jnp.moveaxis(mean, mean.ndim // 2, 1)
         mean = jnp.tensordot(matrix, pairs, axes=2, precision=HIGHEST)
     return forms - mean
+
+
+class ProbedLogdet(NamedTuple):
+    """`tr [log M − (M − I)]` by probes, where `M` is the reference's `L⁻¹ C L⁻ᵀ`.
+
+    Args:
+        forms: what each probe says.
+        error: half of a 99 % interval around their mean.
+        standard_error: of their mean.
+        left: what the iterations leave, at most.
+        inverse: `tr M⁻¹`, likewise by probes.
+        derivative: what the differential is made of.
+    """
+
+    forms: Array
+    error: Array
+    standard_error: Array
+    left: Array
+    inverse: Array
+    derivative: ProbeDerivative
+
+
+def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet:
+    """From probes over the spectrum and what the iteration found for each."""
+    size = white[0].size
+    forms = size * (krylov.log_form - (krylov.first - 1))
+    error, spread = trace_error(forms, remainder_squares(held, krylov, white), size)
+    return ProbedLogdet(
+        forms=forms,
+        error=error,
+        standard_error=spread,
+        left=size * jnp.mean(krylov.log_left),
+        inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
+        derivative=probe_derivative(held, white, krylov.solution),
+    )
+
+
+def rounding_of(
+    held: Reference, precisions: Array, y: Array, quadratics: Array, sizes: tuple[Array, ...]
+) -> Array:
+    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
+
+    The decomposition is that of a matrix within rounding of the signal, the product that of one
+    within rounding of `M`: with `‖dK‖ = ε λ_max` it is `αᵀ dK α + tr (A⁻¹ dK)` and `tr (M⁻¹ dM)`.
+
+    Args:
+        held: the reference.
+        precisions: of the noise, zero at the gaps.
+        y: the columns.
+        quadratics: `yᵀ A⁻¹ y`.
+        sizes: `αᵀ α` per column, `tr A⁻¹` and `tr M⁻¹`.
+    """
+    weights, trace, inverse = sizes
+    spectrum, most = held.spectrum, jnp.max(precisions)
+    signal = jnp.max(spectrum) * (jnp.max(weights, initial=0.0) + trace)
+    uneven = held.noise * most * (inverse + jnp.sum(held.root_inverse**2))
+    scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
+    data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
+    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
+    sums = logs + jnp.sum(jnp.log1p(spectrum / held.noise)) + precisions.size
+    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)

@@ -1,0 +1,1 @@
+"""Ways of solving: one final class each."""

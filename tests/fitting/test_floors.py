@@ -1,0 +1,94 @@
+"""The floor of the noise in a fit, beside dense covariances in double precision."""
+
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+
+import kronax as kx
+from kronax.fitting.problem import make_problem
+from kronax.linalg.arrays.precision import FLOOR
+from tests.gp.dense import squared_exponential
+
+# In small units, which a summary must show as well.
+X = 1e-6 * np.linspace(0, 1, 24)
+Y = 1e-5 * (np.sin(6e6 * X) + 0.3e12 * np.square(X))
+SETTINGS = {"freeze": (), "domains": None, "share": ()}
+
+
+def process(noise, dtype=np.float64):
+    noise = dtype(noise) if np.ndim(noise) == 0 else noise
+    return kx.GridGP((dtype(1e-10) * kx.RBF(dtype(2e-7)),), (X.astype(dtype),), noise=noise)
+
+
+def problem(gp, y=Y, priors=None):
+    return make_problem(gp, y.astype(gp.dtype), None, priors, False, SETTINGS)
+
+
+def signal(gp):
+    return float(gp.variance) * squared_exponential(X, X, float(gp.kernels[0].lengthscale))
+
+
+def loss(gp, variances, y=Y):
+    matrix = signal(gp) + np.diag(np.broadcast_to(np.asarray(variances, float), X.shape))
+    quadratic = y @ np.linalg.solve(matrix, y)
+    return (quadratic + np.linalg.slogdet(matrix)[1] + y.size * np.log(2 * np.pi)) / 2
+
+
+def floor(gp):
+    """By the largest sum of a row, which bounds the eigenvalues."""
+    info = np.finfo(gp.dtype)
+    return float(info.eps) / FLOOR[info.bits] * signal(gp).sum(axis=1).max()
+
+
+def test_a_line_search_in_double_precision_has_the_floor_of_a_single_precision_model():
+    # Data without noise, so that the fit ends at the floor, and says at its end what that costs.
+    with pytest.warns(kx.PrecisionWarning, match="Where the fit ended its loss may be wrong"):
+        result = kx.fit(process(1e-11, np.float32), Y.astype(np.float32), progress=False)
+    assert "the noise is at its floor" in result.reason
+    model, posed = result.model, result.problem
+    assert result.loss == pytest.approx(loss(model, model.noise), abs=0.05)
+    wide = {path: value.astype(np.float64) for path, value in result.raw.items()}
+    assert float(posed.value(wide)) == pytest.approx(result.loss, abs=0.05)
+    for raw in (wide, result.raw):
+        least = float(posed.build(raw).noise) - np.exp(float(raw["noise"]))
+        assert least == pytest.approx(floor(model), rel=1e-4)
+    rows = [row.split() for row in result.summary(standard_errors=False).splitlines()]
+    shown = {row[0]: row[1] for row in rows if len(row) > 1}
+    for parameter in result.parameters:
+        assert float(shown[parameter.path]) == pytest.approx(float(parameter.value), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::kronax.PrecisionWarning")  # its bound counts the precise cell
+def test_one_precise_cell_does_not_raise_the_noise_of_the_others():
+    variances = np.full(24, 1e-13)
+    variances[3] = 1e-26
+    y = Y + np.sqrt(variances) * np.random.default_rng(0).normal(size=24)
+    gp = process(variances)
+    assert floor(gp) > variances[3]
+    posed = problem(gp, y)
+    assert posed.has_floor
+    raw = posed.raw_of(gp)
+    assert float(posed.build(raw).noise.scale) == pytest.approx(1.0, rel=1e-6)
+    assert float(posed.value(raw)) == pytest.approx(loss(gp, variances, y), abs=1e-3)
+    flat = raw | {"noise.scale": np.float64(-60.0)}  # where the scale has nothing but its floor
+    assert float(posed.build(flat).noise.scale) == pytest.approx(floor(gp) / 1e-13, rel=1e-4)
+
+
+def test_the_support_of_a_prior_may_reach_below_the_floor():
+    gp, prior = process(1e-22), dist.Uniform(1e-30, 1.0)
+    assert floor(gp) > 1e-30
+    posed = problem(gp, priors={"noise": prior})
+    raw = posed.raw_of(gp)
+    assert float(posed.build(raw).noise) == pytest.approx(1e-22, rel=1e-6)
+    assert float(posed.value(raw)) == pytest.approx(loss(gp, 1e-22), abs=0.1)
+    far = posed.build(raw | {"noise": np.float64(-66.0)}).noise
+    assert 1e-30 < far < floor(gp) / 100
+    single = problem(process(1e-16, np.float32), priors={"noise": dist.Uniform(1e-20, 1.0)})
+    assert single.build(single.raw_of(single.model)).noise == pytest.approx(1e-16, rel=1e-3)
+
+
+def test_small_numbers_are_readable_in_tables():
+    gp = kx.GridGP((1e-9 * kx.RBF(2e-7),), (X,), noise=1e-13, mean=-1e-5)
+    for text in (gp.describe(), repr(kx.parameters(gp))):
+        for number in ("2e-07", "1e-09", "1e-13", "-1e-05"):
+            assert f" {number} " in text
