@@ -13,7 +13,6 @@ from kronax.gp.axes.alignment import refuse_mesh
 from kronax.gp.axes.axis import Axis, as_axis, new_axes, ordered
 from kronax.gp.axes.structure import Structure, check_kernel, factor
 from kronax.gp.kernels.base import Kernel, dtype_of
-from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labelled.data_arrays import (
     grid_of_data_array,
@@ -22,12 +21,11 @@ from kronax.gp.labelled.data_arrays import (
     noise_by_axis,
 )
 from kronax.gp.labelled.templates import template_of
-from kronax.gp.means.means import Mean, as_mean, values_at
-from kronax.gp.means.regression import MarginalMean, described
+from kronax.gp.means.means import Mean, as_mean
+from kronax.gp.means.regression import described
 from kronax.gp.model import checks, marginal_likelihood, solver_choice
 from kronax.gp.model.additive import Terms, joined_structure, merge, read_kernels
-from kronax.gp.model.components import are_exact, joined_noise, terms_covariance
-from kronax.gp.model.cross import amplitude
+from kronax.gp.model.components import amplitude, are_exact, joined_noise, terms_covariance
 from kronax.gp.model.description import description
 from kronax.gp.model.least_noise import LeastNoise
 from kronax.gp.model.method import (
@@ -39,7 +37,7 @@ from kronax.gp.model.method import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise, as_noise
+from kronax.gp.model.noise import as_noise
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
@@ -207,16 +205,6 @@ class GridGP(NumpyroSites, LeastNoise):
         axes = grid_of_data_array(data, kernels, axes, batch_dims)
         return cls(kernels, axes, noise, mean, structure, gaps=gaps, iteration=iteration)
 
-    @property
-    def grid_shape(self) -> tuple[int, ...]:
-        """`(n_1, …, n_d)`."""
-        return tuple(axis.size for axis in self.axes)
-
-    @property
-    def dtype(self) -> Any:
-        """Precision of the parameters, and so of every result."""
-        return dtype_of((self.kernels, self.joined, self.variance, self.noise, self.mean))
-
     def covariance(
         self, include_noise: bool = True
     ) -> Kronecker | KroneckerTerms | KroneckerPlusNoise | KroneckerPlusDiagonal:
@@ -381,10 +369,6 @@ class GridGP(NumpyroSites, LeastNoise):
         """
         return random_start(self, key, y)
 
-    def mean_on(self, new: Sequence[Points | None]) -> Array:
-        """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return values_at(self.mean, self.points_on(new)).astype(self.dtype)
-
     def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         """New coordinates in the form of the axes, `None` for those that stay."""
         new = new_axes(axes, self.axes, self.axis_names)
@@ -393,16 +377,6 @@ class GridGP(NumpyroSites, LeastNoise):
             if axis is not None:
                 check_kernel(kernel, axis, f"new {name}")
         return new
-
-    def design_on(self, new: Sequence[Points | None]) -> Array:
-        """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
-        assert isinstance(self.mean, MarginalMean)
-        return self.mean.design_at(*self.points_on(new)).astype(self.dtype)
-
-    def points_on(self, new: Sequence[Points | None]) -> list[Points]:
-        """The points of a grid where some axes are replaced."""
-        pairs = zip(new, self.axes, strict=True)
-        return [old.points(self.dtype) if p is None else p for p, old in pairs]
 
     def describe(self) -> str:
         """Axes with their kernels and structure, and the parameters with values and domains."""
@@ -424,12 +398,6 @@ class GridGP(NumpyroSites, LeastNoise):
         """Refuse concrete parameters and means that the axes cannot carry."""
         checks.check_ranks(self)
         checks.check_design(self)
-
-    def noise_term(self) -> Any:
-        """The noise alone: a variance, one per cell, or a Kronecker covariance."""
-        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise | NoNoise):
-            return self.noise.operator(self.dtype)
-        return self.noise.astype(self.dtype)
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""

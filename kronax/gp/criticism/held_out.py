@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.outliers import Outlier, Outliers, coordinates_at, most_surprising
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 
@@ -120,6 +121,6 @@ def quantile(level: float) -> float:
     return NormalDist().inv_cdf((1 + float(level)) / 2)
 
 
-def axis_labels(gp: Any) -> tuple[str, ...]:
+def axis_labels(gp: AbstractProcess) -> tuple[str, ...]:
     """The names of the axes, made up where there are none."""
     return gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))

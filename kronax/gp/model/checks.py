@@ -12,10 +12,11 @@ from kronax.gp.axes.structure import Structure, check_kernel, check_rank, check_
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.noise import CellNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 
 
-def refuse_marginal(gp: Any, what: str) -> None:
+def refuse_marginal(gp: AbstractProcess, what: str) -> None:
     """Refuse a mean whose coefficients have no values."""
     if isinstance(gp.mean, MarginalMean):
         raise NotImplementedError(
@@ -24,7 +25,7 @@ def refuse_marginal(gp: Any, what: str) -> None:
         )
 
 
-def refuse_joined(gp: Any, what: str) -> None:
+def refuse_joined(gp: AbstractProcess, what: str) -> None:
     """Refuse terms that join the noise."""
     if gp.joined is not None:
         raise NotImplementedError(
@@ -34,7 +35,7 @@ def refuse_joined(gp: Any, what: str) -> None:
         )
 
 
-def refuse_sums(gp: Any, what: str) -> None:
+def refuse_sums(gp: AbstractProcess, what: str) -> None:
     """Refuse a function whose covariance is a sum of products, be it exact or not."""
     refuse_joined(gp, what)
     if gp.terms is not None and not gp.terms.are_exact:
@@ -45,7 +46,7 @@ def refuse_sums(gp: Any, what: str) -> None:
         )
 
 
-def check_terms(gp: Any) -> None:
+def check_terms(gp: AbstractProcess) -> None:
     """Refuse low-rank axes of terms that have no exact decomposition."""
     ranked = any(structure.rank is not None for structure in gp.structures)
     if ranked and gp.terms is not None and not gp.terms.are_exact:
@@ -55,7 +56,7 @@ def check_terms(gp: Any) -> None:
         )
 
 
-def refuse_gaps(gp: Any, what: str) -> None:
+def refuse_gaps(gp: AbstractProcess, what: str) -> None:
     """Refuse what needs a value in every cell, and an exact decomposition."""
     if gp.terms is not None and not gp.terms.are_exact:
         raise NotImplementedError(
@@ -76,7 +77,7 @@ def refuse_gaps(gp: Any, what: str) -> None:
         )
 
 
-def check_design(gp: Any) -> None:
+def check_design(gp: AbstractProcess) -> None:
     """Refuse functions of a marginal mean that are combinations of each other."""
     if not isinstance(gp.mean, MarginalMean) or not is_concrete(gp.axes):
         return
@@ -95,7 +96,7 @@ def check_design(gp: Any) -> None:
         )
 
 
-def check_ranks(gp: Any) -> None:
+def check_ranks(gp: AbstractProcess) -> None:
     """Refuse concrete parameters that a low-rank axis cannot carry."""
     names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
     for kernel, axis, structure, name in zip(

@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.structure import Structure, choose, factor, low_rank_joint
+from kronax.gp.axes.structure import Structure, choose, factor, low_rank_joint, low_rank_rows
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.stationary import Indicator
 from kronax.gp.model.noise import AxisNoise
-from kronax.linalg.arrays.mode_products import same_rank
+from kronax.gp.model.process import AbstractProcess
+from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
@@ -35,10 +36,10 @@ class Component(eqx.Module):
     variance: Array
 
 
-def whole(gp: Any) -> tuple[Component, ...]:
+def whole(gp: AbstractProcess) -> tuple[Component, ...]:
     """The function in as few components as have a Kronecker covariance each."""
     if not are_exact(gp):
-        return tuple(term(gp, name) for name in gp.terms.names)
+        return tuple(term(gp, name) for name in gp.additive.names)
     variance = jnp.ones((), gp.dtype) if gp.variance is None else gp.variance
     signal = Component(gp.kernels, variance)
     if gp.joined is None:
@@ -46,57 +47,61 @@ def whole(gp: Any) -> tuple[Component, ...]:
     return signal, Component(_white_but(gp, gp.joined), jnp.ones((), gp.dtype))
 
 
-def term(gp: Any, name: str) -> Component:
+def term(gp: AbstractProcess, name: str) -> Component:
     """One term of an additive model."""
     if not are_exact(gp):
-        place = gp.terms.names.index(name)
+        place = gp.additive.names.index(name)
+        variances: Any = gp.variance
+        sums: tuple[Any, ...] = gp.kernels  # of several kernels, where the terms have some
         kernels = tuple(
             kernel if len(set(owner)) == 1 else kernel.terms[owner[place]]
-            for kernel, owner in zip(gp.kernels, gp.terms.owners, strict=True)
+            for kernel, owner in zip(sums, gp.additive.owners, strict=True)
         )
-        return Component(kernels, gp.variance[name])
-    if name in gp.terms.joined:
+        return Component(kernels, variances[name])
+    if gp.joined is not None and name in gp.additive.joined:
         kernels = _white_but(gp, gp.joined.terms[name])
         return Component(kernels, gp.joined.variances[name])
-    i = gp.terms.axis
-    total = gp.kernels[i]
+    i = gp.additive.axis
+    total: Any = gp.kernels[i]  # a sum of terms
     kernels = (*gp.kernels[:i], total.terms[name], *gp.kernels[i + 1 :])
     return Component(kernels, total.variances[name])
 
 
-def are_exact(gp: Any) -> bool:
+def are_exact(gp: AbstractProcess) -> bool:
     """Whether the function and the noise have an exact decomposition on a grid without gaps."""
     return gp.terms is None or gp.terms.are_exact
 
 
-def terms_covariance(gp: Any) -> KroneckerTerms:
+def terms_covariance(gp: AbstractProcess) -> KroneckerTerms:
     """The covariance of a function whose terms have no exact decomposition."""
     stay = (None,) * len(gp.axes)
     return KroneckerTerms([prior_covariance(gp, part, stay, gp.dtype) for part in whole(gp)])
 
 
-def parts(gp: Any, name: str | None) -> tuple[Component, ...]:
+def parts(gp: AbstractProcess, name: str | None) -> tuple[Component, ...]:
     """Those of the whole function, or the one of a term."""
     return whole(gp) if name is None else (term(gp, name),)
 
 
-def axis_with_variance(gp: Any, name: str | None) -> int:
+def axis_with_variance(gp: AbstractProcess, name: str | None) -> int:
     """The axis whose factor the variance of the function, or of a term, belongs to."""
     if name is None or gp.terms is None:
         return 0
-    return gp.terms.joined_axis if name in gp.terms.joined else gp.terms.axis
+    return gp.additive.joined_axis if name in gp.additive.joined else gp.additive.axis
 
 
-def _white_but(gp: Any, kernel: Kernel) -> tuple[Kernel, ...]:
-    i = gp.terms.joined_axis
+def _white_but(gp: AbstractProcess, kernel: Kernel) -> tuple[Kernel, ...]:
+    i = gp.additive.joined_axis
     return tuple(kernel if j == i else Indicator() for j in range(len(gp.axes)))
 
 
-def joined_noise(gp: Any, include_noise: bool) -> Kronecker:
+def joined_noise(gp: AbstractProcess, include_noise: bool) -> Kronecker:
     """`I ⊗ … (B + N) … ⊗ I`: the terms that join the noise, with the noise or alone."""
     dtype = gp.dtype
     one = jnp.ones((), dtype)
-    i = gp.terms.joined_axis
+    i = gp.additive.joined_axis
+    assert gp.joined is not None
+    assert gp.joined_structure is not None
     added: AbstractFactor = factor(gp.joined, gp.axes[i], gp.joined_structure, dtype)
     variances = gp.noise.variances[i] if isinstance(gp.noise, AxisNoise) else None
     if include_noise and variances is not None:
@@ -109,7 +114,7 @@ def joined_noise(gp: Any, include_noise: bool) -> Kronecker:
 
 
 def cross_covariance(
-    gp: Any, part: Component, new: New, dtype: Any, along: int | None = None
+    gp: AbstractProcess, part: Component, new: New, dtype: Any, along: int | None = None
 ) -> Kronecker:
     """The covariance of a part on a new grid with itself on the old one.
 
@@ -127,7 +132,7 @@ def cross_covariance(
     return Kronecker(*factors).scaled(part.variance.astype(dtype))
 
 
-def cross_rows(gp: Any, part: Component, new: New, dtype: Any) -> list[Array | None]:
+def cross_rows(gp: AbstractProcess, part: Component, new: New, dtype: Any) -> list[Array | None]:
     """The matrices of `cross_covariance` without the variance, `None` for an identity."""
     rows: list[Array | None] = []
     for i, (kernel, axis) in enumerate(zip(part.kernels, gp.axes, strict=True)):
@@ -142,7 +147,7 @@ def cross_rows(gp: Any, part: Component, new: New, dtype: Any) -> list[Array | N
 
 
 def rows_at(
-    gp: Any, part: Component, places: tuple[Points, ...], dtype: Any
+    gp: AbstractProcess, part: Component, places: tuple[Points, ...], dtype: Any
 ) -> list[Float[Array, "m _"]]:
     """The covariances of scattered places with every axis; those of the first have the variance."""
     rows = [
@@ -152,7 +157,7 @@ def rows_at(
     return [part.variance.astype(dtype) * rows[0], *rows[1:]]
 
 
-def prior_covariance(gp: Any, part: Component, new: New, dtype: Any) -> Kronecker:
+def prior_covariance(gp: AbstractProcess, part: Component, new: New, dtype: Any) -> Kronecker:
     """The covariance of a part on a grid, some of whose axes are new."""
     factors: list[Any] = []
     for i, (kernel, x) in enumerate(zip(part.kernels, new, strict=True)):
@@ -163,7 +168,9 @@ def prior_covariance(gp: Any, part: Component, new: New, dtype: Any) -> Kronecke
     return Kronecker(*factors).scaled(part.variance.astype(dtype))
 
 
-def prior_variances(gp: Any, part: Component, new: New, dtype: Any) -> Float[Array, "..."]:
+def prior_variances(
+    gp: AbstractProcess, part: Component, new: New, dtype: Any
+) -> Float[Array, "..."]:
     """The diagonal of `prior_covariance`."""
     total = part.variance.astype(dtype)
     for kernel, x, axis in zip(part.kernels, new, gp.axes, strict=True):
@@ -173,7 +180,7 @@ def prior_variances(gp: Any, part: Component, new: New, dtype: Any) -> Float[Arr
 
 
 def joint_root(
-    gp: Any, kernel: Kernel, i: int, new: Points | None, variance: Array, dtype: Any
+    gp: AbstractProcess, kernel: Kernel, i: int, new: Points | None, variance: Array, dtype: Any
 ) -> SymmetricBlocks:
     """A root of `variance · k` on one axis over old and new coordinates together."""
     rank = gp.structures[i].rank
@@ -202,12 +209,12 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
     return jnp.where(x.raw[:, None] == old.raw[None], jnp.nan, slope)
 
 
-def factor_of(gp: Any, kernel: Kernel, i: int, dtype: Any) -> AbstractFactor:
+def factor_of(gp: AbstractProcess, kernel: Kernel, i: int, dtype: Any) -> AbstractFactor:
     """The covariance of a kernel on the old axis."""
     return factor(kernel, gp.axes[i], _structure(gp, kernel, i), dtype)
 
 
-def _structure(gp: Any, kernel: Kernel, i: int) -> Structure:
+def _structure(gp: AbstractProcess, kernel: Kernel, i: int) -> Structure:
     """That of a kernel on the old axis: as the model has it, or chosen for a term alone.
 
     Terms that are solved together by iterations share the structure that all of them have.
@@ -215,3 +222,34 @@ def _structure(gp: Any, kernel: Kernel, i: int) -> Structure:
     if kernel is gp.kernels[i] or gp.structures[i].rank is not None or not are_exact(gp):
         return gp.structures[i]
     return choose(kernel, gp.axes[i])
+
+
+def amplitude(gp: AbstractProcess, i: int, dtype: Any) -> Array:
+    """The process' variance, which the first axis carries; terms have variances of their own."""
+    if i > 0 or gp.terms is not None:
+        return jnp.ones((), dtype)
+    return gp.variance.astype(dtype)
+
+
+def kernel_rows(gp: AbstractProcess, i: int, new: Points, dtype: Any) -> Float[Array, "m n"]:
+    """`K_*i` as the kernel has it, low rank or not."""
+    rows = gp.kernels[i].matrix_at(new, gp.axes[i].points(dtype))
+    return amplitude(gp, i, dtype) * rows.astype(dtype)
+
+
+def kernel_matrix(gp: AbstractProcess, i: int, x: Points, dtype: Any) -> Float[Array, "m m"]:
+    """The covariance of one axis at any points."""
+    return amplitude(gp, i, dtype) * gp.kernels[i].matrix_at(x, x).astype(dtype)
+
+
+def root_rows(
+    gp: AbstractProcess, i: int, new: Points, dtype: Any
+) -> tuple[Float[Array, "m n"], Float[Array, "m r"] | None]:
+    """`K_*i`, and the rows of a low-rank factor's root at the new points."""
+    rank = gp.structures[i].rank
+    if rank is None:
+        return kernel_rows(gp, i, new, dtype), None
+    scale = jnp.sqrt(amplitude(gp, i, dtype))
+    rows = low_rank_rows(gp.kernels[i], new, gp.axes[i].points(dtype), rank, dtype)
+    ahead, old = (scale * r for r in rows)
+    return matmul(ahead, old.T), ahead

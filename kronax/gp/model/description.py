@@ -20,6 +20,7 @@ from kronax.gp.kernels.stationary import (
 )
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.noise import NoNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import described
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.precision import FELT, LOST
@@ -37,7 +38,7 @@ PROFILES: dict[type, Any] = {
 MOST_PLACES = 1000
 
 
-def description(gp: Any) -> str:
+def description(gp: AbstractProcess) -> str:
     """Axes with their kernels and structure, and the parameters with values and domains."""
     labels = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
     width = max(len(label) for label in labels)
@@ -58,7 +59,7 @@ def description(gp: Any) -> str:
     return "\n".join(lines + [f"  {row}" for row in table])
 
 
-def _rounding(gp: Any) -> list[str]:
+def _rounding(gp: AbstractProcess) -> list[str]:
     """What the precision carries, where that is near: by NumPy, so that nothing is compiled."""
     if gp.terms is not None or np.ndim(gp.noise) or not hasattr(gp.noise, "dtype"):
         return []
@@ -136,7 +137,7 @@ def name_of(kernel: Kernel) -> str:
     return " + ".join(kernel.names) if isinstance(kernel, TermSum) else type(kernel).__name__
 
 
-def _terms(gp: Any, labels: tuple[str, ...]) -> list[str]:
+def _terms(gp: AbstractProcess, labels: tuple[str, ...]) -> list[str]:
     """How the terms of an additive model came to be exact."""
     if gp.terms is None:
         return []
@@ -151,12 +152,12 @@ def _terms(gp: Any, labels: tuple[str, ...]) -> list[str]:
         )
     elif gp.joined is not None:
         lines.append(f"{signal[0]}: a Kronecker product")
-    if gp.joined is not None:
-        i = gp.terms.joined_axis
+    if gp.joined is not None and gp.joined_structure is not None:
+        i = gp.additive.joined_axis
         white = [label for j, label in enumerate(labels) if j != i]
         where = f"white on {', '.join(white)}" if white else "on the only axis"
         lines.append(
-            f"{', '.join(gp.terms.joined)}: added to the noise on {labels[i]}, "
+            f"{', '.join(gp.additive.joined)}: added to the noise on {labels[i]}, "
             f"{gp.joined_structure.kind}, since {where}"
         )
     return lines

@@ -4,13 +4,13 @@ from functools import reduce
 from operator import mul
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.precision import Ends, least_noise
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.spectral.conditioning import largest_eigenvalue, row_sum
@@ -25,7 +25,7 @@ class NoiseLevel(NamedTuple):
     ends: Ends
 
 
-class LeastNoise(eqx.Module):
+class LeastNoise(AbstractProcess):
     """What a fit asks of a process so that its noise stays above rounding.
 
     The signal's largest eigenvalue `λmax` is bounded by the row sums of every axis. In a fit the
@@ -33,7 +33,7 @@ class LeastNoise(eqx.Module):
     """
 
     @property
-    def noise_parameter(self: Any) -> str | None:
+    def noise_parameter(self) -> Any:
         """The path of what sets the level of the noise; `None` for a fixed covariance or none."""
         if isinstance(self.noise, FullNoise | NoNoise):
             return None
@@ -43,18 +43,18 @@ class LeastNoise(eqx.Module):
             return f"noise.variances[{_first(self.noise)}]"
         return "noise"
 
-    def noise_level(self: Any, observed: Mask | None) -> NoiseLevel:
+    def noise_level(self, observed: Mask | None) -> NoiseLevel:
         """Noise, floor and eigenvalues of a process that is observed at some cells."""
         level, largest = _level(self.noise, self.dtype), _largest(self, observed)
         least = least_noise(largest, self.dtype)
         return NoiseLevel(level, least, Ends(largest + level, level))
 
-    def above_least_noise(self: Any, observed: Mask | None, dtype: Any) -> Any:
+    def above_least_noise(self, observed: Mask | None, dtype: Any) -> Any:
         """The process with the floor of a precision added to its noise."""
         value, step = _parameter(self, observed, dtype)
         return replace(self, {self.noise_parameter: value + step})
 
-    def below_least_noise(self: Any, observed: Mask | None, dtype: Any) -> Any:
+    def below_least_noise(self, observed: Mask | None, dtype: Any) -> Any:
         """The process that `above_least_noise` makes of this one, or of one half above the floor.
 
         Noise at the floor could not move: its slope there is zero.
@@ -68,7 +68,7 @@ def _first(noise: AxisNoise) -> int:
     return next(i for i, v in enumerate(noise.variances) if v is not None)
 
 
-def _parameter(gp: Any, observed: Mask | None, dtype: Any) -> tuple[Array, Array]:
+def _parameter(gp: AbstractProcess, observed: Mask | None, dtype: Any) -> tuple[Array, Array]:
     """The parameter that sets the noise, and what raises its smallest variance by the floor."""
     least = least_noise(_largest(gp, observed), dtype)
     if isinstance(gp.noise, CellNoise):
@@ -96,7 +96,7 @@ def _typical_variance(noise: CellNoise) -> Array:
     return jnp.nanmedian(variances)  # infinity marks a gap
 
 
-def _largest(gp: Any, observed: Mask | None) -> Array:
+def _largest(gp: AbstractProcess, observed: Mask | None) -> Array:
     """A bound on the largest eigenvalue of the function's covariance at the observed cells."""
     if are_exact(gp) and any(structure.rank for structure in gp.structures):
         return _of_low_rank(gp)
@@ -108,7 +108,7 @@ def _largest(gp: Any, observed: Mask | None) -> Array:
     return jnp.minimum(largest, trace)
 
 
-def _of_low_rank(gp: Any) -> Array:
+def _of_low_rank(gp: AbstractProcess) -> Array:
     """With traces of the axes of low rank: their columns cost too much to be found twice."""
     bounds = [
         jnp.sum(kernel.variances_at(axis.points(gp.dtype)))

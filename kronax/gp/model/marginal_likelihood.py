@@ -9,6 +9,7 @@ from jaxtyping import Array
 from kronax.gp.means.gls import Regression, fitted, integrated, marginal_logpdf, regress
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.checks import refuse_joined
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.mode_products import same_rank
@@ -35,7 +36,7 @@ class Weights(NamedTuple):
     estimate: Estimate | None
 
 
-def log_marginal_likelihood(gp: Any, y: Array) -> Array:
+def log_marginal_likelihood(gp: AbstractProcess, y: Array) -> Array:
     """Log density of checked data on the grid; warns where concrete values lose it."""
     if not is_concrete(gp, y):
         return _log_density(gp, y)
@@ -45,17 +46,17 @@ def log_marginal_likelihood(gp: Any, y: Array) -> Array:
 
 
 @eqx.filter_jit
-def _log_density(gp: Any, y: Array) -> Array:
+def _log_density(gp: AbstractProcess, y: Array) -> Array:
     return _log_density_of(gp, gp.data_covariance(), y)
 
 
 @eqx.filter_jit
-def _log_density_with_ends(gp: Any, y: Array) -> tuple[Array, Ends | None]:
+def _log_density_with_ends(gp: AbstractProcess, y: Array) -> tuple[Array, Ends | None]:
     covariance = without_checksum(decompose(gp.data_covariance()))  # one for both
     return _log_density_of(gp, covariance, y), decomposition_of(covariance).ends()
 
 
-def _log_density_of(gp: Any, covariance: DataCovariance, y: Array) -> Array:
+def _log_density_of(gp: AbstractProcess, covariance: DataCovariance, y: Array) -> Array:
     stay = (None,) * len(gp.axes)
     residual = _residual(gp, covariance, y)
     if isinstance(gp.mean, MarginalMean):
@@ -63,13 +64,13 @@ def _log_density_of(gp: Any, covariance: DataCovariance, y: Array) -> Array:
     return normal_logpdf_grid(residual, covariance)
 
 
-def estimate(gp: Any, y: Array) -> Estimate:
+def estimate(gp: AbstractProcess, y: Array) -> Estimate:
     """The same with its certificate; raises as the model's iterations are to."""
     return settled(unsettled_estimate(gp, y), gp.iteration, "the log density")
 
 
 @eqx.filter_jit
-def unsettled_estimate(gp: Any, y: Array) -> Estimate:
+def unsettled_estimate(gp: AbstractProcess, y: Array) -> Estimate:
     """The same, whether it converged or not."""
     covariance = gp.data_covariance()
     decomposition, residual = decomposition_of(covariance), _residual(gp, covariance, y)
@@ -81,7 +82,7 @@ def unsettled_estimate(gp: Any, y: Array) -> Estimate:
     return density.shifted(integrated(found, gp.mean.variance))
 
 
-def conditioned(gp: Any, y: Array) -> tuple[DataCovariance, Weights]:
+def conditioned(gp: AbstractProcess, y: Array) -> tuple[DataCovariance, Weights]:
     """The decomposed covariance of checked data, and their weights, by one program."""
     operator, found, eigenvalues = _conditioned(gp, y)
     if not is_finite(getattr(operator, "decomposition", None)):
@@ -91,20 +92,24 @@ def conditioned(gp: Any, y: Array) -> tuple[DataCovariance, Weights]:
 
 
 @eqx.filter_jit
-def _conditioned(gp: Any, y: Array) -> tuple[DataCovariance, Weights, Ends | None]:
+def _conditioned(gp: AbstractProcess, y: Array) -> tuple[DataCovariance, Weights, Ends | None]:
     operator = without_checksum(decompose(gp.data_covariance()))
     if isinstance(operator, Masked):
         refuse_joined(gp, "A posterior given data with so many gaps is")
     return operator, *_weights_of(gp, operator, y)
 
 
-def weights(gp: Any, operator: DataCovariance, y: Array) -> Weights:
+def weights(gp: AbstractProcess, operator: DataCovariance, y: Array) -> Weights:
     """Those of checked data and a decomposed covariance."""
     return _checked_weights(gp, operator, y, *_weights(gp, operator, y))
 
 
 def _checked_weights(
-    gp: Any, operator: DataCovariance, y: Array, found: Weights, eigenvalues: Ends | None
+    gp: AbstractProcess,
+    operator: DataCovariance,
+    y: Array,
+    found: Weights,
+    eigenvalues: Ends | None,
 ) -> Weights:
     """Warns where concrete values lose them, and raises where there are none."""
     warn_of_ratio(eigenvalues, "Means and variances may be wrong")
@@ -115,7 +120,9 @@ def _checked_weights(
     return found
 
 
-def _weights_of(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, Ends | None]:
+def _weights_of(
+    gp: AbstractProcess, operator: DataCovariance, y: Array
+) -> tuple[Weights, Ends | None]:
     stay = (None,) * len(gp.axes)
     residual, found = _residual(gp, operator, y), None
     if isinstance(gp.mean, MarginalMean):
@@ -132,12 +139,12 @@ def _weights_of(gp: Any, operator: DataCovariance, y: Array) -> tuple[Weights, E
 _weights = eqx.filter_jit(_weights_of)
 
 
-def _residual(gp: Any, operator: DataCovariance, y: Array) -> Array:
+def _residual(gp: AbstractProcess, operator: DataCovariance, y: Array) -> Array:
     """The data less their mean, and zero in gaps."""
     return operator.held(jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes)))))
 
 
-def explain(gp: Any, y: Array, value: Any) -> None:
+def explain(gp: AbstractProcess, y: Array, value: Any) -> None:
     """Raise if a concrete likelihood is not finite, with what is to blame."""
     if is_finite(value):
         return

@@ -10,12 +10,13 @@ from jaxtyping import Array
 
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.model.noise import CellNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import grid_of, is_concrete
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
 
 
-def observing(gp: Any, y: Any) -> Any:
+def observing(gp: AbstractProcess, y: Any) -> Any:
     """The same process with data where `y` has some, a mask or data as users give them."""
     if isinstance(y, Mask):
         return with_observed(gp, y)
@@ -34,14 +35,14 @@ def observing(gp: Any, y: Any) -> Any:
     return with_observed(gp, gaps_of(gp, y))
 
 
-def with_observed(gp: Any, observed: Mask | None) -> Any:
+def with_observed(gp: AbstractProcess, observed: Mask | None) -> Any:
     """The same process, observed at other cells: what was measured of others does not count."""
     if observed == gp.observed:
         return gp
     return with_fields(gp, observed=observed, measured=None)
 
 
-def with_fields(gp: Any, **changes: Any) -> Any:
+def with_fields(gp: AbstractProcess, **changes: Any) -> Any:
     """The same process with other fields, which nothing checks."""
     other = object.__new__(type(gp))
     for field in dataclasses.fields(gp):
@@ -58,14 +59,14 @@ def mask_of(observed: Any, noise: Any, grid_shape: tuple[int, ...]) -> Mask | No
     return told if finite is None else Mask.of(told.array & finite, grid_shape)
 
 
-def gaps_of(gp: Any, y: Array) -> Mask | None:
+def gaps_of(gp: AbstractProcess, y: Array) -> Mask | None:
     """Which cells have data: as the model was told, or as NaN in concrete data say."""
     if not is_concrete(y):
         return gp.observed
     # Variances may have been replaced since the model was made.
     told = mask_of(None, gp.noise, gp.grid_shape)
     is_told = gp.observed is not None and gp.observed != told
-    if is_told and isinstance(gp.noise, CellNoise):
+    if gp.observed is not None and is_told and isinstance(gp.noise, CellNoise):
         is_told = not gp.observed.array.all()  # as it is for variances that are all finite
     known = told if gp.observed is None else mask_of(gp.observed, gp.noise, gp.grid_shape)
     missing = np.isnan(np.asarray(y))
@@ -97,7 +98,7 @@ def gaps_of(gp: Any, y: Array) -> Mask | None:
     return Mask.of(seen, gp.grid_shape)
 
 
-def without_unknown_gaps(gp: Any, y: Array) -> Array:
+def without_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
     """Traced data that raise at run time if they are NaN where the model is observed."""
     if is_concrete(y):
         return y
@@ -111,7 +112,7 @@ def without_unknown_gaps(gp: Any, y: Array) -> Array:
     )
 
 
-def checked_data(gp: Any, y: Any) -> Array:
+def checked_data(gp: AbstractProcess, y: Any) -> Array:
     """`y` in the grid layout, finite where there are data."""
     y = in_grid_order(y, gp.axes, gp.axis_names)
     grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)

@@ -15,6 +15,7 @@ from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.linear import Linear
 from kronax.gp.means.means import FunctionMean
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.precision import to_have_float64
 
@@ -22,7 +23,7 @@ from kronax.linalg.arrays.precision import to_have_float64
 TENTH = 0.1
 
 
-def warn_of_lost_digits(gp: Any) -> None:
+def warn_of_lost_digits(gp: AbstractProcess) -> None:
     """Warn where rounding to the precision of the parameters moves coordinates by a hundredth step.
 
     Kernels of differences see coordinates less the first one; callables see them as they are.
@@ -62,7 +63,7 @@ def _lost(seen: np.ndarray, axis: Axis) -> tuple[float, float] | None:
     return float(np.median(moved[wrong])), float(np.median(steps[wrong]))
 
 
-def _sees_zero(gp: Any, kernel: Kernel, i: int) -> bool:
+def _sees_zero(gp: AbstractProcess, kernel: Kernel, i: int) -> bool:
     """Whether a kernel, or a callable mean, sees the coordinates of an axis as they are."""
     if any(not (term.stationary or isinstance(term, Linear)) for term in _terms(kernel)):
         return True

@@ -13,6 +13,7 @@ import numpy as np
 
 from kronax.gp.model.components import are_exact, terms_covariance
 from kronax.gp.model.noise import CellNoise, FullNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.gaps.masked import Masked
@@ -72,7 +73,7 @@ class Choice:
         return f"{self.flops:.1e} operations and {self.memory / 1e9:.2g} GB"
 
 
-def choice(gp: Any) -> Choice:
+def choice(gp: AbstractProcess) -> Choice:
     """As asked, as measured, or exactly up to a cost of some seconds."""
     if gp.measured is not None:
         return gp.measured
@@ -105,12 +106,12 @@ def _iterative(exact: Choice, reason: str) -> Choice:
     return Choice("iterative", reason, exact.flops, exact.memory)
 
 
-def _has_choice(gp: Any) -> bool:
+def _has_choice(gp: AbstractProcess) -> bool:
     """Whether the grid alone does not decide: there are gaps, uneven noise, or several products."""
     return gp.observed is not None or _is_uneven(gp) or not are_exact(gp)
 
 
-def _cheapest_exact(gp: Any) -> Choice:
+def _cheapest_exact(gp: AbstractProcess) -> Choice:
     """The exact way of the fewest operations."""
     itemsize = jnp.dtype(gp.dtype).itemsize
     if not _has_choice(gp):
@@ -134,21 +135,23 @@ def _cheapest_exact(gp: Any) -> Choice:
     return _because(dense, f"{plan.num_missing} gaps; {other}")
 
 
-def _is_whole(gp: Any) -> bool:
+def _is_whole(gp: AbstractProcess) -> bool:
     """Whether no gap is left once whole slabs are dropped, so that no size needs another way."""
     is_even = are_exact(gp) and not _is_uneven(gp)
     return is_even and (gp.observed is None or not gp.observed.gaps.count)
 
 
-def _why_dense(gp: Any) -> str:
+def _why_dense(gp: AbstractProcess) -> str:
     if not are_exact(gp):
-        return gp.terms.reason
+        return gp.additive.reason
     if _is_uneven(gp):
         return "a noise variance per cell"
     return "terms that join the noise, with gaps"
 
 
-def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | DenseCovariance | Iterative:
+def data_covariance(
+    gp: AbstractProcess,
+) -> KroneckerPlusNoise | Masked | DenseCovariance | Iterative:
     """The covariance of the observations, at the cells that have some, ready to be solved."""
     found = choice(gp)
     if found.way == "iterative":
@@ -167,7 +170,7 @@ def data_covariance(gp: Any) -> KroneckerPlusNoise | Masked | DenseCovariance | 
 
 
 def with_noise_of(
-    gp: Any, signal: Kronecker | KroneckerTerms
+    gp: AbstractProcess, signal: Kronecker | KroneckerTerms
 ) -> KroneckerPlusNoise | KroneckerPlusDiagonal:
     """The covariance of noisy data on the whole grid."""
     noise = gp.noise_term()
@@ -188,7 +191,7 @@ def check_choice(gaps: Any, iteration: Any) -> Iteration:
     return iteration or Iteration()
 
 
-def described(gp: Any) -> list[str]:
+def described(gp: AbstractProcess) -> list[str]:
     """How gaps, uneven noise and several products are handled, in words."""
     if not _has_choice(gp):
         return []
@@ -216,9 +219,9 @@ def described(gp: Any) -> list[str]:
     return lines
 
 
-def iterative_flops(gp: Any, num_steps: int) -> float:
+def iterative_flops(gp: AbstractProcess, num_steps: int) -> float:
     """Operations of a value and gradient by that many iterations."""
-    num_terms = 1 if are_exact(gp) else 1 + len(gp.terms.names)
+    num_terms = 1 if are_exact(gp) else 1 + len(gp.additive.names)
     if num_terms > 1 and (gp.observed is not None or _is_uneven(gp)):
         # Every iteration holds others inside, for the gaps of one product.
         num_terms += USUAL_STEPS
@@ -226,19 +229,19 @@ def iterative_flops(gp: Any, num_steps: int) -> float:
     return passes * 2.0 * np.prod(gp.grid_shape, dtype=float) * sum(gp.grid_shape)
 
 
-def is_iterative(gp: Any) -> bool:
+def is_iterative(gp: AbstractProcess) -> bool:
     """Whether the process is solved by iterations."""
     return choice(gp).way == "iterative"
 
 
-def mask_to_solve(gp: Any) -> Mask:
+def mask_to_solve(gp: AbstractProcess) -> Mask:
     """Where the process has data, as far as is known before its variances are."""
     if gp.observed is not None:
         return gp.observed
     return Mask.of(np.ones(gp.grid_shape, bool), gp.grid_shape)
 
 
-def _check_cost(gp: Any, exact: Choice) -> None:
+def _check_cost(gp: AbstractProcess, exact: Choice) -> None:
     """Refuse an exact method of hours that nobody asked for."""
     is_huge = (
         exact.flops > MOST_UNASKED * MOST_OPERATIONS or exact.memory > MOST_UNASKED * MOST_BYTES
@@ -251,11 +254,11 @@ def _check_cost(gp: Any, exact: Choice) -> None:
         )
 
 
-def _is_uneven(gp: Any) -> bool:
+def _is_uneven(gp: AbstractProcess) -> bool:
     return isinstance(gp.noise, CellNoise)
 
 
-def _why_not_iterative(gp: Any) -> str:
+def _why_not_iterative(gp: AbstractProcess) -> str:
     """What iterations cannot do, in words; empty if they can."""
     if gp.joined is not None:
         return "where terms join the noise"

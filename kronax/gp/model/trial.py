@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.method import with_fields
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import Choice, choice, iterative_flops
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.estimates.certificates import Estimate
@@ -31,7 +32,7 @@ class Trial(NamedTuple):
     estimate: Estimate
 
 
-def trial(gp: Any, y: Array) -> Trial | None:
+def trial(gp: AbstractProcess, y: Array) -> Trial | None:
     """A trial at the present parameters, with checked data; `None` where nothing is open."""
     planned = choice(gp)
     if planned.exact is None or not is_concrete(gp, y):
@@ -42,7 +43,7 @@ def trial(gp: Any, y: Array) -> Trial | None:
     return Trial(_judged(planned, found, steps), found)
 
 
-def log_likelihood(gp: Any, y: Array) -> Array:
+def log_likelihood(gp: AbstractProcess, y: Array) -> Array:
     """Of checked data, in the way that a trial says; iterations that serve are not run again."""
     found = trial(gp, y)
     if found is not None and found.choice.way == "iterative":
@@ -51,13 +52,13 @@ def log_likelihood(gp: Any, y: Array) -> Array:
     return seen.checked_log_likelihood(y)
 
 
-def measured_by(gp: Any, y: Array) -> Any:
+def measured_by(gp: AbstractProcess, y: Array) -> Any:
     """The process that is solved as a trial says."""
     found = trial(gp, y)
     return gp if found is None else with_fields(gp, measured=found.choice)
 
 
-def _worthwhile_steps(gp: Any, planned: Choice) -> int:
+def _worthwhile_steps(gp: AbstractProcess, planned: Choice) -> int:
     """As many iterations as cost what the exact way does, a power of two."""
     steps = max(FEWEST_STEPS, planned.flops / iterative_flops(gp, 1))
     return 2 ** int(np.ceil(np.log2(steps)))

@@ -14,7 +14,8 @@ from kronax.distributions.whitening import standard_normal
 from kronax.gp.coordinates.spacing import Coordinates
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.data_arrays import in_grid_order
-from kronax.gp.model.cross import amplitude
+from kronax.gp.model.components import amplitude
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import check_key, grid_of, shape_of
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.transforms import Transform
@@ -25,7 +26,7 @@ from kronax.linalg.operators.kronecker import Kronecker
 from kronax.priors import sample_site
 
 
-def sample_latent(gp: Any, name: str, jitter: float) -> Array:
+def sample_latent(gp: AbstractProcess, name: str, jitter: float) -> Array:
     """The body of `GridGP.latent`."""
     check_jitter(jitter)
     factors = gp.covariance(include_noise=False).factors
@@ -112,7 +113,7 @@ class LatentPosterior(eqx.Module):
     use is prediction at new coordinates, from draws of a latent field.
     """
 
-    gp: Any
+    gp: AbstractProcess
     f: Array
     jitter: float = eqx.field(static=True)
 
@@ -145,7 +146,7 @@ class LatentPosterior(eqx.Module):
         return _sample(self, key, self._new(axes), shape)
 
 
-def latent_condition(gp: Any, f: Any, jitter: float) -> LatentPosterior:
+def latent_condition(gp: AbstractProcess, f: Any, jitter: float) -> LatentPosterior:
     """The body of `GridGP.latent_condition`."""
     check_jitter(jitter)
     f = in_grid_order(f, gp.axes, gp.axis_names, "f")

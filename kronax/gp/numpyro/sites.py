@@ -1,8 +1,5 @@
 """A grid GP inside NumPyro models: likelihoods and latent fields."""
 
-from typing import Any
-
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -10,16 +7,15 @@ from kronax.distributions import KroneckerNormal, MaskedKroneckerNormal
 from kronax.gp.model import checks
 from kronax.gp.model.components import are_exact
 from kronax.gp.model.noise import CellNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.numpyro.latent import LatentPosterior, latent_condition, sample_latent
 
 
-class NumpyroSites(eqx.Module):
+class NumpyroSites(AbstractProcess):
     """What a grid GP is to a NumPyro model."""
 
-    def numpyro_dist(
-        self: Any, *, flatten: bool = False
-    ) -> KroneckerNormal | MaskedKroneckerNormal:
+    def numpyro_dist(self, *, flatten: bool = False) -> KroneckerNormal | MaskedKroneckerNormal:
         """Noisy data on the grid as a NumPyro distribution: the likelihood of a model.
 
         The whole grid is one event: it needs no `numpyro.plate` over its axes. With `observed=` it
@@ -49,7 +45,7 @@ class NumpyroSites(eqx.Module):
             loc, self.covariance(), observed=self.observed.array, flatten=flatten
         )
 
-    def latent(self: Any, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
+    def latent(self, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
         """The process without noise on the grid, latent in a NumPyro model, for any likelihood.
 
         The sample site is the whitened field, `name_white`, of independent standard normals; the
@@ -78,9 +74,7 @@ class NumpyroSites(eqx.Module):
         checks.refuse_sums(self, "gp.latent() is")
         return sample_latent(self, name, jitter)
 
-    def latent_condition(
-        self: Any, f: Float[Array, "..."], jitter: float = 1e-6
-    ) -> LatentPosterior:
+    def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
         """The process given its values `f` on the whole grid, such as a draw of `latent`.
 
         Args:

@@ -19,6 +19,7 @@ from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
 from kronax.gp.model.method import gaps_of, mask_of
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import array_of_reals, grid_of, is_concrete
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.factors.diagonal import ScaledIdentity
@@ -53,7 +54,7 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     return type(post)(longer, y, operator, found.value, found.regression, template, made_of=made_of)
 
 
-def _new_axis(gp: Any, axes: Any) -> tuple[int, Axis]:
+def _new_axis(gp: AbstractProcess, axes: Any) -> tuple[int, Axis]:
     """Which axis is continued, and its new coordinates in its own units."""
     names = axis_labels(gp)
     given = ordered(axes, gp.axis_names, len(gp.axes), "The new coordinates")
@@ -146,7 +147,7 @@ def _continued(known: Coordinates, ahead: Coordinates, name: str) -> tuple[Coord
     return Coordinates(values, known.origin, snapped), float(away.max())
 
 
-def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
+def _longer(gp: AbstractProcess, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
     """The process with another axis `i`: its structure is chosen anew, its parameters stay."""
     name, kernel, held = axis_labels(gp)[i], gp.kernels[i], gp.structures[i]
     asked = held.rank or (held.kind if held.reason == "as asked" else None)
@@ -156,7 +157,7 @@ def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool)
     axes, structures = _with(gp.axes, i, axis), _with(gp.structures, i, structure)
     joined = gp.joined_structure
     if gp.joined is not None:
-        joined = joined_structure(gp.terms, gp.joined, axes, axis_labels(gp), structures)
+        joined = joined_structure(gp.additive, gp.joined, axes, axis_labels(gp), structures)
     changes = {
         "measured": None,
         "axes": axes,
@@ -172,7 +173,9 @@ def _longer(gp: Any, i: int, axis: Axis, count: int, noise: Any, in_front: bool)
     return longer
 
 
-def _longer_noise(gp: Any, i: int, size: int, count: int, noise: Any, in_front: bool) -> Any:
+def _longer_noise(
+    gp: AbstractProcess, i: int, size: int, count: int, noise: Any, in_front: bool
+) -> Any:
     """The noise on the longer grid."""
     name, held = axis_labels(gp)[i], gp.noise
     if isinstance(held, CellNoise):
@@ -202,7 +205,7 @@ def _longer_noise(gp: Any, i: int, size: int, count: int, noise: Any, in_front: 
     return held
 
 
-def _longer_cells(gp: Any, i: int, count: int, noise: Any, in_front: bool) -> CellNoise:
+def _longer_cells(gp: AbstractProcess, i: int, count: int, noise: Any, in_front: bool) -> CellNoise:
     """Noise with a variance per cell: those of the new slices beside the old ones."""
     shape = tuple(count if j == i else n for j, n in enumerate(gp.grid_shape))
     if noise is None:

@@ -11,7 +11,7 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import marginal_logpdf
-from kronax.gp.model.cross import kernel_matrix
+from kronax.gp.model.components import kernel_matrix
 from kronax.gp.posterior.noise_levels import noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete

@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import array_of_reals
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.square_roots import safe_sqrt
@@ -51,7 +52,7 @@ def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
 
 
 @eqx.filter_jit
-def _levels(gp: Any, new_sizes: tuple[int | None, ...]) -> Array:
+def _levels(gp: AbstractProcess, new_sizes: tuple[int | None, ...]) -> Array:
     """The noise variances where some axes have new places, on which they do not depend."""
     model = gp.noise_term()
     if not isinstance(model, Kronecker):

@@ -17,6 +17,7 @@ from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.datasets import to_dataarray, to_dataset
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict
 from kronax.gp.posterior.append import append
@@ -61,7 +62,7 @@ class Posterior(eqx.Module):
     standard deviations the mean may be off.
     """
 
-    gp: Any
+    gp: AbstractProcess
     y: Array
     operator: DataCovariance
     weights: Array

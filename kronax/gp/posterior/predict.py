@@ -19,15 +19,19 @@ from kronax.gp.means.means import ArrayMean, values_at
 from kronax.gp.model.components import (
     Component,
     New,
+    amplitude,
     are_exact,
     cross_covariance,
+    kernel_matrix,
+    kernel_rows,
     parts,
     prior_covariance,
     prior_variances,
+    root_rows,
     slope_matrix,
     whole,
 )
-from kronax.gp.model.cross import amplitude, kernel_matrix, kernel_rows, root_rows
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance
@@ -56,7 +60,7 @@ def as_points(post: Any, new: tuple[Axis | None, ...]) -> New:
     return tuple(None if axis is None else axis.points(dtype) for axis in new)
 
 
-def axis_number(gp: Any, axis: int | str) -> int:
+def axis_number(gp: AbstractProcess, axis: int | str) -> int:
     """The number of an axis that is given by its name or number."""
     names: Any = gp.axis_names or ()
     known = (*names, *range(len(gp.axes)))
@@ -66,7 +70,7 @@ def axis_number(gp: Any, axis: int | str) -> int:
 
 
 def axis_with_slope(
-    gp: Any, axis: int | str, new: tuple[Axis | None, ...], name: str | None = None
+    gp: AbstractProcess, axis: int | str, new: tuple[Axis | None, ...], name: str | None = None
 ) -> int:
     """The number of an axis along which the mean, or that of a term, has a derivative at `new`."""
     i = axis_number(gp, axis)
@@ -76,8 +80,8 @@ def axis_with_slope(
         raise ValueError(
             f"The mean has a derivative along axes with coordinates (n,); {axis!r} has {what}."
         )
-    if gp.joined is not None and gp.terms.joined_axis != i:
-        rough = [n for n in gp.terms.joined if name in (None, n)]
+    if gp.joined is not None and gp.additive.joined_axis != i:
+        rough = [n for n in gp.additive.joined if name in (None, n)]
         if rough:
             raise ValueError(
                 f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
@@ -112,7 +116,7 @@ def cross_of(
     return Kronecker(*factors)
 
 
-def _rows_of_root(gp: Any, i: int, new: Points, dtype: Any) -> Array:
+def _rows_of_root(gp: AbstractProcess, i: int, new: Points, dtype: Any) -> Array:
     return root_rows(gp, i, new, dtype)[0]
 
 
@@ -169,7 +173,7 @@ def at_data_among(post: Any, new: tuple[Points, ...], value: Array) -> Array:
     return with_value(value, jnp.where(*same_rank(has_data, less[(..., *cells)], value)))
 
 
-def _less_noise(gp: Any, y: Array, weights: Array) -> tuple[Array, Any]:
+def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, Any]:
     """`y − N S⁻¹ r` on the grid, and which of its cells have data."""
     noise = gp.noise_term()
     has_data: Any = True if gp.observed is None else jnp.asarray(gp.observed.array)
@@ -201,7 +205,7 @@ def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Arr
     return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))
 
 
-def _slope(gp: Any, function: Any, new: New, i: int) -> Array:
+def _slope(gp: AbstractProcess, function: Any, new: New, i: int) -> Array:
     """The derivative of a function of the coordinates along axis `i`; it broadcasts to the grid."""
     x = gp.points_on(new)
 
@@ -209,7 +213,8 @@ def _slope(gp: Any, function: Any, new: New, i: int) -> Array:
         return function(*x[:i], points, *x[i + 1 :]).astype(gp.dtype)
 
     # Means do not see places on a circle.
-    places = None if x[i].places is None else jnp.zeros_like(x[i].places)
+    own = x[i].places
+    places = None if own is None else jnp.zeros_like(own)
     ones = jnp.ones_like(x[i].raw)
     return jax.jvp(moved, (x[i],), (Points(ones, ones, places, x[i].origin),))[1]
 

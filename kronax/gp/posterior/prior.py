@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.model.components import Component, New, joint_root
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.lapack_order import in_sequence
@@ -25,7 +26,7 @@ DRAWN_AT_ONCE = 2_000_000
 
 
 def prior_draws(
-    gp: Any, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int, include_noise: bool
+    gp: AbstractProcess, key: PRNGKeyArray, sample_shape: tuple[int, ...] | int, include_noise: bool
 ) -> Array:
     """Of the function or of noisy observations; these are NaN where the noise is infinite."""
     check_key(key)
@@ -39,7 +40,9 @@ def prior_draws(
 
 
 @eqx.filter_jit
-def _drawn(gp: Any, key: PRNGKeyArray, shape: tuple[int, ...], include_noise: bool) -> Array:
+def _drawn(
+    gp: AbstractProcess, key: PRNGKeyArray, shape: tuple[int, ...], include_noise: bool
+) -> Array:
     covariance = gp.covariance(include_noise)
     mean = gp.mean_on((None,) * len(gp.axes))
     mean = mean.reshape((1,) * (len(shape) + len(gp.axes) - mean.ndim) + mean.shape)

@@ -10,8 +10,9 @@ from kronax.gp.axes.columns import columns_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.means import values_at
-from kronax.gp.model.components import Component, axis_with_variance, parts, rows_at
-from kronax.gp.model.cross import root_rows
+from kronax.gp.means.regression import MarginalMean
+from kronax.gp.model.components import Component, axis_with_variance, parts, root_rows, rows_at
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.predict import at_data_among
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.estimates.certificates import Estimate
@@ -24,7 +25,7 @@ from kronax.linalg.spectral.khatri_rao import mv_rows
 ROUNDINGS = 100
 
 
-def scattered_points(gp: Any, points: Any, axes: Any) -> tuple[Points, ...]:
+def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Points, ...]:
     """The coordinates of scattered places: one entry of `m` per axis.
 
     Args:
@@ -78,7 +79,7 @@ def _explained(
     return sum(rest, first)
 
 
-def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
+def _prior_mean(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, " m"]:
     """The mean function, place by place."""
 
     def one(*place: Points) -> Array:
@@ -88,11 +89,13 @@ def _prior_mean(gp: Any, new: tuple[Points, ...]) -> Float[Array, " m"]:
     return jax.vmap(one)(*new)
 
 
-def _design(gp: Any, new: tuple[Points, ...]) -> Float[Array, "p m"]:
+def _design(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, "p m"]:
     """The functions of a marginal mean, place by place."""
+    mean = gp.mean
+    assert isinstance(mean, MarginalMean)
 
     def one(*place: Points) -> Array:
-        return gp.mean.design_at(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
+        return mean.design_at(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
 
     return jax.vmap(one, out_axes=1)(*new)
 

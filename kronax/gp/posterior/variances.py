@@ -20,10 +20,10 @@ from kronax.gp.model.components import (
     factor_of,
     parts,
     prior_variances,
+    root_rows,
     term,
     whole,
 )
-from kronax.gp.model.cross import root_rows
 from kronax.linalg.arrays.mode_products import along, apply_along, outer, same_rank
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.spectral import AbstractOnGrid

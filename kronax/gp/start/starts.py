@@ -24,6 +24,7 @@ from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.components import term
 from kronax.gp.model.description import variance_of
 from kronax.gp.model.noise import AxisNoise, CellNoise
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.start.correlogram import Correlogram, Products
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.parameters import AS_GIVEN, DATA_MEAN, LENGTH_POWERS, Parameter, parameters, replace
@@ -42,12 +43,12 @@ RISE = 0.05
 SCATTER = 1.0
 
 
-def initialise(gp: Any, y: Any, freeze: Any) -> Any:
+def initialise(gp: AbstractProcess, y: Any, freeze: Any) -> Any:
     """The body of `GridGP.initialise`."""
     return _Start(gp, y, freeze).gp
 
 
-def random_start(gp: Any, key: PRNGKeyArray, y: Any) -> Any:
+def random_start(gp: AbstractProcess, key: PRNGKeyArray, y: Any) -> Any:
     """The body of `GridGP.random_start`."""
     check_key(key)
     key, shuffling = jax.random.split(key)
@@ -79,7 +80,9 @@ class _Start:
     With `rng` the terms of a sum are long and short in any order.
     """
 
-    def __init__(self, gp: Any, y: Any, freeze: Any, rng: np.random.Generator | None = None):
+    def __init__(
+        self, gp: AbstractProcess, y: Any, freeze: Any, rng: np.random.Generator | None = None
+    ):
         if not is_concrete(gp, y):
             raise TypeError(
                 "Starting values need concrete data, coordinates and parameters; got traced ones. "
@@ -136,7 +139,7 @@ class _Along:
 
     def __init__(
         self,
-        gp: Any,
+        gp: AbstractProcess,
         index: int,
         kernel: Kernel,
         path: str,
@@ -324,15 +327,15 @@ def _noise_share(alongs: list[_Along]) -> float:
     return float(np.clip(min(told), *NOISE_SHARES)) if told else UNKNOWN_NOISE_SHARE
 
 
-def _placed_kernels(gp: Any) -> Iterator[tuple[int, Kernel, str]]:
+def _placed_kernels(gp: AbstractProcess) -> Iterator[tuple[int, Kernel, str]]:
     """The axis, the kernel and its path, for all that have parameters."""
     for i, kernel in enumerate(gp.kernels):
         yield i, kernel, f"kernels[{i}]"
     if gp.joined is not None:
-        yield gp.terms.joined_axis, gp.joined, "joined"
+        yield gp.additive.joined_axis, gp.joined, "joined"
 
 
-def _variances(gp: Any, level: float) -> Iterator[tuple[str, Any]]:
+def _variances(gp: AbstractProcess, level: float) -> Iterator[tuple[str, Any]]:
     """The amplitude at a level, or those of all terms at equal shares of it."""
     if gp.terms is None:
         yield "variance", level / _mean_diagonal(gp, gp.kernels)
@@ -348,7 +351,7 @@ def _variances(gp: Any, level: float) -> Iterator[tuple[str, Any]]:
         yield f"{path}[{name!r}]", share / _mean_diagonal(gp, kernels)
 
 
-def _mean_diagonal(gp: Any, kernels: tuple[Kernel, ...]) -> float:
+def _mean_diagonal(gp: AbstractProcess, kernels: tuple[Kernel, ...]) -> float:
     """The mean prior variance on the grid at an amplitude of one."""
     known = [v for v in map(variance_of, kernels) if v is not None]
     if len(known) == len(kernels):

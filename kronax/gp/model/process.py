@@ -1,0 +1,125 @@
+"""What a Gaussian process on a grid is, below all that one does with it."""
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.structure import Structure
+from kronax.gp.kernels.base import Kernel, dtype_of
+from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.terms import TermSum
+from kronax.gp.means.means import Mean, values_at
+from kronax.gp.means.regression import MarginalMean
+from kronax.gp.model.additive import Terms
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
+from kronax.linalg.estimates.certificates import Iteration
+from kronax.linalg.functions.choice import DataCovariance
+from kronax.linalg.operators.gap_geometry import Mask
+
+
+class AbstractProcess(eqx.Module):
+    """Kernels and axes, a mean, and noise; `kx.GridGP` reads them and adds the verbs.
+
+    Attributes:
+        kernels: one per axis, without the scale that `variance` has.
+        joined: the kernel of the terms that are added to the noise.
+        axes: one per axis.
+        mean: bound to the axes.
+        axis_names: their names, if they have some.
+        structures: which factor each axis gets.
+        joined_structure: which one the terms beside the noise get.
+        terms: what became of the terms of an additive model.
+        observed: where there are data, if that is known.
+        gaps: how they are to be handled.
+        iteration: settings of iterations.
+        measured: the way of solving that a trial found.
+        variance: the amplitude; by name for terms without an exact decomposition.
+        noise: a variance, or a module that makes a covariance.
+    """
+
+    kernels: eqx.AbstractVar[tuple[Kernel, ...]]
+    joined: eqx.AbstractVar[TermSum | None]
+    axes: eqx.AbstractVar[tuple[Axis, ...]]
+    mean: eqx.AbstractVar[Mean]
+    axis_names: eqx.AbstractVar[tuple[str, ...] | None]
+    structures: eqx.AbstractVar[tuple[Structure, ...]]
+    joined_structure: eqx.AbstractVar[Structure | None]
+    terms: eqx.AbstractVar[Terms | None]
+    observed: eqx.AbstractVar[Mask | None]
+    gaps: eqx.AbstractVar[str]
+    iteration: eqx.AbstractVar[Iteration]
+    measured: eqx.AbstractVar[Any]
+    variance: eqx.AbstractVar[Any]
+    noise: eqx.AbstractVar[Any]
+
+    @property
+    def grid_shape(self) -> tuple[int, ...]:
+        """`(n_1, …, n_d)`."""
+        return tuple(axis.size for axis in self.axes)
+
+    @property
+    def dtype(self) -> Any:
+        """Precision of the parameters, and so of every result."""
+        return dtype_of((self.kernels, self.joined, self.variance, self.noise, self.mean))
+
+    @property
+    def additive(self) -> Terms:
+        """The terms of an additive model."""
+        assert self.terms is not None, "the model has no terms"
+        return self.terms
+
+    def mean_on(self, new: Sequence[Points | None]) -> Array:
+        """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
+        return values_at(self.mean, self.points_on(new)).astype(self.dtype)
+
+    def design_on(self, new: Sequence[Points | None]) -> Array:
+        """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
+        assert isinstance(self.mean, MarginalMean)
+        return self.mean.design_at(*self.points_on(new)).astype(self.dtype)
+
+    def points_on(self, new: Sequence[Points | None]) -> list[Points]:
+        """The points of a grid where some axes are replaced."""
+        pairs = zip(new, self.axes, strict=True)
+        return [old.points(self.dtype) if p is None else p for p, old in pairs]
+
+    def noise_term(self) -> Any:
+        """The noise alone: a variance, one per cell, or a Kronecker covariance."""
+        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise | NoNoise):
+            return self.noise.operator(self.dtype)
+        return self.noise.astype(self.dtype)
+
+    @abc.abstractmethod
+    def covariance(self, include_noise: bool = True) -> Any:
+        """The prior covariance on the grid, as an operator."""
+
+    @abc.abstractmethod
+    def new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
+        """New coordinates in the form of the axes, `None` for those that stay."""
+
+    @abc.abstractmethod
+    def remarks(self) -> list[str]:
+        """What has to be known to read the parameters."""
+
+    @abc.abstractmethod
+    def check_model(self) -> None:
+        """Refuse concrete parameters and means that the axes cannot carry."""
+
+    @abc.abstractmethod
+    def check_data(self, y: Any) -> Array:
+        """`y` in the grid layout and the precision of the parameters, or a clear error."""
+
+    @abc.abstractmethod
+    def observing(self, y: Any) -> "AbstractProcess":
+        """The same process with data where `y` has some."""
+
+    @abc.abstractmethod
+    def checked_log_likelihood(self, grid: Array) -> Array:
+        """Log density of data that `check_data` and `observing` have seen."""
+
+    @abc.abstractmethod
+    def data_covariance(self) -> DataCovariance:
+        """The covariance of the observations, at the cells that have some."""
