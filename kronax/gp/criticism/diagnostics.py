@@ -12,6 +12,7 @@ from kronax.gp.criticism.held_out import covered
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.means.gls import fitted
 from kronax.gp.model.checks import refuse_gaps
+from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.spectral.whiten import decorrelate
@@ -98,16 +99,16 @@ def _size(x: np.ndarray) -> float:
     return float(np.sqrt(np.mean(np.square(x))))
 
 
-def diagnostics(post: Any) -> Diagnostics:
+def diagnostics(post: AbstractPosterior) -> Diagnostics:
     """Those of a posterior."""
     refuse_gaps(post.gp, "Decorrelated residuals are")
     return Diagnostics(leave_one_out(post), _decorrelated(post))
 
 
 @eqx.filter_jit
-def _decorrelated(post: Any) -> Array:
+def _decorrelated(post: AbstractPosterior) -> Array:
     gp, stay = post.gp, (None,) * len(post.gp.axes)
     residual = jnp.subtract(*same_rank(post.y, gp.mean_on(stay)))
     if post.regression is not None:
         residual = residual - fitted(post.regression.estimates, gp.design_on(stay))
-    return decorrelate(post.operator, residual)
+    return decorrelate(post.on_grid, residual)

@@ -6,7 +6,6 @@ others has mean `y_c − α_c / [S⁻¹]_cc` and variance `1 / [S⁻¹]_cc`: the
 """
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -17,13 +16,14 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
 from kronax.gp.labelled.templates import compiled
+from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import check_plain, is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.diagonals import inverse_diagonal
-from kronax.linalg.krylov.operator import Iterations
+from kronax.linalg.krylov.operator import Iterations, Iterative
 
 
 class LeaveOneOut(HeldOut):
@@ -81,29 +81,30 @@ class LeaveOneOut(HeldOut):
         )
 
 
-def leave_one_out(post: Any) -> LeaveOneOut:
+def leave_one_out(post: AbstractPosterior) -> LeaveOneOut:
     """The predictions of a posterior.
 
     Coefficients that are integrated out are estimated without the cell as well: then it is the
     inverse `S⁻¹ − S⁻¹ H A⁻¹ Hᵀ S⁻¹` that has a diagonal.
     """
-    op, error = post.operator, None
-    way = decomposition_of(op)
+    way, error = decomposition_of(post.operator), None
     if isinstance(way, Iterations):
         found = way.settled(way.inverse_estimate(), "the draws")
         weights = way.data_weights(post.residual(), post.weights)
         mean, variance, diagonal = _predicted(post, found.value, weights)
-        _check_positive(diagonal, post)
+        _check_positive(diagonal, way.op)
         error = found.standard_error * jnp.square(variance)
         what = "Leave-one-out variances"
-        warn_if_uncertain(variance, error, op.iteration, what, stacklevel=3)
+        warn_if_uncertain(variance, error, way.op.iteration, what, stacklevel=3)
     else:
         mean, variance, _ = _predicted(post, None, post.weights)
     return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
 
 
 @compiled
-def _predicted(post: Any, estimate: Array | None, weights: Array) -> tuple[Array, Array, Array]:
+def _predicted(
+    post: AbstractPosterior, estimate: Array | None, weights: Array
+) -> tuple[Array, Array, Array]:
     """Mean and variance, and the diagonal of the inverse that they come from."""
     diagonal = inverse_diagonal(post.operator) if estimate is None else estimate
     regression = post.regression
@@ -115,11 +116,11 @@ def _predicted(post: Any, estimate: Array | None, weights: Array) -> tuple[Array
     return post.y - jnp.multiply(*same_rank(weights, variance)), variance, diagonal
 
 
-def _check_positive(diagonal: Array, post: Any) -> None:
+def _check_positive(diagonal: Array, op: Iterative) -> None:
     """Refuse estimates of the inverse's diagonal that leave no variance."""
     if not is_concrete(diagonal):
         return
-    seen = np.broadcast_to(post.operator.op.observed, diagonal.shape)
+    seen = np.broadcast_to(op.observed, diagonal.shape)
     bad = seen & ~(np.asarray(diagonal) > 0)
     if bad.any():
         raise ConvergenceError(

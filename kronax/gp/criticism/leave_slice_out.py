@@ -7,7 +7,6 @@ integrated out `S⁻¹` loses `T Tᵀ` with `T = S⁻¹ H L^{-T}`, and `C` becom
 """
 
 import math
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -19,10 +18,12 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
 from kronax.gp.criticism.outliers import shown
 from kronax.gp.model.checks import refuse_gaps
+from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import HIGHEST, same_rank
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.gaps.slices import slices_given_others
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.parameters import aligned
 
 # How many slices are printed, the most surprising ones.
@@ -85,7 +86,7 @@ class LeaveSliceOut(HeldOut):
         return "\n".join(lines)
 
 
-def leave_slice_out(post: Any, i: int) -> LeaveSliceOut:
+def leave_slice_out(post: AbstractPosterior, i: int) -> LeaveSliceOut:
     """The slices along axis `i` of a posterior."""
     op = post.operator
     if not (isinstance(op, DenseCovariance) and op.mask.array.all()):
@@ -106,9 +107,10 @@ def leave_slice_out(post: Any, i: int) -> LeaveSliceOut:
 
 
 @eqx.filter_jit
-def _predicted(post: Any, i: int) -> tuple[Array, Array, Array, Array, Array | None]:
+def _predicted(post: AbstractPosterior, i: int) -> tuple[Array, Array, Array, Array, Array | None]:
     """Means, variances, log densities, chi-squares, and the least share that others know."""
     op, weights, grid = post.operator, post.weights, post.operator.grid_shape
+    assert isinstance(op, KroneckerPlusNoise | DenseCovariance)
     fields = weights.reshape(-1, *grid)
     columns = jnp.zeros((0, *grid), op.dtype)
     if post.regression is not None:
@@ -152,9 +154,9 @@ def _spread(coefficients: Array, columns: Array, i: int) -> Array:
     return jnp.moveaxis(product, 1, i + 1)
 
 
-def _check_known(post: Any, i: int, known: Array | None) -> None:
+def _check_known(post: AbstractPosterior, i: int, known: Array | None) -> None:
     """Refuse slices without which some coefficient of the mean is not determined."""
-    if known is None or not is_concrete(known):
+    if post.regression is None or known is None or not is_concrete(known):
         return
     least = np.sqrt(np.finfo(np.asarray(known).dtype).eps)
     wrong = np.flatnonzero(~(np.asarray(known) > least))

@@ -60,7 +60,8 @@ def term(gp: AbstractProcess, name: str) -> Component:
         return Component(kernels, variances[name])
     if gp.joined is not None and name in gp.additive.joined:
         kernels = _white_but(gp, gp.joined.terms[name])
-        return Component(kernels, gp.joined.variances[name])
+        beside: Any = gp.joined.variances
+        return Component(kernels, beside[name])
     i = gp.additive.axis
     total: Any = gp.kernels[i]  # a sum of terms
     kernels = (*gp.kernels[:i], total.terms[name], *gp.kernels[i + 1 :])

@@ -12,13 +12,16 @@ from kronax.gp.axes.structure import Structure
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
+from kronax.gp.labelled.templates import Template
+from kronax.gp.means.gls import Regression
 from kronax.gp.means.means import Mean, values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.additive import Terms
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
-from kronax.linalg.estimates.certificates import Iteration
+from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
 class AbstractProcess(eqx.Module):
@@ -123,3 +126,37 @@ class AbstractProcess(eqx.Module):
     @abc.abstractmethod
     def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""
+
+
+class AbstractPosterior(eqx.Module):
+    """A process given data; `kx.GridGP.condition` makes one, with the verbs.
+
+    Attributes:
+        gp: the process, with where its data are.
+        y: the data on the grid.
+        operator: the covariance of the data, with what was computed of it.
+        weights: `S⁻¹ (y − mean)`.
+        regression: the coefficients of a marginal mean.
+        template: what the data came as.
+        estimate: the weights with their certificate, if they come from iterations.
+        made_of: checksums of model and data.
+    """
+
+    gp: eqx.AbstractVar[Any]
+    y: eqx.AbstractVar[Array]
+    operator: eqx.AbstractVar[DataCovariance]
+    weights: eqx.AbstractVar[Array]
+    regression: eqx.AbstractVar[Regression | None]
+    template: eqx.AbstractVar[Template | None]
+    estimate: eqx.AbstractVar[Estimate | None]
+    made_of: eqx.AbstractVar[tuple[Array, ...] | None]
+
+    @property
+    def on_grid(self) -> KroneckerPlusNoise:
+        """The operator, of data without gaps."""
+        assert isinstance(self.operator, KroneckerPlusNoise), "the data have gaps"
+        return self.operator
+
+    @abc.abstractmethod
+    def residual(self) -> Array:
+        """The data less the posterior mean of the function."""

@@ -19,7 +19,7 @@ from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
 from kronax.gp.model.method import gaps_of, mask_of
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import array_of_reals, grid_of, is_concrete
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.factors.diagonal import ScaledIdentity
@@ -28,7 +28,7 @@ from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
-def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
+def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any) -> Any:
     """The posterior of the same process on the longer grid."""
     gp = post.gp
     i, new = _new_axis(gp, axes)
@@ -51,7 +51,17 @@ def append(post: Any, y_new: Any, axes: Any, noise: Any) -> Any:
     operator = decompose_axis(longer.covariance(), post.operator, i)
     found = marginal_likelihood.weights(longer, operator, y)
     made_of = fingerprint_of_tree((longer, y))
-    return type(post)(longer, y, operator, found.value, found.regression, template, made_of=made_of)
+    return dataclasses.replace(
+        post,
+        gp=longer,
+        y=y,
+        operator=operator,
+        weights=found.value,
+        regression=found.regression,
+        template=template,
+        estimate=None,
+        made_of=made_of,
+    )
 
 
 def _new_axis(gp: AbstractProcess, axes: Any) -> tuple[int, Axis]:

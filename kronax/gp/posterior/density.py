@@ -12,6 +12,7 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import marginal_logpdf
 from kronax.gp.model.components import kernel_matrix
+from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.posterior.noise_levels import noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
@@ -27,7 +28,9 @@ from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 MOST_PLACES = 5_000
 
 
-def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Array:
+def log_density(
+    post: AbstractPosterior, y_new: Array, new: tuple[Axis | None, ...], noise: Any
+) -> Array:
     """Of new observations on a grid.
 
     With at most one new axis the old and the new data lie on one longer grid, and the log density
@@ -42,7 +45,9 @@ def log_density(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: An
 Density = tuple[Array, Ends | None]
 
 
-def _with_ends(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Density:
+def _with_ends(
+    post: AbstractPosterior, y_new: Array, new: tuple[Axis | None, ...], noise: Any
+) -> Density:
     moved = [i for i, axis in enumerate(new) if axis is not None]
     gp = post.gp
     is_whole = isinstance(post.operator, KroneckerPlusNoise)
@@ -51,7 +56,7 @@ def _with_ends(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
     if not moved:
         return _again(post, y_new)
     ahead = tuple(None if axis is None else axis.points(post.operator.dtype) for axis in new)
-    if isinstance(post.operator.noise, Kronecker):
+    if isinstance(post.on_grid.noise, Kronecker):
         varying = getattr(post.gp.noise, "variances", None)
         if varying is None or varying[moved[0]] is not None:
             name = post.gp.axis_names[moved[0]] if post.gp.axis_names else f"axis {moved[0]}"
@@ -63,9 +68,9 @@ def _with_ends(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
 
 
 @compiled
-def _again(post: Any, y_new: Array) -> Density:
+def _again(post: AbstractPosterior, y_new: Array) -> Density:
     """A second observation of every cell: one more axis, of two that share the function."""
-    op = post.operator
+    op = post.on_grid
     both = jnp.ones((2, 2), op.dtype)
     noise = op.noise
     if isinstance(noise, Kronecker):
@@ -75,9 +80,11 @@ def _again(post: Any, y_new: Array) -> Density:
 
 
 @compiled
-def _longer(post: Any, y_new: Array, new: tuple[Points | None, ...], i: int) -> Density:
+def _longer(
+    post: AbstractPosterior, y_new: Array, new: tuple[Points | None, ...], i: int
+) -> Density:
     """The grid with one axis made longer."""
-    gp, op = post.gp, post.operator
+    gp, op = post.gp, post.on_grid
     ahead = new[i]
     assert ahead is not None
     x = gp.axes[i].points(op.dtype).joined(ahead)
@@ -93,7 +100,7 @@ def _longer(post: Any, y_new: Array, new: tuple[Points | None, ...], i: int) -> 
 
 
 def _difference(
-    post: Any,
+    post: AbstractPosterior,
     y_new: Array,
     joint: KroneckerPlusNoise,
     axis: int,
@@ -137,7 +144,9 @@ def check_number(count: int) -> None:
         )
 
 
-def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any) -> Density:
+def _on_places(
+    post: AbstractPosterior, y_new: Array, new: tuple[Axis | None, ...], noise: Any
+) -> Density:
     axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
     shape = tuple(axis.size for axis in axes)
     indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
@@ -157,7 +166,9 @@ def _on_places(post: Any, y_new: Array, new: tuple[Axis | None, ...], noise: Any
     return _at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
 
 
-def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Array:
+def log_density_at(
+    post: AbstractPosterior, y_new: Array, new: tuple[Points, ...], levels: Array
+) -> Array:
     """Of new observations at scattered places with noise of the variances `levels`."""
     value, found = _at(post, y_new, new, levels)
     warn_of_ratio(found, "The log density may be wrong")
@@ -165,7 +176,7 @@ def log_density_at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Arr
 
 
 @compiled
-def _at(post: Any, y_new: Array, new: tuple[Points, ...], levels: Array) -> Density:
+def _at(post: AbstractPosterior, y_new: Array, new: tuple[Points, ...], levels: Array) -> Density:
     # Those of the data: what they leave of the function is better conditioned.
     found = decomposition_of(lax.stop_gradient(post.operator)).ends()
     covariance = covariance_at(post, new) + jnp.diag(jnp.broadcast_to(levels, y_new.shape[-1:]))

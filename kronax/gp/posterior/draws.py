@@ -10,6 +10,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import fitted
 from kronax.gp.model.components import Component, New, term, whole
+from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.posterior.noise_levels import noisy
 from kronax.gp.posterior.predict import at_data, cross_of
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
@@ -27,7 +28,7 @@ class Observed(NamedTuple):
 
 @compiled
 def function_draws(
-    post: Any,
+    post: AbstractPosterior,
     key: PRNGKeyArray,
     new: New,
     shape: tuple[int, ...],
@@ -42,7 +43,7 @@ def function_draws(
 
 @compiled
 def posterior_draws(
-    post: Any,
+    post: AbstractPosterior,
     key: PRNGKeyArray,
     new: New,
     shape: tuple[int, ...],
@@ -84,7 +85,7 @@ class _Drawn(NamedTuple):
 
 
 def _draws(
-    post: Any,
+    post: AbstractPosterior,
     key: PRNGKeyArray,
     drawn: _Drawn,
     new: New,

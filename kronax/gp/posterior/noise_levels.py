@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import array_of_reals
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.square_roots import safe_sqrt
@@ -19,7 +19,7 @@ from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.spectral.low_rank import is_diagonal
 
 
-def noise_at(post: Any, places: tuple[Points, ...], noise: Any) -> Array:
+def noise_at(post: AbstractPosterior, places: tuple[Points, ...], noise: Any) -> Array:
     """The noise variances at scattered places; they broadcast to them."""
     if noise is not None:
         return _given_noise(noise, (places[0].raw.shape[0],), post.operator.dtype)
@@ -32,7 +32,7 @@ def noise_at(post: Any, places: tuple[Points, ...], noise: Any) -> Array:
     return model
 
 
-def noise_on(post: Any, new: tuple[Axis | None, ...], noise: Any) -> Array:
+def noise_on(post: AbstractPosterior, new: tuple[Axis | None, ...], noise: Any) -> Array:
     """The noise variances on the grid of a prediction; they broadcast to it."""
     if noise is not None:
         shape = tuple((axis or old).size for axis, old in zip(new, post.gp.axes, strict=True))

@@ -17,7 +17,7 @@ from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.datasets import to_dataarray, to_dataset
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict
 from kronax.gp.posterior.append import append
@@ -43,7 +43,7 @@ def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
 
     @functools.wraps(method)
-    def call(post: Any, *args: Any, **options: Any) -> Any:
+    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
         own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
         held(own.operator, getattr(own.operator, "decomposition", None))
         return method(own, *args, **options)
@@ -51,7 +51,7 @@ def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class Posterior(eqx.Module):
+class Posterior(AbstractPosterior):
     """What `gp.condition(y)` returns; it carries the decomposition that predictions need.
 
     `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
@@ -62,7 +62,7 @@ class Posterior(eqx.Module):
     standard deviations the mean may be off.
     """
 
-    gp: AbstractProcess
+    gp: Any
     y: Array
     operator: DataCovariance
     weights: Array

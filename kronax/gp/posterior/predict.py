@@ -31,7 +31,7 @@ from kronax.gp.model.components import (
     slope_matrix,
     whole,
 )
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance
@@ -49,12 +49,12 @@ from kronax.paths import nearest
 PLAIN = 8
 
 
-def new_points(post: Any, axes: Any) -> New:
+def new_points(post: AbstractPosterior, axes: Any) -> New:
     """New coordinates, in the form that users give them in, as points."""
     return as_points(post, post.gp.new_axes(axes))
 
 
-def as_points(post: Any, new: tuple[Axis | None, ...]) -> New:
+def as_points(post: AbstractPosterior, new: tuple[Axis | None, ...]) -> New:
     """New axes as points."""
     dtype = post.operator.dtype
     return tuple(None if axis is None else axis.points(dtype) for axis in new)
@@ -92,7 +92,12 @@ def axis_with_slope(
 
 
 def cross_of(
-    post: Any, part: Component, new: New, along: int | None = None, *, exact: bool = True
+    post: AbstractPosterior,
+    part: Component,
+    new: New,
+    along: int | None = None,
+    *,
+    exact: bool = True,
 ) -> Kronecker:
     """`K_*` of one component; the derivative along one axis if asked for.
 
@@ -120,14 +125,16 @@ def _rows_of_root(gp: AbstractProcess, i: int, new: Points, dtype: Any) -> Array
     return root_rows(gp, i, new, dtype)[0]
 
 
-def explained(post: Any, new: New, name: str | None, x: Array, along: int | None = None) -> Array:
+def explained(
+    post: AbstractPosterior, new: New, name: str | None, x: Array, along: int | None = None
+) -> Array:
     """`K_* x` for grid arrays `x`, of the function or of a term."""
     first, *rest = (cross_of(post, part, new, along).mv_grid(x) for part in parts(post.gp, name))
     return sum(rest, first)
 
 
 @compiled
-def mean(post: Any, new: New, name: str | None = None) -> Array:
+def mean(post: AbstractPosterior, new: New, name: str | None = None) -> Array:
     """The posterior mean of the function, or of the term of that name."""
     value = explained(post, new, name, post.weights)
     if name is not None:
@@ -138,7 +145,7 @@ def mean(post: Any, new: New, name: str | None = None) -> Array:
     return at_data(post, new, value, post.y, post.weights)
 
 
-def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Array:
+def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: Array) -> Array:
     """`value`, at observed cells by what the data are less their noise: `y − N S⁻¹ r`.
 
     The weights are large where the noise is small, and `K` times them loses what cancels there.
@@ -162,7 +169,7 @@ def at_data(post: Any, new: New, value: Array, y: Array, weights: Array) -> Arra
     return with_value(value, jnp.where(*same_rank(has_data, less, value)))
 
 
-def at_data_among(post: Any, new: tuple[Points, ...], value: Array) -> Array:
+def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array) -> Array:
     """The same of the mean at scattered places."""
     if not decomposition_of(post.operator).is_exact:
         return value
@@ -187,7 +194,7 @@ def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, A
 
 
 @compiled
-def mean_derivative(post: Any, new: New, i: int, name: str | None = None) -> Array:
+def mean_derivative(post: AbstractPosterior, new: New, i: int, name: str | None = None) -> Array:
     """The derivative of the mean along axis `i`."""
     gp = post.gp
     value = explained(post, new, name, post.weights, i)
@@ -219,7 +226,7 @@ def _slope(gp: AbstractProcess, function: Any, new: New, i: int) -> Array:
     return jax.jvp(moved, (x[i],), (Points(ones, ones, places, x[i].origin),))[1]
 
 
-def _regressed(post: Any, new: New, name: str | None) -> Array | None:
+def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | None:
     """`L⁻¹ (H_* − K_* S⁻¹ H)`, the root of what not knowing the coefficients adds."""
     if post.regression is None:
         return None
@@ -230,14 +237,14 @@ def _regressed(post: Any, new: New, name: str | None) -> Array | None:
 
 @compiled
 def variance_estimate(
-    post: Any, new: New, name: str | None = None, levels: Array | None = None
+    post: AbstractPosterior, new: New, name: str | None = None, levels: Array | None = None
 ) -> Estimate:
     """The posterior variance with its certificate, whether it converged or not; plus noise."""
     found = _variance_estimate(post, new, name)
     return found if levels is None else found.shifted(levels)
 
 
-def _variance_estimate(post: Any, new: New, name: str | None) -> Estimate:
+def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> Estimate:
     found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if not isinstance(found, Iterations):
         if isinstance(found, Cholesky):
@@ -253,12 +260,14 @@ def _variance_estimate(post: Any, new: New, name: str | None) -> Estimate:
     return found.explained_estimate(rows).scaled(-1.0).shifted(prior + added)
 
 
-def _variance_of_terms(post: Any, new: New, name: str | None, found: Iterations) -> Estimate:
+def _variance_of_terms(
+    post: AbstractPosterior, new: New, name: str | None, found: Iterations
+) -> Estimate:
     """Of terms without an exact decomposition, by draws, their coefficients known.
 
     On the grid itself draws have twins of known variance; at new coordinates they are plain.
     """
-    gp, op = post.gp, post.operator
+    gp, op = post.gp, found.op
     if not any(new):
         return found.posterior(None if name is None else gp.terms.names.index(name))
     components, num = whole(gp), PLAIN * op.iteration.num_draws
@@ -298,13 +307,13 @@ def _variance_of_terms(post: Any, new: New, name: str | None, found: Iterations)
 
 
 @compiled
-def variance(post: Any, new: New, name: str | None = None) -> Array:
+def variance(post: AbstractPosterior, new: New, name: str | None = None) -> Array:
     """The posterior variance of the function, or of the term of that name."""
     estimate = variance_estimate(post, new, name)
     return decomposition_of(post.operator).settled(estimate, "the variances").value
 
 
-def _dense_variance(post: Any, new: New, name: str | None, found: Cholesky) -> Array:
+def _dense_variance(post: AbstractPosterior, new: New, name: str | None, found: Cholesky) -> Array:
     """Of the function or a term where the data are one dense matrix, the coefficients known."""
     op = found.op
     if name is None and not any(new):
@@ -315,7 +324,7 @@ def _dense_variance(post: Any, new: New, name: str | None, found: Cholesky) -> A
     return found.variances_on(prior, *([f.to_dense() for f in factors] for factors in products))
 
 
-def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:
+def _variance_of_coefficients(post: AbstractPosterior, new: New, name: str | None) -> Array:
     """What not knowing the coefficients of the mean adds."""
     root = _regressed(post, new, name)
     return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
@@ -323,7 +332,7 @@ def _variance_of_coefficients(post: Any, new: New, name: str | None) -> Array:
 
 @compiled
 def covariance(
-    post: Any, new: New, levels: Array | None, name: str | None = None
+    post: AbstractPosterior, new: New, levels: Array | None, name: str | None = None
 ) -> PosteriorCovariance:
     """The posterior covariance of the function or of a term, as an operator."""
     gp = post.gp
@@ -337,7 +346,7 @@ def covariance(
     )
 
 
-def _prior(post: Any, part: Component, new: New) -> Kronecker:
+def _prior(post: AbstractPosterior, part: Component, new: New) -> Kronecker:
     gp, dtype = post.gp, post.operator.dtype
     if part.kernels is not gp.kernels:
         return prior_covariance(gp, part, new, dtype)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.model.components import Component, New, joint_root
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.lapack_order import in_sequence
@@ -53,7 +53,7 @@ def _drawn(
     return jnp.where(covariance.observed, covariance.draw(key, shape) + mean, jnp.nan)
 
 
-def prior_roots(post: Any, part: Component, new: New) -> list[SymmetricBlocks]:
+def prior_roots(post: AbstractPosterior, part: Component, new: New) -> list[SymmetricBlocks]:
     """Roots of the covariances of one component over old and new coordinates, axis by axis."""
     gp, dtype = post.gp, post.operator.dtype
 
@@ -67,7 +67,7 @@ def prior_roots(post: Any, part: Component, new: New) -> list[SymmetricBlocks]:
 
 
 def prior_fields(
-    post: Any,
+    post: AbstractPosterior,
     roots: list[SymmetricBlocks],
     key: PRNGKeyArray,
     new: New,

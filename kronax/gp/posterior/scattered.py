@@ -12,7 +12,7 @@ from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.means import values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import Component, axis_with_variance, parts, root_rows, rows_at
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.posterior.predict import at_data_among
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.estimates.certificates import Estimate
@@ -58,7 +58,7 @@ def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Point
 
 @compiled
 def mean_at(
-    post: Any, new: tuple[Points, ...], name: str | None = None
+    post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None
 ) -> Float[Array, "*batch m"]:
     """Posterior mean of the function, or of the term of that name; `2 m N` operations."""
     value = _explained(post, new, parts(post.gp, name), post.weights)
@@ -71,7 +71,7 @@ def mean_at(
 
 
 def _explained(
-    post: Any, new: tuple[Points, ...], components: tuple[Component, ...], x: Array
+    post: AbstractPosterior, new: tuple[Points, ...], components: tuple[Component, ...], x: Array
 ) -> Array:
     """`K_* x` for grid arrays `x`, over all components."""
     dtype = post.operator.dtype
@@ -101,7 +101,7 @@ def _design(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, "p m"]
 
 
 def _regressed(
-    post: Any, new: tuple[Points, ...], name: str | None = None
+    post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None
 ) -> Float[Array, "p m"] | None:
     """The root of what not knowing the coefficients adds to the covariance."""
     if post.regression is None:
@@ -112,7 +112,9 @@ def _regressed(
 
 
 @compiled
-def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> Estimate:
+def variance_at(
+    post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None
+) -> Estimate:
     """Posterior variance of the function or a term; values only, differentiating raises.
 
     With its certificate, whether it converged or not.
@@ -121,7 +123,7 @@ def variance_at(post: Any, new: tuple[Points, ...], name: str | None = None) -> 
     return found if root is None else found.shifted(jnp.sum(jnp.square(root), axis=0))
 
 
-def _known(post: Any, new: tuple[Points, ...], name: str | None = None) -> Estimate:
+def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None) -> Estimate:
     """The variance with known coefficients."""
     op = post.operator
     is_joined = name is not None and post.gp.joined is not None and name in post.gp.terms.joined
@@ -130,7 +132,9 @@ def _known(post: Any, new: tuple[Points, ...], name: str | None = None) -> Estim
     return decomposition_of(op).variance_at(*_places(post, new, name))
 
 
-def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list[list[Places]]:
+def _places(
+    post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None
+) -> list[list[Places]]:
     """What is known of scattered places, part by part, each with one row per axis."""
     gp, dtype = post.gp, post.operator.dtype
     found, scaled = [], axis_with_variance(gp, name)
@@ -148,7 +152,7 @@ def _places(post: Any, new: tuple[Points, ...], name: str | None = None) -> list
 
 
 @compiled
-def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
+def covariance_at(post: AbstractPosterior, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     """Posterior covariance between all places; `2 m² N` operations, values only.
 
     Its diagonal is that of `variance_at`.
@@ -166,7 +170,9 @@ def covariance_at(post: Any, new: tuple[Points, ...]) -> Float[Array, "m m"]:
     return (covariance + covariance.T) / 2
 
 
-def _prior_matrices(post: Any, part: Component, new: tuple[Points, ...]) -> list[Array]:
+def _prior_matrices(
+    post: AbstractPosterior, part: Component, new: tuple[Points, ...]
+) -> list[Array]:
     """The prior covariances between all places, axis by axis."""
     dtype = post.operator.dtype
     pairs = zip(part.kernels, new, strict=True)
@@ -176,7 +182,7 @@ def _prior_matrices(post: Any, part: Component, new: tuple[Points, ...]) -> list
 
 @compiled
 def sample_at(
-    post: Any, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
+    post: AbstractPosterior, key: PRNGKeyArray, new: tuple[Points, ...], shape: tuple[int, ...]
 ) -> Float[Array, "*shape m"]:
     """Joint draws of the function."""
     mean, covariance = mean_at(post, new), covariance_at(post, new)

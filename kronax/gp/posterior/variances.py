@@ -6,7 +6,6 @@ prior less explained.
 
 import dataclasses
 from itertools import combinations_with_replacement
-from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -24,6 +23,7 @@ from kronax.gp.model.components import (
     term,
     whole,
 )
+from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.mode_products import along, apply_along, outer, same_rank
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.spectral import AbstractOnGrid
@@ -49,7 +49,7 @@ from kronax.linalg.spectral.conditional_variances import (
 from kronax.linalg.spectral.value_and_rules import spectrum
 
 
-def exact_variance(post: Any, new: New, name: str | None) -> Array:
+def exact_variance(post: AbstractPosterior, new: New, name: str | None) -> Array:
     """Of the function or of a term, with an exact decomposition and known coefficients."""
     gp, op = post.gp, post.operator
     if name is None and gp.joined is None:
@@ -65,7 +65,7 @@ def exact_variance(post: Any, new: New, name: str | None) -> Array:
         places = signal_places(post, part, new, axis_with_variance(gp, name))
         return with_value(like, _given(op, places))
     # The term stands where the noise does: the roles change.
-    return with_value(like, _given(turned_about(op), _joined_places(post, part, new)))
+    return with_value(like, _given(turned_about(post.on_grid), _joined_places(post, part, new)))
 
 
 def _given(op: DataCovariance, places: list[Places]) -> Array:
@@ -74,7 +74,7 @@ def _given(op: DataCovariance, places: list[Places]) -> Array:
     return found.variance_given(places)
 
 
-def root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
+def root_pairs(post: AbstractPosterior, new: New) -> list[tuple[Array, Array | None]]:
     """Per axis the covariances of new coordinates with the old, and the rows of a thin root."""
     dtype = post.operator.dtype
     return [
@@ -85,7 +85,7 @@ def root_pairs(post: Any, new: New) -> list[tuple[Array, Array | None]]:
     ]
 
 
-def _definition(post: Any, new: New, name: str | None) -> Array:
+def _definition(post: AbstractPosterior, new: New, name: str | None) -> Array:
     """Prior less explained, which has the derivatives."""
     gp, op = post.gp, post.operator
     if name is None and not any(new):
@@ -109,7 +109,9 @@ def _definition(post: Any, new: New, name: str | None) -> Array:
     return total
 
 
-def signal_places(post: Any, part: Component, new: New, scaled: int = 0) -> list[Places]:
+def signal_places(
+    post: AbstractPosterior, part: Component, new: New, scaled: int = 0
+) -> list[Places]:
     """What is known of new coordinates, of a part of the signal; its variance goes to one axis."""
     gp, op = post.gp, post.operator
     places = []
@@ -131,7 +133,7 @@ def signal_places(post: Any, part: Component, new: New, scaled: int = 0) -> list
     return places
 
 
-def _joined_places(post: Any, part: Component, new: New) -> list[Places]:
+def _joined_places(post: AbstractPosterior, part: Component, new: New) -> list[Places]:
     """The same of terms that are added to the noise: white on every axis but one."""
     gp, dtype = post.gp, post.operator.dtype
     places = []
@@ -148,13 +150,13 @@ def _joined_places(post: Any, part: Component, new: New) -> list[Places]:
     return places
 
 
-def _joined_at_data(post: Any) -> Array:
+def _joined_at_data(post: AbstractPosterior) -> Array:
     """Of a function of the signal and terms `B` beside the noise `N`, at the data.
 
     It is `N − N S⁻¹ N`. With `T = B + N = V diag(μ) Vᵀ` that is `N − N T⁻¹ N`, the variance of `B`
     alone given noisy data, and `N W diag(λ / (μ D)) Wᵀ N`.
     """
-    gp, op = lax.stop_gradient((post.gp, post.operator))
+    gp, op = lax.stop_gradient((post.gp, post.on_grid))
     i, noise = gp.terms.joined_axis, gp.noise_term()
     levels = noise.factors[i].diagonal() if isinstance(noise, Kronecker) else noise
     levels = jnp.broadcast_to(levels, op.grid_shape[i : i + 1])
@@ -181,14 +183,14 @@ def _joined_at_data(post: Any) -> Array:
     return along(alone, axis, rest.ndim) + squares * rest
 
 
-def _with_joined(post: Any, new: New) -> Array:
+def _with_joined(post: AbstractPosterior, new: New) -> Array:
     """Of a function of the signal and terms beside the noise, at new coordinates.
 
     The terms are white on all axes but one: where a coordinate of another axis is new, they are
     known by nothing. Elsewhere both covariances with the data are the same along the other axes,
     and what the two explain together is `a²/λ + b²/μ − (a/λ − b/μ)² λ μ / D`.
     """
-    gp, op = post.gp, post.operator
+    gp, op = post.gp, post.on_grid
     signal, beside = whole(gp)
     i = gp.terms.joined_axis
     joined = _joined_places(post, beside, new)
