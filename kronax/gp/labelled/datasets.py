@@ -10,7 +10,6 @@ from jaxtyping import PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import is_dates, plain
 from kronax.gp.axes.labels import is_labels
-from kronax.gp.model.process import AbstractProcess
 
 MEAN, SD, QUANTILES, DRAWS = "mean", "standard_deviation", "quantiles", "draws"
 
@@ -87,7 +86,7 @@ def _dims_of(coordinate: Any) -> tuple[str, ...]:
     return (coordinate[0],) if isinstance(coordinate[0], str) else tuple(coordinate[0])
 
 
-def grid_dims(gp: AbstractProcess) -> tuple[str, ...]:
+def grid_dims(gp: Any) -> tuple[str, ...]:
     """The dimensions of the grid."""
     return gp.axis_names or tuple(f"axis_{i}" for i in range(len(gp.axes)))
 
