@@ -444,5 +444,5 @@ def test_what_the_iteration_has_not_met_is_bounded(tolerance):
     form = b**2 @ np.log(values) / np.sum(b**2, -1)
     assert np.all(found.log_form >= form - 1e-12)
     assert np.all(found.log_form - found.log_left <= form + 1e-12)
-    residual = b - found.solution * values[None]
+    residual = np.asarray(b - found.solution * values[None])
     np.testing.assert_allclose(found.left, np.sum(residual**2 / values, -1), rtol=1e-6)

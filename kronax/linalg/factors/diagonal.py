@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
@@ -109,9 +108,9 @@ class ScaledIdentity(AbstractFactor):
 
     def __init__(self, scale: Any, size: int):
         scale, size = checks.whole(scale), checks.whole(size)
-        if isinstance(scale, int | float):
-            scale = np.asarray(scale, jnp.result_type(float))
         self.scale = checks.array_of_reals(scale, "The scale of ScaledIdentity")
+        if isinstance(scale, int | float) and not isinstance(scale, bool):
+            self.scale = jnp.asarray(float(scale))  # weakly typed: it has any precision
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(
                 f"The size of ScaledIdentity must be an integer; got {size!r}. Pass (scale, size)."
