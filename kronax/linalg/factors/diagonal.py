@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -110,7 +111,7 @@ class ScaledIdentity(AbstractFactor):
         scale, size = checks.whole(scale), checks.whole(size)
         self.scale = checks.array_of_reals(scale, "The scale of ScaledIdentity")
         if isinstance(scale, int | float) and not isinstance(scale, bool):
-            self.scale = jnp.asarray(float(scale))  # weakly typed: it has any precision
+            self.scale = jax.device_put(float(scale))  # weakly typed: it has any precision
         if not isinstance(size, int) or isinstance(size, bool):
             raise TypeError(
                 f"The size of ScaledIdentity must be an integer; got {size!r}. Pass (scale, size)."
