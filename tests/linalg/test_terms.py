@@ -332,7 +332,7 @@ def test_the_basis_is_that_of_the_marginal_covariances():
     marginals = np.einsum("abcb->ac", cube) / 6, np.einsum("abad->bd", cube) / 5
     for basis, marginal in zip(held.compared.bases, marginals, strict=True):
         w = np.asarray(basis.matrix())
-        np.testing.assert_allclose(w * basis.values @ w.T, marginal, atol=1e-9)
+        np.testing.assert_allclose(w * np.asarray(basis.values) @ w.T, marginal, atol=1e-9)
     # In the basis, whole in the box of 12 leading vectors and the diagonal beyond.
     whole = oracle.kron(*(np.asarray(b.matrix()) for b in held.compared.bases))
     turned = whole.T @ case.signal() @ whole
