@@ -16,11 +16,13 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import map_batch, matmul, same_rank
+from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.decompositions.factorized import Factorized
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.factorizations import inverse_matrix
 from kronax.linalg.factors.triangular import LowerTriangular
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.logdet import inv_quad, logdet, watched_logpdf
 from kronax.linalg.functions.solve import solve_grid
 from kronax.linalg.operators.diagnose import explain_not_finite, refuse_indefinite
@@ -60,6 +62,10 @@ class AbstractForm(eqx.Module):
     @abc.abstractmethod
     def inv_quad(self, residual: Array) -> Array:
         """`rᵀ S⁻¹ r` for residuals in the grid layout."""
+
+    def ends(self) -> Ends | None:
+        """The largest and smallest eigenvalue, where the decomposition has them."""
+        return None
 
     @abc.abstractmethod
     def inverse_factors(self) -> list[Array] | None:
@@ -115,6 +121,10 @@ class CovarianceForm(AbstractForm):
     def normal_logpdf(self, residual: Array) -> Array:
         """Both from one decomposition."""
         return watched_logpdf(residual, self.operator)
+
+    def ends(self) -> Ends | None:
+        """With noise; inside one `jit` the decomposition is shared."""
+        return decomposition_of(self.operator).ends()
 
     def inverse_factors(self) -> list[Array] | None:
         """The inverse of every factor without noise."""

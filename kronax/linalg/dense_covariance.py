@@ -10,7 +10,7 @@ from below. At an observed cell it is `w − w² [S⁻¹]_cc` as well, which los
 `w` is small beside the prior.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import reduce
 from math import log, pi, prod
 from operator import add, mul
@@ -39,11 +39,12 @@ from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import products_of
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, rows_of
-from kronax.linalg.spectral.conditioning import largest_eigenvalue
 from kronax.linalg.spectral.low_rank import is_diagonal
 
 # Numbers of a product with the factor that are held at once.
 CHUNK = 4_000_000
+# Powers of a matrix that show its largest eigenvalue to some ten per cent.
+POWERS = 6
 
 # Per axis the covariances `(m_i, n_i)` of new coordinates with the grid; several are a sum.
 Rows = Sequence[Array]
@@ -240,13 +241,13 @@ class Cholesky(AbstractSignalPlusNoise):
         """The Cholesky factor."""
         return self.op.cholesky()
 
-    def ends(self) -> Ends | None:
-        """Bounds: row sums, and the least noise; none with correlated noise."""
-        noise = self.op.noise()
-        if noise.ndim > len(self.op.batch_shape) + 1:
-            return None
-        signal = largest_eigenvalue(self.op.op.kronecker)
-        return Ends(signal + jnp.max(noise, axis=-1), jnp.min(noise, axis=-1))
+    def ends(self) -> Ends:
+        """Estimates from inside, by some powers of the matrix and of its inverse."""
+        root = lax.stop_gradient(self.op.cholesky())
+        vector = np.random.default_rng(0).standard_normal(root.shape[-1])
+        start = jnp.broadcast_to(jnp.asarray(vector, root.dtype), root.shape[:-1])
+        largest = _stretched(lambda x: _multiplied(root, x), start)
+        return Ends(largest, 1 / _stretched(lambda x: _solved(root, x), start))
 
 
 def _root_derivative(operands: Any, known: Array, tangents: list) -> Array:
@@ -279,6 +280,18 @@ def _solved(root: Array, b: Array) -> Array:
     return lax.linalg.triangular_solve(
         root, white[..., None], left_side=True, lower=True, transpose_a=True
     )[..., 0]
+
+
+def _multiplied(root: Array, x: Array) -> Array:
+    """`S x` for vectors `(*batch, n)`."""
+    return matmul(root, matmul(jnp.swapaxes(root, -1, -2), x[..., None]))[..., 0]
+
+
+def _stretched(apply: Callable[[Array], Array], x: Array) -> Array:
+    """How much a few powers of a matrix stretch a vector in the end: its largest eigenvalue."""
+    for _ in range(POWERS):
+        x = apply(x / jnp.linalg.norm(x, axis=-1, keepdims=True))
+    return jnp.linalg.norm(x, axis=-1)
 
 
 def _log_det(root: Array) -> Array:

@@ -4,7 +4,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.decompositions.abstract import AbstractDecomposition
 from kronax.linalg.factors.abstract_operator import AbstractOperator
-from kronax.linalg.functions.choice import asked, solvable
+from kronax.linalg.functions.choice import solvable, watched
 from kronax.linalg.operators.diagnose import explain_not_finite
 
 
@@ -26,7 +26,7 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
         3.0
     """
     op = solvable(op, "inverse_diagonal")
-    value = asked(_inverse_diagonal, op)
+    value = watched(_inverse_diagonal, "The diagonal of the inverse may be wrong", op)
     explain_not_finite(value, op)
     return value
 

@@ -167,10 +167,12 @@ class Iterations(AbstractSignalPlusNoise):
         """Nothing."""
 
     def ends(self) -> Ends:
-        """Bounds: row sums, and the least noise."""
-        noise = jnp.where(self.op.observed, self.op.op.variances, jnp.nan)
-        signal = largest_eigenvalue(self.op.op.kronecker)
-        return Ends(signal + jnp.nanmax(noise), jnp.nanmin(noise))
+        """Bounds: row sums or the trace at the observed cells, and the least noise."""
+        signal, noise = self.op.op.kronecker, self.op.op.variances
+        noise = jnp.where(self.op.observed, noise, jnp.nan)
+        trace = jnp.sum(self.op.held(signal.diagonal()))
+        largest = jnp.minimum(largest_eigenvalue(signal), trace)
+        return Ends(largest + jnp.nanmax(noise), jnp.nanmin(noise))
 
     def solved(self, b: Array) -> Estimate:
         """`S⁻¹ b`, whether it converged or not."""
