@@ -15,6 +15,7 @@ from numpyro.distributions import biject_to, constraints
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import Loop, gradients_by
 from kronax.linalg.arrays.checks import check_key
+from kronax.linalg.arrays.precision import LOST, to_have_float64
 from kronax.linalg.arrays.primitives import DerivativeOrderError
 from kronax.parameters import ParameterTable, aligned, describe_domain
 
@@ -174,7 +175,7 @@ def quick_laplace(
 def _approximation(problem: Problem, raw: Raw, found: _Curvature) -> LaplaceApproximation:
     names, hessian = tuple(_names(raw)), found.hessian
     dtype = ravel_pytree(raw)[0].dtype
-    _check_minimum(hessian, names, float(jnp.finfo(dtype).eps))
+    _check_minimum(hessian, names, dtype, problem)
     scale = np.sqrt(np.diag(hessian))
     covariance = np.linalg.inv(hessian / np.outer(scale, scale)) / np.outer(scale, scale)
     covariance = (covariance + covariance.T) / 2
@@ -341,8 +342,11 @@ def _names(raw: Raw) -> list[str]:
     return names
 
 
-def _check_minimum(hessian: np.ndarray, names: tuple[str, ...], eps: float) -> None:
+def _check_minimum(
+    hessian: np.ndarray, names: tuple[str, ...], dtype: Any, problem: Problem
+) -> None:
     """Refuse a point where the loss does not rise in every direction."""
+    eps = float(jnp.finfo(dtype).eps)
     if not np.isfinite(hessian).all():
         raise ValueError("The Hessian of the loss is not finite at this point.")
     curvature = np.diag(hessian)
@@ -355,6 +359,12 @@ def _check_minimum(hessian: np.ndarray, names: tuple[str, ...], eps: float) -> N
     if not weak:
         direction = np.abs(vectors[:, 0])
         weak = [n for n, d in zip(names, direction, strict=True) if d > 0.3 * direction.max()]
+    noise = problem.noise_level(problem.model)
+    if noise is not None and float(np.max(noise.ends.ratio())) > LOST:
+        raise ValueError(
+            f"The loss does not rise in every direction at this point, where {np.dtype(dtype)} "
+            f"has lost it: to know {' and '.join(weak)}, {to_have_float64()}."
+        )
     raise ValueError(
         f"The loss does not rise in every direction at this point: the data do not determine "
         f"{' and '.join(weak)} here. Freeze or share parameters, give priors, or fit on until it "

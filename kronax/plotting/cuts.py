@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from kronax.gp.axes.axis import Axis
+from kronax.gp.coordinates.spacing import written
 from kronax.gp.labelled.datasets import grid_dims, values_of
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.paths import nearest
@@ -141,5 +142,5 @@ def _word(place: Any) -> str:
     if isinstance(place, np.ndarray):
         return "(" + ", ".join(_word(x) for x in place) + ")"
     if isinstance(place, float | np.floating):
-        return f"{place:.6g}"
+        return written(float(place))
     return re.sub(r"[T ]00:00:00(\.0*)?$", "", str(place))

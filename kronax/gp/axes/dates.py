@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kronax.gp.coordinates.spacing import written
 from kronax.paths import nearest
 
 SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600, "days": 86_400, "weeks": 604_800}
@@ -131,7 +132,7 @@ def place_of(x: float, coding: Any) -> str:
     """A coordinate in words, in units of its axis."""
     if isinstance(coding, Dates):
         return f"{readable(x, coding.unit)} after {word_of(coding.reference)}"
-    return f"{x:.6g}"
+    return written(x)
 
 
 def dates_from(values: np.ndarray, unit: str, name: str) -> Dates:

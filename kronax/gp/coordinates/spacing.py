@@ -189,3 +189,10 @@ def snapped(x: np.ndarray) -> np.ndarray:
 def step_of(x: np.ndarray) -> float:
     """The step of regular coordinates between the same ends."""
     return float(abs(x[-1] - x[0]) / (x.size - 1))
+
+
+def written(x: float) -> str:
+    """A coordinate in few characters: six digits, and three decimals of a large one."""
+    if 1e3 <= abs(x) < 1e15:
+        return f"{x:.3f}".rstrip("0").rstrip(".")
+    return f"{x:.6g}"

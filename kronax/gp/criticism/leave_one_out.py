@@ -95,7 +95,7 @@ def leave_one_out(post: AbstractPosterior) -> LeaveOneOut:
         _check_positive(diagonal, way.op)
         error = found.standard_error * jnp.square(variance)
         what = "Leave-one-out variances"
-        warn_if_uncertain(variance, error, way.op.iteration, what, stacklevel=3)
+        warn_if_uncertain(variance, error, way.op.iteration, what)
     else:
         mean, variance, _ = _predicted(post, None, post.weights)
     return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kronax.gp.axes.axis import Axis
+from kronax.gp.coordinates.spacing import written
 from kronax.parameters import aligned
 
 
@@ -67,7 +68,7 @@ def shown(coordinate: Any) -> str:
     if isinstance(coordinate, tuple):
         return f"({', '.join(map(shown, coordinate))})"
     if isinstance(coordinate, float):
-        return f"{coordinate:.6g}"
+        return written(coordinate)
     text = str(coordinate)
     return text.removesuffix("T00:00:00.000000000").removesuffix(" 00:00:00")
 

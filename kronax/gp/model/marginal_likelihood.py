@@ -112,7 +112,7 @@ def _checked_weights(
     eigenvalues: Ends | None,
 ) -> Weights:
     """Warns where concrete values lose them, and raises where there are none."""
-    warn_of_ratio(eigenvalues, "Means and variances may be wrong")
+    warn_of_ratio(eigenvalues, "Means, variances and draws may be wrong")
     if found.estimate is not None:
         checked = decomposition_of(operator).settled(found.estimate, "the posterior")
         return Weights(checked.value, found.regression, checked)

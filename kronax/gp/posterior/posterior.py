@@ -437,7 +437,7 @@ class Posterior(AbstractPosterior):
         """The value of an estimate, with a warning where draws leave it uncertain."""
         if isinstance(self.operator, Iterative):
             iteration, error = self.operator.iteration, estimate.standard_error
-            warn_if_uncertain(estimate.value, error, iteration, what, stacklevel=3)
+            warn_if_uncertain(estimate.value, error, iteration, what)
         return estimate.value
 
     def _points(self, new: tuple[Axis | None, ...]) -> tuple[Points | None, ...]:

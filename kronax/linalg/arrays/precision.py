@@ -72,7 +72,7 @@ def warn_of_ratio(ends: Ends | None, what: str, limit: float = LOST) -> None:
         f"{what} in {dtype}: rounding times the condition number of the covariance is of order "
         f"{_magnitude(ratio)}, and must be below {limit:g}. {_advice(dtype)}",
         PrecisionWarning,
-        stacklevel=_outside(),
+        stacklevel=level_of_caller(),
     )
 
 
@@ -96,7 +96,7 @@ def to_have_float64() -> str:
     return 'set jax.config.update("jax_enable_x64", True) before any array is made'
 
 
-def _outside() -> int:
+def level_of_caller() -> int:
     """How many frames up the caller's own code begins, as `stacklevel` counts them."""
     level, frame = 1, sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_INSIDE):

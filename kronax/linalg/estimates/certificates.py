@@ -13,6 +13,7 @@ from scipy.special import chdtri, stdtrit
 
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import level_of_caller
 
 # Units in the last place that a decomposition or a product may be off by, relative to its norm.
 ROUNDING = 8
@@ -209,7 +210,7 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
 
 
 def warn_if_uncertain(
-    value: Array, standard_error: Array | None, iteration: Iteration, what: str, stacklevel: int
+    value: Array, standard_error: Array | None, iteration: Iteration, what: str
 ) -> None:
     """Warn of concrete variances by draws of which a tenth is off by more than is usual."""
     if standard_error is None or not is_concrete(value, standard_error):
@@ -226,7 +227,7 @@ def warn_if_uncertain(
         f"a tenth of the cells: {most:.0%} of the variance, and up to {relative.max():.0%}. Set "
         f"iteration=kx.Iteration(num_draws={2 ** int(np.ceil(np.log2(wanted)))}), or a larger "
         "`box_size`.",
-        stacklevel=stacklevel + 1,
+        stacklevel=level_of_caller(),
     )
 
 
