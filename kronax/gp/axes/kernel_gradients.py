@@ -1,7 +1,5 @@
 """Whether kernels have derivatives where two points coincide."""
 
-import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +14,7 @@ from kronax.gp.kernels.base import FunctionKernel, Kernel, dtype_of
 from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.precision import level_of_caller
 
 
 def warn_of_nan_gradient(kernel: Kernel, axis: Axis, name: str) -> None:
@@ -78,14 +77,6 @@ def _first_shared(old: Axis, new: Axis | None) -> Any:
         x, known = (np.round(np.mod(v / old.period, 1) * steps) % steps for v in (x, known))
     shared = np.isin(x, known)
     return new.at(int(shared.argmax())) if shared.any() else None
-
-
-def level_of_caller() -> int:
-    """How far up the stack the code lies that built the model."""
-    inside = ("kronax", "equinox")
-    stack = enumerate(traceback.walk_stack(sys._getframe(1)), start=1)
-    names = ((level, frame.f_globals.get("__name__", "")) for level, (frame, _) in stack)
-    return next((i for i, name in names if name.partition(".")[0] not in inside), 1)
 
 
 def is_known(term: Kernel) -> bool:

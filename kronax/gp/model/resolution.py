@@ -8,7 +8,6 @@ import jax
 import numpy as np
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.kernel_gradients import level_of_caller
 from kronax.gp.axes.labels import Labels
 from kronax.gp.coordinates.spacing import SHARE, less, spacing
 from kronax.gp.kernels.base import Kernel
@@ -17,7 +16,7 @@ from kronax.gp.kernels.linear import Linear
 from kronax.gp.means.means import FunctionMean
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.precision import to_have_float64
+from kronax.linalg.arrays.precision import level_of_caller, to_have_float64
 
 # Of the coordinates. Some pairs of irregular ones are always close, and none the worse for it.
 TENTH = 0.1
