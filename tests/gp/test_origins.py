@@ -9,6 +9,7 @@ import pytest
 import xarray as xr
 
 import kronax as kx
+from kronax.gp.coordinates.spacing import written
 from tests.gp.dense import matern32
 from tests.tolerances import assert_close
 
@@ -265,3 +266,14 @@ def test_functions_that_see_coordinates_as_they_are_warn_in_float32():
     with pytest.warns(UserWarning, match="lose digits in float32"):
         kx.GridGP((kernel,), (apart,), noise=0.1)
     kx.GridGP((kx.RBF(200.0),), (apart,), noise=0.1)
+
+
+def test_places_in_print_name_the_place():
+    assert [written(x) for x in (1043136.5, 5412445.0, -1234.25, 0.1234567, 12.0, 1e20)] == [
+        "1043136.5",
+        "5412445",
+        "-1234.25",
+        "0.123457",
+        "12",
+        "1e+20",
+    ]

@@ -156,6 +156,50 @@ def test_gaps_and_iterations_bound_the_eigenvalues():
         assert values[-1] - 1e-9 <= found.largest <= 3 * values[-1]
 
 
+@pytest.mark.parametrize("noise", ["one number", "none", "correlated", "one precise cell"])
+def test_a_dense_matrix_knows_its_own_eigenvalues(noise):
+    """Its warning is neither missed where the noise tells nothing, nor made by a single cell."""
+    neighbours = np.array([1.0, 0.4, *np.zeros(10)])
+    given = {
+        "one number": 1e-6,
+        "none": 0.0,
+        "correlated": kx.Kronecker(kx.Toeplitz(1e-6 * neighbours), kx.ScaledIdentity(1.0, 10)),
+        "one precise cell": np.where(np.arange(120).reshape(12, 10) == 33, 1e-16, 0.1),
+    }[noise]
+    y = np.where(np.random.default_rng(1).random((12, 10)) < 0.3, simulator(X, Z), np.nan)
+    kernel = kx.Matern12 if noise == "none" else kx.RBF
+    gp = kx.GridGP((kernel(0.3), kernel(0.4)), (X, Z), noise=given)
+    operator = gp.observing(y).data_covariance()
+    found = decomposition_of(operator).ends()
+    cells = np.flatnonzero(~np.isnan(y))
+    values = np.linalg.eigvalsh(np.asarray(operator.to_dense())[np.ix_(cells, cells)])
+    assert values[0] * (1 - 1e-6) <= found.smallest <= 2 * values[0]
+    assert values[-1] / 1.3 <= found.largest <= values[-1] * (1 + 1e-6)
+
+
+def test_few_cells_of_a_large_grid_do_not_warn():
+    x = np.arange(60, dtype=np.float32) / 16
+    y = np.full((60, 60), np.nan, np.float32)
+    y[::17, ::13] = 0.3
+    kernel = kx.RBF(np.float32(2.0))
+    gp = kx.GridGP((kernel, kernel), (x, x), noise=np.float32(1e-3))
+    assert np.isfinite(gp.log_marginal_likelihood(y))
+
+
+def test_densities_of_student_and_inverses_warn_as_normal_ones_do():
+    x = X.astype(np.float32)
+    smooth = np.exp(-np.square(x[:, None] - x)).astype(np.float32)
+    op = kx.Kronecker(smooth, smooth) + np.float32(1e-6)
+    y = np.zeros((12, 12), np.float32)
+    for eager in (
+        lambda: kx.KroneckerStudentT(np.float32(4), np.float32(0), op).log_prob(y),
+        lambda: kx.inverse_diagonal(op),
+    ):
+        with pytest.warns(kx.PrecisionWarning, match="in float32") as caught:
+            eager()
+        assert caught[0].filename == __file__
+
+
 def test_a_fit_of_a_simulator_ends_at_what_double_precision_carries():
     y = simulator(X, Z)
     result = kx.fit(process(0.1), y, progress=False)

@@ -490,3 +490,15 @@ def test_bad_input(name):
     call, exception, match = BAD[name]
     with pytest.raises(exception, match=match):
         call()
+
+
+def test_a_variance_per_cell_has_a_density_where_it_is_called_eagerly():
+    variances = np.random.default_rng(3).uniform(0.1, 0.2, (5, 4))
+    op = kx.KroneckerPlusDiagonal(kx.Kronecker(covariance(5), covariance(4)), variances)
+    part = kx.Masked(op, scattered((5, 4)))
+    cells = np.flatnonzero(part.observed)
+    matrix = np.asarray(op.to_dense())[np.ix_(cells, cells)]
+    y = np.random.default_rng(4).standard_normal((5, 4))
+    r = y.ravel()[cells]
+    expected = -0.5 * (r @ np.linalg.solve(matrix, r) + np.linalg.slogdet(2 * np.pi * matrix)[1])
+    np.testing.assert_allclose(kx.normal_logpdf(y, 0.0, part), expected, rtol=1e-10)
