@@ -231,7 +231,10 @@ def _quick_curvature(
 def _differences(
     gradients: Gradients, raw: Raw, slope: np.ndarray
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """Loss, Hessian, and the error of that without extrapolation, with it of fourth order.
+    """Loss, Hessian, and its error: what extrapolation leaves, and the noise of the gradient.
+
+    A second-order error `e` of a scaled entry, which extrapolation takes out, leaves some `e²`;
+    noise is what the matrix lacks in symmetry, and of one number the whole of `e`.
 
     `slope` is the derivative of the coordinates of the gradient by those of the points.
     """
@@ -246,7 +249,12 @@ def _differences(
         np.linalg.solve(slope.T, (by[k] - by[k + 1]) / (at[k] - at[k + 1])[:, None]) for k in (0, 2)
     )
     matrix = (4 * near - far) / 3
-    error = np.abs(far - near) / 3 + np.abs(matrix - matrix.T) / 2
+    scale = np.sqrt(np.abs(np.outer(np.diag(matrix), np.diag(matrix))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        taken_out = np.abs(far - near) / 3 / scale
+        lacking = np.abs(matrix - matrix.T) / scale
+    noise = np.max(lacking) if size > 1 else np.max(taken_out)
+    error = scale * (taken_out**2 + noise)
     return float(losses[0]), (matrix + matrix.T) / 2, error
 
 
