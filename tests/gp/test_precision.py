@@ -59,7 +59,7 @@ def test_the_textbook_kernel_warns_in_single_precision_alone(noise):
     gp, y = carbon_dioxide(np.float32, noise)
     with pytest.warns(kx.PrecisionWarning, match=r"float32: rounding.*jax_enable_x64"):
         gp.log_marginal_likelihood(y)
-    with pytest.warns(kx.PrecisionWarning, match="Means and variances"):
+    with pytest.warns(kx.PrecisionWarning, match="Means, variances and draws"):
         gp.condition(y)
     gp, y = carbon_dioxide(np.float64, noise)
     gp.log_marginal_likelihood(y)
