@@ -94,13 +94,13 @@ def drive(
     checkpoint: Checkpoint | None,
     every: int,
     report: Callable[[Problem, State, float], Any] | None,
+    began: float,
 ) -> tuple[Problem, State, str | None, float]:
     """Run chunk after chunk.
 
     Returns the problem as it was solved in the end, the states, why they were stopped from outside
-    if they were, and the seconds taken, with those of an earlier run that is continued.
+    if they were, and the seconds since `began`, with those of an earlier run that is continued.
     """
-    began = time.perf_counter()
     loaded = checkpoint.load(states, fixed[0]) if checkpoint is not None else None
     before = 0.0
     if loaded is not None:

@@ -135,13 +135,12 @@ def fit(
     states = start(starts, jnp.asarray(members, jnp.int32), optimizer, num_steps)
     saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states, optimizer)
     begin = {path: np.asarray(value) for path, value in starts.items()}
-    before = time.perf_counter() - began
 
     def result(
         problem: Problem, states: State, seconds: float, stopped: str | None = None
     ) -> FitResult:
         loop = Loop(optimizer, states.step.size, int(num_steps))
-        return _result(problem, states, tolerance, before + seconds, stopped, loop)
+        return _result(problem, states, tolerance, seconds, stopped, loop)
 
     def report(problem: Problem, states: State, seconds: float) -> Any:
         return None if callback is None else callback(result(problem, states, seconds))
@@ -153,6 +152,7 @@ def fit(
         checkpoint=saved,
         every=int(checkpoint_every),
         report=report,
+        began=began,
     )
     _check_finite_start(states, problem)
     found = told_of_floor(result(problem, states, seconds, stopped))
