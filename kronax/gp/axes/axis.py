@@ -98,6 +98,17 @@ class Axis(eqx.Module):
         centred = on_device(wide.astype(dtype))
         return Points(self.coordinates(dtype), centred, places, self.origin)
 
+    def points_among(self, old: "Axis", dtype: Any) -> Points:
+        """`points` that know which coordinates of the old axis they are."""
+        found = self.points(dtype)
+        if self.static is None or old.static is None:
+            return found
+        where, are_same = matched(self.offsets, old.offsets, np.zeros(()))
+        if not are_same.any():
+            return found
+        cells = on_device(np.where(are_same, where, -1).astype(np.int32))
+        return dataclasses.replace(found, cells=cells)
+
     def _traced_offsets(self) -> Array:
         """Differences from the origin, in the dtype of the coordinates: before they are rounded."""
         x = jnp.asarray(self.exact) if self.static is not None else self.traced

@@ -57,7 +57,8 @@ def new_points(post: AbstractPosterior, axes: Any) -> New:
 def as_points(post: AbstractPosterior, new: tuple[Axis | None, ...]) -> New:
     """New axes as points."""
     dtype = post.operator.dtype
-    return tuple(None if axis is None else axis.points(dtype) for axis in new)
+    pairs = zip(new, post.gp.axes, strict=True)
+    return tuple(None if axis is None else axis.points_among(old, dtype) for axis, old in pairs)
 
 
 def axis_number(gp: AbstractProcess, axis: int | str) -> int:
@@ -149,7 +150,8 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
     """`value`, at observed cells by what the data are less their noise: `y − N S⁻¹ r`.
 
     The weights are large where the noise is small, and `K` times them loses what cancels there.
-    So it is where new coordinates are those of observed cells; there derivatives are of `value`.
+    So it is where new coordinates are those of observed cells. Traced ones may move away from
+    there: only their values are these, and derivatives are of `value`.
     """
     if not decomposition_of(post.operator).is_exact:
         return value
@@ -166,7 +168,13 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
         cell, is_old = x.found_in(axis.points(post.operator.dtype))
         less, has_data = (jnp.take(grid, cell, axis=i) for grid in (less, has_data))
         has_data = has_data & along(is_old, i, len(new))
-    return with_value(value, jnp.where(*same_rank(has_data, less, value)))
+    found = jnp.where(*same_rank(has_data, less, value))
+    return found if are_known(new) else with_value(value, found)
+
+
+def are_known(new: New) -> bool:
+    """Whether every new axis has coordinates of the old one, and which is known."""
+    return any(new) and all(x is None or x.cells is not None for x in new)
 
 
 def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array) -> Array:
@@ -177,7 +185,8 @@ def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array
     axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)
     cells, are_old = zip(*(x.found_in(old) for x, old in zip(new, axes, strict=True)), strict=True)
     has_data = reduce(and_, are_old, jnp.broadcast_to(has_data, post.gp.grid_shape)[cells])
-    return with_value(value, jnp.where(*same_rank(has_data, less[(..., *cells)], value)))
+    found = jnp.where(*same_rank(has_data, less[(..., *cells)], value))
+    return found if are_known(new) else with_value(value, found)
 
 
 def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, Any]:
@@ -223,7 +232,7 @@ def _slope(gp: AbstractProcess, function: Any, new: New, i: int) -> Array:
     own = x[i].places
     places = None if own is None else jnp.zeros_like(own)
     ones = jnp.ones_like(x[i].raw)
-    return jax.jvp(moved, (x[i],), (Points(ones, ones, places, x[i].origin),))[1]
+    return jax.jvp(moved, (x[i].alone,), (Points(ones, ones, places, x[i].origin),))[1]
 
 
 def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | None:
@@ -247,9 +256,10 @@ def variance_estimate(
 def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> Estimate:
     found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if not isinstance(found, Iterations):
-        if isinstance(found, Cholesky):
-            return exact_estimate(_dense_variance(post, new, name, found) + added)
-        return exact_estimate(exact_variance(post, new, name) + added)
+        value = known_variance(post, new, name)
+        if are_known(new):
+            value = _or_on_grid(post, new, name, value)
+        return exact_estimate(value + added)
     if not are_exact(post.gp):
         return _variance_of_terms(post, new, name, found).shifted(added)
     if name is None and not any(new):
@@ -258,6 +268,25 @@ def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> E
     rows = [factor.to_dense() for factor in cross_of(post, part, new).factors]
     prior = prior_variances(post.gp, part, new, found.op.dtype)
     return found.explained_estimate(rows).scaled(-1.0).shifted(prior + added)
+
+
+def known_variance(post: AbstractPosterior, new: New, name: str | None) -> Array:
+    """By an exact decomposition, the coefficients of the mean known."""
+    found = decomposition_of(post.operator)
+    if isinstance(found, Cholesky):
+        return _dense_variance(post, new, name, found)
+    return exact_variance(post, new, name)
+
+
+def _or_on_grid(post: AbstractPosterior, new: New, name: str | None, value: Array) -> Array:
+    """`value`, at cells of the grid by what is known there, which loses fewer digits."""
+    found, is_old = known_variance(post, (None,) * len(new), name), jnp.ones((), bool)
+    for i, x in enumerate(new, -len(new)):
+        if x is not None:
+            assert x.cells is not None
+            found = jnp.take(found, x.cells, axis=i)
+            is_old = is_old & along(x.cells >= 0, i, len(new))
+    return jnp.where(*same_rank(is_old, found, value))
 
 
 def _variance_of_terms(

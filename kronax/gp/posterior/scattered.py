@@ -1,5 +1,7 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import jax
@@ -13,9 +15,9 @@ from kronax.gp.means.means import values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import Component, axis_with_variance, parts, root_rows, rows_at
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
-from kronax.gp.posterior.predict import at_data_among
+from kronax.gp.posterior.predict import are_known, at_data_among, known_variance
 from kronax.linalg.arrays.mode_products import matmul, same_rank
-from kronax.linalg.estimates.certificates import Estimate
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, turned_about
@@ -46,14 +48,15 @@ def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Point
         raise ValueError(
             f"Scattered points need coordinates on every axis; got none for {missing[0]}."
         )
-    found = tuple(axis for axis in axes if axis is not None)
+    found = [axis for axis in axes if axis is not None]
     sizes = [axis.size for axis in found]
     if len(set(sizes)) > 1:
         raise ValueError(
             f"Scattered points need as many coordinates on every axis; got {sizes}. For a grid of "
             "new coordinates pass `axes=`."
         )
-    return tuple(axis.points(gp.dtype) for axis in found)
+    pairs = zip(found, gp.axes, strict=True)
+    return tuple(axis.points_among(old, gp.dtype) for axis, old in pairs)
 
 
 @compiled
@@ -129,7 +132,13 @@ def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = 
     is_joined = name is not None and post.gp.joined is not None and name in post.gp.terms.joined
     if is_joined and isinstance(op, KroneckerPlusNoise):  # the term stands where the noise does
         op = turned_about(op)
-    return decomposition_of(op).variance_at(*_places(post, new, name))
+    found = decomposition_of(op).variance_at(*_places(post, new, name))
+    if not (decomposition_of(op).is_exact and are_known(new)):
+        return found
+    on_grid = known_variance(post, (None,) * len(new), name)
+    cells = tuple(x.cells for x in new)
+    is_old = reduce(and_, (k >= 0 for k in cells))
+    return exact_estimate(jnp.where(is_old, on_grid[(..., *cells)], found.value))
 
 
 def _places(
