@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
-from kronax.fitting.floors import told_of_floor, warn_of_start
+from kronax.fitting.floors import told_of_floor, warn_of_end, warn_of_start
 from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
@@ -125,7 +125,7 @@ def fit(
     _check_optimizer(optimizer)
     _check_count(num_steps, "num_steps")
     _check_count(checkpoint_every, "checkpoint_every")
-    warn_of_start(problem)
+    at_start = warn_of_start(problem)
     starts, members = starting_points(problem, restarts, key)
     _check_tolerance(tolerance)
     if tolerance is None:
@@ -156,6 +156,7 @@ def fit(
     )
     _check_finite_start(states, problem)
     found = told_of_floor(result(problem, states, seconds, stopped))
+    warn_of_end(found, at_start)
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
     return doubted(found, begin)
 

@@ -374,6 +374,17 @@ def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
 
 
 def _checked(values: Any, name: str) -> Any:
+    if values.dtype.kind == "m":
+        raise TypeError(
+            f"The coordinates of {name} must be numbers, dates or labels; got durations, whose "
+            "unit the lengthscales would share. Divide them by one, such as "
+            "`durations / numpy.timedelta64(1, 'h')`."
+        )
+    if values.dtype == object and values.size and hasattr(values.flat[0], "to_timestamp"):
+        raise TypeError(
+            f"The coordinates of {name} must be numbers, dates or labels; got periods, which last. "
+            "Take their starts, `periods.to_timestamp()`, or `periods.to_timestamp(how='end')`."
+        )
     if values.dtype.kind not in "fiu":
         raise TypeError(
             f"The coordinates of {name} must be real numbers, dates or labels; got dtype "

@@ -4,6 +4,7 @@ from functools import reduce
 from operator import mul
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -11,7 +12,8 @@ from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractProcess
-from kronax.linalg.arrays.precision import Ends, least_noise
+from kronax.linalg.arrays.precision import Conditioning, Ends, least_noise
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.spectral.conditioning import largest_eigenvalue, row_sum
 from kronax.parameters import replace
@@ -49,6 +51,10 @@ class LeastNoise(AbstractProcess):
         least = least_noise(largest, self.dtype)
         return NoiseLevel(level, least, Ends(largest + level, level))
 
+    def conditioning(self) -> Conditioning | None:
+        """What tells how ill-conditioned the covariance of the data is: it is decomposed."""
+        return _conditioning(self)
+
     def above_least_noise(self, observed: Mask | None, dtype: Any) -> Any:
         """The process with the floor of a precision added to its noise."""
         value, step = _parameter(self, observed, dtype)
@@ -62,6 +68,11 @@ class LeastNoise(AbstractProcess):
         value, step = _parameter(self, observed, dtype)
         less = jnp.where(value > 1.5 * step, value - step, step / 2)
         return replace(self, {self.noise_parameter: less})
+
+
+@eqx.filter_jit
+def _conditioning(gp: AbstractProcess) -> Conditioning | None:
+    return decomposition_of(gp.data_covariance()).ends()
 
 
 def _first(noise: AxisNoise) -> int:

@@ -10,12 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.kernel_gradients import check_slope
-from kronax.gp.axes.labels import Labels
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import fitted
-from kronax.gp.means.means import ArrayMean, values_at
 from kronax.gp.model.components import (
     Component,
     New,
@@ -68,28 +65,6 @@ def axis_number(gp: AbstractProcess, axis: int | str) -> int:
     if axis not in known or isinstance(axis, bool):
         raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
     return names.index(axis) if axis in names else int(axis)
-
-
-def axis_with_slope(
-    gp: AbstractProcess, axis: int | str, new: tuple[Axis | None, ...], name: str | None = None
-) -> int:
-    """The number of an axis along which the mean, or that of a term, has a derivative at `new`."""
-    i = axis_number(gp, axis)
-    along = gp.axes[i]
-    if along.num_dimensions is not None or isinstance(along.coding, Labels):
-        what = "labels" if along.coding is not None else "places in several dimensions"
-        raise ValueError(
-            f"The mean has a derivative along axes with coordinates (n,); {axis!r} has {what}."
-        )
-    if gp.joined is not None and gp.additive.joined_axis != i:
-        rough = [n for n in gp.additive.joined if name in (None, n)]
-        if rough:
-            raise ValueError(
-                f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
-                " is white. Take that of the other terms: post.terms[name].mean_derivative."
-            )
-    check_slope([part.kernels[i] for part in parts(gp, name)], along, new[i], repr(axis))
-    return i
 
 
 def cross_of(
@@ -200,39 +175,6 @@ def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, A
         has_data = ~jnp.isposinf(noise) & has_data
         noise = jnp.where(jnp.isposinf(noise), 0, noise)
     return y - jnp.multiply(*same_rank(noise, weights)), has_data
-
-
-@compiled
-def mean_derivative(post: AbstractPosterior, new: New, i: int, name: str | None = None) -> Array:
-    """The derivative of the mean along axis `i`."""
-    gp = post.gp
-    value = explained(post, new, name, post.weights, i)
-    if name is not None:
-        return value
-    if any(isinstance(part, ArrayMean) for part in gp.mean.summands()):
-        raise ValueError(
-            "A mean given as an array is known on the grid only and has no derivative. Use a "
-            "mean that is a function of the axes."
-        )
-    slope = _slope(gp, lambda *x: values_at(gp.mean, x), new, i)
-    value = jnp.add(*same_rank(slope, value))
-    if post.regression is None:
-        return value
-    return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))
-
-
-def _slope(gp: AbstractProcess, function: Any, new: New, i: int) -> Array:
-    """The derivative of a function of the coordinates along axis `i`; it broadcasts to the grid."""
-    x = gp.points_on(new)
-
-    def moved(points: Points) -> Array:
-        return function(*x[:i], points, *x[i + 1 :]).astype(gp.dtype)
-
-    # Means do not see places on a circle.
-    own = x[i].places
-    places = None if own is None else jnp.zeros_like(own)
-    ones = jnp.ones_like(x[i].raw)
-    return jax.jvp(moved, (x[i].alone,), (Points(ones, ones, places, x[i].origin),))[1]
 
 
 def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | None:

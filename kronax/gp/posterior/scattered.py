@@ -1,5 +1,6 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
+from collections.abc import Callable
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.columns import columns_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
@@ -28,7 +30,18 @@ ROUNDINGS = 100
 
 
 def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Points, ...]:
-    """The coordinates of scattered places: one entry of `m` per axis.
+    """The coordinates of scattered places: one entry of `m` per axis."""
+    return points_of(gp, scattered_axes(gp, points, axes))
+
+
+def points_of(gp: AbstractProcess, found: tuple[Axis, ...]) -> tuple[Points, ...]:
+    """The same of their axes."""
+    pairs = zip(found, gp.axes, strict=True)
+    return tuple(axis.points_among(old, gp.dtype) for axis, old in pairs)
+
+
+def scattered_axes(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Axis, ...]:
+    """One axis of `m` coordinates per axis of the process.
 
     Args:
         gp: the process.
@@ -48,15 +61,14 @@ def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Point
         raise ValueError(
             f"Scattered points need coordinates on every axis; got none for {missing[0]}."
         )
-    found = [axis for axis in axes if axis is not None]
+    found = tuple(axis for axis in axes if axis is not None)
     sizes = [axis.size for axis in found]
     if len(set(sizes)) > 1:
         raise ValueError(
             f"Scattered points need as many coordinates on every axis; got {sizes}. For a grid of "
             "new coordinates pass `axes=`."
         )
-    pairs = zip(found, gp.axes, strict=True)
-    return tuple(axis.points_among(old, gp.dtype) for axis, old in pairs)
+    return found
 
 
 @compiled
@@ -67,7 +79,7 @@ def mean_at(
     value = _explained(post, new, parts(post.gp, name), post.weights)
     if name is not None:
         return value
-    value = jnp.add(*same_rank(_prior_mean(post.gp, new), value))
+    value = jnp.add(*same_rank(jax.vmap(mean_of_place(post.gp))(*new), value))
     if post.regression is not None:
         value = value + matmul(post.regression.estimates, _design(post.gp, new))
     return at_data_among(post, new, value)
@@ -82,25 +94,29 @@ def _explained(
     return sum(rest, first)
 
 
-def _prior_mean(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, " m"]:
-    """The mean function, place by place."""
+def mean_of_place(gp: AbstractProcess) -> Callable[..., Array]:
+    """The mean function, of one place."""
 
     def one(*place: Points) -> Array:
         value = values_at(gp.mean, [x[None] for x in place])
         return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
 
-    return jax.vmap(one)(*new)
+    return one
 
 
-def _design(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, "p m"]:
-    """The functions of a marginal mean, place by place."""
+def design_of_place(gp: AbstractProcess) -> Callable[..., Array]:
+    """The functions of a marginal mean, `(p,)`, of one place."""
     mean = gp.mean
     assert isinstance(mean, MarginalMean)
 
     def one(*place: Points) -> Array:
         return mean.design_at(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
 
-    return jax.vmap(one, out_axes=1)(*new)
+    return one
+
+
+def _design(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, "p m"]:
+    return jax.vmap(design_of_place(gp), out_axes=1)(*new)
 
 
 def _regressed(

@@ -63,6 +63,14 @@ def least_noise(largest: Array, dtype: Any) -> Array:
     return float(info.eps) / FLOOR.get(info.bits, 1.0) * largest
 
 
+def worst_ratio(ends: Conditioning | None) -> float:
+    """The largest finite ratio of a batch; zero where none is known, or it is traced."""
+    if ends is None or isinstance(ends.largest, jax.core.Tracer):
+        return 0.0
+    ratios = ends.ratio()
+    return float(np.max(ratios, where=np.isfinite(ratios), initial=0.0))
+
+
 def warn_of_ratio(
     ends: Conditioning | None, what: str, limit: float = LOST, of: str = "the covariance"
 ) -> None:
@@ -76,11 +84,8 @@ def warn_of_ratio(
         limit: of the ratio.
         of: whose eigenvalues they are.
     """
-    if ends is None or isinstance(ends.largest, jax.core.Tracer):
-        return
-    ratios = ends.ratio()
-    ratio = float(np.max(ratios, where=np.isfinite(ratios), initial=0.0))
-    if ratio <= limit:
+    ratio = worst_ratio(ends)
+    if ends is None or ratio <= limit:
         return
     dtype = np.dtype(ends.largest.dtype)
     warnings.warn(

@@ -1,4 +1,4 @@
-"""How well conditioned the factors of a noise-free product are, on the host, from factorisations."""
+"""How well conditioned the factors of a product without noise are, found on the host."""
 
 from collections.abc import Callable
 from math import prod
