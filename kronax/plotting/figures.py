@@ -13,7 +13,7 @@ from kronax.gp.labelled.datasets import grid_dims
 WITHIN_OURS = ("standard", "gregorian", "proleptic_gregorian", "noleap", "365_day")
 
 # A legend is not narrower than so many letters.
-MIN_LETTERS = 24
+MIN_LETTERS = 18
 
 
 def pyplot() -> Any:
@@ -51,9 +51,9 @@ def legend_above(ax: Any, **options: Any) -> None:
     handles, names = ax.get_legend_handles_labels()
     if not names:
         return
-    # A letter takes some 5.5 points, what stands before a name as much as six, a row 16 points.
+    # A letter takes some 6 points, what stands before a name as much as six, a row 16 points.
     width = ax.get_position().width * ax.figure.get_figwidth() * 72
-    letters = max(MIN_LETTERS, int(width / 5.5))
+    letters = max(MIN_LETTERS, int(width / 6))
     names = [textwrap.fill(name, letters - 6) for name in names]
     longest = max(len(line) for name in names for line in name.splitlines())
     columns = max(1, min(len(names), letters // (longest + 6)))

@@ -271,7 +271,7 @@ REFUSED = {
     ),
     "a cell twice": (
         lambda: NAMED.condition(pd.concat([FRAME.stack(), FRAME.stack()[:1]])),
-        r"one value per cell; got several at \(0.0, 10.0\)",
+        r"one value per cell; got several at 0.0, 10.0\.",
     ),
     "a row of another place": (
         lambda: NAMED.condition(FRAME.rename(columns={35.0: 36.0}).stack()),

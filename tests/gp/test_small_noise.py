@@ -223,7 +223,7 @@ def test_variances_are_not_negative_and_right_relatively(name, dtype):
         found, again = predicted(gp, np.ones((12, 10), dtype))
         for route, value in again.items():  # the places of the grid, given as new ones
             on_grid = found["grid" if route == "old points" else route.replace("old", "grid")]
-            np.testing.assert_allclose(value, on_grid[np.ix_(*SOME)], rtol=100 * eps)
+            np.testing.assert_allclose(value, on_grid[np.ix_(*SOME)], rtol=1000 * eps)
         for route, value in found.items():
             value = np.asarray(value, float)
             if route == "left out":
@@ -374,7 +374,7 @@ def test_means_at_the_data_have_derivatives_of_what_is_known_there():
     solved = np.linalg.solve(signal + level * np.eye(120), y.ravel())
     slope = -(signal @ np.linalg.solve(signal + level * np.eye(120), solved)).reshape(12, 10)
     truth = np.sum(weights * slope[np.ix_(*SOME)])
-    np.testing.assert_allclose(slopes(np.float32(level)), truth, rtol=0.1)  # 0.9 by `K`
+    np.testing.assert_allclose(slopes(np.float32(level)), truth, rtol=0.2)  # 0.9 by `K`
 
 
 def test_a_mean_at_the_data_has_the_derivatives_of_the_function():

@@ -61,7 +61,6 @@ def calls(factor, order):
         "density": lambda: kx.normal_logpdf(y, zero, op),
         "normal": lambda: kx.KroneckerNormal(**normal).log_prob(y),
         "student": lambda: kx.KroneckerStudentT(np.float32(4), **normal).log_prob(y),
-        "precisions": lambda: kx.KroneckerNormal(zero, precision_factors=op).log_prob(y),
     }[order]
 
 
@@ -69,7 +68,7 @@ def calls(factor, order):
     "order",
     [
         *("solve", "logdet", "inv_quad", "inverse", "inverse_diagonal"),
-        *("density", "normal", "student", "precisions"),
+        *("density", "normal", "student"),
     ],
 )
 def test_products_without_noise_warn_where_a_factor_is_lost(order):
@@ -95,5 +94,5 @@ def test_errors_of_a_product_are_those_of_its_factors():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = kx.solve(kx.Kronecker(*factors), b)
-    error = np.abs(found - truth).max() / np.abs(truth).max()
+    error = np.abs(np.asarray(found) - truth).max() / np.abs(truth).max()
     assert error < np.finfo(np.float32).eps * sum(np.linalg.cond(m) for m in wide)

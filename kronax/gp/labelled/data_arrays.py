@@ -138,7 +138,7 @@ def _cells(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:
     Raises:
         ValueError: if a label is none of the axis.
     """
-    got, wanted = np.asarray(labels), _reference(axis)
+    got, wanted = np.asarray(labels.infer_objects()), _reference(axis)
     if wanted is None or wanted.ndim > 1 or _kind(got) != _kind(wanted):
         raise ValueError(_other_labels(got, wanted, name, what))
     if is_dates(got):
@@ -164,8 +164,8 @@ def _scattered(
     if twice.size:
         label = y.index[int(np.argmax(cells == twice[0]))]
         raise ValueError(
-            f"{what} must have one value per cell; got several at {label}. Take their mean, such "
-            "as `y.groupby(level=[0, 1]).mean()`."
+            f"{what} must have one value per cell; got several at {', '.join(map(_word, label))}. "
+            "Take their mean: `y.groupby(level=list(range(y.index.nlevels))).mean()`."
         )
     if len(cells) < prod(shape) and values.dtype.kind != "f":
         values = values.astype(float)

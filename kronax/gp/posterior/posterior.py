@@ -28,7 +28,7 @@ from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, 
 from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
-from kronax.linalg.arrays.fingerprints import held, made_of_tree
+from kronax.linalg.arrays.fingerprints import made_of_tree
 from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
@@ -46,7 +46,6 @@ def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
         own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
-        held(own.operator, getattr(own.operator, "decomposition", None))
         return method(own, *args, **options)
 
     return call
@@ -188,8 +187,8 @@ class Posterior(AbstractPosterior):
             found, noise_at = self.settled(variance_at(self, places)), noise_levels.noise_at
             return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self._new_axes(axes)
-        levels = noise_levels.noise_on(self, new, noise) if include_noise else None
-        return self.settled(predict.variance_estimate(self, self._points(new), None, levels))
+        found = self.settled(predict.variance_estimate(self, self._points(new)))
+        return found.shifted(noise_levels.noise_on(self, new, noise)) if include_noise else found
 
     @_of_its_model
     def covariance(

@@ -1,6 +1,6 @@
 """Prediction on a grid, compiled: mean, variance, covariance."""
 
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from operator import and_
 from typing import Any
@@ -187,15 +187,8 @@ def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | N
 
 
 @compiled
-def variance_estimate(
-    post: AbstractPosterior, new: New, name: str | None = None, levels: Array | None = None
-) -> Estimate:
-    """The posterior variance with its certificate, whether it converged or not; plus noise."""
-    found = _variance_estimate(post, new, name)
-    return found if levels is None else found.shifted(levels)
-
-
-def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> Estimate:
+def variance_estimate(post: AbstractPosterior, new: New, name: str | None = None) -> Estimate:
+    """The posterior variance with its certificate, whether it converged or not."""
     found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if not isinstance(found, Iterations):
         value = known_variance(post, new, name)
@@ -301,7 +294,7 @@ def _variance_of_coefficients(post: AbstractPosterior, new: New, name: str | Non
     return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
 
 
-@compiled
+@partial(compiled, returns_operator=True)
 def covariance(
     post: AbstractPosterior, new: New, levels: Array | None, name: str | None = None
 ) -> PosteriorCovariance:

@@ -34,7 +34,7 @@ class PrecisionWarning(UserWarning):
 
 
 class Ends(NamedTuple):
-    """The largest and the smallest eigenvalue of a covariance, or bounds on them."""
+    """The largest and the smallest eigenvalue of a covariance, or what has their ratio."""
 
     largest: Array
     smallest: Array
