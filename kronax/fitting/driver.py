@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.problem import Problem
-from kronax.fitting.steps import CONVERGED, RUNNING, State, advance
+from kronax.fitting.steps import CONVERGED, RUNNING, State, advance, begun, owned
 
 # Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
 # many seconds; the steps in between are one compiled loop.
@@ -155,22 +155,20 @@ def remeasured(fixed: Fixed, states: State) -> tuple[Fixed, State]:
     has_room = bool(jnp.all(states.step < states.losses.shape[1]))
     if not (problem.is_estimated and problem.measured is not None and has_room):
         return fixed, states
-    raw = {path: value[best] for path, value in states.best.items()}
+    raw = states.layout.raws(states.best[best])
     moved = problem.measured_at(raw, int(states.member[best]))
     if moved is problem:
         return fixed, states
-    none = jnp.full_like(states.best_loss, jnp.inf)
+    none = np.full_like(states.best_loss, np.inf)
     afresh = states._replace(
         raw=states.best,
-        optimizer=jax.vmap(optimizer.init)(states.best),
+        optimizer=begun(states.layout, np.asarray(states.best), optimizer),
         best_loss=none,
         fresh=none,
-        stalled=jnp.zeros_like(states.stalled),
-        status=jnp.full_like(states.status, RUNNING),
+        stalled=np.zeros_like(states.stalled),
+        status=np.full_like(states.status, RUNNING),
     )
-    # The compiled loop takes the buffers over: none is shared.
-    copied = jax.tree.map(lambda x: jnp.array(x) if isinstance(x, jax.Array) else x, afresh)
-    return (moved, optimizer, threshold), copied
+    return (moved, optimizer, threshold), owned(afresh)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
 from kronax.fitting.floors import told_of_floor, warn_of_start
+from kronax.fitting.lbfgs import LBFGS
 from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
@@ -31,13 +32,8 @@ from kronax.fitting.steps import (
 )
 from kronax.linalg.arrays.checks import refuse_traced
 
-# One object, so that every fit with the default shares its compiled loop. Below this share of the
-# loss the line search goes by the gradient alone, which rounding and random probes spoil less.
-_LBFGS = optax.lbfgs(
-    linesearch=optax.scale_by_zoom_linesearch(
-        max_linesearch_steps=20, initial_guess_strategy="one", approx_dec_rtol=1e-4
-    )
-)
+# One object, so that every fit with the default shares its compiled loop.
+_LBFGS = LBFGS()
 
 
 def fit(
@@ -122,7 +118,8 @@ def fit(
     problem = problem.measured_at(problem.unconstrained()[0])
     if optimizer is None:
         optimizer = _LBFGS
-    _check_optimizer(optimizer)
+    else:
+        _check_optimizer(optimizer)
     _check_count(num_steps, "num_steps")
     _check_count(checkpoint_every, "checkpoint_every")
     warn_of_start(problem)
@@ -130,9 +127,9 @@ def fit(
     _check_tolerance(tolerance)
     if tolerance is None:
         tolerance = default_tolerance(precision(starts))
-    threshold = jnp.asarray(tolerance * problem.num_cells, precision(starts))
+    threshold = np.asarray(tolerance * problem.num_cells, precision(starts))
 
-    states = start(starts, jnp.asarray(members, jnp.int32), optimizer, num_steps)
+    states = start(starts, members, optimizer, int(num_steps))
     saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states, optimizer)
     begin = {path: np.asarray(value) for path, value in starts.items()}
 
@@ -193,12 +190,12 @@ def _result(
 ) -> FitResult:
     """The best fit of every member, and how all of them ended."""
     # Many small pieces are read: on the host, where that is cheap.
-    host: Any = jax.tree.map(np.asarray, states._replace(raw={}, optimizer=None))
+    host: Any = jax.tree.map(np.asarray, states._replace(optimizer=None))
     ends = [_ending(host, k, problem, tolerance, stopped) for k in range(host.step.size)]
     count = problem.num_members
     loss = np.array([end.loss for end in ends]).reshape(-1, count)
     chosen = np.argmin(loss, axis=0) * count + np.arange(count)
-    raw = {path: jnp.asarray(value[chosen]) for path, value in host.best.items()}
+    raw = {path: jnp.asarray(value[chosen]) for path, value in states.layout.raws(host.best).items()}
     tables = [RestartTable(ends[i::count]) for i in range(count)]
     best = [ends[k] for k in chosen]
     end = max(b.num_steps for b in best) + 1
@@ -254,7 +251,8 @@ def _fault(states: State, k: int) -> str:
     """What went non-finite, by parameter name."""
     last = max(int(states.step[k]) - 1, 0)
     value = float(states.losses[k, last])
-    gradients = [path for path, bad in states.bad.items() if bool(bad[k])]
+    grad = states.layout.raws(np.asarray(states.grad[k]))
+    gradients = [path for path, g in grad.items() if not np.isfinite(g).all()]
     parts = [] if np.isfinite(value) else [f"the loss is {value}"]
     if gradients:
         parts.append(f"the gradient is not finite in {', '.join(gradients)}")
