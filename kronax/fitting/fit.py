@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
@@ -18,7 +17,7 @@ from kronax.fitting.floors import told_of_floor, warn_of_start
 from kronax.fitting.lbfgs import LBFGS
 from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
-from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
+from kronax.fitting.result import FitResult, Restart, RestartTable, first_of, model_at
 from kronax.fitting.starts import starting_points
 from kronax.fitting.steps import (
     CONVERGED,
@@ -31,6 +30,7 @@ from kronax.fitting.steps import (
     start,
 )
 from kronax.linalg.arrays.checks import refuse_traced
+from kronax.linalg.arrays.host import on_device
 
 # One object, so that every fit with the default shares its compiled loop.
 _LBFGS = LBFGS()
@@ -131,7 +131,6 @@ def fit(
 
     states = start(starts, members, optimizer, int(num_steps))
     saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states, optimizer)
-    begin = {path: np.asarray(value) for path, value in starts.items()}
 
     def result(
         problem: Problem, states: State, seconds: float, stopped: str | None = None
@@ -154,7 +153,7 @@ def fit(
     _check_finite_start(states, problem)
     found = told_of_floor(result(problem, states, seconds, stopped))
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
-    return doubted(found, begin)
+    return doubted(found, starts)
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -195,7 +194,7 @@ def _result(
     count = problem.num_members
     loss = np.array([end.loss for end in ends]).reshape(-1, count)
     chosen = np.argmin(loss, axis=0) * count + np.arange(count)
-    raw = {path: jnp.asarray(value[chosen]) for path, value in states.layout.raws(host.best).items()}
+    raw = host.layout.raws(host.best[chosen])
     tables = [RestartTable(ends[i::count]) for i in range(count)]
     best = [ends[k] for k in chosen]
     end = max(b.num_steps for b in best) + 1
@@ -214,7 +213,7 @@ def _result(
         parameters=problem.table(model),
         restarts=tuple(tables) if many else tables[0],
         problem=problem,
-        raw=single_raw(problem, raw),
+        raw=jax.tree.map(on_device, raw if many else first_of(raw)),
         loop=loop,
     )
 

@@ -14,6 +14,7 @@ from jaxtyping import Array
 
 from kronax.fitting.lbfgs import LBFGS, afresh, looked, narrower, turned
 from kronax.fitting.problem import Problem, Raw
+from kronax.linalg.arrays.host import numpy_of
 
 # L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
 STALLED_STEPS = 5
@@ -31,21 +32,25 @@ class Layout:
 
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
-    def vectors(self, raws: Mapping[str, Any], xp: Any = jnp) -> Any:
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> "Layout":
+        """That of raw values."""
+        return cls(tuple((path, tuple(np.shape(raw[path]))) for path in sorted(raw)))
+
+    def vectors(self, raws: Mapping[str, Any]) -> Any:
         """`(…, p)`, from `(…, *shape)` for every parameter."""
-        batch = [np.shape(raws[path])[: np.ndim(raws[path]) - len(s)] for path, s in self.shapes]
-        parts = [
-            xp.reshape(raws[path], (*b, -1))
-            for b, (path, _) in zip(batch, self.shapes, strict=True)
-        ]
-        return xp.concatenate(parts, axis=-1)
+        parts = []
+        for path, shape in self.shapes:
+            batch = raws[path].shape[: raws[path].ndim - len(shape)]
+            parts.append(raws[path].reshape((*batch, math.prod(shape))))
+        return numpy_of(parts[0]).concatenate(parts, axis=-1)
 
     def raws(self, vectors: Any) -> dict[str, Any]:
         """And back."""
         found, begin = {}, 0
         for path, shape in self.shapes:
             end = begin + math.prod(shape)
-            found[path] = vectors[..., begin:end].reshape(*vectors.shape[:-1], *shape)
+            found[path] = vectors[..., begin:end].reshape((*vectors.shape[:-1], *shape))
             begin = end
         return found
 
@@ -86,10 +91,12 @@ class State(NamedTuple):
     grad: Array
 
 
-def start(starts: Raw, members: np.ndarray, optimizer: Any, num_steps: int) -> State:
+def start(
+    starts: Mapping[str, np.ndarray], members: np.ndarray, optimizer: Any, num_steps: int
+) -> State:
     """The state of several fits, `(num_fits, …)` per parameter, before the first step."""
-    layout = Layout(tuple((path, np.shape(starts[path])[1:]) for path in sorted(starts)))
-    points = layout.vectors(jax.tree.map(np.asarray, starts), np)
+    layout = Layout.of({path: value[0] for path, value in starts.items()})
+    points = layout.vectors(starts)
     count = members.size
     unknown = np.full(count, np.inf, points.dtype)
     state = State(
@@ -170,7 +177,7 @@ def gradients_by(loop: Loop, problem: Problem, raw: Raw) -> Any:
 
     The loop is that of a fit which was run: nothing is compiled.
     """
-    layout = Layout(tuple((path, raw[path].shape) for path in sorted(raw)))
+    layout = Layout.of(raw)
     members = np.zeros(loop.num_fits, np.int32)
 
     def several(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

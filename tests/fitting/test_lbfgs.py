@@ -40,7 +40,7 @@ def steep(m):
 
 
 CASES = {
-    "rosenbrock": (rosenbrock, [-1.2, 1.0, -0.5, 2.0], 80),
+    "rosenbrock": (rosenbrock, [-1.2, 1.0], 80),
     "scaled": (scaled, [10.0] * 6, 150),
     "walled": (walled, [-8.0, -3.0], 40),
     "steep": (steep, [1.0, -2.0], 60),
