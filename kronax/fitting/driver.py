@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
@@ -25,7 +24,7 @@ SECONDS_PER_CHUNK = 0.25
 SECONDS_TO_BAR = 0.1
 INTERRUPTED = "it was interrupted"
 
-Fixed = tuple[Problem, optax.GradientTransformation, Array]
+Fixed = tuple[Problem, Any, Any]
 
 
 class Interruption:
@@ -159,14 +158,15 @@ def remeasured(fixed: Fixed, states: State) -> tuple[Fixed, State]:
     moved = problem.measured_at(raw, int(states.member[best]))
     if moved is problem:
         return fixed, states
-    none = np.full_like(states.best_loss, np.inf)
+    none: Any = np.full_like(states.best_loss, np.inf)
+    zeros: Any = np.zeros_like(states.stalled)
     afresh = states._replace(
         raw=states.best,
         optimizer=begun(states.layout, np.asarray(states.best), optimizer),
         best_loss=none,
         fresh=none,
-        stalled=np.zeros_like(states.stalled),
-        status=np.full_like(states.status, RUNNING),
+        stalled=zeros,
+        status=zeros + RUNNING,
     )
     return (moved, optimizer, threshold), owned(afresh)
 

@@ -147,7 +147,7 @@ class LaplaceApproximation(eqx.Module):
 
     def _deviations(self) -> dict[str, Any]:
         """Standard deviations of the unconstrained values, in NumPy where they are known."""
-        covariance = self.covariance
+        covariance: Any = self.covariance
         if is_concrete(covariance):
             covariance = np.asarray(covariance)
         xp = numpy_of(covariance)
@@ -223,7 +223,8 @@ def _quick_curvature(
     """
     if _size(raw) > FEW_NUMBERS:
         return _curvature(problem, raw)
-    gradients, at, slope = _gradients(problem, raw), raw, np.eye(_size(raw))
+    gradients, at = _gradients(problem, raw), raw
+    slope: Any = np.eye(_size(raw))
     if loop is not None and raw.keys() == fitted[1].keys():
         gradients, at = gradients_by(loop, *fitted), fitted[1]
         if fitted[0].has_floor and not _is_far_above_floor(problem):
@@ -303,7 +304,7 @@ def _transferred(gradients: Gradients, fitted: Problem, raw: Raw, plain: Problem
 
 
 @eqx.filter_jit
-def _transfer(fitted: Problem, raw: Raw, plain: Problem, at: Array) -> Array:
+def _transfer(fitted: Problem, raw: Raw, plain: Problem, at: Any) -> Array:
     """The derivative of the coordinates of one problem by those of another."""
     unravel = ravel_pytree(raw)[1]
 

@@ -65,11 +65,20 @@ class LBFGS:
         """Before anything is known of the loss, at points `(num_fits, p)`; on the host."""
         shapes = jax.eval_shape(jax.vmap(_DIRECTION.init), points)
         memory = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-        slope = np.full(len(points), -np.inf, points.dtype)
-        whole, none = np.ones_like(slope), np.zeros_like(slope)
-        bracket = {"low": none, "slope_low": slope, "high": -slope, "slope_high": -slope}
-        trials = np.zeros(len(points), np.int32)
-        return Search(memory, np.zeros_like(points), slope, whole, **bracket, trials=trials)
+        nowhere: Any = np.zeros_like(points)
+        none: Any = np.zeros(len(points), np.int32)
+        slope: Any = np.full(len(points), -np.inf, points.dtype)
+        return Search(
+            memory=memory,
+            direction=nowhere,
+            slope=slope,
+            share=np.ones_like(slope),
+            low=np.zeros_like(slope),
+            slope_low=slope,
+            high=-slope,
+            slope_high=-slope,
+            trials=none,
+        )
 
 
 def _along(direction: Array, slope: Array, memory: Any, trials: int) -> Search:

@@ -114,7 +114,7 @@ class Problem(eqx.Module):
         """Unconstrained values, and the way back to a model."""
         return self.raw_of(self.model), self.build
 
-    def build(self, raw: Mapping[str, Array]) -> Any:
+    def build(self, raw: Mapping[str, Any]) -> Any:
         """The model at unconstrained values."""
         model = unconstrain(self.model, **self.settings)[1](raw)
         return model.raised_noise(self.noise_level(model).step) if self.has_floor else model
@@ -176,7 +176,7 @@ def _noise_level(model: Any, observed: Any, dtype: Any) -> Any:
     return model.noise_level(observed, dtype)
 
 
-def precision(raw: Mapping[str, Array]) -> Any:
+def precision(raw: Mapping[str, Any]) -> Any:
     """The dtype of the loss."""
     return jnp.result_type(*(v.dtype for v in raw.values()))
 

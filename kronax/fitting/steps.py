@@ -76,7 +76,7 @@ class State(NamedTuple):
     layout: Layout
     raw: Array
     optimizer: Any
-    promise: Promise | None
+    promise: Any
     best: Array
     best_loss: Array
     fresh: Array
@@ -96,26 +96,27 @@ def start(
 ) -> State:
     """The state of several fits, `(num_fits, …)` per parameter, before the first step."""
     layout = Layout.of({path: value[0] for path, value in starts.items()})
-    points = layout.vectors(starts)
+    points: Any = layout.vectors(starts)
     count = members.size
-    unknown = np.full(count, np.inf, points.dtype)
+    unknown: Any = np.full(count, np.inf, points.dtype)
+    room: Any = np.full((count, num_steps + 1), np.nan, points.dtype)
+    zeros: Any = np.zeros(count, np.int32)
+    promise = Promise(np.zeros_like(points), np.zeros_like(unknown), unknown)
     state = State(
         layout=layout,
         raw=points,
         optimizer=begun(layout, points, optimizer),
-        promise=None
-        if isinstance(optimizer, LBFGS)
-        else Promise(np.zeros_like(points), np.zeros_like(unknown), unknown),
+        promise=None if isinstance(optimizer, LBFGS) else promise,
         best=points,
         best_loss=unknown,
         fresh=unknown,
-        losses=np.full((count, num_steps + 1), np.nan, points.dtype),
-        norms=np.full((count, num_steps + 1), np.nan, points.dtype),
-        step=np.zeros(count, np.int32),
-        stalled=np.zeros(count, np.int32),
-        status=np.full(count, RUNNING, np.int32),
-        member=members.astype(np.int32),
-        lost=np.zeros(count, np.int32),
+        losses=room,
+        norms=room,
+        step=zeros,
+        stalled=zeros,
+        status=np.full_like(zeros, RUNNING),
+        member=zeros + members.astype(np.int32),
+        lost=zeros,
         rounding=np.zeros_like(unknown),
         grad=np.zeros_like(points),
     )
@@ -142,9 +143,7 @@ def owned(state: State) -> State:
 
 
 @eqx.filter_jit(donate="all-except-first")
-def advance(
-    fixed: tuple[Problem, optax.GradientTransformation, Array], states: State, until: Array
-) -> State:
+def advance(fixed: tuple[Problem, Any, Any], states: State, until: Any) -> State:
     """Steps of every fit until a count, convergence or a fault; the buffers are used again.
 
     On a CPU the fits go one after another: there is nothing to gain from a batch of
