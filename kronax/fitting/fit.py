@@ -67,7 +67,7 @@ def fit(
         y: data for a GridGP, `(n_1, …, n_d)` or `(N,)`; losses of a leading batch are added.
         loss: `loss(model)`, a scalar to be minimised, instead of `y`. The loop is compiled once
             per function: pass the same one again, not a new `lambda` in each call.
-        optimizer: any optax transformation; by default `optax.lbfgs()` with its line search. Pass
+        optimizer: any optax transformation; by default L-BFGS with a line search. Pass
             the same object again, so that nothing is compiled anew.
         num_steps: at most this many steps.
         tolerance: converged when the largest entry of the unconstrained gradient, per cell for a

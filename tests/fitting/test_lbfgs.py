@@ -39,30 +39,26 @@ def steep(m):
     return jnp.sum(jnp.exp(20 * m.x) - 20 * m.x)
 
 
+WALL = scipy.optimize.minimize_scalar(
+    lambda x: np.sqrt(0.1 - x) + 1 / (0.1 - x) + x**2, bounds=(-10, 0), options={"xatol": 1e-10}
+).fun + 1.5 * 2 ** (1 / 3)
+# Start, the most steps, and the least value.
 CASES = {
-    "rosenbrock": (rosenbrock, [-1.2, 1.0], 80),
-    "scaled": (scaled, [10.0] * 6, 150),
-    "walled": (walled, [-8.0, -3.0], 40),
-    "steep": (steep, [1.0, -2.0], 60),
+    "rosenbrock": (rosenbrock, [-1.2, 1.0], 80, 0.0),
+    "scaled": (scaled, [10.0] * 6, 150, 0.0),
+    "walled": (walled, [-8.0, -3.0], 40, WALL),
+    "steep": (steep, [1.0, -2.0], 60, 2.0),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_ends_where_scipy_does(name):
-    loss, start, most = CASES[name]
+def test_it_ends_at_the_minimum(name):
+    loss, start, most, least = CASES[name]
     found = kx.fit(Vector(jnp.asarray(start)), loss=loss, tolerance=1e-6, progress=False)
-    value = jax.jit(jax.value_and_grad(lambda x: loss(Vector(x))))
-    expected = scipy.optimize.minimize(
-        lambda x: jax.tree.map(np.asarray, value(jnp.asarray(x))),
-        start,
-        jac=True,
-        method="BFGS",
-        options={"gtol": 1e-7},
-    )
     assert found.converged, found.reason
     assert found.num_steps <= most
-    assert found.loss == pytest.approx(expected.fun, abs=1e-8 * max(1.0, abs(expected.fun)))
-    assert (np.isfinite(found.losses)).all()
+    assert found.loss == pytest.approx(least, abs=1e-8)
+    assert np.isfinite(found.losses).all()
 
 
 def loop_of(loss, optimizer):
@@ -78,13 +74,12 @@ def loop_of(loss, optimizer):
 
 
 def marked(m):
-    """A loss with one Cholesky factorisation."""
-    return jnp.sum(jnp.linalg.cholesky(jnp.diag(1 + m.x**2)))
+    return jnp.sum(jax.lax.lgamma(1 + m.x**2))
 
 
 def test_the_loop_holds_the_loss_once():
-    assert loop_of(marked, LBFGS()).count(" cholesky[") == 1
-    assert loop_of(marked, optax.lbfgs()).count(" cholesky[") > 1
+    assert loop_of(marked, LBFGS()).count(" lgamma ") == 1
+    assert loop_of(marked, optax.lbfgs()).count(" lgamma ") > 1
 
 
 def test_num_steps_counts_points_that_were_taken():
