@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from tests.everyday import full
 
 DAY, PLACE = np.arange(14.0), np.linspace(0, 1, 11) ** 2
 GRID = (DAY.size, PLACE.size)
@@ -47,7 +48,7 @@ def dense_parts(noise):
     return np.asarray(prior), levels, np.isfinite(levels) & ~np.isnan(Y.ravel())
 
 
-@pytest.fixture(scope="module", params=NOISES)
+@pytest.fixture(scope="module", params=[full("even"), "uneven"])
 def both(request):
     """The exact and the iterative posterior of the same data."""
     noise = NOISES[request.param]
