@@ -69,8 +69,8 @@ def compiled_programs_are_released():
 
 
 @pytest.fixture
-def monkeypatch(monkeypatch):
-    """Patches reach compiled functions: none of before is used, and none of theirs afterwards."""
+def uncompiled():
+    """For patches of code that is compiled: no program of before is used, and none is left."""
     jax.clear_caches()
-    yield monkeypatch
+    yield
     jax.clear_caches()

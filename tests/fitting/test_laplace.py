@@ -206,17 +206,15 @@ def test_noise_above_its_floor_is_transferred(single_result):
 
 
 @pytest.mark.parametrize("precision", ["gp_result", "single_result"])
-def test_a_summary_traces_the_loss_no_more(precision, request):
+def test_a_summary_traces_the_loss_no_more(precision, request, monkeypatch):
     """In float32 too, where the steps of the differences are long."""
     result = request.getfixturevalue(precision)
 
     def refused(self, y):
         raise AssertionError("traced")
 
-    # Not the fixture, under which all has to be traced again.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kx.GridGP, "checked_log_likelihood", refused)
-        assert "standard error" in result.summary()
+    monkeypatch.setattr(kx.GridGP, "checked_log_likelihood", refused)
+    assert "standard error" in result.summary()
 
 
 def test_a_result_survives_a_pickle(gp_result):

@@ -143,7 +143,7 @@ def test_hessians(name, method, modes):
 
 
 @pytest.mark.parametrize("name", ["three axes", full("full Kronecker noise, three axes")])
-def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch):
+def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch, uncompiled):
     """The other definition of the derivatives, taken where all columns would not fit."""
     monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
     case = CASES[name]
@@ -155,7 +155,7 @@ def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch):
     compare(first_order(case.layout, mask, "gaps", ("inverse_diagonal",), *arguments), truth)
 
 
-def test_loops_over_groups_and_halves(monkeypatch):
+def test_loops_over_groups_and_halves(monkeypatch, uncompiled):
     """What large problems do: one piece, row and column at a time, triangles by halves."""
     for module in (schur, variances, rules):
         monkeypatch.setattr(module, "CHUNK", 1)
@@ -170,7 +170,7 @@ def test_loops_over_groups_and_halves(monkeypatch):
     compare(found, expected(case, mask))
 
 
-def test_an_order_that_does_not_fit_raises(monkeypatch):
+def test_an_order_that_does_not_fit_raises(monkeypatch, uncompiled):
     monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
     monkeypatch.setattr(rules, "MOST_MERGED", 3)
     part = kx.Masked(kx.Kronecker(covariance(5), covariance(4)) + 0.3, scattered((5, 4)))
