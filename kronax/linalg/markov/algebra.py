@@ -97,7 +97,8 @@ def _side_by_side(matrices: list[Array]) -> Array:
     total = jnp.zeros((*lead, size, size), jnp.result_type(*matrices))
     for m in matrices:
         block = slice(start, start + m.shape[-1])
-        total = total.at[..., block, block].set(jnp.broadcast_to(m, (*lead, *m.shape[-2:])))
+        wide = jnp.broadcast_to(m.astype(total.dtype), (*lead, *m.shape[-2:]))
+        total = total.at[..., block, block].set(wide)
         start += m.shape[-1]
     return total
 

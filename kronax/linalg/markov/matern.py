@@ -67,7 +67,7 @@ def _innovation(tau: Array, _: Any, order: int) -> Array:
 
     def entry(i: int, j: int) -> Array:
         powers = enumerate(np.convolve(_COLUMNS[order][i], _COLUMNS[order][j]))
-        return sum((_DIFFUSION[order] * c * moments[k] for k, c in powers if c), 0 * tau)
+        return sum((_DIFFUSION[order] * float(c) * moments[k] for k, c in powers if c), 0 * tau)
 
     rows = [jnp.stack([entry(i, j) for j in range(order)], axis=-1) for i in range(order)]
     return jnp.stack(rows, axis=-2)
