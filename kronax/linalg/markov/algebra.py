@@ -65,29 +65,40 @@ def added(*spaces: StateSpace) -> StateSpace:
     steps = _side_by_side([space.transitions for space in held])
     driven = _side_by_side([space.innovations for space in held])
     initial = _side_by_side([space.initial for space in held])
-    if firsts.size:
-        steps = _with_total(steps, firsts)
-        # The inverse of that basis takes the others off the sum again.
-        steps = steps.at[..., firsts].add(-steps[..., :1])
-        driven, initial = (_of_total(p, firsts) for p in (driven, initial))
     return StateSpace(
-        steps,
-        driven,
-        initial,
+        _steps_of_total(steps, firsts),
+        _of_total(driven, firsts),
+        _of_total(initial, firsts),
         sum(nuggets[1:], nuggets[0]) if nuggets else None,
         all(space.regular for space in spaces),
         all(space.stationary for space in spaces),
     )
 
 
-def _with_total(x: Array, firsts: np.ndarray) -> Array:
-    """The rows of the first entries added to the first row."""
-    return x.at[..., 0, :].add(jnp.sum(x[..., firsts, :], axis=-2))
+def _steps_of_total(x: Array, firsts: np.ndarray) -> Array:
+    """Transitions of side-by-side states, where the first entry gives way to the sum of values.
+
+    Args:
+        x: block-diagonal.
+        firsts: where the values of the others stand.
+    """
+    if not firsts.size:
+        return x
+    x = _with_total(x, firsts)
+    # The inverse of that basis takes the others off the sum again.
+    return x.at[..., firsts].add(-x[..., :1])
 
 
 def _of_total(p: Array, firsts: np.ndarray) -> Array:
-    """A covariance of side-by-side states as that of the sum and the rest."""
+    """The covariance of such states, alike."""
+    if not firsts.size:
+        return p
     return _with_total(jnp.swapaxes(_with_total(p, firsts), -1, -2), firsts)
+
+
+def _with_total(x: Array, firsts: np.ndarray) -> Array:
+    """The rows of the others' values added to the first row."""
+    return x.at[..., 0, :].add(jnp.sum(x[..., firsts, :], axis=-2))
 
 
 def _side_by_side(matrices: list[Array]) -> Array:

@@ -19,7 +19,8 @@ FURTHEST = 1e8
 _TERMS = 11
 # More damping than this, and the two decays are apart enough to be told by their exponentials.
 _APART = 1.5
-_NODES, _WEIGHTS = (v / 2 for v in np.polynomial.legendre.leggauss(9))
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(9)
+_NODES, _WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 
 
 def oscillation(s: Array, quality: Array) -> Array:
@@ -87,12 +88,9 @@ def _first_innovation(s: Array, damping: Array, difference: Array) -> Array:
     wide = s * jnp.maximum(1, damping)
     small, apart = wide < 1, damping > _APART
     inside = jnp.where(small, s, 0)
-    total = jnp.zeros_like(s)
-    for node, weight in zip(_NODES + 0.5, _WEIGHTS, strict=True):
-        u = float(node) * inside
-        value = u * jnp.exp(-damping * u) * _series((damping**2 - 1) * u**2, 1)
-        total = total + float(weight) * value**2
-    near = 4 * damping * inside * total
+    u = inside[..., None] * jnp.asarray(_NODES, s.dtype)
+    values = u * jnp.exp(-damping * u) * _series((damping**2 - 1) * u**2, 1)
+    near = 4 * damping * inside * jnp.sum(jnp.asarray(_WEIGHTS, s.dtype) * values**2, axis=-1)
     b = jnp.where(apart, damping, 2.0)
     beyond = jnp.where(small, 1, s)
     width = jnp.sqrt(b**2 - 1)
