@@ -30,6 +30,7 @@ RETURNED = {
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",
+    "NotMarkovError",
     "ConvergenceError",
     "PrecisionWarning",
     "Estimate",

@@ -87,8 +87,8 @@ class GridGP(NumpyroSites, LeastNoise):
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
-            the parameters; one of "dense", "toeplitz", "circulant" and "centrosymmetric" per axis
-            overrides that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel
+            the parameters; one of "dense", "toeplitz", "circulant", "centrosymmetric" and "markov"
+            per axis overrides that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel
             on many places: where that many columns do not carry the covariance to 1000 times the
             machine precision, values raise, and traced ones are NaN.
 

@@ -189,7 +189,7 @@ class Periodic(Kernel):
     On a Markov axis it is a series of cosines, with a state of `2 num_terms + 1` numbers. Where the
     terms left out have more than `1e3` roundings of the variance, which is the most that a
     covariance is then wrong by, it is refused, and NaN under jit: the default is enough for
-    lengthscales above 0.55 in float64, and above 0.25 in float32.
+    lengthscales above 0.6 in float64, and above 0.25 in float32.
 
     Args:
         period: `p > 0` in units of the axis.

@@ -27,6 +27,13 @@ class StateSpace(eqx.Module):
         nugget: `(*batch, n)`, or `(*batch,)` if it is the same everywhere; `None` for zero.
         regular: whether all steps are the same.
         stationary: whether `P` is the covariance at every place.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> decay = jnp.exp(-jnp.array([1.0, 0.5]))[:, None, None]
+        >>> space = kx.StateSpace(decay, 1 - decay**2, jnp.ones((1, 1)))
+        >>> kx.Markov(space, 3).to_dense()[0].round(3).tolist()
+        [1.0, 0.368, 0.223]
     """
 
     transitions: Float[Array, "*steps d d"]
