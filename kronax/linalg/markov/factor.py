@@ -162,7 +162,7 @@ def multiplied(space: StateSpace, x: Array) -> Array:
 
     def forward(state: Array, step: Any) -> tuple[Array, Array]:
         value, p, steps = step
-        state = state + p[:, None] * value
+        state = state + p[:, None] * value[None]
         return times(space.step(steps)[0], state), state[0]
 
     def backward(state: Array, step: Any) -> tuple[Array, Array]:
@@ -213,7 +213,7 @@ class MarkovRoot(eqx.Module):
         def body(state: Array, step: Any) -> tuple[Array, Array]:
             value, gain, deviation, steps = step
             new = deviation * value
-            told = state + gain[:, None] * new
+            told = state + gain[:, None] * new[None]
             return times(space.step(steps)[0], told), state[0] + new
 
         zero = jnp.zeros((space.order, flat.shape[1]), z.dtype)
