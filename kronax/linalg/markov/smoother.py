@@ -141,4 +141,3 @@ def pair_sums(space: StateSpace, lanes: Lanes, at: Gain, found: Smoothed, size: 
     steps = (found.ends, found.starts, at.first, at.precision, per_place(space, lanes))
     (_, total), _ = lax.scan(body, (start, zero), steps)
     return total
-

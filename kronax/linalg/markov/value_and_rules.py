@@ -60,6 +60,17 @@ class Constants(NamedTuple):
     found: Filtered
     seen: Array | None
 
+    @classmethod
+    def of(
+        cls, problem: MarkovSum, bases: Bases, size: int, seen: Array | None = None
+    ) -> "Constants":
+        """The filter of the data, or of zeros if there are none."""
+        y, space, levels = problem.others.y, problem.space, problem.levels
+        lanes = lanes_of(bases, levels, seen)
+        shape = (size, lanes.signal.size)
+        data = jnp.zeros(shape, levels.dtype) if y is None else rotated(bases, y)
+        return cls(bases, *filtered(space, lanes, data), seen)
+
 
 def lanes_of(bases: Bases, levels: Array, seen: Array | None) -> Lanes:
     """One lane per mode of the other axes; one if there are no others."""
@@ -73,15 +84,6 @@ def lanes_of(bases: Bases, levels: Array, seen: Array | None) -> Lanes:
 def flat(x: Array) -> Array:
     """`(n, *others)` as `(n, lanes)`."""
     return x.reshape(x.shape[0], -1)
-
-
-def held(problem: MarkovSum, bases: Bases, size: int, seen: Array | None) -> Constants:
-    """The filter of the data; zero data if there are none."""
-    others, space, levels = problem
-    lanes = lanes_of(bases, levels, seen)
-    y = others.y
-    turned = jnp.zeros((size, lanes.signal.size), levels.dtype) if y is None else rotated(bases, y)
-    return Constants(bases, *filtered(space, lanes, turned), seen)
 
 
 def rotated(bases: Bases, y: Array) -> Array:
