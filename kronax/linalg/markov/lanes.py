@@ -90,11 +90,11 @@ class Pieces(eqx.Module):
         return jnp.broadcast_shapes(*(x.shape[: x.ndim - ndim] for x, ndim in pairs))
 
 
-def markov_axis(op: KroneckerPlusNoise) -> int | None:
+def markov_axis(op: Any) -> int | None:
     """The axis that is filtered: the longest Markov one with independent noise along it."""
     if not isinstance(op.kronecker, Kronecker):
         return None
-    noise: Any = op.noise.factors if isinstance(op.noise, Kronecker) else [None] * len(op.factors)
+    noise: Any = getattr(getattr(op, "noise", None), "factors", [None] * len(op.factors))
     usable = [
         (factor.size, i)
         for i, (factor, own) in enumerate(zip(op.factors, noise, strict=True))
@@ -262,28 +262,11 @@ class KalmanLanes(AbstractSignalPlusNoise):
 
     def variance_at(self, *parts: Sequence[Places]) -> Estimate:
         """Prior less explained; one solve per place."""
-        (places,) = parts
-        prior = priors_of(parts)
-        rows = [p.rows for p in places]
-
-        def one(row: list[Array]) -> Array:
-            vector = outer(row)
-            return jnp.sum(vector * self.solve(vector))
-
-        return exact_estimate(prior - lax.map(one, rows))
+        return variance_at(self, parts)
 
     def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
         """Prior less explained; one solve per place."""
-        ((places, priors),) = parts
-        rows = [p.rows for p in places]
-
-        def one(row: list[Array]) -> Array:
-            weights = self.solve(outer(row))
-            for i, rows_i in enumerate(rows):
-                weights = _contracted(rows_i, weights, i)
-            return weights
-
-        return reduce(mul, priors) - lax.map(one, rows)
+        return covariance_at(self, parts)
 
     def computed(self) -> OtherBases:
         """One eigenbasis per axis beside the Markov one."""
@@ -444,3 +427,32 @@ def _contracted(rows: Array, x: Array, i: int) -> Array:
     if i == 0:
         return jnp.tensordot(rows, x, axes=1, precision=HIGHEST)
     return jnp.einsum("mn,mn...->m...", rows, x, precision=HIGHEST)
+
+
+def variance_at(found: AbstractSignalPlusNoise, parts: Sequence[Sequence[Places]]) -> Estimate:
+    """Of scattered places, prior less explained: one solve per place."""
+    (places,) = parts
+    prior = priors_of(parts)
+    rows = [p.rows for p in places]
+
+    def one(row: list[Array]) -> Array:
+        vector = outer(row)
+        return jnp.sum(vector * found.solve(vector))
+
+    return exact_estimate(prior - lax.map(one, rows))
+
+
+def covariance_at(
+    found: AbstractSignalPlusNoise, parts: Sequence[tuple[Sequence[Places], Sequence[Array]]]
+) -> Array:
+    """Between scattered places, prior less explained: one solve per place."""
+    ((places, priors),) = parts
+    rows = [p.rows for p in places]
+
+    def one(row: list[Array]) -> Array:
+        weights = found.solve(outer(row))
+        for i, rows_i in enumerate(rows):
+            weights = _contracted(rows_i, weights, i)
+        return weights
+
+    return reduce(mul, priors) - lax.map(one, rows)
