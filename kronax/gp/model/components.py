@@ -222,7 +222,9 @@ def _structure(gp: AbstractProcess, kernel: Kernel, i: int) -> Structure:
     """
     if kernel is gp.kernels[i] or gp.structures[i].rank is not None or not are_exact(gp):
         return gp.structures[i]
-    return choose(kernel, gp.axes[i])
+    chosen, held = choose(kernel, gp.axes[i]), gp.structures[i]
+    # The terms of a process that is Markov are so as well.
+    return held if held.kind == "markov" and chosen.kind != "diagonal" else chosen
 
 
 def amplitude(gp: AbstractProcess, i: int, dtype: Any) -> Array:

@@ -13,6 +13,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.mode_products import map_batch
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.square_roots import safe_sqrt
+from kronax.linalg.markov.algebra import with_state
 from kronax.linalg.markov.state_space import StateSpace, covariances, sandwich, times
 
 
@@ -71,7 +72,7 @@ class Markov(AbstractFactor):
     order: Order | None = eqx.field(static=True)
 
     def __init__(self, space: StateSpace, size: int, order: Any = None):
-        self.space, self.size = space, size
+        self.space, self.size = with_state(space), size
         self.order = order if order is None or isinstance(order, Order) else Order.of(order)
 
     def __check_init__(self) -> None:
