@@ -14,18 +14,16 @@ from jaxtyping import Array
 from kronax.linalg.arrays.fingerprints import fingerprint
 from kronax.linalg.arrays.mode_products import outer
 from kronax.linalg.arrays.precision import Ends
-from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
+from kronax.linalg.decompositions.abstract import Rows
 from kronax.linalg.decompositions.implicit import implicit_solve
 from kronax.linalg.decompositions.restricted import AbstractRestricted
-from kronax.linalg.estimates.certificates import Estimate
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.markov import full_state
-from kronax.linalg.markov.factor import Markov
 from kronax.linalg.markov.full_state import FullState
-from kronax.linalg.markov.lanes import KalmanLanes, covariance_at, markov_axis, variance_at
+from kronax.linalg.markov.lanes import AbstractKalman, KalmanLanes, markov_axis
 from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
@@ -73,9 +71,7 @@ class MarkovAtObserved(AbstractRestricted):
     @property
     def misses_whole_times(self) -> bool:
         """Whether no time has gaps in some places alone."""
-        others = tuple(i for i in range(len(self.grid_shape)) if i != self.axis)
-        seen = self.mask.array.any(axis=others, keepdims=True)
-        return bool((self.mask.array == seen).all())
+        return misses_whole_times(self.mask, self.axis)
 
     def scaled(self, scalar: Array) -> "MarkovAtObserved":
         """`scalar * self`."""
@@ -114,7 +110,14 @@ class MarkovAtObserved(AbstractRestricted):
         return MarkovAtObserved(self.op.event_ndims(), self.mask)
 
 
-class KalmanPlaces(AbstractSignalPlusNoise):
+def misses_whole_times(mask: Mask, axis: int) -> bool:
+    """Whether no place along the axis has gaps at some places of the others alone."""
+    others = tuple(i for i in range(mask.array.ndim) if i != axis)
+    seen = mask.array.any(axis=others, keepdims=True)
+    return bool((mask.array == seen).all())
+
+
+class KalmanPlaces(AbstractKalman):
     """Any gaps and a variance per cell: one filter whose state is that of all places.
 
     `O(n m³ d²)` operations for `m` places and `n` times; derivatives of every order.
@@ -123,9 +126,9 @@ class KalmanPlaces(AbstractSignalPlusNoise):
     op: MarkovAtObserved
 
     @property
-    def factor(self) -> Markov:
-        """The Markov factor."""
-        return self.op.factors[self.op.axis]
+    def axis(self) -> int:
+        """The Markov axis."""
+        return self.op.axis
 
     def state(self) -> FullState:
         """The process over places and times, with precisions that are zero at gaps."""
@@ -156,7 +159,8 @@ class KalmanPlaces(AbstractSignalPlusNoise):
             return alone(v)
 
         state = lax.stop_gradient(self.state())
-        return implicit_solve(self.op, (state, full_state.filtered(state)), one, b)
+        held = (state, full_state.filtered(state))
+        return implicit_solve(self.op, held, one, self.op.held(b))
 
     def logdet(self) -> Array:
         """The sum of what every time adds."""
@@ -204,12 +208,10 @@ class KalmanPlaces(AbstractSignalPlusNoise):
         is_less = known & (noise < jnp.diagonal(state.places)[None])
         return self._back(jnp.where(is_less, by_noise, look.variances))
 
-    def variance_given(self, places: Sequence[Places]) -> Array:
-        """Of new places at all times; a value, held constant.
-
-        They are known by the old ones: `B = C K_s⁻¹`, by its eigenvalues, and what is left of them.
-        """
-        state, k = lax.stop_gradient(self.state()), self.op.axis
+    def _smoothed_variance(self, places: Sequence[Places]) -> Array:
+        """New places are known by the old ones: `B = C K_s⁻¹`, and what is left of them."""
+        state, k = self.state(), self.axis
+        ahead, prior = places[k].rows, places[k].prior
         others = [
             (f, p) for i, (f, p) in enumerate(zip(self.op.factors, places, strict=True)) if i != k
         ]
@@ -221,21 +223,20 @@ class KalmanPlaces(AbstractSignalPlusNoise):
             moved.append(axes[-1] if place.rows is None else lifted(axes[-1]))
             rows.append(_by_old(moved[-1].basis, place.rows))
         shares = list(map(axis_shares, moved, axes, [place for _, place in others]))
-        found = full_state.filtered(state)
-        look = full_state.smoothed(state, found, Kronecker(*rows).to_dense() if rows else None)
+        if ahead is not None:
+            precisions = ahead.padded(self.factor.unsorted(state.precisions), 0)
+            state = FullState(ahead.space, state.places, precisions)
+        look = full_state.smoothed(
+            state, full_state.filtered(state), Kronecker(*rows).to_dense() if rows else None
+        )
+        if ahead is None:
+            known = self.factor.unsorted(look.variances)
+        else:
+            known = ahead.unsorted(look.variances)[self.factor.size :]
         left = unexplained(shares) if shares else jnp.zeros((), self.op.dtype)
-        prior = self.factor.sorted(self.factor.diagonal())
-        value = look.variances + prior[:, None] * left.ravel()[None]
-        value = self.factor.unsorted(value).reshape(-1, *left.shape)
-        return jnp.moveaxis(value, 0, k)
-
-    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
-        """Prior less explained; one solve per place."""
-        return variance_at(self, parts)
-
-    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
-        """Prior less explained; one solve per place."""
-        return covariance_at(self, parts)
+        prior = self.factor.diagonal() if prior is None else prior
+        value = known + prior[:, None] * left.ravel()[None]
+        return jnp.moveaxis(value.reshape(-1, *left.shape), 0, k)
 
     def computed(self) -> None:
         """Nothing that is cheaper to keep than to make again."""

@@ -1,5 +1,6 @@
 """Signal plus noise with one Markov axis: a Kalman filter for every mode of the other axes."""
 
+import abc
 from collections.abc import Sequence
 from functools import reduce
 from math import log, pi
@@ -27,7 +28,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.eigenbases import SymmetricBlocks, dual, eigenbases
 from kronax.linalg.factors.submatrix import restricted
-from kronax.linalg.markov.factor import Markov
+from kronax.linalg.markov.factor import Markov, MarkovAhead
 from kronax.linalg.markov.filter import Lanes, filtered
 from kronax.linalg.markov.smoother import Smoothed, gains, smoothed, solved
 from kronax.linalg.markov.state_space import StateSpace
@@ -103,7 +104,64 @@ def markov_axis(op: Any) -> int | None:
     return max(usable)[1] if usable else None
 
 
-class KalmanLanes(AbstractSignalPlusNoise):
+class AbstractKalman(AbstractSignalPlusNoise):
+    """Signal plus noise by a Kalman filter along a Markov axis."""
+
+    @property
+    @abc.abstractmethod
+    def axis(self) -> int:
+        """The Markov axis."""
+
+    @property
+    def factor(self) -> Markov:
+        """The Markov factor."""
+        return self.op.factors[self.axis]
+
+    def variance_given(self, places: Sequence[Places]) -> Array:
+        """Of places on a grid; a value, held constant.
+
+        By the smoother on the axis itself and where the process goes on to new places of it; by
+        rows of covariances along it prior less explained, one solve per row.
+        """
+        along = places[self.axis]
+        if along.rows is None or isinstance(along.rows, MarkovAhead):
+            return lax.stop_gradient(self._smoothed_variance(places))
+        pairs = list(zip(self.op.factors, places, strict=True))
+        prior = _outer([f.diagonal() if p.prior is None else p.prior for f, p in pairs])
+        rows = [f.to_dense() if p.rows is None else p.rows for f, p in pairs]
+        return lax.stop_gradient(jnp.subtract(*same_rank(prior, self.explained(rows))))
+
+    @abc.abstractmethod
+    def _smoothed_variance(self, places: Sequence[Places]) -> Array:
+        """On the axis itself, or at places where the process goes on."""
+
+    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
+        """Prior less explained; one solve per place."""
+        (places,) = parts
+        prior = priors_of(parts)
+        rows = [p.rows for p in places]
+
+        def one(row: list[Array]) -> Array:
+            vector = outer(row)
+            return jnp.sum(vector * self.solve(vector))
+
+        return exact_estimate(prior - lax.map(one, rows))
+
+    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
+        """Prior less explained; one solve per place."""
+        ((places, priors),) = parts
+        rows = [p.rows for p in places]
+
+        def one(row: list[Array]) -> Array:
+            weights = self.solve(outer(row))
+            for i, rows_i in enumerate(rows):
+                weights = _contracted(rows_i, weights, i)
+            return weights
+
+        return reduce(mul, priors) - lax.map(one, rows)
+
+
+class KalmanLanes(AbstractKalman):
     """`⊗K_i + ⊗N_i` with one Markov axis: `eigh` of the others, a filter for each of their modes.
 
     Cost and memory are linear in the Markov axis. Derivatives of solves, log-determinants and
@@ -127,11 +185,6 @@ class KalmanLanes(AbstractSignalPlusNoise):
         axis = markov_axis(self.whole)
         assert axis is not None, "no Markov axis"
         return axis
-
-    @property
-    def factor(self) -> Markov:
-        """The Markov factor."""
-        return self.whole.factors[self.axis]
 
     @property
     def seen(self) -> np.ndarray | None:
@@ -165,7 +218,7 @@ class KalmanLanes(AbstractSignalPlusNoise):
                 alone = jax.vmap(alone)
             return alone(v)
 
-        return implicit_solve(self.op, (lax.stop_gradient(self._pieces()),), one, b)
+        return implicit_solve(self.op, (lax.stop_gradient(self._pieces()),), one, self.op.held(b))
 
     def logdet(self) -> Array:
         """The sum of what every value adds."""
@@ -193,7 +246,9 @@ class KalmanLanes(AbstractSignalPlusNoise):
             (c, b), (rest_c, rest_b) = ([x[k] for x in sides], [_without(x, k) for x in sides])
             lanes = self._lanes(piece)
             if c is None and b is None:
-                value = self.factor.unsorted(self._smoothed(piece, lanes).inverse)
+                value = self.factor.unsorted(
+                    self._smoothed(piece.space, lanes, self.factor.size).inverse
+                )
             else:
                 value = self._between(piece, lanes, c, b)
             value = value.reshape(value.shape[0], *(x.values.shape[-1] for x in piece.bases))
@@ -220,21 +275,10 @@ class KalmanLanes(AbstractSignalPlusNoise):
         like = jnp.subtract(*same_rank(prior, inner.explained(self._at(rows, kept))))
         return with_value(like, self.variance_given(places))
 
-    def variance_given(self, places: Sequence[Places], own: Any = None) -> Array:
-        """Of places on a grid; a value, held constant."""
-        k, pieces = self.axis, lax.stop_gradient(self._pieces())
-        if places[k].rows is not None:
-            rows, priors = [p.rows for p in places], [p.prior for p in places]
-            diagonals = [f.diagonal() for f in self.whole.factors]
-            prior = _outer([d if p is None else p for p, d in zip(priors, diagonals, strict=True)])
-            filled = [
-                f.to_dense() if r is None else r
-                for f, r in zip(self.whole.factors, rows, strict=True)
-            ]
-            return lax.stop_gradient(jnp.subtract(*same_rank(prior, self.explained(filled))))
-        prior = lax.stop_gradient(
-            self.factor.diagonal() if places[k].prior is None else places[k].prior
-        )
+    def _smoothed_variance(self, places: Sequence[Places]) -> Array:
+        k, pieces = self.axis, self._pieces()
+        ahead, prior = places[k].rows, places[k].prior
+        prior = self.factor.diagonal() if prior is None else prior
 
         def one(piece: Pieces, places: list[Places], prior: Array) -> Array:
             duals = map(dual, piece.bases, *piece.others)
@@ -242,8 +286,7 @@ class KalmanLanes(AbstractSignalPlusNoise):
             moved = [a if p.rows is None else lifted(a) for a, p in zip(axes, places, strict=True)]
             shares = list(map(axis_shares, moved, axes, places))
             bases = tuple(a.basis for a in moved)
-            known = self._variances(piece, self._lanes(piece, bases))
-            known = self.factor.unsorted(known)
+            known = self._variances(piece, self._lanes(piece, bases), ahead)
             if not shares:
                 return known[:, 0]
             known = known.reshape(-1, *(b.values.shape[-1] for b in bases))
@@ -251,7 +294,7 @@ class KalmanLanes(AbstractSignalPlusNoise):
             value = applied(shares, known) + prior.reshape(-1, *(1,) * left.ndim) * left[None]
             return jnp.moveaxis(value, 0, k)
 
-        rest = lax.stop_gradient(_without(places, k))
+        rest = _without(places, k)
         held, ndims = [rest, prior], [[p.event_ndims for p in rest], 1]
         pairs = zip(jax.tree.leaves(held), jax.tree.leaves(ndims), strict=True)
         given = [x.shape[: x.ndim - ndim] for x, ndim in pairs]
@@ -259,14 +302,6 @@ class KalmanLanes(AbstractSignalPlusNoise):
         return map_batch(
             one, batch, (pieces, pieces.event_ndims), (rest, ndims[0]), (prior, ndims[1])
         )
-
-    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
-        """Prior less explained; one solve per place."""
-        return variance_at(self, parts)
-
-    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
-        """Prior less explained; one solve per place."""
-        return covariance_at(self, parts)
 
     def computed(self) -> OtherBases:
         """One eigenbasis per axis beside the Markov one."""
@@ -343,6 +378,7 @@ class KalmanLanes(AbstractSignalPlusNoise):
 
     def _two_terms(self, y: Array | None, weights: Weights) -> Array:
         pieces, num_axes = self._pieces(), len(self.whole.grid_shape)
+        y = None if y is None else self.op.held(y)
         lead = () if y is None else y.shape[: y.ndim - num_axes]
         batch = checks.check_broadcast([pieces.batch_shape, lead], "the operator and the vector")
 
@@ -359,20 +395,30 @@ class KalmanLanes(AbstractSignalPlusNoise):
             one, batch, (pieces, pieces.event_ndims), (y, None if y is None else num_axes)
         )
 
-    def _smoothed(self, piece: Pieces, lanes: Lanes) -> Smoothed:
-        nothing = jnp.zeros((self.factor.size, lanes.signal.size), piece.space.dtype)
-        return smoothed(piece.space, lanes, filtered(piece.space, lanes, nothing)[2])
+    def _smoothed(self, space: StateSpace, lanes: Lanes, size: int) -> Smoothed:
+        nothing = jnp.zeros((size, lanes.signal.size), space.dtype)
+        return smoothed(space, lanes, filtered(space, lanes, nothing)[2])
 
-    def _variances(self, piece: Pieces, lanes: Lanes) -> Array:
-        """Of the signal given the data, over `λ`, at the sorted times of all lanes."""
-        look, space = self._smoothed(piece, lanes), piece.space
+    def _variances(self, piece: Pieces, lanes: Lanes, ahead: MarkovAhead | None) -> Array:
+        """Of the signal given the data, over `λ`, at all times of all lanes or at new ones."""
+        space, size = piece.space, self.factor.size
+        if ahead is not None:
+            seen = jnp.ones(size, bool) if lanes.seen is None else self.factor.unsorted(lanes.seen)
+            levels = lanes.levels
+            if levels.ndim:
+                levels = ahead.padded(self.factor.unsorted(levels), 1)
+            lanes = lanes._replace(seen=ahead.padded(seen, False), levels=levels)
+            space, size = ahead.space, ahead.size
+        look = self._smoothed(space, lanes, size)
         nugget = jnp.zeros((), space.dtype) if space.nugget is None else space.nugget
         nugget = nugget[:, None] if space.nugget_varies else nugget
         levels = lanes.levels[:, None] if lanes.levels.ndim else lanes.levels
         known = lanes.noise[None] * levels * (look.shares + nugget * look.inverse)
-        if lanes.seen is None:
-            return known
-        return jnp.where(lanes.seen[:, None], known, look.unseen + nugget)
+        if lanes.seen is not None:
+            known = jnp.where(lanes.seen[:, None], known, look.unseen + nugget)
+        if ahead is not None:
+            return ahead.unsorted(known)[self.factor.size :]
+        return self.factor.unsorted(known)
 
     def _between(self, piece: Pieces, lanes: Lanes, c: Array | None, b: Array | None) -> Array:
         """`c_iᵀ S_a⁻¹ b_i` for the rows of two matrices, `(m, lanes)`."""
@@ -427,32 +473,3 @@ def _contracted(rows: Array, x: Array, i: int) -> Array:
     if i == 0:
         return jnp.tensordot(rows, x, axes=1, precision=HIGHEST)
     return jnp.einsum("mn,mn...->m...", rows, x, precision=HIGHEST)
-
-
-def variance_at(found: AbstractSignalPlusNoise, parts: Sequence[Sequence[Places]]) -> Estimate:
-    """Of scattered places, prior less explained: one solve per place."""
-    (places,) = parts
-    prior = priors_of(parts)
-    rows = [p.rows for p in places]
-
-    def one(row: list[Array]) -> Array:
-        vector = outer(row)
-        return jnp.sum(vector * found.solve(vector))
-
-    return exact_estimate(prior - lax.map(one, rows))
-
-
-def covariance_at(
-    found: AbstractSignalPlusNoise, parts: Sequence[tuple[Sequence[Places], Sequence[Array]]]
-) -> Array:
-    """Between scattered places, prior less explained: one solve per place."""
-    ((places, priors),) = parts
-    rows = [p.rows for p in places]
-
-    def one(row: list[Array]) -> Array:
-        weights = found.solve(outer(row))
-        for i, rows_i in enumerate(rows):
-            weights = _contracted(rows_i, weights, i)
-        return weights
-
-    return reduce(mul, priors) - lax.map(one, rows)
