@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from kronax.gp.axes.axis import Axis
@@ -11,7 +12,9 @@ from kronax.gp.axes.labels import Labels
 from kronax.gp.coordinates.spacing import Coordinates, step_of
 from kronax.gp.kernels.base import Exchangeable, Kernel
 from kronax.gp.kernels.markov import NotMarkovError
-from kronax.linalg.markov.factor import Markov
+from kronax.gp.kernels.points import Points
+from kronax.linalg.markov.algebra import with_state
+from kronax.linalg.markov.factor import Markov, MarkovAhead
 
 
 def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
@@ -29,6 +32,11 @@ def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
     except NotMarkovError as error:
         return error.reason
     return None
+
+
+def state_length(kernel: Kernel) -> int:
+    """How many numbers the state of a Markov kernel has; nothing is compiled."""
+    return jax.eval_shape(lambda: kernel.state_space(np.ones(1, np.float32)).initial).shape[-1]
 
 
 def _sees_chords(term: Kernel, axis: Axis) -> bool:
@@ -51,6 +59,21 @@ def markov_factor(kernel: Kernel, axis: Axis, dtype: Any) -> Markov:
     space = kernel.state_space(gaps.astype(dtype))
     space = jax.tree.map(lambda x: x.astype(dtype), space)
     return Markov(space, axis.size, order)
+
+
+def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovAhead:
+    """The process on an axis and at new places, which may be traced: in linear time."""
+    old = axis.points(dtype)
+    both = jnp.concatenate([old.centred.reshape(-1), new.centred.reshape(-1)])
+    sorting = jnp.argsort(both, stable=True)
+    space = kernel.state_space(jnp.diff(both[sorting]))
+    space = jax.tree.map(lambda x: x.astype(dtype), space)
+    cell, is_old = new.found_in(old)
+    places = jnp.concatenate(
+        [jnp.arange(old.size), jnp.where(is_old, cell, old.size + jnp.arange(new.size))]
+    )
+    back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))[places]
+    return MarkovAhead(with_state(space), sorting, back, old.size)
 
 
 def beginning(axis: Axis, size: int) -> Axis:

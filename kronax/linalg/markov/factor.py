@@ -1,5 +1,6 @@
 """The covariance of a Markov process along one axis: products, roots and solves in linear time."""
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -163,7 +164,7 @@ def multiplied(space: StateSpace, x: Array) -> Array:
 
     def forward(state: Array, step: Any) -> tuple[Array, Array]:
         value, p, steps = step
-        state = state + p[:, None] * value
+        state = state + p[:, None] * value[None]
         return times(space.step(steps)[0], state), state[0]
 
     def backward(state: Array, step: Any) -> tuple[Array, Array]:
@@ -182,12 +183,12 @@ class MarkovRoot(eqx.Module):
     """`L` with `L Lᵀ = K`, lower triangular for sorted places: a value is told by those before it.
 
     Args:
-        factor: whose root it is.
+        factor: whose root it is, or the places of which, old and new, are drawn together.
         gains: what a new value tells of the state, `(*batch, n, d)`.
         deviations: of every value given those before it, `(*batch, n)`.
     """
 
-    factor: Markov
+    factor: Any
     gains: Array
     deviations: Array
 
@@ -214,7 +215,7 @@ class MarkovRoot(eqx.Module):
         def body(state: Array, step: Any) -> tuple[Array, Array]:
             value, gain, deviation, steps = step
             new = deviation * value
-            told = state + gain[:, None] * new
+            told = state + gain[:, None] * new[None]
             return times(space.step(steps)[0], told), state[0] + new
 
         zero = jnp.zeros((space.order, flat.shape[1]), z.dtype)
@@ -223,7 +224,7 @@ class MarkovRoot(eqx.Module):
         return jnp.moveaxis(values.reshape(front.shape), 0, axis)
 
 
-def _root(factor: Markov, space: StateSpace) -> MarkovRoot:
+def _root(factor: Any, space: StateSpace) -> MarkovRoot:
     """By the filter of values without noise."""
     nugget = jnp.zeros((), space.dtype) if space.nugget is None else space.nugget
     nugget = jnp.broadcast_to(nugget, factor.size)
@@ -241,4 +242,104 @@ def _root(factor: Markov, space: StateSpace) -> MarkovRoot:
 
     steps = (nugget, space.steps())
     gains, totals = lax.scan(body, space.initial, steps)[1]
-    return MarkovRoot(_unchecked(space, factor.size, factor.order), gains, safe_sqrt(totals))
+    return MarkovRoot(dataclasses.replace(factor, space=space), gains, safe_sqrt(totals))
+
+
+class MarkovAhead(eqx.Module):
+    """A Markov process at the places of an axis and at new ones, before, between and after.
+
+    A new place that is an old one is that place, with its nugget.
+
+    Args:
+        space: the process at all of them, sorted.
+        sorting: which of them, old ones first, stands where then, `(old + ahead,)`.
+        back: where every one of them is found then.
+        old: number of old places.
+    """
+
+    space: StateSpace
+    sorting: Array
+    back: Array
+    old: int = eqx.field(static=True)
+
+    @property
+    def size(self) -> int:
+        """Number of places, old and new."""
+        return self.sorting.shape[0]
+
+    def event_ndims(self) -> "MarkovAhead":
+        """The number of axes of every leaf without its batch, as a matching pytree."""
+        return MarkovAhead(self.space.event_ndims, 1, 1, self.old)  # type: ignore[arg-type]
+
+    def sorted(self, x: Array) -> Array:
+        """What lies along the first axis of `x`, old places first, in the order of the places."""
+        return x[self.sorting]
+
+    def unsorted(self, x: Array) -> Array:
+        """The same back, old places first."""
+        return x[self.back]
+
+    def padded(self, x: Array, value: Any) -> Array:
+        """Numbers at the old places, and the same `value` at all new ones, sorted."""
+        rest = jnp.full((self.size - self.old, *x.shape[1:]), value, x.dtype)
+        return self.sorted(jnp.concatenate([x, rest]))
+
+    def scaled(self, scalar: Array) -> "MarkovAhead":
+        """The process times the root of a number."""
+        return dataclasses.replace(self, space=self.space.scaled(scalar))
+
+    def root(self) -> MarkovRoot:
+        """That of all places together."""
+        return _root(self, self.space)
+
+    def variances(self) -> Array:
+        """Those of the new places, `(m,)`."""
+        values = covariances(self.space, self.size)[:, 0, 0]
+        values = values if self.space.nugget is None else values + self.space.nugget
+        return self.unsorted(values)[self.old :]
+
+
+class MarkovCross(AbstractFactor):
+    """The covariances of the new places with the old ones, in linear time.
+
+    Args:
+        joint: of both.
+        size: number of old places.
+    """
+
+    joint: MarkovAhead
+    size: int = eqx.field(static=True)
+
+    @property
+    def output_grid_shape(self) -> tuple[int, ...]:
+        """The number of new places."""
+        return (self.joint.size - self.size,)
+
+    @property
+    def dtype(self) -> Any:
+        """Floating-point type of the entries."""
+        return self.joint.space.dtype
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def mv(self, x: Array) -> Array:
+        """Multiply along the last axis of `x`."""
+        return super(AbstractFactor, self).mv(x)
+
+    def mv_along(self, x: Array, axis: int) -> Array:
+        """Multiply along `axis < 0` of `x`, as all places together with zeros at the new ones."""
+        front = jnp.moveaxis(x, axis, 0)
+        padded = self.joint.padded(front.reshape(self.size, -1), 0)
+        product = self.joint.unsorted(multiplied(self.joint.space, padded))[self.size :]
+        return jnp.moveaxis(product.reshape(-1, *front.shape[1:]), 0, axis)
+
+    def to_dense(self) -> Array:
+        """The `(m, n)` matrix."""
+        return self.mv_along(jnp.eye(self.size, dtype=self.dtype), -2)
+
+    def scaled(self, scalar: Array) -> "MarkovCross":
+        """`scalar * self`."""
+        return MarkovCross(self.joint.scaled(scalar), self.size)

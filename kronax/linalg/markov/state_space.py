@@ -117,6 +117,19 @@ def times_right(x: Array, a: Array) -> Array:
     return jnp.moveaxis(times(a, jnp.moveaxis(x, 1, 0)), 0, 1)
 
 
+def product(x: Array, y: Array) -> Array:
+    """`X Y` lane by lane, `(d, d, *lanes)` each."""
+    size = x.shape[1]
+    if size > UNROLLED:
+        return jnp.einsum("ik...,kj...->ij...", x, y, precision=HIGHEST)
+    return sum_of(x[:, k, None] * y[None, k] for k in range(size))
+
+
+def applied(x: Array, v: Array) -> Array:
+    """`X v` lane by lane, `(d, d, *lanes)` and `(d, *lanes)`."""
+    return product(x, v[:, None])[:, 0]
+
+
 def sum_of(terms: Any) -> Array:
     """The sum of some arrays, without a zero in front."""
     first, *rest = terms
