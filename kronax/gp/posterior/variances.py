@@ -6,6 +6,7 @@ prior less explained.
 
 import dataclasses
 from itertools import combinations_with_replacement
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -129,6 +130,7 @@ def signal_places(
         elif is_own:
             assert x is not None
             process = process_ahead(gp, kernel, i, x, op.dtype) if by_filter else None
+            rows: Any
             if process is not None:
                 rows = process.scaled(amplitude(gp, i, op.dtype))
             else:

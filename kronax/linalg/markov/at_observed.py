@@ -103,11 +103,13 @@ class MarkovAtObserved(AbstractRestricted):
 
     def mappable(self) -> "MarkovAtObserved":
         """The same without its decomposition, every leaf with the batch axes in front."""
-        return MarkovAtObserved(self.op.mappable(), self.mask)
+        op: Any = self.op
+        return MarkovAtObserved(op.mappable(), self.mask)
 
     def event_ndims(self) -> "MarkovAtObserved":
         """The number of axes of every leaf without its batch, as a matching pytree."""
-        return MarkovAtObserved(self.op.event_ndims(), self.mask)
+        op: Any = self.op
+        return MarkovAtObserved(op.event_ndims(), self.mask)
 
 
 def misses_whole_times(mask: Mask, axis: int) -> bool:

@@ -193,7 +193,7 @@ class KalmanLanes(AbstractKalman):
             return None
         others = tuple(i for i in range(len(self.op.grid_shape)) if i != self.axis)
         seen = self.op.observed.any(axis=others)
-        return None if seen.all() else self.factor.sorted(seen)
+        return None if seen.all() else np.asarray(self.factor.sorted(seen))
 
     @property
     def num_observed(self) -> int:
@@ -437,7 +437,7 @@ class KalmanLanes(AbstractKalman):
         """The operator at the times with data, the Markov factor as a matrix; for derivatives."""
         whole, k = self.whole, self.axis
         seen = np.ones(self.factor.size, bool) if self.seen is None else self.seen
-        kept = np.flatnonzero(self.factor.unsorted(seen))
+        kept = np.flatnonzero(np.asarray(self.factor.unsorted(seen)))
         factors = list(whole.factors)
         factors[k] = restricted(Dense(self.factor.to_dense()), kept)
         noise: Any = whole.noise
