@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.markov import cosines
+from kronax.linalg.state_spaces import cosines
 from tests.gp import dense
 from tests.tolerances import assert_close
 
@@ -321,7 +321,9 @@ def test_what_state_spaces_refuse():
         kx.ActiveDims(kx.Matern32(1.0), 0).state_space(np.ones(2))
     with pytest.raises(kx.NotMarkovError, match="one lengthscale per dimension"):
         kx.Matern32([1.0, 2.0]).state_space(np.ones(2))
-    with pytest.raises(ValueError, match="must not be negative; got -0.5. Sort the places first"):
+    with pytest.raises(
+        ValueError, match=r"must not be negative; got -0\.5\. Sort the places first"
+    ):
         kx.Matern32(1.0).state_space([1.0, -0.5])
     with pytest.raises(ValueError, match=r"must have shape \(n - 1,\).*got shape \(2, 2\)"):
         kx.Matern32(1.0).state_space(np.ones((2, 2)))

@@ -13,8 +13,8 @@ from kronax.gp.coordinates.spacing import Coordinates, step_of
 from kronax.gp.kernels.base import Exchangeable, Kernel
 from kronax.gp.kernels.markov import NotMarkovError
 from kronax.gp.kernels.points import Points
-from kronax.linalg.markov.algebra import with_state
 from kronax.linalg.markov.factor import Markov, MarkovAhead
+from kronax.linalg.state_spaces.algebra import with_state
 
 
 def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:

@@ -23,10 +23,10 @@ from kronax.gp.kernels.radial import (
     squared_distance,
 )
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.markov import algebra
-from kronax.linalg.markov.cosines import cosine_series, enough_terms
-from kronax.linalg.markov.matern import RATES, matern
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.cosines import cosine_series, enough_terms
+from kronax.linalg.state_spaces.matern import RATES, matern
+from kronax.linalg.state_spaces.state_space import StateSpace
 from kronax.parameters import parameter
 
 

@@ -33,7 +33,7 @@ from kronax.linalg.decompositions.spectral import AbstractOnGrid
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.gaps.masked import AbstractAtObserved
-from kronax.linalg.markov.lanes import AbstractKalman
+from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import (

@@ -23,7 +23,8 @@ from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.markov import full_state
 from kronax.linalg.markov.full_state import FullState
-from kronax.linalg.markov.lanes import AbstractKalman, KalmanLanes, markov_axis
+from kronax.linalg.markov.kalman import AbstractKalman
+from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
 from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker

@@ -14,8 +14,8 @@ from jaxtyping import Array
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.square_roots import safe_sqrt
-from kronax.linalg.markov.algebra import with_state
-from kronax.linalg.markov.state_space import StateSpace, covariances, sandwich, times
+from kronax.linalg.state_spaces.algebra import with_state
+from kronax.linalg.state_spaces.state_space import StateSpace, covariances, sandwich, times
 
 
 @dataclass(frozen=True)

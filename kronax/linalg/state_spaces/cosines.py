@@ -14,7 +14,7 @@ from jaxtyping import Array
 from scipy.special import ive
 
 from kronax.linalg.arrays.primitives import RulePrimitive
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 # Ratios of Bessel functions are found downwards from so many orders above the last one wanted.
 _BEYOND = 24

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 # So far away a phase has no digits left in float32, and few in float64.
 FURTHEST = 1e8

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
 from kronax.linalg.arrays.primitives import RulePrimitive
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 # By the length of the state, `ν + 1/2`.
 RATES = {1: 1.0, 2: sqrt(3.0), 3: sqrt(5.0)}
