@@ -88,9 +88,9 @@ class GridGP(NumpyroSites, LeastNoise):
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
             the parameters; one of "dense", "toeplitz", "circulant", "centrosymmetric" and "markov"
-            per axis overrides that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel
-            on many places: where that many columns do not carry the covariance to 1000 times the
-            machine precision, values raise, and traced ones are NaN.
+            per axis overrides that. A whole number is the rank of a `kx.LowRank` factor for a
+            smooth kernel on many places: where that many columns do not carry the covariance to
+            1000 times the machine precision, values raise, and traced ones are NaN.
 
     Raises:
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
