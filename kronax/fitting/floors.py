@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from kronax.fitting.problem import Problem, is_at_floor
@@ -48,10 +49,10 @@ def told_of_floor(found: FitResult) -> FitResult:
     if not problem.independent:
         reason = _told(found.reason, problem.noise_level(found.model), found.losses.dtype)
     else:
-        levels = eqx.filter_vmap(problem.noise_level)(found.model)
+        levels = jax.tree.map(np.asarray, eqx.filter_vmap(problem.noise_level)(found.model))
         reason = tuple(
-            _told(own, type(levels)(level, least, None), found.losses.dtype)
-            for own, level, least in zip(found.reason, levels.level, levels.least, strict=True)
+            _told(own, jax.tree.map(lambda x, i=i: x[i], levels), found.losses.dtype)
+            for i, own in enumerate(found.reason)
         )
     kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     return FitResult(**{**kept, "reason": reason})

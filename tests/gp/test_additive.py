@@ -234,7 +234,7 @@ def test_likelihood_gradient_and_hessian_are_the_dense_ones(name):
 
     def all_orders(function):
         def orders(theta):
-            return function(theta), jax.grad(function)(theta), jax.hessian(function)(theta)
+            return *jax.value_and_grad(function)(theta), jax.hessian(function)(theta)
 
         return jax.jit(orders, compiler_options=QUICK)
 

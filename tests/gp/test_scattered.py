@@ -93,7 +93,7 @@ def test_a_batch_of_data_has_a_batch_of_means_at_points():
     assert post.sample(jax.random.key(0), points=X, sample_shape=(3,)).shape == (3, 2, 7)
 
 
-def test_more_points_than_a_chunk_holds_agree(monkeypatch):
+def test_more_points_than_a_chunk_holds_agree(monkeypatch, uncompiled):
     whole = TWO.mean(points=X), TWO.variance(points=X)
     monkeypatch.setattr("kronax.linalg.spectral.khatri_rao.CHUNK", 12)
     jax.clear_caches()

@@ -59,9 +59,17 @@ class Points(eqx.Module):
         return dataclasses.replace(self, cells=None)
 
     def found_in(self, known: "Points") -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
-        """Which of the `n` known points each one is, and whether it is one; `m n` comparisons."""
+        """Which of the `n` known points each one is, and whether it is one.
+
+        On a line by sorting; `m n` comparisons of places in several dimensions.
+        """
         if self.cells is not None:
             return self.cells, self.cells >= 0
+        if self.centred.ndim == 1:
+            order = jnp.argsort(known.centred, stable=True)
+            place = jnp.searchsorted(known.centred[order], self.centred)
+            first = order[jnp.minimum(place, known.size - 1)]
+            return first, known.centred[first] == self.centred
         x, z = (p.centred.reshape(p.size, -1) for p in (self, known))
         same = jnp.all(x[:, None] == z[None], axis=-1)
         return jnp.argmax(same, axis=1), jnp.any(same, axis=1)

@@ -19,8 +19,8 @@ from kronax.gp.model.components import (
     amplitude,
     are_exact,
     cross_covariance,
+    cross_factor,
     kernel_matrix,
-    kernel_rows,
     parts,
     prior_covariance,
     prior_variances,
@@ -91,14 +91,12 @@ def cross_of(
             factors.append(scale * slope_matrix(gp.kernels[i], gp.axes[i], x, dtype))
         elif axis is None:
             factors.append(factor)
+        elif exact or gp.structures[i].rank is None:
+            cross = Kronecker(cross_factor(gp, gp.kernels[i], i, axis, dtype))
+            factors.append(cross.scaled(scale).factors[0])
         else:
-            rows = kernel_rows if exact else _rows_of_root
-            factors.append(rows(gp, i, axis, dtype))
+            factors.append(root_rows(gp, i, axis, dtype)[0])
     return Kronecker(*factors)
-
-
-def _rows_of_root(gp: AbstractProcess, i: int, new: Points, dtype: Any) -> Array:
-    return root_rows(gp, i, new, dtype)[0]
 
 
 def explained(

@@ -12,6 +12,7 @@ from kronax.linalg.decompositions.abstract import AbstractDecomposition, Abstrac
 from kronax.linalg.decompositions.factorized import Factorized
 from kronax.linalg.decompositions.low_rank import signal_plus_noise
 from kronax.linalg.decompositions.restricted import AbstractRestricted
+from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
 from kronax.linalg.operators.kronecker import Kronecker, as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, with_noise
 
@@ -30,7 +31,7 @@ def decomposition_of(op: Solvable) -> AbstractDecomposition:
     if isinstance(op, AbstractRestricted):
         return op.decomposed()
     if isinstance(op, KroneckerPlusNoise):
-        return signal_plus_noise(op)
+        return signal_plus_noise(op) if markov_axis(op) is None else KalmanLanes(op)
     return Factorized(op)
 
 
