@@ -12,6 +12,7 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.diagnostics import Diagnostics, diagnostics
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.criticism.leave_slice_out import LeaveSliceOut, leave_slice_out
+from kronax.gp.forecasts.filter import Filter, filter_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.datasets import to_dataarray, to_dataset
@@ -402,6 +403,36 @@ class Posterior(AbstractPosterior):
                 are not defined at the new coordinates.
         """
         return append(self, y_new, axes, noise)
+
+    @_of_its_model
+    def filter(self, axis: int | str | None = None) -> Filter:
+        """A forecast service: it takes in each new slice in time independent of the history.
+
+        One pass over the data, `O(n m³ D²)` operations for `n` times, `m` places and a state of
+        `D` numbers at each. The axis needs a kernel with a state space, not the structure
+        "markov".
+
+        Args:
+            axis: the name or number of the time; by default the one with the structure "markov",
+                or the only one whose kernel has a state space.
+
+        Raises:
+            KeyError: if the axis is unknown.
+            NotMarkovError: if the process is not Markov along it.
+            ValueError: if several axes may be meant, the noise correlates along it, or the mean is
+                known on the grid only.
+
+        Examples:
+            >>> import jax.numpy as jnp, kronax as kx
+            >>> axes = {"time": jnp.arange(3.0), "place": jnp.arange(2.0)}
+            >>> kernels = {"time": kx.Matern32(2.0), "place": kx.RBF(1.0)}
+            >>> post = kx.GridGP(kernels, axes, noise=0.1).condition(jnp.ones((3, 2)))
+            >>> service = post.filter("time")
+            >>> service, surprise = service.update([0.9, jnp.nan], 3.5)
+            >>> surprise.log_density.shape, service.predict(4.0).mean.shape
+            ((), (2,))
+        """
+        return filter_of(self, None if axis is None else predict.axis_number(self.gp, axis))
 
     def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         return self.gp.new_axes(axes)
