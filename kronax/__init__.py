@@ -87,10 +87,10 @@ from kronax.linalg.krylov.variances import (
     iterative_posterior_variances as iterative_posterior_variances,
 )
 from kronax.linalg.markov.factor import Markov as Markov
-from kronax.linalg.markov.state_space import StateSpace as StateSpace
 from kronax.linalg.operators.kronecker import Kronecker as Kronecker
 from kronax.linalg.operators.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise as KroneckerPlusNoise
+from kronax.linalg.state_spaces.state_space import StateSpace as StateSpace
 from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace

@@ -17,8 +17,8 @@ from kronax.gp.kernels.markov import checked_gaps, not_markov
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import whole
 from kronax.linalg.arrays.host import on_device, on_host
-from kronax.linalg.markov import algebra
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.state_space import StateSpace
 from kronax.parameters import data, parameter, refuse_plain_numbers
 
 

@@ -23,10 +23,10 @@ from kronax.gp.kernels.radial import (
     squared_distance,
 )
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.markov import algebra
-from kronax.linalg.markov.cosines import cosine_series, enough_terms
-from kronax.linalg.markov.matern import RATES, matern
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.cosines import cosine_series, enough_terms
+from kronax.linalg.state_spaces.matern import RATES, matern
+from kronax.linalg.state_spaces.state_space import StateSpace
 from kronax.parameters import parameter
 
 
@@ -223,8 +223,10 @@ class Periodic(Kernel):
         """A constant and some waves, whose weights fall off faster than geometrically."""
         steps, period = as_points(checked_gaps(gaps), self), single(self.period, "period", self)
         lengthscale = single(self.lengthscale, "lengthscale", self)
-        if is_concrete(lengthscale):
-            enough = enough_terms(float(lengthscale) ** -2, self.lengthscale.dtype)
+        if is_concrete(self.lengthscale):
+            # By NumPy: what JAX makes of it is traced where only shapes are asked for.
+            host = np.asarray(self.lengthscale)
+            enough = enough_terms(host.item() ** -2, host.dtype)
             if enough > self.num_terms:
                 raise not_markov(self, f"at this lengthscale it needs num_terms={enough}")
         cycles = ratio(steps, 0 * steps, period, "period")

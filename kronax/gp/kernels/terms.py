@@ -9,8 +9,8 @@ from numpyro.distributions import constraints
 
 from kronax.gp.kernels.base import Kernel, as_points
 from kronax.gp.kernels.points import Points
-from kronax.linalg.markov import algebra
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.state_space import StateSpace
 from kronax.parameters import parameter
 
 

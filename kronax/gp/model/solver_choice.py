@@ -12,8 +12,10 @@ from typing import Any, Literal, Optional
 import jax.numpy as jnp
 import numpy as np
 
-from kronax.gp.axes.markov import state_length
+from kronax.gp.axes.markov import state_length, why_not_markov
+from kronax.gp.axes.structure import Structure
 from kronax.gp.model.components import are_exact, terms_covariance
+from kronax.gp.model.method import with_fields
 from kronax.gp.model.noise import CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.dense_covariance import DenseCovariance
@@ -36,6 +38,12 @@ MOST_BYTES = 4e9
 # The same for one dense matrix of the observed cells, some 2000 of them, beside which iterations
 # are very fast.
 MOST_DENSE = 7e10
+# From so many places on, and with at most so many others, an axis is filtered without being asked
+# for; `eigh` takes more than ten times as much there (2 cores).
+LONG = 1000
+MOST_PLACES = 100
+# Structures of an axis that a filter may replace.
+UNFILTERED = ("dense", "toeplitz", "centrosymmetric")
 # What a step in time costs at least, in such operations: some twenty microseconds.
 LEAST_STEP = 2e6
 # Up to these, about a minute, an exact way stands in where iterations turn out to be no good.
@@ -158,9 +166,28 @@ def _filtered(gp: AbstractProcess) -> Choice | None:
         return Choice("markov", reason, 20.0 * numbers * order, float(itemsize * numbers))
     # A value and its gradient: about three times the products of a step, 60 µs for the small ones.
     step = max(6.0 * places**3 * (order**2 + order + 1), LEAST_STEP)
-    numbers = (sqrt(size) + size / max(sqrt(size), 1)) * (order * places) ** 2
+    held = (sqrt(size) + size / max(sqrt(size), 1)) * (order * places) ** 2
     reason = f"a filter of {places} places along a Markov axis of {size}"
-    return Choice("markov", reason, size * step, float(itemsize * numbers))
+    return Choice("markov", reason, size * step, float(itemsize * held))
+
+
+def long_axes(gp: AbstractProcess, asked: Any) -> tuple[Structure, ...]:
+    """The structures of the axes, of which a long one with few places beside it is Markov.
+
+    Args:
+        gp: with the structures of every axis by itself.
+        asked: those that were asked for.
+    """
+    i = int(np.argmax(gp.grid_shape))
+    size, places = gp.grid_shape[i], prod(gp.grid_shape) // gp.grid_shape[i]
+    is_open = (asked is None or asked[i] is None) and gp.structures[i].kind in UNFILTERED
+    is_long = size >= LONG and places <= min(size, MOST_PLACES)
+    with_markov = Structure("markov", f"{size} places on a line, {places} cells at each")
+    structures = (*gp.structures[:i], with_markov, *gp.structures[i + 1 :])
+    can_be = is_long and is_open and why_not_markov(gp.kernels[i], gp.axes[i]) is None
+    if can_be and filtered_axis(with_fields(gp, structures=structures)) == i:
+        return structures
+    return gp.structures
 
 
 def filtered_axis(gp: AbstractProcess) -> int | None:

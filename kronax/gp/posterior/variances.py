@@ -6,6 +6,7 @@ prior less explained.
 
 import dataclasses
 from itertools import combinations_with_replacement
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -32,7 +33,7 @@ from kronax.linalg.decompositions.spectral import AbstractOnGrid
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.gaps.masked import AbstractAtObserved
-from kronax.linalg.markov.lanes import AbstractKalman
+from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import (
@@ -129,6 +130,7 @@ def signal_places(
         elif is_own:
             assert x is not None
             process = process_ahead(gp, kernel, i, x, op.dtype) if by_filter else None
+            rows: Any
             if process is not None:
                 rows = process.scaled(amplitude(gp, i, op.dtype))
             else:

@@ -23,7 +23,8 @@ from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.markov import full_state
 from kronax.linalg.markov.full_state import FullState
-from kronax.linalg.markov.lanes import AbstractKalman, KalmanLanes, markov_axis
+from kronax.linalg.markov.kalman import AbstractKalman
+from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
 from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
@@ -103,11 +104,13 @@ class MarkovAtObserved(AbstractRestricted):
 
     def mappable(self) -> "MarkovAtObserved":
         """The same without its decomposition, every leaf with the batch axes in front."""
-        return MarkovAtObserved(self.op.mappable(), self.mask)
+        op: Any = self.op
+        return MarkovAtObserved(op.mappable(), self.mask)
 
     def event_ndims(self) -> "MarkovAtObserved":
         """The number of axes of every leaf without its batch, as a matching pytree."""
-        return MarkovAtObserved(self.op.event_ndims(), self.mask)
+        op: Any = self.op
+        return MarkovAtObserved(op.event_ndims(), self.mask)
 
 
 def misses_whole_times(mask: Mask, axis: int) -> bool:

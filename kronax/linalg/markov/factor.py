@@ -11,11 +11,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.arrays.mode_products import map_batch
+from kronax.linalg.arrays.mode_products import map_batch, same_rank
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.square_roots import safe_sqrt
-from kronax.linalg.markov.algebra import with_state
-from kronax.linalg.markov.state_space import StateSpace, covariances, sandwich, times
+from kronax.linalg.state_spaces.algebra import with_state
+from kronax.linalg.state_spaces.state_space import StateSpace, covariances, sandwich, times
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,12 @@ class Markov(AbstractFactor):
         """`scalar * self`."""
         return Markov(self.space.scaled(scalar), self.size, self.order)
 
+    def shifted(self, scalar: Array) -> "Markov":
+        """`self + scalar · I`: the number joins the nugget."""
+        own = jnp.zeros((), self.dtype) if self.space.nugget is None else self.space.nugget
+        space = dataclasses.replace(self.space, nugget=jnp.add(*same_rank(own, scalar)))
+        return Markov(space, self.size, self.order)
+
     def root(self) -> Any:
         """The Cholesky factor of the sorted places, as a recursion."""
         return map_batch(
@@ -140,11 +146,11 @@ class Markov(AbstractFactor):
             (self.space, self.space.event_ndims),
         )
 
-    def sorted(self, x: Array) -> Array:
+    def sorted(self, x: Any) -> Any:
         """What lies along the first axis of `x`, in the order of the places."""
         return x if self.order is None else x[self.order.sorting]
 
-    def unsorted(self, x: Array) -> Array:
+    def unsorted(self, x: Any) -> Any:
         """The same back in the user's order."""
         return x if self.order is None else x[self.order.back]
 

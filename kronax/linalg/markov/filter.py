@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.markov.state_space import (
+from kronax.linalg.state_spaces.state_space import (
     StateSpace,
     applied,
     product,

@@ -16,7 +16,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST, matmul
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 # Longer axes are cut into about √n blocks, of which the reverse pass holds one at a time.
 LONG = 2000

@@ -1,6 +1,5 @@
 """Signal plus noise with one Markov axis: a Kalman filter for every mode of the other axes."""
 
-import abc
 from collections.abc import Sequence
 from functools import reduce
 from math import log, pi
@@ -16,22 +15,21 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.fingerprints import held
-from kronax.linalg.arrays.mode_products import HIGHEST, apply_along, map_batch, outer, same_rank
+from kronax.linalg.arrays.mode_products import apply_along, map_batch, same_rank
 from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.arrays.primitives import with_value
-from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
+from kronax.linalg.decompositions.abstract import Rows
 from kronax.linalg.decompositions.implicit import implicit_solve
 from kronax.linalg.decompositions.restricted import AbstractRestricted
 from kronax.linalg.decompositions.spectral import Spectral
-from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.eigenbases import SymmetricBlocks, dual, eigenbases
 from kronax.linalg.factors.submatrix import restricted
 from kronax.linalg.markov.factor import Markov, MarkovAhead
 from kronax.linalg.markov.filter import Lanes, filtered
+from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.markov.smoother import Smoothed, gains, smoothed, solved
-from kronax.linalg.markov.state_space import StateSpace
 from kronax.linalg.markov.value_and_rules import (
     Bases,
     Constants,
@@ -48,10 +46,10 @@ from kronax.linalg.spectral.conditional_variances import (
     applied,
     axis_shares,
     lifted,
-    priors_of,
     unexplained,
 )
 from kronax.linalg.spectral.value_and_rules import TwoTermSum, Weights, unrotate
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 
 class OtherBases(eqx.Module):
@@ -104,63 +102,6 @@ def markov_axis(op: Any) -> int | None:
     return max(usable)[1] if usable else None
 
 
-class AbstractKalman(AbstractSignalPlusNoise):
-    """Signal plus noise by a Kalman filter along a Markov axis."""
-
-    @property
-    @abc.abstractmethod
-    def axis(self) -> int:
-        """The Markov axis."""
-
-    @property
-    def factor(self) -> Markov:
-        """The Markov factor."""
-        return self.op.factors[self.axis]
-
-    def variance_given(self, places: Sequence[Places]) -> Array:
-        """Of places on a grid; a value, held constant.
-
-        By the smoother on the axis itself and where the process goes on to new places of it; by
-        rows of covariances along it prior less explained, one solve per row.
-        """
-        along = places[self.axis]
-        if along.rows is None or isinstance(along.rows, MarkovAhead):
-            return lax.stop_gradient(self._smoothed_variance(places))
-        pairs = list(zip(self.op.factors, places, strict=True))
-        prior = _outer([f.diagonal() if p.prior is None else p.prior for f, p in pairs])
-        rows = [f.to_dense() if p.rows is None else p.rows for f, p in pairs]
-        return lax.stop_gradient(jnp.subtract(*same_rank(prior, self.explained(rows))))
-
-    @abc.abstractmethod
-    def _smoothed_variance(self, places: Sequence[Places]) -> Array:
-        """On the axis itself, or at places where the process goes on."""
-
-    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
-        """Prior less explained; one solve per place."""
-        (places,) = parts
-        prior = priors_of(parts)
-        rows = [p.rows for p in places]
-
-        def one(row: list[Array]) -> Array:
-            vector = outer(row)
-            return jnp.sum(vector * self.solve(vector))
-
-        return exact_estimate(prior - lax.map(one, rows))
-
-    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
-        """Prior less explained; one solve per place."""
-        ((places, priors),) = parts
-        rows = [p.rows for p in places]
-
-        def one(row: list[Array]) -> Array:
-            weights = self.solve(outer(row))
-            for i, rows_i in enumerate(rows):
-                weights = _contracted(rows_i, weights, i)
-            return weights
-
-        return reduce(mul, priors) - lax.map(one, rows)
-
-
 class KalmanLanes(AbstractKalman):
     """`⊗K_i + ⊗N_i` with one Markov axis: `eigh` of the others, a filter for each of their modes.
 
@@ -193,7 +134,7 @@ class KalmanLanes(AbstractKalman):
             return None
         others = tuple(i for i in range(len(self.op.grid_shape)) if i != self.axis)
         seen = self.op.observed.any(axis=others)
-        return None if seen.all() else self.factor.sorted(seen)
+        return None if seen.all() else np.asarray(self.factor.sorted(seen))
 
     @property
     def num_observed(self) -> int:
@@ -327,12 +268,6 @@ class KalmanLanes(AbstractKalman):
         scale = jnp.max(pieces.space.initial[..., 0, 0])
         return Ends(top * scale + most * jnp.max(levels, -1), least * jnp.min(levels, -1))
 
-    def _prior_less_explained(self, places: Sequence[Places]) -> Array:
-        pairs = list(zip(self.whole.factors, places, strict=True))
-        prior = _outer([f.diagonal() if p.prior is None else p.prior for f, p in pairs])
-        rows = [f.to_dense() if p.rows is None else p.rows for f, p in pairs]
-        return jnp.subtract(*same_rank(prior, self.explained(rows)))
-
     def _bases(self) -> Bases:
         whole = self.whole
         carried = held(self.op, getattr(self.op, "decomposition", None))
@@ -437,7 +372,7 @@ class KalmanLanes(AbstractKalman):
         """The operator at the times with data, the Markov factor as a matrix; for derivatives."""
         whole, k = self.whole, self.axis
         seen = np.ones(self.factor.size, bool) if self.seen is None else self.seen
-        kept = np.flatnonzero(self.factor.unsorted(seen))
+        kept = np.flatnonzero(np.asarray(self.factor.unsorted(seen)))
         factors = list(whole.factors)
         factors[k] = restricted(Dense(self.factor.to_dense()), kept)
         noise: Any = whole.noise
@@ -458,18 +393,3 @@ class KalmanLanes(AbstractKalman):
 
 def _without(items: Any, k: int) -> list:
     return [x for i, x in enumerate(items) if i != k]
-
-
-def _outer(vectors: Sequence[Array]) -> Array:
-    """The outer product over batches."""
-    total = jnp.ones((), vectors[0].dtype)
-    for v in vectors:
-        total = jnp.multiply(*same_rank(total[..., None], v))
-    return total
-
-
-def _contracted(rows: Array, x: Array, i: int) -> Array:
-    """The first place axis of `x` with its rows: `(m, n_0)` joins, later ones go place by place."""
-    if i == 0:
-        return jnp.tensordot(rows, x, axes=1, precision=HIGHEST)
-    return jnp.einsum("mn,mn...->m...", rows, x, precision=HIGHEST)

@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
 from kronax.linalg.markov.filter import Filtered, Gain, Lanes, gain, noise_at, per_place, told
-from kronax.linalg.markov.state_space import StateSpace, applied, sandwich, times
+from kronax.linalg.state_spaces.state_space import StateSpace, applied, sandwich, times
 
 
 def gains(space: StateSpace, lanes: Lanes, size: int) -> Gain:

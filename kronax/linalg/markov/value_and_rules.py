@@ -20,7 +20,6 @@ from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, split_
 from kronax.linalg.markov.factor import multiplied
 from kronax.linalg.markov.filter import Filtered, Lanes, filtered, slopes
 from kronax.linalg.markov.smoother import gains, pair_sums, smoothed, solved
-from kronax.linalg.markov.state_space import StateSpace
 from kronax.linalg.spectral.value_and_rules import (
     TwoTermSum,
     Weights,
@@ -33,6 +32,7 @@ from kronax.linalg.spectral.value_and_rules import (
     rotations,
     unrotate,
 )
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 Bases = tuple[Eigenbasis, ...]
 

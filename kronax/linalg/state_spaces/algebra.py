@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 
 def level(gaps: Array, variance: Array) -> StateSpace:

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
 from kronax.linalg.arrays.primitives import RulePrimitive
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 # By the length of the state, `ν + 1/2`.
 RATES = {1: 1.0, 2: sqrt(3.0), 3: sqrt(5.0)}
@@ -49,9 +49,15 @@ def matern(order: int, tau: Array) -> StateSpace:
 def _transition(tau: Array, _: Any, order: int) -> Array:
     power, total = np.eye(order), jnp.zeros((*tau.shape, order, order), tau.dtype)
     for k in range(order):
-        total = total + (tau**k)[..., None, None] * jnp.asarray(power / factorial(k), tau.dtype)
+        total = total + _along(tau**k, power / factorial(k))
         power = power @ _NILPOTENT[order]
     return jnp.exp(-tau)[..., None, None] * total
+
+
+def _along(steps: Array, matrix: np.ndarray) -> Array:
+    """A matrix times every step."""
+    wide = matrix.reshape((1,) * steps.ndim + matrix.shape)
+    return steps[..., None, None] * jnp.asarray(wide, steps.dtype)
 
 
 def _transition_slope(tau: Array, _: Any, tangents: list, order: int) -> Array:
