@@ -22,10 +22,11 @@ from kronax.gp.forecasts.history import (
     kernels_in_time,
     markov_axis,
     mean_of,
+    nan_before,
     one_slice,
     state_given,
 )
-from kronax.gp.forecasts.recursion import Evidence, State
+from kronax.gp.forecasts.recursion import State
 from kronax.gp.forecasts.times import (
     check_batch,
     checked_halves,
@@ -35,8 +36,8 @@ from kronax.gp.forecasts.times import (
     word_of_time,
 )
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import Template, check_data_units, without_axis
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.labelled.templates import Template, check_data_units, compiled, without_axis
+from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
 
 
@@ -150,12 +151,10 @@ class Filter(eqx.Module):
                 f"`noise` is used with include_noise=True only; got noise={noise!r} without it."
             )
         new, single = new_times(self.gp, self.axis, time), np.ndim(time) == 0
-        given = self._noise(noise, new, single) if include_noise else None
+        levels = self._levels(noise, new, single) if include_noise else None
         halves = self._halves(new, in_order=False)
-        mean, variance = _forecast(
-            self.gp, self.axis, self.places, self.state, self.time, halves, self._points(new), given
-        )
-        return Forecast(self._back(mean, single), self._back(variance, single))
+        times = new.points(self.gp.dtype)
+        return _forecast(self, halves, times, include_noise, levels, single)
 
     def update(
         self, y_new: Any, time: Any = None, noise: Any = None
@@ -182,26 +181,13 @@ class Filter(eqx.Module):
         """
         check_data_units(y_new, self.template, "y_new")
         grid, new, single = read_slices(self.gp, self.axis, y_new, time, self.name)
-        check_batch(grid, self.state.mean.shape[:-2], len(self.gp.axes))
-        given = self._noise(noise, new, single)
+        num_axes = len(self._slice_shape) + (not single)
+        check_batch(grid, self.state.mean.shape[:-2], num_axes)
+        levels = self._levels(noise, new, single)
         halves = self._halves(new, in_order=True)
-        state, found, scores, count = _absorb(
-            self.gp,
-            self.axis,
-            self.places,
-            self.state,
-            self.time,
-            halves,
-            self._points(new),
-            grid,
-            given,
-        )
-        surprise = Surprise(
-            *(self._back(x, single) for x in (found.mean, found.variance, scores)),
-            *(x[0] if single else jnp.moveaxis(x, 0, -1) for x in found[2:]),
-            count[0] if single else count,
-        )
-        return dataclasses.replace(self, time=halves[-1], state=state), surprise
+        times = new.points(self.gp.dtype)
+        time, state, surprise = _absorb(self, halves, times, grid, levels, single)
+        return dataclasses.replace(self, time=time, state=state), surprise
 
     def save(self, path: Any) -> None:
         """Write it to a file, model parameters included, which `kx.Filter.load` reads.
@@ -235,29 +221,36 @@ class Filter(eqx.Module):
     def _halves(self, new: Axis, in_order: bool) -> Array:
         return checked_halves(new, self.time, self.gp.axes[self.axis], self.name, in_order)
 
-    def _points(self, new: Axis) -> Points:
-        return new.points(self.gp.dtype)
-
-    def _noise(self, noise: Any, new: Axis, single: bool) -> Noise:
-        """That of some new times."""
-        dtype, shape = self.gp.dtype, list(self._slice_shape)
+    def _levels(self, noise: Any, new: Axis, single: bool) -> Array | None:
+        """Given variances in the layout of new values; `None` for those of the model."""
         if noise is None and self.noise is None:
             raise ValueError(
                 f"The noise varies along {self.name} and is not defined at its new coordinates. "
                 "Pass `noise=` with the variance there."
             )
         if noise is None:
-            assert self.noise is not None
-            return Noise(jnp.ones((new.size, 1), dtype), self.noise)
+            return None
+        shape = list(self._slice_shape)
         if not single:
             shape.insert(self.axis, new.size)
-        levels = levels_of(noise, tuple(shape), dtype)
-        levels = jnp.expand_dims(levels, self.axis) if single else levels
-        levels = front(levels, self.axis, len(self.gp.axes))
-        return Noise(levels, jnp.ones(levels.shape[-1], dtype))
+        return levels_of(noise, tuple(shape), self.gp.dtype)
 
-    def _back(self, x: Array, single: bool) -> Array:
-        """`(k, *batch, m)` in the layout of the grid."""
+    def noise_at(self, levels: Array | None, num_times: int, single: bool) -> Noise:
+        """The noise at some times, that of the model or given variances."""
+        if levels is None:
+            assert self.noise is not None
+            return Noise(jnp.ones((num_times, 1), self.gp.dtype), self.noise)
+        levels = self.front(levels, single)
+        return Noise(levels, jnp.ones(levels.shape[-1], levels.dtype))
+
+    def front(self, x: Array, single: bool) -> Array:
+        """What is laid out as new values as `(k, *batch, m)`."""
+        num_axes = len(self.gp.axes)
+        x = jnp.expand_dims(x, self.axis - num_axes) if single else x
+        return front(x, self.axis, num_axes)
+
+    def back(self, x: Array, single: bool) -> Array:
+        """`(k, *batch, m)` as new values are laid out."""
         x = x.reshape(*x.shape[:-1], *self._slice_shape)
         return x[0] if single else jnp.moveaxis(x, 0, self.axis - len(self.gp.axes))
 
@@ -272,58 +265,58 @@ def filter_of(post: AbstractPosterior, axis: int | None) -> Filter:
     return Filter(small, i, without_axis(post.template, names[i]), places, noise, time, state)
 
 
-@eqx.filter_jit
+@compiled
 def _forecast(
-    gp: AbstractProcess,
-    i: int,
-    places: Array,
-    state: State,
-    time: Array,
+    service: Filter,
     halves: Array,
     times: Points,
-    noise: Noise | None,
-) -> tuple[Array, Array]:
-    """Means `(k, *batch, m)` and variances `(k, m)`."""
+    include_noise: bool,
+    levels: Array | None,
+    single: bool,
+) -> Forecast:
+    gp, i, places = service.gp, service.axis, service.places
     kernels, (mean, design) = kernels_in_time(gp, i), mean_of(gp, i, times)
-    levels = jnp.zeros((len(halves), 1), gp.dtype) if noise is None else noise.levels
-    shape = jnp.zeros(places.shape[-1], gp.dtype) if noise is None else noise.shape
-    shape = jnp.diagonal(shape) if shape.ndim == 2 else shape
+    own = jnp.zeros((len(halves), places.shape[-1]), gp.dtype)
+    if include_noise:
+        noise = service.noise_at(levels, len(halves), single)
+        own = noise.levels * jnp.atleast_2d(noise.variances)
 
-    def one(half: Array, mean: Array, design: Array | None, level: Array) -> tuple[Array, Array]:
-        gap = gaps_between(jnp.stack([time, half]))[0]
-        step = recursion.step_of(kernels, jnp.where(gap >= 0, gap, 0))
-        own = jnp.diagonal(recursion.at_places(step.nuggets, places)) + level * shape
-        value, variance = recursion.forecast(state, step, places, design, own)
-        value = value + jnp.broadcast_to(mean, value.shape)
-        nan = jnp.where(gap >= 0, jnp.zeros_like(gap), jnp.nan)
-        return value + nan, variance + nan
+    def one(half: Array, mean: Array, design: Array | None, noise: Array) -> tuple[Array, Array]:
+        gap = gaps_between(jnp.stack([service.time, half]))[0]
+        step = recursion.step_of(kernels, jnp.maximum(gap, 0))
+        noise = noise + jnp.diagonal(recursion.at_places(step.nuggets, places))
+        value, variance = recursion.forecast(service.state, step, places, design, noise)
+        wrong = nan_before(gap)  # no step leads back
+        return value + jnp.broadcast_to(mean, value.shape) + wrong, variance + wrong
 
-    return jax.vmap(one)(halves, mean, design, levels)
+    value, variance = jax.vmap(one)(halves, mean, design, own)
+    return Forecast(service.back(value, single), service.back(variance, single))
 
 
-@eqx.filter_jit
+@compiled
 def _absorb(
-    gp: AbstractProcess,
-    i: int,
-    places: Array,
-    state: State,
-    time: Array,
+    service: Filter,
     halves: Array,
     times: Points,
     y: Array,
-    noise: Noise,
-) -> tuple[State, Evidence, Array, Array]:
-    """The state, the evidence at every time, standardised errors and numbers of values."""
-    values = front(y, i, len(gp.axes))
+    levels: Array | None,
+    single: bool,
+) -> tuple[Array, State, Surprise]:
+    """The last time and the state then, and how the values compare with their forecast."""
+    values = service.front(y, single)
     batch = tuple(range(1, values.ndim - 1))
     seen = jnp.any(~jnp.isnan(values), axis=batch)
-    halves = jnp.concatenate([time[None], halves])
-    state, found = absorbed(gp, i, places, state, halves, times, values, noise, seen)
+    noise = service.noise_at(levels, len(seen), single)
+    halves = jnp.concatenate([service.time[None], halves])
+    given = (service.places, service.state, halves, times, values, noise, seen)
+    state, found = absorbed(service.gp, service.axis, *given)
     shape = (len(seen), *(1,) * len(batch), seen.shape[-1])
-    variance = found.variance.reshape(shape)
-    scores = jnp.where(
-        jnp.broadcast_to(seen.reshape(shape), values.shape),
-        (values - found.mean) / jnp.sqrt(variance),
-        jnp.nan,
+    score = (values - found.mean) / jnp.sqrt(found.variance).reshape(shape)
+    score = jnp.where(jnp.broadcast_to(seen.reshape(shape), score.shape), score, jnp.nan)
+    count = jnp.sum(seen, axis=-1)
+    surprise = Surprise(
+        *(service.back(x, single) for x in (found.mean, found.variance, score)),
+        *(x[0] if single else jnp.moveaxis(x, 0, -1) for x in found[2:]),
+        count[0] if single else count,
     )
-    return state, found, scores, jnp.sum(seen, axis=-1)
+    return halves[-1], state, surprise

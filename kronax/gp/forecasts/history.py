@@ -43,6 +43,17 @@ class Noise(eqx.Module):
     shape: Array
     is_known: bool = eqx.field(static=True, default=True)
 
+    @property
+    def variances(self) -> Array:
+        """The variances, `(m,)`."""
+        return jnp.diagonal(self.shape) if self.shape.ndim == 2 else self.shape
+
+    def at(self, level: Array) -> Array:
+        """The covariance at a time of a level, `(m, m)`."""
+        if self.shape.ndim == 2:
+            return jnp.broadcast_to(level, self.shape.shape[:1])[:, None] * self.shape
+        return jnp.diag(level * self.shape)
+
 
 def markov_axis(gp: AbstractProcess, names: tuple[str, ...]) -> int:
     """The axis along which a process is filtered, if there is one and no doubt.
@@ -204,14 +215,14 @@ def absorbed(
     kernels = kernels_in_time(gp, i)
     steps = jax.vmap(lambda gap: recursion.step_of(kernels, gap))(gaps)
     # No step leads back: what is told of a traced one is NaN.
-    steps = steps._replace(transition=steps.transition + _nan_before(gaps)[:, None, None])
+    steps = steps._replace(transition=steps.transition + nan_before(gaps)[:, None, None])
     mean, design = mean_of(gp, i, times)
 
     def body(state: State, each: Any) -> tuple[State, Evidence]:
         step, y, mean, design, level, seen = each
         state = recursion.moved(state, step, places)
         own = recursion.at_places(step.nuggets, places)
-        own = own + (level * noise.shape if noise.shape.ndim == 2 else jnp.diag(level * noise.shape))
+        own = own + noise.at(level)
         values = y - jnp.broadcast_to(mean, y.shape)
         state, found = recursion.told(state, Values(values, design, own, seen))
         return state, found._replace(mean=found.mean + jnp.broadcast_to(mean, y.shape))
@@ -219,7 +230,8 @@ def absorbed(
     return jax.lax.scan(body, state, (steps, y, mean, design, noise.levels, seen))
 
 
-def _nan_before(gaps: Array) -> Array:
+def nan_before(gaps: Array) -> Array:
+    """Zero, and NaN where a gap is negative."""
     return jnp.where(gaps >= 0, jnp.zeros_like(gaps), jnp.nan)
 
 

@@ -17,8 +17,8 @@ from jaxtyping import Array
 
 from kronax.gp.kernels.base import Kernel
 from kronax.linalg.arrays.mode_products import HIGHEST, matmul, same_rank
-from kronax.linalg.markov import algebra
-from kronax.linalg.markov.state_space import StateSpace
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 
 class Regressors(NamedTuple):

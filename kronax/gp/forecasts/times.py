@@ -34,7 +34,7 @@ def new_times(gp: AbstractProcess, i: int, time: Any) -> Axis:
     return new
 
 
-def halves(axis: Axis, dtype: Any) -> Array:
+def halves(axis: Axis, dtype: Any) -> Any:
     """How far times are from the origin, `(k, 2)`: two numbers each, whose sum it is.
 
     Differences of late times then keep their digits in float32.
@@ -45,13 +45,13 @@ def halves(axis: Axis, dtype: Any) -> Array:
     return split(axis.offsets.reshape(-1), dtype)
 
 
-def split(offsets: np.ndarray, dtype: Any) -> Array:
+def split(offsets: np.ndarray, dtype: Any) -> np.ndarray:
     """Numbers in float64 as two in another precision."""
     high = offsets.astype(dtype)
-    return jnp.asarray(np.stack([high, (offsets - high).astype(dtype)], axis=-1))
+    return np.stack([high, (offsets - high).astype(dtype)], axis=-1)
 
 
-def checked_halves(new: Axis, last: Array, old: Axis, name: str, in_order: bool) -> Array:
+def checked_halves(new: Axis, last: Array, old: Axis, name: str, in_order: bool) -> Any:
     """The same of times that are refused before the last one; a rounding before it is it.
 
     Args:
@@ -93,12 +93,11 @@ def word_of_time(axis: Axis, offset: float) -> str:
 def read_slices(
     gp: AbstractProcess, i: int, y_new: Any, time: Any, name: str
 ) -> tuple[Any, Axis, bool]:
-    """New values as a grid `(*batch, …)` with `k` times, the times, and whether it is one slice."""
-    if is_labelled(y_new) and name in y_new.coords and name not in y_new.dims:
-        y_new = y_new.expand_dims(name)
+    """New values, batches in front, their times, and whether it is one slice, without that axis."""
+    single = time is not None and np.ndim(time) == 0
+    if is_labelled(y_new) and name not in y_new.dims:
         single = True
-    else:
-        single = time is not None and np.ndim(time) == 0
+        y_new = y_new.expand_dims(name) if name in y_new.coords else y_new
     if time is None:
         if not is_labelled(y_new) or name not in y_new.coords:
             raise TypeError(
@@ -109,13 +108,14 @@ def read_slices(
     new = new_times(gp, i, time)
     axes = [new if j == i else axis for j, axis in enumerate(gp.axes)]
     names = gp.axis_names
-    if single and not (is_labelled(y_new) and name in y_new.dims):
+    is_whole = not single or (is_labelled(y_new) and name in y_new.dims)
+    if not is_whole:
         axes.pop(i)
         names = None if names is None else names[:i] + names[i + 1 :]
     given = in_grid_order(y_new, axes, names, "y_new")
     grid = _grid(given, tuple(axis.size for axis in axes), gp.dtype)
-    if len(axes) < len(gp.axes):
-        grid = jnp.expand_dims(grid, i - len(gp.axes))
+    if single and is_whole:
+        grid = jnp.squeeze(grid, axis=i - len(gp.axes))
     return grid, new, single
 
 
