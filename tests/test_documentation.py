@@ -19,6 +19,8 @@ RETURNED = {
     "FitResult",
     "Posterior",
     "TermPosterior",
+    "Forecast",
+    "Surprise",
     "LatentPosterior",
     "LeaveOneOut",
     "LeaveSliceOut",

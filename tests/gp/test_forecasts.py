@@ -35,44 +35,47 @@ TERMS = {
     "local": {"x": 0.5 * kx.White(1.0), "time": kx.Matern12(1.0)},
 }
 LOCAL = np.kron(0.5 * np.eye(3), np.exp(-np.abs(TIMES[:, None] - TIMES)))
+LINEAR = kx.MarginalMean(kx.LinearMean("time"))
 ONE, LINE = np.ones(Y.shape), np.broadcast_to(TIMES, Y.shape)
 
 # Model, covariance of the function over all cells, noise over them, functions of the mean.
 CASES = {
     "constant mean": (
-        lambda k: dict(kernels=KERNELS, noise=0.1, mean=4.0),
+        lambda k: {"kernels": KERNELS, "noise": 0.1, "mean": 4.0},
         2.0 * np.kron(SPACE, MIXED),
         0.1 * np.eye(Y.size),
         [],
     ),
     "noise per place": (
-        lambda k: dict(kernels=KERNELS, noise={"x": BY_PLACE}, mean=4.0),
+        lambda k: {"kernels": KERNELS, "noise": {"x": BY_PLACE}, "mean": 4.0},
         2.0 * np.kron(SPACE, MIXED),
         np.kron(np.diag(BY_PLACE), np.eye(len(TIMES))),
         [],
     ),
     "noise per cell": (
-        lambda k: dict(kernels=KERNELS, noise=CELLS[:, :k], mean=4.0),
+        lambda k: {"kernels": KERNELS, "noise": CELLS[:, :k], "mean": 4.0},
         2.0 * np.kron(SPACE, MIXED),
         np.diag(CELLS.ravel()),
         [],
     ),
     "marginal mean": (
-        lambda k: dict(kernels=KERNELS, noise=0.1, mean=kx.MarginalMean(kx.LinearMean("time"))),
+        lambda k: {"kernels": KERNELS, "noise": 0.1, "mean": LINEAR},
         2.0 * np.kron(SPACE, MIXED),
         0.1 * np.eye(Y.size),
         [ONE, LINE],
     ),
     "two parts": (
-        lambda k: dict(terms=TERMS, noise=0.1, mean=4.0),
+        lambda k: {"terms": TERMS, "noise": 0.1, "mean": 4.0},
         2.0 * np.kron(SPACE, TIME) + LOCAL,
         0.1 * np.eye(Y.size),
         [],
     ),
     "noise among places": (
-        lambda k: dict(
-            kernels=KERNELS, noise=kx.Kronecker(AMONG, kx.ScaledIdentity(1.0, k)), mean=4.0
-        ),
+        lambda k: {
+            "kernels": KERNELS,
+            "noise": kx.Kronecker(AMONG, kx.ScaledIdentity(1.0, k)),
+            "mean": 4.0,
+        },
         2.0 * np.kron(SPACE, MIXED),
         np.kron(AMONG, np.eye(len(TIMES))),
         [],
@@ -207,7 +210,7 @@ def test_seconds_since_long_ago_in_float32():
     found = [s.update(y[20:].astype(s.gp.dtype), times[20:])[1] for s in (wide, narrow)]
     assert found[1].mean.dtype == np.float32
     assert_close(found[1].variance, found[0].variance, dtype="float32")
-    assert np.abs(found[1].log_density - found[0].log_density).max() < 0.02
+    assert np.abs(np.subtract(found[1].log_density, found[0].log_density)).max() < 0.02
 
 
 def hourly(size):
@@ -249,7 +252,7 @@ def test_dates_data_arrays_and_files(tmp_path):
         service.update(Y[:, 9], 3.0)
     with pytest.raises(TypeError, match="time of new values must be given"):
         service.update(Y[:, 9])
-    with pytest.raises(ValueError, match="not be before .* 7 hours after 2024-05-01.*got 2024"):
+    with pytest.raises(ValueError, match=r"not be before .* 7 hours after 2024-05-01.*got 2024"):
         service.update(Y[:, 9], pd.Timestamp("2024-05-01 06:59"))
 
     plain.save(tmp_path / "service")
@@ -298,7 +301,7 @@ REFUSED = {
     "not along this one": (
         lambda: post().filter("x"),
         kx.NotMarkovError,
-        "that along x is not: RBF",
+        "that along x is not: SquaredExponential",
     ),
     "several": (
         lambda: (
@@ -346,7 +349,7 @@ REFUSED = {
     ),
     "mean on the grid": (
         lambda: (
-            kx.GridGP((kx.Matern12(1.0),), (TIMES[:OLD],), noise=0.1, mean=Y[2, :OLD])
+            kx.GridGP((kx.Matern12(1.0),), (TIMES[:OLD],), noise=0.1, mean=TIMES[:OLD])
             .condition(Y[2, :OLD])
             .filter()
         ),
@@ -368,14 +371,21 @@ def test_errors_say_what_must_hold(name):
 
 
 def test_the_density_of_new_values_has_a_gradient():
-    def density(gp):
-        service = gp.condition(Y[2, :OLD]).filter()
-        return service.update(5.0, 7.0)[1].log_density
+    times, y = np.append(TIMES[:OLD], 7.0), np.append(Y[2, :OLD], 5.0)
+    times, y = times[~np.isnan(y)], y[~np.isnan(y)]
 
-    def whole(gp):
-        return gp.condition(Y[2, :OLD]).log_prob(jnp.array([5.0]), [np.array([7.0])])
+    def by_hand(noise, lengthscale):
+        known = dense.matern52(times, times, lengthscale) + noise * np.eye(len(times))
+        zero = np.zeros(len(times))
+        return normal(y, zero, known)[0] - normal(y[:-1], zero[:-1], known[:-1, :-1])[0]
 
-    assert_close(density(SERIES), whole(SERIES))
-    found, expected = (eqx.filter_grad(f)(SERIES) for f in (density, whole))
-    assert_close(found.noise, expected.noise, order=1)
-    assert_close(found.kernels[0].lengthscale, expected.kernels[0].lengthscale, order=1)
+    def difference(h):
+        noise = by_hand(0.1 + h, 3.0) - by_hand(0.1 - h, 3.0)
+        lengthscale = by_hand(0.1, 3.0 + h) - by_hand(0.1, 3.0 - h)
+        return np.array([noise, lengthscale]) / (2 * h)
+
+    slope = eqx.filter_grad(
+        lambda gp: gp.condition(Y[2, :OLD]).filter().update(5.0, 7.0)[1].log_density
+    )(SERIES)
+    exact = (4 * difference(2e-4) - difference(4e-4)) / 3
+    assert_close(np.array([slope.noise, slope.kernels[0].lengthscale]), exact, order=1)

@@ -99,6 +99,15 @@ class Filter(eqx.Module):
     It works in `jax.jit`, `jax.lax.scan` and `jax.vmap`. What was computed of the model is held:
     after changing a parameter, condition the data again.
 
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> axes = {"time": jnp.arange(3.0), "place": jnp.arange(2.0)}
+        >>> kernels = {"time": kx.Matern32(2.0), "place": kx.RBF(1.0)}
+        >>> service = kx.GridGP(kernels, axes, noise=0.1).condition(jnp.ones((3, 2))).filter()
+        >>> service, surprise = service.update([0.9, jnp.nan], 3.5)
+        >>> surprise.log_density.shape, surprise.count.item(), service.predict(4.0).mean.shape
+        ((), 1, (2,))
+
     Attributes:
         gp: the process of one slice; nothing of it grows with the data.
         axis: the number of the axis that is the time.
@@ -156,9 +165,7 @@ class Filter(eqx.Module):
         times = new.points(self.gp.dtype)
         return _forecast(self, halves, times, include_noise, levels, single)
 
-    def update(
-        self, y_new: Any, time: Any = None, noise: Any = None
-    ) -> tuple["Filter", Surprise]:
+    def update(self, y_new: Any, time: Any = None, noise: Any = None) -> tuple["Filter", Surprise]:
         """The filter that knows new values as well, and how they compare with their forecast.
 
         Values of one time may come one after the other, as stations report: what is missing is
@@ -261,6 +268,7 @@ def filter_of(post: AbstractPosterior, axis: int | None) -> Filter:
     i = markov_axis(post.gp, names) if axis is None else axis
     check_axis(post.gp, i, names[i])
     small = one_slice(post.gp, i)
+    jax.eval_shape(lambda: mean_of(small, i, small.axes[i].points(small.dtype)))
     time, places, state, noise = state_given(post, i, small)
     return Filter(small, i, without_axis(post.template, names[i]), places, noise, time, state)
 
@@ -314,9 +322,8 @@ def _absorb(
     score = (values - found.mean) / jnp.sqrt(found.variance).reshape(shape)
     score = jnp.where(jnp.broadcast_to(seen.reshape(shape), score.shape), score, jnp.nan)
     count = jnp.sum(seen, axis=-1)
-    surprise = Surprise(
-        *(service.back(x, single) for x in (found.mean, found.variance, score)),
-        *(x[0] if single else jnp.moveaxis(x, 0, -1) for x in found[2:]),
-        count[0] if single else count,
-    )
+    back = [service.back(x, single) for x in (found.mean, found.variance, score)]
+    sums = [found.log_density, found.distance, count]
+    sums = [x[0] if single else jnp.moveaxis(x, 0, -1) for x in sums]
+    surprise = Surprise(back[0], back[1], back[2], sums[0], sums[1], sums[2])
     return halves[-1], state, surprise

@@ -243,7 +243,7 @@ def prior(gp: AbstractProcess, i: int, places: Array, times: Points, batch: tupl
     covariance = recursion.at_places(step.initial, places)
     found = None
     if isinstance(gp.mean, MarginalMean):
-        num, variance = mean_of(gp, i, times[:1])[1].shape[1], gp.mean.variance
+        num, variance = len(gp.mean.names), gp.mean.variance
         precision = jnp.zeros((num, num), dtype)
         if variance is not None:
             precision = jnp.eye(num, dtype=dtype) / variance.astype(dtype)
@@ -260,11 +260,8 @@ def state_given(post: AbstractPosterior, i: int, small: AbstractProcess) -> tupl
     times = split(offsets[order], gp.dtype)
     observed = np.ones(gp.grid_shape, bool) if gp.observed is None else gp.observed.array
     points = axis.points(gp.dtype)[order]
-    # An array is no static value: data of equal shape share a program.
-    order, observed = jnp.asarray(order), jnp.asarray(observed)
-    given = (gp.noise, post.y, observed, order, times, points)
-    places, state, noise = _pass(small, i, *given)
-    return times[-1], places, state, noise.shape if noise.is_known else None
+    places, state, noise = _pass(small, i, gp.noise, post.y, observed, order, times, points)
+    return jnp.asarray(times[-1]), places, state, noise.shape if noise.is_known else None
 
 
 @eqx.filter_jit
@@ -273,9 +270,9 @@ def _pass(
     i: int,
     noise: Any,
     y: Array,
-    observed: Array,
-    order: Array,
-    halves: Array,
+    observed: Any,
+    order: Any,
+    halves: Any,
     times: Points,
 ) -> tuple[Array, State, Noise]:
     num_axes, shape = len(gp.axes), observed.shape

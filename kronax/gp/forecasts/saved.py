@@ -26,7 +26,7 @@ def load(path: Any, like: Any, what: str) -> Any:
         except ValueError:
             got = None
         if not isinstance(got, list) or got[:1] != [HEADER]:
-            raise ValueError(f"{path} must hold a filter, as `service.save` writes it; it does not.")
+            raise ValueError(f"{path} must hold a filter, as its `save` writes it; it does not.")
         for mine, own, part in zip(wanted, got, ("", "model", "arrays"), strict=True):
             if mine != own:
                 raise ValueError(

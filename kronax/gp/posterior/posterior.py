@@ -1,7 +1,6 @@
 """A grid GP given data: mean, variance and draws, at the grid and on a new one."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -26,30 +25,12 @@ from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.density import check_number, log_density, log_density_at
 from kronax.gp.posterior.draws import function_draws
 from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, variance_at
+from kronax.gp.posterior.stale import of_its_model
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
-from kronax.linalg.arrays.fingerprints import held, made_of_tree
 from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
-
-STALE = (
-    "This posterior was made of another model or other data: its leaves have been replaced since "
-    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
-    "model, and condition it again."
-)
-
-
-def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
-
-    @functools.wraps(method)
-    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
-        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
-        held(own.operator, getattr(own.operator, "decomposition", None))
-        return method(own, *args, **options)
-
-    return call
 
 
 class Posterior(AbstractPosterior):
@@ -77,7 +58,7 @@ class Posterior(AbstractPosterior):
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
 
     @property
-    @_of_its_model
+    @of_its_model
     def terms(self) -> TermPosteriors:
         """The terms of an additive model by name: each has a mean, a variance and draws."""
         names = () if self.gp.terms is None else self.gp.terms.names
@@ -87,7 +68,7 @@ class Posterior(AbstractPosterior):
         """The data less the posterior mean of the function: what is taken for noise."""
         return self.y - self.mean()
 
-    @_of_its_model
+    @of_its_model
     def mean(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
         """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
 
@@ -106,7 +87,7 @@ class Posterior(AbstractPosterior):
             return mean_at(self, self._scattered(axes, points))
         return predict.mean(self, self._points(self._new_axes(axes)))
 
-    @_of_its_model
+    @of_its_model
     def mean_derivative(self, axis: int | str, axes: Any = None) -> Float[Array, "..."]:
         """The derivative of the mean along one axis, in units of the data per unit of the axis.
 
@@ -154,7 +135,7 @@ class Posterior(AbstractPosterior):
         noise_levels.check_used(noise, include_noise)
         return self.certain(self.variance_estimate(axes, include_noise, noise, points))
 
-    @_of_its_model
+    @of_its_model
     def variance_estimate(
         self,
         axes: Any = None,
@@ -189,7 +170,7 @@ class Posterior(AbstractPosterior):
         levels = noise_levels.noise_on(self, new, noise) if include_noise else None
         return self.settled(predict.variance_estimate(self, self._points(new), None, levels))
 
-    @_of_its_model
+    @of_its_model
     def covariance(
         self, axes: Any = None, include_noise: bool = False, noise: Any = None
     ) -> PosteriorCovariance:
@@ -213,7 +194,7 @@ class Posterior(AbstractPosterior):
             levels = noise_levels.noise_on(self, new, noise)
         return predict.covariance(self, self._points(new), levels)
 
-    @_of_its_model
+    @of_its_model
     def log_prob(
         self, y_new: Float[Array, "..."], axes: Any = None, points: Any = None, noise: Any = None
     ) -> Array:
@@ -248,7 +229,7 @@ class Posterior(AbstractPosterior):
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise)
 
-    @_of_its_model
+    @of_its_model
     def sample(
         self,
         key: PRNGKeyArray,
@@ -346,7 +327,7 @@ class Posterior(AbstractPosterior):
         """
         return to_dataarray(self, values, axes, name)
 
-    @_of_its_model
+    @of_its_model
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.
 
@@ -357,7 +338,7 @@ class Posterior(AbstractPosterior):
         """
         return leave_one_out(self)
 
-    @_of_its_model
+    @of_its_model
     def leave_slice_out(self, axis: int | str) -> LeaveSliceOut:
         """Every slice along an axis, a year or a station, as predicted from all the others.
 
@@ -374,7 +355,7 @@ class Posterior(AbstractPosterior):
         """
         return leave_slice_out(self, predict.axis_number(self.gp, axis))
 
-    @_of_its_model
+    @of_its_model
     def diagnostics(self) -> Diagnostics:
         """Does the model fit: leave-one-out errors, independent residuals, coverage and outliers.
 
@@ -382,7 +363,7 @@ class Posterior(AbstractPosterior):
         """
         return diagnostics(self)
 
-    @_of_its_model
+    @of_its_model
     def append(self, y_new: Float[Array, "..."], axes: Any, noise: Any = None) -> "Posterior":
         """The posterior given further slices along one axis as well: a new year of data.
 
@@ -404,33 +385,19 @@ class Posterior(AbstractPosterior):
         """
         return append(self, y_new, axes, noise)
 
-    @_of_its_model
+    @of_its_model
     def filter(self, axis: int | str | None = None) -> Filter:
-        """A forecast service: it takes in each new slice in time independent of the history.
-
-        One pass over the data, `O(n m³ D²)` operations for `n` times, `m` places and a state of
-        `D` numbers at each. The axis needs a kernel with a state space, not the structure
-        "markov".
+        """A forecast service that takes in new slices along one axis; one pass over the data.
 
         Args:
-            axis: the name or number of the time; by default the one with the structure "markov",
-                or the only one whose kernel has a state space.
+            axis: the time, by name or number; by default the axis with the structure "markov", or
+                the only one whose kernel has a state space.
 
         Raises:
             KeyError: if the axis is unknown.
             NotMarkovError: if the process is not Markov along it.
             ValueError: if several axes may be meant, the noise correlates along it, or the mean is
                 known on the grid only.
-
-        Examples:
-            >>> import jax.numpy as jnp, kronax as kx
-            >>> axes = {"time": jnp.arange(3.0), "place": jnp.arange(2.0)}
-            >>> kernels = {"time": kx.Matern32(2.0), "place": kx.RBF(1.0)}
-            >>> post = kx.GridGP(kernels, axes, noise=0.1).condition(jnp.ones((3, 2)))
-            >>> service = post.filter("time")
-            >>> service, surprise = service.update([0.9, jnp.nan], 3.5)
-            >>> surprise.log_density.shape, service.predict(4.0).mean.shape
-            ((), (2,))
         """
         return filter_of(self, None if axis is None else predict.axis_number(self.gp, axis))
 
