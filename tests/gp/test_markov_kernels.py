@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.markov import cosines, matern
+from kronax.linalg.state_spaces import cosines, matern
 from tests.gp import dense
 from tests.tolerances import assert_close
 
