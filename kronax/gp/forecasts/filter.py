@@ -36,7 +36,7 @@ from kronax.gp.forecasts.times import (
     word_of_time,
 )
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import Template, check_data_units, compiled, without_axis
+from kronax.gp.labelled.templates import Template, check_data_units, without_axis
 from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
 
@@ -163,7 +163,7 @@ class Filter(eqx.Module):
         levels = self._levels(noise, new, single) if include_noise else None
         halves = self._halves(new, in_order=False)
         times = new.points(self.gp.dtype)
-        return _forecast(self, halves, times, include_noise, levels, single)
+        return _forecast(self._bare, halves, times, include_noise, levels, single)
 
     def update(self, y_new: Any, time: Any = None, noise: Any = None) -> tuple["Filter", Surprise]:
         """The filter that knows new values as well, and how they compare with their forecast.
@@ -193,7 +193,7 @@ class Filter(eqx.Module):
         levels = self._levels(noise, new, single)
         halves = self._halves(new, in_order=True)
         times = new.points(self.gp.dtype)
-        time, state, surprise = _absorb(self, halves, times, grid, levels, single)
+        time, state, surprise = _absorb(self._bare, halves, times, grid, levels, single)
         return dataclasses.replace(self, time=time, state=state), surprise
 
     def save(self, path: Any) -> None:
@@ -224,6 +224,11 @@ class Filter(eqx.Module):
         axis = self.gp.axes[self.axis]
         kernels = [str(jax.tree.structure(kernel)) for kernel in self.gp.kernels]
         return f"{axis_labels(self.gp)} {axis.origin!r} {axis.coding!r} {kernels}"
+
+    @property
+    def _bare(self) -> "Filter":
+        """Without the template: filters of a hundred variables share one compiled program."""
+        return self if self.template is None else dataclasses.replace(self, template=None)
 
     def _halves(self, new: Axis, in_order: bool) -> Array:
         return checked_halves(new, self.time, self.gp.axes[self.axis], self.name, in_order)
@@ -273,7 +278,7 @@ def filter_of(post: AbstractPosterior, axis: int | None) -> Filter:
     return Filter(small, i, without_axis(post.template, names[i]), places, noise, time, state)
 
 
-@compiled
+@eqx.filter_jit
 def _forecast(
     service: Filter,
     halves: Array,
@@ -301,7 +306,7 @@ def _forecast(
     return Forecast(service.back(value, single), service.back(variance, single))
 
 
-@compiled
+@eqx.filter_jit
 def _absorb(
     service: Filter,
     halves: Array,
