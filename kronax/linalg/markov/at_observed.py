@@ -181,10 +181,11 @@ class KalmanPlaces(AbstractKalman):
         return -0.5 * (logdet + quadratic + count * log(2 * pi))
 
     def inverse_diagonal(self) -> Array:
-        """By looking back."""
+        """Sums of squares, with the derivative of the smoother."""
         state = self.state()
         look = full_state.smoothed(state, full_state.filtered(state))
-        return self.op.held(self._back(look.inverse))
+        value = with_value(look.inverse, square_root.inverse_diagonal(state))
+        return self.op.held(self._back(value))
 
     def explained(self, rows: Rows, others: Rows | None = None) -> Array:
         """One solve for every row."""

@@ -6,6 +6,7 @@ of what earlier times leave and `J = Nᵀ N` of what this and later ones tell, e
 factor of stacked matrices; the covariance given all is `F (I + Fᵀ J F)⁻¹ Fᵀ`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,7 +30,39 @@ def variances(state: FullState, rows: Array | None = None) -> Array:
     Returns:
         `(n, k)`, by sorted times.
     """
-    state, rows = lax.stop_gradient((state, rows))
+
+    def answer(known: Array, shown: Array, later: Array, root: Array) -> Array:
+        upper = triangle(identity(shown), later, shown)
+        kept = divided(known if rows is None else matmul(rows, known), upper)
+        return jnp.sum(jnp.square(kept), axis=1)
+
+    return _looking_back(state, answer)
+
+
+def inverse_diagonal(state: FullState) -> Array:
+    """The diagonal of `S⁻¹`, `(n, m)` by sorted times, zero at gaps; a value, held constant.
+
+    It is `w (1 − h)` with what a value has to say of itself, `h`: the rest, `1 − h`, is what lies
+    outside the range of the stacked matrix.
+    """
+
+    def answer(known: Array, shown: Array, later: Array, root: Array) -> Array:
+        stacked = jnp.concatenate([identity(shown), later, shown])
+        outside = jnp.linalg.qr(stacked, mode="complete")[0][-root.size :, shown.shape[1] :]
+        return jnp.square(root) * jnp.sum(jnp.square(outside), axis=1)
+
+    return _looking_back(state, answer)
+
+
+def _looking_back(state: FullState, answer: Callable[..., Array]) -> Array:
+    """What is asked at every time, of the numbers that make the values, and of what is known.
+
+    Args:
+        state: with data where its precisions are positive.
+        answer: of the values `(m, q)` as they are made of `q` independent numbers, of what the data
+            at this time and later ones show of these, `(m, q)` and `(d m, q)`, and of `√w`.
+    """
+    state = lax.stop_gradient(state)
     space, m = state.space, state.places.shape[-1]
     order, size = space.order, space.order * m
     places = root_of(state.places)
@@ -67,15 +100,13 @@ def variances(state: FullState, rows: Array | None = None) -> Array:
         told = told.reshape(size, size)
         known = values(f, own)
         shown = root[:, None] * known
-        upper = triangle(identity(shown), widened(matmul(told, f), shown), shown)
-        kept = divided(known if rows is None else matmul(rows, known), upper)
+        found = answer(known, shown, widened(matmul(told, f), shown), root)
         # What the values at this time tell of the state.
         data = jnp.diag(root)
         if own is not None:
             hidden = root[:, None] * own
             data = divided(data.T, triangle(identity(hidden), hidden.T)).T
-        told = triangle(told, widened(data, told))
-        return told, jnp.sum(jnp.square(kept), axis=1)
+        return triangle(told, widened(data, told)), found
 
     start = jnp.kron(cholesky(space.initial), places)
     roots = lax.scan(forward, start, steps)[1]
