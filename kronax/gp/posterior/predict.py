@@ -141,7 +141,8 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
         cell, is_old = x.found_in(axis.points(post.operator.dtype))
         less, has_data = (jnp.take(grid, cell, axis=i) for grid in (less, has_data))
         has_data = has_data & along(is_old, i, len(new))
-    found = jnp.where(*same_rank(has_data, less, value))
+    has_data, less, value = same_rank(has_data, less, value)
+    found = jnp.where(has_data, less, value)
     return found if are_known(new) else with_value(value, found)
 
 
@@ -158,7 +159,8 @@ def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array
     axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)
     cells, are_old = zip(*(x.found_in(old) for x, old in zip(new, axes, strict=True)), strict=True)
     has_data = reduce(and_, are_old, jnp.broadcast_to(has_data, post.gp.grid_shape)[cells])
-    found = jnp.where(*same_rank(has_data, less[(..., *cells)], value))
+    has_data, less, value = same_rank(has_data, less[(..., *cells)], value)
+    found = jnp.where(has_data, less, value)
     return found if are_known(new) else with_value(value, found)
 
 
@@ -219,7 +221,8 @@ def _or_on_grid(post: AbstractPosterior, new: New, name: str | None, value: Arra
             assert x.cells is not None
             found = jnp.take(found, x.cells, axis=i)
             is_old = is_old & along(x.cells >= 0, i, len(new))
-    return jnp.where(*same_rank(is_old, found, value))
+    is_old, found, value = same_rank(is_old, found, value)
+    return jnp.where(is_old, found, value)
 
 
 def _variance_of_terms(

@@ -19,6 +19,7 @@ from kronax.gp.model.components import Component, axis_with_variance, parts, roo
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.posterior.predict import are_known, at_data_among, known_variance
 from kronax.linalg.arrays.mode_products import matmul, same_rank
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -152,7 +153,7 @@ def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = 
     if not (decomposition_of(op).is_exact and are_known(new)):
         return found
     on_grid = known_variance(post, (None,) * len(new), name)
-    cells = tuple(x.cells for x in new)
+    cells = tuple(x.cells for x in new if x.cells is not None)
     is_old = reduce(and_, (k >= 0 for k in cells))
     return exact_estimate(jnp.where(is_old, on_grid[(..., *cells)], found.value))
 
@@ -217,5 +218,5 @@ def sample_at(
     slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
     root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     root = vectors * root[None]
-    white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
+    white = normal_numbers(key, (*shape, *mean.shape), mean.dtype)
     return jnp.add(*same_rank(mean, matmul(white, root.T)))
