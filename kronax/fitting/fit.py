@@ -13,7 +13,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
-from kronax.fitting.floors import told_of_floor, warn_of_start
+from kronax.fitting.floors import told_of_floor, warn_of_end, warn_of_start
 from kronax.fitting.lbfgs import LBFGS
 from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
@@ -122,7 +122,7 @@ def fit(
         _check_optimizer(optimizer)
     _check_count(num_steps, "num_steps")
     _check_count(checkpoint_every, "checkpoint_every")
-    warn_of_start(problem)
+    at_start = warn_of_start(problem)
     starts, members = starting_points(problem, restarts, key)
     _check_tolerance(tolerance)
     if tolerance is None:
@@ -152,6 +152,7 @@ def fit(
     )
     _check_finite_start(states, problem)
     found = told_of_floor(result(problem, states, seconds, stopped))
+    warn_of_end(found, at_start)
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
     return doubted(found, starts)
 

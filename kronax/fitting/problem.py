@@ -142,6 +142,13 @@ class Problem(eqx.Module):
         # A line search may step in another precision than the model's, whose floor is meant.
         return _noise_level(model, self.observed, self.model.dtype)
 
+    def conditioning(self, model: Any) -> Any:
+        """What tells how ill-conditioned the loss is; a covariance is decomposed if it must be."""
+        noise = self.noise_level(model)
+        if noise is not None or self.y is None or not hasattr(model, "conditioning"):
+            return None if noise is None else noise.ends
+        return self.seen(model).conditioning()
+
     def value(self, raw: Mapping[str, Array], member: Array | int = 0) -> Array:
         """The loss, less the log density of the priors."""
         model = self.build(raw)

@@ -4,6 +4,7 @@ from functools import reduce
 from operator import add, mul
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -12,7 +13,8 @@ from kronax.gp.model.components import are_exact, joined_noise
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.host import numpy_of, on_host
-from kronax.linalg.arrays.precision import Ends, least_noise
+from kronax.linalg.arrays.precision import Conditioning, Ends, least_noise
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.spectral.conditioning import largest_eigenvalue, row_sum
 from kronax.parameters import replace
@@ -58,6 +60,10 @@ class LeastNoise(AbstractProcess):
         ends = Ends(largest + level, level)
         return NoiseLevel(level, least_noise(largest, self.dtype), step, ends)
 
+    def conditioning(self) -> Conditioning | None:
+        """What tells how ill-conditioned the covariance of the data is: it is decomposed."""
+        return _conditioning(self)
+
     def raised_noise(self, step: Array) -> Any:
         """The process with the floor added to its noise."""
         return replace(self, {self.noise_parameter: on_host(add, _parameter(self.noise), step)})
@@ -68,6 +74,11 @@ class LeastNoise(AbstractProcess):
         Noise at the floor could not move: its slope there is zero.
         """
         return replace(self, {self.noise_parameter: on_host(_less, _parameter(self.noise), step)})
+
+
+@eqx.filter_jit
+def _conditioning(gp: AbstractProcess) -> Conditioning | None:
+    return decomposition_of(gp.data_covariance()).ends()
 
 
 def _first(noise: AxisNoise) -> int:
