@@ -169,8 +169,8 @@ class Posterior(AbstractPosterior):
             found, noise_at = self.settled(variance_at(self, places)), noise_levels.noise_at
             return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self._new_axes(axes)
-        found = self.settled(predict.variance_estimate(self, self._points(new)))
-        return found.shifted(noise_levels.noise_on(self, new, noise)) if include_noise else found
+        levels = noise_levels.noise_on(self, new, noise) if include_noise else None
+        return self.settled(predict.variance_estimate(self, self._points(new), None, levels))
 
     @of_its_model
     def covariance(

@@ -187,8 +187,15 @@ def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | N
 
 
 @compiled
-def variance_estimate(post: AbstractPosterior, new: New, name: str | None = None) -> Estimate:
-    """The posterior variance with its certificate, whether it converged or not."""
+def variance_estimate(
+    post: AbstractPosterior, new: New, name: str | None = None, levels: Array | None = None
+) -> Estimate:
+    """The posterior variance with its certificate, whether it converged or not; plus noise."""
+    found = _variance_estimate(post, new, name)
+    return found if levels is None else found.shifted(levels)
+
+
+def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> Estimate:
     found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if not isinstance(found, Iterations):
         value = known_variance(post, new, name)
