@@ -25,6 +25,8 @@ from kronax.gp.kernels.base import Kernel as Kernel
 from kronax.gp.kernels.categorical import Categorical as Categorical
 from kronax.gp.kernels.dims import ActiveDims as ActiveDims
 from kronax.gp.kernels.linear import Linear as Linear
+from kronax.gp.kernels.markov import NotMarkovError as NotMarkovError
+from kronax.gp.kernels.oscillator import SHO as SHO
 from kronax.gp.kernels.stationary import RBF as RBF
 from kronax.gp.kernels.stationary import Constant as Constant
 from kronax.gp.kernels.stationary import Cosine as Cosine
@@ -81,9 +83,11 @@ from kronax.linalg.krylov.variances import iterative_inverse_at as iterative_inv
 from kronax.linalg.krylov.variances import (
     iterative_posterior_variances as iterative_posterior_variances,
 )
+from kronax.linalg.markov.factor import Markov as Markov
 from kronax.linalg.operators.kronecker import Kronecker as Kronecker
 from kronax.linalg.operators.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise as KroneckerPlusNoise
+from kronax.linalg.state_spaces.state_space import StateSpace as StateSpace
 from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace

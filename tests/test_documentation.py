@@ -31,6 +31,7 @@ RETURNED = {
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",
+    "NotMarkovError",
     "ConvergenceError",
     "PrecisionWarning",
     "Estimate",

@@ -46,10 +46,8 @@ from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
-from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Estimate, Iteration
-from kronax.linalg.gaps.masked import Masked
-from kronax.linalg.krylov.operator import Iterative
+from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
@@ -87,10 +85,10 @@ class GridGP(NumpyroSites, LeastNoise):
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
-            the parameters; one of "dense", "toeplitz", "circulant" and "centrosymmetric" per axis
-            overrides that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel
-            on many places: where that many columns do not carry the covariance to 1000 times the
-            machine precision, values raise, and traced ones are NaN.
+            the parameters; one of "dense", "toeplitz", "circulant", "centrosymmetric" and "markov"
+            per axis overrides that. A whole number is the rank of a `kx.LowRank` factor for a
+            smooth kernel on many places: where that many columns do not carry the covariance to
+            1000 times the machine precision, values raise, and traced ones are NaN.
 
     Raises:
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
@@ -166,6 +164,7 @@ class GridGP(NumpyroSites, LeastNoise):
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
             )
+        self.structures = solver_choice.long_axes(self, structure)
         warn_of_lost_digits(self)
 
     @classmethod
@@ -243,7 +242,7 @@ class GridGP(NumpyroSites, LeastNoise):
         """The same process, solved in a way that was measured."""
         return with_fields(self, measured=measured)
 
-    def data_covariance(self) -> KroneckerPlusNoise | Masked | DenseCovariance | Iterative:
+    def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""
         return solver_choice.data_covariance(self)
 
@@ -286,6 +285,8 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
+
+        Its results are on the grid, in whichever form the data come.
 
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the

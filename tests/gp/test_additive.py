@@ -433,6 +433,10 @@ def test_the_slope_of_a_term():
         ahead, behind = (part.mean({"time": x + s}) for s in (step, -step))
         slope = part.mean_derivative("time", {"time": x})
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+        places = {"time": x, "space": np.array([0.35, 0.15])}
+        ahead, behind = (part.mean(points={**places, "time": x + s}) for s in (step, -step))
+        slope = part.mean_derivative("time", points=places)
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
     assert post.terms["trend"].mean_derivative("space").shape == model.grid
     for part in (post, post.terms["local"]):
         with pytest.raises(ValueError, match=r"no derivative along 'space', on which 'local'"):

@@ -135,6 +135,12 @@ def test_leave_one_out_agrees(both):
     error = np.abs(iterative.variance - exact.variance) / iterative.variance_error
     assert np.mean(error[~np.isnan(error)] < 3) > 0.95
     np.testing.assert_array_equal(np.isnan(iterative.mean), np.isnan(exact.mean))
+    assert exact.mean_error is None
+    off = np.abs(iterative.mean - exact.mean) - 1e-3 * np.abs(
+        exact.error
+    )  # solves have a tolerance
+    off = off / iterative.mean_error
+    assert np.mean(off[~np.isnan(off)] < 3) > 0.95
     assert abs(iterative.log_score - exact.log_score) < 0.1 * abs(exact.log_score)
 
 

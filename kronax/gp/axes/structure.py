@@ -11,10 +11,12 @@ import numpy as np
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.kernel_gradients import is_known
 from kronax.gp.axes.labels import Labels
+from kronax.gp.axes.markov import beginning, markov_factor, why_not_markov
 from kronax.gp.coordinates.spacing import Coordinates
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.categorical import Categorical
 from kronax.gp.kernels.dims import ActiveDims
+from kronax.gp.kernels.markov import NotMarkovError
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import check_symmetric, is_concrete, whole
 from kronax.linalg.factors.base import AbstractFactor
@@ -31,9 +33,12 @@ KINDS = {
     "toeplitz": "a stationary kernel on a regular axis (kx.regular snaps one that nearly is)",
     "circulant": "an isotropic kernel on a regular axis all the way round a kx.circle",
     "centrosymmetric": "a stationary kernel on an axis that is symmetric about its middle",
+    "markov": "a kernel with a state space (kx.Matern32, kx.SHO, their sums, …) on a line",
 }
 # Below this size a dense factor is as fast as two halves (2 cores, float64).
 SMALL = 16
+# So many places show whether a kernel and its state space agree.
+MOST_COMPARED = 64
 # What finding the rank that is missing in a message may cost: a second or two (2 cores, float64).
 MOST_OPERATIONS = 1e8
 
@@ -101,6 +106,8 @@ def wraps(kernel: Kernel, axis: Axis) -> bool:
 def factor(kernel: Kernel, axis: Axis, structure: Structure, dtype: Any) -> AbstractFactor:
     """The covariance of `kernel` on `axis` as a factor of some kind."""
     kind, x = structure.kind, axis.points(dtype)
+    if kind == "markov":
+        return markov_factor(kernel, axis, dtype)
     if structure.rank is not None:
         return low_rank(kernel, x, structure.rank, dtype)
     if kind in ("toeplitz", "circulant"):
@@ -273,6 +280,13 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
     asked = structure.kind != "dense" and structure.reason == "as asked"
     if asked and axis.static is None:
         raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
+    reason = why_not_markov(kernel, axis) if structure.kind == "markov" else None
+    if reason is not None:
+        raise NotMarkovError(
+            f"The structure of {name} cannot be 'markov': {reason}. It is for {KINDS['markov']}; "
+            "leave `structure` out to have the fastest one that holds chosen.",
+            reason,
+        )
     if not is_concrete(kernel, axis) or _is_sure(kernel, axis, structure):
         return
     # Concrete kernels stay so inside jit, where a likelihood may build its model.
@@ -282,13 +296,15 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
 
 def _is_sure(kernel: Kernel, axis: Axis, structure: Structure) -> bool:
     """Whether a structure holds for this library's own kernels, which are what they say."""
-    chosen = structure.kind in ("dense", choose(kernel, axis).kind)
+    chosen = structure.kind in ("dense", "markov", choose(kernel, axis).kind)
     return chosen and all(map(is_known, kernel.all_terms()))
 
 
 def _check_values(kernel: Kernel, axis: Axis, structure: Structure, name: str, asked: bool) -> None:
     """The part of `check_structure` that looks at concrete values."""
     dtype = dtype_of(kernel)
+    if structure.kind == "markov":
+        axis = beginning(axis, MOST_COMPARED)
     x = axis.points(dtype)
     if kernel.stationary and not asked:
         if structure.kind != "dense":

@@ -13,9 +13,12 @@ from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
 from kronax.gp.kernels import adapters
+from kronax.gp.kernels.markov import checked_gaps, not_markov
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import whole
 from kronax.linalg.arrays.host import on_device, on_host
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.state_space import StateSpace
 from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
@@ -26,7 +29,8 @@ class Kernel(eqx.Module):
     between two lists of points, `(n_1,)` or `(n_1, p)` each.
 
     Where `stationary` is overridden to be true, coordinates come less their origin, and regular
-    axes are decomposed faster.
+    axes are decomposed faster. Where `state_space` is given as well, an axis may have
+    `structure="markov"`.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
@@ -42,6 +46,8 @@ class Kernel(eqx.Module):
 
     # NumPy numbers leave `number * kernel` to the kernel, and so keep their precision.
     __array_ufunc__: ClassVar[None] = None
+    # Why it has no state space, where it has none.
+    not_markov: ClassVar[str] = "it does not say what its `state_space` is"
 
     def __check_init__(self) -> None:
         """Refuse Python numbers in fields that are neither parameters nor static."""
@@ -118,6 +124,18 @@ class Kernel(eqx.Module):
             return x.places
         return x.centred if self.stationary else x.raw
 
+    def state_space(self, gaps: Any) -> StateSpace:
+        """The process at sorted places as a linear recursion of a few numbers.
+
+        Args:
+            gaps: distances between neighbours, not negative, `(n - 1,)`; or one number, if all
+                steps are the same: then there is one transition, and `regular` is true.
+
+        Raises:
+            NotMarkovError: if there is none: no finite number of values tells the future.
+        """
+        raise not_markov(self, self.not_markov)
+
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
         """Refuse coordinates of an axis at which the kernel is not defined."""
 
@@ -179,6 +197,11 @@ class Exchangeable(Kernel):
 
 class Ones(Exchangeable):
     """One between all points: what `Constant` is without its variance."""
+
+    def state_space(self, gaps: Any) -> StateSpace:
+        """A value that stays."""
+        steps = as_points(checked_gaps(gaps), self)
+        return algebra.level(steps, jnp.ones((), steps.dtype))
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """One."""
@@ -254,6 +277,10 @@ class Sum(Pair):
         """If both are."""
         return self.first.uncorrelated and self.second.uncorrelated
 
+    def state_space(self, gaps: Any) -> StateSpace:
+        """Both processes, side by side."""
+        return algebra.added(self.first.state_space(gaps), self.second.state_space(gaps))
+
     def combine(self, a: Array, b: Array) -> Array:
         """Added."""
         return a + b
@@ -276,6 +303,10 @@ class Product(Pair):
     def uncorrelated(self) -> bool:
         """If one is."""
         return self.first.uncorrelated or self.second.uncorrelated
+
+    def state_space(self, gaps: Any) -> StateSpace:
+        """All products of entries of both states."""
+        return algebra.product(self.first.state_space(gaps), self.second.state_space(gaps))
 
     def combine(self, a: Array, b: Array) -> Array:
         """Multiplied."""
@@ -331,6 +362,10 @@ class Scale(Kernel):
         inner, variance = self.kernel.split_scale()
         return inner, _times(variance, self.variance)
 
+    def state_space(self, gaps: Any) -> StateSpace:
+        """That of the kernel, scaled."""
+        return self.kernel.state_space(gaps).scaled(self.variance)
+
     def evaluate(self, x: Array, z: Array) -> Array:
         """The kernel, scaled."""
         return self.variance * self.kernel.evaluate(x, z)
@@ -360,6 +395,7 @@ class FunctionKernel(Kernel):
     freezes them unless `domains=` gives one.
     """
 
+    not_markov: ClassVar[str] = "a function of two lists of points has no `state_space`"
     function: Callable[[Array, Array], Array] = data()
 
     def evaluate(self, x: Array, z: Array) -> Array:

@@ -1,6 +1,6 @@
 """Covariances between categories: coregionalisation."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +47,7 @@ class Categorical(Kernel):
         (3, 3)
     """
 
+    not_markov: ClassVar[str] = "categories have no order"
     weights: Float[Array, "n r"] = parameter(constraints.real)
     shares: Float[Array, " n"] | None = parameter(constraints.simplex, default=None)
 

@@ -1,6 +1,6 @@
 """Kernels of some dimensions of the coordinates."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
@@ -31,6 +31,7 @@ class ActiveDims(Kernel):
         (4, 2)
     """
 
+    not_markov: ClassVar[str] = "places in several dimensions have no order"
     kernel: Kernel
     dims: int | tuple[int, ...] = eqx.field(static=True)
 

@@ -1,6 +1,6 @@
 """Straight lines and planes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -33,6 +33,7 @@ class Linear(Kernel):
         3.0
     """
 
+    not_markov: ClassVar[str] = "it depends on where places are, which gaps do not tell"
     centre: Origin = eqx.field(static=True)
 
     def __init__(self, centre: Any = 0.0):

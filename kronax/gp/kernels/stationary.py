@@ -1,6 +1,7 @@
 """Kernels of the difference between two points."""
 
 from math import pi
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -8,9 +9,11 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.gp.kernels.base import Exchangeable, Kernel, Ones
+from kronax.gp.kernels.base import Exchangeable, Kernel, Ones, as_points
+from kronax.gp.kernels.markov import are_apart, checked_gaps, not_markov, single
 from kronax.gp.kernels.radial import (
     FAR,
+    bounded,
     distance,
     matern32,
     matern52,
@@ -19,6 +22,11 @@ from kronax.gp.kernels.radial import (
     rational_quadratic,
     squared_distance,
 )
+from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.cosines import cosine_series, enough_terms
+from kronax.linalg.state_spaces.matern import RATES, matern
+from kronax.linalg.state_spaces.state_space import StateSpace
 from kronax.parameters import parameter
 
 
@@ -31,6 +39,9 @@ def check_per_dimension(what: str, shape: tuple[int, ...], x: np.ndarray, name: 
 class Isotropic(Kernel):
     """A kernel of the distance in lengthscales; isotropic if it has a single lengthscale."""
 
+    not_markov: ClassVar[str] = (
+        "it is infinitely smooth, so that no state of finite length tells its future"
+    )
     lengthscale: eqx.AbstractVar[Array]
 
     @property
@@ -46,6 +57,11 @@ class Isotropic(Kernel):
     def check_coordinates(self, x: np.ndarray, name: str) -> None:
         """Refuse lengthscales for another number of dimensions."""
         check_per_dimension("lengthscale", jnp.shape(self.lengthscale), x, name)
+
+    def _matern(self, order: int, gaps: Any) -> StateSpace:
+        steps = as_points(checked_gaps(gaps), self)
+        ratio = bounded(steps, 0 * steps, single(self.lengthscale, "lengthscale", self))
+        return matern(order, RATES[order] * ratio)
 
 
 class SquaredExponential(Isotropic):
@@ -93,6 +109,10 @@ class Matern12(Isotropic):
         """The formula."""
         return jnp.exp(-distance(x, z, self.lengthscale))
 
+    def state_space(self, gaps: Any) -> StateSpace:
+        """Its state is its value."""
+        return self._matern(1, gaps)
+
 
 class Matern32(Isotropic):
     """`(1 + √3 r) exp(−√3 r)`, `r = |x − x'| / ℓ`; once differentiable.
@@ -112,6 +132,10 @@ class Matern32(Isotropic):
         """The formula."""
         return matern32(3 * squared_distance(x, z, self.lengthscale))
 
+    def state_space(self, gaps: Any) -> StateSpace:
+        """Its state is its value and its slope."""
+        return self._matern(2, gaps)
+
 
 class Matern52(Isotropic):
     """`(1 + √5 r + 5 r²/3) exp(−√5 r)`, `r = |x − x'| / ℓ`; twice differentiable.
@@ -130,6 +154,10 @@ class Matern52(Isotropic):
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
         return matern52(5 * squared_distance(x, z, self.lengthscale))
+
+    def state_space(self, gaps: Any) -> StateSpace:
+        """Its state is its value and two derivatives."""
+        return self._matern(3, gaps)
 
 
 class RationalQuadratic(Isotropic):
@@ -158,9 +186,18 @@ class Periodic(Kernel):
 
     Twice the lengthscale of PyMC and GPJax, and the root of GPyTorch's.
 
+    On a Markov axis it is a series of cosines, with a state of `2 num_terms + 1` numbers. Where the
+    terms left out have more than `1e3` roundings of the variance, which is the most that a
+    covariance is then wrong by, it is refused, and NaN under jit: the default is enough for
+    lengthscales above 0.6 in float64, and above 0.25 in float32.
+
     Args:
         period: `p > 0` in units of the axis.
         lengthscale: `ℓ > 0`, without units.
+        num_terms: of the series of cosines, on a Markov axis alone.
+
+    Raises:
+        ValueError: if there is no term.
 
     Examples:
         >>> import kronax as kx
@@ -170,16 +207,30 @@ class Periodic(Kernel):
 
     period: Array = parameter(constraints.positive, start="as given")
     lengthscale: Array = parameter(constraints.positive, start=1.0)
+    num_terms: int = eqx.field(static=True, default=16)
+
+    def __check_init__(self) -> None:
+        """Refuse a series without terms."""
+        if not isinstance(self.num_terms, int) or self.num_terms < 1:
+            raise ValueError(f"num_terms must be an integer, at least 1; got {self.num_terms!r}.")
 
     @property
     def stationary(self) -> bool:
         """Always; not isotropic, because it knows its own period."""
         return True
 
-    def check_coordinates(self, x: np.ndarray, name: str) -> None:
-        """Refuse lengthscales for another number of dimensions."""
-        check_per_dimension("period", jnp.shape(self.period), x, name)
-        check_per_dimension("lengthscale", jnp.shape(self.lengthscale), x, name)
+    def state_space(self, gaps: Any) -> StateSpace:
+        """A constant and some waves, whose weights fall off faster than geometrically."""
+        steps, period = as_points(checked_gaps(gaps), self), single(self.period, "period", self)
+        lengthscale = single(self.lengthscale, "lengthscale", self)
+        if is_concrete(self.lengthscale):
+            # By NumPy: what JAX makes of it is traced where only shapes are asked for.
+            host = np.asarray(self.lengthscale)
+            enough = enough_terms(host.item() ** -2, host.dtype)
+            if enough > self.num_terms:
+                raise not_markov(self, f"at this lengthscale it needs num_terms={enough}")
+        cycles = ratio(steps, 0 * steps, period, "period")
+        return cosine_series(cycles, lengthscale**-2, self.num_terms)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -217,6 +268,11 @@ class Cosine(Kernel):
         """The formula."""
         return jnp.cos(2 * pi * jnp.sum(ratio(x, z, self.period, "period")))
 
+    def state_space(self, gaps: Any) -> StateSpace:
+        """A cosine and a sine."""
+        steps = as_points(checked_gaps(gaps), self)
+        return algebra.wave(ratio(steps, 0 * steps, single(self.period, "period", self), "period"))
+
 
 class SpectralMixture(Kernel):
     """`Σ_q w_q Π_p exp(−2π² τ² σ_qp²) cos(2π τ μ_qp)`, `τ = x_p − x'_p`; any spectrum.
@@ -242,6 +298,9 @@ class SpectralMixture(Kernel):
         1.0
     """
 
+    not_markov: ClassVar[str] = (
+        "its components are infinitely smooth, so that no state of finite length tells its future"
+    )
     weights: Array = parameter(constraints.simplex)
     means: Array = parameter(constraints.positive)
     scales: Array = parameter(constraints.positive)
@@ -298,6 +357,10 @@ class Constant(Exchangeable):
         """It is nothing but a scale."""
         return Ones(), self.variance
 
+    def state_space(self, gaps: Any) -> StateSpace:
+        """A value that stays."""
+        return algebra.level(as_points(checked_gaps(gaps), self), self.variance)
+
     def evaluate(self, x: Array, z: Array) -> Array:
         """The constant."""
         return self.variance
@@ -315,6 +378,11 @@ class Indicator(Exchangeable):
     def uncorrelated(self) -> bool:
         """Always."""
         return True
+
+    def state_space(self, gaps: Any) -> StateSpace:
+        """Nothing of one value tells of the next."""
+        steps = as_points(checked_gaps(gaps), self)
+        return algebra.white(steps, jnp.ones((), steps.dtype), are_apart(gaps))
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -353,6 +421,10 @@ class White(Exchangeable):
     def split_scale(self) -> tuple[Kernel, Array | None]:
         """Its variance is a scale."""
         return Indicator(), self.variance
+
+    def state_space(self, gaps: Any) -> StateSpace:
+        """Nothing of one value tells of the next."""
+        return algebra.white(as_points(checked_gaps(gaps), self), self.variance, are_apart(gaps))
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""

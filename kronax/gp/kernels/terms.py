@@ -9,6 +9,8 @@ from numpyro.distributions import constraints
 
 from kronax.gp.kernels.base import Kernel, as_points
 from kronax.gp.kernels.points import Points
+from kronax.linalg.state_spaces import algebra
+from kronax.linalg.state_spaces.state_space import StateSpace
 from kronax.parameters import parameter
 
 
@@ -59,6 +61,14 @@ class TermSum(Kernel):
         """Those of all."""
         for name in self.names:
             yield from self.terms[name].all_terms()
+
+    def state_space(self, gaps: Any) -> StateSpace:
+        """All processes, side by side."""
+        spaces = [self.terms[name].state_space(gaps) for name in self.names]
+        if self.variances is not None:
+            pairs = zip(spaces, self.names, strict=True)
+            spaces = [space.scaled(self.variances[name]) for space, name in pairs]
+        return algebra.added(*spaces)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """All formulas."""

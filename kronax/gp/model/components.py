@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.markov import markov_ahead
 from kronax.gp.axes.structure import Structure, choose, factor, low_rank_joint, low_rank_rows
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
@@ -21,6 +22,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import SymmetricBlocks, full_block
 from kronax.linalg.factors.square_roots import symmetric_root
+from kronax.linalg.markov.factor import MarkovAhead, MarkovCross
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
@@ -129,8 +131,25 @@ def cross_covariance(
         elif x is None:
             factors.append(factor_of(gp, kernel, i, dtype))
         else:
-            factors.append(kernel.matrix_at(x, axis.points(dtype)).astype(dtype))
+            factors.append(cross_factor(gp, kernel, i, x, dtype))
     return Kronecker(*factors).scaled(part.variance.astype(dtype))
+
+
+def cross_factor(gp: AbstractProcess, kernel: Kernel, i: int, new: Points, dtype: Any) -> Any:
+    """The covariances of new points with the old axis: `(m, n)`, in linear time if it is Markov."""
+    joint = process_ahead(gp, kernel, i, new, dtype)
+    if joint is None:
+        return kernel.matrix_at(new, gp.axes[i].points(dtype)).astype(dtype)
+    return MarkovCross(joint, gp.axes[i].size)
+
+
+def process_ahead(
+    gp: AbstractProcess, kernel: Kernel, i: int, new: Points, dtype: Any
+) -> MarkovAhead | None:
+    """The process of a kernel at old and new points, where it is solved as a Markov process."""
+    if _structure(gp, kernel, i).kind != "markov":
+        return None
+    return markov_ahead(kernel, gp.axes[i], new, dtype)
 
 
 def cross_rows(gp: AbstractProcess, part: Component, new: New, dtype: Any) -> list[Array | None]:
@@ -182,10 +201,12 @@ def prior_variances(
 
 def joint_root(
     gp: AbstractProcess, kernel: Kernel, i: int, new: Points | None, variance: Array, dtype: Any
-) -> SymmetricBlocks:
+) -> Any:
     """A root of `variance · k` on one axis over old and new coordinates together."""
     rank = gp.structures[i].rank
     x = gp.axes[i].points(dtype)
+    if new is not None and (process := process_ahead(gp, kernel, i, new, dtype)) is not None:
+        return process.scaled(variance).root()
     if rank is not None:
         root = jnp.sqrt(variance) * low_rank_joint(kernel, x, new, rank, dtype)
         return SymmetricBlocks((root,), (2,), (root.shape[-1],))
@@ -203,7 +224,7 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
         angle = x.centred * jnp.asarray(2 * np.pi / period, dtype)
         places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
     tangent = Points(ones, ones, places, x.origin)
-    _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))
+    _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x.alone,), (tangent,))
     if kernel.has_slope:
         return slope
     # A kink or a jump: traced places cannot be refused.
@@ -222,7 +243,9 @@ def _structure(gp: AbstractProcess, kernel: Kernel, i: int) -> Structure:
     """
     if kernel is gp.kernels[i] or gp.structures[i].rank is not None or not are_exact(gp):
         return gp.structures[i]
-    return choose(kernel, gp.axes[i])
+    chosen, held = choose(kernel, gp.axes[i]), gp.structures[i]
+    # The terms of a process that is Markov are so as well.
+    return held if held.kind == "markov" and chosen.kind != "diagonal" else chosen
 
 
 def amplitude(gp: AbstractProcess, i: int, dtype: Any) -> Array:

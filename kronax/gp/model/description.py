@@ -6,7 +6,10 @@ from typing import Any
 import numpy as np
 
 from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.markov import why_not_markov
+from kronax.gp.axes.structure import Structure
 from kronax.gp.kernels.base import Kernel, Product, Scale, Sum
+from kronax.gp.kernels.oscillator import SHO
 from kronax.gp.kernels.stationary import (
     Constant,
     Cosine,
@@ -34,6 +37,8 @@ PROFILES: dict[type, Any] = {
     Matern32: lambda r: (1 + np.sqrt(3) * r) * np.exp(-np.sqrt(3) * r),
     Matern52: lambda r: (1 + np.sqrt(5) * r + 5 * np.square(r) / 3) * np.exp(-np.sqrt(5) * r),
 }
+# From so many places on, a description says whether an axis could be Markov.
+LONG = 200
 # Beyond, the distances of places without regular steps are too many for a description.
 MOST_PLACES = 1000
 
@@ -50,6 +55,7 @@ def description(gp: AbstractProcess) -> str:
         lines.append(
             f"  {label:<{width}}  {axis.size:>5}  {name_of(kernel)}  {structure.kind} ({words})"
         )
+        lines += [f"  {line}" for line in _markov(kernel, axis, structure, label)]
     lines += [f"  {line}" for line in _terms(gp, labels)]
     if isinstance(gp.noise, NoNoise):
         lines.append("  no noise: the data are interpolated")
@@ -57,6 +63,16 @@ def description(gp: AbstractProcess) -> str:
     lines += [f"  {line}" for line in gp.remarks()]
     table = repr(parameters(gp)).splitlines()
     return "\n".join(lines + [f"  {row}" for row in table])
+
+
+def _markov(kernel: Kernel, axis: Axis, structure: Structure, label: str) -> list[str]:
+    """Whether a long axis could be Markov, or why not."""
+    if axis.size < LONG or structure.kind in ("markov", "diagonal") or structure.rank is not None:
+        return []
+    reason = why_not_markov(kernel, axis)
+    if reason is None:
+        return [f'{label} can be Markov: structure="markov" takes time linear in its length']
+    return [f"{label} is not Markov: {reason}"]
 
 
 def _rounding(gp: AbstractProcess) -> list[str]:
@@ -117,7 +133,7 @@ def correlation(kernel: Kernel, lag: np.ndarray) -> np.ndarray:
 
 def variance_of(kernel: Kernel) -> float | None:
     """The variance of a kernel that has one number for it, without evaluating it."""
-    if isinstance(kernel, Isotropic | Periodic | Cosine):
+    if isinstance(kernel, Isotropic | Periodic | Cosine | SHO):
         return 1.0
     if isinstance(kernel, Constant | White):
         return float(kernel.variance)

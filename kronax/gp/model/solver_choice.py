@@ -6,13 +6,17 @@ measures (`gp.trial`), and `Choice.exact` is what stands in if iterations are no
 """
 
 import dataclasses
+from math import prod, sqrt
 from typing import Any, Literal, Optional
 
 import jax.numpy as jnp
 import numpy as np
 
+from kronax.gp.axes.markov import state_length, why_not_markov
+from kronax.gp.axes.structure import Structure
 from kronax.gp.model.components import are_exact, terms_covariance
-from kronax.gp.model.noise import CellNoise, FullNoise
+from kronax.gp.model.method import with_fields
+from kronax.gp.model.noise import CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Iteration
@@ -21,6 +25,7 @@ from kronax.linalg.gaps.plan import dense_cost, plan_gaps
 from kronax.linalg.krylov.operator import Iterative
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.preconditioner import balanced_box
+from kronax.linalg.markov.at_observed import MarkovAtObserved, misses_whole_times
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -33,6 +38,14 @@ MOST_BYTES = 4e9
 # The same for one dense matrix of the observed cells, some 2000 of them, beside which iterations
 # are very fast.
 MOST_DENSE = 7e10
+# From so many places on, and with at most so many others, an axis is filtered without being asked
+# for; `eigh` takes more than ten times as much there (2 cores).
+LONG = 1000
+MOST_PLACES = 100
+# Structures of an axis that a filter may replace.
+UNFILTERED = ("dense", "toeplitz", "centrosymmetric")
+# What a step in time costs at least, in such operations: some twenty microseconds.
+LEAST_STEP = 2e6
 # Up to these, about a minute, an exact way stands in where iterations turn out to be no good.
 MOST_MEASURED = 6e12
 # An exact method that takes this many times as much is not chosen without being asked for.
@@ -46,8 +59,8 @@ class Choice:
     """How the covariance of the data is solved, and why; the words do not count in `==`.
 
     Attributes:
-        way: by the structure of the grid, as a dense matrix of the observed cells, or by
-            iterations.
+        way: by the structure of the grid, as a dense matrix of the observed cells, by a filter
+            along a Markov axis, or by iterations.
         reason: in words.
         flops: operations of a value and gradient that is exact, in those of a matrix product.
         memory: its largest arrays, in bytes.
@@ -55,7 +68,7 @@ class Choice:
             it takes about a minute at most.
     """
 
-    way: Literal["structured", "dense", "iterative"]
+    way: Literal["structured", "dense", "markov", "iterative"]
     reason: str = dataclasses.field(compare=False)
     flops: float
     memory: float
@@ -120,6 +133,9 @@ def _cheapest_exact(gp: AbstractProcess) -> Choice:
     flops, numbers = dense_cost(count)
     matrix = f"a dense matrix of {count} observed cells"
     dense = Choice("dense", f"{matrix}: {_why_dense(gp)}", flops, itemsize * numbers)
+    filtered = _filtered(gp)
+    if filtered is not None:
+        return filtered if filtered.flops <= flops else dense
     if gp.observed is None or _is_uneven(gp) or not are_exact(gp):
         return dense
     plan = plan_gaps(gp.observed, itemsize)
@@ -133,6 +149,55 @@ def _cheapest_exact(gp: AbstractProcess) -> Choice:
         return structured
     other = f"{matrix} takes {flops:.1e} operations, {plan.method!r} {plan.flops:.1e}"
     return _because(dense, f"{plan.num_missing} gaps; {other}")
+
+
+def _filtered(gp: AbstractProcess) -> Choice | None:
+    """By a filter along a Markov axis, for any cells and a variance each."""
+    axis = filtered_axis(gp)
+    if axis is None:
+        return None
+    places = prod(n for i, n in enumerate(gp.grid_shape) if i != axis)
+    order, size = state_length(gp.kernels[axis]), gp.grid_shape[axis]
+    itemsize = jnp.dtype(gp.dtype).itemsize
+    misses_whole = gp.observed is not None and misses_whole_times(gp.observed, axis)
+    if misses_whole and not _is_uneven(gp):
+        numbers = size * places * (order + order**2 + 4)
+        reason = "whole times missing along a Markov axis: a filter for every mode"
+        return Choice("markov", reason, 20.0 * numbers * order, float(itemsize * numbers))
+    # A value and its gradient: about three times the products of a step, 60 µs for the small ones.
+    step = max(6.0 * places**3 * (order**2 + order + 1), LEAST_STEP)
+    held = (sqrt(size) + size / max(sqrt(size), 1)) * (order * places) ** 2
+    reason = f"a filter of {places} places along a Markov axis of {size}"
+    return Choice("markov", reason, size * step, float(itemsize * held))
+
+
+def long_axes(gp: AbstractProcess, asked: Any) -> tuple[Structure, ...]:
+    """The structures of the axes, of which a long one with few places beside it is Markov.
+
+    Args:
+        gp: with the structures of every axis by itself.
+        asked: those that were asked for.
+    """
+    i = int(np.argmax(gp.grid_shape))
+    size, places = gp.grid_shape[i], prod(gp.grid_shape) // gp.grid_shape[i]
+    is_open = (asked is None or asked[i] is None) and gp.structures[i].kind in UNFILTERED
+    is_long = size >= LONG and places <= min(size, MOST_PLACES)
+    with_markov = Structure("markov", f"{size} places on a line, {places} cells at each")
+    structures = (*gp.structures[:i], with_markov, *gp.structures[i + 1 :])
+    can_be = is_long and is_open and why_not_markov(gp.kernels[i], gp.axes[i]) is None
+    if can_be and filtered_axis(with_fields(gp, structures=structures)) == i:
+        return structures
+    return gp.structures
+
+
+def filtered_axis(gp: AbstractProcess) -> int | None:
+    """The Markov axis along which a process can be filtered."""
+    if gp.joined is not None or not are_exact(gp) or isinstance(gp.noise, NoNoise):
+        return None
+    if isinstance(gp.noise, FullNoise) and not all(map(is_diagonal, gp.noise.kronecker.factors)):
+        return None
+    markov = [(gp.grid_shape[i], i) for i, s in enumerate(gp.structures) if s.kind == "markov"]
+    return max(markov)[1] if markov else None
 
 
 def _is_whole(gp: AbstractProcess) -> bool:
@@ -151,7 +216,7 @@ def _why_dense(gp: AbstractProcess) -> str:
 
 def data_covariance(
     gp: AbstractProcess,
-) -> KroneckerPlusNoise | Masked | DenseCovariance | Iterative:
+) -> KroneckerPlusNoise | Masked | MarkovAtObserved | DenseCovariance | Iterative:
     """The covariance of the observations, at the cells that have some, ready to be solved."""
     found = choice(gp)
     if found.way == "iterative":
@@ -164,6 +229,8 @@ def data_covariance(
     if found.way == "dense":
         signal = terms_covariance(gp) if gp.joined else gp.covariance(include_noise=False)
         return DenseCovariance(with_noise_of(gp, signal), mask_to_solve(gp))
+    if found.way == "markov":
+        return MarkovAtObserved(gp.covariance(), mask_to_solve(gp))
     if gp.observed is None:
         return gp.covariance()
     return Masked(gp.covariance(), gp.observed)

@@ -21,6 +21,7 @@ from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.transforms import Transform
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
+from kronax.linalg.markov.factor import Markov
 from kronax.linalg.operators.draws import apply_roots
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.priors import sample_site
@@ -54,11 +55,14 @@ def _root(factor: AbstractFactor, jitter: float, places: Coordinates | None) -> 
     `R = C L`, with the Cholesky factor `L` of `Cᵀ (K + …) C` in a fixed basis `C` of the axis, from
     smooth to rough. Stationary covariances are nearly diagonal there, whatever their parameters,
     and so is what data say of the white field: the diagonal mass matrix of a sampler fits it. In
-    the basis of places the columns of `L` overlap, and no diagonal scaling helps.
+    the basis of places the columns of `L` overlap, and no diagonal scaling helps. Of a Markov axis
+    it is the recursion of the Cholesky factor, in linear time.
     """
     if factor.thin_root() is not None:
         return factor.root()
     level = jitter * jnp.mean(factor.diagonal())
+    if isinstance(factor, Markov):
+        return factor.shifted(level).root()
     blocks = factor.blocks()
 
     def one(a: Array, ndim: int, basis: np.ndarray | None) -> Array:

@@ -6,6 +6,7 @@ prior less explained.
 
 import dataclasses
 from itertools import combinations_with_replacement
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -14,11 +15,13 @@ from jaxtyping import Array
 from kronax.gp.model.components import (
     Component,
     New,
+    amplitude,
     axis_with_variance,
     cross_rows,
     factor_of,
     parts,
     prior_variances,
+    process_ahead,
     root_rows,
     term,
     whole,
@@ -30,6 +33,7 @@ from kronax.linalg.decompositions.spectral import AbstractOnGrid
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.gaps.masked import AbstractAtObserved
+from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import (
@@ -70,7 +74,7 @@ def exact_variance(post: AbstractPosterior, new: New, name: str | None) -> Array
 
 def _given(op: DataCovariance, places: list[Places]) -> Array:
     found = decomposition_of(op)
-    assert isinstance(found, AbstractOnGrid | AbstractAtObserved)
+    assert isinstance(found, AbstractOnGrid | AbstractAtObserved | AbstractKalman)
     return found.variance_given(places)
 
 
@@ -114,6 +118,7 @@ def signal_places(
 ) -> list[Places]:
     """What is known of new coordinates, of a part of the signal; its variance goes to one axis."""
     gp, op = post.gp, post.operator
+    by_filter = isinstance(decomposition_of(op), AbstractKalman)
     places = []
     for i, (kernel, x, own) in enumerate(zip(part.kernels, new, op.factors, strict=True)):
         scale = part.variance.astype(op.dtype) if i == scaled else jnp.ones((), op.dtype)
@@ -124,7 +129,13 @@ def signal_places(
             places.append(Places(None, None if own.thin_root() is None else prior))
         elif is_own:
             assert x is not None
-            places.append(Places(root_rows(gp, i, x, op.dtype)[0], prior))
+            process = process_ahead(gp, kernel, i, x, op.dtype) if by_filter else None
+            rows: Any
+            if process is not None:
+                rows = process.scaled(amplitude(gp, i, op.dtype))
+            else:
+                rows = root_rows(gp, i, x, op.dtype)[0]
+            places.append(Places(rows, prior))
         elif x is None:
             places.append(Places(scale * factor_of(gp, kernel, i, op.dtype).to_dense(), prior))
         else:

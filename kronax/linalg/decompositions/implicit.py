@@ -12,12 +12,10 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import map_batch
-from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
 def implicit_solve(
-    op: Kronecker | KroneckerPlusNoise,
+    op: Any,
     pieces: tuple[Any, ...],
     apply: Callable[[tuple[Any, ...], Array, bool], Array],
     b: Array,
@@ -25,7 +23,7 @@ def implicit_solve(
     """`op⁻¹ b` for checked vectors in the grid layout, over batches.
 
     Args:
-        op: what is solved with.
+        op: what is solved with: a product, with noise or without, or its observed cells.
         pieces: of its decomposition, held constant.
         apply: `apply(pieces, v, transpose)` is `op⁻¹ v` or `op⁻ᵀ v`, without a batch.
         b: `(*batch, n_1, …, n_d)`.

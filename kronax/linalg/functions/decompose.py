@@ -13,6 +13,7 @@ from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import eigenbasis
 from kronax.linalg.functions.choice import Solvable, decomposition_of, solvable
+from kronax.linalg.markov.lanes import OtherBases, markov_axis
 from kronax.linalg.operators.diagnose import explain_not_finite
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -71,7 +72,9 @@ def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> 
     Signal and noise of every other axis must be those of `held`. A grid that has its first axis of
     low rank, or no more any, is decomposed as a whole.
     """
-    if held.decomposition is None or is_thin(op) != is_thin(held):
+    if isinstance(held.decomposition, OtherBases) and markov_axis(op) == i == markov_axis(held):
+        return op.carrying(of_operator(held, held.decomposition))
+    if not isinstance(held.decomposition, tuple | ThinBases) or is_thin(op) != is_thin(held):
         whole = decompose(op)
         assert isinstance(whole, KroneckerPlusNoise)
         return whole

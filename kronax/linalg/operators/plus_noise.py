@@ -140,7 +140,7 @@ class KroneckerPlusNoise(AbstractOperator):
                 ScaledIdentity(self.noise, sizes[0]),
                 *(ScaledIdentity(one, n) for n in sizes[1:]),
             )
-        pairs = [_aligned(k, n) for k, n in zip(self.kronecker.factors, noise, strict=True)]
+        pairs = [aligned(k, n) for k, n in zip(self.kronecker.factors, noise, strict=True)]
         return tuple(k for k, _ in pairs), tuple(n for _, n in pairs)
 
     def eigenbases(self) -> tuple[Eigenbasis, ...]:
@@ -226,7 +226,7 @@ def _checked_noise(noise: Any, kronecker: Kronecker | KroneckerSum) -> Array | K
     return value
 
 
-def _aligned(
+def aligned(
     signal: AbstractFactor, noise: AbstractFactor
 ) -> tuple[SymmetricBlocks, SymmetricBlocks]:
     """The blocks of both terms of one axis in the same coordinates.

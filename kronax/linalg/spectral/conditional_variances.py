@@ -53,17 +53,19 @@ class Places(NamedTuple):
 
     Args:
         rows: their covariances with the axis, `(m, n)`; `None` where they are the axis itself.
+            Of a Markov axis they may be the process at both.
         prior: their variances, `(m,)`; `None` where these are the diagonal of the factor.
     """
 
-    rows: Array | None
+    rows: Any
     prior: Array | None = None
 
     @property
     def event_ndims(self) -> "Places":
         """The number of axes of every leaf without its batch, as a matching pytree."""
+        own = getattr(self.rows, "event_ndims", None)
         return Places(
-            None if self.rows is None else 2,  # type: ignore[arg-type]
+            None if self.rows is None else own() if own else 2,
             None if self.prior is None else 1,  # type: ignore[arg-type]
         )
 

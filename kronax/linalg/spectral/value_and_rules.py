@@ -226,8 +226,8 @@ def _hessian_product(
 ) -> list[Array]:
     """The derivative of `_gradient` along `moving`, the tangents of the `given` leaves."""
     problem, bases = coefficients
-    here, treedef = jax.tree.flatten(_in_basis(problem, bases))
-    to_basis, from_basis = _rotations(problem, bases)
+    here, treedef = jax.tree.flatten(in_basis(problem, bases))
+    to_basis, from_basis = rotations(problem, bases)
     inputs = [k for k, g in enumerate(given) if g]
     outputs = [k for k, n in enumerate(needed) if n]
     tangents = [to_basis[k](t) for k, t in zip(inputs, moving, strict=True)]
@@ -251,7 +251,7 @@ def _hessian_product(
     return [from_basis[k](t) for k, t in zip(outputs, turned, strict=True)]
 
 
-def _in_basis(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]) -> TwoTermSum:
+def in_basis(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]) -> TwoTermSum:
     """The problem as the surrogate sees it: exactly diagonal blocks, the rotated vector."""
 
     def turned(block, basis, values):
@@ -275,7 +275,7 @@ def _in_basis(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]) -> TwoTermSum:
     )
 
 
-def _rotations(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]):
+def rotations(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]):
     """Per leaf of `problem`: its tangent taken to the eigenbasis, and a gradient taken back."""
     to_basis: list[Callable] = []
     from_basis: list[Callable] = []
@@ -311,7 +311,7 @@ def _surrogate(
     refinement, `a₁ = a₀ + D⁻¹ (ŷ − S a₀)`, leaves an error of fourth order in `2 a₁ᵀŷ − a₁ᵀ S a₁`.
     """
     on_logdet, on_quadratic = weights
-    signal, noise = ([_diagonal(b) for b in blocks] for blocks in (problem.signal, problem.noise))
+    signal, noise = ([diagonal_of(b) for b in blocks] for blocks in (problem.signal, problem.noise))
     total = jnp.zeros((), d0.dtype)
     if on_logdet:
         d = _signal(signal, adds) + outer(noise)
@@ -322,7 +322,7 @@ def _surrogate(
     if start is not None:
 
         def apply(x):
-            return _apply_blocks(problem.signal, x, adds) + _apply_blocks(problem.noise, x)
+            return apply_blocks(problem.signal, x, adds) + apply_blocks(problem.noise, x)
 
         refined = start + (problem.y - apply(start)) / d0
         total += on_quadratic * jnp.sum(refined * (2 * problem.y - apply(refined)))
@@ -345,21 +345,23 @@ def _coupling(problem: TwoTermSum, i: int, signal, noise, d: Array) -> Array:
     ):
         if k_ndim == 2:
             share = k_others / d_k
-            total += jnp.sum(jnp.square(_off_diagonal(k)) * gram(share, share, axis))
+            total += jnp.sum(jnp.square(off_diagonal(k)) * gram(share, share, axis))
         if n_ndim == 2:
             share = n_others / d_k
-            total += jnp.sum(jnp.square(_off_diagonal(n)) * gram(share, share, axis))
+            total += jnp.sum(jnp.square(off_diagonal(n)) * gram(share, share, axis))
         if k_ndim == n_ndim == 2:
-            both = _off_diagonal(k) * _off_diagonal(n)
+            both = off_diagonal(k) * off_diagonal(n)
             total += 2 * jnp.sum(both * gram(k_others / d_k, n_others / d_k, axis))
     return total
 
 
-def _off_diagonal(matrix: Array) -> Array:
+def off_diagonal(matrix: Array) -> Array:
+    """The matrix with zeros on its diagonal."""
     return matrix - jnp.diag(jnp.diagonal(matrix))
 
 
-def _diagonal(block: SymmetricBlocks) -> Array:
+def diagonal_of(block: SymmetricBlocks) -> Array:
+    """The diagonal of the blocks, in their coordinates."""
     pieces = [
         jnp.diagonal(a) if ndim == 2 else expand(a, ndim, size)
         for a, ndim, size in zip(block.arrays, block.ndims, block.sizes, strict=True)
@@ -367,7 +369,7 @@ def _diagonal(block: SymmetricBlocks) -> Array:
     return jnp.concatenate(pieces)
 
 
-def _apply_blocks(blocks: tuple[SymmetricBlocks, ...], x: Array, adds: bool = False) -> Array:
+def apply_blocks(blocks: tuple[SymmetricBlocks, ...], x: Array, adds: bool = False) -> Array:
     """`⊗`, or `⊕`, of block-diagonal matrices applied to a grid."""
     if adds:
         first, *rest = (block.apply(x, i - len(blocks)) for i, block in enumerate(blocks))

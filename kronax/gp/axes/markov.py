@@ -1,0 +1,87 @@
+"""Kernels as Markov processes along an axis: where that is so, and the factor."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.labels import Labels
+from kronax.gp.coordinates.spacing import Coordinates, step_of
+from kronax.gp.kernels.base import Exchangeable, Kernel, dtype_of
+from kronax.gp.kernels.markov import NotMarkovError
+from kronax.gp.kernels.points import Points
+from kronax.linalg.markov.factor import Markov, MarkovAhead
+from kronax.linalg.state_spaces.algebra import with_state
+
+
+def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
+    """Why a kernel has no state space on an axis, `None` if it has one; nothing is compiled."""
+    if axis.static is None:
+        return "its coordinates are traced, and cannot be sorted"
+    if isinstance(axis.coding, Labels):
+        return "labels have no order"
+    if axis.radius is not None or axis.static.line is None:
+        return "places in several dimensions have no order"
+    if axis.period is not None and any(_sees_chords(term, axis) for term in kernel.all_terms()):
+        return "on a circle what lies ahead also lies behind"
+    try:
+        jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))).initial)
+    except NotMarkovError as error:
+        return error.reason
+    return None
+
+
+def state_length(kernel: Kernel) -> int:
+    """How many numbers the state of a Markov kernel has; nothing is compiled."""
+    return jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))).initial).shape[
+        -1
+    ]
+
+
+def _sees_chords(term: Kernel, axis: Axis) -> bool:
+    """Whether it goes round a circle: not one that only asks which places are the same."""
+    return term.isotropic and not (isinstance(term, Exchangeable) and axis.is_distinct)
+
+
+def markov_factor(kernel: Kernel, axis: Axis, dtype: Any) -> Markov:
+    """The covariance on an axis from the gaps between its sorted places.
+
+    Gaps are known before they are rounded to the precision of the parameters. They stay in NumPy,
+    so that a kernel sees which places are the same.
+    """
+    assert axis.static is not None
+    places = axis.offsets.reshape(axis.size)
+    order = np.argsort(places, kind="stable")
+    gaps: Any = np.diff(places[order])
+    if axis.static.is_regular and kernel.stationary and axis.size > 1:
+        gaps = np.asarray(step_of(places))
+    space = kernel.state_space(gaps.astype(dtype))
+    space = jax.tree.map(lambda x: x.astype(dtype), space)
+    return Markov(space, axis.size, order)
+
+
+def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovAhead:
+    """The process on an axis and at new places, which may be traced: in linear time."""
+    old = axis.points(dtype)
+    both = jnp.concatenate([old.centred.reshape(-1), new.centred.reshape(-1)])
+    sorting = jnp.argsort(both, stable=True)
+    space = kernel.state_space(jnp.diff(both[sorting]))
+    space = jax.tree.map(lambda x: x.astype(dtype), space)
+    cell, is_old = new.found_in(old)
+    places = jnp.concatenate(
+        [jnp.arange(old.size), jnp.where(is_old, cell, old.size + jnp.arange(new.size))]
+    )
+    back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))[places]
+    return MarkovAhead(with_state(space), sorting, back, old.size)
+
+
+def beginning(axis: Axis, size: int) -> Axis:
+    """At most so many of the first places of an axis."""
+    assert axis.static is not None
+    if axis.size <= size:
+        return axis
+    values, counted = axis.static.values[:size], axis.static.counted[:size]
+    return dataclasses.replace(axis, static=Coordinates(values, axis.origin, counted), given=None)

@@ -1,0 +1,225 @@
+"""The covariance of data at any cells of a grid with a Markov axis: one filter of all places.
+
+The state is that of every place of the other axes at once, `(d, m)` for `m` places, and a step
+in time takes `O(m³ d²)` operations whatever is missing. Precisions `w` are carried, zero at gaps:
+with `W = diag(w)` the innovation has `I + W^½ (P_00 + nugget K_s) W^½ = L Lᵀ`. The covariance `K_s`
+of the places is never decomposed, and everything is ordinary differentiable code.
+"""
+
+from math import log, pi, sqrt
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array
+
+from kronax.linalg.arrays.mode_products import HIGHEST, matmul
+from kronax.linalg.state_spaces.state_space import StateSpace
+
+# Longer axes are cut into about √n blocks, of which the reverse pass holds one at a time.
+LONG = 2000
+
+
+class FullState(NamedTuple):
+    """A process over places and times, with a precision for every value.
+
+    Args:
+        space: along the sorted times.
+        places: `K_s`, `(m, m)`.
+        precisions: `w`, `(n, m)`; zero where nothing is known.
+    """
+
+    space: StateSpace
+    places: Array
+    precisions: Array
+
+    @property
+    def size(self) -> int:
+        """Number of times."""
+        return self.precisions.shape[0]
+
+    def roots(self) -> Array:
+        """`√w`, whose derivative at zero counts as zero."""
+        known = self.precisions > 0
+        return jnp.where(known, jnp.sqrt(jnp.where(known, self.precisions, 1)), 0)
+
+    def start(self) -> Array:
+        """`P` before the first value, `(d, d, m, m)`."""
+        return self.space.initial[:, :, None, None] * self.places[None, None]
+
+    def steps(self) -> Any:
+        """What a scan over the times runs over."""
+        space = self.space
+        return self.roots(), space.nugget if space.nugget_varies else None, space.steps()
+
+    def innovation(self, p: Array, root: Array, nugget: Array | None) -> Array:
+        """`L` at one time."""
+        own = p[0, 0]
+        if self.space.nugget is not None:
+            own = own + (self.space.nugget if nugget is None else nugget) * self.places
+        eye = jnp.eye(own.shape[-1], dtype=own.dtype)
+        return jnp.linalg.cholesky(eye + root[:, None] * own * root[None])
+
+    def ahead(self, p: Array, steps: Any) -> Array:
+        """`P` at the next time."""
+        a, q = self.space.step(steps)
+        order, m = p.shape[0], p.shape[-1]
+        flat = matmul(a, p.reshape(order, -1)).reshape(p.shape)
+        flat = jnp.moveaxis(flat, 1, 0).reshape(order, -1)
+        turned = jnp.moveaxis(matmul(a, flat).reshape(order, order, m, m), 0, 1)
+        return turned + q[:, :, None, None] * self.places[None, None]
+
+
+def told(p: Array, root: Array, lower: Array) -> tuple[Array, Array]:
+    """`P` once the values are known, and `L⁻¹ W^½ P_0j`, `(m, d·m)`."""
+    order, m = p.shape[0], p.shape[-1]
+    rows = root[:, None] * jnp.moveaxis(p[0], 0, 1).reshape(m, order * m)
+    white = solve_triangular(lower, rows, lower=True)
+    square = matmul(white.T, white).reshape(order, m, order, m)
+    return p - jnp.moveaxis(square, 1, 2), white
+
+
+def log_det_and_quadratic(state: FullState, y: Array) -> tuple[Array, Array]:
+    """`log det S` and `yᵀ S⁻¹ y` of what is observed of `y`, `(n, m)`; right at every order."""
+    order, m = state.space.order, state.places.shape[-1]
+
+    def body(carry: Any, step: Any) -> tuple[Any, None]:
+        mean, p, logdet, quadratic = carry
+        value, (root, nugget, steps) = step
+        lower = state.innovation(p, root, nugget)
+        after, white = told(p, root, lower)
+        v = solve_triangular(lower, root * (value - mean[0]), lower=True)
+        mean = mean + matmul(v, white).reshape(order, m)
+        logdet = logdet + 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
+        quadratic = quadratic + jnp.sum(jnp.square(v))
+        return (
+            matmul(state.space.step(steps)[0], mean),
+            state.ahead(after, steps),
+            logdet,
+            quadratic,
+        ), None
+
+    zero = jnp.zeros((), y.dtype)
+    start = (jnp.zeros((order, m), y.dtype), state.start(), zero, zero)
+    known = state.precisions > 0
+    data = jnp.where(known, y, 0)
+    _, _, logdet, quadratic = _in_blocks(body, start, (data, state.steps()), state.size)
+    scale = jnp.sum(jnp.log(jnp.where(known, state.precisions, 1)))
+    return logdet - scale, quadratic
+
+
+def _in_blocks(body: Any, start: Any, steps: Any, size: int) -> Any:
+    """The last carry of a scan; of a long one the reverse pass keeps that of every block alone."""
+    body = jax.checkpoint(body)
+    length = int(sqrt(size))
+    if size < LONG:
+        return lax.scan(body, start, steps)[0]
+    whole = size // length * length
+    head = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), steps)
+    tail = jax.tree.map(lambda x: x[whole:], steps)
+    block = jax.checkpoint(lambda carry, part: (lax.scan(body, carry, part)[0], None))
+    return lax.scan(body, lax.scan(block, start, head)[0], tail)[0]
+
+
+class Filtered(NamedTuple):
+    """What is needed at every time to solve and to look back.
+
+    Args:
+        lower: `L`, `(n, m, m)`.
+        first: `P_j0`, `(n, d, m, m)`.
+    """
+
+    lower: Array
+    first: Array
+
+
+def filtered(state: FullState) -> Filtered:
+    """Of the values at all times; nothing depends on what they are."""
+
+    def body(p: Array, step: Any) -> tuple[Array, Filtered]:
+        root, nugget, steps = step
+        lower = state.innovation(p, root, nugget)
+        after, _ = told(p, root, lower)
+        return state.ahead(after, steps), Filtered(lower, p[:, 0])
+
+    return lax.scan(body, state.start(), state.steps())[1]
+
+
+def _inverse(lower: Array, root: Array, b: Array) -> Array:
+    """`W^½ (L Lᵀ)⁻¹ W^½ b` for `b` `(m,)` or `(m, k)`."""
+    scale = root if b.ndim == 1 else root[:, None]
+    white = solve_triangular(lower, scale * b, lower=True)
+    return scale * solve_triangular(lower, white, lower=True, trans=1)
+
+
+def solved(state: FullState, found: Filtered, b: Array) -> Array:
+    """`S⁻¹ b` for `(n, m)`, zero at gaps."""
+    order, m = state.space.order, state.places.shape[-1]
+
+    def forward(mean: Array, step: Any) -> tuple[Array, Array]:
+        value, lower, first, (root, _, steps) = step
+        weight = _inverse(lower, root, value - mean[0])
+        mean = mean + jnp.einsum("jab,b->ja", first, weight, precision=HIGHEST)
+        return matmul(state.space.step(steps)[0], mean), weight
+
+    def backward(r: Array, step: Any) -> tuple[Array, Array]:
+        weight, lower, first, (root, _, steps) = step
+        r = matmul(state.space.step(steps)[0].T, r)
+        later = jnp.einsum("jba,jb->a", first, r, precision=HIGHEST)
+        weight = weight - _inverse(lower, root, later)
+        return r.at[0].add(weight), weight
+
+    zero, steps = jnp.zeros((order, m), b.dtype), state.steps()
+    weights = lax.scan(forward, zero, (b, *found, steps))[1]
+    return lax.scan(backward, zero, (weights, *found, steps), reverse=True)[1]
+
+
+class Smoothed(NamedTuple):
+    """At every time: the diagonal of `S⁻¹`, and the variances of some values given all data.
+
+    Args:
+        inverse: `(n, m)`.
+        variances: `diag(B V_t Bᵀ)` of the covariance `V_t` of the values at the places, `(n, k)`.
+    """
+
+    inverse: Array
+    variances: Array
+
+
+def smoothed(state: FullState, found: Filtered, rows: Array | None = None) -> Smoothed:
+    """Looking back over all times; `rows` is `B`, `(k, m)`, the identity by default."""
+    order, m = state.space.order, state.places.shape[-1]
+
+    def body(information: Array, step: Any) -> tuple[Array, Smoothed]:
+        lower, first, (root, nugget, steps) = step
+        a, _ = state.space.step(steps)
+        whole = jnp.kron(a, jnp.eye(m, dtype=a.dtype))
+        later = matmul(matmul(whole.T, information), whole)
+        column = first.reshape(order * m, m)
+        turned = matmul(later, column)
+        inverse = _inverse(lower, root, jnp.eye(m, dtype=a.dtype))
+        both = inverse + matmul(matmul(inverse, matmul(column.T, turned)), inverse)
+        beside = matmul(turned, inverse)
+        information = later.at[:, :m].add(-beside).at[:m].add(-beside.T)
+        information = information.at[:m, :m].add(both)
+        own = first[0]
+        if state.space.nugget is not None:
+            own = own + (state.space.nugget if nugget is None else nugget) * state.places
+        # What the values at this time leave, and then what later ones tell of it.
+        kept = matmul(own, inverse)
+        beyond = column.T - matmul(kept, column.T)
+        left = own - matmul(kept, own) - matmul(matmul(beyond, later), beyond.T)
+        value = jnp.diagonal(left) if rows is None else jnp.sum(matmul(rows, left) * rows, -1)
+        return information, Smoothed(jnp.diagonal(both), value)
+
+    start = jnp.zeros((order * m, order * m), state.places.dtype)
+    return lax.scan(body, start, (*found, state.steps()), reverse=True)[1]
+
+
+def logpdf(state: FullState, y: Array) -> Array:
+    """Log density of what is observed."""
+    logdet, quadratic = log_det_and_quadratic(state, y)
+    count = jnp.sum(state.precisions > 0, dtype=y.dtype)
+    return -0.5 * (logdet + quadratic + count * log(2 * pi))

@@ -1,0 +1,88 @@
+"""What all ways along a Markov axis share."""
+
+import abc
+from collections.abc import Sequence
+from functools import reduce
+from operator import mul
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.arrays.mode_products import HIGHEST, outer, same_rank
+from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate
+from kronax.linalg.markov.factor import Markov, MarkovAhead
+from kronax.linalg.spectral.conditional_variances import Places, priors_of
+
+
+class AbstractKalman(AbstractSignalPlusNoise):
+    """Signal plus noise by a Kalman filter along a Markov axis."""
+
+    @property
+    @abc.abstractmethod
+    def axis(self) -> int:
+        """The Markov axis."""
+
+    @property
+    def factor(self) -> Markov:
+        """The Markov factor."""
+        return self.op.factors[self.axis]
+
+    def variance_given(self, places: Sequence[Places]) -> Array:
+        """Of places on a grid; a value, held constant.
+
+        By the smoother on the axis itself and where the process goes on to new places of it; by
+        rows of covariances along it prior less explained, one solve per row.
+        """
+        along = places[self.axis]
+        if along.rows is None or isinstance(along.rows, MarkovAhead):
+            return lax.stop_gradient(self._smoothed_variance(places))
+        pairs = list(zip(self.op.factors, places, strict=True))
+        prior = _outer([f.diagonal() if p.prior is None else p.prior for f, p in pairs])
+        rows = [f.to_dense() if p.rows is None else p.rows for f, p in pairs]
+        return lax.stop_gradient(jnp.subtract(*same_rank(prior, self.explained(rows))))
+
+    @abc.abstractmethod
+    def _smoothed_variance(self, places: Sequence[Places]) -> Array:
+        """On the axis itself, or at places where the process goes on."""
+
+    def variance_at(self, *parts: Sequence[Places]) -> Estimate:
+        """Prior less explained; one solve per place."""
+        (places,) = parts
+        prior = priors_of(parts)
+        rows = [p.rows for p in places]
+
+        def one(row: list[Array]) -> Array:
+            vector = outer(row)
+            return jnp.sum(vector * self.solve(vector))
+
+        return exact_estimate(prior - lax.map(one, rows))
+
+    def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
+        """Prior less explained; one solve per place."""
+        ((places, priors),) = parts
+        rows = [p.rows for p in places]
+
+        def one(row: list[Array]) -> Array:
+            weights = self.solve(outer(row))
+            for i, rows_i in enumerate(rows):
+                weights = _contracted(rows_i, weights, i)
+            return weights
+
+        return reduce(mul, priors) - lax.map(one, rows)
+
+
+def _outer(vectors: Sequence[Array]) -> Array:
+    """The outer product over batches."""
+    total = jnp.ones((), vectors[0].dtype)
+    for v in vectors:
+        total = jnp.multiply(*same_rank(total[..., None], v))
+    return total
+
+
+def _contracted(rows: Array, x: Array, i: int) -> Array:
+    """The first place axis of `x` with its rows: `(m, n_0)` joins, later ones go place by place."""
+    if i == 0:
+        return jnp.tensordot(rows, x, axes=1, precision=HIGHEST)
+    return jnp.einsum("mn,mn...->m...", rows, x, precision=HIGHEST)

@@ -1,0 +1,143 @@
+"""What a filter that looks back knows of every place: solves, diagonals, traces of pairs of lanes.
+
+With `g = 1 / D` and `R` the information that later places have of the state, `R ← Aᵀ R A` over a
+step and `R ← (I − λ g e pᵀ) R (I − λ g p eᵀ) + g e eᵀ` over a value, `e` the first unit vector,
+everything about `S⁻¹` of a lane is a sum of a few products, none of them a difference of large
+numbers.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.arrays.mode_products import HIGHEST
+from kronax.linalg.markov.filter import Filtered, Gain, Lanes, gain, noise_at, per_place, told
+from kronax.linalg.state_spaces.state_space import StateSpace, applied, sandwich, times
+
+
+def gains(space: StateSpace, lanes: Lanes, size: int) -> Gain:
+    """What a value tells, at every place; leaves `(n, …)`."""
+
+    def body(p: Array, place: Any) -> tuple[Array, Gain]:
+        at = gain(p, noise_at(space, lanes, place), lanes, place)
+        a, q = space.step(place[3])
+        return sandwich(a, told(p, at, lanes.signal)) + q[:, :, None], at
+
+    start = initial(space, lanes)
+    return lax.scan(body, start, per_place(space, lanes), length=size)[1]
+
+
+def initial(space: StateSpace, lanes: Lanes) -> Array:
+    """`P` of all lanes before the first value, `(d, d, lanes)`."""
+    shape = (*space.initial.shape, *lanes.signal.shape)
+    return jnp.broadcast_to(space.initial[:, :, None], shape)
+
+
+def solved(space: StateSpace, lanes: Lanes, at: Gain, b: Array) -> Array:
+    """`S⁻¹ b` for `(n, lanes)`, linear in `b`; zero at places that are not seen."""
+    first, precision, signal = at.first, at.precision, lanes.signal
+    zero = jnp.zeros(first.shape[1:], b.dtype)
+    steps = space.steps()
+
+    def forward(m: Array, step: Any) -> tuple[Array, Array]:
+        value, p, g, steps = step
+        white = (value - signal * m[0]) * g
+        return times(space.step(steps)[0], m + p * white[None]), white
+
+    def backward(r: Array, step: Any) -> tuple[Array, Array]:
+        white, p, g, steps = step
+        r = times(space.step(steps)[0].T, r)
+        weight = white - signal * g * jnp.sum(p * r, axis=0)
+        return r.at[0].add(weight), weight
+
+    white = lax.scan(forward, zero, (b, first, precision, steps))[1]
+    return lax.scan(backward, zero, (white, first, precision, steps), reverse=True)[1]
+
+
+class Smoothed(NamedTuple):
+    """Diagonals of all lanes, `(n, lanes)`, and what the entries beside them are made of.
+
+    With `c`, `q` and `T` the entry of `S⁻¹` at places `i > j` is `−λ c_iᵀ T_{i-1} … T_{j+1} q_j`.
+
+    Args:
+        inverse: of `S⁻¹`.
+        shares: of `K S⁻¹`, without the nugget.
+        unseen: of the variance of the state's first entry given the data, over `λ`: for places
+            that are not seen; elsewhere it is a difference.
+        ends: `c`, `(n, d, lanes)`.
+        starts: `q`, alike.
+    """
+
+    inverse: Array
+    shares: Array
+    unseen: Array
+    ends: Array
+    starts: Array
+
+
+def smoothed(space: StateSpace, lanes: Lanes, found: Filtered) -> Smoothed:
+    """All of it in one pass backward."""
+    signal = lanes.signal
+
+    def body(information: Array, step: Any) -> tuple[Array, Smoothed]:
+        p, place = step
+        at = gain(p, noise_at(space, lanes, place), lanes, place)
+        first, g = at.first, at.precision
+        a, _ = space.step(place[3])
+        information = sandwich(a.T, information)
+        turned = applied(information, first)
+        length = jnp.sum(first * turned, axis=0)
+        scaled = signal * g
+        row = -scaled[None] * turned
+        ends = row.at[0].add(g + scaled * scaled * length)
+        # (I − λ g e pᵀ) R (I − λ g p eᵀ) + g e eᵀ changes the first row and column alone.
+        information = information.at[0].add(row).at[:, 0].add(row)
+        information = information.at[0, 0].add(scaled * scaled * length + g)
+        after = applied(information, first)
+        found = Smoothed(
+            inverse=g + scaled * scaled * length,
+            shares=g * (first[0] - signal * at.left * length),
+            unseen=first[0] - signal * jnp.sum(first * after, axis=0),
+            ends=ends,
+            starts=times(a, first) * g[None],
+        )
+        return information, found
+
+    start = jnp.zeros_like(found.covariances[0])
+    steps = (found.covariances, per_place(space, lanes))
+    return lax.scan(body, start, steps, reverse=True)[1]
+
+
+def pair_sums(space: StateSpace, lanes: Lanes, at: Gain, found: Smoothed, size: int) -> Array:
+    """`Σ_{i>j} ν_i ν_j (S_a⁻¹)_ij (S_c⁻¹)_ij / (λ_a λ_c)` for lanes `a`, `c` of one group.
+
+    The lanes come in groups of `size` neighbours; the result is `(groups, size, size)`. Cost
+    `O(n lanes size d²)`.
+    """
+
+    def grouped(x: Array) -> Array:
+        return x.reshape(*x.shape[:-1], -1, size)
+
+    def body(carry: Any, step: Any) -> tuple[Any, None]:
+        x, total = carry
+        ends, starts, first, precision, (levels, _, _, steps) = step
+        level = lanes.levels if levels is None else levels
+        c, q = grouped(ends), grouped(starts)
+        total = total + level * jnp.einsum("iga,ijgac,jgc->gac", c, x, c, precision=HIGHEST)
+        # T = A (I − λ g p eᵀ)
+        a, _ = space.step(steps)
+        pull = grouped((lanes.signal * precision)[None] * first)
+        x = x - pull[:, None, :, :, None] * x[0][None]
+        x = x - pull[None, :, :, None, :] * x[:, 0][:, None]
+        x = sandwich(a, x)
+        return (x + level * q[:, None, :, :, None] * q[None, :, :, None, :], total), None
+
+    groups = lanes.signal.shape[0] // size
+    pairs = (groups, size, size)
+    zero = jnp.zeros(pairs, found.inverse.dtype)
+    start = jnp.zeros((space.order, space.order, *pairs), zero.dtype)
+    steps = (found.ends, found.starts, at.first, at.precision, per_place(space, lanes))
+    (_, total), _ = lax.scan(body, (start, zero), steps)
+    return total

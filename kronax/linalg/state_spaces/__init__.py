@@ -1,0 +1,1 @@
+"""Gaussian processes along a sorted axis as linear recursions of a few numbers."""

@@ -1,0 +1,342 @@
+"""State spaces of kernels: their covariances, their digits at small steps, and what has none."""
+
+from decimal import Decimal, localcontext
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from kronax.linalg.state_spaces import cosines, matern
+from tests.gp import dense
+from tests.tolerances import assert_close
+
+# A place that occurs twice, a tiny and a huge step.
+PLACES = np.array([0.0, 0.3, 0.3, 0.3001, 1.1, 2.0, 40.0])
+REGULAR = np.linspace(0.0, 3.0, 7)
+
+
+def oscillator(x, z, omega, quality):
+    """Its closed form in complex numbers, away from critical damping."""
+    s = omega * np.abs(x[:, None] - z)
+    eta = np.sqrt(1 - 1 / (4 * quality**2) + 0j)
+    value = np.cos(eta * s) + np.sin(eta * s) / (2 * eta * quality)
+    return (np.exp(-s / (2 * quality)) * value).real
+
+
+KERNELS = {
+    "Matern12": (kx.Matern12(0.7), lambda x, z: dense.matern12(x, z, 0.7), 1),
+    "Matern32": (kx.Matern32(0.7), lambda x, z: dense.matern32(x, z, 0.7), 2),
+    "Matern52": (kx.Matern52(0.7), lambda x, z: dense.matern52(x, z, 0.7), 3),
+    "one dimension of one": (kx.Matern32([0.7]), lambda x, z: dense.matern32(x, z, 0.7), 2),
+    "Constant": (kx.Constant(2.5), lambda x, z: dense.constant(x, z, 2.5), 1),
+    "Cosine": (kx.Cosine(1.5), lambda x, z: dense.cosine(x, z, 1.5), 2),
+    "Periodic": (kx.Periodic(1.5, 0.9), lambda x, z: dense.periodic(x, z, 1.5, 0.9), 33),
+    "White": (kx.White(0.7), lambda x, z: dense.white(x, z, 0.7), 1),
+    "underdamped": (kx.SHO(3.0, 4.0), lambda x, z: oscillator(x, z, 3.0, 4.0), 2),
+    "overdamped": (kx.SHO(3.0, 0.1), lambda x, z: oscillator(x, z, 3.0, 0.1), 2),
+    "critical": (kx.SHO(3.0, 0.5), lambda x, z: dense.matern32(x, z, np.sqrt(3) / 3), 2),
+    "a sum": (
+        0.3 * kx.Matern12(0.5) + (kx.White(0.2) + 2.0 * kx.Matern52(0.4)) + kx.Constant(1.5),
+        lambda x, z: (
+            0.3 * dense.matern12(x, z, 0.5)
+            + dense.white(x, z, 0.2)
+            + 2 * dense.matern52(x, z, 0.4)
+            + 1.5
+        ),
+        6,
+    ),
+    "a product": (
+        kx.Matern32(2.0) * (kx.Cosine(1.3) + kx.White(0.2)) * (kx.Matern12(5.0) + kx.White(0.4)),
+        lambda x, z: (
+            dense.matern32(x, z, 2.0)
+            * (dense.cosine(x, z, 1.3) + dense.white(x, z, 0.2))
+            * (dense.matern12(x, z, 5.0) + dense.white(x, z, 0.4))
+        ),
+        12,
+    ),
+}
+
+
+def dense_of(space, size):
+    """The covariance of a recursion by NumPy, and by how much its state is not stationary."""
+    a, q, p = (np.asarray(x) for x in (space.transitions, space.innovations, space.initial))
+    order = len(p)
+    a, q = (np.broadcast_to(x, (size - 1, order, order)) for x in (a, q))
+    matrix = np.zeros((size, size), p.dtype)
+    for i in range(size if order else 0):
+        moved = p[:, 0]
+        for j in range(i, size):
+            matrix[i, j] = matrix[j, i] = moved[0]
+            moved = a[j] @ moved if j < size - 1 else moved
+    if space.nugget is not None:
+        matrix = matrix + np.diag(np.broadcast_to(space.nugget, size))
+    return matrix, np.abs(a @ p @ np.swapaxes(a, 1, 2) + q - p).max(initial=0)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_recursions_have_the_covariances(dtype):
+    kernels = jax.tree.map(lambda x: x.astype(dtype), {k: v[0] for k, v in KERNELS.items()})
+    axes = ((PLACES, np.diff(PLACES)), (REGULAR, np.asarray(0.5)))
+    spaces = jax.jit(lambda ks: {k: [v.state_space(g) for _, g in axes] for k, v in ks.items()})(
+        kernels
+    )
+    for name, (_, formula, order) in KERNELS.items():
+        assert spaces[name][0].order == order
+        assert [space.regular for space in spaces[name]] == [False, True]
+        for space, (x, _) in zip(spaces[name], axes, strict=True):
+            assert space.dtype == dtype
+            matrix, drift = dense_of(space, len(x))
+            assert_close(matrix, formula(x, x).astype(dtype))
+            assert drift < 20 * np.finfo(dtype).eps * np.abs(matrix).max()
+
+
+def exact_innovation(drift, stationary, tau):
+    """`P − A P Aᵀ` in 160 digits, by the series of the exponential less its first term."""
+    exact = np.vectorize(Decimal, otypes=[object])
+    with localcontext(prec=160):
+        drift, stationary, term = (exact(x) for x in (drift, stationary, np.eye(len(drift))))
+        moved = 0 * drift
+        for k in range(1, 600):
+            term = term @ drift * Decimal(float(tau)) / k
+            moved = moved + term
+        across = moved @ stationary
+        return (-(across + across.T + across @ moved.T)).astype(float)
+
+
+THIRD = 1 / Decimal(3)
+DRIFTS = {
+    1: ([[-1.0]], [[1.0]]),
+    2: ([[0, 1], [-1, -2]], np.eye(2)),
+    3: ([[0, 1, 0], [0, 0, 1], [-1, -3, -3]], [[1, 0, -THIRD], [0, THIRD, 0], [-THIRD, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_innovations_keep_their_digits(dtype):
+    """Every entry beside the deviations of its row and column, at steps of any size."""
+    steps = np.array([1e-4, 1e-3, 0.4, 1.3, 2.9, 3.1, 9.0]).astype(dtype)
+    qualities = np.array([0.06, 0.33, 0.34, 0.4999, 0.5, 0.5001, 2.0, 1e4]).astype(dtype)
+    one = np.asarray(1, dtype)
+
+    @jax.jit
+    def found(qualities):
+        materns = [matern.innovation(jnp.asarray(steps), order=order) for order in DRIFTS]
+        return materns, jax.vmap(lambda q: kx.SHO(one, q).state_space(steps).innovations)(qualities)
+
+    materns, oscillators = found(qualities)
+    cases = list(zip(DRIFTS.values(), materns, strict=True))
+    for quality, values in zip(qualities, oscillators, strict=True):
+        with localcontext(prec=160):
+            friction = -1 / Decimal(float(quality))
+        cases.append((([[0, 1], [-1, friction]], np.eye(2)), values))
+    for process, values in cases:
+        for step, value in zip(steps, np.asarray(values), strict=True):
+            exact = exact_innovation(*process, step)
+            deviations = np.sqrt(np.diag(exact))
+            error = (value - exact) / np.outer(deviations, deviations)
+            assert np.abs(error).max() < 20 * np.finfo(dtype).eps, (process, step)
+
+
+LENGTHS = {
+    "Matern12": kx.Matern12,
+    "Matern32": kx.Matern32,
+    "Matern52": kx.Matern52,
+    "Periodic and Cosine": lambda v: kx.Periodic(3 * v, 0.7 + v / 5) + kx.Cosine(v),
+    "SHO": lambda v: kx.SHO(v, v / 2),  # critical at one
+    "a sum": lambda v: kx.Matern32(v) * kx.Cosine(v) + v * kx.Matern12(v) * kx.White(v),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_derivatives_are_those_of_the_formula_to_second_order(name):
+    """And the state is stationary to that order; at steps of any size they are finite."""
+    gaps = np.array([0.4, 0.0, 0.9, 1.7])
+
+    def of_recursion(v, gaps):
+        space = LENGTHS[name](v).state_space(gaps)
+        a, q, p, row = space.transitions, space.innovations, space.initial, [space.initial[:, 0]]
+        for k in range(len(gaps)):
+            row.append(a[k] @ row[-1])
+        kept = jnp.einsum("nij,jk,nlk->nil", a, p, a)
+        return jnp.stack(row)[1:, 0], kept + q - p[None], [a, q, p]
+
+    def of_formula(v):
+        return LENGTHS[name](v)(np.zeros(1), np.cumsum(gaps))[0]
+
+    @jax.jit
+    def both(v, gaps):
+        ours, theirs = of_recursion, of_formula
+        found = []
+        for _ in range(3):
+            found.append((ours(v, gaps), theirs(v)))
+            ours, theirs = jax.jacfwd(ours), jax.jacfwd(theirs)
+        return found
+
+    for v in (1.0, 0.93):
+        for (row, drift, _), expected in both(v, gaps):
+            np.testing.assert_allclose(row, expected, rtol=1e-9, atol=1e-10)
+            np.testing.assert_allclose(drift, 0, atol=1e-11)
+    for v in (1e-6, 1e6) if name != "Periodic and Cosine" else (2.0,):
+        found = both(v, np.array([0.0, 1e-30, 1e-9, 1e9]))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves([f[0] for f in found]))
+
+
+def test_the_series_of_a_periodic_kernel_knows_what_it_leaves_out():
+    x, terms = np.linspace(0.0, 2.0, 41), 9
+    for lengthscale in (0.55, 0.7):
+        weights, left = cosines.weights(jnp.asarray(lengthscale**-2.0), terms)
+        series = np.cos(2 * np.pi * x[:, None] * np.arange(terms + 1)) @ np.asarray(weights)
+        lost = np.abs(series - dense.periodic(x, x[:1], 1.0, lengthscale)[:, 0]).max()
+        assert lost <= left <= 1.1 * lost
+    assert cosines.weights(jnp.asarray(0.0), 4)[0].tolist() == [1, 0, 0, 0, 0]
+    assert cosines.weights(jnp.asarray(1e-60), 4)[1] < 1e-300
+
+
+def test_a_periodic_kernel_asks_for_more_terms():
+    with pytest.raises(
+        kx.NotMarkovError, match="Periodic: at this lengthscale it needs num_terms=22"
+    ):
+        kx.Periodic(1.0, 0.4).state_space(np.ones(3))
+    kx.Periodic(1.0, 0.4, num_terms=22).state_space(np.ones(3))
+    traced = jax.jit(lambda v: kx.Periodic(1.0, v).state_space(np.ones(3)).initial)
+    assert np.isfinite(traced(0.7)).all()
+    assert np.isnan(traced(0.4)).all()
+    with pytest.raises(ValueError, match="num_terms must be an integer, at least 1; got 0"):
+        kx.Periodic(1.0, 0.4, num_terms=0)
+
+
+def test_an_oscillator_by_its_definition():
+    """As the Fourier integral of the power spectrum of celerite."""
+    omega0, quality, s0, lag = 2.0, 1.5, 0.7, np.array([0.0, 0.4, 1.7])
+    omega = np.linspace(-400.0, 400.0, 400_001)
+    power = s0 * omega0**4 / ((omega**2 - omega0**2) ** 2 + (omega * omega0 / quality) ** 2)
+    expected = [np.trapezoid(power * np.cos(omega * x), omega) / np.pi for x in lag]
+    kernel = s0 * omega0 * quality * kx.SHO(omega0, quality)
+    # Their Fourier transform has 1/√(2π) in front, and so the power √(2/π).
+    np.testing.assert_allclose(kernel(lag, lag[:1])[:, 0], expected, rtol=1e-6)
+
+
+TIME = np.array([2.0, 0.1, 0.1, 3.3, 0.9, 1.4, 5.2, 4.1])
+SITES = np.array([0.0, 0.3, 1.0])
+MODELS = {
+    "unsorted": (2.0 * kx.Matern32(0.7) + 0.3 * kx.White(), TIME),
+    "regular, backwards": (kx.Matern52(0.7) + kx.Constant(0.5) * kx.White(), REGULAR[::-1]),
+    "a column": (kx.SHO(2.0, 3.0), TIME[:, None]),
+    "dates": (
+        kx.Matern12(40.0) * kx.Cosine(365.25),
+        np.arange("2020-01", "2020-09", dtype="M8[M]"),
+    ),
+    "one place": (kx.Matern12(1.0), TIME[:1]),
+    "white alone": (kx.White(0.7), np.arange(5.0)),
+    "on a circle": (kx.Periodic(7.0, 0.9) + kx.Constant(), kx.circle(np.arange(7.0), 7.0)),
+}
+
+
+def models(kernel, time):
+    kernels, axes = {"time": kernel, "site": kx.Matern32(0.4)}, {"time": time, "site": SITES}
+    kinds = ("markov", "dense")
+    return [kx.GridGP(kernels, axes, 0.1, structure={"time": kind}) for kind in kinds]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_markov_axis_has_the_covariance_of_the_dense_one(name):
+    ours, theirs = (gp.covariance(include_noise=False).factors[0] for gp in models(*MODELS[name]))
+    assert isinstance(ours, kx.Markov)
+    matrix, _ = dense_of(ours.space, ours.size)
+    assert_close(np.asarray(ours.unsorted(ours.unsorted(matrix).T)), theirs.to_dense())
+
+
+def test_a_model_with_a_markov_axis_is_the_dense_one():
+    y = np.random.default_rng(3).normal(size=(8, 3))
+    ours, theirs = (
+        (gp.log_marginal_likelihood(y), gp.condition(y).mean(), gp.condition(y).variance())
+        for gp in models(*MODELS["unsorted"])
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        assert_close(a, b)
+
+
+class Own(kx.Kernel):
+    """Exponential, with a state space that may be wrong."""
+
+    stationary = True
+    lengthscale: jax.Array = kx.parameter()
+    factor: float = eqx.field(static=True, default=1.0)
+
+    def evaluate(self, x, z):
+        return jnp.exp(-jnp.abs(x - z) / self.lengthscale)
+
+    def state_space(self, gaps):
+        decay = jnp.exp(-self.factor * gaps / self.lengthscale)[..., None, None]
+        return kx.StateSpace(decay, 1 - decay**2, jnp.ones((1, 1)), regular=gaps.ndim == 0)
+
+
+def markov(kernel, axis, name="time"):
+    return kx.GridGP({name: kernel}, {name: axis}, noise=0.1, structure={name: "markov"})
+
+
+REFUSED = [
+    (kx.RBF(1.0), TIME, "SquaredExponential: it is infinitely smooth"),
+    (kx.Matern32(1.0) + kx.RationalQuadratic(1.0, 1.0), TIME, "RationalQuadratic: it is infin"),
+    (kx.SpectralMixture([1.0], [0.3], [0.1]), TIME, "its components are infinitely smooth"),
+    (kx.Matern32(1.0) * kx.Linear(0.0), TIME, "Linear: it depends on where places are"),
+    (lambda x, z: jnp.exp(-jnp.abs(x[:, None] - z)), TIME, "a function of two lists of points"),
+    (kx.Matern32(1.0), kx.circle(np.arange(7.0), 7.0), "on a circle what lies ahead also lies"),
+    (kx.Matern32(1e3), kx.sphere([[0.0, 1.0], [4.0, 2.0]]), "several dimensions have no order"),
+    (kx.Matern32(1.0), np.ones((4, 2)), "several dimensions have no order"),
+    (kx.White(1.0), ["elm", "oak"], "labels have no order"),
+    (kx.Periodic(1.0, 0.1), TIME, "at this lengthscale it needs num_terms=75"),
+]
+
+
+@pytest.mark.parametrize(("kernel", "axis", "reason"), REFUSED)
+def test_what_is_not_markov_is_refused_with_the_reason(kernel, axis, reason):
+    with pytest.raises(
+        kx.NotMarkovError, match=f"structure of time cannot be 'markov': .*{reason}"
+    ):
+        markov(kernel, axis)
+
+
+def test_what_state_spaces_refuse():
+    with pytest.raises(
+        kx.NotMarkovError, match="must be Markov to have a state space; got ActiveD"
+    ):
+        kx.ActiveDims(kx.Matern32(1.0), 0).state_space(np.ones(2))
+    with pytest.raises(kx.NotMarkovError, match="one lengthscale per dimension"):
+        kx.Matern32([1.0, 2.0]).state_space(np.ones(2))
+    with pytest.raises(
+        ValueError, match=r"must not be negative; got -0\.5\. Sort the places first"
+    ):
+        kx.Matern32(1.0).state_space([1.0, -0.5])
+    with pytest.raises(ValueError, match=r"must have shape \(n - 1,\).*got shape \(2, 2\)"):
+        kx.Matern32(1.0).state_space(np.ones((2, 2)))
+    with pytest.raises(
+        ValueError, match=r"oscillator, must have coordinates \(n,\); got shape \(4, 2"
+    ):
+        kx.GridGP((kx.SHO(1.0, 1.0),), (np.ones((4, 2)),), noise=0.1)
+
+    def traced(x):
+        with pytest.raises(ValueError, match="must be dense: its coordinates are traced"):
+            markov(kx.Matern32(1.0), x)
+        return x
+
+    jax.jit(traced)(TIME)
+
+
+def test_a_state_space_of_ones_own_is_compared_with_its_kernel():
+    assert markov(Own(2.0), TIME).structures[0].kind == "markov"
+    with pytest.raises(
+        ValueError, match=r"covariance of time is not markov: it differs .* by 0\.\d"
+    ):
+        markov(Own(2.0, 1.1), np.random.default_rng(0).uniform(size=300))
+
+
+def test_a_description_says_whether_a_long_axis_can_be_markov():
+    long = np.arange(250.0)
+    gp = kx.GridGP({"time": kx.Matern32(2.0), "x": kx.RBF(9.0)}, {"time": long, "x": long}, 0.1)
+    assert 'time can be Markov: structure="markov" takes time linear' in gp.describe()
+    assert "x is not Markov: SquaredExponential: it is infinitely smooth" in gp.describe()
+    assert "Markov" not in markov(kx.Matern32(2.0), long).describe()
