@@ -205,6 +205,8 @@ def joint_root(
     """A root of `variance · k` on one axis over old and new coordinates together."""
     rank = gp.structures[i].rank
     x = gp.axes[i].points(dtype)
+    if new is None and _structure(gp, kernel, i).kind == "markov":
+        return factor_of(gp, kernel, i, dtype).scaled(variance).root()
     if new is not None and (process := process_ahead(gp, kernel, i, new, dtype)) is not None:
         return process.scaled(variance).root()
     if rank is not None:

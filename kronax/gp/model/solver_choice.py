@@ -42,6 +42,8 @@ MOST_DENSE = 7e10
 # for; `eigh` takes more than ten times as much there (2 cores).
 LONG = 1000
 MOST_PLACES = 100
+# A state of more numbers costs more than the decomposition that it saves: a periodic kernel has 33.
+MOST_STATE = 6
 # Structures of an axis that a filter may replace.
 UNFILTERED = ("dense", "toeplitz", "centrosymmetric")
 # What a step in time costs at least, in such operations: some twenty microseconds.
@@ -166,7 +168,9 @@ def _filtered(gp: AbstractProcess) -> Choice | None:
         return Choice("markov", reason, 20.0 * numbers * order, float(itemsize * numbers))
     # A value and its gradient: about three times the products of a step, 60 µs for the small ones.
     step = max(6.0 * places**3 * (order**2 + order + 1), LEAST_STEP)
-    held = (sqrt(size) + size / max(sqrt(size), 1)) * (order * places) ** 2
+    # The blocks of a reverse pass, and what a posterior keeps of every time.
+    blocks = (sqrt(size) + size / max(sqrt(size), 1)) * (order * places) ** 2
+    held = max(blocks, size * places**2 * (order + 1))
     reason = f"a filter of {places} places along a Markov axis of {size}"
     return Choice("markov", reason, size * step, float(itemsize * held))
 
@@ -182,12 +186,14 @@ def long_axes(gp: AbstractProcess, asked: Any) -> tuple[Structure, ...]:
     size, places = gp.grid_shape[i], prod(gp.grid_shape) // gp.grid_shape[i]
     is_open = (asked is None or asked[i] is None) and gp.structures[i].kind in UNFILTERED
     is_long = size >= LONG and places <= min(size, MOST_PLACES)
+    if not (is_open and is_long) or why_not_markov(gp.kernels[i], gp.axes[i]) is not None:
+        return gp.structures
+    if state_length(gp.kernels[i]) > MOST_STATE:
+        return gp.structures
     with_markov = Structure("markov", f"{size} places on a line, {places} cells at each")
     structures = (*gp.structures[:i], with_markov, *gp.structures[i + 1 :])
-    can_be = is_long and is_open and why_not_markov(gp.kernels[i], gp.axes[i]) is None
-    if can_be and filtered_axis(with_fields(gp, structures=structures)) == i:
-        return structures
-    return gp.structures
+    can_be = filtered_axis(with_fields(gp, structures=structures)) == i
+    return structures if can_be else gp.structures
 
 
 def filtered_axis(gp: AbstractProcess) -> int | None:
@@ -260,10 +266,11 @@ def check_choice(gaps: Any, iteration: Any) -> Iteration:
 
 def described(gp: AbstractProcess) -> list[str]:
     """How gaps, uneven noise and several products are handled, in words."""
+    unused = _unused_markov(gp)
     if not _has_choice(gp):
-        return []
+        return unused
     mask, found = mask_to_solve(gp), choice(gp)
-    lines, missing = [], int((~mask.array).sum())
+    lines, missing = unused, int((~mask.array).sum())
     if missing:
         lines.append(f"  {missing} cells missing ({missing / mask.array.size:.0%})")
     dropped = [n - len(k) for n, k in zip(mask.shape, mask.kept, strict=True)]
@@ -284,6 +291,23 @@ def described(gp: AbstractProcess) -> list[str]:
     if found.exact is not None:
         lines.append("  the first use measures: where iterations are no good, the exact way is it")
     return lines
+
+
+def _unused_markov(gp: AbstractProcess) -> list[str]:
+    """Why a Markov axis is a matrix all the same, in words."""
+    names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+    axes = [n for n, s in zip(names, gp.structures, strict=True) if s.kind == "markov"]
+    if not axes or filtered_axis(gp) is not None:
+        return []
+    if not are_exact(gp):
+        why = gp.additive.reason
+    elif gp.joined is not None:
+        why = "terms that join the noise"
+    elif isinstance(gp.noise, NoNoise):
+        why = "no noise"
+    else:
+        why = "noise that is correlated"
+    return [f"  {axes[0]} is not filtered but a dense matrix: {why}"]
 
 
 def iterative_flops(gp: AbstractProcess, num_steps: int) -> float:

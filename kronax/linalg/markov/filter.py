@@ -109,27 +109,27 @@ def told(p: Array, at: Gain, signal: Array) -> Array:
 
 
 def filtered(space: StateSpace, lanes: Lanes, y: Array) -> tuple[Array, Array, Filtered]:
-    """`Σ log D` and `Σ v² / D` per lane for data `(n, lanes)`, and what was found on the way."""
-    shape = (space.order, y.shape[1])
+    """`Σ log D` and `Σ v² / D` per lane for data `(n, lanes)`, and what was found on the way.
 
-    def body(carry: Any, step: Any) -> tuple[Any, Filtered]:
-        m, p, logdet, quadratic = carry
+    The terms are added up at the end: one after another the rounding of equal ones is a bias.
+    """
+
+    def body(carry: Any, step: Any) -> tuple[Any, Any]:
+        m, p = carry
         value, place = step
         at = gain(p, noise_at(space, lanes, place), lanes, place)
         v = value - lanes.signal * m[0]
         precision = at.precision
         seen = precision if place[2] is None else jnp.where(place[2], precision, 1)
-        logdet, quadratic = logdet - jnp.log(seen), quadratic + v * v * precision
         a, q = space.step(place[3])
         ahead = times(a, m + at.first * (v * precision)[None])
         spread = sandwich(a, told(p, at, lanes.signal)) + q[:, :, None]
-        return (ahead, spread, logdet, quadratic), Filtered(m, p)
+        return (ahead, spread), (-jnp.log(seen), v * v * precision, Filtered(m, p))
 
-    p = jnp.broadcast_to(space.initial[:, :, None], (*space.initial.shape, shape[1]))
-    zero = jnp.zeros(shape[1], y.dtype)
-    start = (jnp.zeros(shape, y.dtype), p, zero, zero)
-    (_, _, logdet, quadratic), found = lax.scan(body, start, (y, per_place(space, lanes)))
-    return logdet, quadratic, found
+    p = jnp.broadcast_to(space.initial[:, :, None], (*space.initial.shape, y.shape[1]))
+    start = (jnp.zeros((space.order, y.shape[1]), y.dtype), p)
+    logs, squares, found = lax.scan(body, start, (y, per_place(space, lanes)))[1]
+    return jnp.sum(logs, axis=0), jnp.sum(squares, axis=0), found
 
 
 class Slopes(NamedTuple):
@@ -160,10 +160,10 @@ def slopes(
     `r` and `L` are the derivatives in `m` and `P`, over `λ`: nothing divides by it.
     """
     on_logdet, on_quadratic = weights
-    signal, zero = lanes.signal, jnp.zeros(y.shape[1], y.dtype)
+    signal = lanes.signal
 
     def body(carry: Any, step: Any) -> tuple[Any, Any]:
-        r, ell, by_signal, by_noise = carry
+        r, ell = carry
         value, m, p, place = step
         at = gain(p, noise_at(space, lanes, place), lanes, place)
         first, g = at.first, at.precision
@@ -183,18 +183,17 @@ def slopes(
         r = r.at[0].add(-by_value)
         ell = ell.at[0].add(by_first / 2).at[:, 0].add(by_first / 2).at[0, 0].add(by_total)
         levels, nugget = own_noise(space, lanes, place)
-        by_signal += first[0] * by_total - q * g - m[0] * by_value + nugget * by_total
-        by_noise += levels * by_total
+        by_signal = first[0] * by_total - q * g - m[0] * by_value + nugget * by_total
         explained = 2 * on_quadratic * m[0] - jnp.sum(first * r, axis=0) + nugget * by_value
         sums = [over_lanes(x, signal) for x in (by_step, by_spread)]
         sums += [jnp.sum(lanes.noise * by_total), jnp.sum(signal * by_total)]
-        return (r, ell, by_signal, by_noise), (by_value, explained, *sums)
+        return (r, ell), (by_value, explained, by_signal, levels * by_total, *sums)
 
     r = jnp.zeros((space.order, y.shape[1]), y.dtype)
-    start = (r, jnp.zeros((space.order, *r.shape), y.dtype), zero, zero)
+    start = (r, jnp.zeros((space.order, *r.shape), y.dtype))
     steps = (y, *found, per_place(space, lanes))
-    (_, ell, by_signal, by_noise), out = lax.scan(body, start, steps, reverse=True)
-    data, explained, by_step, by_spread, by_levels, by_nugget = out
+    (_, ell), out = lax.scan(body, start, steps, reverse=True)
+    data, explained, by_signal, by_noise, by_step, by_spread, by_levels, by_nugget = out
     by_space = StateSpace(
         jnp.sum(by_step, axis=0) if space.regular else by_step[:-1],
         jnp.sum(by_spread, axis=0) if space.regular else by_spread[:-1],
@@ -204,7 +203,8 @@ def slopes(
         space.stationary,
     )
     levels = by_levels if lanes.levels.ndim else jnp.sum(by_levels)
-    return Slopes(by_space, by_signal, by_noise, levels, data, explained)
+    by_lane = (jnp.sum(by_signal, axis=0), jnp.sum(by_noise, axis=0))
+    return Slopes(by_space, *by_lane, levels, data, explained)
 
 
 def over_lanes(x: Array, weights: Array) -> Array:

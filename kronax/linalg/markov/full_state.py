@@ -85,42 +85,37 @@ def log_det_and_quadratic(state: FullState, y: Array) -> tuple[Array, Array]:
     """`log det S` and `yᵀ S⁻¹ y` of what is observed of `y`, `(n, m)`; right at every order."""
     order, m = state.space.order, state.places.shape[-1]
 
-    def body(carry: Any, step: Any) -> tuple[Any, None]:
-        mean, p, logdet, quadratic = carry
+    def body(carry: Any, step: Any) -> tuple[Any, tuple[Array, Array]]:
+        mean, p = carry
         value, (root, nugget, steps) = step
         lower = state.innovation(p, root, nugget)
         after, white = told(p, root, lower)
         v = solve_triangular(lower, root * (value - mean[0]), lower=True)
         mean = mean + matmul(v, white).reshape(order, m)
-        logdet = logdet + 2 * jnp.sum(jnp.log(jnp.diagonal(lower)))
-        quadratic = quadratic + jnp.sum(jnp.square(v))
-        return (
-            matmul(state.space.step(steps)[0], mean),
-            state.ahead(after, steps),
-            logdet,
-            quadratic,
-        ), None
+        ahead = matmul(state.space.step(steps)[0], mean), state.ahead(after, steps)
+        # Added up at the end: one after another the rounding of equal terms is a bias.
+        return ahead, (2 * jnp.sum(jnp.log(jnp.diagonal(lower))), jnp.sum(jnp.square(v)))
 
-    zero = jnp.zeros((), y.dtype)
-    start = (jnp.zeros((order, m), y.dtype), state.start(), zero, zero)
+    start = (jnp.zeros((order, m), y.dtype), state.start())
     known = state.precisions > 0
     data = jnp.where(known, y, 0)
-    _, _, logdet, quadratic = _in_blocks(body, start, (data, state.steps()), state.size)
+    logdet, quadratic = map(jnp.sum, _in_blocks(body, start, (data, state.steps()), state.size))
     scale = jnp.sum(jnp.log(jnp.where(known, state.precisions, 1)))
     return logdet - scale, quadratic
 
 
 def _in_blocks(body: Any, start: Any, steps: Any, size: int) -> Any:
-    """The last carry of a scan; of a long one the reverse pass keeps that of every block alone."""
+    """What a scan puts out; of a long one the reverse pass keeps the carries at blocks alone."""
     body = jax.checkpoint(body)
     length = int(sqrt(size))
     if size < LONG:
-        return lax.scan(body, start, steps)[0]
+        return lax.scan(body, start, steps)[1]
     whole = size // length * length
     head = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), steps)
     tail = jax.tree.map(lambda x: x[whole:], steps)
-    block = jax.checkpoint(lambda carry, part: (lax.scan(body, carry, part)[0], None))
-    return lax.scan(body, lax.scan(block, start, head)[0], tail)[0]
+    carry, first = lax.scan(jax.checkpoint(lambda c, part: lax.scan(body, c, part)), start, head)
+    rest = lax.scan(body, carry, tail)[1]
+    return jax.tree.map(lambda x, z: jnp.concatenate([x.ravel(), z]), first, rest)
 
 
 class Filtered(NamedTuple):

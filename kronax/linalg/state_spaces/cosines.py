@@ -27,7 +27,8 @@ _ROUNDINGS = 1e3
 def cosine_series(cycles: Array, kappa: Array, num_terms: int) -> StateSpace:
     """The periodic process; NaN if so many terms leave out more than rounding, or nearly that."""
     kept, left = weights(kappa, num_terms)
-    kept = jnp.where(left <= _tolerance(kappa.dtype), kept, jnp.nan)
+    # A factor, so that the derivative is NaN as well.
+    kept = kept * jnp.where(left <= _tolerance(kappa.dtype), 1, jnp.nan)
     lead = (1,) * cycles.ndim
     orders = np.arange(1, num_terms + 1, dtype=cycles.dtype).reshape(*lead, num_terms)
     turns = cycles[..., None] * orders
