@@ -14,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.transforms import ExpTransform
 
 from kronax.linalg.arrays.checks import check_plain, is_concrete, plain
-from kronax.linalg.arrays.host import on_device
+from kronax.linalg.arrays.host import numpy_of, on_device, on_host
 from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")
@@ -327,7 +328,7 @@ def unconstrain(
     transforms = {p.path: biject_to(p.domain) for p in rows}
     raw = {}
     for p in rows:
-        raw[p.path] = transforms[p.path].inv(p.value)
+        raw[p.path] = unconstrained_by(transforms[p.path], p.value)
         _check_inside(p, raw[p.path])
 
     def build(values: Mapping[str, Array]) -> Model:
@@ -335,12 +336,32 @@ def unconstrain(
             raise KeyError(
                 f"The unconstrained values must have the keys {sorted(raw)}; got {sorted(values)}."
             )
-        natural = {path: transforms[path](v) for path, v in values.items()}
+        natural = {path: natural_by(transforms[path], v) for path, v in values.items()}
         for path, source in sharing.items():
             natural[path] = natural.get(source, fixed[source]).astype(fixed[path].dtype)
         return _put(model, natural)
 
     return raw, build
+
+
+def natural_by(transform: Any, raw: Array) -> Array:
+    """A value in natural units; a known exponential in NumPy, where nothing is compiled for it."""
+    return on_host(_exp, raw) if type(transform) is ExpTransform else transform(raw)
+
+
+def unconstrained_by(transform: Any, value: Array) -> Array:
+    """And back."""
+    return on_host(_log, value) if type(transform) is ExpTransform else transform.inv(value)
+
+
+def _exp(x: Any) -> Any:
+    with np.errstate(over="ignore"):
+        return numpy_of(x).exp(x)
+
+
+def _log(x: Any) -> Any:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return numpy_of(x).log(x)
 
 
 def replace(model: Model, values: Mapping[str, Any]) -> Model:

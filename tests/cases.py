@@ -93,6 +93,33 @@ def _squared_jet(root):
     return oracle.product(lambda a, b: a @ np.swapaxes(b, -1, -2), root, root)
 
 
+def _markov(chain, size):
+    """A variance and `n - 1` correlations of neighbours: a state of one number."""
+    a = chain[..., 1:, None, None]
+    start = chain[..., :1, None]
+    space = kx.StateSpace(a, start[..., None, :, :] * (1 - a * a), start)
+    return kx.Markov(space, size)
+
+
+def _of_chain(chain, size):
+    rows = [[chain[..., 0] for _ in range(size)] for _ in range(size)]
+    for i in range(size):
+        for j in range(i):
+            rows[i][j] = rows[j][i] = chain[..., i] * rows[i - 1][j]
+    return np.stack([np.stack(row, axis=-1) for row in rows], axis=-2)
+
+
+def _chain_jet(chain):
+    size = chain.value.shape[-1]
+    entry = [oracle.linear_map(lambda x, k=k: x[..., k], chain) for k in range(size)]
+    rows = [[entry[0]] * size for _ in range(size)]
+    for i in range(size):
+        for j in range(i):
+            rows[i][j] = rows[j][i] = oracle.product(np.multiply, entry[i], rows[i - 1][j])
+    stacked = [Jet(*(np.stack(parts, axis=-1) for parts in zip(*row, strict=True))) for row in rows]
+    return Jet(*(np.stack(parts, axis=-2) for parts in zip(*stacked, strict=True)))
+
+
 KINDS = {
     "toeplitz": Kind(lambda p, n: kx.Toeplitz(p), _of_column),
     "circulant": Kind(lambda p, n: kx.Circulant(p), _of_column, _round),
@@ -103,6 +130,7 @@ KINDS = {
     "lower": Kind(lambda p, n: kx.LowerTriangular(p), _itself, np.tril, covariance=False),
     "diagonal": Kind(lambda p, n: kx.Diagonal(p), _of_diagonal),
     "low_rank": Kind(lambda p, n: kx.LowRank(p), _squared, jet=_squared_jet),
+    "markov": Kind(_markov, _of_chain, jet=_chain_jet),
     "scaled_identity": Kind(kx.ScaledIdentity, lambda p, n: p[..., None, None] * np.eye(n)),
     "exchangeable": Kind(Exchangeable, _of_weights),
 }
@@ -273,7 +301,7 @@ def _kronecker_sum(factors: list[Jet]) -> Jet:
 
 
 def _event_ndim(kind: str) -> int:
-    vectors = ("diagonal", "exchangeable", "toeplitz", "circulant")
+    vectors = ("diagonal", "exchangeable", "toeplitz", "circulant", "markov")
     return {"scalar": 0, "scaled_identity": 0, **dict.fromkeys(vectors, 1)}.get(kind, 2)
 
 
@@ -399,6 +427,7 @@ def _all_cases():
     yield _case("user-defined factor", [("exchangeable", ([0.4, 0.6], 3)), ("dense", k4)], 0.3)
     yield from _structured_cases(k3)
     yield from _low_rank_cases(k3, k4)
+    yield from _markov_cases(k3)
     yield from _two_term_cases(k2, k3, k4)
     yield from _noise_free_cases(k2, k3, k4)
     yield from _kronecker_sum_cases(k3, k4)
@@ -456,6 +485,28 @@ def _low_rank_cases(k3, k4):
     yield _case("batched low rank", batch, 0.3, (3, 2))
     own = [("diagonal", np.linspace(0.2, 1, 8).reshape(2, 4)), ("scaled_identity", (0.7, 3))]
     yield _case("low rank, batched noise", [two, ("dense", k3)], own, (2,))
+
+
+def chain(size: int, batch: tuple[int, ...] = ()) -> np.ndarray:
+    """A variance, and correlations of neighbours in time."""
+    values = 0.3 + 0.6 * _rng(size, 7).uniform(size=(*batch, size))
+    values[..., 0] += 1
+    return values
+
+
+def _markov_cases(k3):
+    long, short = ("markov", chain(5)), ("markov", chain(4))
+    variances = [("diagonal", np.linspace(0.2, 1, n)) for n in (5, 3)]
+    yield _case("Markov", [long], 0.3)
+    yield _case("Markov beside dense", [("dense", k3), long], 0.3)
+    yield _case("two Markov factors", [short, long], 0.3)
+    yield _case("Markov, diagonal noise", [long, ("dense", k3)], variances)
+    beside = [variances[0], ("dense", covariance(3, 5))]
+    yield _case("Markov, full noise beside it", [long, ("dense", k3)], beside)
+    yield _case("Markov, full noise", [long, ("dense", k3)], _dense(covariance(5, 5), k3))
+    yield _case("noise-free, Markov", [long, ("dense", k3)])
+    batch = [("dense", covariance(3, 4, (2,))), ("markov", chain(4, (3, 1)))]
+    yield _case("batched Markov", batch, 0.3, (3, 2))
 
 
 def _two_term_cases(k2, k3, k4):
@@ -545,6 +596,9 @@ COVERING = (
     "low rank, diagonal beside full noise",
     "low-rank noise",
     "batched low rank",
+    "Markov beside dense",
+    "Markov, full noise beside it",
+    "batched Markov",
     "full Kronecker noise",
     "both terms singular",
     "each axis another pair of kinds",

@@ -53,6 +53,7 @@ ALLOWED_LOOPS = {
     ("linalg/gaps/variances", "scan"): "one gap after another, for the same reason",
     ("linalg/gaps/variances", "map"): "eigenvalues of shared axes, and rows of one axis in chunks",
     ("linalg/dense_covariance", "map"): "the same",
+    ("linalg/state_spaces/cosines", "scan"): "ratios of Bessel functions, each from the one before",
     (
         "linalg/gaps/masked_variances",
         "map",

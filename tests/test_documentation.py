@@ -2,6 +2,7 @@
 
 import doctest
 import re
+from contextlib import chdir
 from pathlib import Path
 
 import jax
@@ -105,10 +106,8 @@ def test_shown_output_is_compared_by_words_and_numbers(shown, printed, same):
     [page for page in PAGES if any(b[1] == "python" for b in blocks(page))],
     ids=lambda page: page.name,
 )
-def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, monkeypatch, capsys):
+def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, capsys):
     """And prints what is shown in a block of text directly below it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MPLBACKEND", "agg")
     names, printed = {"__name__": "__main__"}, None
     # Not by the context manager, which would outdo what a page sets itself.
     before = jax.config.jax_enable_x64
@@ -120,7 +119,8 @@ def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, monkeypat
             printed = None
             if language == "python":
                 # At its own line, so that a traceback points there.
-                exec(compile("\n" * (line - 1) + text, str(page), "exec"), names)
+                with chdir(tmp_path):
+                    exec(compile("\n" * (line - 1) + text, str(page), "exec"), names)
                 printed = capsys.readouterr().out
     finally:
         jax.config.update("jax_enable_x64", before)

@@ -5,6 +5,8 @@ from the parameters as they were given: nothing is squared or inverted first whe
 """
 
 import abc
+from collections.abc import Callable
+from functools import partial
 from math import log, pi
 from typing import Any
 
@@ -16,7 +18,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import map_batch, matmul, same_rank
-from kronax.linalg.arrays.precision import Ends
+from kronax.linalg.arrays.precision import Conditioning, warn_of_ratio
 from kronax.linalg.decompositions.factorized import Factorized
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.dense import Dense
@@ -63,9 +65,9 @@ class AbstractForm(eqx.Module):
     def inv_quad(self, residual: Array) -> Array:
         """`rᵀ S⁻¹ r` for residuals in the grid layout."""
 
-    def ends(self) -> Ends | None:
-        """The largest and smallest eigenvalue, where the decomposition has them."""
-        return None
+    def ends(self) -> Conditioning | None:
+        """Of the operator, as found by its decomposition; inside one `jit` that is shared."""
+        return decomposition_of(self.operator).as_covariance().ends()
 
     @abc.abstractmethod
     def inverse_factors(self) -> list[Array] | None:
@@ -94,9 +96,16 @@ class AbstractForm(eqx.Module):
 
     def normal_logpdf(self, residual: Array) -> Array:
         """Log density of `N(0, S)`."""
-        constant = num_cells(self.operator) * log(2 * pi)
-        quadratic, log_det = same_rank(self.inv_quad(residual), self.logdet())
-        return -0.5 * (quadratic + log_det + constant)
+        return self.watched(_normal_logpdf, residual)
+
+    def watched(self, density: Callable[..., Array], *args: Array) -> Array:
+        """`density(form, *args)`, with a warning where concrete values are too ill-conditioned."""
+        if not checks.is_concrete(self, args):
+            return density(self, *args)
+        value, found = _with_ends(density, self, *args)
+        of = "a factor" if isinstance(self.operator, Kronecker) else "the covariance"
+        warn_of_ratio(found, "The log density may be wrong", of=of)
+        return value
 
 
 class CovarianceForm(AbstractForm):
@@ -121,10 +130,6 @@ class CovarianceForm(AbstractForm):
     def normal_logpdf(self, residual: Array) -> Array:
         """Both from one decomposition."""
         return watched_logpdf(residual, self.operator)
-
-    def ends(self) -> Ends | None:
-        """With noise; inside one `jit` the decomposition is shared."""
-        return decomposition_of(self.operator).ends()
 
     def inverse_factors(self) -> list[Array] | None:
         """The inverse of every factor without noise."""
@@ -338,6 +343,19 @@ def _with_noise(signal: Kronecker, noise: Any, is_batched: bool) -> KroneckerPlu
         first = jax.tree.map(lambda a: a[(None,) * missing], signal.factors[0])
         signal = Kronecker(first, *signal.factors[1:])
     return KroneckerPlusNoise(signal, noise)
+
+
+def _normal_logpdf(form: AbstractForm, residual: Array) -> Array:
+    constant = num_cells(form.operator) * log(2 * pi)
+    quadratic, log_det = same_rank(form.inv_quad(residual), form.logdet())
+    return -0.5 * (quadratic + log_det + constant)
+
+
+@partial(jax.jit, static_argnums=0)
+def _with_ends(
+    density: Callable[..., Array], form: AbstractForm, *args: Array
+) -> tuple[Array, Conditioning | None]:
+    return density(form, *args), form.ends()
 
 
 @jax.jit

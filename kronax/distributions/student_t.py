@@ -17,7 +17,6 @@ from kronax.distributions.forms import AbstractForm
 from kronax.distributions.grids import GridDistribution, eagerly
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.arrays.precision import Ends, warn_of_ratio
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
@@ -107,8 +106,7 @@ class KroneckerStudentT(GridDistribution):
     def log_prob(self, value: Array) -> Array:
         """Log density, in nats."""
         residual = self._residual(value)
-        value, ends = _log_density(self.form, residual, self.df)
-        warn_of_ratio(ends, "The log density may be wrong")
+        value = self.form.watched(_log_density, residual, self.df)
         return self._explained(value, residual)
 
     @property
@@ -181,11 +179,10 @@ def _log_norm(df: Array, size: int) -> Array:
 
 
 @jax.jit
-def _log_density(form: AbstractForm, residual: Array, df: Array) -> tuple[Array, Ends | None]:
+def _log_density(form: AbstractForm, residual: Array, df: Array) -> Array:
     size = prod(form.grid_shape)
     quadratic, df, log_det = same_rank(form.inv_quad(residual), df, form.logdet())
-    value = -0.5 * ((df + size) * jnp.log1p(quadratic / df) + log_det) - _log_norm(df, size)
-    return value, form.ends()
+    return -0.5 * ((df + size) * jnp.log1p(quadratic / df) + log_det) - _log_norm(df, size)
 
 
 def _scaled(op: Any, ratio: Array) -> Any:

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
 
-FORMAT = "kronax fit 3"
+FORMAT = "kronax fit 4"
 
 
 class Checkpoint:
@@ -80,7 +80,7 @@ class Checkpoint:
         saved = _resized(like, header["num_steps"])
         states = _typed(eqx.tree_deserialise_leaves(io.BytesIO(content), _plain(saved)), saved)
         if not _same_loss(problem, states):
-            best = {path: value[0] for path, value in states.best.items()}
+            best = states.layout.raws(states.best[0])
             # The fit may have changed its way of solving before it was saved.
             problem = problem.measured_at(best, int(states.member[0]))
             if not _same_loss(problem, states):
@@ -109,7 +109,7 @@ def _same_loss(problem: Problem, states: State) -> bool:
     saved = float(states.best_loss[0])
     if not np.isfinite(saved):
         return True
-    best = {path: value[0] for path, value in states.best.items()}
+    best = states.layout.raws(states.best[0])
     value = float(_value(problem, best, states.member[0]))
     slack = float(jnp.finfo(states.best_loss.dtype).eps) ** 0.75
     return abs(value - saved) <= slack * max(1.0, abs(saved))
@@ -123,7 +123,7 @@ def _value(problem: Problem, raw: Raw, member: Array) -> Array:
 def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
     """Header and content: what follows the checksum of both, a line each."""
     checksum, _, body = path.read_bytes().partition(b"\n")
-    if b"kronax fit 1" in checksum or b'"kronax fit 2"' in body.partition(b"\n")[0]:
+    if b"kronax fit 1" in checksum or re.search(rb'"kronax fit [23]"', body.partition(b"\n")[0]):
         raise ValueError(
             f"The checkpoint {str(path)!r} is of an earlier version of kronax, whose fits cannot "
             "be continued. Give another path, or remove the file to start from the beginning."
@@ -194,7 +194,7 @@ def _fingerprint(problem: Problem, states: State, optimizer: Any) -> str:
     digest.update(repr((settings, domains)).encode())
     name = getattr(problem.loss, "__qualname__", type(problem.loss).__name__)
     digest.update(str(name).encode())
-    digest.update(repr(list(_settings_of(optimizer.update))).encode())
+    digest.update(repr(list(_settings_of(getattr(optimizer, "update", optimizer)))).encode())
     kept = (problem.model, problem.y, problem.priors, states.raw, states.member)
     leaves, tree = jax.tree.flatten(eqx.filter(kept, eqx.is_array))
     for structure in (tree, jax.tree.structure(states.optimizer)):

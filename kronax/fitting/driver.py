@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 from tqdm.auto import tqdm
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.problem import Problem
-from kronax.fitting.steps import CONVERGED, RUNNING, State, advance
+from kronax.fitting.steps import CONVERGED, RUNNING, State, advance, begun, owned
 
 # Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
 # many seconds; the steps in between are one compiled loop.
@@ -25,7 +24,7 @@ SECONDS_PER_CHUNK = 0.25
 SECONDS_TO_BAR = 0.1
 INTERRUPTED = "it was interrupted"
 
-Fixed = tuple[Problem, optax.GradientTransformation, Array]
+Fixed = tuple[Problem, Any, Any]
 
 
 class Interruption:
@@ -78,9 +77,9 @@ class Bar:
                 self._drawn.start_t -= time.perf_counter() - self.began
         if self._drawn.disable:
             return
-        shown = {"loss": f"{float(jnp.min(states.best_loss)):.6g}"}
+        shown = {"loss": f"{float(np.asarray(states.best_loss).min()):.6g}"}
         if states.step.size > 1:
-            running = int(jnp.sum(states.status == RUNNING))
+            running = int(np.sum(np.asarray(states.status) == RUNNING))
             shown = {"running": f"{running} of {states.step.size}", **shown}
         self._drawn.set_postfix(shown, refresh=False)
         self._drawn.update(min(_furthest(states), self.num_steps) - self._drawn.n)
@@ -127,7 +126,7 @@ def drive(
             if checkpoint is not None:
                 until = min(until, (at // every + 1) * every)
             since = time.perf_counter()
-            states = jax.block_until_ready(advance(fixed, states, jnp.asarray(until, jnp.int32)))
+            states = jax.block_until_ready(advance(fixed, states, np.asarray(until, np.int32)))
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
             if until % every == 0:
                 save(states)
@@ -151,26 +150,25 @@ def remeasured(fixed: Fixed, states: State) -> tuple[Fixed, State]:
     The best points so far then start afresh, since the losses of the two ways are not compared.
     """
     problem, optimizer, threshold = fixed
-    best = int(jnp.argmin(states.best_loss))
-    has_room = bool(jnp.all(states.step < states.losses.shape[1]))
+    best = int(np.asarray(states.best_loss).argmin())
+    has_room = bool(np.all(np.asarray(states.step) < states.losses.shape[1]))
     if not (problem.is_estimated and problem.measured is not None and has_room):
         return fixed, states
-    raw = {path: value[best] for path, value in states.best.items()}
+    raw = states.layout.raws(np.asarray(states.best)[best])
     moved = problem.measured_at(raw, int(states.member[best]))
     if moved is problem:
         return fixed, states
-    none = jnp.full_like(states.best_loss, jnp.inf)
+    none: Any = np.full_like(states.best_loss, np.inf)
+    zeros: Any = np.zeros_like(states.stalled)
     afresh = states._replace(
         raw=states.best,
-        optimizer=jax.vmap(optimizer.init)(states.best),
+        optimizer=begun(states.layout, np.asarray(states.best), optimizer),
         best_loss=none,
         fresh=none,
-        stalled=jnp.zeros_like(states.stalled),
-        status=jnp.full_like(states.status, RUNNING),
+        stalled=zeros,
+        status=zeros + RUNNING,
     )
-    # The compiled loop takes the buffers over: none is shared.
-    copied = jax.tree.map(lambda x: jnp.array(x) if isinstance(x, jax.Array) else x, afresh)
-    return (moved, optimizer, threshold), copied
+    return (moved, optimizer, threshold), owned(afresh)
 
 
 @contextlib.contextmanager
@@ -200,7 +198,7 @@ def _position(states: State) -> int | None:
 
 
 def _furthest(states: State) -> int:
-    return int(jnp.max(states.step))
+    return int(np.asarray(states.step).max())
 
 
 def _awake(states: State, threshold: Array) -> State:

@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
-from kronax.fitting.floors import told_of_floor, warn_of_start
+from kronax.fitting.floors import told_of_floor, warn_of_end, warn_of_start
+from kronax.fitting.lbfgs import LBFGS
 from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
-from kronax.fitting.result import FitResult, Restart, RestartTable, model_at, single_raw
+from kronax.fitting.result import FitResult, Restart, RestartTable, first_of, model_at
 from kronax.fitting.starts import starting_points
 from kronax.fitting.steps import (
     CONVERGED,
@@ -30,14 +30,10 @@ from kronax.fitting.steps import (
     start,
 )
 from kronax.linalg.arrays.checks import refuse_traced
+from kronax.linalg.arrays.host import on_device
 
-# One object, so that every fit with the default shares its compiled loop. Below this share of the
-# loss the line search goes by the gradient alone, which rounding and random probes spoil less.
-_LBFGS = optax.lbfgs(
-    linesearch=optax.scale_by_zoom_linesearch(
-        max_linesearch_steps=20, initial_guess_strategy="one", approx_dec_rtol=1e-4
-    )
-)
+# One object, so that every fit with the default shares its compiled loop.
+_LBFGS = LBFGS()
 
 
 def fit(
@@ -71,7 +67,7 @@ def fit(
         y: data for a GridGP, `(n_1, …, n_d)` or `(N,)`; losses of a leading batch are added.
         loss: `loss(model)`, a scalar to be minimised, instead of `y`. The loop is compiled once
             per function: pass the same one again, not a new `lambda` in each call.
-        optimizer: any optax transformation; by default `optax.lbfgs()` with its line search. Pass
+        optimizer: any optax transformation; by default L-BFGS with a line search. Pass
             the same object again, so that nothing is compiled anew.
         num_steps: at most this many steps.
         tolerance: converged when the largest entry of the unconstrained gradient, per cell for a
@@ -122,19 +118,19 @@ def fit(
     problem = problem.measured_at(problem.unconstrained()[0])
     if optimizer is None:
         optimizer = _LBFGS
-    _check_optimizer(optimizer)
+    else:
+        _check_optimizer(optimizer)
     _check_count(num_steps, "num_steps")
     _check_count(checkpoint_every, "checkpoint_every")
-    warn_of_start(problem)
+    at_start = warn_of_start(problem)
     starts, members = starting_points(problem, restarts, key)
     _check_tolerance(tolerance)
     if tolerance is None:
         tolerance = default_tolerance(precision(starts))
-    threshold = jnp.asarray(tolerance * problem.num_cells, precision(starts))
+    threshold = np.asarray(tolerance * problem.num_cells, precision(starts))
 
-    states = start(starts, jnp.asarray(members, jnp.int32), optimizer, num_steps)
+    states = start(starts, members, optimizer, int(num_steps))
     saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states, optimizer)
-    begin = {path: np.asarray(value) for path, value in starts.items()}
 
     def result(
         problem: Problem, states: State, seconds: float, stopped: str | None = None
@@ -156,8 +152,9 @@ def fit(
     )
     _check_finite_start(states, problem)
     found = told_of_floor(result(problem, states, seconds, stopped))
+    warn_of_end(found, at_start)
     _warn_of_faults(found.restarts if found.problem.independent else (found.restarts,))
-    return doubted(found, begin)
+    return doubted(found, starts)
 
 
 def _check_optimizer(optimizer: Any) -> None:
@@ -193,12 +190,12 @@ def _result(
 ) -> FitResult:
     """The best fit of every member, and how all of them ended."""
     # Many small pieces are read: on the host, where that is cheap.
-    host: Any = jax.tree.map(np.asarray, states._replace(raw={}, optimizer=None))
+    host: Any = jax.tree.map(np.asarray, states._replace(optimizer=None))
     ends = [_ending(host, k, problem, tolerance, stopped) for k in range(host.step.size)]
     count = problem.num_members
     loss = np.array([end.loss for end in ends]).reshape(-1, count)
     chosen = np.argmin(loss, axis=0) * count + np.arange(count)
-    raw = {path: jnp.asarray(value[chosen]) for path, value in host.best.items()}
+    raw = host.layout.raws(host.best[chosen])
     tables = [RestartTable(ends[i::count]) for i in range(count)]
     best = [ends[k] for k in chosen]
     end = max(b.num_steps for b in best) + 1
@@ -217,7 +214,7 @@ def _result(
         parameters=problem.table(model),
         restarts=tuple(tables) if many else tables[0],
         problem=problem,
-        raw=single_raw(problem, raw),
+        raw=jax.tree.map(on_device, raw if many else first_of(raw)),
         loop=loop,
     )
 
@@ -254,7 +251,8 @@ def _fault(states: State, k: int) -> str:
     """What went non-finite, by parameter name."""
     last = max(int(states.step[k]) - 1, 0)
     value = float(states.losses[k, last])
-    gradients = [path for path, bad in states.bad.items() if bool(bad[k])]
+    grad = states.layout.raws(np.asarray(states.grad[k]))
+    gradients = [path for path, g in grad.items() if not np.isfinite(g).all()]
     parts = [] if np.isfinite(value) else [f"the loss is {value}"]
     if gradients:
         parts.append(f"the gradient is not finite in {', '.join(gradients)}")

@@ -4,20 +4,40 @@ import dataclasses
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 
 from kronax.fitting.problem import Problem, is_at_floor
 from kronax.fitting.result import FitResult
-from kronax.linalg.arrays.precision import FELT, LOST, warn_of_ratio
+from kronax.linalg.arrays.precision import FELT, LOST, warn_of_ratio, worst_ratio
+
+# A second warning tells something new where the ratio has grown by so much.
+WORSE = 10.0
 
 
-def warn_of_start(problem: Problem) -> None:
-    """Warn of a start where rounding is felt, unless it is double's, which the floor keeps from."""
-    noise = problem.noise_level(problem.model)
-    if noise is None:
+def warn_of_start(problem: Problem) -> float:
+    """Warn of a start where rounding is felt, unless it is double's, which the floor keeps from.
+
+    Returns:
+        The ratio that was warned of, zero for none.
+    """
+    ends = problem.conditioning(problem.model)
+    if ends is None or (problem.has_floor and ends.largest.dtype == np.float64):
+        return 0.0
+    warn_of_ratio(ends, "At its start the fit sees a loss that is off", FELT)
+    ratio = worst_ratio(ends)
+    return ratio if ratio > FELT else 0.0
+
+
+def warn_of_end(found: FitResult, at_start: float) -> None:
+    """Warn where the fit ended, unless the start was about as bad and has been warned of."""
+    if found.problem.independent:
         return
-    if not (problem.has_floor and noise.level.dtype == np.float64):
-        warn_of_ratio(noise.ends, "At its start the fit sees a loss that is off", FELT)
+    ends = found.problem.conditioning(found.model)
+    if worst_ratio(ends) > WORSE * at_start:
+        # Bounds on the eigenvalues are loose: at the floor of double precision nothing is lost.
+        what = ", by far more than at its start," if at_start else ""
+        warn_of_ratio(ends, f"Where the fit ended its loss may be wrong{what}", 2 * LOST)
 
 
 def told_of_floor(found: FitResult) -> FitResult:
@@ -27,15 +47,12 @@ def told_of_floor(found: FitResult) -> FitResult:
         return found
     reason: Any
     if not problem.independent:
-        noise = problem.noise_level(found.model)
-        reason = _told(found.reason, noise, found.losses.dtype)
-        # Bounds on the eigenvalues are loose: at the floor of double precision nothing is lost.
-        warn_of_ratio(noise.ends, "Where the fit ended its loss may be wrong", 2 * LOST)
+        reason = _told(found.reason, problem.noise_level(found.model), found.losses.dtype)
     else:
-        levels = eqx.filter_vmap(problem.noise_level)(found.model)
+        levels = jax.tree.map(np.asarray, eqx.filter_vmap(problem.noise_level)(found.model))
         reason = tuple(
-            _told(own, type(levels)(level, least, None), found.losses.dtype)
-            for own, level, least in zip(found.reason, levels.level, levels.least, strict=True)
+            _told(own, jax.tree.map(lambda x, i=i: x[i], levels), found.losses.dtype)
+            for i, own in enumerate(found.reason)
         )
     kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
     return FitResult(**{**kept, "reason": reason})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from operator import add, sub
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,13 +12,16 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
+from numpyro.distributions.transforms import ExpTransform
+from scipy.special import ndtri
 
-from kronax.fitting.problem import Problem, Raw
-from kronax.fitting.steps import Loop, gradients_by
-from kronax.linalg.arrays.checks import check_key
+from kronax.fitting.problem import Problem, Raw, precision
+from kronax.fitting.steps import Layout, Loop, gradients_by
+from kronax.linalg.arrays.checks import check_key, is_concrete
+from kronax.linalg.arrays.host import numpy_of, on_device, on_host
 from kronax.linalg.arrays.precision import LOST, to_have_float64
 from kronax.linalg.arrays.primitives import DerivativeOrderError
-from kronax.parameters import ParameterTable, aligned, describe_domain
+from kronax.parameters import ParameterTable, aligned, describe_domain, natural_by
 
 # Curvature below this share of the largest (the root of the precision's rounding) is none.
 FLAT = 0.5
@@ -69,12 +73,11 @@ class LaplaceApproximation(eqx.Module):
     @property
     def standard_errors(self) -> dict[str, Array]:
         """In natural units, by path: to first order, as the delta method has it."""
-        sd = self._unravel(jnp.sqrt(jnp.diagonal(self.covariance)))
-        found = {}
-        for path, transform in self._transforms().items():
-            slope = _slope(transform, self.raw[path])
-            found[path] = jnp.abs(slope) * sd[path]
-        return found
+        deviations = self._deviations()
+        return {
+            path: on_host(_error, _slope(transform, self.raw[path]), deviations[path])
+            for path, transform in self._transforms().items()
+        }
 
     def intervals(self, level: float = 0.95) -> dict[str, tuple[Array, Array]]:
         """Central intervals in natural units, by path, inside the domains.
@@ -84,13 +87,12 @@ class LaplaceApproximation(eqx.Module):
         """
         if not 0 < level < 1:
             raise ValueError(f"The level must be between 0 and 1; got {level}.")
-        z = jax.scipy.special.ndtri(0.5 + level / 2)
-        sd = self._unravel(jnp.sqrt(jnp.diagonal(self.covariance)))
+        z, deviations = float(ndtri(0.5 + level / 2)), self._deviations()
         found = {}
         for path, transform in self._transforms().items():
-            step = z.astype(sd[path].dtype) * sd[path]
-            ends = transform(self.raw[path] - step), transform(self.raw[path] + step)
-            found[path] = (jnp.minimum(*ends), jnp.maximum(*ends))
+            step = z * deviations[path]
+            ends = [natural_by(transform, on_host(f, self.raw[path], step)) for f in (sub, add)]
+            found[path] = (on_host(_lower, *ends), on_host(_upper, *ends))
         return found
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Any:
@@ -143,8 +145,13 @@ class LaplaceApproximation(eqx.Module):
     def __repr__(self) -> str:
         return self.table(self.problem.table(self.problem.unconstrained()[1](self.raw)))
 
-    def _unravel(self, vector: Array) -> Raw:
-        return ravel_pytree(self.raw)[1](vector)
+    def _deviations(self) -> dict[str, Any]:
+        """Standard deviations of the unconstrained values, in NumPy where they are known."""
+        covariance: Any = self.covariance
+        if is_concrete(covariance):
+            covariance = np.asarray(covariance)
+        xp = numpy_of(covariance)
+        return Layout.of(self.raw).raws(xp.sqrt(xp.diagonal(covariance)))
 
     def _transforms(self) -> dict[str, Any]:
         return {p.path: biject_to(p.domain) for p in self.problem.table() if p.trainable}
@@ -174,13 +181,13 @@ def quick_laplace(
 
 def _approximation(problem: Problem, raw: Raw, found: _Curvature) -> LaplaceApproximation:
     names, hessian = tuple(_names(raw)), found.hessian
-    dtype = ravel_pytree(raw)[0].dtype
+    dtype = precision(raw)
     _check_minimum(hessian, names, dtype, problem)
     scale = np.sqrt(np.diag(hessian))
     covariance = np.linalg.inv(hessian / np.outer(scale, scale)) / np.outer(scale, scale)
     covariance = (covariance + covariance.T) / 2
     volume = sum(
-        float(jnp.sum(jnp.log(jnp.abs(_slope(biject_to(p.domain), raw[p.path])))))
+        float(np.sum(np.log(np.abs(_slope(biject_to(p.domain), raw[p.path])))))
         for p in problem.table()
         if p.trainable
     )
@@ -188,8 +195,8 @@ def _approximation(problem: Problem, raw: Raw, found: _Curvature) -> LaplaceAppr
     normaliser = len(names) / 2 * math.log(2 * math.pi) - log_determinant / 2
     return LaplaceApproximation(
         names,
-        jnp.asarray(covariance, dtype),
-        jnp.asarray(volume + normaliser - found.loss, dtype),
+        on_device(covariance.astype(dtype)),
+        on_device(np.asarray(volume + normaliser - found.loss, dtype)),
         problem,
         raw,
         found.by_differences,
@@ -216,12 +223,13 @@ def _quick_curvature(
     """
     if _size(raw) > FEW_NUMBERS:
         return _curvature(problem, raw)
-    gradients, at, slope = _gradients(problem, raw), raw, jnp.eye(_size(raw))
+    gradients, at = _gradients(problem, raw), raw
+    slope: Any = np.eye(_size(raw))
     if loop is not None and raw.keys() == fitted[1].keys():
         gradients, at = gradients_by(loop, *fitted), fitted[1]
         if fitted[0].has_floor and not _is_far_above_floor(problem):
             gradients = _transferred(gradients, fitted[0], at, problem)
-            slope = _transfer(fitted[0], at, problem, ravel_pytree(at)[0])
+            slope = _transfer(fitted[0], at, problem, _vector(at))
     loss, matrix, error = _differences(gradients, at, np.asarray(slope, np.float64))
     if problem.is_estimated or _share(matrix, error) <= max(DIGITS, _eps(raw) ** (1 / 3)):
         return _Curvature(matrix, loss, problem.is_estimated)
@@ -238,7 +246,7 @@ def _differences(
 
     `slope` is the derivative of the coordinates of the gradient by those of the points.
     """
-    vector = np.asarray(ravel_pytree(raw)[0])
+    vector = _vector(raw)
     step, size = _eps(raw) ** STEP, vector.size
     shifts = np.concatenate([k * step * np.eye(size) for k in (1, -1, 2, -2)])
     points = np.concatenate([vector[None], vector + shifts]).astype(vector.dtype)
@@ -271,7 +279,7 @@ def _gradients(problem: Problem, raw: Raw) -> Gradients:
     """By a program of their own."""
 
     def gradients(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = [_value_and_gradient(problem, raw, jnp.asarray(point)) for point in points]
+        found = [_value_and_gradient(problem, raw, point) for point in points]
         return np.array([v for v, _ in found]), np.stack([np.asarray(g) for _, g in found])
 
     return gradients
@@ -280,7 +288,7 @@ def _gradients(problem: Problem, raw: Raw) -> Gradients:
 def _is_far_above_floor(problem: Problem) -> bool:
     """Whether noise and what is above its floor are the same to six digits."""
     noise = problem.noise_level(problem.model)
-    return bool(noise.least <= 1e-6 * noise.level)
+    return bool(np.asarray(noise.least) <= 1e-6 * np.asarray(noise.level))
 
 
 def _transferred(gradients: Gradients, fitted: Problem, raw: Raw, plain: Problem) -> Gradients:
@@ -288,7 +296,7 @@ def _transferred(gradients: Gradients, fitted: Problem, raw: Raw, plain: Problem
 
     def transferred(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         losses, found = gradients(points)
-        slopes = np.stack([_transfer(fitted, raw, plain, jnp.asarray(p)) for p in points])
+        slopes = np.stack([_transfer(fitted, raw, plain, p) for p in points])
         found = np.linalg.solve(slopes.swapaxes(1, 2).astype(np.float64), found[..., None])
         return losses, found[..., 0]
 
@@ -296,7 +304,7 @@ def _transferred(gradients: Gradients, fitted: Problem, raw: Raw, plain: Problem
 
 
 @eqx.filter_jit
-def _transfer(fitted: Problem, raw: Raw, plain: Problem, at: Array) -> Array:
+def _transfer(fitted: Problem, raw: Raw, plain: Problem, at: Any) -> Array:
     """The derivative of the coordinates of one problem by those of another."""
     unravel = ravel_pytree(raw)[1]
 
@@ -328,7 +336,23 @@ def _size(raw: Raw) -> int:
 
 
 def _eps(raw: Raw) -> float:
-    return float(jnp.finfo(ravel_pytree(raw)[0].dtype).eps)
+    return float(jnp.finfo(precision(raw)).eps)
+
+
+def _vector(raw: Raw) -> np.ndarray:
+    return Layout.of(raw).vectors({path: np.asarray(value) for path, value in raw.items()})
+
+
+def _error(slope: Any, deviation: Any) -> Any:
+    return abs(slope) * deviation
+
+
+def _lower(a: Any, b: Any) -> Any:
+    return numpy_of(a).minimum(a, b)
+
+
+def _upper(a: Any, b: Any) -> Any:
+    return numpy_of(a).maximum(a, b)
 
 
 def _slope(transform: Any, raw: Array) -> Array:
@@ -337,6 +361,8 @@ def _slope(transform: Any, raw: Array) -> Array:
         raise ValueError(
             f"Standard errors need parameters with a domain entry by entry; got {transform}."
         )
+    if type(transform) is ExpTransform:
+        return natural_by(transform, raw)
     return jax.jvp(transform, (raw,), (jnp.ones_like(raw),))[1]
 
 

@@ -114,16 +114,15 @@ class Problem(eqx.Module):
         """Unconstrained values, and the way back to a model."""
         return self.raw_of(self.model), self.build
 
-    def build(self, raw: Mapping[str, Array]) -> Any:
+    def build(self, raw: Mapping[str, Any]) -> Any:
         """The model at unconstrained values."""
         model = unconstrain(self.model, **self.settings)[1](raw)
-        # A line search may step in another precision than the model's, whose floor is meant.
-        return _above(model, self.observed, self.model.dtype) if self.has_floor else model
+        return model.raised_noise(self.noise_level(model).step) if self.has_floor else model
 
     def raw_of(self, model: Any) -> Raw:
         """The unconstrained values of a model of the same form."""
-        below = _below(model, self.observed, self.model.dtype) if self.has_floor else model
-        return unconstrain(below, **self.settings)[0]
+        lowered = model.lowered_noise(self.noise_level(model).step) if self.has_floor else model
+        return unconstrain(lowered, **self.settings)[0]
 
     def without_floor(self, model: Any, hold: bool = True) -> tuple["Problem", Raw]:
         """The same problem at a model, whose noise is held if it is at the floor."""
@@ -140,7 +139,15 @@ class Problem(eqx.Module):
         """Noise, floor and eigenvalues of a model that can tell them."""
         if self.y is None or getattr(model, "noise_parameter", None) is None:
             return None
-        return _noise_level(model, self.observed)
+        # A line search may step in another precision than the model's, whose floor is meant.
+        return _noise_level(model, self.observed, self.model.dtype)
+
+    def conditioning(self, model: Any) -> Any:
+        """What tells how ill-conditioned the loss is; a covariance is decomposed if it must be."""
+        noise = self.noise_level(model)
+        if noise is not None or self.y is None or not hasattr(model, "conditioning"):
+            return None if noise is None else noise.ends
+        return self.seen(model).conditioning()
 
     def value(self, raw: Mapping[str, Array], member: Array | int = 0) -> Array:
         """The loss, less the log density of the priors."""
@@ -168,25 +175,15 @@ AT_FLOOR = 1.1
 
 def is_at_floor(noise: Any) -> bool:
     """Whether the noise of a process is the least that the precision carries."""
-    return bool(noise.level <= AT_FLOOR * noise.least)
+    return bool(np.asarray(noise.level) <= AT_FLOOR * np.asarray(noise.least))
 
 
 @eqx.filter_jit
-def _above(model: Any, observed: Any, dtype: Any) -> Any:
-    return model.above_least_noise(observed, dtype)
+def _noise_level(model: Any, observed: Any, dtype: Any) -> Any:
+    return model.noise_level(observed, dtype)
 
 
-@eqx.filter_jit
-def _below(model: Any, observed: Any, dtype: Any) -> Any:
-    return model.below_least_noise(observed, dtype)
-
-
-@eqx.filter_jit
-def _noise_level(model: Any, observed: Any) -> Any:
-    return model.noise_level(observed)
-
-
-def precision(raw: Mapping[str, Array]) -> Any:
+def precision(raw: Mapping[str, Any]) -> Any:
     """The dtype of the loss."""
     return jnp.result_type(*(v.dtype for v in raw.values()))
 

@@ -1,13 +1,11 @@
 """What a fit returns."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from kronax.fitting.laplace import LaplaceApproximation, laplace, quick_laplace
 from kronax.fitting.problem import Problem, Raw
@@ -216,16 +214,13 @@ class FitResult(eqx.Module):
             )
 
 
-def model_at(problem: Problem, raw: Raw) -> Any:
+def model_at(problem: Problem, raw: Mapping[str, np.ndarray]) -> Any:
     """The model; with a leading axis on every array for independent problems."""
-    build = problem.unconstrained()[1]
     if not problem.independent:
-        return build({path: value[0] for path, value in raw.items()})
-    return eqx.filter_vmap(build, out_axes=eqx.if_array(0))(raw)
+        return problem.build(first_of(raw))
+    return eqx.filter_vmap(problem.build, out_axes=eqx.if_array(0))(raw)
 
 
-def single_raw(problem: Problem, raw: dict[str, Array]) -> Raw:
-    """The raw values without the axis of fits, if there is one fit."""
-    if problem.independent:
-        return raw
-    return jax.tree.map(lambda x: jnp.asarray(x[0]), raw)
+def first_of(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The raw values of one fit, without the axis of fits."""
+    return {path: np.asarray(value[0]) for path, value in raw.items()}

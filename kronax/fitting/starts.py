@@ -16,7 +16,7 @@ from kronax.parameters import parameters, replace
 
 def starting_points(
     problem: Problem, restarts: Any, key: PRNGKeyArray | None
-) -> tuple[Raw, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Unconstrained starts, `(num_fits, …)`, and the independent problem that each belongs to.
 
     The model as it is comes first, for every member; then the restarts.
@@ -24,9 +24,9 @@ def starting_points(
     first, _ = problem.unconstrained()
     count = problem.num_members
     raws = [first] * count + _others(problem, restarts, key, first)
-    # In one precision: optimisers mix what they move.
+    # In one precision: optimisers mix what they move. On the host, where nothing is compiled.
     dtype = precision(first)
-    starts = {path: jnp.stack([raw[path] for raw in raws]).astype(dtype) for path in first}
+    starts = {path: np.stack([np.asarray(raw[path], dtype) for raw in raws]) for path in first}
     return starts, np.tile(np.arange(count), len(raws) // count)
 
 
@@ -34,8 +34,11 @@ def _others(problem: Problem, restarts: Any, key: PRNGKeyArray | None, first: Ra
     """For every further start one for each member."""
     count = problem.num_members
     if isinstance(restarts, int | np.integer) and not isinstance(restarts, bool) and restarts >= 0:
+        if key is not None:
+            check_key(key)
+        if not restarts:
+            return []
         key = jax.random.key(0) if key is None else key
-        check_key(key)
         keys = jax.random.split(key, (int(restarts), count))
         return [_random(problem, k, first, i) for row in keys for i, k in enumerate(row)]
     if isinstance(restarts, Sequence) and not isinstance(restarts, str):

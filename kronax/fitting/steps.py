@@ -1,5 +1,8 @@
 """The compiled loop of a fit, and the state that it carries from step to step."""
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,7 +12,9 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
-from kronax.fitting.problem import Problem, Raw, precision
+from kronax.fitting.lbfgs import LBFGS, afresh, looked, narrower, turned
+from kronax.fitting.problem import Problem, Raw
+from kronax.linalg.arrays.host import numpy_of
 
 # L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
 STALLED_STEPS = 5
@@ -20,19 +25,59 @@ LOST_STEPS = 5
 RUNNING, CONVERGED, NOT_FINITE, STALLED, ROUNDED = range(5)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Where the numbers of every parameter stand in one vector: in the order of their paths."""
+
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @classmethod
+    def of(cls, raw: Mapping[str, Any]) -> "Layout":
+        """That of raw values."""
+        return cls(tuple((path, tuple(np.shape(raw[path]))) for path in sorted(raw)))
+
+    def vectors(self, raws: Mapping[str, Any]) -> Any:
+        """`(…, p)`, from `(…, *shape)` for every parameter."""
+        parts = []
+        for path, shape in self.shapes:
+            batch = raws[path].shape[: raws[path].ndim - len(shape)]
+            parts.append(raws[path].reshape((*batch, math.prod(shape))))
+        return numpy_of(parts[0]).concatenate(parts, axis=-1)
+
+    def raws(self, vectors: Any) -> dict[str, Any]:
+        """And back."""
+        found, begin = {}, 0
+        for path, shape in self.shapes:
+            end = begin + math.prod(shape)
+            found[path] = vectors[..., begin:end].reshape((*vectors.shape[:-1], *shape))
+            begin = end
+        return found
+
+
+class Promise(NamedTuple):
+    """The last step, the derivative of the loss along it, and what the whole step would gain."""
+
+    move: Array
+    slope: Array
+    gain: Array
+
+
 class State(NamedTuple):
     """One fit, or several with a leading axis on every array.
 
-    `losses[k]` and `norms[k]` belong to the point after `k` steps; `step` counts the points that
-    were judged, and `grad` is the gradient at the last of them. `fresh` is the loss at which a
-    stuck line search was last started afresh. `move` is the last step, `slope` the derivative of
-    the loss along it, and `gain` what the optimiser's whole step would have gained. `lost` counts
-    gains below `rounding`, by which losses miss what their gradients say, less those above.
+    Points and gradients are vectors, by `layout`. `losses[k]` and `norms[k]` belong to the point
+    after `k` steps; `step` counts the points that were judged, and `grad` is the gradient at the
+    last of them. `fresh` is the loss at which a stuck line search was last started afresh. `lost`
+    counts gains below `rounding`, by which losses miss what their gradients say, less those above.
+    `promise` is that of an optimiser of optax, which moves before the loss is seen.
     """
 
-    raw: Raw
+    layout: Layout
+    raw: Array
     optimizer: Any
-    best: Raw
+    promise: Any
+    best: Array
     best_loss: Array
     fresh: Array
     losses: Array
@@ -40,49 +85,65 @@ class State(NamedTuple):
     step: Array
     stalled: Array
     status: Array
-    bad: dict[str, Array]
     member: Array
-    move: Raw
-    slope: Array
-    gain: Array
     lost: Array
     rounding: Array
-    grad: Raw
+    grad: Array
 
 
-def start(starts: Raw, members: Array, optimizer: Any, num_steps: int) -> State:
+def start(
+    starts: Mapping[str, np.ndarray], members: np.ndarray, optimizer: Any, num_steps: int
+) -> State:
     """The state of several fits, `(num_fits, …)` per parameter, before the first step."""
-    dtype = precision(starts)
+    layout = Layout.of({path: value[0] for path, value in starts.items()})
+    points: Any = layout.vectors(starts)
     count = members.size
+    unknown: Any = np.full(count, np.inf, points.dtype)
+    room: Any = np.full((count, num_steps + 1), np.nan, points.dtype)
+    zeros: Any = np.zeros(count, np.int32)
+    promise = Promise(np.zeros_like(points), np.zeros_like(unknown), unknown)
     state = State(
-        raw=starts,
-        optimizer=jax.vmap(optimizer.init)(starts),
-        best=starts,
-        best_loss=jnp.full(count, jnp.inf, dtype),
-        fresh=jnp.full(count, jnp.inf, dtype),
-        losses=jnp.full((count, num_steps + 1), jnp.nan, dtype),
-        norms=jnp.full((count, num_steps + 1), jnp.nan, dtype),
-        step=jnp.zeros(count, jnp.int32),
-        stalled=jnp.zeros(count, jnp.int32),
-        status=jnp.full(count, RUNNING, jnp.int32),
-        bad={path: jnp.zeros(count, bool) for path in starts},
-        member=members,
-        move=jax.tree.map(jnp.zeros_like, starts),
-        slope=jnp.zeros(count, dtype),
-        gain=jnp.full(count, jnp.inf, dtype),
-        lost=jnp.zeros(count, jnp.int32),
-        rounding=jnp.zeros(count, dtype),
-        grad=jax.tree.map(jnp.zeros_like, starts),
+        layout=layout,
+        raw=points,
+        optimizer=begun(layout, points, optimizer),
+        promise=None if isinstance(optimizer, LBFGS) else promise,
+        best=points,
+        best_loss=unknown,
+        fresh=unknown,
+        losses=room,
+        norms=room,
+        step=zeros,
+        stalled=zeros,
+        status=np.full_like(zeros, RUNNING),
+        member=zeros + members.astype(np.int32),
+        lost=zeros,
+        rounding=np.zeros_like(unknown),
+        grad=np.zeros_like(points),
     )
-    # No buffer is shared with the model of the caller, nor one leaf with another: the compiled
-    # loop takes them over.
-    return jax.tree.map(lambda x: jnp.array(x) if eqx.is_array(x) else x, state)
+    return owned(state)
+
+
+def begun(layout: Layout, points: np.ndarray, optimizer: Any) -> Any:
+    """The state of an optimiser at points `(num_fits, p)`."""
+    if isinstance(optimizer, LBFGS):
+        return optimizer.init(points)
+    return jax.vmap(lambda point: optimizer.init(layout.raws(point)))(jnp.asarray(points))
+
+
+def owned(state: State) -> State:
+    """With buffers of its own, none of them twice: the compiled loop takes them over."""
+
+    def copied(x: Any) -> Any:
+        if not eqx.is_array(x):
+            return x
+        is_key = jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        return jnp.array(x) if is_key else jax.device_put(np.array(x))
+
+    return jax.tree.map(copied, state)
 
 
 @eqx.filter_jit(donate="all-except-first")
-def advance(
-    fixed: tuple[Problem, optax.GradientTransformation, Array], states: State, until: Array
-) -> State:
+def advance(fixed: tuple[Problem, Any, Any], states: State, until: Any) -> State:
     """Steps of every fit until a count, convergence or a fault; the buffers are used again.
 
     On a CPU the fits go one after another: there is nothing to gain from a batch of
@@ -115,17 +176,14 @@ def gradients_by(loop: Loop, problem: Problem, raw: Raw) -> Any:
 
     The loop is that of a fit which was run: nothing is compiled.
     """
-    ends = np.cumsum([raw[path].size for path in sorted(raw)])
-    anything = jnp.full((), jnp.inf, precision(raw))  # converged wherever it starts
-    members = jnp.zeros(loop.num_fits, jnp.int32)
+    layout = Layout.of(raw)
+    members = np.zeros(loop.num_fits, np.int32)
 
     def several(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = zip(sorted(raw), np.split(points, ends[:-1], axis=1), strict=True)
-        starts = {path: jnp.array(part.reshape(-1, *raw[path].shape)) for path, part in parts}
-        states = start(starts, members, loop.optimizer, loop.num_steps)
-        seen = advance((problem, loop.optimizer, anything), states, jnp.asarray(1, jnp.int32))
-        flat = [np.asarray(seen.grad[path]).reshape(len(points), -1) for path in sorted(raw)]
-        return np.asarray(seen.losses)[:, 0], np.concatenate(flat, axis=1)
+        states = start(layout.raws(points), members, loop.optimizer, loop.num_steps)
+        anything = np.asarray(np.inf, points.dtype)  # converged wherever it starts
+        seen = advance((problem, loop.optimizer, anything), states, np.asarray(1, np.int32))
+        return np.asarray(seen.losses)[:, 0], np.asarray(seen.grad)
 
     def gradients(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         count = len(points)
@@ -142,64 +200,129 @@ def side_by_side() -> bool:
 
 
 def _one(problem: Problem, optimizer: Any, threshold: Array, state: State, until: Array) -> State:
-    num_steps = state.losses.size - 1
-    update = optax.with_extra_args_support(optimizer).update
-
-    def loss(raw: Raw) -> Array:
-        return problem.value(raw, state.member)
-
-    held = [optax.tree_utils.tree_get(state.optimizer, k, default=None) for k in ("value", "grad")]
-    searches = all(h is not None for h in held)
-
-    def evaluate(state: State) -> tuple[Array, Raw]:
-        if not searches:
-            return jax.value_and_grad(loss)(state.raw)
-        # A line search has evaluated the point that it chose.
-        return optax.value_and_grad_from_state(loss)(state.raw, state=state.optimizer)
-
-    def move(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any, Raw]:
-        state, value, grad = operands
-        # optax mixes integer types, which a user's strict promotion would refuse.
-        with jax.numpy_dtype_promotion("standard"):
-            updates, new = update(
-                grad, state.optimizer, state.raw, value=value, grad=grad, value_fn=loss
-            )
-        return optax.apply_updates(state.raw, updates), new, updates
-
-    def rest(operands: tuple[State, Array, Raw]) -> tuple[Raw, Any, Raw]:
-        return operands[0].raw, operands[0].optimizer, operands[0].move
-
-    def step(state: State) -> State:
-        value, grad = evaluate(state)
-        new = _judge(state, value, grad, threshold, searches)
-        going = (new.status == RUNNING) & (state.step < num_steps)
-        raw, optimizer_state, moved = jax.lax.cond(going, move, rest, (state, value, grad))
-        new = new._replace(raw=raw, optimizer=optimizer_state)
-        return _afresh(_announced(new, moved, grad), optimizer) if searches else new
+    def loss(point: Array) -> Array:
+        return problem.value(state.layout.raws(point), state.member)
 
     def going(state: State) -> Array:
         return (state.status == RUNNING) & (state.step < until)
 
-    return jax.lax.while_loop(going, step, state)
+    if isinstance(optimizer, LBFGS):
+        return jax.lax.while_loop(going, _turns(loss, threshold), state)
+    return jax.lax.while_loop(going, _steps(loss, optimizer, state, threshold), state)
 
 
-def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bool) -> State:
+def _turns(loss: Any, threshold: Array) -> Any:
+    """One look at the loss, and a step if the search along its line ends there."""
+
+    def turn(state: State) -> State:
+        value, grad = jax.value_and_grad(loss)(state.raw)
+        value = value.astype(grad.dtype)
+        search, is_taken = looked(state.optimizer, _previous(state), value, grad)
+
+        def step(state: State) -> State:
+            promise = Promise(
+                search.share * search.direction,
+                search.share * search.slope,
+                jnp.abs(search.slope),
+            )
+            new = _judge(state, promise, value, grad, threshold, search.is_stuck)
+            new, is_stale = _forgiven(new)
+            goes_on = (new.status == RUNNING) & (state.step < state.losses.size - 1)
+            memory = state.optimizer.memory
+            ways = (
+                lambda: (state.raw, search._replace(trials=jnp.zeros_like(search.trials))),
+                lambda: _begun(turned(memory, state.raw, grad)),
+                lambda: (new.best, afresh(memory)),
+            )
+            which = jnp.where(is_stale, 2, goes_on.astype(jnp.int32))
+            raw, optimizer = jax.lax.switch(which, ways)
+            return new._replace(raw=raw, optimizer=optimizer)
+
+        def again(state: State) -> State:
+            onward = narrower(search)
+            return state._replace(raw=onward.point, optimizer=onward)
+
+        return jax.lax.cond(is_taken, step, again, state)
+
+    def _begun(search: Any) -> tuple[Array, Any]:
+        return search.point, search
+
+    return turn
+
+
+def _steps(loss: Any, optimizer: Any, state: State, threshold: Array) -> Any:
+    """A step of an optimiser of optax, whose line search, if any, looks at the loss itself."""
+    layout, num_steps = state.layout, state.losses.size - 1
+    update = optax.with_extra_args_support(optimizer).update
+    held = [optax.tree_utils.tree_get(state.optimizer, k, default=None) for k in ("value", "grad")]
+    searches = all(h is not None for h in held)
+
+    def loss_of(raw: Raw) -> Array:
+        return loss(layout.vectors(raw))
+
+    def evaluate(state: State) -> tuple[Array, Array]:
+        if not searches:
+            return jax.value_and_grad(loss)(state.raw)
+        # A line search has evaluated the point that it chose.
+        evaluated = optax.value_and_grad_from_state(loss_of)
+        value, grad = evaluated(layout.raws(state.raw), state=state.optimizer)
+        return value, layout.vectors(grad)
+
+    def move(operands: tuple[State, Array, Array]) -> tuple[Array, Any, Promise]:
+        state, value, grad = operands
+        raw, tree = layout.raws(state.raw), layout.raws(grad)
+        # optax mixes integer types, which a user's strict promotion would refuse.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, new = update(
+                tree, state.optimizer, raw, value=value, grad=tree, value_fn=loss_of
+            )
+        moved = layout.vectors(updates)
+        there = layout.vectors(optax.apply_updates(raw, updates))
+        return there, new, _promised(new, moved, grad)
+
+    def rest(operands: tuple[State, Array, Array]) -> tuple[Array, Any, Promise]:
+        return operands[0].raw, operands[0].optimizer, operands[0].promise
+
+    def step(state: State) -> State:
+        value, grad = evaluate(state)
+        new = _judge(state, state.promise, value, grad, threshold, searches=searches)
+        going = (new.status == RUNNING) & (state.step < num_steps)
+        raw, state_of, promise = jax.lax.cond(going, move, rest, (state, value, grad))
+        new = new._replace(raw=raw, optimizer=state_of, promise=promise)
+        return _afresh(new, optimizer) if searches else new
+
+    return step
+
+
+def _previous(state: State) -> Array:
+    """The loss at the point that was judged last."""
+    return jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)
+
+
+def _judge(
+    state: State,
+    promise: Promise,
+    value: Array,
+    grad: Array,
+    threshold: Array,
+    is_stuck: Array | bool = False,
+    searches: bool = True,
+) -> State:
     """Record a point, and say whether to go on from it.
 
     Only a line search that no longer moves is stuck: other optimisers may rest on purpose.
     """
-    norm = jnp.max(jnp.stack([jnp.max(jnp.abs(g), initial=0.0) for g in grad.values()]))
-    bad = {path: ~jnp.all(jnp.isfinite(g)) for path, g in grad.items()}
-    failed = ~jnp.isfinite(value) | jnp.any(jnp.stack(list(bad.values())))
-    previous = jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)
+    norm = jnp.max(jnp.abs(grad), initial=0.0)
+    failed = ~(jnp.isfinite(value) & jnp.all(jnp.isfinite(grad)))
+    previous = _previous(state)
     tiny = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
     still = searches & (jnp.abs(previous - value) <= tiny)
-    stalled = jnp.where(still, state.stalled + 1, 0)
-    lost, rounding = _lost(state, value - previous, grad)
+    stalled = jnp.where(is_stuck, STALLED_STEPS, jnp.where(still, state.stalled + 1, 0))
+    lost, rounding = _lost(state, promise, value - previous, grad)
     status = jnp.where(stalled >= STALLED_STEPS, STALLED, RUNNING)
     # A search that is stuck where rounding, more than that of one number, hides what a step would
     # gain has come as far.
-    hidden = (stalled >= STALLED_STEPS) & (state.gain <= rounding) & (rounding > tiny)
+    hidden = (stalled >= STALLED_STEPS) & (promise.gain <= rounding) & (rounding > tiny)
     status = jnp.where((lost >= LOST_STEPS) | hidden, ROUNDED, status)
     status = jnp.where(norm <= threshold, CONVERGED, status)
     status = jnp.where(failed, NOT_FINITE, status).astype(jnp.int32)
@@ -209,51 +332,58 @@ def _judge(state: State, value: Array, grad: Raw, threshold: Array, searches: bo
     level = ended & (value <= state.best_loss + 25 * tiny + 2 * rounding)
     better = ~failed & ((value < state.best_loss) | level)
     return state._replace(
-        best=jax.tree.map(lambda new, old: jnp.where(better, new, old), state.raw, state.best),
+        best=jnp.where(better, state.raw, state.best),
         best_loss=jnp.where(better, value, state.best_loss),
         losses=state.losses.at[state.step].set(value),
         norms=state.norms.at[state.step].set(norm),
         step=state.step + 1,
         stalled=stalled.astype(jnp.int32),
         status=status,
-        bad=bad,
         lost=lost.astype(jnp.int32),
         rounding=rounding,
-        grad=jax.tree.map(lambda g, old: g.astype(old.dtype), grad, state.grad),
+        grad=grad.astype(state.grad.dtype),
     )
 
 
-def _announced(state: State, moved: Raw, grad: Raw) -> State:
-    """With what the gradient promises of a step, and of the whole step that a search shortened."""
-    slope = optax.tree_utils.tree_vdot(moved, grad).astype(state.slope.dtype)
-    share = optax.tree_utils.tree_get(state.optimizer, "learning_rate", default=None)
+def _promised(optimizer: Any, moved: Array, grad: Array) -> Promise:
+    """What the gradient promises of a step, and of the whole step that a search shortened."""
+    slope = moved @ grad
+    share = optax.tree_utils.tree_get(optimizer, "learning_rate", default=None)
     gain = jnp.abs(slope) / (jnp.ones_like(slope) if share is None else share.astype(slope.dtype))
-    return state._replace(move=moved, slope=slope, gain=gain)
+    return Promise(moved, slope, gain)
 
 
-def _lost(state: State, change: Array, grad: Raw) -> tuple[Array, Array]:
+def _lost(state: State, promise: Promise, change: Array, grad: Array) -> tuple[Array, Array]:
     """How much more often than not the gain of a step was less than rounding, and that rounding.
 
     The trapezoidal rule is right to third order in the step, and gradients keep digits where
     losses, sums of many large numbers, have lost them. A step that was not taken tells nothing.
     """
-    along = optax.tree_utils.tree_vdot(state.move, grad).astype(change.dtype)
-    missed = jnp.abs(change - (state.slope + along) / 2)
-    is_lost = (state.gain <= missed) & (state.step > 0)
+    along = (promise.move @ grad).astype(change.dtype)
+    missed = jnp.abs(change - (promise.slope + along) / 2)
+    is_lost = (promise.gain <= missed) & (state.step > 0)
     is_idle = (missed == 0) | ~jnp.isfinite(missed)
     count = jnp.where(is_lost, state.lost + 1, jnp.maximum(state.lost - 1, 0))
     is_seen = is_lost & ~is_idle
     return jnp.where(is_idle, state.lost, count), jnp.where(is_seen, missed, state.rounding)
 
 
-def _afresh(state: State, optimizer: Any) -> State:
+def _forgiven(state: State) -> tuple[State, Array]:
     """A stuck line search may have stale curvature: it forgets, as long as that gains something."""
     again = (state.status == STALLED) & (state.best_loss < state.fresh)
-    new = state._replace(
-        raw=state.best,
-        optimizer=optimizer.init(state.best),
-        fresh=state.best_loss,
-        stalled=jnp.zeros((), jnp.int32),
-        status=jnp.asarray(RUNNING, jnp.int32),
+    forgiven = state._replace(
+        fresh=jnp.where(again, state.best_loss, state.fresh),
+        stalled=jnp.where(again, 0, state.stalled),
+        status=jnp.where(again, RUNNING, state.status),
     )
-    return jax.tree.map(lambda a, b: jnp.where(again, a, b), new, state)
+    return forgiven, again
+
+
+def _afresh(state: State, optimizer: Any) -> State:
+    """The same for an optimiser of optax."""
+    new, again = _forgiven(state)
+    start = state.best, optimizer.init(state.layout.raws(state.best))
+    raw, own = jax.tree.map(
+        lambda a, b: jnp.where(again, a, b), start, (state.raw, state.optimizer)
+    )
+    return new._replace(raw=raw, optimizer=own)

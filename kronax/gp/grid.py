@@ -286,6 +286,8 @@ class GridGP(NumpyroSites, LeastNoise):
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
 
+        Its results are on the grid, in whichever form the data come.
+
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
                 coordinates as labels, in any order. NaN, or a mask, marks a missing cell.

@@ -1,12 +1,12 @@
 """Lines and planes through a posterior: what is drawn, and where on the other axes."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kronax.gp.axes.axis import Axis
+from kronax.gp.axes.dates import word_of
 from kronax.gp.coordinates.spacing import written
 from kronax.gp.labelled.datasets import grid_dims, values_of
 from kronax.linalg.operators.kronecker import Kronecker
@@ -143,4 +143,4 @@ def _word(place: Any) -> str:
         return "(" + ", ".join(_word(x) for x in place) + ")"
     if isinstance(place, float | np.floating):
         return written(float(place))
-    return re.sub(r"[T ]00:00:00(\.0*)?$", "", str(place))
+    return str(place) if isinstance(place, str) else word_of(place)

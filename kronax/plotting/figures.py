@@ -1,5 +1,6 @@
 """What all pictures share: matplotlib, and how axes are labelled."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from kronax.gp.labelled.datasets import grid_dims
 
 # Calendars without a day that ours does not have.
 WITHIN_OURS = ("standard", "gregorian", "proleptic_gregorian", "noleap", "365_day")
+
+# A legend is not narrower than so many letters.
+MIN_LETTERS = 18
 
 
 def pyplot() -> Any:
@@ -43,15 +47,20 @@ def panels(ax: Any, count: int, width: float = 4.2, height: float = 3.4) -> np.n
 
 
 def legend_above(ax: Any, **options: Any) -> None:
-    """A legend between the picture and its title, where it covers nothing."""
-    names = ax.get_legend_handles_labels()[1]
+    """A legend between the picture and its title, where it covers nothing, nor a neighbour."""
+    handles, names = ax.get_legend_handles_labels()
     if not names:
         return
-    # As many columns as about 80 letters allow, in rows of 16 points.
-    columns = max(1, min(len(names), int(80 // (max(map(len, names)) + 6))))
+    # A letter takes some 6 points, what stands before a name as much as six, a row 16 points.
+    width = ax.get_position().width * ax.figure.get_figwidth() * 72
+    letters = max(MIN_LETTERS, int(width / 6))
+    names = [textwrap.fill(name, letters - 6) for name in names]
+    longest = max(len(line) for name in names for line in name.splitlines())
+    columns = max(1, min(len(names), letters // (longest + 6)))
+    lines = -(-len(names) // columns) + max(name.count("\n") for name in names)
     place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "frameon": False}
-    ax.legend(ncols=columns, **place, **options)
-    ax.set_title(ax.get_title(), pad=6 + 16 * -(-len(names) // columns))
+    ax.legend(handles, names, ncols=columns, **place, **options)
+    ax.set_title(ax.get_title(), pad=6 + 16 * lines)
 
 
 def colour_limits(*fields: np.ndarray) -> dict[str, float]:

@@ -230,7 +230,7 @@ def test_the_support_of_a_prior_is_a_bound(fitted, restarts):
     assert "between 0.25 and 0.5" in repr(result)
 
 
-def test_other_numbers_in_a_prior_need_no_new_compilation(monkeypatch):
+def test_other_numbers_in_a_prior_need_no_new_compilation(monkeypatch, uncompiled):
     calls = []
     inner = kx.GridGP.checked_log_likelihood
     monkeypatch.setattr(
@@ -410,7 +410,7 @@ def test_an_optimiser_that_rests_between_steps_is_not_stuck(optimizer):
     assert result.losses[-1] < result.losses[0] - 0.1
 
 
-def test_fits_of_one_form_share_their_compiled_loop(monkeypatch):
+def test_fits_of_one_form_share_their_compiled_loop(monkeypatch, uncompiled):
     traces = []
     original = kx.GridGP.checked_log_likelihood
 

@@ -1,13 +1,17 @@
 """The floor of the noise in a fit, beside dense covariances in double precision."""
 
+from typing import NamedTuple
+
+import jax
 import numpy as np
 import numpyro.distributions as dist
 import pytest
 
 import kronax as kx
-from kronax.fitting.problem import make_problem
+from kronax.fitting.floors import warn_of_end, warn_of_start
+from kronax.fitting.problem import Problem, make_problem
 from kronax.linalg.arrays.precision import FLOOR
-from tests.gp.dense import squared_exponential
+from tests.gp.dense import matern52, squared_exponential
 
 # In small units, which a summary must show as well.
 X = 1e-6 * np.linspace(0, 1, 24)
@@ -42,8 +46,10 @@ def floor(gp):
 
 def test_a_line_search_in_double_precision_has_the_floor_of_a_single_precision_model():
     # Data without noise, so that the fit ends at the floor, and says at its end what that costs.
-    with pytest.warns(kx.PrecisionWarning, match="Where the fit ended its loss may be wrong"):
+    lost = "Where the fit ended its loss may be wrong in float32"
+    with pytest.warns(kx.PrecisionWarning, match=lost) as found:
         result = kx.fit(process(1e-11, np.float32), Y.astype(np.float32), progress=False)
+    assert len(found) == 1
     assert "the noise is at its floor" in result.reason
     model, posed = result.model, result.problem
     assert result.loss == pytest.approx(loss(model, model.noise), abs=0.05)
@@ -92,3 +98,45 @@ def test_small_numbers_are_readable_in_tables():
     for text in (gp.describe(), repr(kx.parameters(gp))):
         for number in ("2e-07", "1e-09", "1e-13", "-1e-05"):
             assert f" {number} " in text
+
+
+STEPS = np.linspace(0, 1, 24)
+# Noise nearly as smooth as the signal: some directions have little of either.
+SMOOTH_NOISE = 1e-3 * (squared_exponential(STEPS, STEPS, 0.25) + 1e-5 * np.eye(24))
+
+
+@pytest.mark.parametrize("correlated", [False, True])
+def test_fits_without_a_level_of_noise_warn_as_others_do(correlated):
+    x = STEPS.astype(np.float32)
+    noise = kx.Kronecker(SMOOTH_NOISE.astype(np.float32)) if correlated else 0
+    kernel = (kx.RBF if correlated else kx.Matern52)(np.float32(0.3))
+    gp = kx.GridGP((np.float32(1.0) * kernel,), (x,), noise=noise)
+    posed = problem(gp, np.sin(6 * x))
+    with pytest.warns(kx.PrecisionWarning, match="At its start the fit sees a loss that is off"):
+        ratio = warn_of_start(posed)
+    # Correlated noise and the signal are taken on one scale first.
+    lossy = matern52(STEPS, STEPS, 0.3)
+    if correlated:
+        lossy = squared_exponential(STEPS, STEPS, 0.3) + SMOOTH_NOISE / 1e-3
+    assert 0.3 < ratio / (np.finfo(np.float32).eps * np.linalg.cond(lossy)) < 3
+    if correlated:
+        double = jax.tree.map(lambda v: v.astype(np.float64), gp)
+        assert warn_of_start(problem(double, np.sin(6 * x))) == 0.0
+
+
+def test_the_end_of_a_fit_warns_of_what_its_start_did_not():
+    class Ended(NamedTuple):
+        """What is asked of a fit, of which this had the noise frozen."""
+
+        problem: Problem
+        model: kx.GridGP
+
+    posed = problem(process(1e-18, np.float32))
+    found = Ended(posed, process(1e-18, np.float32))
+    with pytest.warns(kx.PrecisionWarning, match="At its start"):
+        ratio = warn_of_start(posed)
+    warn_of_end(found, ratio)  # and no warning
+    with pytest.warns(
+        kx.PrecisionWarning, match="wrong, by far more than at its start, in float32"
+    ):
+        warn_of_end(found._replace(model=process(1e-20, np.float32)), ratio)

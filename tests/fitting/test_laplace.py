@@ -226,7 +226,7 @@ def test_a_result_survives_a_pickle(gp_result):
 def test_where_differences_do_not_serve_the_hessian_is_exact():
     """A ripple that is finer than their steps."""
     result = kx.fit(
-        Gaussian(0.0, 1.0),
+        Gaussian(SAMPLE.mean(), SAMPLE.std()),
         loss=lambda m: deviance(m) - 1e-3 * jnp.cos(1e3 * (m.mean - SAMPLE.mean())),
         progress=False,
     )

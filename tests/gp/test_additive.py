@@ -234,7 +234,7 @@ def test_likelihood_gradient_and_hessian_are_the_dense_ones(name):
 
     def all_orders(function):
         def orders(theta):
-            return function(theta), jax.grad(function)(theta), jax.hessian(function)(theta)
+            return *jax.value_and_grad(function)(theta), jax.hessian(function)(theta)
 
         return jax.jit(orders, compiler_options=QUICK)
 
@@ -432,6 +432,10 @@ def test_the_slope_of_a_term():
     for part in (post, post.terms["local"], post.terms["trend"]):
         ahead, behind = (part.mean({"time": x + s}) for s in (step, -step))
         slope = part.mean_derivative("time", {"time": x})
+        np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+        places = {"time": x, "space": np.array([0.35, 0.15])}
+        ahead, behind = (part.mean(points={**places, "time": x + s}) for s in (step, -step))
+        slope = part.mean_derivative("time", points=places)
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
     assert post.terms["trend"].mean_derivative("space").shape == model.grid
     for part in (post, post.terms["local"]):

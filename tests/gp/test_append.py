@@ -179,7 +179,7 @@ def test_a_low_rank_axis_beside_the_one_that_grows():
     assert_same(post, gp(HEIGHT).condition(Y))
 
 
-def test_only_the_axis_that_grows_is_decomposed(monkeypatch):
+def test_only_the_axis_that_grows_is_decomposed(monkeypatch, uncompiled):
     post = forest(YEARS[:20]).condition(Y[:20])
     seen = []
     original = decompositions.eigenbasis

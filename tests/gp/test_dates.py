@@ -208,3 +208,18 @@ def test_large_coordinates_lose_nothing_in_float32(time, linear):
 def test_bad_input_raises(call, error, match):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_durations_and_periods_are_refused_with_what_to_take(index):
+    durations = pd.timedelta_range("0h", periods=4, freq="h")
+    months = pd.period_range("2020-01", periods=4, freq="M")
+    for given, match in (
+        (durations, r"durations / numpy.timedelta64\(1, 'h'\)"),
+        (months, r"`periods.to_timestamp\(\)`"),
+    ):
+        x = given if index else np.asarray(given)
+        with pytest.raises(TypeError, match=match):
+            kx.GridGP({"time": kx.RBF(2.0)}, {"time": x}, noise=0.1)
+    for x in (durations / np.timedelta64(1, "h"), months.to_timestamp()):
+        kx.GridGP({"time": kx.RBF(2.0)}, {"time": x}, noise=0.1)

@@ -457,5 +457,5 @@ def test_uncertain_variances_warn():
         post.variance([np.array([1.1, 1.2]), None])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        jax.jit(lambda p: p.variance([np.array([1.1, 1.2]), None]))(post)
+        jax.eval_shape(lambda p: p.variance([np.array([1.1, 1.2]), None]), post)
         post.variance_estimate([np.array([1.1, 1.2]), None])

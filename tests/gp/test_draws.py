@@ -27,7 +27,7 @@ def test_structured_axes_give_the_draws_of_dense_ones():
     assert_close(structured.sample(key, new), dense.sample(key, new))
 
 
-def test_only_a_root_over_new_coordinates_is_dense(monkeypatch):
+def test_only_a_root_over_new_coordinates_is_dense(monkeypatch, uncompiled):
     """An axis that stays has its factor's root; a dense one would take four times as long."""
     sizes = []
     original = components.symmetric_root
@@ -37,7 +37,6 @@ def test_only_a_root_over_new_coordinates_is_dense(monkeypatch):
         return original(matrix)
 
     monkeypatch.setattr(components, "symmetric_root", counted)
-    jax.clear_caches()
     post = two_axes().gp.condition(two_axes().y)
     post.sample(jax.random.key(0))
     assert sizes == []
@@ -46,12 +45,9 @@ def test_only_a_root_over_new_coordinates_is_dense(monkeypatch):
 
 
 @pytest.fixture
-def few_at_once(monkeypatch):
+def few_at_once(monkeypatch, uncompiled):
     """So few that the draws of a small grid are made in turns."""
     monkeypatch.setattr(draws, "DRAWN_AT_ONCE", 3 * 20)
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
 
 
 def test_draws_in_turns_have_the_posteriors_moments(few_at_once):

@@ -123,7 +123,7 @@ def by_name():
         (
             lambda: case(np.arange(5).astype("timedelta64[D]")),
             TypeError,
-            r"dates or labels; got dtype timedelta64\[D\]",
+            r"dates or labels; got durations",
         ),
         # Missing coordinates.
         (

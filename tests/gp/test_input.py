@@ -70,6 +70,46 @@ def test_a_frame_has_the_likelihood_of_its_cells():
     assert_close(gp.check_data(trees.iloc[::-1, [2, 0, 1]].T), Y)
 
 
+LONG = FRAME.stack()
+SERIES = {
+    "as it is": (LONG, Y),
+    "shuffled": (LONG.sample(frac=1.0, random_state=0), Y),
+    "the other order": (LONG.swaplevel(), Y),
+    "by name": (LONG.rename_axis(["time", "site"]).swaplevel(), Y),
+    "of a table": (
+        FRAME.reset_index(names="time")
+        .melt("time", var_name="site")
+        .set_index(["site", "time"])["value"],
+        Y,
+    ),
+    "without the gaps": (FRAME.mask(HOLES).stack().dropna(), WITH_GAPS),
+    "of integers": (
+        LONG.round().astype(int)[1:],
+        np.where(np.arange(12) < 1, np.nan, Y.ravel().round()),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SERIES)
+def test_long_series_go_by_their_labels(name):
+    series, expected = SERIES[name]
+    for gp in (NAMED, PLAIN):
+        np.testing.assert_array_equal(gp.check_data(series), expected.reshape(4, 3))
+    rounded = pd.Series(
+        Y.ravel(), index=pd.MultiIndex.from_product([TIME.astype("f4") + 1e-7, SITE])
+    )
+    assert_close(NAMED.check_data(rounded), Y)
+
+
+def test_long_series_of_dates_and_labels():
+    when, trees = pd.date_range("2020-01-01", periods=4), ["oak", "ash", "elm"]
+    kernels = {"day": kx.RBF(2.0), "tree": kx.Categorical.with_rank(3)}
+    gp = kx.GridGP(kernels, {"day": when, "tree": trees}, noise=0.1)
+    series = pd.DataFrame(Y, index=when, columns=trees).T.stack().sort_index()
+    np.testing.assert_array_equal(gp.check_data(series), Y)
+    np.testing.assert_array_equal(gp.observing(series[1:]).observed.array.sum(), 11)
+
+
 def test_series_go_along_one_axis():
     line = kx.GridGP({"time": kx.RBF(1.0)}, {"time": TIME}, noise=0.1)
     assert_close(line.check_data(FRAME[10.0].iloc[::-1]), Y[:, 0])
@@ -225,7 +265,18 @@ REFUSED = {
         lambda: NAMED.condition(FRAME.rename_axis(index="site")),
         "labels of y along time",
     ),
-    "a stacked frame": (lambda: NAMED.condition(FRAME.stack()), "labels along 1 axis"),
+    "a frame of three axes": (
+        lambda: NAMED.condition(FRAME[10.0]),
+        r"labels along 1 axis; the model has 2\..*one level of its index per axis",
+    ),
+    "a cell twice": (
+        lambda: NAMED.condition(pd.concat([FRAME.stack(), FRAME.stack()[:1]])),
+        r"one value per cell; got several at 0.0, 10.0\.",
+    ),
+    "a row of another place": (
+        lambda: NAMED.condition(FRAME.rename(columns={35.0: 36.0}).stack()),
+        "labels of y along .*missing: 35.0; not of the model: 36.0",
+    ),
     "noise of other labels": (
         lambda: process(noise={"site": pd.Series(np.ones(3))}),
         "labels of the noise along site",

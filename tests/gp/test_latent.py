@@ -40,7 +40,7 @@ def field_of(gp, white):
 
 
 def root_of(gp, shape):
-    root = jax.jacfwd(lambda white: field_of(gp, white))(jnp.zeros(shape))
+    root = jax.jit(jax.jacfwd(lambda white: field_of(gp, white)))(jnp.zeros(shape))
     return root.reshape(len(root), -1)
 
 

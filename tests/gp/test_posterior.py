@@ -289,7 +289,7 @@ def test_bad_input_raises(call, error, match):
         call()
 
 
-def test_other_coordinates_of_the_same_number_need_no_new_compilation(monkeypatch):
+def test_other_coordinates_of_the_same_number_need_no_new_compilation(monkeypatch, uncompiled):
     """A window that slides compiles once."""
     traces = []
     original = predict.kernel_rows
@@ -299,7 +299,6 @@ def test_other_coordinates_of_the_same_number_need_no_new_compilation(monkeypatc
         return original(*arguments)
 
     monkeypatch.setattr(predict, "kernel_rows", counted)
-    jax.clear_caches()
     post = two_axes().gp.condition(two_axes().y)
     for shift in (0.0, 0.1, 0.2):
         new = [np.array([0.35, 2.0]) + shift, None]

@@ -135,3 +135,13 @@ def test_starting_values_need_no_program(given):
     with programs() as compiled:
         gp.initialise(y)
     assert compiled == []
+
+
+def test_a_fit_is_its_loop_and_the_floor_of_its_noise():
+    """And its summary uses that loop."""
+    gp = kx.GridGP(two(), (X[:6], Z[:5]), noise=0.1)
+    y = gp.sample(jax.random.key(0), include_noise=True)
+    with programs() as compiled:
+        result = kx.fit(gp.initialise(y), y, progress=False)
+        assert "standard error" in result.summary()
+    assert sorted(compiled) == ["jit(_noise_level)", "jit(advance)"]

@@ -93,7 +93,7 @@ def test_a_batch_of_data_has_a_batch_of_means_at_points():
     assert post.sample(jax.random.key(0), points=X, sample_shape=(3,)).shape == (3, 2, 7)
 
 
-def test_more_points_than_a_chunk_holds_agree(monkeypatch):
+def test_more_points_than_a_chunk_holds_agree(monkeypatch, uncompiled):
     whole = TWO.mean(points=X), TWO.variance(points=X)
     monkeypatch.setattr("kronax.linalg.spectral.khatri_rao.CHUNK", 12)
     jax.clear_caches()
@@ -211,7 +211,11 @@ def test_the_derivative_of_the_mean_is_that_of_differences(axis, new):
     step = np.array([1e-6, 0.0]) if axis == 0 else np.array([0.0, 1e-6])
     moved = [x + s for x, s in zip(used, step, strict=True)]
     expected = (TWO.mean(axes=moved) - TWO.mean(axes=used)) / 1e-6
-    np.testing.assert_allclose(TWO.mean_derivative(axis, axes=used), expected, rtol=1e-4, atol=1e-5)
+    found = TWO.mean_derivative(axis, axes=used)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    places = tuple(x[:2] for x in used)  # one of each axis together
+    at_points = TWO.mean_derivative(axis, points=places)
+    np.testing.assert_allclose(at_points, np.diagonal(found[:2, :2]), rtol=1e-8, atol=1e-10)
 
 
 ROUGH = {
@@ -237,6 +241,8 @@ def test_there_is_no_derivative_at_a_kink(name):
     for new in (None, {"x": np.array(shared)}):
         with pytest.raises(ValueError, match=r"no derivative along 'x' at places of the data"):
             post.mean_derivative("x", new)
+    with pytest.raises(ValueError, match=r"no derivative along 'x' at places of the data"):
+        post.mean_derivative("x", points=(np.array(shared),))
     if name == "alone":
         traced = jax.jit(lambda new: post.mean_derivative("x", {"x": new}))(np.array([0.5, 2.0]))
         np.testing.assert_array_equal(np.isnan(traced), [False, True])
@@ -255,9 +261,11 @@ def test_derivatives_go_round_a_circle_and_along_the_prior_mean():
         at = {"hour": hours + 0.3, "day": np.arange(4.0) + 0.1}
         moved = {**at, axis: at[axis] + 1e-6}
         expected = (post.mean(axes=moved) - post.mean(axes=at)) / 1e-6
-        np.testing.assert_allclose(
-            post.mean_derivative(axis, axes=at), expected, rtol=1e-4, atol=1e-5
-        )
+        found = post.mean_derivative(axis, axes=at)
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        places = {name: x[:4] for name, x in at.items()}
+        at_points = post.mean_derivative(axis, points=places)
+        np.testing.assert_allclose(at_points, np.diagonal(found[:4]), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize(

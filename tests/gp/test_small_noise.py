@@ -169,6 +169,10 @@ CASES = {
     ),
 }
 POINTS = np.stack(np.meshgrid(*NEW, indexing="ij"), axis=-1).reshape(-1, 2)
+# Coordinates of the grid, one of each axis beside a new one.
+SOME = (3, 7, 2), (2, 9)
+OLD = tuple(x[list(k)] for x, k in zip(AXES, SOME, strict=True))
+OLD_POINTS = np.stack(np.meshgrid(*OLD, indexing="ij"), axis=-1).reshape(-1, 2)
 
 
 @jax.jit
@@ -184,9 +188,13 @@ def predicted(gp, y):
         "points": post.variance(points=POINTS.astype(gp.dtype)),
         "left out": post.leave_one_out().variance,
     }
+    old = [np.append(x, n[1]).astype(gp.dtype) for x, n in zip(OLD, NEW, strict=True)]
+    again = {"old": post.variance(old)[:3, :2]}
+    again["old points"] = post.variance(points=OLD_POINTS.astype(gp.dtype)).reshape(3, 2)
     for name, part in post.terms.items():
         found[f"{name}: grid"], found[f"{name}: new"] = part.variance(), part.variance(new)
-    return found
+        again[f"{name}: old"] = part.variance(old)[:3, :2]
+    return found, again
 
 
 def rows_of(route):
@@ -212,7 +220,10 @@ def test_variances_are_not_negative_and_right_relatively(name, dtype):
     for level in LEVELS[dtype]:
         gp = case.make(level, dtype)
         is_dense = isinstance(gp.data_covariance(), DenseCovariance)
-        found = predicted(gp, np.ones((12, 10), dtype))
+        found, again = predicted(gp, np.ones((12, 10), dtype))
+        for route, value in again.items():  # the places of the grid, given as new ones
+            on_grid = found["grid" if route == "old points" else route.replace("old", "grid")]
+            np.testing.assert_allclose(value, on_grid[np.ix_(*SOME)], rtol=1000 * eps)
         for route, value in found.items():
             value = np.asarray(value, float)
             if route == "left out":
@@ -343,6 +354,27 @@ def test_means_at_the_data_are_the_data_less_their_noise():
     for mean, where in found:
         error = (np.asarray(mean, float) - truth[where]) / deviation[where]
         assert np.sqrt(np.mean(error**2)) < 0.15
+
+
+def test_means_at_the_data_have_derivatives_of_what_is_known_there():
+    """In the parameters: `K` times the weights loses digits of these as well."""
+    y = np.sin(3 * AXES[0])[:, None] * np.cos(2 * AXES[1])
+    weights, level = np.random.default_rng(0).normal(size=(3, 2)), 1e-6
+
+    @jax.jit
+    @jax.jacfwd
+    def slopes(noise):
+        post = plain(noise, "float32").condition(y.astype("float32"))
+        old = [x.astype("float32") for x in OLD]
+        at_points = post.mean(points=OLD_POINTS.astype("float32")).reshape(3, 2)
+        means = (post.mean()[np.ix_(*SOME)], post.mean(old), at_points)
+        return jnp.stack([jnp.sum(weights.astype("float32") * m) for m in means])
+
+    signal = np.asarray(Case(plain, FIELD, IID).covariance(AXES, AXES), float)
+    solved = np.linalg.solve(signal + level * np.eye(120), y.ravel())
+    slope = -(signal @ np.linalg.solve(signal + level * np.eye(120), solved)).reshape(12, 10)
+    truth = np.sum(weights * slope[np.ix_(*SOME)])
+    np.testing.assert_allclose(slopes(np.float32(level)), truth, rtol=0.2)  # 0.9 by `K`
 
 
 def test_a_mean_at_the_data_has_the_derivatives_of_the_function():

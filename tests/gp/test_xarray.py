@@ -195,7 +195,7 @@ WRONG_ARGUMENTS = [
     (
         {"data": field(latitude=("latitude", np.arange(3).astype("m8[h]")))},
         TypeError,
-        "latitude must be real numbers, dates or labels; got dtype timedelta64",
+        "latitude must be numbers, dates or labels; got durations",
     ),
     ({"data": field(latitude=("latitude", [0.0, np.nan, 1.0]))}, ValueError, "must be finite"),
     ({"data": field(time=("time", [*MONTHS[:2], pd.NaT]))}, ValueError, "entry 2 is NaT"),

@@ -46,11 +46,24 @@ def outputs(layout, names, leaves, weights, theta):
     return {name: jnp.sum(functions[name]()) for name in names}
 
 
+def two_orders(derivative, function, theta):
+    """The value and the first derivative, traced once."""
+
+    def twice(theta):
+        value = function(theta)
+        return value, value
+
+    return derivative(twice, has_aux=True)(theta)[::-1]
+
+
+def three_orders(modes, function, theta):
+    outer, inner = MODES[modes]
+    return *two_orders(inner, function, theta), outer(inner(function))(theta)
+
+
 @partial(jax.jit, static_argnames=("layout", "names", "modes"), compiler_options=QUICK)
 def second_order(layout, names, modes, leaves, weights, theta):
-    outer, inner = MODES[modes]
-    function = partial(outputs, layout, names, leaves, weights)
-    return function(theta), inner(function)(theta), outer(inner(function))(theta)
+    return three_orders(modes, partial(outputs, layout, names, leaves, weights), theta)
 
 
 def weights_of(case):

@@ -13,7 +13,7 @@ import numpy as np
 import kronax as kx
 from kronax.linalg.operators.gap_geometry import Mask
 from tests import oracle
-from tests.linalg.contracted import MODES, QUICK, weights_of
+from tests.linalg.contracted import QUICK, three_orders, two_orders, weights_of
 
 
 def mask_of(grid, missing) -> Mask:
@@ -49,16 +49,15 @@ def outputs(layout, mask, method, names, leaves, weights, theta):
 @partial(jax.jit, static_argnames=("layout", "mask", "method", "names"), compiler_options=QUICK)
 def first_order(layout, mask, method, names, leaves, weights, theta):
     function = partial(outputs, layout, mask, method, names, leaves, weights)
-    return function(theta), jax.jacrev(function)(theta)
+    return two_orders(jax.jacrev, function, theta)
 
 
 @partial(
     jax.jit, static_argnames=("layout", "mask", "method", "names", "modes"), compiler_options=QUICK
 )
 def second_order(layout, mask, method, names, modes, leaves, weights, theta):
-    outer, inner = MODES[modes]
     function = partial(outputs, layout, mask, method, names, leaves, weights)
-    return function(theta), inner(function)(theta), outer(inner(function))(theta)
+    return three_orders(modes, function, theta)
 
 
 def expected(case, mask):

@@ -24,12 +24,9 @@ NAMES = (
 
 
 @pytest.fixture
-def together(monkeypatch):
-    """What a GPU does; nothing that was compiled for the CPU is used, or left behind."""
-    jax.clear_caches()
+def together(monkeypatch, uncompiled):
+    """What a GPU does."""
     monkeypatch.setattr(eigenbases, "_decompose_in_turn", eigenbases._decompose_together)
-    yield
-    jax.clear_caches()
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,7 @@
 """Operators with gaps equal the dense rows and columns, in values and derivatives."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from kronax.linalg.gaps import rules, schur, variances
 from kronax.linalg.operators.gap_geometry import Fibres, Gaps, Mask
 from kronax.linalg.spectral.conditional_variances import Places
 from tests.cases import CASES, covariance, rbf
-from tests.linalg.contracted import FUSED, QUICK, weights_of
+from tests.everyday import everyday, full
+from tests.linalg.contracted import FUSED, QUICK, two_orders, weights_of
 from tests.linalg.gapped import (
     expected,
     first_order,
@@ -51,31 +53,54 @@ def run_first_order(case, mask, method):
     compare(result, expected(case, mask))
 
 
-@pytest.mark.parametrize("method", ["gaps", "merged"])
-@pytest.mark.parametrize("name", MASKS)
+jitted = partial(jax.jit, compiler_options=QUICK)
+METHODS = ("gaps", "merged")
+# Every mask, and each method with and without what is shared along an axis.
+MASKED = [
+    ("scattered", "gaps"),
+    ("shared by the first axis", "gaps"),
+    ("shared by the middle axis", "merged"),
+    ("scattered and slabs", "merged"),
+    ("slabs at the edges", "gaps"),
+    ("two left", "gaps"),
+]
+
+
+@pytest.mark.parametrize(("name", "method"), everyday(product(MASKS, METHODS), MASKED))
 def test_every_kind_of_mask(name, method):
     if not MASKS[name].gaps.count:
         method = "slabs"
     run_first_order(CASES["three axes"], MASKS[name], method)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "exchangeable, rho = 0",
-        "near-singular",
-        "identity factor",
-        "all diagonal",
-        "one factor of each structure",
-        "structured signal and noise",
-        "low rank beside dense",
-        "full Kronecker noise",
-        "each axis another pair of kinds",
-        "noise-free",
-        "batched full noise",
-        "batched with a noise of each",
-    ],
+GAPPED = (
+    "exchangeable, rho = 0",
+    "near-singular",
+    "identity factor",
+    "all diagonal",
+    "one factor of each structure",
+    "structured signal and noise",
+    "low rank beside dense",
+    "full Kronecker noise",
+    "each axis another pair of kinds",
+    "noise-free",
+    "batched full noise",
+    "batched with a noise of each",
 )
+# Every kind of factor and every form of noise; the first two are one program.
+KINDS = (
+    "exchangeable, rho = 0",
+    "near-singular",
+    "all diagonal",
+    "one factor of each structure",
+    "low rank beside dense",
+    "full Kronecker noise",
+    "noise-free",
+    "batched with a noise of each",
+)
+
+
+@pytest.mark.parametrize("name", everyday(GAPPED, KINDS))
 def test_every_kind_of_factor(name):
     case = CASES[name]
     run_first_order(case, scattered(case.grid), "gaps")
@@ -90,7 +115,7 @@ def test_the_parts_of_a_density(method):
     compare(first_order(case.layout, mask, method, names, *arguments), expected(case, mask))
 
 
-@pytest.mark.parametrize("name", ["Toeplitz, even and odd", "low rank, batched noise"])
+@pytest.mark.parametrize("name", [full("Toeplitz, even and odd"), "low rank, batched noise"])
 def test_every_kind_of_factor_merged(name):
     case = CASES[name]
     run_first_order(case, scattered(case.grid), "merged")
@@ -99,10 +124,12 @@ def test_every_kind_of_factor_merged(name):
 @pytest.mark.parametrize(
     ("name", "method", "modes"),
     [
-        ("exchangeable, rho = 0", "gaps", "forward over reverse"),
-        ("one factor of each structure", "gaps", "reverse over reverse"),
+        ("exchangeable, rho = 0", "gaps", "reverse over reverse"),
         ("full Kronecker noise", "gaps", "reverse over forward"),
-        ("batched with a noise of each", "gaps", "forward over reverse"),
+        # The last combination of modes follows below.
+        full("exchangeable, rho = 0", "gaps", "forward over reverse"),
+        full("one factor of each structure", "gaps", "reverse over reverse"),
+        full("batched with a noise of each", "gaps", "forward over reverse"),
         ("exchangeable, rho = 0", "merged", "forward over forward"),
     ],
 )
@@ -115,8 +142,8 @@ def test_hessians(name, method, modes):
     compare(result, expected(case, mask))
 
 
-@pytest.mark.parametrize("name", ["three axes", "full Kronecker noise, three axes"])
-def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch):
+@pytest.mark.parametrize("name", ["three axes", full("full Kronecker noise, three axes")])
+def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch, uncompiled):
     """The other definition of the derivatives, taken where all columns would not fit."""
     monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
     case = CASES[name]
@@ -128,7 +155,7 @@ def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch):
     compare(first_order(case.layout, mask, "gaps", ("inverse_diagonal",), *arguments), truth)
 
 
-def test_loops_over_groups_and_halves(monkeypatch):
+def test_loops_over_groups_and_halves(monkeypatch, uncompiled):
     """What large problems do: one piece, row and column at a time, triangles by halves."""
     for module in (schur, variances, rules):
         monkeypatch.setattr(module, "CHUNK", 1)
@@ -143,7 +170,7 @@ def test_loops_over_groups_and_halves(monkeypatch):
     compare(found, expected(case, mask))
 
 
-def test_an_order_that_does_not_fit_raises(monkeypatch):
+def test_an_order_that_does_not_fit_raises(monkeypatch, uncompiled):
     monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
     monkeypatch.setattr(rules, "MOST_MERGED", 3)
     part = kx.Masked(kx.Kronecker(covariance(5), covariance(4)) + 0.3, scattered((5, 4)))
@@ -171,8 +198,11 @@ def dense_inverse(part):
     return inverse
 
 
-@pytest.mark.parametrize("method", ["gaps", "merged"])
-@pytest.mark.parametrize("name", ["scattered", "shared by the middle axis", "scattered and slabs"])
+ELSEWHERE = ("scattered", "shared by the middle axis", "scattered and slabs")
+EXPLAINED = [("scattered", "gaps"), ("shared by the middle axis", "merged")]
+
+
+@pytest.mark.parametrize(("name", "method"), everyday(product(ELSEWHERE, METHODS), EXPLAINED))
 def test_what_data_explain_elsewhere(name, method):
     case = CASES["three axes"]
     part = kx.Masked(case.operator, MASKS[name], method=method)
@@ -207,8 +237,11 @@ def test_derivative_of_what_data_explain_elsewhere(method):
         inverse = jnp.linalg.inv(matrix[places][:, places])
         return jnp.einsum("ij,jk,ik->i", c, inverse, c)
 
-    assert_close(ours(0.0), dense(0.0))
-    assert_close(jax.jacrev(ours)(0.0), jax.jacrev(dense)(0.0), 1)
+    (found, slope), (truth, true_slope) = (
+        jitted(partial(two_orders, jax.jacrev, function))(0.0) for function in (ours, dense)
+    )
+    assert_close(found, truth)
+    assert_close(slope, true_slope, 1)
 
 
 @pytest.mark.parametrize("method", ["gaps", "merged"])
@@ -230,10 +263,10 @@ def test_scattered_places(method):
 @pytest.mark.parametrize(
     ("case", "name", "method"),
     [
-        ("three axes", "scattered", "gaps"),
+        full("three axes", "scattered", "gaps"),
         ("three axes", "shared by the middle axis", "merged"),
         ("full Kronecker noise, three axes", "scattered", "gaps"),
-        ("three axes", "scattered and slabs", "gaps"),
+        full("three axes", "scattered and slabs", "gaps"),
     ],
 )
 def test_variance_of_the_signal(case, name, method):
@@ -305,7 +338,6 @@ def total(theta, y, mask):
 THETA = jnp.array([1.1, 0.2])
 HOLES = mask_of((4, 3), [(1, 1), (3, 0), (0, 2)])
 DATA = np.random.default_rng(3).normal(size=(5, 4, 3))
-jitted = partial(jax.jit, compiler_options=QUICK)
 
 
 def test_batches_of_data_and_of_operators():
@@ -343,14 +375,12 @@ def test_derivatives_inside(wrapper):
         return -0.5 * (r @ jnp.linalg.solve(matrix, r) + jnp.linalg.slogdet(matrix)[1])
 
     ours = partial(wrapper, lambda t: total(t, DATA[0], HOLES))
-
-    @jitted
-    def orders(theta):
-        return jax.grad(ours)(theta), jax.jacrev(jax.grad(ours))(theta)
-
-    gradient, hessian = orders(THETA)
-    assert_close(gradient, jax.grad(dense)(THETA), 1)
-    assert_close(hessian, jax.hessian(dense)(THETA), 2)
+    (gradient, hessian), (true_gradient, true_hessian) = (
+        jitted(lambda t, f=f: (jax.grad(f)(t), jax.jacrev(jax.grad(f))(t)))(THETA)
+        for f in (ours, dense)
+    )
+    assert_close(gradient, true_gradient, 1)
+    assert_close(hessian, true_hessian, 2)
 
 
 def test_single_precision():

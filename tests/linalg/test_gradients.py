@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from tests.cases import CASES, each_case
-from tests.linalg.contracted import QUICK, compare, expected, outputs, weights_of
+from tests.linalg.contracted import QUICK, compare, expected, outputs, two_orders, weights_of
 from tests.tolerances import assert_close
 
 
 @partial(jax.jit, static_argnames=("layout", "names"), compiler_options=QUICK)
 def first_order(layout, names, leaves, weights, theta):
-    function = partial(outputs, layout, names, leaves, weights)
-    return function(theta), jax.jacrev(function)(theta)
+    return two_orders(jax.jacrev, partial(outputs, layout, names, leaves, weights), theta)
 
 
 @each_case

@@ -1,5 +1,7 @@
 """Cases that once gave a wrong number: batches of one term only, rounding in small blocks."""
 
+from itertools import product
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import pytest
 
 import kronax as kx
 from tests.cases import covariance
+from tests.everyday import everyday
 
 
 def check_against_dense(op):
@@ -21,8 +24,13 @@ def check_against_dense(op):
     np.testing.assert_allclose(kx.inverse_diagonal(op).reshape(flat), diagonal, rtol=1e-9)
 
 
-@pytest.mark.parametrize("batch", [4, 3, 1])
-@pytest.mark.parametrize("which", ["diagonal noise", "full noise", "signal", "both, broadcasting"])
+BATCHED = ("diagonal noise", "full noise", "signal", "both, broadcasting")
+# As many as an axis is long, others, and one; each everyday, and each with one kind.
+SIZES = (4, 3, 1)
+EVERYDAY = [*zip(BATCHED, (*SIZES, 4), strict=True)]
+
+
+@pytest.mark.parametrize(("which", "batch"), everyday(product(BATCHED, SIZES), EVERYDAY))
 def test_batch_of_one_term_only(batch, which):
     k, n = covariance(4), covariance(4, 1)
     other = covariance(2)
@@ -72,7 +80,7 @@ def test_hessian_of_solve_in_raw_entries_is_the_same_in_every_mode():
     def dense(m):
         return c @ jnp.linalg.solve((m + m.T) / 2 + 0.3 * jnp.eye(3), b)
 
-    truth = jax.hessian(dense)(matrix)
+    truth = jax.jit(jax.hessian(dense))(matrix)
     for outer in (jax.jacfwd, jax.jacrev):
         for inner in (jax.jacfwd, jax.jacrev):
             np.testing.assert_allclose(jax.jit(outer(inner(ours)))(matrix), truth, atol=1e-10)

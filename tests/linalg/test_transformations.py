@@ -12,13 +12,14 @@ import pytest
 from jax import lax
 
 from tests.cases import CASES
+from tests.everyday import everyday
 from tests.linalg.contracted import (
     FUSED,
-    MODES,
     QUICK,
     SECOND_ORDER,
     expected,
     outputs,
+    three_orders,
     weights_of,
 )
 from tests.tolerances import assert_close
@@ -94,25 +95,31 @@ ALL = (*SECOND_ORDER, "normal_logpdf")
 REPEATED = "one axis, repeated eigenvalues"
 
 
-@pytest.mark.parametrize(
-    ("name", "names", "wrapper", "modes"),
-    # The density is the primitive of its two parts: they are taken alone where rules get lost.
-    [
+# The density is the primitive of its two parts: they are taken alone where rules get lost.
+INSIDE = [
+    *(
         (REPEATED, ALL if wrapper in LOOPS else FUSED, wrapper, "forward over reverse")
         for wrapper in WRAPPERS
-    ]
-    + [("exchangeable, rho = 0", FUSED, w, "reverse over reverse") for w in LOOPS]
-    + [("noise-free, one axis", SECOND_ORDER, "in_scan", "reverse over reverse")],
+    ),
+    *(("exchangeable, rho = 0", FUSED, wrapper, "reverse over reverse") for wrapper in LOOPS),
+    ("noise-free, one axis", SECOND_ORDER, "in_scan", "reverse over reverse"),
+]
+# A nested `jit` holds one; a map and a checkpoint are everyday in the other combination of modes.
+FURTHER = (
+    ("in_jit", "forward over reverse"),
+    ("in_map", "forward over reverse"),
+    ("in_checkpoint", "reverse over reverse"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "wrapper", "modes"),
+    everyday(INSIDE, [case for case in INSIDE if case[2:] not in FURTHER]),
 )
 def test_inside(name, names, wrapper, modes):
     total, truth, theta = total_of(name, names)
-    outer, inner = MODES[modes]
-
-    @partial(jax.jit, compiler_options=QUICK)
-    def all_orders(theta):
-        wrapped = partial(WRAPPERS[wrapper], total)
-        return wrapped(theta), inner(wrapped)(theta), outer(inner(wrapped))(theta)
-
+    wrapped = partial(WRAPPERS[wrapper], total)
+    all_orders = jax.jit(partial(three_orders, modes, wrapped), compiler_options=QUICK)
     for order, (ours, expected_order) in enumerate(zip(all_orders(theta), truth, strict=True)):
         assert_close(ours, np.asarray(expected_order), order)
 

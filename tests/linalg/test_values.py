@@ -30,7 +30,7 @@ def test_functions_of_a_vector(name):
     assert_close(op.mv(y), grid_shaped(case, (matrix.value @ flat.value[..., None])[..., 0]))
 
 
-@each_case
+@few_cases
 def test_functions_of_the_operator_alone(name):
     case = CASES[name]
     op, dense = case.operator, case.dense[0].value

@@ -11,6 +11,7 @@ import pytest
 from numpyro.distributions import constraints
 
 import kronax as kx
+from kronax.plotting.figures import legend_above
 
 
 class Bowl(eqx.Module):
@@ -108,3 +109,17 @@ def test_without_matplotlib_it_says_what_to_install(fitted, monkeypatch):
 def test_importing_kronax_does_not_import_matplotlib():
     code = "import kronax, sys; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("width", [2.0, 3.0, 6.0])
+def test_a_legend_stays_over_its_own_picture(width):
+    figure, axes = plt.subplots(1, 2, figsize=(2 * width, 3))
+    for ax in axes:
+        ax.plot([0, 1], label="a profile")
+        ax.plot([1, 0], label="95 %, χ² with one degree of freedom")
+        legend_above(ax)
+    figure.canvas.draw()
+    boxes = [ax.get_legend().get_window_extent() for ax in axes]
+    assert boxes[0].x1 <= boxes[1].x0
+    assert boxes[1].x1 <= figure.bbox.x1 * 1.02
+    plt.close(figure)

@@ -317,3 +317,13 @@ def test_a_part_of_an_axis_shows_the_data_of_that_part():
     legend = ax.get_legend()
     ax.figure.canvas.draw()
     assert legend.get_window_extent().y0 >= ax.get_window_extent().y1 - 1, "it covers nothing"
+
+
+def test_dates_in_titles_are_as_short_as_they_can_be():
+    hours = pd.date_range("2001-02-01", periods=4, freq="6h")
+    gp = kx.GridGP(
+        {"time": kx.RBF(0.5), "x": kx.RBF(1.0)}, {"time": hours, "x": np.arange(3.0)}, noise=0.1
+    )
+    post = gp.condition(np.arange(12.0).reshape(4, 3))
+    titles = [kx.plot_series(post, "x", at={"time": at}).get_title() for at in hours[2:]]
+    assert titles == ["time 2001-02-01 12:00", "time 2001-02-01 18:00"]

@@ -98,6 +98,17 @@ class Axis(eqx.Module):
         centred = on_device(wide.astype(dtype))
         return Points(self.coordinates(dtype), centred, places, self.origin)
 
+    def points_among(self, old: "Axis", dtype: Any) -> Points:
+        """`points` that know which coordinates of the old axis they are."""
+        found = self.points(dtype)
+        if self.static is None or old.static is None:
+            return found
+        where, are_same = matched(self.offsets, old.offsets, np.zeros(()))
+        if not are_same.any():
+            return found
+        cells = on_device(np.where(are_same, where, -1).astype(np.int32))
+        return dataclasses.replace(found, cells=cells)
+
     def _traced_offsets(self) -> Array:
         """Differences from the origin, in the dtype of the coordinates: before they are rounded."""
         x = jnp.asarray(self.exact) if self.static is not None else self.traced
@@ -363,6 +374,17 @@ def _as_numpy(coordinates: Any, name: str) -> np.ndarray:
 
 
 def _checked(values: Any, name: str) -> Any:
+    if values.dtype.kind == "m":
+        raise TypeError(
+            f"The coordinates of {name} must be numbers, dates or labels; got durations, whose "
+            "unit the lengthscales would share. Divide them by one, such as "
+            "`durations / numpy.timedelta64(1, 'h')`."
+        )
+    if values.dtype == object and values.size and hasattr(values.flat[0], "to_timestamp"):
+        raise TypeError(
+            f"The coordinates of {name} must be numbers, dates or labels; got periods, which last. "
+            "Take their starts, `periods.to_timestamp()`, or `periods.to_timestamp(how='end')`."
+        )
     if values.dtype.kind not in "fiu":
         raise TypeError(
             f"The coordinates of {name} must be real numbers, dates or labels; got dtype "

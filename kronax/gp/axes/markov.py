@@ -10,7 +10,7 @@ import numpy as np
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.labels import Labels
 from kronax.gp.coordinates.spacing import Coordinates, step_of
-from kronax.gp.kernels.base import Exchangeable, Kernel
+from kronax.gp.kernels.base import Exchangeable, Kernel, dtype_of
 from kronax.gp.kernels.markov import NotMarkovError
 from kronax.gp.kernels.points import Points
 from kronax.linalg.markov.factor import Markov, MarkovAhead
@@ -28,7 +28,7 @@ def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
     if axis.period is not None and any(_sees_chords(term, axis) for term in kernel.all_terms()):
         return "on a circle what lies ahead also lies behind"
     try:
-        jax.eval_shape(lambda: kernel.state_space(np.ones(1, np.float32)).initial)
+        jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))).initial)
     except NotMarkovError as error:
         return error.reason
     return None
@@ -36,7 +36,9 @@ def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
 
 def state_length(kernel: Kernel) -> int:
     """How many numbers the state of a Markov kernel has; nothing is compiled."""
-    return jax.eval_shape(lambda: kernel.state_space(np.ones(1, np.float32)).initial).shape[-1]
+    return jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))).initial).shape[
+        -1
+    ]
 
 
 def _sees_chords(term: Kernel, axis: Axis) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.spatial import KDTree
+import scipy  # loads `scipy.spatial` where it is first used, which takes 0.1 s
 
 from kronax.gp.coordinates.static_arrays import FrozenArray
 
@@ -68,7 +68,7 @@ def spacing(x: np.ndarray) -> np.ndarray:
     """How far each coordinate is from the nearest one that differs; infinite if none does."""
     if x.ndim == 2:
         places, where = np.unique(x, axis=0, return_inverse=True)
-        nearest = KDTree(places).query(places, k=[2])[0][:, 0]
+        nearest = scipy.spatial.KDTree(places).query(places, k=[2])[0][:, 0]
         return nearest[where.reshape(-1)]
     known, where = np.unique(x, return_inverse=True)
     steps = np.concatenate([[np.inf], np.diff(known), [np.inf]])
@@ -86,9 +86,20 @@ def are_same(x: np.ndarray, known: np.ndarray) -> np.ndarray:
 def matched(x: np.ndarray, known: np.ndarray, limit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The nearest known place to each one, and whether it is the same, by the rounding `limit`."""
     new, old = (v.reshape(len(v), -1) for v in (x, known))
-    where = KDTree(old).query(new)[1]
+    where = _nearest(new, old)
     near = np.minimum(limit, SHARE * spacing(known)[where].reshape(-1, 1))
     return where, (np.abs(new - old[where]) <= near).all(axis=1)
+
+
+def _nearest(x: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Which place, of `(n, p)`, is the nearest to each one."""
+    if x.shape[1] > 1:
+        return scipy.spatial.KDTree(places).query(x)[1]
+    order = np.argsort(places[:, 0], kind="stable")
+    x, known = x[:, 0], places[order, 0]
+    above = np.searchsorted(known, x).clip(max=known.size - 1)
+    below = np.maximum(above - 1, 0)
+    return order[np.where(np.abs(x - known[below]) <= np.abs(x - known[above]), below, above)]
 
 
 class Coordinates(FrozenArray):

@@ -64,6 +64,17 @@ class LeaveOneOut(HeldOut):
         return -(square + jnp.log(variance) + math.log(2 * math.pi)) / 2
 
     @property
+    def mean_error(self) -> Float[Array, "..."] | None:
+        """Standard error of the mean where variances come from iterations, else `None`.
+
+        The mean is `y − α v`, so that the error of `v` comes in by the weight `α = (y − mean) / v`.
+        """
+        if self.variance_error is None:
+            return None
+        error, own, variance = same_rank(self.error, self.variance_error, self.variance)
+        return jnp.abs(error) * own / variance
+
+    @property
     def log_score(self) -> Float[Array, "..."]:
         """The sum of the log predictive densities, in nats; one per data set."""
         return jnp.nansum(self.log_density(), axis=self._cells)

@@ -1,5 +1,6 @@
 """Points of an axis, in each of the forms in which a kernel may see them."""
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -22,12 +23,14 @@ class Points(eqx.Module):
         places: where they lie on a declared circle `(n, 2)` or sphere `(n, 3)`; isotropic kernels
             see these.
         origin: what was taken off, per dimension; `None` where that is traced.
+        cells: of new points, which old one each is, -1 for none; `None` if none is or nobody knows.
     """
 
     raw: Array
     centred: Array
     places: Array | None
     origin: int | float | tuple[int | float, ...] | None = eqx.field(static=True)
+    cells: Int[Array, " n"] | None = None
 
     @property
     def size(self) -> int:
@@ -47,13 +50,21 @@ class Points(eqx.Module):
 
     def joined(self, other: "Points") -> "Points":
         """These points and then the others; both have one origin."""
-        return jax.tree.map(lambda x, z: jnp.concatenate([x, z]), self, other)
+        pair = self.alone, other.alone
+        return jax.tree.map(lambda x, z: jnp.concatenate([x, z]), *pair)
+
+    @property
+    def alone(self) -> "Points":
+        """The points without knowledge of others."""
+        return dataclasses.replace(self, cells=None)
 
     def found_in(self, known: "Points") -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
         """Which of the `n` known points each one is, and whether it is one.
 
         On a line by sorting; `m n` comparisons of places in several dimensions.
         """
+        if self.cells is not None:
+            return self.cells, self.cells >= 0
         if self.centred.ndim == 1:
             order = jnp.argsort(known.centred, stable=True)
             place = jnp.searchsorted(known.centred[order], self.centred)

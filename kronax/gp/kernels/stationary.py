@@ -223,8 +223,10 @@ class Periodic(Kernel):
         """A constant and some waves, whose weights fall off faster than geometrically."""
         steps, period = as_points(checked_gaps(gaps), self), single(self.period, "period", self)
         lengthscale = single(self.lengthscale, "lengthscale", self)
-        if is_concrete(lengthscale):
-            enough = enough_terms(float(lengthscale) ** -2, self.lengthscale.dtype)
+        if is_concrete(self.lengthscale):
+            # By NumPy: what JAX makes of it is traced where only shapes are asked for.
+            host = np.asarray(self.lengthscale)
+            enough = enough_terms(host.item() ** -2, host.dtype)
             if enough > self.num_terms:
                 raise not_markov(self, f"at this lengthscale it needs num_terms={enough}")
         cycles = ratio(steps, 0 * steps, period, "period")

@@ -8,6 +8,7 @@ xarray or pandas: whoever passes such an object has it.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import permutations
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -67,24 +68,31 @@ def in_grid_order(
 
 def _by_labels(y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str) -> Any:
     """The values of a pandas object, each row and column at the place that its label names."""
+    is_long = y.ndim == 1 and y.index.nlevels > 1
     labels = [y.index, y.columns] if y.ndim == 2 else [y.index]
+    if is_long:
+        labels = [y.index.get_level_values(k) for k in range(y.index.nlevels)]
     if len(labels) != len(axes):
         raise ValueError(
             f"{what} is a {type(y).__name__} with labels along {len(labels)} "
-            f"{'axis' if len(labels) == 1 else 'axes'}; the model has {len(axes)}. Unstack it, or "
+            f"{'axis' if len(labels) == 1 else 'axes'}; the model has {len(axes)}. Give a Series "
+            "one level of its index per axis (`frame.set_index([…])[column]`, `frame.stack()`), or "
             f"pass an array in the order of the axes, such as {_values_of(what)}."
         )
     called = names or tuple(f"axis {i}" for i in range(len(axes)))
+    find = _cells if is_long else _places
     refused: list[ValueError] = []
     for order in permutations(range(len(labels))):
         own = [labels[k].name for k in order]
         if any(name in called and name != at for name, at in zip(own, called, strict=True)):
             continue
         try:
-            places = [_places(labels[k], axes[i], called[i], what) for i, k in enumerate(order)]
+            places = [find(labels[k], axes[i], called[i], what) for i, k in enumerate(order)]
         except ValueError as error:
             refused.append(error)
             continue
+        if is_long:
+            return _scattered(y, places, tuple(axis.size for axis in axes), what)
         return np.transpose(_numbers_of(y, what), order)[np.ix_(*places)]
     raise ValueError(
         f"{refused[0]} The labels of a {type(y).__name__} say which cell is which; where they do "
@@ -122,6 +130,48 @@ def _places(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:
     if not _equal(got[places], wanted).all():
         raise ValueError(_other_labels(got, wanted, name, what))
     return places
+
+
+def _cells(labels: Any, axis: Axis, name: str, what: str) -> np.ndarray:
+    """The place on an axis of each row of a long table.
+
+    Raises:
+        ValueError: if a label is none of the axis.
+    """
+    got, wanted = np.asarray(labels.infer_objects()), _reference(axis)
+    if wanted is None or wanted.ndim > 1 or _kind(got) != _kind(wanted):
+        raise ValueError(_other_labels(got, wanted, name, what))
+    if is_dates(got):
+        got, wanted = plain_dates(got, name), plain_dates(wanted, name)
+    known, row = np.unique(got, return_inverse=True)
+    order = np.argsort(wanted, kind="stable")
+    place = np.searchsorted(wanted[order], known).clip(max=len(wanted) - 1)
+    if known.dtype.kind in "fiu":  # rounding may have moved it across
+        before = np.maximum(place - 1, 0)
+        far, near = (np.abs(wanted[order[k]] - known) for k in (place, before))
+        place = np.where(near < far, before, place)
+    if not _equal(known, wanted[order[place]]).all():
+        raise ValueError(_other_labels(known, wanted, name, what))
+    return order[place][row]
+
+
+def _scattered(
+    y: Any, places: Sequence[np.ndarray], shape: tuple[int, ...], what: str
+) -> np.ndarray:
+    """The grid of a long table, NaN in the cells that it does not have."""
+    cells, values = np.ravel_multi_index(tuple(places), shape), _numbers_of(y, what)
+    twice = np.flatnonzero(np.bincount(cells) > 1)
+    if twice.size:
+        label = y.index[int(np.argmax(cells == twice[0]))]
+        raise ValueError(
+            f"{what} must have one value per cell; got several at {', '.join(map(_word, label))}. "
+            "Take their mean: `y.groupby(level=list(range(y.index.nlevels))).mean()`."
+        )
+    if len(cells) < prod(shape) and values.dtype.kind != "f":
+        values = values.astype(float)
+    grid = np.full(shape, np.nan if values.dtype.kind == "f" else 0, values.dtype)
+    grid.flat[cells] = values
+    return grid
 
 
 def _other_labels(got: np.ndarray, wanted: np.ndarray | None, name: str, what: str) -> str:

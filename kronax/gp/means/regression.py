@@ -323,14 +323,14 @@ class HarmonicMean(RegressionMean):
 class MarginalMean(Mean):
     """Regression whose coefficients are integrated out exactly: generalised least squares.
 
-    With flat priors the marginal likelihood is the restricted one (REML); the posterior carries the
-    estimates and their standard errors, and its variances contain their uncertainty. Costs one
-    structured solve per coefficient.
+    With flat priors the log likelihood is the restricted one (REML), for `p` functions `H`
+    `−½ ((n−p) log 2π + log|S| + log|Hᵀ S⁻¹ H| + rᵀ S⁻¹ r)`: it compares models of the same mean.
+    The posterior carries the estimates and their standard errors, and its variances contain their
+    uncertainty. Costs one structured solve per coefficient.
 
     Args:
         mean: a regression mean, `kx.ConstantMean`, or a sum of such; other means may be added and
-            stay as they are. A level that several of them have counts once: two `kx.LinearMean`
-            are a plane, with a level and two slopes.
+            stay as they are. A level of several counts once: two `kx.LinearMean` are a plane.
         variance: of independent normal priors on the coefficients of the functions as each mean
             defines them (the `β_1` of a `kx.LinearMean` belongs to `u`); flat by default.
 

@@ -224,7 +224,7 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
         angle = x.centred * jnp.asarray(2 * np.pi / period, dtype)
         places = jnp.stack([-jnp.sin(angle), jnp.cos(angle)], axis=-1)
     tangent = Points(ones, ones, places, x.origin)
-    _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x,), (tangent,))
+    _, slope = jax.jvp(lambda p: kernel.matrix_at(p, old).astype(dtype), (x.alone,), (tangent,))
     if kernel.has_slope:
         return slope
     # A kink or a jump: traced places cannot be refused.

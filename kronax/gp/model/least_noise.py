@@ -1,9 +1,10 @@
 """The least noise that the precision carries, and the way that a fit stays above it."""
 
 from functools import reduce
-from operator import mul
+from operator import add, mul
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -11,17 +12,23 @@ from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractProcess
-from kronax.linalg.arrays.precision import Ends, least_noise
+from kronax.linalg.arrays.host import numpy_of, on_host
+from kronax.linalg.arrays.precision import Conditioning, Ends, least_noise
+from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.spectral.conditioning import largest_eigenvalue, row_sum
 from kronax.parameters import replace
 
 
 class NoiseLevel(NamedTuple):
-    """The smallest noise variance of a process, and the least that its precision carries."""
+    """The smallest noise variance of a process, and the least that its precision carries.
+
+    `step` raises it by the least of a precision when it is added to the parameter of the noise.
+    """
 
     level: Array
     least: Array
+    step: Array
     ends: Ends
 
 
@@ -43,43 +50,64 @@ class LeastNoise(AbstractProcess):
             return f"noise.variances[{_first(self.noise)}]"
         return "noise"
 
-    def noise_level(self, observed: Mask | None) -> NoiseLevel:
-        """Noise, floor and eigenvalues of a process that is observed at some cells."""
+    def noise_level(self, observed: Mask | None, dtype: Any) -> NoiseLevel:
+        """Noise, floor and eigenvalues of a process that is observed at some cells.
+
+        `dtype` is the precision whose floor a fit stays above.
+        """
         level, largest = _level(self.noise, self.dtype), _largest(self, observed)
-        least = least_noise(largest, self.dtype)
-        return NoiseLevel(level, least, Ends(largest + level, level))
+        step = _step(self.noise, least_noise(largest, dtype))
+        ends = Ends(largest + level, level)
+        return NoiseLevel(level, least_noise(largest, self.dtype), step, ends)
 
-    def above_least_noise(self, observed: Mask | None, dtype: Any) -> Any:
-        """The process with the floor of a precision added to its noise."""
-        value, step = _parameter(self, observed, dtype)
-        return replace(self, {self.noise_parameter: value + step})
+    def conditioning(self) -> Conditioning | None:
+        """What tells how ill-conditioned the covariance of the data is: it is decomposed."""
+        return _conditioning(self)
 
-    def below_least_noise(self, observed: Mask | None, dtype: Any) -> Any:
-        """The process that `above_least_noise` makes of this one, or of one half above the floor.
+    def raised_noise(self, step: Array) -> Any:
+        """The process with the floor added to its noise."""
+        return replace(self, {self.noise_parameter: on_host(add, _parameter(self.noise), step)})
+
+    def lowered_noise(self, step: Array) -> Any:
+        """The process of which `raised_noise` makes this one, or one half above the floor.
 
         Noise at the floor could not move: its slope there is zero.
         """
-        value, step = _parameter(self, observed, dtype)
-        less = jnp.where(value > 1.5 * step, value - step, step / 2)
-        return replace(self, {self.noise_parameter: less})
+        return replace(self, {self.noise_parameter: on_host(_less, _parameter(self.noise), step)})
+
+
+@eqx.filter_jit
+def _conditioning(gp: AbstractProcess) -> Conditioning | None:
+    return decomposition_of(gp.data_covariance()).ends()
 
 
 def _first(noise: AxisNoise) -> int:
     return next(i for i, v in enumerate(noise.variances) if v is not None)
 
 
-def _parameter(gp: AbstractProcess, observed: Mask | None, dtype: Any) -> tuple[Array, Array]:
-    """The parameter that sets the noise, and what raises its smallest variance by the floor."""
-    least = least_noise(_largest(gp, observed), dtype)
-    if isinstance(gp.noise, CellNoise):
-        return gp.noise.scale, least / _typical_variance(gp.noise)
-    if isinstance(gp.noise, AxisNoise):
-        first = _first(gp.noise)
-        others = [jnp.median(v) for v in gp.noise.variances[first + 1 :] if v is not None]
-        own = gp.noise.variances[first]
+def _less(value: Any, step: Any) -> Any:
+    return numpy_of(value).where(value > 1.5 * step, value - step, step / 2)
+
+
+def _parameter(noise: Any) -> Array:
+    """The parameter that sets the level of the noise."""
+    if isinstance(noise, CellNoise):
+        return noise.scale
+    if isinstance(noise, AxisNoise):
+        own = noise.variances[_first(noise)]
         assert own is not None
-        return own, reduce(jnp.divide, others, least)
-    return gp.noise, least
+        return own
+    return noise
+
+
+def _step(noise: Any, least: Array) -> Array:
+    """What raises the smallest variance by the floor when it is added to that parameter."""
+    if isinstance(noise, CellNoise):
+        return least / _typical_variance(noise)
+    if isinstance(noise, AxisNoise):
+        others = [jnp.median(v) for v in noise.variances[_first(noise) + 1 :] if v is not None]
+        return reduce(jnp.divide, others, least)
+    return least
 
 
 def _level(noise: Any, dtype: Any) -> Array:

@@ -160,7 +160,8 @@ def _continued(known: Coordinates, ahead: Coordinates, name: str) -> tuple[Coord
 def _longer(gp: AbstractProcess, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
     """The process with another axis `i`: its structure is chosen anew, its parameters stay."""
     name, kernel, held = axis_labels(gp)[i], gp.kernels[i], gp.structures[i]
-    asked = held.rank or (held.kind if held.reason == "as asked" else None)
+    stays = held.reason == "as asked" or held.kind == "markov"
+    asked = held.rank or (held.kind if stays else None)
     check_kernel(kernel, axis, name)
     structure = choose(kernel, axis, asked)
     check_structure(kernel, axis, structure, name)

@@ -25,9 +25,10 @@ from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.density import check_number, log_density, log_density_at
 from kronax.gp.posterior.draws import function_draws
 from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, variance_at
+from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
-from kronax.linalg.arrays.fingerprints import held, made_of_tree
+from kronax.linalg.arrays.fingerprints import made_of_tree
 from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
@@ -45,7 +46,6 @@ def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
         own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
-        held(own.operator, getattr(own.operator, "decomposition", None))
         return method(own, *args, **options)
 
     return call
@@ -106,22 +106,24 @@ class Posterior(AbstractPosterior):
         return predict.mean(self, self._points(self._new_axes(axes)))
 
     @_of_its_model
-    def mean_derivative(self, axis: int | str, axes: Any = None) -> Float[Array, "..."]:
+    def mean_derivative(
+        self, axis: int | str, axes: Any = None, points: Any = None
+    ) -> Float[Array, "..."]:
         """The derivative of the mean along one axis, in units of the data per unit of the axis.
 
         Args:
             axis: its name or number.
             axes: new coordinates; by default the grid itself.
+            points: scattered places instead, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
+            TypeError: if both `axes` and `points` are given.
             ValueError: if the axis has places in several dimensions or labels, the mean function
                 is known on the grid only, or the mean has a kink or a jump at one of the places:
                 with `Matern12` or `White` it has them where data are.
         """
-        new = self._new_axes(axes)
-        i = predict.axis_with_slope(self.gp, axis, new)
-        return predict.mean_derivative(self, self._points(new), i)
+        return slope_of_mean(self, axis, axes, points)
 
     def variance(
         self,
@@ -185,8 +187,8 @@ class Posterior(AbstractPosterior):
             found, noise_at = self.settled(variance_at(self, places)), noise_levels.noise_at
             return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self._new_axes(axes)
-        levels = noise_levels.noise_on(self, new, noise) if include_noise else None
-        return self.settled(predict.variance_estimate(self, self._points(new), None, levels))
+        found = self.settled(predict.variance_estimate(self, self._points(new)))
+        return found.shifted(noise_levels.noise_on(self, new, noise)) if include_noise else found
 
     @_of_its_model
     def covariance(

@@ -1,6 +1,6 @@
 """Prediction on a grid, compiled: mean, variance, covariance."""
 
-from functools import reduce
+from functools import partial, reduce
 from math import prod
 from operator import and_
 from typing import Any
@@ -10,12 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.kernel_gradients import check_slope
-from kronax.gp.axes.labels import Labels
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import fitted
-from kronax.gp.means.means import ArrayMean, values_at
 from kronax.gp.model.components import (
     Component,
     New,
@@ -57,7 +54,8 @@ def new_points(post: AbstractPosterior, axes: Any) -> New:
 def as_points(post: AbstractPosterior, new: tuple[Axis | None, ...]) -> New:
     """New axes as points."""
     dtype = post.operator.dtype
-    return tuple(None if axis is None else axis.points(dtype) for axis in new)
+    pairs = zip(new, post.gp.axes, strict=True)
+    return tuple(None if axis is None else axis.points_among(old, dtype) for axis, old in pairs)
 
 
 def axis_number(gp: AbstractProcess, axis: int | str) -> int:
@@ -67,28 +65,6 @@ def axis_number(gp: AbstractProcess, axis: int | str) -> int:
     if axis not in known or isinstance(axis, bool):
         raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
     return names.index(axis) if axis in names else int(axis)
-
-
-def axis_with_slope(
-    gp: AbstractProcess, axis: int | str, new: tuple[Axis | None, ...], name: str | None = None
-) -> int:
-    """The number of an axis along which the mean, or that of a term, has a derivative at `new`."""
-    i = axis_number(gp, axis)
-    along = gp.axes[i]
-    if along.num_dimensions is not None or isinstance(along.coding, Labels):
-        what = "labels" if along.coding is not None else "places in several dimensions"
-        raise ValueError(
-            f"The mean has a derivative along axes with coordinates (n,); {axis!r} has {what}."
-        )
-    if gp.joined is not None and gp.additive.joined_axis != i:
-        rough = [n for n in gp.additive.joined if name in (None, n)]
-        if rough:
-            raise ValueError(
-                f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
-                " is white. Take that of the other terms: post.terms[name].mean_derivative."
-            )
-    check_slope([part.kernels[i] for part in parts(gp, name)], along, new[i], repr(axis))
-    return i
 
 
 def cross_of(
@@ -147,7 +123,8 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
     """`value`, at observed cells by what the data are less their noise: `y − N S⁻¹ r`.
 
     The weights are large where the noise is small, and `K` times them loses what cancels there.
-    So it is where new coordinates are those of observed cells; there derivatives are of `value`.
+    So it is where new coordinates are those of observed cells. Traced ones may move away from
+    there: only their values are these, and derivatives are of `value`.
     """
     if not decomposition_of(post.operator).is_exact:
         return value
@@ -164,7 +141,13 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
         cell, is_old = x.found_in(axis.points(post.operator.dtype))
         less, has_data = (jnp.take(grid, cell, axis=i) for grid in (less, has_data))
         has_data = has_data & along(is_old, i, len(new))
-    return with_value(value, jnp.where(*same_rank(has_data, less, value)))
+    found = jnp.where(*same_rank(has_data, less, value))
+    return found if are_known(new) else with_value(value, found)
+
+
+def are_known(new: New) -> bool:
+    """Whether every new axis has coordinates of the old one, and which is known."""
+    return any(new) and all(x is None or x.cells is not None for x in new)
 
 
 def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array) -> Array:
@@ -175,7 +158,8 @@ def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array
     axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)
     cells, are_old = zip(*(x.found_in(old) for x, old in zip(new, axes, strict=True)), strict=True)
     has_data = reduce(and_, are_old, jnp.broadcast_to(has_data, post.gp.grid_shape)[cells])
-    return with_value(value, jnp.where(*same_rank(has_data, less[(..., *cells)], value)))
+    found = jnp.where(*same_rank(has_data, less[(..., *cells)], value))
+    return found if are_known(new) else with_value(value, found)
 
 
 def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, Any]:
@@ -191,39 +175,6 @@ def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, A
     return y - jnp.multiply(*same_rank(noise, weights)), has_data
 
 
-@compiled
-def mean_derivative(post: AbstractPosterior, new: New, i: int, name: str | None = None) -> Array:
-    """The derivative of the mean along axis `i`."""
-    gp = post.gp
-    value = explained(post, new, name, post.weights, i)
-    if name is not None:
-        return value
-    if any(isinstance(part, ArrayMean) for part in gp.mean.summands()):
-        raise ValueError(
-            "A mean given as an array is known on the grid only and has no derivative. Use a "
-            "mean that is a function of the axes."
-        )
-    slope = _slope(gp, lambda *x: values_at(gp.mean, x), new, i)
-    value = jnp.add(*same_rank(slope, value))
-    if post.regression is None:
-        return value
-    return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))
-
-
-def _slope(gp: AbstractProcess, function: Any, new: New, i: int) -> Array:
-    """The derivative of a function of the coordinates along axis `i`; it broadcasts to the grid."""
-    x = gp.points_on(new)
-
-    def moved(points: Points) -> Array:
-        return function(*x[:i], points, *x[i + 1 :]).astype(gp.dtype)
-
-    # Means do not see places on a circle.
-    own = x[i].places
-    places = None if own is None else jnp.zeros_like(own)
-    ones = jnp.ones_like(x[i].raw)
-    return jax.jvp(moved, (x[i],), (Points(ones, ones, places, x[i].origin),))[1]
-
-
 def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | None:
     """`L⁻¹ (H_* − K_* S⁻¹ H)`, the root of what not knowing the coefficients adds."""
     if post.regression is None:
@@ -234,20 +185,14 @@ def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | N
 
 
 @compiled
-def variance_estimate(
-    post: AbstractPosterior, new: New, name: str | None = None, levels: Array | None = None
-) -> Estimate:
-    """The posterior variance with its certificate, whether it converged or not; plus noise."""
-    found = _variance_estimate(post, new, name)
-    return found if levels is None else found.shifted(levels)
-
-
-def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> Estimate:
+def variance_estimate(post: AbstractPosterior, new: New, name: str | None = None) -> Estimate:
+    """The posterior variance with its certificate, whether it converged or not."""
     found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if not isinstance(found, Iterations):
-        if isinstance(found, Cholesky):
-            return exact_estimate(_dense_variance(post, new, name, found) + added)
-        return exact_estimate(exact_variance(post, new, name) + added)
+        value = known_variance(post, new, name)
+        if are_known(new):
+            value = _or_on_grid(post, new, name, value)
+        return exact_estimate(value + added)
     if not are_exact(post.gp):
         return _variance_of_terms(post, new, name, found).shifted(added)
     if name is None and not any(new):
@@ -256,6 +201,25 @@ def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> E
     rows = [factor.to_dense() for factor in cross_of(post, part, new).factors]
     prior = prior_variances(post.gp, part, new, found.op.dtype)
     return found.explained_estimate(rows).scaled(-1.0).shifted(prior + added)
+
+
+def known_variance(post: AbstractPosterior, new: New, name: str | None) -> Array:
+    """By an exact decomposition, the coefficients of the mean known."""
+    found = decomposition_of(post.operator)
+    if isinstance(found, Cholesky):
+        return _dense_variance(post, new, name, found)
+    return exact_variance(post, new, name)
+
+
+def _or_on_grid(post: AbstractPosterior, new: New, name: str | None, value: Array) -> Array:
+    """`value`, at cells of the grid by what is known there, which loses fewer digits."""
+    found, is_old = known_variance(post, (None,) * len(new), name), jnp.ones((), bool)
+    for i, x in enumerate(new, -len(new)):
+        if x is not None:
+            assert x.cells is not None
+            found = jnp.take(found, x.cells, axis=i)
+            is_old = is_old & along(x.cells >= 0, i, len(new))
+    return jnp.where(*same_rank(is_old, found, value))
 
 
 def _variance_of_terms(
@@ -328,7 +292,7 @@ def _variance_of_coefficients(post: AbstractPosterior, new: New, name: str | Non
     return jnp.zeros((), post.operator.dtype) if root is None else jnp.sum(jnp.square(root), axis=0)
 
 
-@compiled
+@partial(compiled, returns_operator=True)
 def covariance(
     post: AbstractPosterior, new: New, levels: Array | None, name: str | None = None
 ) -> PosteriorCovariance:

@@ -1,11 +1,15 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
+from collections.abc import Callable
+from functools import reduce
+from operator import and_
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.columns import columns_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
@@ -13,9 +17,9 @@ from kronax.gp.means.means import values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import Component, axis_with_variance, parts, root_rows, rows_at
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
-from kronax.gp.posterior.predict import at_data_among
+from kronax.gp.posterior.predict import are_known, at_data_among, known_variance
 from kronax.linalg.arrays.mode_products import matmul, same_rank
-from kronax.linalg.estimates.certificates import Estimate
+from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, turned_about
@@ -26,7 +30,18 @@ ROUNDINGS = 100
 
 
 def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Points, ...]:
-    """The coordinates of scattered places: one entry of `m` per axis.
+    """The coordinates of scattered places: one entry of `m` per axis."""
+    return points_of(gp, scattered_axes(gp, points, axes))
+
+
+def points_of(gp: AbstractProcess, found: tuple[Axis, ...]) -> tuple[Points, ...]:
+    """The same of their axes."""
+    pairs = zip(found, gp.axes, strict=True)
+    return tuple(axis.points_among(old, gp.dtype) for axis, old in pairs)
+
+
+def scattered_axes(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Axis, ...]:
+    """One axis of `m` coordinates per axis of the process.
 
     Args:
         gp: the process.
@@ -53,7 +68,7 @@ def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Point
             f"Scattered points need as many coordinates on every axis; got {sizes}. For a grid of "
             "new coordinates pass `axes=`."
         )
-    return tuple(axis.points(gp.dtype) for axis in found)
+    return found
 
 
 @compiled
@@ -64,7 +79,7 @@ def mean_at(
     value = _explained(post, new, parts(post.gp, name), post.weights)
     if name is not None:
         return value
-    value = jnp.add(*same_rank(_prior_mean(post.gp, new), value))
+    value = jnp.add(*same_rank(jax.vmap(mean_of_place(post.gp))(*new), value))
     if post.regression is not None:
         value = value + matmul(post.regression.estimates, _design(post.gp, new))
     return at_data_among(post, new, value)
@@ -79,25 +94,29 @@ def _explained(
     return sum(rest, first)
 
 
-def _prior_mean(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, " m"]:
-    """The mean function, place by place."""
+def mean_of_place(gp: AbstractProcess) -> Callable[..., Array]:
+    """The mean function, of one place."""
 
     def one(*place: Points) -> Array:
         value = values_at(gp.mean, [x[None] for x in place])
         return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
 
-    return jax.vmap(one)(*new)
+    return one
 
 
-def _design(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, "p m"]:
-    """The functions of a marginal mean, place by place."""
+def design_of_place(gp: AbstractProcess) -> Callable[..., Array]:
+    """The functions of a marginal mean, `(p,)`, of one place."""
     mean = gp.mean
     assert isinstance(mean, MarginalMean)
 
     def one(*place: Points) -> Array:
         return mean.design_at(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
 
-    return jax.vmap(one, out_axes=1)(*new)
+    return one
+
+
+def _design(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, "p m"]:
+    return jax.vmap(design_of_place(gp), out_axes=1)(*new)
 
 
 def _regressed(
@@ -129,7 +148,13 @@ def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = 
     is_joined = name is not None and post.gp.joined is not None and name in post.gp.terms.joined
     if is_joined and isinstance(op, KroneckerPlusNoise):  # the term stands where the noise does
         op = turned_about(op)
-    return decomposition_of(op).variance_at(*_places(post, new, name))
+    found = decomposition_of(op).variance_at(*_places(post, new, name))
+    if not (decomposition_of(op).is_exact and are_known(new)):
+        return found
+    on_grid = known_variance(post, (None,) * len(new), name)
+    cells = tuple(x.cells for x in new)
+    is_old = reduce(and_, (k >= 0 for k in cells))
+    return exact_estimate(jnp.where(is_old, on_grid[(..., *cells)], found.value))
 
 
 def _places(

@@ -10,6 +10,7 @@ from kronax.gp.posterior import predict
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.draws import posterior_draws
 from kronax.gp.posterior.scattered import mean_at, scattered_points, variance_at
+from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.estimates.certificates import Estimate
 from kronax.paths import nearest
@@ -50,17 +51,17 @@ class TermPosterior(eqx.Module):
             return mean_at(post, scattered_points(post.gp, points, axes), self.name)
         return predict.mean(post, predict.new_points(post, axes), self.name)
 
-    def mean_derivative(self, axis: int | str, axes: Any = None) -> Float[Array, "..."]:
+    def mean_derivative(
+        self, axis: int | str, axes: Any = None, points: Any = None
+    ) -> Float[Array, "..."]:
         """The derivative of that mean along one axis, per unit of the axis.
 
         Raises:
             KeyError: if an axis name is unknown.
+            TypeError: if both `axes` and `points` are given.
             ValueError: if the term has no derivative along the axis.
         """
-        post = self.posterior
-        new = post.gp.new_axes(axes)
-        i = predict.axis_with_slope(post.gp, axis, new, self.name)
-        return predict.mean_derivative(post, predict.as_points(post, new), i, self.name)
+        return slope_of_mean(self.posterior, axis, axes, points, self.name)
 
     def variance(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
         """Posterior variance of the term; right to first order, at scattered points values only.

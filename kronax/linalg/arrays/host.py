@@ -29,6 +29,11 @@ def on_host(function: Callable[..., Any], *arrays: Any) -> Array:
     return on_device(function(*(np.asarray(x, dtype) for x in arrays)))
 
 
+def numpy_of(x: Any) -> Any:
+    """The NumPy that an array is of: NumPy itself, or JAX's."""
+    return np if isinstance(x, np.ndarray | np.generic) else jnp
+
+
 def is_finite(tree: Any) -> bool:
     """Whether no leaf is known to have NaN or infinities; traced ones pass."""
     return all(

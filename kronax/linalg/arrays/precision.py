@@ -4,7 +4,7 @@ import math
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import equinox
 import jax
@@ -34,7 +34,7 @@ class PrecisionWarning(UserWarning):
 
 
 class Ends(NamedTuple):
-    """The largest and the smallest eigenvalue of a covariance, or bounds on them."""
+    """The largest and the smallest eigenvalue of a covariance, or what has their ratio."""
 
     largest: Array
     smallest: Array
@@ -46,13 +46,34 @@ class Ends(NamedTuple):
             return np.asarray(np.finfo(largest.dtype).eps * largest / smallest)
 
 
+class Conditioning(Protocol):
+    """What tells rounding times a condition number: eigenvalues, or factorisations."""
+
+    @property
+    def largest(self) -> Array:
+        """An array in the precision that was computed in."""
+
+    def ratio(self) -> np.ndarray:
+        """Rounding times the condition number, of concrete values."""
+
+
 def least_noise(largest: Array, dtype: Any) -> Array:
     """The noise variance that a precision carries beside a largest eigenvalue."""
     info = jnp.finfo(dtype)
     return float(info.eps) / FLOOR.get(info.bits, 1.0) * largest
 
 
-def warn_of_ratio(ends: Ends | None, what: str, limit: float = LOST) -> None:
+def worst_ratio(ends: Conditioning | None) -> float:
+    """The largest finite ratio of a batch; zero where none is known, or it is traced."""
+    if ends is None or isinstance(ends.largest, jax.core.Tracer):
+        return 0.0
+    ratios = ends.ratio()
+    return float(np.max(ratios, where=np.isfinite(ratios), initial=0.0))
+
+
+def warn_of_ratio(
+    ends: Conditioning | None, what: str, limit: float = LOST, of: str = "the covariance"
+) -> None:
     """Warn where concrete eigenvalues say that an answer is lost; traced ones pass.
 
     Python shows a warning once per line and text: the text has the order of magnitude alone.
@@ -61,15 +82,14 @@ def warn_of_ratio(ends: Ends | None, what: str, limit: float = LOST) -> None:
         ends: of the covariance, `None` where they are not known.
         what: may be wrong, for the text.
         limit: of the ratio.
+        of: whose eigenvalues they are.
     """
-    if ends is None or isinstance(ends.largest, jax.core.Tracer):
-        return
-    ratio = float(np.max(ends.ratio()))
-    if not math.isfinite(ratio) or ratio <= limit:
+    ratio = worst_ratio(ends)
+    if ends is None or ratio <= limit:
         return
     dtype = np.dtype(ends.largest.dtype)
     warnings.warn(
-        f"{what} in {dtype}: rounding times the condition number of the covariance is of order "
+        f"{what} in {dtype}: rounding times the condition number of {of} is of order "
         f"{_magnitude(ratio)}, and must be below {limit:g}. {_advice(dtype)}",
         PrecisionWarning,
         stacklevel=level_of_caller(),

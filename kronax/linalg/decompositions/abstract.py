@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array
 
-from kronax.linalg.arrays.precision import Ends
+from kronax.linalg.arrays.precision import Conditioning
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.spectral.conditional_variances import Places
 
@@ -54,9 +54,13 @@ class AbstractDecomposition(eqx.Module):
     def computed(self) -> Any:
         """What `kx.decompose` lets the operator carry; `None` for nothing."""
 
-    def ends(self) -> Ends | None:
-        """The largest and smallest eigenvalue, or bounds on them, if they cost next to nothing."""
+    def ends(self) -> Conditioning | None:
+        """The largest and smallest eigenvalue, bounds on them, or what they are found from."""
         return None
+
+    def as_covariance(self) -> "AbstractDecomposition":
+        """The way of an operator that is known to be a covariance."""
+        return self
 
 
 class AbstractSignalPlusNoise(AbstractDecomposition):

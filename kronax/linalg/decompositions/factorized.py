@@ -9,6 +9,7 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
 from kronax.linalg.decompositions.abstract import AbstractDecomposition
+from kronax.linalg.decompositions.conditions import FactorCondition, FactorConditions
 from kronax.linalg.decompositions.implicit import implicit_solve
 from kronax.linalg.factors.factorizations import inverse_matrix
 from kronax.linalg.operators.kronecker import Kronecker, num_cells
@@ -38,11 +39,15 @@ class Factorized(AbstractDecomposition):
         product = jnp.multiply(*same_rank(b, self.solve(b)))
         return jnp.sum(product, axis=tuple(range(-len(self.op.grid_shape), 0)))
 
+    def as_covariance(self) -> "Factorized":
+        """By Cholesky factors alone."""
+        roots = self.op.factorize(positive_definite=True)
+        return Factorized(Kronecker(*self.op.factors, decomposition=roots))
+
     def logpdf(self, residual: Array) -> Array:
-        """Log density of `N(0, S)`, by Cholesky: factors are used as covariances."""
-        op, roots = self.op, self.op.factorize(positive_definite=True)
-        both = Factorized(Kronecker(*op.factors, decomposition=roots))
-        constant = num_cells(op) * log(2 * pi) / 2
+        """Log density of `N(0, S)`: factors are used as covariances."""
+        both = self.as_covariance()
+        constant = num_cells(self.op) * log(2 * pi) / 2
         return -0.5 * (both.logdet() + both.inv_quad(residual)) - constant
 
     def inverse_diagonal(self) -> Array:
@@ -57,6 +62,11 @@ class Factorized(AbstractDecomposition):
     def computed(self) -> Any:
         """One factorisation per axis."""
         return self.op.factorize()
+
+    def ends(self) -> FactorConditions:
+        """What tells the condition number of every factor."""
+        pairs = lax.stop_gradient(list(zip(self.op.factors, self.op.factorize(), strict=True)))
+        return FactorConditions(tuple(FactorCondition.of(*pair) for pair in pairs))
 
 
 def _apply(factorizations: Any, v: Array, transpose: bool) -> Array:

@@ -17,7 +17,7 @@ from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.operators.kronecker import num_cells
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import Own, Places, variance_given
-from kronax.linalg.spectral.conditioning import ends_of
+from kronax.linalg.spectral.conditioning import ends_on_grid
 from kronax.linalg.spectral.diagonals import explained_diagonal, posterior_diagonal
 from kronax.linalg.spectral.khatri_rao import covariance_at, variance_at
 from kronax.linalg.spectral.value_and_rules import (
@@ -86,8 +86,8 @@ class Spectral(AbstractOnGrid):
         return self.op.eigenbases()
 
     def ends(self) -> Ends:
-        """From the eigenvalues."""
-        return ends_of(self.op.eigenbases())
+        """From the eigenvalues, and what was lost before these are known."""
+        return ends_on_grid(self.op, self.op.eigenbases())
 
     def _two_terms(self, y: Array | None, weights: Weights) -> Array:
         signal, noise = self.op.blocks()

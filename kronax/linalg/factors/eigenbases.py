@@ -214,7 +214,7 @@ class _Block(NamedTuple):
             signal.arrays, noise.arrays, signal.ndims, noise.ndims, signal.sizes, strict=True
         ):
             general = min(k_ndim, n_ndim) > 0 and max(k_ndim, n_ndim) == 2
-            scales = (_scale(signal), _scale(noise)) if general else None
+            scales = (mean_diagonal(signal), mean_diagonal(noise)) if general else None
             found.append(cls(k, n, scales, k_ndim, n_ndim, size))
         return found
 
@@ -312,7 +312,7 @@ def _whitened(k: Array, n: Array, k_scale: Array, n_scale: Array):
     return w, share * k_scale[..., 0], (1 - share) * n_scale[..., 0], log_abs_det
 
 
-def _scale(blocks: SymmetricBlocks) -> Array:
+def mean_diagonal(blocks: SymmetricBlocks) -> Array:
     """The mean of the diagonal, `(*batch,)`; one where it is not positive."""
     traces = [
         jnp.trace(a, axis1=-2, axis2=-1) if ndim == 2 else jnp.sum(expand(a, ndim, size), axis=-1)
@@ -336,7 +336,7 @@ def dual(basis: Eigenbasis, signal: SymmetricBlocks, noise: SymmetricBlocks) -> 
     """
     if basis.log_abs_det is None:
         return basis
-    k_scale, n_scale = _scale(signal), _scale(noise)
+    k_scale, n_scale = mean_diagonal(signal), mean_diagonal(noise)
     blocks = [
         w
         if w is None or min(k_ndim, n_ndim) == 0
@@ -388,7 +388,7 @@ def _settled_by_length(
     top = functools.reduce(jnp.maximum, norms)[..., None]
     unit = ROUNDING * blocks.size * jnp.finfo(top.dtype).eps
     squares = [1.0 if w is None else jnp.sum(jnp.square(w), axis=-2) for w in vectors]
-    share = _scale(blocks)[..., None]
+    share = mean_diagonal(blocks)[..., None]
     slacks = []
     for square in squares:
         times, length, added = same_rank(top, jnp.asarray(square, top.dtype), share)

@@ -7,7 +7,7 @@ from typing import Any, overload
 import jax
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.precision import warn_of_ratio
+from kronax.linalg.arrays.precision import Conditioning, warn_of_ratio
 from kronax.linalg.decompositions.abstract import AbstractDecomposition, AbstractSignalPlusNoise
 from kronax.linalg.decompositions.factorized import Factorized
 from kronax.linalg.decompositions.low_rank import signal_plus_noise
@@ -59,19 +59,26 @@ def asked(question: Callable[..., Any], op: Solvable, *args: Any) -> Any:
     return _compiled(question, op, *args) if found.is_exact else question(found, *args)
 
 
-def watched(question: Callable[..., Any], what: str, op: Solvable, *args: Any) -> Any:
+def watched(
+    question: Callable[..., Any], what: str, op: Solvable, *args: Any, is_covariance: bool = False
+) -> Any:
     """`asked`, with a warning of what may be wrong where concrete values are ill-conditioned."""
     if not is_concrete(op, args):
         return asked(question, op, *args)
-    value, found = asked(_with_ends(question), op, *args)
-    warn_of_ratio(found, what)
+    value, found = asked(_with_ends(question, is_covariance), op, *args)
+    warn_of_ratio(found, what, of="a factor" if isinstance(op, Kronecker) else "the covariance")
     return value
 
 
 @cache
-def _with_ends(question: Callable[..., Any]) -> Callable[..., Any]:
+def _with_ends(question: Callable[..., Any], is_covariance: bool) -> Callable[..., Any]:
     """One object for each question, since it is compiled once for each."""
-    return lambda found, *args: (question(found, *args), found.ends())
+
+    def both(found: AbstractDecomposition, *args: Any) -> tuple[Any, Conditioning | None]:
+        way = found.as_covariance() if is_covariance else found
+        return question(way, *args), way.ends()
+
+    return both
 
 
 @partial(jax.jit, static_argnums=0)

@@ -93,7 +93,7 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
 
 def watched_logpdf(residual: Array, op: Any) -> Array:
     """`normal_logpdf_grid` that warns where concrete values are too ill-conditioned for it."""
-    return watched(_logpdf, "The log density may be wrong", op, residual)
+    return watched(_logpdf, "The log density may be wrong", op, residual, is_covariance=True)
 
 
 def normal_logpdf_grid(residual: Array, op: Solvable) -> Array:

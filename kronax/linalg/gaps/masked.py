@@ -39,7 +39,7 @@ from kronax.linalg.operators.gap_geometry import Gaps, Mask
 from kronax.linalg.operators.kronecker import as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, as_products
 from kronax.linalg.spectral.conditional_variances import Places
-from kronax.linalg.spectral.conditioning import ends_of
+from kronax.linalg.spectral.conditioning import ends_on_grid
 from kronax.linalg.spectral.low_rank import is_thin
 from kronax.linalg.spectral.value_and_rules import TwoTermSum, log_det_and_quadratic
 
@@ -347,7 +347,8 @@ class SchurComplement(AbstractAtObserved):
         """Those of the whole grid, between which taking out cells keeps the eigenvalues."""
         carried = self.op.decomposition
         is_known = isinstance(carried, GapDecomposition)
-        return ends_of(carried.bases if is_known else self.op.inner().eigenbases())
+        inner = self.op.inner()
+        return ends_on_grid(inner, carried.bases if is_known else inner.eigenbases())
 
     def _log_det(self, problem: Any, held: Any) -> Array:
         whole = log_det_and_quadratic(problem, held.bases, weights=(1.0, 0.0))

@@ -20,9 +20,15 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, outer, same_rank
-from kronax.linalg.arrays.primitives import DerivativeOrderError, LinearPrimitive, RulePrimitive
+from kronax.linalg.arrays.primitives import (
+    DerivativeOrderError,
+    LinearPrimitive,
+    RulePrimitive,
+    with_value,
+)
 from kronax.linalg.dense_covariance import Cholesky, DenseCovariance
 from kronax.linalg.factors.eigenbases import Eigenbasis
+from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.diagonals import CHUNK, columnwise, tangent_in_basis
 from kronax.linalg.spectral.low_rank import ThinBases, decomposition, is_thin, noise_factors
@@ -62,7 +68,12 @@ def slices_given_others(
     if is_thin(op):
         bare = KroneckerPlusNoise(op.kronecker, op.noise)
         return GivenOthers(*_thin_slices((bare, fields), decomposition(op), axis=axis))
-    return GivenOthers(*_slices((*op.blocks(), fields), op.eigenbases(), axis=axis))
+    found = GivenOthers(*_slices((*op.blocks(), fields), op.eigenbases(), axis=axis))
+    if markov_axis(op) != axis:
+        return found
+    # Whole times by the filter; their derivatives by the matrix of the axis.
+    values = KalmanLanes(op).times_given_others(fields)
+    return GivenOthers(*map(with_value, found, values))
 
 
 def _dense_slices(op: DenseCovariance, axis: int, fields: Array) -> GivenOthers:

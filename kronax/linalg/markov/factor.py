@@ -306,19 +306,21 @@ class MarkovAhead(eqx.Module):
 
 
 class MarkovCross(AbstractFactor):
-    """The covariances of the new places with the old ones, in linear time.
+    """The covariances of the new places with the old ones, or the transpose, in linear time.
 
     Args:
         joint: of both.
-        size: number of old places.
+        size: number of columns.
+        is_transposed: whether the columns are the new places.
     """
 
     joint: MarkovAhead
     size: int = eqx.field(static=True)
+    is_transposed: bool = eqx.field(static=True, default=False)
 
     @property
     def output_grid_shape(self) -> tuple[int, ...]:
-        """The number of new places."""
+        """The number of rows."""
         return (self.joint.size - self.size,)
 
     @property
@@ -331,21 +333,32 @@ class MarkovCross(AbstractFactor):
         """None."""
         return ()
 
+    @property
+    def T(self) -> "MarkovCross":
+        """The transpose."""
+        return MarkovCross(self.joint, self.output_grid_shape[0], not self.is_transposed)
+
     def mv(self, x: Array) -> Array:
         """Multiply along the last axis of `x`."""
         return super(AbstractFactor, self).mv(x)
 
     def mv_along(self, x: Array, axis: int) -> Array:
-        """Multiply along `axis < 0` of `x`, as all places together with zeros at the new ones."""
-        front = jnp.moveaxis(x, axis, 0)
-        padded = self.joint.padded(front.reshape(self.size, -1), 0)
-        product = self.joint.unsorted(multiplied(self.joint.space, padded))[self.size :]
-        return jnp.moveaxis(product.reshape(-1, *front.shape[1:]), 0, axis)
+        """Multiply along `axis < 0` of `x`, as all places together with zeros at the others."""
+        front, old = jnp.moveaxis(x, axis, 0), self.joint.old
+        flat = front.reshape(self.size, -1)
+        if self.is_transposed:  # new places that are the same add up
+            nothing = jnp.zeros((self.joint.size, flat.shape[1]), flat.dtype)
+            padded = nothing.at[self.joint.back[old:]].add(flat)
+        else:
+            padded = self.joint.padded(flat, 0)
+        product = self.joint.unsorted(multiplied(self.joint.space, padded))
+        kept = product[:old] if self.is_transposed else product[old:]
+        return jnp.moveaxis(kept.reshape(-1, *front.shape[1:]), 0, axis)
 
     def to_dense(self) -> Array:
-        """The `(m, n)` matrix."""
+        """The matrix."""
         return self.mv_along(jnp.eye(self.size, dtype=self.dtype), -2)
 
     def scaled(self, scalar: Array) -> "MarkovCross":
         """`scalar * self`."""
-        return MarkovCross(self.joint.scaled(scalar), self.size)
+        return MarkovCross(self.joint.scaled(scalar), self.size, self.is_transposed)

@@ -48,7 +48,13 @@ from kronax.linalg.spectral.conditional_variances import (
     lifted,
     unexplained,
 )
-from kronax.linalg.spectral.value_and_rules import TwoTermSum, Weights, unrotate
+from kronax.linalg.spectral.value_and_rules import (
+    TwoTermSum,
+    Weights,
+    log_det_basis,
+    rotate,
+    unrotate,
+)
 from kronax.linalg.state_spaces.state_space import StateSpace
 
 
@@ -243,6 +249,33 @@ class KalmanLanes(AbstractKalman):
         return map_batch(
             one, batch, (pieces, pieces.event_ndims), (rest, ndims[0]), (prior, ndims[1])
         )
+
+    def times_given_others(self, fields: Array) -> tuple[Array, Array, Array]:
+        """Whole times, each given all others: `C_t x_t` of fields, the diagonals, `log det C_t`.
+
+        `C_t = ([S⁻¹]_tt)⁻¹ = V diag(1 / [S_a⁻¹]_tt) Vᵀ` with the dual bases `V` of the others.
+        Without a batch; values, held constant.
+        """
+        piece = lax.stop_gradient(self._pieces())
+        look = self._smoothed(piece.space, self._lanes(piece), self.factor.size)
+        duals = tuple(map(dual, piece.bases, *piece.others))
+        weights = self.factor.unsorted(1 / look.inverse)
+        weights = weights.reshape(-1, *(b.values.shape[-1] for b in piece.bases))
+
+        def one(x: Array) -> Array:
+            front = jnp.moveaxis(x, self.axis, 0)
+            return jnp.moveaxis(unrotate(duals, weights * rotate(duals, front)), 0, self.axis)
+
+        for _ in range(fields.ndim - len(self.whole.grid_shape)):
+            one = jax.vmap(one)
+        diagonal = weights
+        for i, basis in enumerate(duals):
+            squares = jnp.square(basis.matrix())
+            diagonal = apply_along(squares, diagonal, i - len(duals))
+        basis = log_det_basis(piece.bases) if piece.bases else 0.0
+        across = tuple(range(1, weights.ndim))
+        log_det = jnp.sum(jnp.log(weights), axis=across) - basis
+        return one(fields), jnp.moveaxis(diagonal, 0, self.axis), log_det
 
     def computed(self) -> OtherBases:
         """One eigenbasis per axis beside the Markov one."""

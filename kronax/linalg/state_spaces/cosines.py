@@ -28,20 +28,22 @@ def cosine_series(cycles: Array, kappa: Array, num_terms: int) -> StateSpace:
     """The periodic process; NaN if so many terms leave out more than rounding, or nearly that."""
     kept, left = weights(kappa, num_terms)
     kept = jnp.where(left <= _tolerance(kappa.dtype), kept, jnp.nan)
-    turns = cycles[..., None] * np.arange(1, num_terms + 1, dtype=cycles.dtype)
+    lead = (1,) * cycles.ndim
+    orders = np.arange(1, num_terms + 1, dtype=cycles.dtype).reshape(*lead, num_terms)
+    turns = cycles[..., None] * orders
     angle = 2 * np.pi * (turns - jnp.round(turns))  # a large angle keeps its digits
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     # The sum, then a value and a slope of every wave: written down at once, so that the program
     # does not grow with the number of waves.
     size = 2 * num_terms + 1
-    first = np.eye(size, 1, dtype=cycles.dtype)
+    first, eye = (np.eye(size, k, dtype=cycles.dtype).reshape(*lead, size, k) for k in (1, size))
     swap = np.zeros((size, size), cycles.dtype)
     swap[range(1, size, 2), range(2, size, 2)], swap[range(2, size, 2), range(1, size, 2)] = 1, -1
-    steps = _pairs(1, cosine, cosine)[..., None] * np.eye(size, dtype=cycles.dtype)
-    steps = steps + _pairs(0, sine, sine)[..., None] * swap
+    steps = _pairs(1, cosine, cosine)[..., None] * eye
+    steps = steps + _pairs(0, sine, sine)[..., None] * swap.reshape(eye.shape)
     steps = steps + first * _pairs(0, cosine - 1, sine)[..., None, :]
     waves = kept[1:]
-    across = first * _pairs(0, waves, 0 * waves)
+    across = first.reshape(size, 1) * _pairs(0, waves, 0 * waves)[None]
     initial = jnp.diag(_pairs(jnp.sum(kept), waves, waves)) + across + across.T
     return StateSpace(steps, jnp.zeros_like(steps), initial, regular=cycles.ndim == 0)
 

@@ -49,9 +49,15 @@ def matern(order: int, tau: Array) -> StateSpace:
 def _transition(tau: Array, _: Any, order: int) -> Array:
     power, total = np.eye(order), jnp.zeros((*tau.shape, order, order), tau.dtype)
     for k in range(order):
-        total = total + (tau**k)[..., None, None] * jnp.asarray(power / factorial(k), tau.dtype)
+        total = total + _along(tau**k, power / factorial(k))
         power = power @ _NILPOTENT[order]
     return jnp.exp(-tau)[..., None, None] * total
+
+
+def _along(steps: Array, matrix: np.ndarray) -> Array:
+    """A matrix times every step."""
+    wide = matrix.reshape((1,) * steps.ndim + matrix.shape)
+    return steps[..., None, None] * jnp.asarray(wide, steps.dtype)
 
 
 def _transition_slope(tau: Array, _: Any, tangents: list, order: int) -> Array:

@@ -88,9 +88,12 @@ def _first_innovation(s: Array, damping: Array, difference: Array) -> Array:
     wide = s * jnp.maximum(1, damping)
     small, apart = wide < 1, damping > _APART
     inside = jnp.where(small, s, 0)
-    u = inside[..., None] * jnp.asarray(_NODES, s.dtype)
+    nodes, weights = (
+        jnp.asarray(v.reshape((1,) * s.ndim + v.shape), s.dtype) for v in (_NODES, _WEIGHTS)
+    )
+    u = inside[..., None] * nodes
     values = u * jnp.exp(-damping * u) * _series((damping**2 - 1) * u**2, 1)
-    near = 4 * damping * inside * jnp.sum(jnp.asarray(_WEIGHTS, s.dtype) * values**2, axis=-1)
+    near = 4 * damping * inside * jnp.sum(weights * values**2, axis=-1)
     b = jnp.where(apart, damping, 2.0)
     beyond = jnp.where(small, 1, s)
     width = jnp.sqrt(b**2 - 1)

@@ -32,7 +32,7 @@ class StateSpace(eqx.Module):
         >>> import jax.numpy as jnp, kronax as kx
         >>> decay = jnp.exp(-jnp.array([1.0, 0.5]))[:, None, None]
         >>> space = kx.StateSpace(decay, 1 - decay**2, jnp.ones((1, 1)))
-        >>> kx.Markov(space, 3).to_dense()[0].round(3).tolist()
+        >>> [round(x, 3) for x in kx.Markov(space, 3).to_dense()[0].tolist()]
         [1.0, 0.368, 0.223]
     """
 

@@ -1,0 +1,180 @@
+"""Signal plus noise along a Markov axis against dense matrices: rules, gaps, new places."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import kronax as kx
+from kronax.linalg.dense_covariance import DenseCovariance
+from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.markov.at_observed import MarkovAtObserved
+from kronax.linalg.markov.kalman import AbstractKalman
+from kronax.linalg.markov.lanes import KalmanLanes
+from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.spectral.conditional_variances import Places
+
+TIMES = np.sort(np.random.default_rng(0).uniform(0, 10, 9))
+TIMES[4] = TIMES[3]  # measured twice
+ORDER = np.array([2, 0, 1, 8, 5, 4, 7, 3, 6])
+X = jnp.linspace(0, 1, 4)
+
+
+def rbf(x, z, lengthscale=0.4):
+    return jnp.exp(-0.5 * jnp.square((x[:, None] - z[None]) / lengthscale))
+
+
+def factor(kernel, order=None):
+    return kx.Markov(kernel.state_space(jnp.diff(TIMES)), len(TIMES), order)
+
+
+def dense(kernel):
+    return kx.Dense(kernel(jnp.asarray(TIMES), jnp.asarray(TIMES)))
+
+
+NOISE = {
+    "a number": lambda s: s,
+    "a variance per place and time": lambda s: kx.Kronecker(
+        kx.Diagonal(s * jnp.linspace(0.5, 2, 9)), kx.Diagonal(jnp.linspace(1, 3, 4))
+    ),
+    "correlated between places": lambda s: kx.Kronecker(
+        kx.Diagonal(s * jnp.linspace(0.5, 2, 9)), kx.Dense(jnp.eye(4) + 0.3 * s)
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "noise"),
+    [
+        (lambda ell: kx.Matern32(ell), "a number"),
+        pytest.param(
+            lambda ell: kx.Matern52(ell) + 0.5 * kx.Matern12(2 * ell),
+            "correlated between places",
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            lambda ell: kx.Matern32(ell), "a variance per place and time", marks=pytest.mark.full
+        ),
+    ],
+    ids=["Matérn-3/2", "sum", "noise per place"],
+)
+def test_density_to_second_order(kernel, noise):
+    y = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)))
+
+    def density(theta, markov):
+        time = (factor if markov else dense)(kernel(theta[0]))
+        op = kx.Kronecker(time, theta[1] * rbf(X, X, theta[2]))
+        if noise == "a number":
+            return kx.normal_logpdf(y, 0.0, op + theta[3])
+        return kx.normal_logpdf(y, 0.0, kx.KroneckerPlusNoise(op, NOISE[noise](theta[3])))
+
+    def orders(markov):
+        def all_three(theta):
+            value = lambda t: density(t, markov)  # noqa: E731
+            return value(theta), jax.grad(value)(theta), jax.hessian(value)(theta)
+
+        return jax.jit(all_three)(jnp.array([1.3, 2.0, 0.5, 0.3]))
+
+    for got, wanted in zip(orders(True), orders(False), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9 * np.abs(wanted).max())
+
+
+def masks():
+    some = np.random.default_rng(2).random((4, 9)) > 0.3
+    times = np.ones((4, 9), bool)
+    times[:, [2, 5]] = False
+    return {"any cells": some, "whole times": times, "none": np.ones((4, 9), bool)}
+
+
+@pytest.mark.parametrize("gaps", ["any cells", "whole times", "none"])
+def test_what_is_asked_of_a_decomposition(gaps):
+    kernel = kx.Matern32(1.3)
+    mask = Mask.of(masks()[gaps], (4, 9))
+    rng = np.random.default_rng(3)
+    y = jnp.where(mask.array, rng.normal(size=(4, 9)), jnp.nan)
+    # Unsorted times, and a second way in which places are new: rows of covariances.
+    where = jnp.asarray(TIMES[ORDER])
+    back = np.argsort(ORDER)
+    time = {
+        True: factor(kernel, back),
+        False: kx.Dense(kernel(where, where)),
+    }
+    new = jnp.array([0.1, 0.55, 2.0])
+    places = [Places(rbf(new, X), jnp.ones(3)), Places(None)]
+    scattered = [Places(rbf(new, X), jnp.ones(3)), Places(kernel(new, where), jnp.ones(3))]
+    between = [rbf(new, new), kernel(new, new)]
+    rows = [jnp.asarray(rng.normal(size=(2, n))) for n in (4, 9)]
+
+    @jax.jit
+    def markov(op):
+        found = MarkovAtObserved(op, mask).decomposed()
+        assert isinstance(found, AbstractKalman)
+        return answers(found), found.variance_given(places)
+
+    @jax.jit
+    def by_cholesky(op):
+        found = DenseCovariance(op, mask).decomposed()
+        prior = jnp.ones((3, 9))
+        return answers(found), prior - found.explained([places[0].rows, time[False].to_dense()])
+
+    def answers(found):
+        b = found.op.held(y)
+        return (
+            found.solve(b),
+            found.logdet(),
+            found.inv_quad(b),
+            found.logpdf(b),
+            found.inverse_diagonal(),
+            found.explained(rows),
+            found.posterior_diagonal(),
+            found.variance_at(scattered).value,
+            found.covariance_at((scattered, between)),
+        )
+
+    ops = {k: kx.Kronecker(rbf(X, X), f) + 0.3 for k, f in time.items()}
+    got, wanted = markov(ops[True]), by_cholesky(ops[False])
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
+
+
+def test_a_variance_per_cell_and_traced_gaps():
+    variances = np.random.default_rng(4).uniform(0.1, 1, (4, 9))
+    variances[1, 3] = np.inf
+    y = jnp.asarray(np.random.default_rng(5).normal(size=(4, 9)))
+    everywhere = Mask.of(np.ones((4, 9), bool), (4, 9))
+
+    def density(theta, variances, markov):
+        time = (factor if markov else dense)(kx.Matern32(theta))
+        op = kx.KroneckerPlusDiagonal(kx.Kronecker(rbf(X, X), time), variances)
+        made = (MarkovAtObserved if markov else DenseCovariance)(op, everywhere)
+        return kx.normal_logpdf(y, 0.0, made)
+
+    both = [
+        jax.jit(jax.value_and_grad(lambda t, v, m=m: density(t, v, m), argnums=(0, 1)))(
+            jnp.array(1.3), jnp.asarray(variances)
+        )
+        for m in (True, False)
+    ]
+    for got, wanted in zip(*map(jax.tree.leaves, both), strict=True):
+        finite = np.isfinite(np.asarray(wanted))
+        np.testing.assert_allclose(np.asarray(got)[finite], np.asarray(wanted)[finite], rtol=1e-9)
+
+
+def test_small_noise_keeps_its_digits():
+    """`log det` at a noise of 1e-10 in long double, of which `eigh` loses six digits."""
+    kernel, noise = kx.Matern52(1.3), np.longdouble(1e-10)
+    got = kx.logdet(kx.Kronecker(factor(kernel)) + 1e-10)
+    times = TIMES.astype(np.longdouble)
+    r = np.sqrt(np.longdouble(5)) * np.abs(times[:, None] - times) / np.longdouble(1.3)
+    matrix = (1 + r + r * r / 3) * np.exp(-r) + noise * np.eye(len(times))
+    wanted = np.longdouble(0)
+    for k in range(len(times)):
+        wanted += np.log(matrix[k, k])
+        below = matrix[k + 1 :, k] / matrix[k, k]
+        matrix[k + 1 :, k + 1 :] -= below[:, None] * matrix[k, k + 1 :]
+    assert abs(float(got) - float(wanted)) < 1e-9
+
+
+def test_the_filter_is_chosen():
+    op = kx.Kronecker(rbf(X, X), factor(kx.Matern32(1.0))) + 0.1
+    assert isinstance(decomposition_of(op), KalmanLanes)
