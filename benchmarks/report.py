@@ -16,7 +16,13 @@ import matplotlib.pyplot as plt
 from benchmarks import gap_tables, markov, markov_accuracy, pictures, precision, start, tables
 from benchmarks.measure import ROOT, results_folder
 
-PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md", "docs/precision.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/missing.md",
+    "docs/precision.md",
+    "docs/long_axes.md",
+)
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
 CAPTIONS = {
