@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.labels import Labels
@@ -67,7 +68,8 @@ def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovA
     """The process on an axis and at new places, which may be traced: in linear time."""
     old = axis.points(dtype)
     both = jnp.concatenate([old.centred.reshape(-1), new.centred.reshape(-1)])
-    sorting = jnp.argsort(both, stable=True)
+    # Behind a barrier: XLA would sort constants while it compiles, at a crawl.
+    sorting = jnp.argsort(lax.optimization_barrier(both), stable=True)
     space = kernel.state_space(jnp.diff(both[sorting]))
     space = jax.tree.map(lambda x: x.astype(dtype), space)
     cell, is_old = new.found_in(old)

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 
@@ -66,8 +67,10 @@ class Points(eqx.Module):
         if self.cells is not None:
             return self.cells, self.cells >= 0
         if self.centred.ndim == 1:
-            order = jnp.argsort(known.centred, stable=True)
-            place = jnp.searchsorted(known.centred[order], self.centred)
+            # Behind a barrier: XLA would sort constants while it compiles, at a crawl.
+            old = lax.optimization_barrier(known.centred)
+            order = jnp.argsort(old, stable=True)
+            place = jnp.searchsorted(old[order], self.centred)
             first = order[jnp.minimum(place, known.size - 1)]
             return first, known.centred[first] == self.centred
         x, z = (p.centred.reshape(p.size, -1) for p in (self, known))
