@@ -14,6 +14,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.fingerprints import fingerprint
 from kronax.linalg.arrays.mode_products import outer
 from kronax.linalg.arrays.precision import Ends
+from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.abstract import Rows
 from kronax.linalg.decompositions.implicit import implicit_solve
 from kronax.linalg.decompositions.restricted import AbstractRestricted
@@ -21,7 +22,7 @@ from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.markov import full_state
+from kronax.linalg.markov import full_state, square_root
 from kronax.linalg.markov.full_state import FullState
 from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
@@ -180,10 +181,11 @@ class KalmanPlaces(AbstractKalman):
         return -0.5 * (logdet + quadratic + count * log(2 * pi))
 
     def inverse_diagonal(self) -> Array:
-        """By looking back."""
+        """Sums of squares, with the derivative of the smoother."""
         state = self.state()
         look = full_state.smoothed(state, full_state.filtered(state))
-        return self.op.held(self._back(look.inverse))
+        value = with_value(look.inverse, square_root.inverse_diagonal(state))
+        return self.op.held(self._back(value))
 
     def explained(self, rows: Rows, others: Rows | None = None) -> Array:
         """One solve for every row."""
@@ -202,14 +204,10 @@ class KalmanPlaces(AbstractKalman):
         return lax.map(one, jnp.asarray(index.T)).reshape(shape)
 
     def posterior_diagonal(self) -> Array:
-        """By looking back; where a value is told with little noise, from that noise."""
+        """Sums of squares, with the derivative of the smoother."""
         state = self.state()
         look = full_state.smoothed(state, full_state.filtered(state))
-        known = state.precisions > 0
-        noise = 1 / jnp.where(known, state.precisions, 1)
-        by_noise = noise * (1 - noise * look.inverse)
-        is_less = known & (noise < jnp.diagonal(state.places)[None])
-        return self._back(jnp.where(is_less, by_noise, look.variances))
+        return with_value(self._back(look.variances), self._back(square_root.variances(state)))
 
     def _smoothed_variance(self, places: Sequence[Places]) -> Array:
         """New places are known by the old ones: `B = C K_s⁻¹`, and what is left of them."""
@@ -229,13 +227,11 @@ class KalmanPlaces(AbstractKalman):
         if ahead is not None:
             precisions = ahead.padded(self.factor.unsorted(state.precisions), 0)
             state = FullState(ahead.space, state.places, precisions)
-        look = full_state.smoothed(
-            state, full_state.filtered(state), Kronecker(*rows).to_dense() if rows else None
-        )
+        known = square_root.variances(state, Kronecker(*rows).to_dense() if rows else None)
         if ahead is None:
-            known = self.factor.unsorted(look.variances)
+            known = self.factor.unsorted(known)
         else:
-            known = ahead.unsorted(look.variances)[self.factor.size :]
+            known = ahead.unsorted(known)[self.factor.size :]
         left = unexplained(shares) if shares else jnp.zeros((), self.op.dtype)
         prior = self.factor.diagonal() if prior is None else prior
         value = known + prior[:, None] * left.ravel()[None]

@@ -177,19 +177,19 @@ def solved(state: FullState, found: Filtered, b: Array) -> Array:
 
 
 class Smoothed(NamedTuple):
-    """At every time: the diagonal of `S⁻¹`, and the variances of some values given all data.
+    """At every time: the diagonal of `S⁻¹`, and the variances of the values given all data.
 
     Args:
         inverse: `(n, m)`.
-        variances: `diag(B V_t Bᵀ)` of the covariance `V_t` of the values at the places, `(n, k)`.
+        variances: `(n, m)`.
     """
 
     inverse: Array
     variances: Array
 
 
-def smoothed(state: FullState, found: Filtered, rows: Array | None = None) -> Smoothed:
-    """Looking back over all times; `rows` is `B`, `(k, m)`, the identity by default."""
+def smoothed(state: FullState, found: Filtered) -> Smoothed:
+    """Looking back over all times; variances lose digits at little noise, see `square_root`."""
     order, m = state.space.order, state.places.shape[-1]
 
     def body(information: Array, step: Any) -> tuple[Array, Smoothed]:
@@ -214,8 +214,7 @@ def smoothed(state: FullState, found: Filtered, rows: Array | None = None) -> Sm
         kept = matmul(own, inverse)
         beyond = column.T - matmul(kept, column.T)
         left = own - matmul(kept, own) - matmul(matmul(beyond, later), beyond.T)
-        value = jnp.diagonal(left) if rows is None else jnp.sum(matmul(rows, left) * rows, -1)
-        return information, Smoothed(jnp.diagonal(both), value)
+        return information, Smoothed(jnp.diagonal(both), jnp.diagonal(left))
 
     start = jnp.zeros((order * m, order * m), state.places.dtype)
     return lax.scan(body, start, (*found, state.steps()), reverse=True)[1]

@@ -272,9 +272,9 @@ class KalmanLanes(AbstractKalman):
         for i, basis in enumerate(duals):
             squares = jnp.square(basis.matrix())
             diagonal = apply_along(squares, diagonal, i - len(duals))
-        basis = log_det_basis(piece.bases) if piece.bases else 0.0
+        whole = log_det_basis(piece.bases) if piece.bases else 0.0
         across = tuple(range(1, weights.ndim))
-        log_det = jnp.sum(jnp.log(weights), axis=across) - basis
+        log_det = jnp.sum(jnp.log(weights), axis=across) - whole
         return one(fields), jnp.moveaxis(diagonal, 0, self.axis), log_det
 
     def computed(self) -> OtherBases:
