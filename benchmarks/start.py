@@ -135,6 +135,8 @@ def start_table(rows: list[dict[str, Any]]) -> str:
 def run(quick: bool) -> None:
     """Measure every data set; what is done is stored as it comes."""
     os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+    # With bytecode, as an installation has it: the first round writes that of this checkout.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     rows: list[dict[str, Any]] = []
     versions: dict[str, Any] = {}
     for name in ["El Niño"] if quick else DATA_SETS:

@@ -20,6 +20,9 @@ from kronax.gp.criticism.diagnostics import Diagnostics as Diagnostics
 from kronax.gp.criticism.leave_one_out import LeaveOneOut as LeaveOneOut
 from kronax.gp.criticism.leave_slice_out import LeaveSliceOut as LeaveSliceOut
 from kronax.gp.criticism.outliers import Outliers as Outliers
+from kronax.gp.forecasts.filter import Filter as Filter
+from kronax.gp.forecasts.filter import Forecast as Forecast
+from kronax.gp.forecasts.filter import Surprise as Surprise
 from kronax.gp.grid import GridGP as GridGP
 from kronax.gp.kernels.base import Kernel as Kernel
 from kronax.gp.kernels.categorical import Categorical as Categorical

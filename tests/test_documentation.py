@@ -20,6 +20,8 @@ RETURNED = {
     "FitResult",
     "Posterior",
     "TermPosterior",
+    "Forecast",
+    "Surprise",
     "LatentPosterior",
     "LeaveOneOut",
     "LeaveSliceOut",
@@ -39,6 +41,8 @@ RETURNED = {
 }
 
 
+# Pages of more than ten seconds.
+LONG = {"fitting.md", "guide.md", "missing.md", "numpyro.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 
@@ -103,8 +107,11 @@ def test_shown_output_is_compared_by_words_and_numbers(shown, printed, same):
 
 @pytest.mark.parametrize(
     "page",
-    [page for page in PAGES if any(b[1] == "python" for b in blocks(page))],
-    ids=lambda page: page.name,
+    [
+        pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG))
+        for page in PAGES
+        if any(block[1] == "python" for block in blocks(page))
+    ],
 )
 def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, capsys):
     """And prints what is shown in a block of text directly below it."""

@@ -19,6 +19,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import map_batch, matmul, same_rank
 from kronax.linalg.arrays.precision import Conditioning, warn_of_ratio
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.decompositions.factorized import Factorized
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.dense import Dense
@@ -383,7 +384,7 @@ def _inverses(op: Kronecker) -> list[Array]:
 
 
 def _white(key: PRNGKeyArray, form: AbstractForm, lead: tuple[int, ...]) -> Array:
-    return jax.random.normal(key, (*lead, *form.grid_shape), form.dtype)
+    return normal_numbers(key, (*lead, *form.grid_shape), form.dtype)
 
 
 def _sum_of_squares(x: Array, num_axes: int) -> Array:

@@ -17,7 +17,7 @@ from kronax.fitting.floors import told_of_floor, warn_of_end, warn_of_start
 from kronax.fitting.lbfgs import LBFGS
 from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
-from kronax.fitting.result import FitResult, Restart, RestartTable, first_of, model_at
+from kronax.fitting.result import FitResult, Restart, RestartTable, model_at
 from kronax.fitting.starts import starting_points
 from kronax.fitting.steps import (
     CONVERGED,
@@ -195,14 +195,15 @@ def _result(
     count = problem.num_members
     loss = np.array([end.loss for end in ends]).reshape(-1, count)
     chosen = np.argmin(loss, axis=0) * count + np.arange(count)
-    raw = host.layout.raws(host.best[chosen])
+    many = problem.independent
+    raw = host.layout.raws(host.best[chosen if many else chosen[0]])
+    raw = {path: on_device(value) for path, value in raw.items()}
     tables = [RestartTable(ends[i::count]) for i in range(count)]
     best = [ends[k] for k in chosen]
     end = max(b.num_steps for b in best) + 1
     losses = host.losses[chosen, :end]
     norms = host.norms[chosen, :end] / problem.num_cells
     model = model_at(problem, raw)
-    many = problem.independent
     return FitResult(
         model=model,
         losses=losses if many else losses[0],
@@ -214,7 +215,7 @@ def _result(
         parameters=problem.table(model),
         restarts=tuple(tables) if many else tables[0],
         problem=problem,
-        raw=jax.tree.map(on_device, raw if many else first_of(raw)),
+        raw=raw,
         loop=loop,
     )
 

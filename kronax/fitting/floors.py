@@ -47,7 +47,8 @@ def told_of_floor(found: FitResult) -> FitResult:
         return found
     reason: Any
     if not problem.independent:
-        reason = _told(found.reason, problem.noise_level(found.model), found.losses.dtype)
+        noise = jax.tree.map(np.asarray, problem.noise_level(found.model))
+        reason = _told(found.reason, noise, found.losses.dtype)
     else:
         levels = jax.tree.map(np.asarray, eqx.filter_vmap(problem.noise_level)(found.model))
         reason = tuple(

@@ -1,7 +1,6 @@
 """What a fit returns."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -214,13 +213,8 @@ class FitResult(eqx.Module):
             )
 
 
-def model_at(problem: Problem, raw: Mapping[str, np.ndarray]) -> Any:
-    """The model; with a leading axis on every array for independent problems."""
+def model_at(problem: Problem, raw: Raw) -> Any:
+    """The model; of independent problems, whose values have a leading axis, with one everywhere."""
     if not problem.independent:
-        return problem.build(first_of(raw))
+        return problem.build(raw)
     return eqx.filter_vmap(problem.build, out_axes=eqx.if_array(0))(raw)
-
-
-def first_of(raw: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The raw values of one fit, without the axis of fits."""
-    return {path: np.asarray(value[0]) for path, value in raw.items()}

@@ -278,7 +278,7 @@ def _steps(loss: Any, optimizer: Any, state: State, threshold: Array) -> Any:
             )
         moved = layout.vectors(updates)
         there = layout.vectors(optax.apply_updates(raw, updates))
-        return there, new, _promised(new, moved, grad)
+        return there, new, _promised(new, moved, grad) if searches else state.promise
 
     def rest(operands: tuple[State, Array, Array]) -> tuple[Array, Any, Promise]:
         return operands[0].raw, operands[0].optimizer, operands[0].promise

@@ -193,6 +193,7 @@ def test_prior_draws_and_the_covariance():
     assert np.mean(draws.var(0) / np.diagonal(whole)) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_a_fit_gets_better_and_keeps_shared_kernels_one():
     gp, y, _, _ = conditioned("even")
     paths = [p.path for p in kx.parameters(gp)]

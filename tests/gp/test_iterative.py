@@ -163,6 +163,7 @@ def test_gradients_agree_and_second_ones_are_refused(both):
         jax.eval_shape(jax.grad(jax.grad(lambda s: value(iterative, s))), 1.0)
 
 
+@pytest.mark.slow
 def test_a_fit_by_iterations_ends_where_the_exact_one_does():
     exact, iterative = (
         kx.fit(make_gp(gaps, UNEVEN).initialise(Y), Y, num_steps=60)

@@ -78,6 +78,7 @@ def test_a_signal_over_noise_of_1e10(box):
 STRATA = [Shape(1, (7, 6), 4, 4), full(Shape(1, (3, 4, 4), 12, 16)), Shape(2, (5, 6), 12, 8)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", STRATA)
 def test_certificates_of_values_and_gradients_hold(shape):
     """A sample of `python -m benchmarks certificates`: any gaps, a signal over noise up to 1e12."""

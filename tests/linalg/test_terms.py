@@ -121,6 +121,7 @@ def dense_slopes(case, inverse_only=False):
     return by_matrix, in_y.reshape(case.variances.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [full(0.0), 0.3])
 def test_gradients_are_unbiased(share):
     """In random directions, within four of the standard errors that come with them."""

@@ -13,7 +13,7 @@ from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.arrays.precision import Ends, warn_of_ratio
+from kronax.linalg.arrays.precision import Conditioning, warn_of_ratio
 from kronax.linalg.estimates.certificates import Estimate, settled
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.functions.decompose import decompose, with_checksum, without_checksum
@@ -51,7 +51,7 @@ def _log_density(gp: AbstractProcess, y: Array) -> Array:
 
 
 @eqx.filter_jit
-def _log_density_with_ends(gp: AbstractProcess, y: Array) -> tuple[Array, Ends | None]:
+def _log_density_with_ends(gp: AbstractProcess, y: Array) -> tuple[Array, Conditioning | None]:
     covariance = without_checksum(decompose(gp.data_covariance()))  # one for both
     return _log_density_of(gp, covariance, y), decomposition_of(covariance).ends()
 
@@ -92,7 +92,9 @@ def conditioned(gp: AbstractProcess, y: Array) -> tuple[DataCovariance, Weights]
 
 
 @eqx.filter_jit
-def _conditioned(gp: AbstractProcess, y: Array) -> tuple[DataCovariance, Weights, Ends | None]:
+def _conditioned(
+    gp: AbstractProcess, y: Array
+) -> tuple[DataCovariance, Weights, Conditioning | None]:
     operator = without_checksum(decompose(gp.data_covariance()))
     if isinstance(operator, Masked):
         refuse_joined(gp, "A posterior given data with so many gaps is")
@@ -109,7 +111,7 @@ def _checked_weights(
     operator: DataCovariance,
     y: Array,
     found: Weights,
-    eigenvalues: Ends | None,
+    eigenvalues: Conditioning | None,
 ) -> Weights:
     """Warns where concrete values lose them, and raises where there are none."""
     warn_of_ratio(eigenvalues, "Means, variances and draws may be wrong")
@@ -122,7 +124,7 @@ def _checked_weights(
 
 def _weights_of(
     gp: AbstractProcess, operator: DataCovariance, y: Array
-) -> tuple[Weights, Ends | None]:
+) -> tuple[Weights, Conditioning | None]:
     stay = (None,) * len(gp.axes)
     residual, found = _residual(gp, operator, y), None
     if isinstance(gp.mean, MarginalMean):

@@ -1,7 +1,8 @@
 """What a Gaussian process on a grid is, below all that one does with it."""
 
 import abc
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -18,10 +19,17 @@ from kronax.gp.means.means import Mean, values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.additive import Terms
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
+from kronax.linalg.arrays.fingerprints import made_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+
+STALE = (
+    "This posterior was made of another model or other data: its leaves have been replaced since "
+    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
+    "model, and condition it again."
+)
 
 
 class AbstractProcess(eqx.Module):
@@ -160,3 +168,14 @@ class AbstractPosterior(eqx.Module):
     @abc.abstractmethod
     def residual(self) -> Array:
         """The data less the posterior mean of the function."""
+
+
+def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
+
+    @functools.wraps(method)
+    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
+        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
+        return method(own, *args, **options)
+
+    return call

@@ -18,6 +18,7 @@ from kronax.gp.model.components import amplitude
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import check_key, grid_of, shape_of
 from kronax.linalg.arrays.mode_products import matmul, same_rank
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.arrays.transforms import Transform
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
@@ -223,7 +224,7 @@ def _sample(
     gp = post.gp
     roots = [jnp.linalg.cholesky(_joint(post, i, axis)) for i, axis in enumerate(new)]
     lead = (*shape, *post.f.shape[: post.f.ndim - len(new)])
-    white = jax.random.normal(key, (*lead, *(r.shape[0] for r in roots)), gp.dtype)
+    white = normal_numbers(key, (*lead, *(r.shape[0] for r in roots)), gp.dtype)
     field = Kronecker(*roots).mv_grid(white)
     old, ahead = field, field
     for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):

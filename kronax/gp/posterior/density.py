@@ -17,7 +17,7 @@ from kronax.gp.posterior.noise_levels import noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.arrays.precision import Ends, warn_of_ratio
+from kronax.linalg.arrays.precision import Conditioning, warn_of_ratio
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.functions.logdet import normal_logpdf_grid
@@ -42,7 +42,7 @@ def log_density(
     return value
 
 
-Density = tuple[Array, Ends | None]
+Density = tuple[Array, Conditioning | None]
 
 
 def _with_ends(

@@ -15,6 +15,7 @@ from kronax.gp.posterior.noise_levels import noisy
 from kronax.gp.posterior.predict import at_data, cross_of
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.functions.solve import signal_weights
 
@@ -109,7 +110,7 @@ def _draws(
     residual = residual - noise
     draw = gp.mean_on(new) if name is None else jnp.zeros((), op.dtype)
     if post.regression is not None:
-        white = jax.random.normal(jax.random.fold_in(key, 1), (*lead, len(gp.mean.names)), op.dtype)
+        white = normal_numbers(jax.random.fold_in(key, 1), (*lead, len(gp.mean.names)), op.dtype)
         coefficients = post.regression.draw(white)
         residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
         if name is None:

@@ -14,6 +14,7 @@ from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import array_of_reals
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.spectral.low_rank import is_diagonal
@@ -98,5 +99,5 @@ def check_independent(model: Any, noise: Any) -> None:
 
 def noisy(draws: Array, key: PRNGKeyArray, levels: Array) -> Array:
     """Draws with independent noise added."""
-    white = jax.random.normal(key, draws.shape, draws.dtype)
+    white = normal_numbers(key, draws.shape, draws.dtype)
     return draws + jnp.multiply(*same_rank(safe_sqrt(levels), white))

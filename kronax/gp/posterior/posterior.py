@@ -1,7 +1,6 @@
 """A grid GP given data: mean, variance and draws, at the grid and on a new one."""
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,12 +11,13 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.diagnostics import Diagnostics, diagnostics
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.criticism.leave_slice_out import LeaveSliceOut, leave_slice_out
+from kronax.gp.forecasts.filter import Filter, filter_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.datasets import to_dataarray, to_dataset
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, of_its_model
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict
 from kronax.gp.posterior.append import append
@@ -28,27 +28,9 @@ from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, 
 from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
-from kronax.linalg.arrays.fingerprints import made_of_tree
 from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
-
-STALE = (
-    "This posterior was made of another model or other data: its leaves have been replaced since "
-    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
-    "model, and condition it again."
-)
-
-
-def _of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
-
-    @functools.wraps(method)
-    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
-        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
-        return method(own, *args, **options)
-
-    return call
 
 
 class Posterior(AbstractPosterior):
@@ -76,7 +58,7 @@ class Posterior(AbstractPosterior):
         return f"Posterior given data of shape {self.y.shape}:\n{self.gp!r}"
 
     @property
-    @_of_its_model
+    @of_its_model
     def terms(self) -> TermPosteriors:
         """The terms of an additive model by name: each has a mean, a variance and draws."""
         names = () if self.gp.terms is None else self.gp.terms.names
@@ -86,7 +68,7 @@ class Posterior(AbstractPosterior):
         """The data less the posterior mean of the function: what is taken for noise."""
         return self.y - self.mean()
 
-    @_of_its_model
+    @of_its_model
     def mean(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
         """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
 
@@ -105,7 +87,7 @@ class Posterior(AbstractPosterior):
             return mean_at(self, self._scattered(axes, points))
         return predict.mean(self, self._points(self._new_axes(axes)))
 
-    @_of_its_model
+    @of_its_model
     def mean_derivative(
         self, axis: int | str, axes: Any = None, points: Any = None
     ) -> Float[Array, "..."]:
@@ -155,7 +137,7 @@ class Posterior(AbstractPosterior):
         noise_levels.check_used(noise, include_noise)
         return self.certain(self.variance_estimate(axes, include_noise, noise, points))
 
-    @_of_its_model
+    @of_its_model
     def variance_estimate(
         self,
         axes: Any = None,
@@ -187,10 +169,10 @@ class Posterior(AbstractPosterior):
             found, noise_at = self.settled(variance_at(self, places)), noise_levels.noise_at
             return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self._new_axes(axes)
-        found = self.settled(predict.variance_estimate(self, self._points(new)))
-        return found.shifted(noise_levels.noise_on(self, new, noise)) if include_noise else found
+        levels = noise_levels.noise_on(self, new, noise) if include_noise else None
+        return self.settled(predict.variance_estimate(self, self._points(new), None, levels))
 
-    @_of_its_model
+    @of_its_model
     def covariance(
         self, axes: Any = None, include_noise: bool = False, noise: Any = None
     ) -> PosteriorCovariance:
@@ -214,7 +196,7 @@ class Posterior(AbstractPosterior):
             levels = noise_levels.noise_on(self, new, noise)
         return predict.covariance(self, self._points(new), levels)
 
-    @_of_its_model
+    @of_its_model
     def log_prob(
         self, y_new: Float[Array, "..."], axes: Any = None, points: Any = None, noise: Any = None
     ) -> Array:
@@ -249,7 +231,7 @@ class Posterior(AbstractPosterior):
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise)
 
-    @_of_its_model
+    @of_its_model
     def sample(
         self,
         key: PRNGKeyArray,
@@ -347,7 +329,7 @@ class Posterior(AbstractPosterior):
         """
         return to_dataarray(self, values, axes, name)
 
-    @_of_its_model
+    @of_its_model
     def leave_one_out(self) -> LeaveOneOut:
         """Every noisy observation as predicted from all the others, with the same parameters.
 
@@ -358,7 +340,7 @@ class Posterior(AbstractPosterior):
         """
         return leave_one_out(self)
 
-    @_of_its_model
+    @of_its_model
     def leave_slice_out(self, axis: int | str) -> LeaveSliceOut:
         """Every slice along an axis, a year or a station, as predicted from all the others.
 
@@ -375,7 +357,7 @@ class Posterior(AbstractPosterior):
         """
         return leave_slice_out(self, predict.axis_number(self.gp, axis))
 
-    @_of_its_model
+    @of_its_model
     def diagnostics(self) -> Diagnostics:
         """Does the model fit: leave-one-out errors, independent residuals, coverage and outliers.
 
@@ -383,7 +365,7 @@ class Posterior(AbstractPosterior):
         """
         return diagnostics(self)
 
-    @_of_its_model
+    @of_its_model
     def append(self, y_new: Float[Array, "..."], axes: Any, noise: Any = None) -> "Posterior":
         """The posterior given further slices along one axis as well: a new year of data.
 
@@ -404,6 +386,22 @@ class Posterior(AbstractPosterior):
                 are not defined at the new coordinates.
         """
         return append(self, y_new, axes, noise)
+
+    @of_its_model
+    def filter(self, axis: int | str | None = None) -> Filter:
+        """A forecast service that takes in new slices along one axis; one pass over the data.
+
+        Args:
+            axis: the time, by name or number; by default the axis with the structure "markov", or
+                the only one whose kernel has a state space.
+
+        Raises:
+            KeyError: if the axis is unknown.
+            NotMarkovError: if the process is not Markov along it.
+            ValueError: if several axes may be meant, the noise correlates along it, or the mean is
+                known on the grid only.
+        """
+        return filter_of(self, None if axis is None else predict.axis_number(self.gp, axis))
 
     def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
         return self.gp.new_axes(axes)

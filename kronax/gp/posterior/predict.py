@@ -141,7 +141,8 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
         cell, is_old = x.found_in(axis.points(post.operator.dtype))
         less, has_data = (jnp.take(grid, cell, axis=i) for grid in (less, has_data))
         has_data = has_data & along(is_old, i, len(new))
-    found = jnp.where(*same_rank(has_data, less, value))
+    has_data, less, value = same_rank(has_data, less, value)
+    found = jnp.where(has_data, less, value)
     return found if are_known(new) else with_value(value, found)
 
 
@@ -158,7 +159,8 @@ def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array
     axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)
     cells, are_old = zip(*(x.found_in(old) for x, old in zip(new, axes, strict=True)), strict=True)
     has_data = reduce(and_, are_old, jnp.broadcast_to(has_data, post.gp.grid_shape)[cells])
-    found = jnp.where(*same_rank(has_data, less[(..., *cells)], value))
+    has_data, less, value = same_rank(has_data, less[(..., *cells)], value)
+    found = jnp.where(has_data, less, value)
     return found if are_known(new) else with_value(value, found)
 
 
@@ -185,14 +187,19 @@ def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | N
 
 
 @compiled
-def variance_estimate(post: AbstractPosterior, new: New, name: str | None = None) -> Estimate:
-    """The posterior variance with its certificate, whether it converged or not."""
+def variance_estimate(
+    post: AbstractPosterior, new: New, name: str | None = None, levels: Array | None = None
+) -> Estimate:
+    """The posterior variance with its certificate, whether it converged or not; plus noise."""
+    found = _variance_estimate(post, new, name)
+    return found if levels is None else found.shifted(levels)
+
+
+def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> Estimate:
     found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if not isinstance(found, Iterations):
-        value = known_variance(post, new, name)
-        if are_known(new):
-            value = _or_on_grid(post, new, name, value)
-        return exact_estimate(value + added)
+        value = exact_total(post, new, name)
+        return exact_estimate(_or_on_grid(post, new, name, value) if are_known(new) else value)
     if not are_exact(post.gp):
         return _variance_of_terms(post, new, name, found).shifted(added)
     if name is None and not any(new):
@@ -203,23 +210,24 @@ def variance_estimate(post: AbstractPosterior, new: New, name: str | None = None
     return found.explained_estimate(rows).scaled(-1.0).shifted(prior + added)
 
 
-def known_variance(post: AbstractPosterior, new: New, name: str | None) -> Array:
-    """By an exact decomposition, the coefficients of the mean known."""
-    found = decomposition_of(post.operator)
+def exact_total(post: AbstractPosterior, new: New, name: str | None) -> Array:
+    """By an exact decomposition, with what not knowing the coefficients adds."""
+    found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if isinstance(found, Cholesky):
-        return _dense_variance(post, new, name, found)
-    return exact_variance(post, new, name)
+        return _dense_variance(post, new, name, found) + added
+    return exact_variance(post, new, name) + added
 
 
 def _or_on_grid(post: AbstractPosterior, new: New, name: str | None, value: Array) -> Array:
     """`value`, at cells of the grid by what is known there, which loses fewer digits."""
-    found, is_old = known_variance(post, (None,) * len(new), name), jnp.ones((), bool)
+    found, is_old = exact_total(post, (None,) * len(new), name), jnp.ones((), bool)
     for i, x in enumerate(new, -len(new)):
         if x is not None:
             assert x.cells is not None
             found = jnp.take(found, x.cells, axis=i)
             is_old = is_old & along(x.cells >= 0, i, len(new))
-    return jnp.where(*same_rank(is_old, found, value))
+    is_old, found, value = same_rank(is_old, found, value)
+    return jnp.where(is_old, found, value)
 
 
 def _variance_of_terms(

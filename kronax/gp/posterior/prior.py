@@ -3,7 +3,6 @@
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
@@ -12,6 +11,7 @@ from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.lapack_order import in_sequence
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.linalg.functions.sample import sample_normal
@@ -75,7 +75,7 @@ def prior_fields(
 ) -> tuple[Array, Array]:
     """One component at the old and at the new coordinates, drawn together."""
     gp, dtype = post.gp, post.operator.dtype
-    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), dtype)
+    white = normal_numbers(key, (*lead, *(r.size for r in roots)), dtype)
     old = ahead = apply_roots(roots, white)
     for i, (axis, before) in enumerate(zip(new, gp.axes, strict=True)):
         if axis is not None:
@@ -87,7 +87,7 @@ def prior_fields(
 
 def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
     """Noise on the grid: of one variance, or of a Kronecker covariance."""
-    white = jax.random.normal(key, shape, dtype)
+    white = normal_numbers(key, shape, dtype)
     if not isinstance(noise, Kronecker):
         noise = noise.reshape((1,) * (white.ndim - noise.ndim) + noise.shape)
         return jnp.where(jnp.isposinf(noise), jnp.nan, safe_sqrt(noise) * white)

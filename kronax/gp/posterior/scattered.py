@@ -17,8 +17,9 @@ from kronax.gp.means.means import values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import Component, axis_with_variance, parts, root_rows, rows_at
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
-from kronax.gp.posterior.predict import are_known, at_data_among, known_variance
+from kronax.gp.posterior.predict import are_known, at_data_among, exact_total
 from kronax.linalg.arrays.mode_products import matmul, same_rank
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -139,7 +140,14 @@ def variance_at(
     With its certificate, whether it converged or not.
     """
     found, root = _known(post, new, name), _regressed(post, new, name)
-    return found if root is None else found.shifted(jnp.sum(jnp.square(root), axis=0))
+    if root is not None:
+        found = found.shifted(jnp.sum(jnp.square(root), axis=0))
+    if not (decomposition_of(post.operator).is_exact and are_known(new)):
+        return found
+    on_grid = exact_total(post, (None,) * len(new), name)
+    cells = tuple(x.cells for x in new if x.cells is not None)
+    is_old = reduce(and_, (k >= 0 for k in cells))
+    return exact_estimate(jnp.where(is_old, on_grid[(..., *cells)], found.value))
 
 
 def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None) -> Estimate:
@@ -148,13 +156,7 @@ def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = 
     is_joined = name is not None and post.gp.joined is not None and name in post.gp.terms.joined
     if is_joined and isinstance(op, KroneckerPlusNoise):  # the term stands where the noise does
         op = turned_about(op)
-    found = decomposition_of(op).variance_at(*_places(post, new, name))
-    if not (decomposition_of(op).is_exact and are_known(new)):
-        return found
-    on_grid = known_variance(post, (None,) * len(new), name)
-    cells = tuple(x.cells for x in new)
-    is_old = reduce(and_, (k >= 0 for k in cells))
-    return exact_estimate(jnp.where(is_old, on_grid[(..., *cells)], found.value))
+    return decomposition_of(op).variance_at(*_places(post, new, name))
 
 
 def _places(
@@ -186,12 +188,12 @@ def covariance_at(post: AbstractPosterior, new: tuple[Points, ...]) -> Float[Arr
     priors = [_prior_matrices(post, part, new) for part in parts(post.gp, None)]
     pairs = zip(_places(post, new), priors, strict=True)
     covariance = decomposition.covariance_at(*pairs)
-    if decomposition.is_exact:  # by iterations, variances have a solve each as well
-        own = jnp.arange(covariance.shape[0])
-        covariance = covariance.at[own, own].set(_known(post, new).value)
     root = _regressed(post, new)
     if root is not None:
         covariance = covariance + matmul(root.T, root)
+    if decomposition.is_exact:  # by iterations, variances have a solve each as well
+        own = jnp.arange(covariance.shape[0])
+        covariance = covariance.at[own, own].set(variance_at(post, new).value)
     return (covariance + covariance.T) / 2
 
 
@@ -217,5 +219,5 @@ def sample_at(
     slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
     root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     root = vectors * root[None]
-    white = jax.random.normal(key, (*shape, *mean.shape), mean.dtype)
+    white = normal_numbers(key, (*shape, *mean.shape), mean.dtype)
     return jnp.add(*same_rank(mean, matmul(white, root.T)))

@@ -279,7 +279,8 @@ def refuse_traced(what: str, advice: str, *values: Any) -> None:
         advice: what to do instead.
         values: what it works on.
     """
-    if is_concrete(values, jnp.zeros(())):  # under jit every new array is traced
+    # Under jit every new array is traced; this one compiles nothing where there is no jit.
+    if is_concrete(values, jax.device_put(np.zeros((), np.float32))):
         return
     raise TypeError(
         f"{what} looks at values, and must be called with concrete ones; got traced ones, inside "

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.fingerprints import fingerprint, held
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
-from kronax.linalg.arrays.precision import Ends
+from kronax.linalg.arrays.precision import Conditioning, Ends
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
 from kronax.linalg.decompositions.low_rank import signal_plus_noise
@@ -265,7 +265,7 @@ class Merged(AbstractAtObserved):
         """Bases of the smaller grid."""
         return self.inner.computed()
 
-    def ends(self) -> Ends | None:
+    def ends(self) -> Conditioning | None:
         """Those of the smaller grid."""
         return self.inner.ends()
 

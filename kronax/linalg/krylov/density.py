@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.primitives import by_surrogate
+from kronax.linalg.arrays.random_numbers import random_signs
 from kronax.linalg.decompositions.low_rank import signal_plus_noise
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
@@ -170,7 +171,7 @@ def _iterate(
     """One pass for all columns: the data and the probes."""
     precisions = op.precisions
     shape = (iteration.num_probes, *op.grid_shape)
-    probes = jax.random.rademacher(jax.random.key(iteration.seed), shape, op.dtype)
+    probes = random_signs(jax.random.key(iteration.seed), shape, op.dtype)
     white = held.to_spectrum(probes)
     krylov = run(held, precisions, y, white, iteration)
     num = y.shape[0]

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.abstract_operator import AbstractObserved
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.operators.draws import draw_normal
@@ -141,7 +142,7 @@ class KroneckerPlusDiagonal(AbstractObserved):
 def _draw(key: Array, kronecker: Signal, scale: Array, lead: tuple[int, ...]) -> Array:
     signal_key, noise_key = jax.random.split(key)
     signal = draw_signal(signal_key, kronecker, lead)
-    noise = jax.random.normal(noise_key, (*lead, *kronecker.grid_shape), kronecker.dtype)
+    noise = normal_numbers(noise_key, (*lead, *kronecker.grid_shape), kronecker.dtype)
     return signal + jnp.multiply(*same_rank(scale, noise))
 
 

@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.primitives import by_surrogate
+from kronax.linalg.arrays.random_numbers import random_signs
 from kronax.linalg.estimates.certificates import (
     Certificate,
     Iteration,
@@ -129,7 +130,7 @@ def _probes(held: TermsReference, iteration: Iteration) -> _Probes:
     shape = (iteration.num_probes, *held.signal.grid_shape)
     axes = tuple(range(1, len(shape)))
     keys = jax.random.split(jax.random.key(iteration.seed))
-    signal, noise = (jax.random.rademacher(key, shape, held.signal.dtype) for key in keys)
+    signal, noise = (random_signs(key, shape, held.signal.dtype) for key in keys)
     # By the symmetric root: it is smooth in the parameters where eigenvectors change their signs.
     drawn = held.compared.to_cells(
         jnp.sqrt(held.spectrum)[None] * held.compared.to_spectrum(signal)
@@ -262,7 +263,7 @@ def _reference_logdet(
     trace = jnp.sum(compared.excess * compared.diagonal_of(compared.filter**2))
     shape = (iteration.num_probes, *precisions.shape)
     key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
-    white = compared.to_spectrum(jax.random.rademacher(key, shape, precisions.dtype))
+    white = compared.to_spectrum(random_signs(key, shape, precisions.dtype))
     krylov = solve_white(compared, white, iteration)
     known = whole - logs + trace + compared.box_logdet
     return known, jnp.max(krylov.relative_residual), probed_logdet(compared, white, krylov)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import Estimate, Iteration, skew_quantile
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import symmetric_roots
@@ -93,12 +94,12 @@ def _draws(
     """Posterior draws of the terms that are wanted, their twins, and the certificate."""
     shape, dtype = (count, *held.precisions.shape), held.precisions.dtype
     noise_key, *keys = jax.random.split(key, len(parts.roots) + 1)
-    noise = jax.random.normal(noise_key, shape, dtype)
+    noise = normal_numbers(noise_key, shape, dtype)
     data = jnp.sqrt(held.variances)[None] * noise
     twin_data = jnp.sqrt(held.compared.noise) * held.compared.to_spectrum(noise)
     draw, twin = jnp.zeros_like(data), jnp.zeros_like(data)
     for j, own in enumerate(keys):
-        white = jax.random.normal(own, shape, dtype)
+        white = normal_numbers(own, shape, dtype)
         signal = apply_roots(parts.roots[j], white)
         twin_signal = jnp.sqrt(parts.spectra[j])[None] * held.compared.to_spectrum(white)
         data, twin_data = data + signal, twin_data + twin_signal

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import apply_all, matmul, outer, same_rank
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.decompositions.low_rank import signal_plus_noise
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
@@ -324,8 +325,8 @@ def _with_covariance(
     """Draws with the covariance `M = L⁻¹ [1/(1 + wΛ) + t Qᵀ W Q t] L⁻ᵀ`, and the noise in them."""
     prior_key, noise_key = jax.random.split(key)
     shape = (count, *precisions.shape)
-    prior = jax.random.normal(prior_key, shape, precisions.dtype)
-    noise = jax.random.normal(noise_key, shape, precisions.dtype)
+    prior = normal_numbers(prior_key, shape, precisions.dtype)
+    noise = normal_numbers(noise_key, shape, precisions.dtype)
     heard = held.filter[None] * held.to_spectrum(jnp.sqrt(precisions)[None] * noise)
     return held.divided(jnp.sqrt(held.smooth)[None] * prior + heard), noise
 

@@ -8,6 +8,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import safe_sqrt
@@ -28,7 +29,7 @@ def _draw_normal(
         signal = _draw_factors(signal_key, op.kronecker, lead)
     if isinstance(op.noise, Kronecker):
         return signal + _draw_factors(noise_key, op.noise, lead)
-    white = jax.random.normal(noise_key, (*lead, *op.grid_shape), op.dtype)
+    white = normal_numbers(noise_key, (*lead, *op.grid_shape), op.dtype)
     scale = safe_sqrt(op.noise)
     scale = scale.reshape(*scale.shape, *(1,) * len(op.grid_shape))
     return signal + jnp.multiply(*same_rank(scale, white))
@@ -40,7 +41,7 @@ draw_normal = jax.jit(_draw_normal, static_argnums=2)
 def _draw_factors(key: PRNGKeyArray, op: Kronecker, lead: tuple[int, ...]) -> Array:
     """`R z`, with one root per axis; a thin root takes few numbers."""
     roots = in_sequence(lambda f: f.root(), op.factors, batched=bool(op.batch_shape))
-    white = jax.random.normal(key, (*lead, *(r.size for r in roots)), op.dtype)
+    white = normal_numbers(key, (*lead, *(r.size for r in roots)), op.dtype)
     return apply_roots(roots, white)
 
 

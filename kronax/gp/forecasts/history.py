@@ -1,0 +1,288 @@
+"""The filter of a posterior: one pass over its data."""
+
+import dataclasses
+from functools import reduce
+from math import prod
+from operator import mul
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from kronax.gp.axes.markov import beginning, why_not_markov
+from kronax.gp.forecasts import recursion
+from kronax.gp.forecasts.recursion import Evidence, Regressors, State, Values
+from kronax.gp.forecasts.times import split
+from kronax.gp.kernels.base import Kernel
+from kronax.gp.kernels.markov import NotMarkovError
+from kronax.gp.kernels.points import Points
+from kronax.gp.means.regression import MarginalMean
+from kronax.gp.model.components import factor_of, whole
+from kronax.gp.model.method import with_fields
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.linalg.arrays.mode_products import along
+from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.spectral.low_rank import is_diagonal
+
+
+class Noise(eqx.Module):
+    """Noise along the times: `level · shape` at each.
+
+    Args:
+        levels: `(n, 1)`, or `(n, m)` for a variance per cell.
+        shape: variances `(m,)` or a covariance `(m, m)`.
+        is_known: whether it is the same at times to come.
+    """
+
+    levels: Array
+    shape: Array
+    is_known: bool = eqx.field(static=True, default=True)
+
+    @property
+    def variances(self) -> Array:
+        """The variances, `(m,)`."""
+        return jnp.diagonal(self.shape) if self.shape.ndim == 2 else self.shape
+
+    def at(self, level: Array) -> Array:
+        """The covariance at a time of a level, `(m, m)`."""
+        if self.shape.ndim == 2:
+            return jnp.broadcast_to(level, self.shape.shape[:1])[:, None] * self.shape
+        return jnp.diag(level * self.shape)
+
+
+def markov_axis(gp: AbstractProcess, names: tuple[str, ...]) -> int:
+    """The axis along which a process is filtered, if there is one and no doubt.
+
+    Raises:
+        NotMarkovError: if there is none, with a reason for each axis.
+        ValueError: if there are several.
+    """
+    asked = [i for i, s in enumerate(gp.structures) if s.kind == "markov"]
+    reasons = [why_not(gp, i) for i in range(len(gp.axes))]
+    able = [i for i, reason in enumerate(reasons) if reason is None]
+    found = asked if len(asked) == 1 else able
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        listed = "; ".join(f"{n}: {reason}" for n, reason in zip(names, reasons, strict=True))
+        raise NotMarkovError(
+            f"A filter needs an axis along which the process is Markov; got none ({listed}).",
+            listed,
+        )
+    raise ValueError(
+        "The process is Markov along several axes, "
+        f"{', '.join(repr(names[i]) for i in found)}: say which one is the time, as in "
+        f"`post.filter({names[found[0]]!r})`."
+    )
+
+
+def why_not(gp: AbstractProcess, i: int) -> str | None:
+    """Why a process cannot be filtered along an axis; `None` if it can."""
+    axis = gp.axes[i]
+    if axis.period is not None:
+        return "on a circle what lies ahead also lies behind"
+    reasons = (why_not_markov(part.kernels[i], axis) for part in whole(gp))
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+def check_axis(gp: AbstractProcess, i: int, name: str) -> None:
+    """Refuse an axis along which a process is not Markov, or its noise correlated."""
+    reason = why_not(gp, i)
+    if reason is not None:
+        raise NotMarkovError(
+            f"A filter needs a process that is Markov along its time; that along {name} is not: "
+            f"{reason}.",
+            reason,
+        )
+    if isinstance(gp.noise, FullNoise) and not is_diagonal(gp.noise.kronecker.factors[i]):
+        raise ValueError(
+            f"A filter needs noise without correlation along {name}; got a covariance. Put it "
+            "into the process, as a term."
+        )
+
+
+def one_slice(gp: AbstractProcess, i: int) -> Any:
+    """The process with a single time, which does not count: nothing of it grows with the data."""
+    axis = dataclasses.replace(beginning(gp.axes[i], 1), given=None, shift=None)
+    if axis.index is not None:
+        axis = dataclasses.replace(axis, index=dataclasses.replace(axis.index, values=None))
+    axes = (*gp.axes[:i], axis, *gp.axes[i + 1 :])
+    return with_fields(gp, axes=axes, noise=NoNoise(), observed=None, measured=None)
+
+
+def noise_of(gp: AbstractProcess, i: int, grid: tuple[int, ...]) -> Noise:
+    """The noise of a process along an axis of a grid, in the order of the grid."""
+    own, dtype, n = gp.noise, gp.dtype, grid[i]
+    sizes = [size for j, size in enumerate(grid) if j != i]
+    ones, m = jnp.ones((n, 1), dtype), prod(sizes)
+    if isinstance(own, CellNoise):
+        cells = front(own.operator(dtype), i, len(gp.axes))
+        cells = jnp.where(jnp.isfinite(cells), cells, 1)
+        return Noise(cells, jnp.ones(m, dtype), False)
+    if isinstance(own, AxisNoise):
+        given = [v for j, v in enumerate(own.variances) if j != i]
+        parts = [jnp.ones(k, dtype) if v is None else v for v, k in zip(given, sizes, strict=True)]
+        shape = reduce(mul, [along(v, j - len(sizes), len(sizes)) for j, v in enumerate(parts)])
+        levels = own.variances[i]
+        shape = jnp.ravel(shape).astype(dtype)
+        if levels is None:
+            return Noise(ones, shape)
+        return Noise(levels.astype(dtype)[:, None], shape, False)
+    if isinstance(own, FullNoise):
+        factors = own.kronecker.factors
+        others = [f for j, f in enumerate(factors) if j != i]
+        mine: Any = factors[i]
+        shape = Kronecker(*others).to_dense() if others else jnp.ones((1, 1), dtype)
+        if isinstance(mine, ScaledIdentity):
+            return Noise(ones, mine.scale * shape)
+        return Noise(mine.diagonal()[:, None], shape, False)
+    return Noise(ones, jnp.broadcast_to(gp.noise_term(), (m,)))
+
+
+def places_of(gp: AbstractProcess, i: int) -> Array:
+    """The covariance of the other axes for every part of the function, `(c, m, m)`."""
+
+    def one(part: Any) -> Array:
+        factors = [
+            factor_of(gp, kernel, j, gp.dtype) for j, kernel in enumerate(part.kernels) if j != i
+        ]
+        one = jnp.ones((1, 1), gp.dtype)
+        return part.variance.astype(gp.dtype) * (Kronecker(*factors).to_dense() if factors else one)
+
+    return jnp.stack([one(part) for part in whole(gp)])
+
+
+def kernels_in_time(gp: AbstractProcess, i: int) -> list[Kernel]:
+    """The kernel along the times for every part of the function."""
+    return [part.kernels[i] for part in whole(gp)]
+
+
+def front(x: Array, i: int, num_axes: int) -> Array:
+    """`(*batch, …)` on a grid as `(k, *batch, m)`, the times first."""
+    moved = jnp.moveaxis(x, i - num_axes, 0)
+    lead = moved.ndim - num_axes + 1
+    return moved.reshape(*moved.shape[:lead], -1)
+
+
+def mean_of(gp: AbstractProcess, i: int, times: Points) -> tuple[Array, Array | None]:
+    """The mean function `(k, m)` at some times and the functions of a marginal one, `(k, p, m)`."""
+    new = [times if j == i else None for j in range(len(gp.axes))]
+    grid = tuple(times.size if j == i else n for j, n in enumerate(gp.grid_shape))
+    mean = front(jnp.broadcast_to(gp.mean_on(new), grid), i, len(grid))
+    if not isinstance(gp.mean, MarginalMean):
+        return mean, None
+    design = gp.design_on(new)
+    design = jnp.broadcast_to(design, (design.shape[0], *grid))
+    return mean, front(design, i, len(grid))
+
+
+def gaps_between(halves: Array) -> Array:
+    """From time to time; both parts of near ones have an exact difference."""
+    steps = jnp.diff(halves, axis=0)
+    return steps[:, 0] + steps[:, 1]
+
+
+def absorbed(
+    gp: AbstractProcess,
+    i: int,
+    places: Array,
+    state: State,
+    halves: Array,
+    times: Points,
+    y: Array,
+    noise: Noise,
+    seen: Array,
+) -> tuple[State, Evidence]:
+    """The state after some times, and the forecast of the values at each.
+
+    Args:
+        gp: the process of one slice.
+        i: its Markov axis.
+        places: those of the parts.
+        state: at the last time.
+        halves: that time and the new ones, `(k + 1, 2)`.
+        times: the new ones.
+        y: their values, `(k, *batch, m)`.
+        noise: of them.
+        seen: where there are values, `(k, m)`.
+    """
+    gaps = gaps_between(halves)
+    kernels = kernels_in_time(gp, i)
+    steps = jax.vmap(lambda gap: recursion.step_of(kernels, gap))(gaps)
+    # No step leads back: what is told of a traced one is NaN.
+    steps = steps._replace(transition=steps.transition + nan_before(gaps)[:, None, None])
+    mean, design = mean_of(gp, i, times)
+
+    def body(state: State, each: Any) -> tuple[State, Evidence]:
+        step, y, mean, design, level, seen = each
+        state = recursion.moved(state, step, places)
+        own = recursion.at_places(step.nuggets, places)
+        own = own + noise.at(level)
+        values = y - jnp.broadcast_to(mean, y.shape)
+        state, found = recursion.told(state, Values(values, design, own, seen))
+        return state, found._replace(mean=found.mean + jnp.broadcast_to(mean, y.shape))
+
+    return jax.lax.scan(body, state, (steps, y, mean, design, noise.levels, seen))
+
+
+def nan_before(gaps: Array) -> Array:
+    """Zero, and NaN where a gap is negative."""
+    return jnp.where(gaps >= 0, jnp.zeros_like(gaps), jnp.nan)
+
+
+def prior(gp: AbstractProcess, i: int, places: Array, times: Points, batch: tuple) -> State:
+    """The state before any data."""
+    dtype = gp.dtype
+    step = recursion.step_of(kernels_in_time(gp, i), jnp.zeros((), dtype))
+    order, m = step.transition.shape[-1], places.shape[-1]
+    covariance = recursion.at_places(step.initial, places)
+    found = None
+    if isinstance(gp.mean, MarginalMean):
+        num, variance = len(gp.mean.names), gp.mean.variance
+        precision = jnp.zeros((num, num), dtype)
+        if variance is not None:
+            precision = jnp.eye(num, dtype=dtype) / variance.astype(dtype)
+        states = jnp.zeros((num, order, m), dtype)
+        found = Regressors(states, precision, jnp.zeros((*batch, num), dtype))
+    return State(jnp.zeros((*batch, order, m), dtype), covariance, found)
+
+
+def state_given(post: AbstractPosterior, i: int, small: AbstractProcess) -> tuple:
+    """The last time of a posterior, the places, the state and the shape of noise to come."""
+    gp, axis = post.gp, post.gp.axes[i]
+    offsets = axis.offsets.reshape(-1)
+    order = np.argsort(offsets, kind="stable")
+    times = split(offsets[order], gp.dtype)
+    observed = np.ones(gp.grid_shape, bool) if gp.observed is None else gp.observed.array
+    points = axis.points(gp.dtype)[order]
+    places, state, noise = _pass(small, i, gp.noise, post.y, observed, order, times, points)
+    return jnp.asarray(times[-1]), places, state, noise.shape if noise.is_known else None
+
+
+@eqx.filter_jit
+def _pass(
+    gp: AbstractProcess,
+    i: int,
+    noise: Any,
+    y: Array,
+    observed: Any,
+    order: Any,
+    halves: Any,
+    times: Points,
+) -> tuple[Array, State, Noise]:
+    num_axes, shape = len(gp.axes), observed.shape
+    seen = front(observed, i, num_axes)[order]
+    own = noise_of(with_fields(gp, noise=noise), i, shape)
+    if isinstance(noise, CellNoise):
+        seen = seen & jnp.isfinite(front(noise.operator(gp.dtype), i, num_axes)[order])
+    own = Noise(own.levels[order], own.shape, own.is_known)
+    places = places_of(gp, i)
+    state = prior(gp, i, places, times, y.shape[: y.ndim - num_axes])
+    halves = jnp.concatenate([halves[:1], halves])
+    values = front(y, i, num_axes)[order]
+    return places, absorbed(gp, i, places, state, halves, times, values, own, seen)[0], own

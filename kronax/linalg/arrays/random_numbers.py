@@ -1,0 +1,21 @@
+"""Random numbers of any shape: those of JAX, drawn in one row.
+
+Every round of JAX's generator asks for the place of a number in its array. In a row that is a
+count; with more axes it is a division for each of them, and takes three times as long to compile.
+"""
+
+from math import prod
+from typing import Any
+
+import jax
+from jaxtyping import Array, PRNGKeyArray
+
+
+def normal_numbers(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`jax.random.normal`, number by number."""
+    return jax.random.normal(key, (prod(shape),), dtype).reshape(shape)
+
+
+def random_signs(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`jax.random.rademacher`, number by number."""
+    return jax.random.rademacher(key, (prod(shape),), dtype).reshape(shape)
