@@ -19,6 +19,7 @@ WORKLOADS = (
     "certificates",
     "coverage",
     "precision",
+    "markov",
 )
 
 

@@ -28,21 +28,27 @@ class CandidateError(RuntimeError):
     """A candidate has no result, for a reason that goes into the tables."""
 
 
-def seconds(call: Callable[[], Any], repeats: int = 1) -> float:
+def seconds(
+    call: Callable[[], Any], repeats: int = 1, clock: Callable[[], float] = perf_counter
+) -> float:
     """Time of one call, from the mean of `repeats` in a row, until the results are there.
 
-    A call in another process has its own `seconds`: it is timed there, without the way to it.
+    A call in another process has its own `seconds`: it is timed there, without the way to it, and
+    by a clock of its own.
     """
     if hasattr(call, "seconds"):
         return call.seconds(repeats)
-    start = perf_counter()
+    start = clock()
     for _ in range(repeats):
         jax.block_until_ready(call())
-    return (perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def alternate(
-    candidates: dict[str, Callable[[], Any]], rounds: int = ROUNDS, budget_s: float = 15.0
+    candidates: dict[str, Callable[[], Any]],
+    rounds: int = ROUNDS,
+    budget_s: float = 15.0,
+    clock: Callable[[], float] = perf_counter,
 ) -> dict[str, dict[str, Any]]:
     """Median times of candidates that take turns, round by round, each in its own process.
 
@@ -54,7 +60,7 @@ def alternate(
 
     def timed(name: str, repeats: int = 1) -> float:
         try:
-            return seconds(candidates[name], repeats)
+            return seconds(candidates[name], repeats, clock)
         except CandidateError as reason:
             failed[name] = str(reason)
             return float("nan")

@@ -13,10 +13,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks import gap_tables, pictures, precision, start, tables
+from benchmarks import gap_tables, markov, markov_accuracy, pictures, precision, start, tables
 from benchmarks.measure import ROOT, results_folder
 
-PAGES = ("README.md", "docs/benchmarks.md", "docs/missing.md", "docs/precision.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/missing.md",
+    "docs/precision.md",
+    "docs/long_axes.md",
+)
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
 CAPTIONS = {
@@ -82,6 +88,11 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "certificates": {"certificates": gap_tables.certificates_table},
         "coverage": {"coverage": tables.coverage_table},
         "precision": {"precision": precision.precision_table},
+        "markov": {
+            "markov": markov.markov_table,
+            "markov-gaps": markov.gaps_table,
+            "markov-accuracy": markov_accuracy.accuracy_table,
+        },
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

@@ -20,6 +20,8 @@ from benchmarks import (  # noqa: E402
     gap_tables,
     gaps,
     likelihood,
+    markov,
+    markov_accuracy,
     matvec,
     mcmc,
     measure,
@@ -98,6 +100,7 @@ def test_every_environment_names_its_packages():
     assert environments.REQUIREMENTS.keys() == environments.PACKAGES.keys()
     fits = {environment for environment, *_ in fitting.PEERS.values()}
     used = {*likelihood.PEERS.values(), *matvec.PEERS.values(), *fits, gaps.ENVIRONMENT}
+    used |= {markov.PEER}
     used |= {environment for environment, _ in start.METHODS.values()} - {environments.OURS}
     assert used <= environments.REQUIREMENTS.keys()
 
@@ -115,6 +118,38 @@ def test_the_way_from_python_is_shown_by_stages():
     assert ours == "| hills, 3×4 | kronax | – | 2 | – | – | 4 | 8 |"
     assert theirs == "| hills, 3×4 | GPyTorch | not installed | – | – | – | – | – |"
     assert start.described(rows[0]).endswith("fit 2.00 s; 4.0 s of processors, 8 programs")
+
+
+def test_long_axes_are_shown_beside_the_filter():
+    row = {"shape": [1000, 20], "spacing": "regular"}
+    rows = [
+        {**row, "method": markov.MARKOV, "seconds": 4e-3, "bytes": 2e6, "value_error": 3e-16},
+        {**row, "method": "tinygp", "seconds": None, "error": "not installed"},
+        {**row, "method": markov.OTHER, "seconds": 0.2, "missing": 0.1},
+        {"data": "hills", "method": markov.MARKOV, "seconds": 0.5, "rmse": 0.2},
+    ]
+    *_, ours, peer, other = markov.markov_table(rows).splitlines()
+    assert ours == "| 20 × 1,000 regular | kronax, Markov | 4 | 200 | – | 2 MB | 3e-16 | – |"
+    assert peer == "| 20 × 1,000 regular | tinygp | not installed | – | – | – | – | – |"
+    assert "| 20 × 1,000 regular, 10% missing |" in other
+    assert "| 50 × |" in other
+    *_, gaps = markov.gaps_table(rows).splitlines()
+    assert gaps == "| hills | kronax, Markov | 0.5 | – | – | 0.200 | – | – |"
+
+
+def test_outages_and_single_cells_are_missing():
+    _, y, seen = markov.data_of(markov.Case((800, 3), True, 0.4))
+    assert y.shape == seen.shape == (800, 3)
+    assert 0.4 <= 1 - seen.mean() < 0.6
+    assert np.isfinite(y).all()
+
+
+def test_sixty_digits_know_what_dense_numbers_round():
+    with jax.enable_x64(True):
+        off = markov_accuracy.errors(markov_accuracy.Hard(1e-6), np.float64)
+    assert abs(off["Markov"]) < 1e-11 < abs(off["dense Cholesky"]) < 1e-7
+    rows = [{"case": "noise", "precision": "float64", "errors": {"eigh": None, "Markov": -2e-13}}]
+    assert markov_accuracy.accuracy_table(rows).endswith("| noise | float64 | **NaN** | 2e-13 |")
 
 
 def test_the_fastest_peer_is_found_among_those_with_a_time():

@@ -75,7 +75,10 @@ class Worker:
 
 @dataclass
 class Call:
-    """A call in a peer's process: `seconds` times it there, calling gives its last result."""
+    """A call in a peer's process: `seconds` times it there, calling gives its last result.
+
+    `clock` names what it is timed by, `perf_counter` or `process_time`.
+    """
 
     worker: Worker
     key: int
@@ -83,6 +86,7 @@ class Call:
     inputs: dict[str, Any]
     limit_s: float = CALL_LIMIT_S
     is_prepared: bool = False
+    clock: str = "perf_counter"
 
     def seconds(self, repeats: int = 1) -> float:
         """Mean time of a call; the first time it is prepared, which is not counted."""
@@ -91,7 +95,9 @@ class Call:
                 "prepare", PREPARE_LIMIT_S, key=self.key, task=self.task, inputs=self.inputs
             )
             self.is_prepared = True
-        return self.worker.ask("seconds", self.limit_s, key=self.key, repeats=repeats)
+        return self.worker.ask(
+            "seconds", self.limit_s, key=self.key, repeats=repeats, clock=self.clock
+        )
 
     def __call__(self) -> Any:
         """What the last timed call gave."""

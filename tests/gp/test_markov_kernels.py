@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.state_spaces import cosines, matern
 from tests.gp import dense
 from tests.tolerances import assert_close
@@ -257,6 +258,23 @@ def test_a_model_with_a_markov_axis_is_the_dense_one():
     )
     for a, b in zip(ours, theirs, strict=True):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1], ids=["complete", "gaps"])
+def test_the_floor_of_a_fit_is_that_of_the_other_axes_in_linear_memory(share):
+    n, places = 2000, np.array([0.0, 0.3, 1.0])
+    kernels, axes = (
+        {"time": 2.0 * kx.Matern32(9.0), "site": kx.Matern12(0.7)},
+        (np.arange(n), places),
+    )
+    gp = kx.GridGP(kernels, dict(zip(kernels, axes, strict=True)), noise=0.1)
+    assert gp.structures[0].kind == "markov"
+    seen = np.random.default_rng(0).random((n, 3)) >= share
+    observed = None if seen.all() else Mask.of(seen, seen.shape)
+    level = jax.jit(lambda: gp.noise_level(observed, gp.dtype)).lower().compile()
+    assert level.memory_analysis().temp_size_in_bytes < 100 * n
+    others = dense.matern12(places, places, 0.7).sum(axis=1).max()
+    assert_close(level().ends.largest, 2.0 * others + 0.1)
 
 
 class Own(kx.Kernel):

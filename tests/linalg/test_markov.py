@@ -178,3 +178,26 @@ def test_small_noise_keeps_its_digits():
 def test_the_filter_is_chosen():
     op = kx.Kronecker(rbf(X, X), factor(kx.Matern32(1.0))) + 0.1
     assert isinstance(decomposition_of(op), KalmanLanes)
+
+
+def test_looking_back_over_many_places_is_stable():
+    """Rounding that is not symmetric grew from step to step where places outnumber a few."""
+    n, m, noise = 60, 12, 1e-4
+    times, places = np.linspace(0, 4, n), np.linspace(0, 1, m)
+    seen = np.ones((n, m), bool)
+    seen[10:25, 3:9] = seen[40:, :4] = False
+    space = kx.Matern32(0.3).state_space(jnp.asarray(times[1]))
+    op = kx.Kronecker(kx.Markov(space, n), kx.Dense(kx.Matern32(0.5)(places, places))) + noise
+    ours = decomposition_of(MarkovAtObserved(op, Mask.of(seen, seen.shape)))
+    along, across = (
+        (1 + s) * np.exp(-s)
+        for s in (np.sqrt(3) * np.abs(x[:, None] - x) / c for x, c in ((times, 0.3), (places, 0.5)))
+    )
+    signal = np.kron(along, across)
+    inverse = np.linalg.inv(signal[seen.ravel()][:, seen.ravel()] + noise * np.eye(seen.sum()))
+    rows = signal[:, seen.ravel()]
+    expected = np.diag(signal) - np.sum(rows @ inverse * rows, axis=1)
+    np.testing.assert_allclose(ours.posterior_diagonal().ravel(), expected, rtol=1e-6)
+    diagonal = np.zeros(seen.shape)
+    diagonal[seen] = np.diag(inverse)
+    np.testing.assert_allclose(ours.inverse_diagonal(), diagonal, rtol=1e-6)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.labels import Labels
@@ -66,22 +67,16 @@ def markov_factor(kernel: Kernel, axis: Axis, dtype: Any) -> Markov:
 def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovAhead:
     """The process on an axis and at new places, which may be traced: in linear time."""
     old = axis.points(dtype)
-    # The old places are sorted on the host, and only the new ones where they are traced.
-    order = jnp.asarray(np.argsort(axis.offsets.reshape(axis.size), kind="stable"))
-    fresh = jnp.argsort(new.centred.reshape(-1), stable=True)
-    known, ahead = old.centred.reshape(-1)[order], new.centred.reshape(-1)[fresh]
-    before = jnp.arange(old.size) + jnp.searchsorted(ahead, known, side="left")
-    after = jnp.arange(new.size) + jnp.searchsorted(known, ahead, side="right")
-    where = jnp.zeros(old.size + new.size, order.dtype)
-    where = where.at[order].set(before).at[old.size + fresh].set(after)
-    sorting = jnp.zeros_like(where).at[where].set(jnp.arange(where.size))
-    merged = jnp.concatenate([known, ahead])
-    merged = jnp.zeros_like(merged).at[jnp.concatenate([before, after])].set(merged)
-    space = kernel.state_space(jnp.diff(merged))
+    both = jnp.concatenate([old.centred.reshape(-1), new.centred.reshape(-1)])
+    # Behind a barrier: XLA would sort constants while it compiles, at a crawl.
+    sorting = jnp.argsort(lax.optimization_barrier(both), stable=True)
+    space = kernel.state_space(jnp.diff(both[sorting]))
     space = jax.tree.map(lambda x: x.astype(dtype), space)
     cell, is_old = new.found_in(old)
-    taken = jnp.where(is_old, where[cell], where[old.size :])
-    back = jnp.concatenate([where[: old.size], taken])
+    places = jnp.concatenate(
+        [jnp.arange(old.size), jnp.where(is_old, cell, old.size + jnp.arange(new.size))]
+    )
+    back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))[places]
     return MarkovAhead(with_state(space), sorting, back, old.size)
 
 

@@ -7,9 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Int
-
-from kronax.linalg.arrays.checks import is_concrete
 
 
 class Points(eqx.Module):
@@ -68,17 +67,12 @@ class Points(eqx.Module):
         if self.cells is not None:
             return self.cells, self.cells >= 0
         if self.centred.ndim == 1:
-            order = argsort(known.centred)
-            place = jnp.searchsorted(known.centred[order], self.centred)
+            # Behind a barrier: XLA would sort constants while it compiles, at a crawl.
+            old = lax.optimization_barrier(known.centred)
+            order = jnp.argsort(old, stable=True)
+            place = jnp.searchsorted(old[order], self.centred)
             first = order[jnp.minimum(place, known.size - 1)]
             return first, known.centred[first] == self.centred
         x, z = (p.centred.reshape(p.size, -1) for p in (self, known))
         same = jnp.all(x[:, None] == z[None], axis=-1)
         return jnp.argmax(same, axis=1), jnp.any(same, axis=1)
-
-
-def argsort(x: Array) -> Array:
-    """The order of numbers; of concrete ones by NumPy, which XLA would sort while it compiles."""
-    if is_concrete(x):
-        return jnp.asarray(np.argsort(np.asarray(x), kind="stable"))
-    return jnp.argsort(x, stable=True)

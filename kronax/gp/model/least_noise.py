@@ -10,8 +10,10 @@ from jaxtyping import Array
 
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
+from kronax.gp.model.method import with_fields
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.solver_choice import choice, filtered_axis
 from kronax.linalg.arrays.host import numpy_of, on_host
 from kronax.linalg.arrays.precision import Conditioning, Ends, least_noise
 from kronax.linalg.functions.choice import decomposition_of
@@ -129,11 +131,25 @@ def _largest(gp: AbstractProcess, observed: Mask | None) -> Array:
     if are_exact(gp) and any(structure.rank for structure in gp.structures):
         return _of_low_rank(gp)
     signal = gp.covariance(include_noise=False)
-    largest = largest_eigenvalue(signal)
+    axis = _filtered_axis(gp, observed)
+    if axis is None:
+        largest = largest_eigenvalue(signal)
+    else:  # what is decomposed are the other axes: a filter along this one loses no digits
+        axes = enumerate(signal.factors)
+        largest = reduce(mul, [jnp.max(f.diagonal()) if i == axis else row_sum(f) for i, f in axes])
     if observed is None:
         return largest
     trace = jnp.sum(jnp.where(jnp.asarray(observed.array), signal.diagonal(), 0))
     return jnp.minimum(largest, trace)
+
+
+def _filtered_axis(gp: AbstractProcess, observed: Mask | None) -> int | None:
+    """The axis along which the data are filtered, if they are."""
+    axis = filtered_axis(gp)
+    if axis is None:
+        return None
+    way = choice(with_fields(gp, observed=observed)).way
+    return axis if way in ("structured", "markov") else None
 
 
 def _of_low_rank(gp: AbstractProcess) -> Array:

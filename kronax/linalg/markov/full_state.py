@@ -193,12 +193,15 @@ def smoothed(state: FullState, found: Filtered) -> Smoothed:
         whole = jnp.kron(a, jnp.eye(m, dtype=a.dtype))
         later = matmul(matmul(whole.T, information), whole)
         column = first.reshape(order * m, m)
-        turned = matmul(later, column)
         inverse = _inverse(lower, root, jnp.eye(m, dtype=a.dtype))
-        both = inverse + matmul(matmul(inverse, matmul(column.T, turned)), inverse)
-        beside = matmul(turned, inverse)
-        information = later.at[:, :m].add(-beside).at[:m].add(-beside.T)
-        information = information.at[:m, :m].add(both)
+        gain = matmul(column, inverse)
+        turned = matmul(later, gain)
+        both = inverse + matmul(gain.T, turned)
+        # `Tᵀ Λ T` with `T = I − gain e₀ᵀ`, one side after the other: as a sum of three, what
+        # rounding leaves unsymmetric would grow from step to step.
+        information = later.at[:, :m].add(-turned)
+        information = information.at[:m].add(-matmul(gain.T, information))
+        information = information.at[:m, :m].add(inverse)
         own = first[0]
         if state.space.nugget is not None:
             own = own + (state.space.nugget if nugget is None else nugget) * state.places
