@@ -229,3 +229,38 @@ def test_circle_in_float32_closes_in_float64():
     even = kx.GridGP((kernel,), (kx.circle(np.arange(432) * (360 / 432), 360.0),), noise=0.1)
     assert_close(gp.log_marginal_likelihood(data), even.log_marginal_likelihood(data))
     assert_close(gp.condition(data).mean({0: longitude[5:8]}), even.condition(data).mean()[5:8])
+
+
+LONG = np.arange(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "places", "kind"),
+    [
+        (kx.Matern32(9.0), 3, "markov"),
+        (kx.Matern32(9.0) + kx.Matern12(2.0), 100, "markov"),
+        (kx.Matern32(9.0), 101, "toeplitz"),
+        (kx.RBF(9.0), 3, "toeplitz"),
+        (kx.Matern32(9.0) * kx.Periodic(24.0, 1.0), 3, "toeplitz"),  # a state of 66 numbers
+    ],
+    ids=["Matérn", "sum", "many places", "not Markov", "long state"],
+)
+def test_a_long_axis_is_filtered_unasked(kernel, places, kind):
+    def process(**noise):
+        return kx.GridGP((kernel, kx.RBF(1.0)), (LONG, np.arange(float(places))), **noise)
+
+    gp = process(noise=0.1)
+    assert gp.structures[0].kind == kind
+    assert f" {kind} (" in gp.describe()
+    assert process(noise=0).structures[0].kind == "toeplitz" or kind != "markov"
+
+
+def test_a_markov_axis_that_is_not_filtered_is_described():
+    correlated = kx.Kronecker(kx.Dense(np.eye(4) + 0.1), kx.ScaledIdentity(1.0, 2))
+    gp = kx.GridGP(
+        (kx.Matern32(1.0), kx.RBF(1.0)),
+        (np.arange(4.0), np.arange(2.0)),
+        noise=correlated,
+        structure=("markov", None),
+    )
+    assert "axis 0 is not filtered but a dense matrix: noise that is correlated" in gp.describe()
