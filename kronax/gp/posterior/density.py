@@ -11,16 +11,18 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import marginal_logpdf
-from kronax.gp.model.components import kernel_matrix
+from kronax.gp.model.components import amplitude, kernel_matrix, process_ahead
 from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.posterior.noise_levels import noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import Conditioning, warn_of_ratio
+from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.decompose import decompose
 from kronax.linalg.functions.logdet import normal_logpdf_grid
+from kronax.linalg.markov.factor import Markov
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
@@ -87,16 +89,22 @@ def _longer(
     gp, op = post.gp, post.on_grid
     ahead = new[i]
     assert ahead is not None
-    x = gp.axes[i].points(op.dtype).joined(ahead)
+    size = gp.axes[i].size + ahead.size
     factors: list[Any] = list(op.factors)
-    factors[i] = kernel_matrix(gp, i, x, op.dtype)
+    process, order = process_ahead(gp, gp.kernels[i], i, ahead, op.dtype), None
+    if process is not None:
+        scaled = process.scaled(amplitude(gp, i, op.dtype))
+        factors[i], order = Markov(scaled.space, size), process.sorting
+    else:
+        x = gp.axes[i].points(op.dtype).joined(ahead)
+        factors[i] = kernel_matrix(gp, i, x, op.dtype)
     noise = op.noise
     if isinstance(noise, Kronecker):
         parts: list[Any] = list(noise.factors)
-        parts[i] = jnp.eye(x.raw.shape[0], dtype=op.dtype)
+        parts[i] = ScaledIdentity(jnp.ones((), op.dtype), size)
         noise = Kronecker(*parts)
     joint = KroneckerPlusNoise(Kronecker(*factors), noise)
-    return _difference(post, y_new, joint, i - len(factors), new=new)
+    return _difference(post, y_new, joint, i - len(factors), new=new, order=order)
 
 
 def _difference(
@@ -107,8 +115,12 @@ def _difference(
     *,
     stack: bool = False,
     new: tuple[Points | None, ...] | None = None,
+    order: Array | None = None,
 ) -> Density:
-    """`log p(y, y_new) − log p(y)`, and the ends of the first covariance."""
+    """`log p(y, y_new) − log p(y)`, and the ends of the first covariance.
+
+    `order` is that in which the joint covariance has the old places and then the new ones.
+    """
     gp, op = post.gp, post.operator
     joint = decompose(joint)
     found = decomposition_of(lax.stop_gradient(joint)).ends()
@@ -123,7 +135,11 @@ def _difference(
         jnp.broadcast_to(part, (*lead, *part.shape[part.ndim - len(grid) :]))
         for part in (old, ahead)
     ]
-    join = jnp.stack if stack else jnp.concatenate
+
+    def join(parts: Any, axis: int) -> Array:
+        whole = (jnp.stack if stack else jnp.concatenate)(parts, axis=axis)
+        return whole if order is None else jnp.take(whole, order, axis=axis)
+
     whole = join(both, axis=axis)
     if post.regression is None:
         return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op), found
