@@ -156,7 +156,10 @@ class Problem(eqx.Module):
             total = jnp.asarray(self.loss(model)).astype(precision(raw))
         else:
             y = self.y[member] if self.independent and self.y is not None else self.y
-            total = -jnp.sum(self.seen(model).checked_log_likelihood(y))
+            assert y is not None
+            wide = in_double(self.seen(model))
+            log_likelihood = wide.checked_log_likelihood(y.astype(getattr(wide, "dtype", y.dtype)))
+            total = -jnp.sum(log_likelihood).astype(precision(raw))
         values = {p.path: p.value for p in parameters(model)}
         for path, prior in self.priors.items():
             total = total - jnp.sum(prior.log_prob(values[path])).astype(total.dtype)
@@ -167,6 +170,17 @@ class Problem(eqx.Module):
         assert self.y is not None
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return Problem(**{**kept, "y": self.y[index], "independent": False})
+
+
+def in_double(process: Any) -> Any:
+    """A process in float64 where JAX admits it, so that rounding does not bend what a fit sees.
+
+    Ranks and iterations are settings for the precision of the model, which they keep.
+    """
+    has_ranks = any(s.rank is not None for s in getattr(process, "structures", ()))
+    if not jax.config.read("jax_enable_x64") or has_ranks or getattr(process, "is_iterative", True):
+        return process
+    return jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, process)
 
 
 # Noise within this factor of the floor is at it.
