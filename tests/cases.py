@@ -598,6 +598,7 @@ COVERING = (
     "batched low rank",
     "Markov beside dense",
     "Markov, full noise beside it",
+    "noise-free, Markov",
     "batched Markov",
     "full Kronecker noise",
     "both terms singular",
@@ -623,6 +624,7 @@ COVERING = (
 
 # Every kind and every form once, for what another property has on the set above.
 SPARSE = (
+    "Markov beside dense",
     "two axes",
     "all diagonal",
     "user-defined factor",
