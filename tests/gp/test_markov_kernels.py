@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from kronax.gp.model import solver_choice
+from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.state_spaces import cosines, matern
 from tests.gp import dense
@@ -358,3 +361,30 @@ def test_a_description_says_whether_a_long_axis_can_be_markov():
     assert 'time can be Markov: structure="markov" takes time linear' in gp.describe()
     assert "x is not Markov: SquaredExponential: it is infinitely smooth" in gp.describe()
     assert "Markov" not in markov(kx.Matern32(2.0), long).describe()
+
+
+@pytest.mark.parametrize("gaps", [False, True], ids=["complete", "gaps"])
+def test_terms_are_parts_of_one_state(gaps, monkeypatch):
+    """No matrix of the axis is made: variances of terms at old and new places by the smoother."""
+    rng = np.random.default_rng(0)
+    times, new = np.sort(rng.uniform(0, 10, 9)), np.array([4.4, -1.0, 12.0])
+    across = kx.RBF(0.4)
+    terms = {
+        "slow": {"t": kx.Matern52(5.0), "x": across},
+        "fast": {"t": 0.3 * kx.Matern12(0.5), "x": across},
+        "wave": {"t": 0.2 * kx.SHO(3.0, 2.0), "x": across},
+    }
+    y = rng.normal(size=(9, 4))
+    if gaps:
+        y[2, 1] = np.nan
+        monkeypatch.setattr(solver_choice, "dense_cost", lambda count: (1e12, 1e6))
+
+    def posterior(kind):
+        axes = {"t": times, "x": np.linspace(0, 1, 4)}
+        return kx.GridGP(terms=terms, axes=axes, noise=0.1, structure={"t": kind}).condition(y)
+
+    got, wanted = posterior("markov"), posterior("dense")
+    assert isinstance(decomposition_of(got.operator), AbstractKalman)
+    for name in terms:
+        for axes in (None, {"t": new}):
+            assert_close(got.terms[name].variance(axes), wanted.terms[name].variance(axes))

@@ -16,6 +16,7 @@ from kronax.gp.kernels.markov import NotMarkovError
 from kronax.gp.kernels.points import Points
 from kronax.linalg.markov.factor import Markov, MarkovAhead
 from kronax.linalg.state_spaces.algebra import with_state
+from kronax.linalg.state_spaces.state_space import StateSpace
 
 
 def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
@@ -37,9 +38,16 @@ def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
 
 def state_length(kernel: Kernel) -> int:
     """How many numbers the state of a Markov kernel has; nothing is compiled."""
-    return jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))).initial).shape[
-        -1
-    ]
+    return _shapes(kernel).order
+
+
+def has_nugget(kernel: Kernel) -> bool:
+    """Whether a part of a Markov kernel is white, beside its state or in it."""
+    return _shapes(kernel).nugget is not None
+
+
+def _shapes(kernel: Kernel) -> StateSpace:
+    return jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))))
 
 
 def _sees_chords(term: Kernel, axis: Axis) -> bool:

@@ -9,11 +9,12 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.markov import markov_ahead
+from kronax.gp.axes.markov import has_nugget, markov_ahead, state_length
 from kronax.gp.axes.structure import Structure, choose, factor, low_rank_joint, low_rank_rows
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.stationary import Indicator
+from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.noise import AxisNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.mode_products import matmul, same_rank
@@ -150,6 +151,24 @@ def process_ahead(
     if _structure(gp, kernel, i).kind != "markov":
         return None
     return markov_ahead(kernel, gp.axes[i], new, dtype)
+
+
+def part_of_state(gp: AbstractProcess, kernel: Kernel, i: int) -> tuple[float, ...] | None:
+    """Which entries of the state of a sum of terms make one of them, if the axis is Markov."""
+    total: Any = gp.kernels[i]
+    if gp.structures[i].kind != "markov" or not isinstance(total, TermSum):
+        return None
+    terms = [total.terms[name] for name in total.names]
+    place = next((k for k, own in enumerate(terms) if own is kernel), None)
+    if place is None or any(map(has_nugget, terms)):
+        return None
+    starts = np.cumsum([0, *map(state_length, terms)])
+    weights = np.zeros(starts[-1])
+    # The first entry is the sum of all terms; every later one has an entry of its own.
+    weights[starts[place]] = 1
+    if place == 0:
+        weights[starts[1:-1]] = -1
+    return tuple(weights.tolist())
 
 
 def cross_rows(gp: AbstractProcess, part: Component, new: New, dtype: Any) -> list[Array | None]:

@@ -19,6 +19,7 @@ from kronax.gp.model.components import (
     axis_with_variance,
     cross_rows,
     factor_of,
+    part_of_state,
     parts,
     prior_variances,
     process_ahead,
@@ -33,6 +34,7 @@ from kronax.linalg.decompositions.spectral import AbstractOnGrid
 from kronax.linalg.factors.diagonal import Diagonal
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.gaps.masked import AbstractAtObserved
+from kronax.linalg.markov.factor import MarkovPart
 from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -136,6 +138,10 @@ def signal_places(
             else:
                 rows = root_rows(gp, i, x, op.dtype)[0]
             places.append(Places(rows, prior))
+        elif (weights := part_of_state(gp, kernel, i)) is not None and by_filter:
+            whole_kernel = gp.kernels[i]
+            ahead = None if x is None else process_ahead(gp, whole_kernel, i, x, op.dtype)
+            places.append(Places(MarkovPart(weights, ahead), prior))
         elif x is None:
             places.append(Places(scale * factor_of(gp, kernel, i, op.dtype).to_dense(), prior))
         else:

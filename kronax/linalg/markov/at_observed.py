@@ -212,7 +212,7 @@ class KalmanPlaces(AbstractKalman):
     def _smoothed_variance(self, places: Sequence[Places]) -> Array:
         """New places are known by the old ones: `B = C K_s⁻¹`, and what is left of them."""
         state, k = self.state(), self.axis
-        ahead, prior = places[k].rows, places[k].prior
+        ahead, part, prior = self._along(places)
         others = [
             (f, p) for i, (f, p) in enumerate(zip(self.op.factors, places, strict=True)) if i != k
         ]
@@ -227,13 +227,13 @@ class KalmanPlaces(AbstractKalman):
         if ahead is not None:
             precisions = ahead.padded(self.factor.unsorted(state.precisions), 0)
             state = FullState(ahead.space, state.places, precisions)
-        known = square_root.variances(state, Kronecker(*rows).to_dense() if rows else None)
+        by_old = Kronecker(*rows).to_dense() if rows else None
+        known = square_root.variances(state, by_old, part)
         if ahead is None:
             known = self.factor.unsorted(known)
         else:
             known = ahead.unsorted(known)[self.factor.size :]
         left = unexplained(shares) if shares else jnp.zeros((), self.op.dtype)
-        prior = self.factor.diagonal() if prior is None else prior
         value = known + prior[:, None] * left.ravel()[None]
         return jnp.moveaxis(value.reshape(-1, *left.shape), 0, k)
 

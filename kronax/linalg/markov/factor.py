@@ -305,6 +305,22 @@ class MarkovAhead(eqx.Module):
         return self.unsorted(values)[self.old :]
 
 
+class MarkovPart(eqx.Module):
+    """One of the processes whose sum an axis has, at its places or at new ones.
+
+    Args:
+        weights: of the entries of the state, which make its value.
+        ahead: the sum at old and new places, `None` for the places of the axis.
+    """
+
+    weights: tuple[float, ...] = eqx.field(static=True)
+    ahead: MarkovAhead | None = None
+
+    def event_ndims(self) -> "MarkovPart":
+        """The number of axes of every leaf without its batch, as a matching pytree."""
+        return MarkovPart(self.weights, None if self.ahead is None else self.ahead.event_ndims())
+
+
 class MarkovCross(AbstractFactor):
     """The covariances of the new places with the old ones, or the transpose, in linear time.
 

@@ -4,6 +4,7 @@ import abc
 from collections.abc import Sequence
 from functools import reduce
 from operator import mul
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
@@ -12,7 +13,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.mode_products import HIGHEST, outer, same_rank
 from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
-from kronax.linalg.markov.factor import Markov, MarkovAhead
+from kronax.linalg.markov.factor import Markov, MarkovAhead, MarkovPart
 from kronax.linalg.spectral.conditional_variances import Places, priors_of
 
 
@@ -36,12 +37,19 @@ class AbstractKalman(AbstractSignalPlusNoise):
         rows of covariances along it prior less explained, one solve per row.
         """
         along = places[self.axis]
-        if along.rows is None or isinstance(along.rows, MarkovAhead):
+        if along.rows is None or isinstance(along.rows, MarkovAhead | MarkovPart):
             return lax.stop_gradient(self._smoothed_variance(places))
         pairs = list(zip(self.op.factors, places, strict=True))
         prior = _outer([f.diagonal() if p.prior is None else p.prior for f, p in pairs])
         rows = [f.to_dense() if p.rows is None else p.rows for f, p in pairs]
         return lax.stop_gradient(jnp.subtract(*same_rank(prior, self.explained(rows))))
+
+    def _along(self, places: Sequence[Places]) -> tuple[MarkovAhead | None, Any, Array]:
+        """Where the process goes on, the weights of a part of the state, and prior variances."""
+        rows, prior = places[self.axis].rows, places[self.axis].prior
+        is_part = isinstance(rows, MarkovPart)
+        ahead, part = (rows.ahead, rows.weights) if is_part else (rows, None)
+        return ahead, part, self.factor.diagonal() if prior is None else prior
 
     @abc.abstractmethod
     def _smoothed_variance(self, places: Sequence[Places]) -> Array:

@@ -224,8 +224,7 @@ class KalmanLanes(AbstractKalman):
 
     def _smoothed_variance(self, places: Sequence[Places]) -> Array:
         k, pieces = self.axis, self._pieces()
-        ahead, prior = places[k].rows, places[k].prior
-        prior = self.factor.diagonal() if prior is None else prior
+        ahead, part, prior = self._along(places)
 
         def one(piece: Pieces, places: list[Places], prior: Array) -> Array:
             duals = map(dual, piece.bases, *piece.others)
@@ -233,7 +232,7 @@ class KalmanLanes(AbstractKalman):
             moved = [a if p.rows is None else lifted(a) for a, p in zip(axes, places, strict=True)]
             shares = list(map(axis_shares, moved, axes, places))
             bases = tuple(a.basis for a in moved)
-            known = self._variances(piece, self._lanes(piece, bases), ahead)
+            known = self._variances(piece, self._lanes(piece, bases), ahead, part)
             if not shares:
                 return known[:, 0]
             known = known.reshape(-1, *(b.values.shape[-1] for b in bases))
@@ -363,11 +362,13 @@ class KalmanLanes(AbstractKalman):
             one, batch, (pieces, pieces.event_ndims), (y, None if y is None else num_axes)
         )
 
-    def _smoothed(self, space: StateSpace, lanes: Lanes, size: int) -> Smoothed:
+    def _smoothed(self, space: StateSpace, lanes: Lanes, size: int, part: Any = None) -> Smoothed:
         nothing = jnp.zeros((size, lanes.signal.size), space.dtype)
-        return smoothed(space, lanes, filtered(space, lanes, nothing)[2])
+        return smoothed(space, lanes, filtered(space, lanes, nothing)[2], part)
 
-    def _variances(self, piece: Pieces, lanes: Lanes, ahead: MarkovAhead | None) -> Array:
+    def _variances(
+        self, piece: Pieces, lanes: Lanes, ahead: MarkovAhead | None, part: Any
+    ) -> Array:
         """Of the signal given the data, over `λ`, at all times of all lanes or at new ones."""
         space, size = piece.space, self.factor.size
         if ahead is not None:
@@ -377,12 +378,14 @@ class KalmanLanes(AbstractKalman):
                 levels = ahead.padded(self.factor.unsorted(levels), 1)
             lanes = lanes._replace(seen=ahead.padded(seen, False), levels=levels)
             space, size = ahead.space, ahead.size
-        look = self._smoothed(space, lanes, size)
+        look = self._smoothed(space, lanes, size, part)
         nugget = jnp.zeros((), space.dtype) if space.nugget is None else space.nugget
         nugget = nugget[:, None] if space.nugget_varies else nugget
         levels = lanes.levels[:, None] if lanes.levels.ndim else lanes.levels
         known = lanes.noise[None] * levels * (look.shares + nugget * look.inverse)
-        if lanes.seen is not None:
+        if part is not None:
+            known = look.unseen
+        elif lanes.seen is not None:
             known = jnp.where(lanes.seen[:, None], known, look.unseen + nugget)
         if ahead is not None:
             return ahead.unsorted(known)[self.factor.size :]

@@ -6,6 +6,7 @@ everything about `S⁻¹` of a lane is a sum of a few products, none of them a d
 numbers.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
 from kronax.linalg.markov.filter import Filtered, Gain, Lanes, gain, noise_at, per_place, told
-from kronax.linalg.state_spaces.state_space import StateSpace, applied, sandwich, times
+from kronax.linalg.state_spaces.state_space import StateSpace, applied, sandwich, sum_of, times
 
 
 def gains(space: StateSpace, lanes: Lanes, size: int) -> Gain:
@@ -64,8 +65,8 @@ class Smoothed(NamedTuple):
     Args:
         inverse: of `S⁻¹`.
         shares: of `K S⁻¹`, without the nugget.
-        unseen: of the variance of the state's first entry given the data, over `λ`: for places
-            that are not seen; elsewhere it is a difference.
+        unseen: of the variance of the state's first entry, or of a part of the state, given the
+            data, over `λ`; for the first entry where there are no data, elsewhere `shares` tell.
         ends: `c`, `(n, d, lanes)`.
         starts: `q`, alike.
     """
@@ -77,9 +78,12 @@ class Smoothed(NamedTuple):
     starts: Array
 
 
-def smoothed(space: StateSpace, lanes: Lanes, found: Filtered) -> Smoothed:
-    """All of it in one pass backward."""
+def smoothed(
+    space: StateSpace, lanes: Lanes, found: Filtered, part: Sequence[float] | None = None
+) -> Smoothed:
+    """All of it in one pass backward; `part` are the weights of the entries that make a part."""
     signal = lanes.signal
+    weights = (1.0, *(0.0,) * (space.order - 1)) if part is None else part
 
     def body(information: Array, step: Any) -> tuple[Array, Smoothed]:
         p, place = step
@@ -95,11 +99,13 @@ def smoothed(space: StateSpace, lanes: Lanes, found: Filtered) -> Smoothed:
         # (I − λ g e pᵀ) R (I − λ g p eᵀ) + g e eᵀ changes the first row and column alone.
         information = information.at[0].add(row).at[:, 0].add(row)
         information = information.at[0, 0].add(scaled * scaled * length + g)
-        after = applied(information, first)
+        asked = sum_of(w * p[i] for i, w in enumerate(weights) if w)
+        variance = sum_of(w * asked[i] for i, w in enumerate(weights) if w)
+        after = applied(information, asked)
         found = Smoothed(
             inverse=g + scaled * scaled * length,
             shares=g * (first[0] - signal * at.left * length),
-            unseen=first[0] - signal * jnp.sum(first * after, axis=0),
+            unseen=variance - signal * jnp.sum(asked * after, axis=0),
             ends=ends,
             starts=times(a, first) * g[None],
         )

@@ -6,7 +6,7 @@ of what earlier times leave and `J = Nᵀ N` of what this and later ones tell, e
 factor of stacked matrices; the covariance given all is `F (I + Fᵀ J F)⁻¹ Fᵀ`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +18,9 @@ from kronax.linalg.arrays.mode_products import HIGHEST, matmul
 from kronax.linalg.markov.full_state import FullState
 
 
-def variances(state: FullState, rows: Array | None = None) -> Array:
+def variances(
+    state: FullState, rows: Array | None = None, part: Sequence[float] | None = None
+) -> Array:
     """`diag(B V_t Bᵀ)` with the covariance `V_t` of the values at time `t` given all data.
 
     `O(n (m d)³)` operations and memory for `n (m d)²` numbers; a value, held constant.
@@ -26,6 +28,7 @@ def variances(state: FullState, rows: Array | None = None) -> Array:
     Args:
         state: with data where its precisions are positive.
         rows: `B`, `(k, m)`, the identity by default.
+        part: weights of the entries of the state, of which not the first one is asked for.
 
     Returns:
         `(n, k)`, by sorted times.
@@ -36,7 +39,7 @@ def variances(state: FullState, rows: Array | None = None) -> Array:
         kept = divided(known if rows is None else matmul(rows, known), upper)
         return jnp.sum(jnp.square(kept), axis=1)
 
-    return _looking_back(state, answer)
+    return _looking_back(state, answer, part)
 
 
 def inverse_diagonal(state: FullState) -> Array:
@@ -54,13 +57,16 @@ def inverse_diagonal(state: FullState) -> Array:
     return _looking_back(state, answer)
 
 
-def _looking_back(state: FullState, answer: Callable[..., Array]) -> Array:
+def _looking_back(
+    state: FullState, answer: Callable[..., Array], part: Sequence[float] | None = None
+) -> Array:
     """What is asked at every time, of the numbers that make the values, and of what is known.
 
     Args:
         state: with data where its precisions are positive.
         answer: of the values `(m, q)` as they are made of `q` independent numbers, of what the data
             at this time and later ones show of these, `(m, q)` and `(d m, q)`, and of `√w`.
+        part: of the state, in place of the values.
     """
     state = lax.stop_gradient(state)
     space, m = state.space, state.places.shape[-1]
@@ -100,6 +106,9 @@ def _looking_back(state: FullState, answer: Callable[..., Array]) -> Array:
         told = told.reshape(size, size)
         known = values(f, own)
         shown = root[:, None] * known
+        if part is not None:
+            known = sum(w * f[i * m : (i + 1) * m] for i, w in enumerate(part) if w)
+            known = widened(known, shown)
         found = answer(known, shown, widened(matmul(told, f), shown), root)
         # What the values at this time tell of the state.
         data = jnp.diag(root)
