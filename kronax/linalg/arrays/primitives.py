@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array
 
 
 class DerivativeOrderError(NotImplementedError):
@@ -227,6 +228,60 @@ def _transposed(linear: LinearPrimitive, params: tuple, shapes: tuple) -> Linear
         return list(jax.linear_transpose(forward, *targets)(cotangents))
 
     return LinearPrimitive(f"{linear.name}_transpose", function, linear.what)
+
+
+def by_gradient(gradient: RulePrimitive) -> Callable:
+    """The derivative of a number whose gradient in the `needed` operands is a primitive too."""
+
+    def derivative(operands: Any, constants: Any, tangents: list, **static: Any) -> Any:
+        needed = tuple(t is not None for t in tangents)
+        slopes = gradient(operands, constants, needed=needed, **static)
+        moving = [t for t in tangents if t is not None]
+        return sum(jnp.sum(g * t) for g, t in zip(slopes, moving, strict=True))
+
+    return derivative
+
+
+def by_product(product: LinearPrimitive) -> Callable:
+    """The derivative of such a gradient, whose product with the `given` tangents is a primitive."""
+
+    def derivative(operands: Any, constants: Any, tangents: list, **static: Any) -> Any:
+        given = tuple(t is not None for t in tangents)
+        moving = [t for t in tangents if t is not None]
+        return product((operands, constants), moving, given=given, **static)
+
+    return derivative
+
+
+def gradient_along(
+    function: Callable[..., Array],
+    leaves: list[Array],
+    moving: list[Array],
+    *,
+    given: tuple[bool, ...],
+    needed: tuple[bool, ...],
+) -> list[Array]:
+    """The derivative of the gradient of `function(*leaves)` in the `needed` leaves.
+
+    It is along `moving`, one tangent for every leaf that is `given` one.
+    """
+    inputs, outputs = ([k for k, is_one in enumerate(marks) if is_one] for marks in (given, needed))
+
+    def put(places: list[int], values: Any, into: list[Array]) -> list[Array]:
+        filled = list(into)
+        for k, value in zip(places, values, strict=True):
+            filled[k] = value
+        return filled
+
+    def slopes(*moved: Array) -> Any:
+        here = put(inputs, moved, leaves)
+        value = jax.grad(
+            lambda *targets: function(*put(outputs, targets, here)),
+            argnums=tuple(range(len(outputs))),
+        )
+        return list(value(*(here[k] for k in outputs)))
+
+    return jax.jvp(slopes, [leaves[k] for k in inputs], moving)[1]
 
 
 def by_surrogate(name: str, value: Callable, surrogate: Callable, what: str) -> RulePrimitive:

@@ -20,7 +20,12 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import matmul, same_rank
-from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
+from kronax.linalg.arrays.primitives import (
+    DerivativeOrderError,
+    RulePrimitive,
+    by_gradient,
+    gradient_along,
+)
 from kronax.linalg.factors.eigenbases import (
     Eigenbasis,
     SymmetricBlocks,
@@ -113,13 +118,6 @@ def _log_det_value(problem, held, *, gaps):
     return total
 
 
-def _log_det_derivative(problem, held, tangents, *, gaps):
-    needed = tuple(t is not None for t in tangents)
-    slopes = _log_det_gradient(problem, held, gaps=gaps, needed=needed)
-    moving = [t for t in tangents if t is not None]
-    return sum(jnp.sum(g * t) for g, t in zip(slopes, moving, strict=True))
-
-
 def _gradient_value(problem, held, *, gaps, needed):
     marks = iter(needed)
     wants = [
@@ -176,26 +174,13 @@ def _block_slopes(
 def _gradient_derivative(problem, held, tangents, *, gaps, needed):
     """The ordinary derivative of the ordinary gradient of the definition."""
     leaves, tree = jax.tree.flatten(problem)
-    inputs = [k for k, t in enumerate(tangents) if t is not None]
-    outputs = [k for k, n in enumerate(needed) if n]
-
-    def slopes(*moved):
-        filled = list(leaves)
-        for k, leaf in zip(inputs, moved, strict=True):
-            filled[k] = leaf
-
-        def value(*targets):
-            inner = list(filled)
-            for k, leaf in zip(outputs, targets, strict=True):
-                inner[k] = leaf
-            return _log_det_by_definition(jax.tree.unflatten(tree, inner), held, gaps)
-
-        return list(
-            jax.grad(value, argnums=tuple(range(len(outputs))))(*(filled[k] for k in outputs))
-        )
-
-    moving = [t for t in tangents if t is not None]
-    return jax.jvp(slopes, [leaves[k] for k in inputs], moving)[1]
+    return gradient_along(
+        lambda *moved: _log_det_by_definition(jax.tree.unflatten(tree, moved), held, gaps),
+        leaves,
+        [t for t in tangents if t is not None],
+        given=tuple(t is not None for t in tangents),
+        needed=needed,
+    )
 
 
 def _log_det_by_definition(problem: TwoTermSum, held: GapDecomposition, gaps: Gaps) -> Array:
@@ -299,8 +284,8 @@ def merged_matrix(matrices: Sequence[Array], gaps: Gaps) -> Array:
     return total
 
 
-log_det_gaps = RulePrimitive("kronax_gap_log_det", _log_det_value, _log_det_derivative)
 _log_det_gradient = RulePrimitive(
     "kronax_gap_log_det_gradient", _gradient_value, _gradient_derivative
 )
+log_det_gaps = RulePrimitive("kronax_gap_log_det", _log_det_value, by_gradient(_log_det_gradient))
 quadratic_with_gaps = RulePrimitive("kronax_gap_quadratic", _quadratic_value, _quadratic_derivative)

@@ -24,6 +24,7 @@ from kronax.linalg.arrays.primitives import (
     DerivativeOrderError,
     LinearPrimitive,
     RulePrimitive,
+    by_product,
     with_value,
 )
 from kronax.linalg.dense_covariance import Cholesky, DenseCovariance
@@ -170,12 +171,6 @@ def _slices_value(operands, bases, *, axis):
         frame.diagonal(1 / precision),
         frame.log_det() - frame.sum_others(jnp.log(precision)),
     )
-
-
-def _slices_derivative(operands, bases, tangents, *, axis):
-    given = tuple(t is not None for t in tangents)
-    moving = [t for t in tangents if t is not None]
-    return _slices_tangent((operands, bases), moving, given=given, axis=axis)
 
 
 def _slices_tangent_value(coefficients, moving, *, given, axis):
@@ -353,5 +348,5 @@ def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> Any:
 _slices_tangent = LinearPrimitive(
     "kronax_slices_tangent", _slices_tangent_value, "The prediction of a slice from the others"
 )
-_slices = RulePrimitive("kronax_slices", _slices_value, _slices_derivative)
+_slices = RulePrimitive("kronax_slices", _slices_value, by_product(_slices_tangent))
 _thin_slices = RulePrimitive("kronax_thin_slices", _thin_value, _refuse)

@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import apart, gram, matmul, outer, sum_others
-from kronax.linalg.arrays.primitives import LinearPrimitive, RulePrimitive
+from kronax.linalg.arrays.primitives import (
+    LinearPrimitive,
+    RulePrimitive,
+    by_gradient,
+    by_product,
+    gradient_along,
+)
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, split_blocks
 from kronax.linalg.markov.factor import multiplied
 from kronax.linalg.markov.filter import Filtered, Lanes, filtered, slopes
@@ -106,13 +112,6 @@ def _value(problem: MarkovSum, constants: Constants, *, weights: Weights) -> Arr
     return total
 
 
-def _value_derivative(problem, constants, tangents, *, weights):
-    needed = tuple(t is not None for t in tangents)
-    by_leaf = gradient(problem, constants, weights=weights, needed=needed)
-    moving = [t for t in tangents if t is not None]
-    return sum(jnp.sum(g * t) for g, t in zip(by_leaf, moving, strict=True))
-
-
 def _gradient(
     problem: MarkovSum, constants: Constants, *, weights: Weights, needed: tuple[bool, ...]
 ) -> list[Array]:
@@ -178,14 +177,6 @@ def _block_slopes(
     return by_block
 
 
-def _gradient_derivative(problem, constants, tangents, *, weights, needed):
-    given = tuple(t is not None for t in tangents)
-    moving = [t for t in tangents if t is not None]
-    return hessian_product(
-        (problem, constants), moving, weights=weights, needed=needed, given=given
-    )
-
-
 def _hessian_product(
     coefficients: tuple[MarkovSum, Constants],
     moving: list[Array],
@@ -202,26 +193,19 @@ def _hessian_product(
     to_basis, from_basis = rotations(problem.others, bases)
     extra = len(here) - len(to_basis)
     to_basis, from_basis = ([*maps, *[_same] * extra] for maps in (to_basis, from_basis))
-    inputs = [k for k, g in enumerate(given) if g]
-    outputs = [k for k, n in enumerate(needed) if n]
-    tangents = [to_basis[k](t) for k, t in zip(inputs, moving, strict=True)]
+    pairs = zip(to_basis, given, strict=True)
+    turns = [turn for turn, is_given in pairs if is_given]
+    tangents = [turn(t) for turn, t in zip(turns, moving, strict=True)]
     surrogate = _Surrogate.around(turned, constants, weights)
-
-    def slopes_at(*moved):
-        leaves = list(here)
-        for k, leaf in zip(inputs, moved, strict=True):
-            leaves[k] = leaf
-
-        def value(*targets):
-            filled = list(leaves)
-            for k, leaf in zip(outputs, targets, strict=True):
-                filled[k] = leaf
-            return surrogate(jax.tree.unflatten(treedef, filled), weights)
-
-        return jax.grad(value, argnums=tuple(range(len(outputs))))(*(leaves[k] for k in outputs))
-
-    _, found = jax.jvp(slopes_at, [here[k] for k in inputs], tangents)
-    return [from_basis[k](t) for k, t in zip(outputs, found, strict=True)]
+    found = gradient_along(
+        lambda *leaves: surrogate(jax.tree.unflatten(treedef, leaves), weights),
+        here,
+        tangents,
+        given=given,
+        needed=needed,
+    )
+    backs = [back for back, is_needed in zip(from_basis, needed, strict=True) if is_needed]
+    return [back(t) for back, t in zip(backs, found, strict=True)]
 
 
 def _same(x: Array) -> Array:
@@ -371,5 +355,5 @@ def _coupled(
 hessian_product = LinearPrimitive(
     "kronax_markov_hessian_product", _hessian_product, "A log-determinant or quadratic form"
 )
-gradient = RulePrimitive("kronax_markov_gradient", _gradient, _gradient_derivative)
-log_det_and_quadratic = RulePrimitive("kronax_markov_value", _value, _value_derivative)
+gradient = RulePrimitive("kronax_markov_gradient", _gradient, by_product(hessian_product))
+log_det_and_quadratic = RulePrimitive("kronax_markov_value", _value, by_gradient(gradient))

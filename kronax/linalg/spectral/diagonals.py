@@ -23,7 +23,7 @@ from kronax.linalg.arrays.mode_products import (
     outer,
     same_rank,
 )
-from kronax.linalg.arrays.primitives import LinearPrimitive, RulePrimitive
+from kronax.linalg.arrays.primitives import LinearPrimitive, RulePrimitive, by_product
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, dual, expand
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -188,13 +188,7 @@ def _weights(bases: tuple[Eigenbasis, ...], weighted: tuple[int, ...]) -> list[A
     return [b.values if i in weighted else jnp.ones_like(b.values) for i, b in enumerate(bases)]
 
 
-def _diagonal_derivative(operands, bases, tangents, *, weighted=()):
-    given = tuple(t is not None for t in tangents)
-    moving = [t for t in tangents if t is not None]
-    return _diagonal_tangent((operands, bases), moving, given=given, weighted=weighted)
-
-
-def _diagonal_tangent_value(coefficients, moving, *, given, weighted):
+def _diagonal_tangent_value(coefficients, moving, *, given, weighted=()):
     (signal, noise, rows, others), bases = coefficients
     pairs = _products(rows, others, bases)
     inverse_d, weights = 1 / spectrum(bases), _weights(bases, weighted)
@@ -299,12 +293,6 @@ def _posterior_value(operands, bases):
     return _apply_products(pairs, signal * (noise / d))
 
 
-def _posterior_derivative(operands, bases, tangents):
-    given = tuple(t is not None for t in tangents)
-    moving = [t for t in tangents if t is not None]
-    return _posterior_tangent((operands, bases), moving, given=given)
-
-
 def _posterior_tangent_value(coefficients, moving, *, given):
     """`(K⁻¹ + N⁻¹)⁻¹` moves by `N S⁻¹ dK S⁻¹ N + K S⁻¹ dN S⁻¹ K`: `V` and `μ/D`, `λ/D` again."""
     operands, bases = coefficients
@@ -327,8 +315,12 @@ def _posterior_tangent_value(coefficients, moving, *, given):
 _posterior_tangent = LinearPrimitive(
     "kronax_posterior_diagonal_tangent", _posterior_tangent_value, "A posterior variance"
 )
-_posterior = RulePrimitive("kronax_posterior_diagonal", _posterior_value, _posterior_derivative)
+_posterior = RulePrimitive(
+    "kronax_posterior_diagonal", _posterior_value, by_product(_posterior_tangent)
+)
 _diagonal_tangent = LinearPrimitive(
     "kronax_diagonal_tangent", _diagonal_tangent_value, "The diagonal of an inverse"
 )
-blockwise_diagonal = RulePrimitive("kronax_diagonal", _diagonal_value, _diagonal_derivative)
+blockwise_diagonal = RulePrimitive(
+    "kronax_diagonal", _diagonal_value, by_product(_diagonal_tangent)
+)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import gram, map_batch, matmul, outer, sum_others
-from kronax.linalg.arrays.primitives import LinearPrimitive, RulePrimitive
+from kronax.linalg.arrays.primitives import LinearPrimitive, RulePrimitive, by_product
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, expand
 from kronax.linalg.operators.kronecker import Kronecker
@@ -100,11 +100,6 @@ def _trace_value(operands, bases):
     return jnp.sum(outer(diagonals) / spectrum(bases))
 
 
-def _trace_derivative(operands, bases, tangents):
-    given = tuple(t is not None for t in tangents)
-    return _trace_tangent((operands, bases), [t for t in tangents if t is not None], given=given)
-
-
 def _trace_tangent_value(coefficients, moving, *, given):
     (signal, noise, matrices), bases = coefficients
     rotated = [_rotated(a, b) for a, b in zip(matrices, bases, strict=True)]
@@ -149,4 +144,4 @@ def _contracted(block: SymmetricBlocks, basis: Eigenbasis, tangents, slope: Arra
 _trace_tangent = LinearPrimitive(
     "kronax_trace_tangent", _trace_tangent_value, "The trace of a solve"
 )
-_trace = RulePrimitive("kronax_trace", _trace_value, _trace_derivative)
+_trace = RulePrimitive("kronax_trace", _trace_value, by_product(_trace_tangent))

@@ -29,7 +29,13 @@ from kronax.linalg.arrays.mode_products import (
     outer,
     sum_others,
 )
-from kronax.linalg.arrays.primitives import LinearPrimitive, RulePrimitive
+from kronax.linalg.arrays.primitives import (
+    LinearPrimitive,
+    RulePrimitive,
+    by_gradient,
+    by_product,
+    gradient_along,
+)
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, expand, split_blocks
 
 Weights = tuple[float, float]
@@ -99,13 +105,6 @@ def _value(problem: TwoTermSum, bases: tuple[Eigenbasis, ...], *, weights: Weigh
     if on_quadratic:
         total += on_quadratic * jnp.sum(jnp.square(rotate(bases, problem.y)) / d)
     return total
-
-
-def _value_derivative(problem, bases, tangents, *, weights):
-    needed = tuple(t is not None for t in tangents)
-    slopes = gradient(problem, bases, weights=weights, needed=needed)
-    moving = [t for t in tangents if t is not None]
-    return sum(jnp.sum(g * t) for g, t in zip(slopes, moving, strict=True))
 
 
 def _gradient(
@@ -210,12 +209,6 @@ def _weighted_gram(weights: Array, a: Array, axis: int) -> Array:
     return gram(scaled, scaled, axis)
 
 
-def _gradient_derivative(problem, bases, tangents, *, weights, needed):
-    given = tuple(t is not None for t in tangents)
-    moving = [t for t in tangents if t is not None]
-    return hessian_product((problem, bases), moving, weights=weights, needed=needed, given=given)
-
-
 def _hessian_product(
     coefficients: tuple[TwoTermSum, tuple[Eigenbasis, ...]],
     moving: list[Array],
@@ -228,27 +221,17 @@ def _hessian_product(
     problem, bases = coefficients
     here, treedef = jax.tree.flatten(in_basis(problem, bases))
     to_basis, from_basis = rotations(problem, bases)
-    inputs = [k for k, g in enumerate(given) if g]
-    outputs = [k for k, n in enumerate(needed) if n]
-    tangents = [to_basis[k](t) for k, t in zip(inputs, moving, strict=True)]
+    turns = [turn for turn, is_given in zip(to_basis, given, strict=True) if is_given]
+    tangents = [turn(t) for turn, t in zip(turns, moving, strict=True)]
     start = rotate(bases, problem.y) / spectrum(bases) if weights[1] else None
 
-    def slopes(*moved):
-        leaves = list(here)
-        for k, leaf in zip(inputs, moved, strict=True):
-            leaves[k] = leaf
+    def value(*leaves: Array) -> Array:
+        moved = jax.tree.unflatten(treedef, leaves)
+        return _surrogate(moved, spectrum(bases), start, weights, bases[0].adds)
 
-        def value(*targets):
-            filled = list(leaves)
-            for k, leaf in zip(outputs, targets, strict=True):
-                filled[k] = leaf
-            moving_problem = jax.tree.unflatten(treedef, filled)
-            return _surrogate(moving_problem, spectrum(bases), start, weights, bases[0].adds)
-
-        return jax.grad(value, argnums=tuple(range(len(outputs))))(*(leaves[k] for k in outputs))
-
-    _, turned = jax.jvp(slopes, [here[k] for k in inputs], tangents)
-    return [from_basis[k](t) for k, t in zip(outputs, turned, strict=True)]
+    turned = gradient_along(value, here, tangents, given=given, needed=needed)
+    backs = [back for back, is_needed in zip(from_basis, needed, strict=True) if is_needed]
+    return [back(t) for back, t in zip(backs, turned, strict=True)]
 
 
 def in_basis(problem: TwoTermSum, bases: tuple[Eigenbasis, ...]) -> TwoTermSum:
@@ -382,5 +365,5 @@ def apply_blocks(blocks: tuple[SymmetricBlocks, ...], x: Array, adds: bool = Fal
 hessian_product = LinearPrimitive(
     "kronax_hessian_product", _hessian_product, "A log-determinant or quadratic form"
 )
-gradient = RulePrimitive("kronax_gradient", _gradient, _gradient_derivative)
-log_det_and_quadratic = RulePrimitive("kronax_value", _value, _value_derivative)
+gradient = RulePrimitive("kronax_gradient", _gradient, by_product(hessian_product))
+log_det_and_quadratic = RulePrimitive("kronax_value", _value, by_gradient(gradient))
