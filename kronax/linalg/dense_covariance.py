@@ -29,11 +29,10 @@ from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.arrays.primitives import RulePrimitive
 from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise
 from kronax.linalg.decompositions.abstract import Rows as AnyRows
-from kronax.linalg.decompositions.restricted import AbstractRestricted
+from kronax.linalg.decompositions.restricted import AbstractMasked
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
@@ -50,7 +49,7 @@ POWERS = 6
 Rows = Sequence[Array]
 
 
-class DenseCovariance(AbstractRestricted):
+class DenseCovariance(AbstractMasked):
     """Signal plus noise at the observed cells of a grid, as one dense matrix.
 
     Args:
@@ -67,13 +66,6 @@ class DenseCovariance(AbstractRestricted):
     def factors(self) -> tuple[Any, ...]:
         """The factors of the signal, on the whole grid; of a sum those of the first product."""
         return products_of(self.op.kronecker)[0].factors
-
-    @property
-    def observed(self) -> Any:
-        """True where a cell is observed."""
-        if isinstance(self.op, KroneckerPlusDiagonal):
-            return self.mask.array & self.op.observed
-        return self.mask.array
 
     @property
     def cells(self) -> np.ndarray:
@@ -140,12 +132,6 @@ class DenseCovariance(AbstractRestricted):
         if self.root is None:
             return jnp.linalg.cholesky(signal + noise)
         return _known_root((signal + noise,), self.root)
-
-    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
-        """See `kx.sample_normal`; zero at the gaps."""
-        if isinstance(self.op, KroneckerPlusDiagonal):
-            return self.held(self.op.draw(key, lead))
-        return self.held(draw_normal(key, self.op, lead))
 
     def decomposed(self) -> "Cholesky":
         """By its Cholesky factor."""

@@ -9,6 +9,8 @@ from jaxtyping import Array
 
 from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise
 from kronax.linalg.factors.abstract_operator import AbstractObserved
+from kronax.linalg.operators.draws import draw_normal
+from kronax.linalg.operators.gap_geometry import Mask
 
 
 class AbstractRestricted(AbstractObserved):
@@ -62,3 +64,21 @@ class AbstractRestricted(AbstractObserved):
         cells, matrix = jnp.asarray(self.observed).ravel(), self.op.to_dense()
         both = cells[:, None] & cells[None]
         return jnp.where(both.reshape((1,) * (matrix.ndim - 2) + both.shape), matrix, 0)
+
+
+class AbstractMasked(AbstractRestricted):
+    """Where a static mask says which cells are observed; the operator may have further gaps."""
+
+    mask: eqx.AbstractVar[Mask]
+
+    @property
+    def observed(self) -> Any:
+        """True where a cell is observed."""
+        has_own = isinstance(self.op, AbstractObserved)
+        return self.mask.array & self.op.observed if has_own else self.mask.array
+
+    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
+        """See `kx.sample_normal`; zero at the gaps."""
+        if isinstance(self.op, AbstractObserved):
+            return self.held(self.op.draw(key, lead))
+        return self.held(draw_normal(key, self.op, lead))

@@ -17,7 +17,7 @@ from kronax.linalg.arrays.precision import Conditioning, Ends
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
 from kronax.linalg.decompositions.low_rank import signal_plus_noise
-from kronax.linalg.decompositions.restricted import AbstractRestricted
+from kronax.linalg.decompositions.restricted import AbstractMasked
 from kronax.linalg.decompositions.spectral import AbstractOnGrid
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
@@ -34,7 +34,6 @@ from kronax.linalg.gaps.plan import GapPlan, plan_gaps, plan_uneven
 from kronax.linalg.gaps.rules import log_det_gaps, quadratic_with_gaps, solve_observed
 from kronax.linalg.gaps.schur import GapDecomposition, gap_roots
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Gaps, Mask
 from kronax.linalg.operators.kronecker import as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, as_products
@@ -44,7 +43,7 @@ from kronax.linalg.spectral.low_rank import is_thin
 from kronax.linalg.spectral.value_and_rules import TwoTermSum, log_det_and_quadratic
 
 
-class Masked(AbstractRestricted):
+class Masked(AbstractMasked):
     """The rows and columns of `op` at the observed cells of a grid with gaps.
 
     Vectors stay grid arrays: what they hold at the gaps is ignored (NaN included), and results are
@@ -121,12 +120,6 @@ class Masked(AbstractRestricted):
                 f"{type(other).__name__}. Add the operators first: kx.Masked(a + b, observed)."
             )
         return Masked(self.op + other, self.mask, method=self.plan.method)
-
-    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
-        """See `kx.sample_normal`; zero at the gaps."""
-        if isinstance(self.op, KroneckerPlusDiagonal):
-            return self.held(self.op.draw(key, lead))
-        return self.held(draw_normal(key, self.op, lead))
 
     def decomposed(self) -> AbstractSignalPlusNoise:
         """By the method of its plan; with a variance per cell as one dense matrix."""

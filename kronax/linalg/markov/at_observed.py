@@ -17,7 +17,7 @@ from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.abstract import Rows
 from kronax.linalg.decompositions.implicit import implicit_solve
-from kronax.linalg.decompositions.restricted import AbstractRestricted
+from kronax.linalg.decompositions.restricted import AbstractMasked
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
@@ -26,7 +26,6 @@ from kronax.linalg.markov import full_state, square_root
 from kronax.linalg.markov.full_state import FullState
 from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
-from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, aligned
@@ -39,7 +38,7 @@ from kronax.linalg.spectral.conditional_variances import (
 )
 
 
-class MarkovAtObserved(AbstractRestricted):
+class MarkovAtObserved(AbstractMasked):
     """Signal plus noise at some cells of a grid, one axis of which is Markov.
 
     Where whole times are missing and the noise has a structure, every mode of the other axes is
@@ -55,13 +54,6 @@ class MarkovAtObserved(AbstractRestricted):
     mask: Mask = eqx.field(static=True)
     decomposition: Any = None
     made_of: Any = None
-
-    @property
-    def observed(self) -> Any:
-        """True where a cell is observed."""
-        if isinstance(self.op, KroneckerPlusDiagonal):
-            return self.mask.array & self.op.observed
-        return self.mask.array
 
     @property
     def axis(self) -> int:
@@ -87,12 +79,6 @@ class MarkovAtObserved(AbstractRestricted):
 
     __radd__ = __add__
 
-    def draw(self, key: Array, lead: tuple[int, ...]) -> Array:
-        """See `kx.sample_normal`; zero at the gaps."""
-        if isinstance(self.op, KroneckerPlusDiagonal):
-            return self.held(self.op.draw(key, lead))
-        return self.held(draw_normal(key, self.op, lead))
-
     def decomposed(self) -> "KalmanLanes | KalmanPlaces":
         """Mode by mode where that is possible."""
         is_even = isinstance(self.op, KroneckerPlusNoise) and self.misses_whole_times
@@ -117,8 +103,8 @@ class MarkovAtObserved(AbstractRestricted):
 def misses_whole_times(mask: Mask, axis: int) -> bool:
     """Whether no place along the axis has gaps at some places of the others alone."""
     others = tuple(i for i in range(mask.array.ndim) if i != axis)
-    seen = mask.array.any(axis=others, keepdims=True)
-    return bool((mask.array == seen).all())
+    observed = mask.array.any(axis=others, keepdims=True)
+    return bool((mask.array == observed).all())
 
 
 class KalmanPlaces(AbstractKalman):

@@ -6,8 +6,8 @@ state space. States have unit scale, `f = λ x[0]`, so that nothing divides by `
 
     m ← m + p v / D,    P ← P − λ p pᵀ / D,    P[0] ← p n / D  (the same, without a difference),
 
-and on to the next place `m ← A m`, `P ← A P Aᵀ + Q`. A place that is not seen leaves both as they
-are. `log det S = Σ log D` and `yᵀ S⁻¹ y = Σ v² / D`.
+and on to the next place `m ← A m`, `P ← A P Aᵀ + Q`. A place that is not observed leaves both as
+they are. `log det S = Σ log D` and `yᵀ S⁻¹ y = Σ v² / D`.
 """
 
 from typing import Any, NamedTuple
@@ -33,13 +33,13 @@ class Lanes(NamedTuple):
         signal: `λ`, `(lanes,)`.
         noise: `μ`, `(lanes,)`.
         levels: `ν`, `(n,)` or `()`.
-        seen: where there are data, `(n,)`; `None` for everywhere.
+        observed: where there are data, `(n,)`; `None` for everywhere.
     """
 
     signal: Array
     noise: Array
     levels: Array
-    seen: Array | None = None
+    observed: Array | None = None
 
 
 class Filtered(NamedTuple):
@@ -55,20 +55,19 @@ class Filtered(NamedTuple):
 
 
 class Gain(NamedTuple):
-    """One place: `p`, the noise `n`, `1 / D` (zero where nothing is seen) and `n / D` (one)."""
+    """One place: `p`, `1 / D` (zero where nothing is observed) and `n / D` (one there)."""
 
     first: Array
-    noise: Array
     precision: Array
     left: Array
 
 
 def per_place(space: StateSpace, lanes: Lanes) -> Any:
-    """What a scan runs over besides the data: levels, nugget and seen, where they vary; steps."""
+    """What a scan runs over beside the data: levels, nugget, observed, where they vary; steps."""
     return (
         lanes.levels if lanes.levels.ndim else None,
         space.nugget if space.nugget_varies else None,
-        lanes.seen,
+        lanes.observed,
         space.steps(),
     )
 
@@ -88,19 +87,19 @@ def noise_at(space: StateSpace, lanes: Lanes, place: Any) -> Array:
     return lanes.noise * levels + lanes.signal * nugget
 
 
-def gain(p: Array, noise: Array, lanes: Lanes, place: Any) -> Gain:
+def gain(space: StateSpace, lanes: Lanes, p: Array, place: Any) -> Gain:
     """From the covariance `P` of the state at one place; NaN where `D` is not positive."""
-    first, seen = p[0], place[2]
+    first, observed, noise = p[0], place[2], noise_at(space, lanes, place)
     total = lanes.signal * first[0] + noise
     precision = 1 / jnp.where(total > 0, total, jnp.nan)
     left = noise * precision
-    if seen is not None:
-        precision, left = jnp.where(seen, precision, 0), jnp.where(seen, left, 1)
-    return Gain(first, noise, precision, left)
+    if observed is not None:
+        precision, left = jnp.where(observed, precision, 0), jnp.where(observed, left, 1)
+    return Gain(first, precision, left)
 
 
-def told(p: Array, at: Gain, signal: Array) -> Array:
-    """`P` once the value is known."""
+def updated(p: Array, at: Gain, signal: Array) -> Array:
+    """`P` given the value at this place as well."""
     scaled = (signal * at.precision)[None] * at.first
     own = at.first * at.left[None]
     rest = p[1:, 1:] - scaled[1:, None] * at.first[None, 1:]
@@ -117,14 +116,14 @@ def filtered(space: StateSpace, lanes: Lanes, y: Array) -> tuple[Array, Array, F
     def body(carry: Any, step: Any) -> tuple[Any, Any]:
         m, p = carry
         value, place = step
-        at = gain(p, noise_at(space, lanes, place), lanes, place)
+        at = gain(space, lanes, p, place)
         v = value - lanes.signal * m[0]
         precision = at.precision
-        seen = precision if place[2] is None else jnp.where(place[2], precision, 1)
+        counted = precision if place[2] is None else jnp.where(place[2], precision, 1)
         a, q = space.step(place[3])
         ahead = times(a, m + at.first * (v * precision)[None])
-        spread = sandwich(a, told(p, at, lanes.signal)) + q[:, :, None]
-        return (ahead, spread), (-jnp.log(seen), v * v * precision, Filtered(m, p))
+        spread = sandwich(a, updated(p, at, lanes.signal)) + q[:, :, None]
+        return (ahead, spread), (-jnp.log(counted), v * v * precision, Filtered(m, p))
 
     p = jnp.broadcast_to(space.initial[:, :, None], (*space.initial.shape, y.shape[1]))
     start = (jnp.zeros((space.order, y.shape[1]), y.dtype), p)
@@ -165,16 +164,16 @@ def slopes(
     def body(carry: Any, step: Any) -> tuple[Any, Any]:
         r, ell = carry
         value, m, p, place = step
-        at = gain(p, noise_at(space, lanes, place), lanes, place)
+        at = gain(space, lanes, p, place)
         first, g = at.first, at.precision
         v = value - signal * m[0]
         a, _ = space.step(place[3])
         # Back over the step to the next place.
-        half, after = times_right(ell, a.T), told(p, at, signal)
+        half, after = times_right(ell, a.T), updated(p, at, signal)
         mean = m + first * (v * g)[None]
         by_step = 2 * product(half, after) + r[:, None] * mean[None]
         by_spread, r, ell = ell, times(a.T, r), times(a.T, half)
-        # Back over what the value told.
+        # Back over the update by the value.
         s, w = signal * jnp.sum(first * r, axis=0), applied(ell, first)
         q = signal * jnp.sum(first * w, axis=0)
         by_value = g * (s + 2 * on_quadratic * v)

@@ -72,8 +72,8 @@ class FullState(NamedTuple):
         return turned + q[:, :, None, None] * self.places[None, None]
 
 
-def told(p: Array, root: Array, lower: Array) -> tuple[Array, Array]:
-    """`P` once the values are known, and `L⁻¹ W^½ P_0j`, `(m, d·m)`."""
+def updated(p: Array, root: Array, lower: Array) -> tuple[Array, Array]:
+    """`P` given the values at this time as well, and `L⁻¹ W^½ P_0j`, `(m, d·m)`."""
     order, m = p.shape[0], p.shape[-1]
     rows = root[:, None] * jnp.moveaxis(p[0], 0, 1).reshape(m, order * m)
     white = solve_triangular(lower, rows, lower=True)
@@ -89,7 +89,7 @@ def log_det_and_quadratic(state: FullState, y: Array) -> tuple[Array, Array]:
         mean, p = carry
         value, (root, nugget, steps) = step
         lower = state.innovation(p, root, nugget)
-        after, white = told(p, root, lower)
+        after, white = updated(p, root, lower)
         v = solve_triangular(lower, root * (value - mean[0]), lower=True)
         mean = mean + matmul(v, white).reshape(order, m)
         ahead = matmul(state.space.step(steps)[0], mean), state.ahead(after, steps)
@@ -136,7 +136,7 @@ def filtered(state: FullState) -> Filtered:
     def body(p: Array, step: Any) -> tuple[Array, Filtered]:
         root, nugget, steps = step
         lower = state.innovation(p, root, nugget)
-        after, _ = told(p, root, lower)
+        after, _ = updated(p, root, lower)
         return state.ahead(after, steps), Filtered(lower, p[:, 0])
 
     return lax.scan(body, state.start(), state.steps())[1]

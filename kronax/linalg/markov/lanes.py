@@ -134,19 +134,21 @@ class KalmanLanes(AbstractKalman):
         return axis
 
     @property
-    def seen(self) -> np.ndarray | None:
+    def observed(self) -> np.ndarray | None:
         """Which of the sorted times have data; `None` for all."""
         if not isinstance(self.op, AbstractRestricted):
             return None
         others = tuple(i for i in range(len(self.op.grid_shape)) if i != self.axis)
-        seen = self.op.observed.any(axis=others)
-        return None if seen.all() else np.asarray(self.factor.sorted(seen))
+        observed = self.op.observed.any(axis=others)
+        return None if observed.all() else np.asarray(self.factor.sorted(observed))
 
     @property
     def num_observed(self) -> int:
         """The number of cells with data."""
         size = int(np.prod(self.whole.grid_shape))
-        return size if self.seen is None else size // len(self.seen) * int(self.seen.sum())
+        return (
+            size if self.observed is None else size // len(self.observed) * int(self.observed.sum())
+        )
 
     def solve(self, b: Array) -> Array:
         """Rotated, filtered, smoothed, and rotated back."""
@@ -334,8 +336,8 @@ class KalmanLanes(AbstractKalman):
         return Pieces(self._blocks(), self._bases(), self.factor.space, levels, uniform)
 
     def _lanes(self, piece: Pieces, bases: Bases | None = None) -> Lanes:
-        seen = None if self.seen is None else jnp.asarray(self.seen)
-        return lanes_of(piece.bases if bases is None else bases, piece.levels, seen)
+        observed = None if self.observed is None else jnp.asarray(self.observed)
+        return lanes_of(piece.bases if bases is None else bases, piece.levels, observed)
 
     def _front(self, x: Array) -> Array:
         return self.factor.sorted(jnp.moveaxis(x, self.axis, 0))
@@ -352,9 +354,12 @@ class KalmanLanes(AbstractKalman):
         def one(piece: Pieces, y: Array | None) -> Array:
             data = None if y is None else self._front(y)
             problem = MarkovSum(TwoTermSum(*piece.others, data), piece.space, piece.levels)
-            seen = None if self.seen is None else jnp.asarray(self.seen)
+            observed = None if self.observed is None else jnp.asarray(self.observed)
             constants = Constants.of(
-                lax.stop_gradient(problem), lax.stop_gradient(piece.bases), self.factor.size, seen
+                lax.stop_gradient(problem),
+                lax.stop_gradient(piece.bases),
+                self.factor.size,
+                observed,
             )
             return log_det_and_quadratic(problem, constants, weights=weights)
 
@@ -372,11 +377,15 @@ class KalmanLanes(AbstractKalman):
         """Of the signal given the data, over `λ`, at all times of all lanes or at new ones."""
         space, size = piece.space, self.factor.size
         if ahead is not None:
-            seen = jnp.ones(size, bool) if lanes.seen is None else self.factor.unsorted(lanes.seen)
+            observed = (
+                jnp.ones(size, bool)
+                if lanes.observed is None
+                else self.factor.unsorted(lanes.observed)
+            )
             levels = lanes.levels
             if levels.ndim:
                 levels = ahead.padded(self.factor.unsorted(levels), 1)
-            lanes = lanes._replace(seen=ahead.padded(seen, False), levels=levels)
+            lanes = lanes._replace(observed=ahead.padded(observed, False), levels=levels)
             space, size = ahead.space, ahead.size
         look = self._smoothed(space, lanes, size, part)
         nugget = jnp.zeros((), space.dtype) if space.nugget is None else space.nugget
@@ -384,9 +393,9 @@ class KalmanLanes(AbstractKalman):
         levels = lanes.levels[:, None] if lanes.levels.ndim else lanes.levels
         known = lanes.noise[None] * levels * (look.shares + nugget * look.inverse)
         if part is not None:
-            known = look.unseen
-        elif lanes.seen is not None:
-            known = jnp.where(lanes.seen[:, None], known, look.unseen + nugget)
+            known = look.variances
+        elif lanes.observed is not None:
+            known = jnp.where(lanes.observed[:, None], known, look.variances + nugget)
         if ahead is not None:
             return ahead.unsorted(known)[self.factor.size :]
         return self.factor.unsorted(known)
@@ -407,8 +416,8 @@ class KalmanLanes(AbstractKalman):
     def _dense(self) -> tuple[Spectral, np.ndarray]:
         """The operator at the times with data, the Markov factor as a matrix; for derivatives."""
         whole, k = self.whole, self.axis
-        seen = np.ones(self.factor.size, bool) if self.seen is None else self.seen
-        kept = np.flatnonzero(np.asarray(self.factor.unsorted(seen)))
+        observed = np.ones(self.factor.size, bool) if self.observed is None else self.observed
+        kept = np.flatnonzero(np.asarray(self.factor.unsorted(observed)))
         factors = list(whole.factors)
         factors[k] = restricted(Dense(self.factor.to_dense()), kept)
         noise: Any = whole.noise

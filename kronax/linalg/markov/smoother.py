@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
-from kronax.linalg.markov.filter import Filtered, Gain, Lanes, gain, noise_at, per_place, told
+from kronax.linalg.markov.filter import Filtered, Gain, Lanes, gain, per_place, updated
 from kronax.linalg.state_spaces.state_space import StateSpace, applied, sandwich, sum_of, times
 
 
@@ -22,9 +22,9 @@ def gains(space: StateSpace, lanes: Lanes, size: int) -> Gain:
     """What a value tells, at every place; leaves `(n, …)`."""
 
     def body(p: Array, place: Any) -> tuple[Array, Gain]:
-        at = gain(p, noise_at(space, lanes, place), lanes, place)
+        at = gain(space, lanes, p, place)
         a, q = space.step(place[3])
-        return sandwich(a, told(p, at, lanes.signal)) + q[:, :, None], at
+        return sandwich(a, updated(p, at, lanes.signal)) + q[:, :, None], at
 
     start = initial(space, lanes)
     return lax.scan(body, start, per_place(space, lanes), length=size)[1]
@@ -37,7 +37,7 @@ def initial(space: StateSpace, lanes: Lanes) -> Array:
 
 
 def solved(space: StateSpace, lanes: Lanes, at: Gain, b: Array) -> Array:
-    """`S⁻¹ b` for `(n, lanes)`, linear in `b`; zero at places that are not seen."""
+    """`S⁻¹ b` for `(n, lanes)`, linear in `b`; zero at places that are not observed."""
     first, precision, signal = at.first, at.precision, lanes.signal
     zero = jnp.zeros(first.shape[1:], b.dtype)
     steps = space.steps()
@@ -65,7 +65,7 @@ class Smoothed(NamedTuple):
     Args:
         inverse: of `S⁻¹`.
         shares: of `K S⁻¹`, without the nugget.
-        unseen: of the variance of the state's first entry, or of a part of the state, given the
+        variances: of the variance of the state's first entry, or of a part of the state, given the
             data, over `λ`; for the first entry where there are no data, elsewhere `shares` tell.
         ends: `c`, `(n, d, lanes)`.
         starts: `q`, alike.
@@ -73,7 +73,7 @@ class Smoothed(NamedTuple):
 
     inverse: Array
     shares: Array
-    unseen: Array
+    variances: Array
     ends: Array
     starts: Array
 
@@ -87,7 +87,7 @@ def smoothed(
 
     def body(information: Array, step: Any) -> tuple[Array, Smoothed]:
         p, place = step
-        at = gain(p, noise_at(space, lanes, place), lanes, place)
+        at = gain(space, lanes, p, place)
         first, g = at.first, at.precision
         a, _ = space.step(place[3])
         information = sandwich(a.T, information)
@@ -105,7 +105,7 @@ def smoothed(
         found = Smoothed(
             inverse=g + scaled * scaled * length,
             shares=g * (first[0] - signal * at.left * length),
-            unseen=variance - signal * jnp.sum(asked * after, axis=0),
+            variances=variance - signal * jnp.sum(asked * after, axis=0),
             ends=ends,
             starts=times(a, first) * g[None],
         )

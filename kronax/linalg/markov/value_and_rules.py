@@ -64,27 +64,27 @@ class Constants(NamedTuple):
     logdet: Array
     quadratic: Array
     found: Filtered
-    seen: Array | None
+    observed: Array | None
 
     @classmethod
     def of(
-        cls, problem: MarkovSum, bases: Bases, size: int, seen: Array | None = None
+        cls, problem: MarkovSum, bases: Bases, size: int, observed: Array | None = None
     ) -> "Constants":
         """The filter of the data, or of zeros if there are none."""
         y, space, levels = problem.others.y, problem.space, problem.levels
-        lanes = lanes_of(bases, levels, seen)
+        lanes = lanes_of(bases, levels, observed)
         shape = (size, lanes.signal.size)
         data = jnp.zeros(shape, levels.dtype) if y is None else rotated(bases, y)
-        return cls(bases, *filtered(space, lanes, data), seen)
+        return cls(bases, *filtered(space, lanes, data), observed)
 
 
-def lanes_of(bases: Bases, levels: Array, seen: Array | None) -> Lanes:
+def lanes_of(bases: Bases, levels: Array, observed: Array | None) -> Lanes:
     """One lane per mode of the other axes; one if there are no others."""
     if not bases:
         one = jnp.ones(1, levels.dtype)
-        return Lanes(one, one, levels, seen)
+        return Lanes(one, one, levels, observed)
     values = (outer([b.values for b in bases]), outer([b.noise_values for b in bases]))
-    return Lanes(values[0].ravel(), values[1].ravel(), levels, seen)
+    return Lanes(values[0].ravel(), values[1].ravel(), levels, observed)
 
 
 def flat(x: Array) -> Array:
@@ -101,10 +101,10 @@ def _value(problem: MarkovSum, constants: Constants, *, weights: Weights) -> Arr
     on_logdet, on_quadratic = weights
     total = jnp.zeros((), constants.logdet.dtype)
     if on_logdet:
-        if constants.seen is None:
+        if constants.observed is None:
             count: Any = constants.found.means.shape[0]
         else:
-            count = jnp.sum(constants.seen, dtype=total.dtype)
+            count = jnp.sum(constants.observed, dtype=total.dtype)
         basis = log_det_basis(constants.bases) if constants.bases else 0.0
         total += on_logdet * (jnp.sum(constants.logdet) - count * basis)
     if on_quadratic:
@@ -121,7 +121,7 @@ def _gradient(
     diagonal and `−U_(i) diag(λ_{-i}) (K_t U)_(i)ᵀ / 4b` beside it.
     """
     bases, space = constants.bases, problem.space
-    lanes = lanes_of(bases, problem.levels, constants.seen)
+    lanes = lanes_of(bases, problem.levels, constants.observed)
     y, size = problem.others.y, constants.found.means.shape[0]
     data = jnp.zeros((size, lanes.signal.size), lanes.signal.dtype)
     data = data if y is None else rotated(bases, y)
@@ -220,7 +220,7 @@ class _Surrogate(NamedTuple):
         gains: of their filter.
         start: `α = S⁻¹ ŷ`, `(n, *others)`.
         couplings: per axis `tr(S_a⁻¹ K S_c⁻¹ K)`, the same with `N` twice, and with both.
-        seen: where there are data.
+        observed: where there are data.
     """
 
     space: StateSpace
@@ -228,13 +228,13 @@ class _Surrogate(NamedTuple):
     gains: Any
     start: Array | None
     couplings: list[tuple[Array, Array, Array]]
-    seen: Array | None
+    observed: Array | None
 
     @classmethod
     def around(cls, turned: MarkovSum, constants: Constants, weights: Weights) -> "_Surrogate":
         others, space, levels = turned
-        bases, seen = constants.bases, constants.seen
-        lanes = lanes_of(bases, levels, seen)
+        bases, observed = constants.bases, constants.observed
+        lanes = lanes_of(bases, levels, observed)
         size = constants.found.means.shape[0]
         at = gains(space, lanes, size)
         start = None
@@ -243,7 +243,7 @@ class _Surrogate(NamedTuple):
         couplings = []
         if weights[0] and any(2 in b.ndims for b in (*others.signal, *others.noise)):
             couplings = _couplings(space, lanes, bases, constants.found)
-        return cls(space, lanes, at, start, couplings, seen)
+        return cls(space, lanes, at, start, couplings, observed)
 
     def __call__(self, problem: MarkovSum, weights: Weights) -> Array:
         """The value at moved blocks, process, levels and data."""
@@ -277,9 +277,9 @@ class _Surrogate(NamedTuple):
         along = multiplied(space, flat(x)).reshape(x.shape)
         noise = levels.reshape(*levels.shape, *(1,) * (x.ndim - 1) * levels.ndim) * x
         total = apply_blocks(others.signal, along) + apply_blocks(others.noise, noise)
-        if self.seen is None:
+        if self.observed is None:
             return total
-        return jnp.where(self.seen.reshape(-1, *(1,) * (x.ndim - 1)), total, 0)
+        return jnp.where(self.observed.reshape(-1, *(1,) * (x.ndim - 1)), total, 0)
 
 
 def _couplings(
