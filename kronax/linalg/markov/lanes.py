@@ -27,9 +27,9 @@ from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.eigenbases import SymmetricBlocks, dual, eigenbases
 from kronax.linalg.factors.submatrix import restricted
 from kronax.linalg.markov.factor import Markov, MarkovAhead
-from kronax.linalg.markov.filter import Lanes, filtered
+from kronax.linalg.markov.filter import Lanes
 from kronax.linalg.markov.kalman import AbstractKalman
-from kronax.linalg.markov.smoother import Smoothed, gains, smoothed, solved
+from kronax.linalg.markov.smoother import Smoothed, gains, predicted, smoothed, solved
 from kronax.linalg.markov.value_and_rules import (
     Bases,
     Constants,
@@ -146,9 +146,8 @@ class KalmanLanes(AbstractKalman):
     def num_observed(self) -> int:
         """The number of cells with data."""
         size = int(np.prod(self.whole.grid_shape))
-        return (
-            size if self.observed is None else size // len(self.observed) * int(self.observed.sum())
-        )
+        observed = self.observed
+        return size if observed is None else size // len(observed) * int(observed.sum())
 
     def solve(self, b: Array) -> Array:
         """Rotated, filtered, smoothed, and rotated back."""
@@ -368,8 +367,7 @@ class KalmanLanes(AbstractKalman):
         )
 
     def _smoothed(self, space: StateSpace, lanes: Lanes, size: int, part: Any = None) -> Smoothed:
-        nothing = jnp.zeros((size, lanes.signal.size), space.dtype)
-        return smoothed(space, lanes, filtered(space, lanes, nothing)[2], part)
+        return smoothed(space, lanes, predicted(space, lanes, size), part)
 
     def _variances(
         self, piece: Pieces, lanes: Lanes, ahead: MarkovAhead | None, part: Any

@@ -6,7 +6,7 @@ everything about `S⁻¹` of a lane is a sum of a few products, none of them a d
 numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -14,20 +14,27 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
-from kronax.linalg.markov.filter import Filtered, Gain, Lanes, gain, per_place, updated
+from kronax.linalg.markov.filter import Gain, Lanes, gain, per_place, updated
 from kronax.linalg.state_spaces.state_space import StateSpace, applied, sandwich, sum_of, times
 
 
 def gains(space: StateSpace, lanes: Lanes, size: int) -> Gain:
     """What a value tells, at every place; leaves `(n, …)`."""
+    return _forward(space, lanes, size, lambda p, at: at)
 
-    def body(p: Array, place: Any) -> tuple[Array, Gain]:
+
+def predicted(space: StateSpace, lanes: Lanes, size: int) -> Array:
+    """`P` before every value, `(n, d, d, lanes)`."""
+    return _forward(space, lanes, size, lambda p, at: p)
+
+
+def _forward(space: StateSpace, lanes: Lanes, size: int, out: Callable[[Array, Gain], Any]) -> Any:
+    def body(p: Array, place: Any) -> tuple[Array, Any]:
         at = gain(space, lanes, p, place)
         a, q = space.step(place[3])
-        return sandwich(a, updated(p, at, lanes.signal)) + q[:, :, None], at
+        return sandwich(a, updated(p, at, lanes.signal)) + q[:, :, None], out(p, at)
 
-    start = initial(space, lanes)
-    return lax.scan(body, start, per_place(space, lanes), length=size)[1]
+    return lax.scan(body, initial(space, lanes), per_place(space, lanes), length=size)[1]
 
 
 def initial(space: StateSpace, lanes: Lanes) -> Array:
@@ -65,8 +72,8 @@ class Smoothed(NamedTuple):
     Args:
         inverse: of `S⁻¹`.
         shares: of `K S⁻¹`, without the nugget.
-        variances: of the variance of the state's first entry, or of a part of the state, given the
-            data, over `λ`; for the first entry where there are no data, elsewhere `shares` tell.
+        variances: of the state's first entry, or of a part of the state, given the data, over `λ`.
+            Those of the first entry lose digits where there are data: there `shares` tell.
         ends: `c`, `(n, d, lanes)`.
         starts: `q`, alike.
     """
@@ -79,9 +86,16 @@ class Smoothed(NamedTuple):
 
 
 def smoothed(
-    space: StateSpace, lanes: Lanes, found: Filtered, part: Sequence[float] | None = None
+    space: StateSpace, lanes: Lanes, before: Array, part: Sequence[float] | None = None
 ) -> Smoothed:
-    """All of it in one pass backward; `part` are the weights of the entries that make a part."""
+    """All of it in one pass backward.
+
+    Args:
+        space: along the places.
+        lanes: of which.
+        before: `P` before every value, `(n, d, d, lanes)`.
+        part: the weights of the entries of the state that make a part, `None` for the first one.
+    """
     signal = lanes.signal
     weights = (1.0, *(0.0,) * (space.order - 1)) if part is None else part
 
@@ -111,8 +125,8 @@ def smoothed(
         )
         return information, found
 
-    start = jnp.zeros_like(found.covariances[0])
-    steps = (found.covariances, per_place(space, lanes))
+    start = jnp.zeros_like(before[0])
+    steps = (before, per_place(space, lanes))
     return lax.scan(body, start, steps, reverse=True)[1]
 
 

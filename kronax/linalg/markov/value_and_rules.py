@@ -298,8 +298,7 @@ def _couplings(
             )
 
         own = lanes._replace(signal=grouped(lanes.signal), noise=grouped(lanes.noise))
-        own_found = Filtered(*map(grouped, found))
-        look = smoothed(space, own, own_found)
+        look = smoothed(space, own, grouped(found.covariances))
         at = gains(space, own, size)
         sums = pair_sums(space, own, at, look, shape[i])
 
