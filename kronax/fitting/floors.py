@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from kronax.fitting.problem import Problem, is_at_floor
+from kronax.fitting.problem import Problem, is_at_floor, sees_double
 from kronax.fitting.result import FitResult
 from kronax.linalg.arrays.precision import FELT, LOST, warn_of_ratio, worst_ratio
 
@@ -24,7 +24,8 @@ def warn_of_start(problem: Problem) -> float:
     ends = problem.conditioning(problem.model)
     if ends is None or (problem.has_floor and ends.largest.dtype == np.float64):
         return 0.0
-    warn_of_ratio(ends, "At its start the fit sees a loss that is off", FELT)
+    what = "At its start the fit sees a loss that is off"
+    warn_of_ratio(ends, what, FELT, note=_seen_in_double(problem))
     ratio = worst_ratio(ends)
     return ratio if ratio > FELT else 0.0
 
@@ -37,7 +38,20 @@ def warn_of_end(found: FitResult, at_start: float) -> None:
     if worst_ratio(ends) > WORSE * at_start:
         # Bounds on the eigenvalues are loose: at the floor of double precision nothing is lost.
         what = ", by far more than at its start," if at_start else ""
-        warn_of_ratio(ends, f"Where the fit ended its loss may be wrong{what}", 2 * LOST)
+        what = f"Where the fit ended its loss may be wrong{what}"
+        warn_of_ratio(ends, what, 2 * LOST, note=_seen_in_double(found.problem))
+
+
+def _seen_in_double(problem: Problem) -> str:
+    """What softens a warning of a float32 model, if its loss is computed in float64."""
+    model = problem.model
+    is_single = problem.loss is None and getattr(model, "dtype", None) == np.float32
+    if not is_single or not sees_double(problem.seen(model)):
+        return ""
+    return (
+        " The fit itself computes in float64; what is off are the likelihood, means and variances "
+        "of the float32 model."
+    )
 
 
 def told_of_floor(found: FitResult) -> FitResult:

@@ -172,13 +172,19 @@ class Problem(eqx.Module):
         return Problem(**{**kept, "y": self.y[index], "independent": False})
 
 
-def in_double(process: Any) -> Any:
-    """A process in float64 where JAX admits it, so that rounding does not bend what a fit sees.
+def sees_double(process: Any) -> bool:
+    """Whether a fit computes the loss of a process in float64: where JAX admits it.
 
     Ranks and iterations are settings for the precision of the model, which they keep.
     """
     has_ranks = any(s.rank is not None for s in getattr(process, "structures", ()))
-    if not jax.config.read("jax_enable_x64") or has_ranks or getattr(process, "is_iterative", True):
+    is_exact = not has_ranks and not getattr(process, "is_iterative", True)
+    return is_exact and bool(jax.config.read("jax_enable_x64"))
+
+
+def in_double(process: Any) -> Any:
+    """A process as a fit sees it, so that rounding does not bend its loss."""
+    if not sees_double(process):
         return process
     return jax.tree.map(lambda x: x.astype(float) if eqx.is_inexact_array(x) else x, process)
 

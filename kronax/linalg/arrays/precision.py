@@ -72,7 +72,11 @@ def worst_ratio(ends: Conditioning | None) -> float:
 
 
 def warn_of_ratio(
-    ends: Conditioning | None, what: str, limit: float = LOST, of: str = "the covariance"
+    ends: Conditioning | None,
+    what: str,
+    limit: float = LOST,
+    of: str = "the covariance",
+    note: str = "",
 ) -> None:
     """Warn where concrete eigenvalues say that an answer is lost; traced ones pass.
 
@@ -83,6 +87,7 @@ def warn_of_ratio(
         what: may be wrong, for the text.
         limit: of the ratio.
         of: whose eigenvalues they are.
+        note: what stands at the end of the text.
     """
     ratio = worst_ratio(ends)
     if ends is None or ratio <= limit:
@@ -90,7 +95,7 @@ def warn_of_ratio(
     dtype = np.dtype(ends.largest.dtype)
     warnings.warn(
         f"{what} in {dtype}: rounding times the condition number of {of} is of order "
-        f"{_magnitude(ratio)}, and must be below {limit:g}. {_advice(dtype)}",
+        f"{_magnitude(ratio)}, and must be below {limit:g}. {_advice(dtype)}{note}",
         PrecisionWarning,
         stacklevel=level_of_caller(),
     )
