@@ -68,7 +68,14 @@ class StateSpace(eqx.Module):
         """The number of axes of every leaf without its batch, as a matching pytree."""
         steps = 2 if self.regular else 3
         nugget = None if self.nugget is None else int(self.nugget_varies)
-        return StateSpace(steps, steps, 2, nugget, self.regular, self.stationary)  # type: ignore
+        return StateSpace(  # numbers in place of arrays
+            steps,  # type: ignore[arg-type]
+            steps,  # type: ignore[arg-type]
+            2,  # type: ignore[arg-type]
+            nugget,  # type: ignore[arg-type]
+            self.regular,
+            self.stationary,
+        )
 
     def scaled(self, scalar: Array) -> "StateSpace":
         """The process times the root of a number."""
