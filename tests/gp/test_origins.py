@@ -277,3 +277,13 @@ def test_places_in_print_name_the_place():
         "12",
         "1e+20",
     ]
+
+
+@pytest.mark.parametrize("start", [0, 1_060_000])
+def test_ten_readings_half_an_hour_late_change_the_likelihood(start):
+    """Hours since 1900 in float32: as a regular axis they would have −34.05."""
+    hours = np.arange(48.0)
+    late = hours + 0.5 * ((hours >= 10) & (hours < 20))
+    for axis, wanted in ((late, -34.5716), (hours, -34.0523)):
+        gp = kx.GridGP((kx.Matern32(F32(2)),), (F32(start + axis),), noise=F32(0.01))
+        assert abs(float(gp.log_marginal_likelihood(F32(np.sin(hours)))) - wanted) < 2e-3
