@@ -167,18 +167,7 @@ def conjugate_gradients(
 
     z = precondition(b) if preconditioned is None else preconditioned
     gamma = _dot(b, z)
-    start = _State(
-        step=jnp.zeros((), jnp.int32),
-        x=jnp.zeros_like(b),
-        r=b,
-        p=z,
-        gamma=gamma,
-        energy=energy,
-        num_steps=jnp.zeros(b.shape[0], jnp.int32),
-        active=unfinished(b, gamma, energy),
-        has_ended=jnp.zeros((), bool),
-        recurrence=_first(b, least),
-    )
+    start = _start(b, z, gamma, energy, unfinished(b, gamma, energy), least)
     end = lax.while_loop(lambda s: ~s.has_ended, body, start)
     return Krylov(
         solution=end.x,
@@ -187,6 +176,21 @@ def conjugate_gradients(
         left=bound(end.r),
         num_steps=end.num_steps,
         **_quadrature(end.recurrence, least),
+    )
+
+
+def _start(b: Array, z: Array, gamma: Array, energy: Array, active: Array, least: Array) -> _State:
+    return _State(
+        step=jnp.zeros((), jnp.int32),
+        x=jnp.zeros_like(b),
+        r=b,
+        p=z,
+        gamma=gamma,
+        energy=energy,
+        num_steps=jnp.zeros(b.shape[0], jnp.int32),
+        active=active,
+        has_ended=jnp.zeros((), bool),
+        recurrence=_first(b, least),
     )
 
 
