@@ -52,7 +52,6 @@ def pytest_collection_modifyitems(config, items):
 gc.set_threshold(200_000, 20, 20)
 
 
-
 def share_ir_contexts(most: int = 256) -> None:
     """One MLIR context for many programs, as JAX does from 0.12 on.
 
