@@ -64,8 +64,9 @@ def plot_spectra(gp: GridGP, ax: Any = None) -> Any:
         order = np.arange(1, len(values) + 1)
         shown = relative > rounding
         ax.plot(order[shown], relative[shown], "-o", ms=3, lw=1.4, label=name)
-    if np.ndim(gp.noise) == 0 and hasattr(gp.noise, "dtype"):
-        share = float(gp.noise) / largest
+    noise = gp.noise_model.one_variance
+    if noise is not None:
+        share = float(noise) / largest
         ax.axhline(share, color="0.4", lw=1, ls=":", label="noise")
     ax.set(xscale="log", yscale="log", xlabel="number", ylabel="eigenvalue / largest")
     legend_above(ax)

@@ -9,7 +9,6 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import word_of
 from kronax.gp.coordinates.spacing import written
 from kronax.gp.labelled.datasets import grid_dims, values_of
-from kronax.linalg.operators.kronecker import Kronecker
 from kronax.paths import nearest
 
 
@@ -88,20 +87,13 @@ def number_of(post: Any, axis: Any) -> int:
 
 def levels(post: Any, found: Cut, noise: Any) -> Any:
     """The noise on a cut: where it varies, that of the cells that are drawn."""
-    model = post.gp.noise_term()
-    varies = isinstance(model, Kronecker) or model.ndim
-    if noise is not None or not varies or not found.on_grid:
+    model = post.gp.noise_model
+    if noise is not None or model.is_white or not found.on_grid:
         return noise
     if any(found.axes[i] is not None for i in found.drawn):
         return noise
-    if not isinstance(model, Kronecker):
-        index = (slice(None) if k is None else slice(k, k + 1) for k in found.indices)
-        return np.asarray(model)[tuple(index)]
-    grid = np.ones(())
-    for i, factor in enumerate(model.factors):
-        values, place = np.asarray(factor.diagonal()), found.indices[i]
-        grid = grid[..., None] * (values if place is None else values[place : place + 1])
-    return grid.astype(model.dtype)
+    index = (slice(None) if k is None else slice(k, k + 1) for k in found.indices)
+    return np.asarray(model.levels(post.gp.dtype))[tuple(index)]
 
 
 def observed(post: Any, found: Cut) -> np.ndarray | None:

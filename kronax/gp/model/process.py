@@ -18,11 +18,13 @@ from kronax.gp.means.gls import Regression
 from kronax.gp.means.means import Mean, values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.additive import Terms
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
+from kronax.gp.noise.abstract import AbstractNoise
+from kronax.gp.noise.reading import noise_of
 from kronax.linalg.arrays.fingerprints import made_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 STALE = (
@@ -49,7 +51,7 @@ class AbstractProcess(eqx.Module):
         iteration: settings of iterations.
         measured: the way of solving that a trial found.
         variance: the amplitude; by name for terms without an exact decomposition.
-        noise: a variance, or a module that makes a covariance.
+        noise: a variance, or noise of another kind.
     """
 
     kernels: eqx.AbstractVar[tuple[Kernel, ...]]
@@ -97,11 +99,14 @@ class AbstractProcess(eqx.Module):
         pairs = zip(new, self.axes, strict=True)
         return [old.points(self.dtype) if p is None else p for p, old in pairs]
 
-    def noise_term(self) -> Any:
+    @property
+    def noise_model(self) -> AbstractNoise:
+        """The noise, of whichever kind."""
+        return noise_of(self.noise)
+
+    def noise_term(self) -> Array | Kronecker:
         """The noise alone: a variance, one per cell, or a Kronecker covariance."""
-        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise | NoNoise):
-            return self.noise.operator(self.dtype)
-        return self.noise.astype(self.dtype)
+        return self.noise_model.operator(self.dtype)
 
     @abc.abstractmethod
     def covariance(self, include_noise: bool = True) -> Any:

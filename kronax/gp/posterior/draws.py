@@ -13,7 +13,7 @@ from kronax.gp.model.components import Component, New, term, whole
 from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.posterior.noise_levels import noisy
 from kronax.gp.posterior.predict import at_data, cross_of
-from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
+from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
@@ -106,7 +106,7 @@ def _draws(
     residual = jnp.subtract(*same_rank(post.y, gp.mean_on((None,) * len(new))))
     for old, _ in fields:
         residual = jnp.subtract(*same_rank(residual, old))
-    noise = noise_draw(gp.noise_term(), noise_key, residual.shape, op.dtype)
+    noise = gp.noise_model.draw(noise_key, residual.shape, op.dtype)
     residual = residual - noise
     draw = gp.mean_on(new) if name is None else jnp.zeros((), op.dtype)
     if post.regression is not None:
@@ -124,5 +124,5 @@ def _draws(
     if observed is None:
         return draw
     if observed.levels is None:
-        return draw + noise_draw(gp.noise_term(), observed.key, draw.shape, op.dtype)
+        return draw + gp.noise_model.draw(observed.key, draw.shape, op.dtype)
     return noisy(draw, observed.key, observed.levels)

@@ -192,7 +192,7 @@ class Posterior(AbstractPosterior):
         new = self._new_axes(axes)
         levels = None
         if include_noise:
-            noise_levels.check_independent(self.gp.noise_term(), noise)
+            noise_levels.check_independent(self.gp, noise)
             levels = noise_levels.noise_on(self, new, noise)
         return predict.covariance(self, self._points(new), levels)
 

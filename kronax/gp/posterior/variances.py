@@ -96,8 +96,7 @@ def _definition(post: AbstractPosterior, new: New, name: str | None) -> Array:
     gp, op = post.gp, post.operator
     if name is None and not any(new):
         # At the data the function is these less the noise, and has the variance of that.
-        noise = gp.noise_term()
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
+        levels = gp.noise_model.levels(gp.dtype)
         nothing: list[Array | None] = [None] * len(new)
         return levels - jnp.square(levels) * decomposition_of(op).explained(nothing)
     components = parts(gp, name)
@@ -174,9 +173,8 @@ def _joined_at_data(post: AbstractPosterior) -> Array:
     alone given noisy data, and `N W diag(λ / (μ D)) Wᵀ N`.
     """
     gp, op = lax.stop_gradient((post.gp, post.on_grid))
-    i, noise = gp.terms.joined_axis, gp.noise_term()
-    levels = noise.factors[i].diagonal() if isinstance(noise, Kronecker) else noise
-    levels = jnp.broadcast_to(levels, op.grid_shape[i : i + 1])
+    i = gp.terms.joined_axis
+    levels = jnp.broadcast_to(gp.noise_model.along(i, gp.dtype), op.grid_shape[i : i + 1])
     added = factor_of(gp, gp.joined, i, op.dtype)
     one_axis = KroneckerPlusNoise(Kronecker(added), Kronecker(Diagonal(levels)))
     alone = decomposition_of(one_axis).posterior_diagonal()
