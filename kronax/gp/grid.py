@@ -402,9 +402,10 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
+        y = in_grid_order(y, self.axes, self.axis_names)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
-        seen = with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
+        seen = with_observed(self, gaps_of(self, y))
         return seen, without_unknown_gaps(seen, grid)
 
     def check_data(self, y: Any) -> Array:

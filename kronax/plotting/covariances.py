@@ -9,9 +9,9 @@ import numpy as np
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.declarations import EARTH_RADIUS
 from kronax.gp.coordinates.spacing import Coordinates
+from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.grid import GridGP
 from kronax.gp.kernels.base import Kernel, Sum
-from kronax.gp.labelled.datasets import grid_dims, values_of
 from kronax.linalg.arrays.checks import check_finite
 from kronax.plotting.figures import (
     axis_label,

@@ -36,7 +36,7 @@ from kronax.gp.forecasts.times import (
 )
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import Template, check_data_units, without_axis
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.noise.abstract import NoiseInTime
 from kronax.linalg.arrays.checks import is_concrete
 
@@ -118,7 +118,7 @@ class Filter(eqx.Module):
         state: of the function, less its mean.
     """
 
-    gp: Any
+    gp: AbstractProcess
     axis: int = eqx.field(static=True)
     template: Template | None = eqx.field(static=True)
     places: Array

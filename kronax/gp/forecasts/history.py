@@ -76,7 +76,7 @@ def check_axis(gp: AbstractProcess, i: int, name: str) -> None:
         )
 
 
-def one_slice(gp: AbstractProcess, i: int) -> Any:
+def one_slice(gp: AbstractProcess, i: int) -> AbstractProcess:
     """The process with a single time, which does not count: nothing of it grows with the data."""
     axis = dataclasses.replace(beginning(gp.axes[i], 1), given=None, shift=None)
     if axis.index is not None:

@@ -156,7 +156,7 @@ def _continued(known: Coordinates, ahead: Coordinates, name: str) -> tuple[Coord
     return Coordinates(values, known.origin, snapped), float(away.max())
 
 
-def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> Any:
+def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> AbstractProcess:
     """The process with another axis: its structure is chosen anew, its parameters stay."""
     i, name = slices.axis, slices.name
     kernel, held = gp.kernels[i], gp.structures[i]

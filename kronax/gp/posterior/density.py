@@ -9,10 +9,9 @@ from jaxtyping import Array
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import marginal_logpdf
 from kronax.gp.model.components import amplitude, kernel_matrix, process_ahead
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, compiled
 from kronax.gp.posterior.noise_levels import check_defined, noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
@@ -138,7 +137,7 @@ def _difference(
         return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op), found
     design = gp.design_on(stay)
     longer = join([design, gp.design_on(new or stay)], axis=axis)
-    variance = gp.mean.variance
+    variance = gp.marginal.variance
     value = marginal_logpdf(joint, longer, whole, variance)
     return value - marginal_logpdf(op, design, old, variance), found
 

@@ -11,7 +11,6 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import fitted
 from kronax.gp.model.components import (
     Component,
@@ -28,7 +27,7 @@ from kronax.gp.model.components import (
     slope_matrix,
     whole,
 )
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance
@@ -235,10 +234,10 @@ def _variance_of_terms(
     """
     gp, op = post.gp, found.op
     if not any(new):
-        return found.posterior(None if name is None else gp.terms.names.index(name))
+        return found.posterior(None if name is None else gp.additive.names.index(name))
     components, num = whole(gp), PLAIN * op.iteration.num_draws
     roots = [prior_roots(post, part, new) for part in components]
-    wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
+    wanted = [k for k, n in enumerate(gp.additive.names) if name in (None, n)]
     size = max(prod(r.size for r in one) for one in roots)
     at_once = min(num, max(1, DRAWN_AT_ONCE // size))
 

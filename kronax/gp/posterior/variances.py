@@ -67,7 +67,7 @@ def exact_variance(post: AbstractPosterior, new: New, name: str | None) -> Array
     if name is None:
         return with_value(like, _with_joined(post, new) if any(new) else _joined_at_data(post))
     part = term(gp, name)
-    if name not in gp.terms.joined:
+    if name not in gp.additive.joined:
         places = signal_places(post, part, new, axis_with_variance(gp, name))
         return with_value(like, _given(op, places))
     # The term stands where the noise does: the roles change.
@@ -156,10 +156,10 @@ def _joined_places(post: AbstractPosterior, part: Component, new: New) -> list[P
     for i, (kernel, axis, row, x) in enumerate(
         zip(part.kernels, gp.axes, cross_rows(gp, part, new, dtype), new, strict=True)
     ):
-        if i != gp.terms.joined_axis and row is None:
+        if i != gp.additive.joined_axis and row is None:
             places.append(Places(None))
             continue
-        scale = part.variance.astype(dtype) if i == gp.terms.joined_axis else 1
+        scale = part.variance.astype(dtype) if i == gp.additive.joined_axis else 1
         row = jnp.eye(axis.size, dtype=dtype) if row is None else row
         prior = kernel.variances_at(axis.points(dtype) if x is None else x).astype(dtype)
         places.append(Places(scale * row, scale * prior))
@@ -173,8 +173,9 @@ def _joined_at_data(post: AbstractPosterior) -> Array:
     alone given noisy data, and `N W diag(λ / (μ D)) Wᵀ N`.
     """
     gp, op = lax.stop_gradient((post.gp, post.on_grid))
-    i = gp.terms.joined_axis
+    i = gp.additive.joined_axis
     levels = jnp.broadcast_to(gp.noise_model.along(i, gp.dtype), op.grid_shape[i : i + 1])
+    assert gp.joined is not None
     added = factor_of(gp, gp.joined, i, op.dtype)
     one_axis = KroneckerPlusNoise(Kronecker(added), Kronecker(Diagonal(levels)))
     alone = decomposition_of(one_axis).posterior_diagonal()
@@ -207,7 +208,7 @@ def _with_joined(post: AbstractPosterior, new: New) -> Array:
     """
     gp, op = post.gp, post.on_grid
     signal, beside = whole(gp)
-    i = gp.terms.joined_axis
+    i = gp.additive.joined_axis
     joined = _joined_places(post, beside, new)
 
     def one(axes: list[AxisModes], places: list[Places], joined: list[Places]) -> Array:
