@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.labelled.data_arrays import in_grid_order
+from kronax.gp.model.checks import check_covariates
 from kronax.gp.model.noise import CellNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import grid_of, is_concrete
@@ -37,6 +38,7 @@ def observing(gp: AbstractProcess, y: Any) -> Any:
 
 def with_observed(gp: AbstractProcess, observed: Mask | None) -> Any:
     """The same process, observed at other cells: what was measured of others does not count."""
+    check_covariates(gp, observed)
     if observed == gp.observed:
         return gp
     return with_fields(gp, observed=observed, measured=None)

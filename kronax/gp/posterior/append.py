@@ -15,9 +15,10 @@ from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.templates import check_data_units, without_axis
+from kronax.gp.means.new_covariates import continued
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
-from kronax.gp.model.method import gaps_of, mask_of
+from kronax.gp.model.method import gaps_of, mask_of, with_fields
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import array_of_reals, grid_of, is_concrete
@@ -28,7 +29,7 @@ from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
-def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any) -> Any:
+def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariates: Any) -> Any:
     """The posterior of the same process on the longer grid."""
     gp = post.gp
     i, new = _new_axis(gp, axes)
@@ -41,6 +42,10 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any) -> Any:
     _check_batches(post.y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
     longer = _longer(gp, i, axis, new.size, noise, in_front)
+    ahead = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
+    sizes = old.size, new.size
+    mean = continued(gp.mean, ahead, covariates, i, sizes, in_front)
+    longer = with_fields(longer, mean=mean)
     old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
     parts = [ahead, old_y] if in_front else [old_y, ahead]
     y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
