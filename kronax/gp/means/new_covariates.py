@@ -176,13 +176,16 @@ def _check_arrays(mean: Mean, move: Move) -> None:
 
 def check_stays(mean: Mean, moved: Sequence[bool]) -> None:
     """Refuse new coordinates along which a covariate varies, where none can be given."""
+    if not any(moved):
+        return
     for name, covariate in covariates_of(mean).items():
         shape = () if covariate.values is None else covariate.values.shape
-        if any(n > 1 and is_new for n, is_new in zip(shape, moved, strict=False)):
+        varies = any(n > 1 and is_new for n, is_new in zip(shape, moved, strict=False))
+        if varies or covariate.gaps is not None:
             raise ValueError(
-                f"The covariate {name!r} is known at the coordinates of the data only, and varies "
-                "along an axis with new ones. Predict with the methods of a posterior, which take "
-                "covariates={…}."
+                f"The covariate {name!r} is known on the grid of the data only, and not at all new "
+                "coordinates. The methods of a posterior that take covariates={…} predict there, "
+                "and `post.append` takes in new slices with theirs."
             )
 
 

@@ -400,8 +400,8 @@ class Posterior(CriticisedPosterior):
         Raises:
             KeyError: if the axis is unknown.
             NotMarkovError: if the process is not Markov along it.
-            ValueError: if several axes may be meant, the noise correlates along it, or the mean is
-                known on the grid only.
+            ValueError: if several axes may be meant, the noise correlates along it, or the mean or
+                a covariate of it is known on the grid only.
         """
         return filter_of(self, None if axis is None else axis_number(self.gp, axis))
 
