@@ -298,7 +298,7 @@ class GridGP(NumpyroSites, LeastNoise):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         seen, grid = self._seen(y)
-        self.check_model()
+        seen.check_model()
         seen = measured_by(seen, grid)
         operator, found = marginal_likelihood.conditioned(seen, grid)
         template = template_of(y, self.axis_names)

@@ -174,7 +174,7 @@ def test_coefficients_are_parameters_by_name_and_start_at_least_squares():
     )
     assert set(raw) == set(paths)
     scale = [np.sum(np.abs(column)) for column in OLD.T]
-    assert_close(np.array([slopes[path] for path in paths]) / scale, np.zeros(4))
+    assert (np.abs([slopes[path] for path in paths]) < 1e-10 * np.array(scale)).all()
 
 
 def test_starts_of_a_marginal_mean_are_of_what_it_leaves():
@@ -189,10 +189,10 @@ def test_offsets_and_units_cost_no_digits(is_double):
     """A year of the calendar and pascals: their Gram matrix is lost in float32."""
     dtype = np.float64 if is_double else np.float32
     year, pressure = 2000.0 + TIME[:, None], 101325 + 300 * WARMTH
-    mean = kx.ConstantMean(0.0) + kx.CovariateMean(year=year, pressure=pressure)
     columns = [np.ones((5, 4)), np.broadcast_to(year, (5, 4)), pressure]
     design = np.stack([c.ravel() for c in columns], axis=1)
     with jax.enable_x64(is_double):
+        mean = kx.ConstantMean(0.0) + kx.CovariateMean(year=year, pressure=pressure)
         gp = make(kx.MarginalMean(mean), dtype)
         post = gp.condition(Y.astype(dtype))
         dense = Dense(design, (TIME, SPACE), design)

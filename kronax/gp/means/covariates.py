@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_frame, is_labelled
 from kronax.gp.coordinates.static_arrays import FrozenArray
+from kronax.gp.kernels.base import dtype_of
 from kronax.gp.labelled.data_arrays import mean_by_axis
 from kronax.gp.means.coefficients import RegressionMean, Term
 from kronax.gp.means.means import Mean, fits
@@ -47,7 +48,7 @@ class Covariate(eqx.Module):
 
     def on(self, axes: Sequence[Array], name: str) -> Array:
         """What it is on the grid of the axes, to which it broadcasts; zero where not known."""
-        grid, dtype = tuple(a.shape[0] for a in axes), axes[0].dtype
+        grid, dtype = tuple(a.shape[0] for a in axes), dtype_of(axes)
         if self.function is not None:
             values = jnp.asarray(self.function(*axes))
         elif self.static is not None:
@@ -241,8 +242,8 @@ def covariates_of(mean: Mean) -> dict[str, Covariate]:
     """
     found: dict[str, Covariate] = {}
     for part in jax.tree.leaves(mean, is_leaf=_is_covariate_mean):
-        for name, one in part.covariates.items() if _is_covariate_mean(part) else ():
-            if not _are_same(found.setdefault(name, one), one):
+        for name in part.order if _is_covariate_mean(part) else ():
+            if not _are_same(found.setdefault(name, part.covariates[name]), part.covariates[name]):
                 raise ValueError(
                     f"The covariate {name!r} is given twice, with different values. Covariates go "
                     "by their names: give each its own."

@@ -42,9 +42,8 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariate
     _check_batches(post.y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
     longer = _longer(gp, i, axis, new.size, noise, in_front)
-    ahead = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
-    sizes = old.size, new.size
-    mean = continued(gp.mean, ahead, covariates, i, sizes, in_front)
+    known = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
+    mean = continued(gp.mean, known, covariates, i, (old.size, new.size), in_front)
     longer = with_fields(longer, mean=mean)
     old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
     parts = [ahead, old_y] if in_front else [old_y, ahead]

@@ -18,18 +18,11 @@ from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
 from kronax.gp.model.process import of_its_model
 from kronax.gp.numpyro.predictive import PosteriorNormal
-from kronax.gp.posterior import noise_levels, predict
+from kronax.gp.posterior import noise_levels, predict, scattered
 from kronax.gp.posterior.append import append
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.density import check_number, log_density, log_density_at
 from kronax.gp.posterior.draws import function_draws
-from kronax.gp.posterior.scattered import (
-    mean_at,
-    sample_at,
-    scattered_axes,
-    variance_at,
-    with_covariates,
-)
 from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
@@ -95,7 +88,7 @@ class Posterior(CriticisedPosterior):
                 covariate is not known there.
         """
         if points is not None:
-            return mean_at(self, self._scattered(axes, points, covariates))
+            return scattered.mean_at(self, self._scattered(axes, points, covariates))
         return predict.mean(self, self._points(self.gp.new_axes(axes), covariates))
 
     @of_its_model
@@ -183,7 +176,10 @@ class Posterior(CriticisedPosterior):
         noise_levels.check_used(noise, include_noise)
         if points is not None:
             places = self._scattered(axes, points, covariates)
-            found, noise_at = self.settled(variance_at(self, places)), noise_levels.noise_at
+            found, noise_at = (
+                self.settled(scattered.variance_at(self, places)),
+                noise_levels.noise_at,
+            )
             return found.shifted(noise_at(self, places, noise)) if include_noise else found
         new = self.gp.new_axes(axes)
         levels = noise_levels.noise_on(self, new, noise) if include_noise else None
@@ -297,7 +293,7 @@ class Posterior(CriticisedPosterior):
             places = self._scattered(axes, points, covariates)
             check_number(places[0].raw.shape[0])
             key, noise_key = jax.random.split(key)
-            draws = sample_at(self, key, places, shape)
+            draws = scattered.sample_at(self, key, places, shape)
             if is_concrete(draws):
                 check_finite(draws, "Draws at scattered points (their covariance is indefinite)")
             levels = noise_levels.noise_at(self, places, noise) if include_noise else None
@@ -448,4 +444,5 @@ class Posterior(CriticisedPosterior):
         return predict.with_covariates(self, new, covariates)
 
     def _scattered(self, axes: Any, points: Any, covariates: Any) -> tuple[Points, ...]:
-        return with_covariates(self.gp, scattered_axes(self.gp, points, axes), covariates)
+        found = scattered.scattered_axes(self.gp, points, axes)
+        return scattered.with_covariates(self.gp, found, covariates)
