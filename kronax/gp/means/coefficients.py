@@ -6,7 +6,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -43,8 +42,6 @@ class RegressionMean(Mean):
     product of two has the products of their functions.
     """
 
-    coefficients: eqx.AbstractVar[Any]
-
     @abc.abstractmethod
     def functions_of(self, names: tuple[str, ...] | None) -> tuple[Term, ...]:
         """What each coefficient belongs to, with the names of the axes."""
@@ -61,9 +58,9 @@ class RegressionMean(Mean):
         """What has to be known of the axes to read the coefficients."""
         return ()
 
+    @abc.abstractmethod
     def weights(self) -> Float[Array, " p"] | None:
-        """The coefficients in one vector."""
-        return self.coefficients
+        """The coefficients in one vector, if it has some."""
 
     def weighing(self, weights: Any) -> Any:
         """Coefficients from one vector, in the form in which this mean holds them."""
@@ -126,6 +123,10 @@ class ProductMean(RegressionMean):
     def __init__(self, factors: Sequence[RegressionMean], coefficients: Any = None):
         self.factors = tuple(factor.bare() for factor in factors)
         self.coefficients = coefficients
+
+    def weights(self) -> Float[Array, " p"] | None:
+        """One coefficient per product."""
+        return self.coefficients
 
     def functions_of(self, names: tuple[str, ...] | None) -> tuple[Term, ...]:
         """All products."""

@@ -164,7 +164,8 @@ def _check_arrays(mean: Mean, move: Move) -> None:
         lead = len(move.old) - len(shape)
         for i in (i + lead for i, n in enumerate(shape) if n > 1):
             cells = move.cells(i)
-            if move.new[i] is None or np.array_equal(cells, np.arange(move.old[i].size)):
+            same = np.arange(move.old[i].size)
+            if move.new[i] is None or (cells is not None and np.array_equal(cells, same)):
                 continue
             grid = tuple(axis.size for axis in move.axes)
             raise ValueError(
@@ -228,7 +229,7 @@ def continued(
     for name, one in covariates_of(mean).items():
         if name not in ahead or (one.values.shape[i] == 1 and name not in (given or {})):
             continue
-        pair = one.values, ahead[name]
+        pair: Any = one.values, ahead[name]
         xp: Any = jnp
         if all(map(is_concrete, pair)):
             xp, pair = np, tuple(map(np.asarray, pair))

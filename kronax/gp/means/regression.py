@@ -139,8 +139,10 @@ def notes_of(
 
 def described(mean: Mean, axes: Sequence[Axis], names: tuple[str, ...] | None) -> list[str]:
     """The coefficients of a bound mean that a fit trains, in the units of data and axes."""
-    lines = []
+    lines: list[str] = []
     for part in mean.summands():
+        if not isinstance(part, RegressionMean):
+            continue
         notes = notes_of([part], axes, names)
         lines += notes
         if notes and is_concrete(part):

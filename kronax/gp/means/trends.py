@@ -27,9 +27,10 @@ class AxisMean(RegressionMean):
     """`Σ_j β_j h_j(x)` with functions `h_j` of one axis, or of one dimension of its places."""
 
     axis: eqx.AbstractVar[int | str]
-    dim: eqx.AbstractVar[int | None]
+    coefficients: eqx.AbstractVar[Array | None]
     centre: eqx.AbstractVar[float | None]
     scale: eqx.AbstractVar[float | None]
+    dim: eqx.AbstractVar[int | None]
     # Whether the first function is one everywhere.
     has_level: ClassVar[bool] = False
 
@@ -41,6 +42,10 @@ class AxisMean(RegressionMean):
     @abc.abstractmethod
     def functions(self, x: Array) -> Float[Array, "p n"]:
         """The functions at `(x − centre) / scale`, or at `x` itself where they have no centre."""
+
+    def weights(self) -> Float[Array, " p"] | None:
+        """The coefficients."""
+        return self.coefficients
 
     @property
     def units(self) -> tuple[float, ...]:

@@ -65,7 +65,7 @@ def _with_ends(
     if len(moved) > 1 or noise is not None or gp.joined is not None or not is_whole:
         return _on_places(post, y_new, new, noise, covariates)
     dtype = post.operator.dtype
-    ahead = NewPoints((axis and axis.points(dtype) for axis in new), covariates)
+    ahead = NewPoints((None if x is None else x.points(dtype) for x in new), covariates)
     if not moved:
         return _again(post, y_new, ahead)
     if isinstance(post.on_grid.noise, Kronecker):
