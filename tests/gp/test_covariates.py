@@ -417,9 +417,21 @@ def test_bad_input_raises(call, error, match):
         call()
 
 
-def test_a_filter_needs_a_mean_that_it_knows_ahead():
-    mean = kx.MarginalMean(kx.CovariateMean(height=HEIGHT))
-    service = make(mean).condition(Y).filter("time")
-    assert service.predict(2.0).mean.shape == (4,)
-    with pytest.raises(ValueError, match=r"'temperature' is known on the grid.*post\.append"):
-        make(drift()).condition(Y).filter("time")
+def test_a_filter_asks_for_covariates_as_a_posterior_does():
+    mean = kx.MarginalMean(kx.CovariateMean(temperature=WARMTH, height=HEIGHT))
+    post = make(mean).condition(GAPPY)
+    service, known = post.filter("time"), {"temperature": NEW_WARMTH}
+    times = np.array([1.9, 2.3])
+    found = service.predict(times, covariates=known)
+    assert_close(found.mean, post.mean({"time": times}, covariates=known))
+    variance = post.variance({"time": times}, covariates=known, include_noise=True)
+    assert_close(found.variance, variance)
+    y = np.array([0.3, np.nan, -0.2, 1.0])
+    service, _ = service.update(y, times[0], covariates={"temperature": NEW_WARMTH[0]})
+    one = {"covariates": {"temperature": NEW_WARMTH[:1]}}
+    longer = post.append(y[None], {"time": times[:1]}, **one)
+    found = service.predict(times[1], covariates={"temperature": NEW_WARMTH[1]})
+    known = {"temperature": NEW_WARMTH[1:]}
+    assert_close(found.mean, longer.mean({"time": times[1:]}, covariates=known)[0])
+    with pytest.raises(ValueError, match=r"covariate 'temperature'.*varies along time"):
+        service.predict(2.5)

@@ -32,12 +32,27 @@ class Covariate(eqx.Module):
         gaps: where these are.
         traced: traced ones.
         function: in place of numbers; its own are frozen.
+        unknown: axes along which it varies and of which it keeps nothing: new coordinates ask.
     """
 
     static: FrozenArray | None = eqx.field(static=True, default=None)
     gaps: FrozenArray | None = eqx.field(static=True, default=None)
     traced: Array | None = data(default=None)
     function: Callable[..., Any] | None = data(default=None)
+    unknown: tuple[int, ...] = eqx.field(static=True, default=())
+
+    @property
+    def varying(self) -> tuple[int, ...]:
+        """The axes along which numbers differ."""
+        shape = () if self.values is None else self.values.shape
+        return tuple(i for i, n in enumerate(shape) if n > 1 or i in self.unknown)
+
+    def forgetting(self, i: int) -> "Covariate":
+        """The same without its numbers along an axis on which they differ."""
+        if i not in self.varying:
+            return self
+        shape = tuple(1 if j == i else n for j, n in enumerate(self.values.shape))
+        return Covariate(FrozenArray(np.zeros(shape)), unknown=(i,))
 
     @property
     def values(self) -> Any:

@@ -124,9 +124,8 @@ def _given(value: Any, move: Move, name: str) -> Any:
 def _taken(covariate: Covariate, move: Move) -> Any:
     """What the grid knows of a covariate at the new places; `None` if it does not."""
     values = covariate.values
-    varying = [i for i, n in enumerate(values.shape) if n > 1]
-    cells = {i: move.cells(i) for i in varying}
-    if any(k is None for k in cells.values()):
+    cells = {i: move.cells(i) for i in covariate.varying}
+    if covariate.unknown or any(k is None for k in cells.values()):
         return None
     xp: Any = numpy_of(values)
     if move.are_scattered:
@@ -139,7 +138,7 @@ def _taken(covariate: Covariate, move: Move) -> Any:
 
 def _asking(missing: Sequence[str], first: Covariate, move: Move) -> str:
     labels = move.names or tuple(f"axis {i}" for i in range(len(move.old)))
-    along = [labels[i] for i, n in enumerate(first.values.shape) if n > 1 and move.cells(i) is None]
+    along = [labels[i] for i in first.varying if i in first.unknown or move.cells(i) is None]
     names = ", ".join(map(repr, missing))
     values = ", ".join(f"{name!r}: values" for name in missing)
     shape = "one per point" if move.are_scattered else "that broadcast to the grid there"
@@ -180,9 +179,7 @@ def check_stays(mean: Mean, moved: Sequence[bool]) -> None:
     if not any(moved):
         return
     for name, covariate in covariates_of(mean).items():
-        shape = () if covariate.values is None else covariate.values.shape
-        varies = any(n > 1 and is_new for n, is_new in zip(shape, moved, strict=False))
-        if varies or covariate.gaps is not None:
+        if any(moved[i] for i in covariate.varying) or covariate.gaps is not None:
             raise ValueError(
                 f"The covariate {name!r} is known on the grid of the data only, and not at all new "
                 "coordinates. The methods of a posterior that take covariates={…} predict there, "
@@ -198,8 +195,9 @@ def check_slope(mean: Mean, covariates: Mapping[str, Array], i: int, name: Any) 
             "mean that is a function of the axes."
         )
     for which, covariate in covariates_of(mean).items():
-        known = [x for x in (covariate.values, covariates.get(which)) if x is not None]
-        if any(x.ndim > i and x.shape[i] > 1 and x.ndim == known[0].ndim for x in known):
+        new = covariates.get(which)
+        is_new = new is not None and new.ndim == covariate.values.ndim and new.shape[i] > 1
+        if i in covariate.varying or is_new:
             raise ValueError(
                 f"The covariate {which!r} varies along {name!r} and is known at places only: the "
                 "mean has no derivative there. Give it as a function of the axes, as in "
@@ -227,7 +225,7 @@ def continued(
     """
     known = {}
     for name, one in covariates_of(mean).items():
-        if name not in ahead or (one.values.shape[i] == 1 and name not in (given or {})):
+        if name not in ahead or (i not in one.varying and name not in (given or {})):
             continue
         pair: Any = one.values, ahead[name]
         xp: Any = jnp
