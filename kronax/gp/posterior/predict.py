@@ -178,12 +178,12 @@ def are_known(new: New) -> bool:
 
 
 def at_data_among(
-    post: AbstractPosterior, new: tuple[Points, ...], value: Array, y: Array
+    post: AbstractPosterior, new: tuple[Points, ...], value: Array, y: Array, weights: Array
 ) -> Array:
-    """The same of the mean at scattered places."""
+    """The same at scattered places."""
     if not decomposition_of(post.operator).is_exact:
         return value
-    less, has_data = _less_noise(post.gp, y, post.weights)
+    less, has_data = _less_noise(post.gp, y, weights)
     axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)
     cells, are_old = zip(*(x.found_in(old) for x, old in zip(new, axes, strict=True)), strict=True)
     has_data = reduce(and_, are_old, jnp.broadcast_to(has_data, post.gp.grid_shape)[cells])
@@ -209,9 +209,16 @@ def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | N
     """`L⁻¹ (H_* − K_* S⁻¹ H)`, the root of what not knowing the coefficients adds."""
     if post.regression is None:
         return None
-    known = explained(post, new, name, post.regression.solved)
-    design = post.gp.design_on(new) if name is None else jnp.zeros_like(known)
-    return post.regression.whitened(design - known)
+    solved = post.regression.solved
+    known = explained(post, new, name, solved)
+    if name is not None:
+        return post.regression.whitened(-known)
+    design = post.gp.design_on(new)
+    if not getattr(new, "covariates", {}):  # N S⁻¹ H at the data, which is no difference
+        left = at_data(post, new, design - known, jnp.zeros_like(solved), -solved)
+        return post.regression.whitened(left)
+    own = post.gp.design_on((None,) * len(new))
+    return post.regression.whitened(design + at_data(post, new, -known, -own, -solved))
 
 
 @compiled

@@ -86,9 +86,9 @@ def mean_at(
         return value
     mean = _mean_at(post, new)
     if not getattr(new, "covariates", {}):
-        return at_data_among(post, new, jnp.add(*same_rank(mean, value)), post.y)
+        return at_data_among(post, new, jnp.add(*same_rank(mean, value)), post.y, post.weights)
     less = jnp.subtract(*same_rank(post.y, mean_of_data(post)))
-    return jnp.add(*same_rank(mean, at_data_among(post, new, value, less)))
+    return jnp.add(*same_rank(mean, at_data_among(post, new, value, less, post.weights)))
 
 
 def _mean_at(post: AbstractPosterior, new: tuple[Points, ...]) -> Array:
@@ -153,9 +153,13 @@ def _regressed(
     """The root of what not knowing the coefficients adds to the covariance."""
     if post.regression is None:
         return None
-    explained = _explained(post, new, parts(post.gp, name), post.regression.solved)
-    design = _design(post.gp, new) if name is None else jnp.zeros_like(explained)
-    return post.regression.whitened(design - explained)
+    solved = post.regression.solved
+    known = _explained(post, new, parts(post.gp, name), solved)
+    if name is not None:
+        return post.regression.whitened(-known)
+    own = post.gp.design_on((None,) * len(new))
+    left = _design(post.gp, new) + at_data_among(post, new, -known, -own, -solved)
+    return post.regression.whitened(left)
 
 
 @compiled
