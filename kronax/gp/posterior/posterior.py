@@ -440,9 +440,9 @@ class Posterior(CriticisedPosterior):
             warn_if_uncertain(estimate.value, error, iteration, what)
         return estimate.value
 
-    def _points(self, new: tuple[Axis | None, ...], covariates: Any) -> NewPoints:
+    def _points(self, new: tuple[Axis | None, ...], covariates: Any = None) -> NewPoints:
         return predict.with_covariates(self, new, covariates)
 
-    def _scattered(self, axes: Any, points: Any, covariates: Any) -> tuple[Points, ...]:
+    def _scattered(self, axes: Any, points: Any, covariates: Any = None) -> tuple[Points, ...]:
         found = scattered.scattered_axes(self.gp, points, axes)
         return scattered.with_covariates(self.gp, found, covariates)
