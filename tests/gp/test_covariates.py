@@ -437,3 +437,12 @@ def test_a_filter_asks_for_covariates_as_a_posterior_does():
     assert_close(found.mean, longer.mean({"time": times[1:]}, covariates=known)[0])
     with pytest.raises(ValueError, match=r"covariate 'temperature'.*varies along time"):
         service.predict(2.5)
+
+
+def test_pictures_take_covariates_where_they_predict():
+    post = make(kx.MarginalMean(drift())).condition(Y)
+    assert kx.plot_series(post, "time").lines  # at cells of the grid they are known
+    known = {"coordinates": NEW_TIME, "covariates": {"temperature": NEW_WARMTH[:, 2:3]}}
+    ax = kx.plot_series(post, "time", **known)
+    (line,) = [line for line in ax.lines if line.get_label() == "mean"]
+    np.testing.assert_allclose(line.get_ydata(), post.mean(**AHEAD)[:, 2])
