@@ -298,7 +298,7 @@ class GridGP(NumpyroSites, LeastNoise):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         seen, grid = self._seen(y)
-        self.check_model()
+        seen.check_model()
         seen = measured_by(seen, grid)
         operator, found = marginal_likelihood.conditioned(seen, grid)
         template = template_of(y, self.axis_names)
@@ -325,13 +325,14 @@ class GridGP(NumpyroSites, LeastNoise):
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
 
-        A constant mean is that of the data. The correlation of the data along each axis, by
-        distance, gives its lengthscales, where it falls to that at one lengthscale, and the share
-        of the noise, what it has lost between neighbours; several lengthscales of a sum are spread
-        around that, in the order of those given. `variance` and `noise` share out the mean square
-        about the mean. Parameters without units start at 1, periods stay, and so does what
-        declares no start (`kx.parameter`). Other units of data or axes give the same model in
-        these units. One pass over the data; a batch is pooled.
+        A constant mean is that of the data, and the coefficients of a mean that has others are
+        those of ordinary least squares; what is left of the data tells the rest. Its correlation
+        along each axis, by distance, gives its lengthscales, where it falls to that at one
+        lengthscale, and the share of the noise, what it has lost between neighbours; several
+        lengthscales of a sum are spread around that, in the order of those given. `variance` and
+        `noise` share out the mean square. Parameters without units start at 1, periods stay, and
+        so does what declares no start (`kx.parameter`). Other units of data or axes give the same
+        model in these units. One pass over the data; a batch is pooled.
 
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
@@ -398,6 +399,7 @@ class GridGP(NumpyroSites, LeastNoise):
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
         checks.check_ranks(self)
+        checks.check_covariates(self, self.observed)
         checks.check_design(self)
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
