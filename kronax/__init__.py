@@ -41,13 +41,14 @@ from kronax.gp.kernels.stationary import RationalQuadratic as RationalQuadratic
 from kronax.gp.kernels.stationary import SpectralMixture as SpectralMixture
 from kronax.gp.kernels.stationary import SquaredExponential as SquaredExponential
 from kronax.gp.kernels.stationary import White as White
+from kronax.gp.means.covariates import CovariateMean as CovariateMean
 from kronax.gp.means.means import ConstantMean as ConstantMean
 from kronax.gp.means.means import Mean as Mean
 from kronax.gp.means.means import ZeroMean as ZeroMean
-from kronax.gp.means.regression import HarmonicMean as HarmonicMean
-from kronax.gp.means.regression import LinearMean as LinearMean
 from kronax.gp.means.regression import MarginalMean as MarginalMean
-from kronax.gp.means.regression import PolynomialMean as PolynomialMean
+from kronax.gp.means.trends import HarmonicMean as HarmonicMean
+from kronax.gp.means.trends import LinearMean as LinearMean
+from kronax.gp.means.trends import PolynomialMean as PolynomialMean
 from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior

@@ -37,10 +37,10 @@ from kronax.gp.model.method import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import as_noise
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
+from kronax.gp.noise.reading import as_noise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
@@ -143,7 +143,7 @@ class GridGP(NumpyroSites, LeastNoise):
         noise = noise_by_axis(noise, self.axes, self.axis_names)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
-        self.observed = mask_of(observed, self.noise, self.grid_shape)
+        self.observed = mask_of(observed, self.noise_model, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
         self.measured = None
         self.joined, self.terms, self.joined_structure = None, None, None
@@ -151,7 +151,7 @@ class GridGP(NumpyroSites, LeastNoise):
             self.kernels, self.variance = given[None]
         else:
             self.terms, self.kernels, self.joined, self.variance = merge(
-                given, self.axes, self.noise, labels
+                given, self.axes, self.noise_model, labels
             )
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
@@ -298,7 +298,7 @@ class GridGP(NumpyroSites, LeastNoise):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         seen, grid = self._seen(y)
-        self.check_model()
+        seen.check_model()
         seen = measured_by(seen, grid)
         operator, found = marginal_likelihood.conditioned(seen, grid)
         template = template_of(y, self.axis_names)
@@ -325,13 +325,14 @@ class GridGP(NumpyroSites, LeastNoise):
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
 
-        A constant mean is that of the data. The correlation of the data along each axis, by
-        distance, gives its lengthscales, where it falls to that at one lengthscale, and the share
-        of the noise, what it has lost between neighbours; several lengthscales of a sum are spread
-        around that, in the order of those given. `variance` and `noise` share out the mean square
-        about the mean. Parameters without units start at 1, periods stay, and so does what
-        declares no start (`kx.parameter`). Other units of data or axes give the same model in
-        these units. One pass over the data; a batch is pooled.
+        A constant mean is that of the data, and the coefficients of a mean that has others are
+        those of ordinary least squares; what is left of the data tells the rest. Its correlation
+        along each axis, by distance, gives its lengthscales, where it falls to that at one
+        lengthscale, and the share of the noise, what it has lost between neighbours; several
+        lengthscales of a sum are spread around that, in the order of those given. `variance` and
+        `noise` share out the mean square. Parameters without units start at 1, periods stay, and
+        so does what declares no start (`kx.parameter`). Other units of data or axes give the same
+        model in these units. One pass over the data; a batch is pooled.
 
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
@@ -398,13 +399,15 @@ class GridGP(NumpyroSites, LeastNoise):
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
         checks.check_ranks(self)
+        checks.check_covariates(self, self.observed)
         checks.check_design(self)
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
+        y = in_grid_order(y, self.axes, self.axis_names)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
-        seen = with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
+        seen = with_observed(self, gaps_of(self, y))
         return seen, without_unknown_gaps(seen, grid)
 
     def check_data(self, y: Any) -> Array:
