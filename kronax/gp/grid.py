@@ -21,6 +21,8 @@ from kronax.gp.labelled.data_arrays import (
     noise_by_axis,
 )
 from kronax.gp.labelled.templates import template_of
+from kronax.gp.likelihoods.base import AbstractLikelihood
+from kronax.gp.likelihoods.distribution import as_likelihood
 from kronax.gp.means.means import Mean, as_mean
 from kronax.gp.means.regression import described
 from kronax.gp.model import checks, marginal_likelihood, solver_choice
@@ -37,13 +39,15 @@ from kronax.gp.model.method import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import as_noise
+from kronax.gp.model.noise import SiteNoise, as_noise
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
+from kronax.gp.sites.evidence import evidence
+from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
@@ -77,6 +81,10 @@ class GridGP(NumpyroSites, LeastNoise):
             with any finite number in the gaps of `v`.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
+        likelihood: in place of `noise`, how data depend on the latent function, such as
+            `kx.Poisson(exposure=population)`, or a callable from the function to a NumPyro
+            distribution. The posterior of the function is then an approximation.
+        approximation: which: "variational", the nearest normal distribution, or "laplace".
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
         gaps: how gaps, one variance per cell and any `terms` are handled: "exact"; "iterative",
             with first derivatives and certificates; or "auto": exactly up to a cost of some
@@ -121,6 +129,8 @@ class GridGP(NumpyroSites, LeastNoise):
     measured: Choice | None = eqx.field(static=True)
     variance: Array | dict[str, Array] | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
+    likelihood: AbstractLikelihood | None = None
+    approximation: str = eqx.field(static=True, default="variational")
 
     def __init__(
         self,
@@ -133,6 +143,8 @@ class GridGP(NumpyroSites, LeastNoise):
         observed: Bool[Any, "..."] | None = None,
         gaps: str = "auto",
         iteration: Iteration | None = None,
+        likelihood: Any = None,
+        approximation: str = "variational",
     ):
         given, axes, self.axis_names = read_kernels(kernels, terms, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
@@ -141,7 +153,12 @@ class GridGP(NumpyroSites, LeastNoise):
         # Numbers that are not arrays follow the precision of the kernels.
         dtype = dtype_of(given)
         noise = noise_by_axis(noise, self.axes, self.axis_names)
-        self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
+        self.likelihood = as_likelihood(likelihood, self.grid_shape)
+        self.approximation = checks.check_approximation(approximation, likelihood, noise)
+        if self.likelihood is None:
+            self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
+        else:
+            self.noise = SiteNoise()
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
@@ -207,7 +224,8 @@ class GridGP(NumpyroSites, LeastNoise):
     def covariance(
         self, include_noise: bool = True
     ) -> Kronecker | KroneckerTerms | KroneckerPlusNoise | KroneckerPlusDiagonal:
-        """The prior covariance on the grid, as an operator."""
+        """The prior covariance on the grid, as an operator; with a likelihood of the function."""
+        include_noise = include_noise and self.likelihood is None
         if not are_exact(self):
             terms = terms_covariance(self)
             return with_noise_of(self, terms) if include_noise else terms
@@ -262,10 +280,13 @@ class GridGP(NumpyroSites, LeastNoise):
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        return log_likelihood(*self._seen(y))
+        seen, grid = self._seen(y)
+        return seen.checked_log_likelihood(grid) if self.likelihood else log_likelihood(seen, grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
+        if self.likelihood is not None:
+            return evidence(self, grid)
         value = marginal_likelihood.log_marginal_likelihood(self, grid)
         marginal_likelihood.explain(self, grid, value)
         return value
@@ -299,6 +320,8 @@ class GridGP(NumpyroSites, LeastNoise):
         """
         seen, grid = self._seen(y)
         self.check_model()
+        if self.likelihood is not None:
+            return approximated(seen, grid, template_of(y, self.axis_names))
         seen = measured_by(seen, grid)
         operator, found = marginal_likelihood.conditioned(seen, grid)
         template = template_of(y, self.axis_names)

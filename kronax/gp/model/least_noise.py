@@ -11,7 +11,7 @@ from jaxtyping import Array
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
 from kronax.gp.model.method import with_fields
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
+from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise, SiteNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import choice, filtered_axis
 from kronax.linalg.arrays.host import numpy_of, on_host
@@ -44,7 +44,7 @@ class LeastNoise(AbstractProcess):
     @property
     def noise_parameter(self) -> Any:
         """The path of what sets the level of the noise; `None` for a fixed covariance or none."""
-        if isinstance(self.noise, FullNoise | NoNoise):
+        if isinstance(self.noise, FullNoise | NoNoise | SiteNoise):
             return None
         if isinstance(self.noise, CellNoise):
             return "noise.scale"

@@ -53,7 +53,7 @@ class CellNoise(eqx.Module):
     """
 
     variances: Array = data()
-    scale: Array = parameter(constraints.positive)
+    scale: Any = parameter(constraints.positive, default=None)
 
     def operator(self, dtype: Any) -> Array:
         """The variances on the grid: a product over the axes or not."""
@@ -65,6 +65,25 @@ class CellNoise(eqx.Module):
     def observed(self) -> np.ndarray | None:
         """True where the variance is finite; `None` if they are traced."""
         return np.isfinite(np.asarray(self.variances)) if is_concrete(self.variances) else None
+
+
+class SiteNoise(CellNoise):
+    """Noise of a process with a likelihood: one variance per cell, which its sites bring."""
+
+    def __init__(self):
+        self.variances, self.scale = None, None
+
+    def operator(self, dtype: Any) -> Array:
+        """There is none before there are data."""
+        raise TypeError(
+            "A process with a likelihood has no noise: ask for the latent function, or for new "
+            "observations by `post.response` and `post.sample(key, response=True)`."
+        )
+
+    @property
+    def observed(self) -> None:
+        """Not known by the noise."""
+        return None
 
 
 class FullNoise(eqx.Module):

@@ -14,6 +14,7 @@ from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labelled.templates import Template
+from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.means.gls import Regression
 from kronax.gp.means.means import Mean, values_at
 from kronax.gp.means.regression import MarginalMean
@@ -49,7 +50,9 @@ class AbstractProcess(eqx.Module):
         iteration: settings of iterations.
         measured: the way of solving that a trial found.
         variance: the amplitude; by name for terms without an exact decomposition.
-        noise: a variance, or a module that makes a covariance.
+        noise: a variance, or a module that makes a covariance; `None` with a likelihood.
+        likelihood: of data that are not normal.
+        approximation: how the function is approximated then: "variational" or "laplace".
     """
 
     kernels: eqx.AbstractVar[tuple[Kernel, ...]]
@@ -66,6 +69,8 @@ class AbstractProcess(eqx.Module):
     measured: eqx.AbstractVar[Any]
     variance: eqx.AbstractVar[Any]
     noise: eqx.AbstractVar[Any]
+    likelihood: eqx.AbstractVar[AbstractLikelihood | None]
+    approximation: eqx.AbstractVar[str]
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

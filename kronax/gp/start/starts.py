@@ -23,7 +23,7 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.components import term
 from kronax.gp.model.description import variance_of
-from kronax.gp.model.noise import AxisNoise, CellNoise
+from kronax.gp.model.noise import AxisNoise, CellNoise, SiteNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.start.correlogram import Correlogram, Products
 from kronax.linalg.arrays.checks import check_key, is_concrete
@@ -92,6 +92,8 @@ class _Start:
         seen = gp.observing(y).observed  # refuses data without any value
         if seen is not None:
             y = np.where(seen.array, y, np.nan)
+        if gp.likelihood is not None:  # from here on the latent function is what was observed
+            y = np.asarray(gp.likelihood.start(jnp.asarray(y)), np.float64)
         self.gp = gp
         self.frozen = frozen_paths(gp, freeze)
         self.known_to_user: set[str] = set()
@@ -116,6 +118,9 @@ class _Start:
             self.known_to_user |= along.known_to_user
         self.put(dict(_variances(self.gp, (1 - noise) * mean_square)))
         self.put(dict(_noise_values(self.gp.noise, noise * mean_square)))
+        if gp.likelihood is not None:
+            starts = gp.likelihood.starts(noise * mean_square)
+            self.put({f"likelihood.{name}": value for name, value in starts.items()})
 
     def put(self, values: dict[str, Any]) -> None:
         """Set parameters in their own shape and precision, except frozen ones."""
@@ -367,6 +372,8 @@ def _diagonals(kernels: tuple[Kernel, ...], places: tuple[Points, ...]) -> list[
 
 def _noise_values(noise: Any, level: float) -> Iterator[tuple[str, Any]]:
     """The noise at a level; variances that vary keep their pattern, full factors are data."""
+    if isinstance(noise, SiteNoise):
+        return
     if isinstance(noise, AxisNoise):
         for i, variances in enumerate(noise.variances):
             if variances is not None:

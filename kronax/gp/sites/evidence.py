@@ -1,0 +1,75 @@
+"""The approximate evidence of a process with a likelihood, and its gradient.
+
+*Variational*: the lower bound `ELBO = log N(z; m, K + 1/W) + Σ_c E_q[log p(y|f) − log N(z; f, 1/W)]`
+is stationary in the sites, so that its derivative in the parameters is that with `z`, `W` and `q`
+held fixed. *Laplace*: `log N(z; m, K + 1/W) + Σ_c [log p(y|f) − log N(z; f, 1/W)]` at the mode `f`,
+which moves with the parameters: one Newton step from the mode found has the mode's derivative.
+"""
+
+from math import log, pi
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.gp.model import marginal_likelihood
+from kronax.gp.model.process import AbstractProcess
+from kronax.gp.posterior import predict
+from kronax.gp.sites.search import expected_log_density, find, site_of
+from kronax.gp.sites.sites import Sites, gaussian, given
+from kronax.linalg.arrays.primitives import once_differentiable
+
+
+def evidence(gp: AbstractProcess, y: Array) -> Array:
+    """The log evidence of checked data, one number per entry of a leading batch.
+
+    NaN where the search for the sites does not converge.
+    """
+    values, rest = eqx.partition(gp, eqx.is_inexact_array)
+    values = jax.tree.map(once_differentiable, values)
+    return _evidence(eqx.combine(values, rest), y)
+
+
+@eqx.filter_jit
+def _evidence(gp: AbstractProcess, y: Array) -> Array:
+    lead = y.shape[: y.ndim - len(gp.axes)]
+    if not lead:
+        return _of_one(gp, y)
+    values = lax.map(lambda one: _of_one(gp, one), y.reshape(-1, *gp.grid_shape))
+    return values.reshape(lead)
+
+
+def _of_one(gp: AbstractProcess, y: Array) -> Array:
+    y = y if gp.observed is None else jnp.where(gp.observed.array, y, gp.likelihood.filler)
+    sites = find(gp, y)
+    value = evidence_at(gp, y, sites)
+    return jnp.where(sites.converged, value, jnp.nan)
+
+
+def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
+    """The evidence at given sites, right to first order in the parameters."""
+    sites = lax.stop_gradient(sites)
+    if gp.approximation == "variational":
+        marginals: Any = (sites.mean, sites.variance)
+        target, precision = sites.target, sites.precision
+    else:
+        post = given(gp, sites.target, sites.precision)
+        mode = predict.mean(post, (None,) * len(gp.axes))
+        prior = gp.covariance(include_noise=False).diagonal()
+        marginals = (mode, None)
+        target, precision = site_of(gp, y, mode, None, lax.stop_gradient(prior))
+    process = gaussian(gp, precision)
+    density = marginal_likelihood.log_density_traced(process, target)
+    fit = expected_log_density(gp, y, *marginals) - _of_sites(target, precision, *marginals)
+    return density + jnp.sum(fit)
+
+
+def _of_sites(target: Array, precision: Array, mean: Array, variance: Array | None) -> Array:
+    """`E log N(z; f, 1/W)` at every cell, zero at gaps."""
+    is_site = precision > 0
+    square = jnp.square(target - mean) + (0 if variance is None else variance)
+    value = (jnp.log(jnp.where(is_site, precision, 1)) - precision * square - log(2 * pi)) / 2
+    return jnp.where(is_site, value, 0)
