@@ -46,7 +46,7 @@ from kronax.gp.model.trial import log_likelihood, measured_by
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
-from kronax.gp.sites.evidence import evidence
+from kronax.gp.sites.evidence import evidence, evidence_from, first_hints
 from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -290,6 +290,14 @@ class GridGP(NumpyroSites, LeastNoise):
         value = marginal_likelihood.log_marginal_likelihood(self, grid)
         marginal_likelihood.explain(self, grid, value)
         return value
+
+    def first_hints(self, shape: tuple[int, ...]) -> Any:
+        """What `log_likelihood_from` may start from, of data of a shape; `None` for normal data."""
+        return None if self.likelihood is None else first_hints(self, shape)
+
+    def log_likelihood_from(self, grid: Array, hints: Any) -> tuple[Array, Any]:
+        """`checked_log_likelihood` by a search from another one's end, and the end of this one."""
+        return evidence_from(self, grid, hints)
 
     def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
         """The same with its certificate: error, standard error, residual and iterations.

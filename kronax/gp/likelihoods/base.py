@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -29,8 +30,9 @@ class AbstractLikelihood(eqx.Module):
     start, and what is predicted; its derivatives and averages follow.
     """
 
-    # Fields with a value of its own at every cell, which new places need as well.
-    cell_fields: ClassVar[tuple[str, ...]] = ()
+    # Fields that may have a value of its own at every cell, which new places need as well, and
+    # how they are read.
+    cell_fields: ClassVar[Mapping[str, Callable[[Any, str], Array]]] = MappingProxyType({})
     # A possible observation, which stands in the gaps, where nothing that follows counts.
     filler: ClassVar[float] = 0.5
     # What the response is called in pictures and tables.
@@ -122,22 +124,24 @@ class AbstractLikelihood(eqx.Module):
             if name not in self.cell_fields:
                 raise KeyError(
                     f"{type(self).__name__} has no {name!r} at its cells."
-                    f"{nearest(name, self.cell_fields)}"
+                    f"{nearest(name, tuple(self.cell_fields))}"
                 )
         found = self
         for name in self.cell_fields:
             own = getattr(self, name)
             if name in given:
-                value = per_cell(given[name], name).astype(own.dtype)
+                value = self.cell_fields[name](given[name], name)
                 _check_fits(value, shape, name)
-            elif jnp.ndim(own) and shape != grid:
+            elif own is not None and jnp.ndim(own) and shape != grid:
                 raise TypeError(
                     f"{type(self).__name__} must know `{name}` at the new places; it varies over "
                     f"the grid. Pass {name}=, one value, or one for every place of shape {shape}."
                 )
             else:
                 value = own
-            found = eqx.tree_at(lambda like, n=name: getattr(like, n), found, value)
+            found = eqx.tree_at(
+                lambda like, n=name: getattr(like, n), found, value, is_leaf=lambda x: x is None
+            )
         return found
 
     def starts(self, noise: float) -> dict[str, float]:
@@ -151,7 +155,8 @@ class AbstractLikelihood(eqx.Module):
             ValueError: naming the field.
         """
         for name in self.cell_fields:
-            _check_fits(getattr(self, name), grid, name)
+            if getattr(self, name) is not None:
+                _check_fits(getattr(self, name), grid, name)
 
 
 def _check_fits(value: Array, shape: tuple[int, ...], name: str) -> None:

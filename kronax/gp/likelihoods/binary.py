@@ -1,5 +1,7 @@
 """Likelihoods of yes and no, and of how often yes."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import equinox as eqx
@@ -86,7 +88,7 @@ class Binomial(_Trials):
         5.0
     """
 
-    cell_fields: ClassVar[tuple[str, ...]] = ("total_count",)
+    cell_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({"total_count": per_cell})
 
     total_count: Array = data(converter=lambda value: per_cell(value, "total_count"))
     link: Link = eqx.field(static=True, default="logit", converter=_link)

@@ -1,5 +1,7 @@
 """Likelihoods of numbers that are not normal: outliers, detection limits, positive data, shares."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import jax
@@ -89,6 +91,16 @@ class StudentT(AbstractLikelihood):
         return jnp.where(r > 0, 1 - tail, tail)
 
 
+def limit(value: Any, name: str) -> Array:
+    """A number or one per cell, infinity included."""
+    array = jnp.asarray(value, float) if not hasattr(value, "dtype") else jnp.asarray(value)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(float)
+    if not isinstance(array, jax.core.Tracer) and np.isnan(np.asarray(array)).any():
+        raise ValueError(f"`{name}` must hold numbers or infinity; got NaN.")
+    return array
+
+
 class CensoredNormal(AbstractLikelihood):
     """Normal measurements of which those beyond a limit are only known to lie there.
 
@@ -110,7 +122,7 @@ class CensoredNormal(AbstractLikelihood):
         0.5
     """
 
-    cell_fields: ClassVar[tuple[str, ...]] = ("lower", "upper")
+    cell_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({"lower": limit, "upper": limit})
     response_name: ClassVar[str] = "value"
 
     noise: Array = parameter(constraints.positive)
@@ -119,7 +131,7 @@ class CensoredNormal(AbstractLikelihood):
 
     def __init__(self, noise: Any = 1.0, lower: Any = -np.inf, upper: Any = np.inf):
         self.noise = noise
-        self.lower, self.upper = _limit(lower, "lower"), _limit(upper, "upper")
+        self.lower, self.upper = limit(lower, "lower"), limit(upper, "upper")
         known = not any(isinstance(x, jax.core.Tracer) for x in (self.lower, self.upper))
         if known and not bool((np.asarray(self.lower) < np.asarray(self.upper)).all()):
             raise ValueError(
@@ -175,15 +187,6 @@ class CensoredNormal(AbstractLikelihood):
         value = ndtr((y - f) / jnp.sqrt(self.noise.astype(f.dtype)))
         is_below = y < self.lower.astype(f.dtype)
         return jnp.where(is_below, 0.0, jnp.where(y >= self.upper.astype(f.dtype), 1.0, value))
-
-
-def _limit(value: Any, name: str) -> Array:
-    array = jnp.asarray(value, float) if not hasattr(value, "dtype") else jnp.asarray(value)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(float)
-    if not isinstance(array, jax.core.Tracer) and np.isnan(np.asarray(array)).any():
-        raise ValueError(f"`{name}` must hold numbers or infinity; got NaN.")
-    return array
 
 
 class Gamma(AbstractLikelihood):

@@ -1,5 +1,7 @@
 """Likelihoods of counts."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -18,17 +20,26 @@ HALF = 0.5
 
 
 def _exposure() -> Any:
-    return data(default=1.0, converter=lambda value: per_cell(value, "exposure"))
+    def convert(value: Any) -> Any:
+        return None if value is None else per_cell(value, "exposure")
+
+    return data(default=None, converter=convert)
 
 
 class _Counts(AbstractLikelihood):
     """Counts with a mean of `exposure · exp(f)`."""
 
-    cell_fields: ClassVar[tuple[str, ...]] = ("exposure",)
+    cell_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({"exposure": per_cell})
     filler: ClassVar[float] = 0.0
     response_name: ClassVar[str] = "rate"
 
-    exposure: eqx.AbstractVar[Array]
+    exposure: eqx.AbstractVar[Array | None]
+
+    def log_exposure(self, dtype: Any) -> Array:
+        """Zero where no exposure is given."""
+        if self.exposure is None:
+            return jnp.zeros((), dtype)
+        return jnp.log(self.exposure.astype(dtype))
 
     @property
     def support(self) -> Support:
@@ -37,7 +48,7 @@ class _Counts(AbstractLikelihood):
 
     def start(self, y: Array) -> Array:
         """The logarithm of the observed rate."""
-        return jnp.log((y + HALF) / self.exposure.astype(y.dtype))
+        return jnp.log(y + HALF) - self.log_exposure(y.dtype)
 
     def response(self, f: Array) -> Array:
         """The rate per unit of exposure."""
@@ -45,7 +56,7 @@ class _Counts(AbstractLikelihood):
 
     def mean(self, f: Array) -> Array:
         """The expected count."""
-        return self.exposure.astype(f.dtype) * jnp.exp(f)
+        return jnp.exp(f + self.log_exposure(f.dtype))
 
 
 class Poisson(_Counts):
@@ -53,7 +64,7 @@ class Poisson(_Counts):
 
     Args:
         exposure: what a rate refers to, such as a population or a time: a positive number, or one
-            per cell that broadcasts to the grid. An offset of the log rate is `exp(offset)` here.
+            per cell that broadcasts to the grid, by default 1. An offset of the log rate is `exp(offset)` here.
 
     Raises:
         ValueError: if an exposure is not positive.
@@ -65,11 +76,11 @@ class Poisson(_Counts):
         [1.0, 100.0]
     """
 
-    exposure: Array = _exposure()
+    exposure: Array | None = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log λ − λ − log y!`."""
-        log_rate = f + jnp.log(self.exposure.astype(f.dtype))
+        log_rate = f + self.log_exposure(f.dtype)
         return y * log_rate - jnp.exp(log_rate) - gammaln(y + 1)
 
     def expected(self, y: Array, mean: Array, variance: Array) -> Array:
@@ -100,7 +111,7 @@ class NegativeBinomial(_Counts):
 
     Args:
         concentration: positive; large values approach the Poisson distribution.
-        exposure: what a rate refers to: a positive number, or one per cell.
+        exposure: what a rate refers to: a positive number, or one per cell, by default 1.
 
     Raises:
         ValueError: if the concentration or an exposure is not positive.
@@ -112,12 +123,12 @@ class NegativeBinomial(_Counts):
     """
 
     concentration: Array = parameter(constraints.positive, default=1.0)
-    exposure: Array = _exposure()
+    exposure: Array | None = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`log Γ(y + r) / (Γ(r) y!) − r log(1 + μ/r) − y log(1 + r/μ)`."""
         r = self.concentration.astype(f.dtype)
-        log_ratio = f + jnp.log(self.exposure.astype(f.dtype)) - jnp.log(r)
+        log_ratio = f + self.log_exposure(f.dtype) - jnp.log(r)
         constant = gammaln(y + r) - gammaln(r) - gammaln(y + 1)
         return constant - r * jax.nn.softplus(log_ratio) - y * jax.nn.softplus(-log_ratio)
 

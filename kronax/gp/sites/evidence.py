@@ -18,7 +18,7 @@ from jaxtyping import Array
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior import predict
-from kronax.gp.sites.search import expected_log_density, find, site_of
+from kronax.gp.sites.search import Hint, expected_log_density, filled, find, no_hint, site_of
 from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.primitives import once_differentiable
 
@@ -28,25 +28,35 @@ def evidence(gp: AbstractProcess, y: Array) -> Array:
 
     NaN where the search for the sites does not converge.
     """
+    return evidence_from(gp, y, first_hints(gp, y.shape))[0]
+
+
+def first_hints(gp: AbstractProcess, shape: tuple[int, ...]) -> Hint:
+    """Nothing to start from, for data of a shape."""
+    return no_hint(shape, gp.dtype)
+
+
+def evidence_from(gp: AbstractProcess, y: Array, hints: Hint) -> tuple[Array, Hint]:
+    """The same by a search that starts from another one's end, and the end of this one."""
     values, rest = eqx.partition(gp, eqx.is_inexact_array)
     values = jax.tree.map(once_differentiable, values)
-    return _evidence(eqx.combine(values, rest), y)
+    return _evidence_from(eqx.combine(values, rest), y, hints)
 
 
 @eqx.filter_jit
-def _evidence(gp: AbstractProcess, y: Array) -> Array:
+def _evidence_from(gp: AbstractProcess, y: Array, hints: Hint) -> tuple[Array, Hint]:
     lead = y.shape[: y.ndim - len(gp.axes)]
     if not lead:
-        return _of_one(gp, y)
-    values = lax.map(lambda one: _of_one(gp, one), y.reshape(-1, *gp.grid_shape))
-    return values.reshape(lead)
+        return _of_one(gp, y, hints)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *gp.grid_shape), (y, hints))
+    values, found = lax.map(lambda one: _of_one(gp, *one), flat)
+    return values.reshape(lead), jax.tree.map(lambda x: x.reshape(y.shape), found)
 
 
-def _of_one(gp: AbstractProcess, y: Array) -> Array:
-    y = y if gp.observed is None else jnp.where(gp.observed.array, y, gp.likelihood.filler)
-    sites = find(gp, y)
-    value = evidence_at(gp, y, sites)
-    return jnp.where(sites.converged, value, jnp.nan)
+def _of_one(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Array, Hint]:
+    y = filled(gp, y)
+    sites, found = find(gp, y, hint)
+    return jnp.where(sites.converged, evidence_at(gp, y, sites), jnp.nan), found
 
 
 def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:

@@ -10,7 +10,7 @@ from kronax.gp.labelled.templates import Template
 from kronax.gp.model.marginal_likelihood import conditioned
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.posterior import Posterior
-from kronax.gp.sites.search import MOST_STEPS, find
+from kronax.gp.sites.search import MOST_STEPS, filled, find
 from kronax.gp.sites.sites import Sites, gaussian
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -45,9 +45,8 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
             "With a likelihood every data set has sites of its own; got a batch of shape "
             f"{y.shape[: y.ndim - len(gp.axes)]}. Condition on one at a time."
         )
-    if gp.observed is not None:
-        y = jnp.where(gp.observed.array, y, gp.likelihood.filler)
-    sites = _find(gp, y)
+    y = filled(gp, y)
+    sites, _ = _find(gp, y)
     if is_concrete(sites) and not bool(sites.converged):
         raise ConvergenceError(
             f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -44,9 +45,27 @@ class _Search(NamedTuple):
     count: Array
 
 
-def find(gp: AbstractProcess, y: Array) -> Sites:
-    """The sites of a process given data, held constant."""
-    return _found(lax.stop_gradient(gp), lax.stop_gradient(y))
+class Hint(NamedTuple):
+    """Where a search may start: the end of one at other parameters. NaN says that there is none."""
+
+    mean: Array
+    variance: Array
+
+
+def no_hint(shape: tuple[int, ...], dtype: Any) -> Hint:
+    """Nothing to start from."""
+    return Hint(*[np.full(shape, np.nan, dtype)] * 2)
+
+
+def find(gp: AbstractProcess, y: Array, hint: Hint | None = None) -> tuple[Sites, Hint]:
+    """The sites of a process given data, held constant, and where another search may start."""
+    return _found(*lax.stop_gradient((gp, y, hint)))
+
+
+def filled(gp: AbstractProcess, y: Array) -> Array:
+    """Data with a possible observation in the gaps."""
+    assert gp.likelihood is not None
+    return y if gp.observed is None else jnp.where(gp.observed.array, y, gp.likelihood.filler)
 
 
 def tolerance_of(dtype: Any) -> float:
@@ -92,7 +111,7 @@ def _seen(gp: AbstractProcess) -> Any:
     return True if gp.observed is None else jnp.asarray(gp.observed.array)
 
 
-def _found(gp: AbstractProcess, y: Array) -> Sites:
+def _found(gp: AbstractProcess, y: Array, hint: Hint | None) -> tuple[Sites, Hint]:
     is_variational = gp.approximation == "variational"
     prior_mean = gp.mean_on((None,) * len(gp.axes))
     prior = jnp.broadcast_to(gp.covariance(include_noise=False).diagonal(), gp.grid_shape)
@@ -112,13 +131,15 @@ def _found(gp: AbstractProcess, y: Array) -> Sites:
 
     def first() -> _Search:
         start = jnp.where(_seen(gp), gp.likelihood.start(y), 0)
-        target, precision = site_of(gp, y, start, None, prior)
-        mean, variance, weights = conditioned(target, precision)
+        sites = site_of(gp, y, start, None, prior)
+        if hint is not None:
+            is_known = jnp.isfinite(hint.mean).all()
+            others = site_of(gp, y, hint.mean, averaged(hint.variance), prior)
+            sites = jax.tree.map(lambda a, b: jnp.where(is_known, a, b), others, sites)
+        mean, variance, weights = conditioned(*sites)
         one, far = jnp.ones((), y.dtype), jnp.asarray(jnp.inf, y.dtype)
-        zero, none = jnp.zeros((), jnp.int32), jnp.zeros_like(variance)
-        return _Search(
-            mean, variance, weights, target, precision, mean, variance, one, none, far, zero
-        )
+        none, zero = jnp.zeros_like(mean), jnp.zeros((), jnp.int32)
+        return _Search(mean, variance, weights, *sites, mean, variance, one, none, far, zero)
 
     def step(at: _Search) -> _Search:
         target, precision = site_of(gp, y, at.mean, averaged(at.variance), prior)
@@ -151,15 +172,20 @@ def _found(gp: AbstractProcess, y: Array) -> Sites:
         return is_sound & (at.change > tolerance) & (at.count < MOST_STEPS)
 
     end = lax.while_loop(going, step, first())
-    return Sites(
+    converged = end.change <= tolerance
+    known = Hint(end.mean, end.variance)
+    before = no_hint(gp.grid_shape, y.dtype) if hint is None else hint
+    hint = jax.tree.map(lambda new, old: jnp.where(converged, new, old), known, before)
+    sites = Sites(
         target=end.target,
         precision=end.precision,
         mean=end.given_mean,
         variance=end.given_variance,
         num_steps=end.count,
         change=end.change,
-        converged=end.change <= tolerance,
+        converged=converged,
     )
+    return sites, hint
 
 
 def _largest(x: Array, gp: AbstractProcess) -> Array:
