@@ -197,11 +197,21 @@ class Support(eqx.Module):
         return inside & (y == np.round(y)) if self.is_discrete else inside
 
 
+def nodes_of(mean: Array, variance: Array) -> tuple[Array, Array]:
+    """Nodes `(num, …)` of an average over `N(mean, variance)`, and the logarithms of their weights.
+
+    See `average`.
+    """
+    mean, variance = same_rank(mean, variance)
+    shape = (-1, *(1,) * jnp.ndim(mean))
+    nodes = jnp.asarray(_NODES, mean.dtype).reshape(shape)
+    log_weights = jnp.asarray(np.log(_WEIGHTS), mean.dtype).reshape(shape)
+    return mean[None] + jnp.sqrt(variance)[None] * nodes, log_weights
+
+
 def average(function: Callable[[Array], Any], mean: Array, variance: Array) -> Any:
     """`E function(f)` for `f ~ N(mean, variance)`, by Gauss and Hermite; cell by cell."""
-    mean, variance = same_rank(mean, variance)
-    nodes = jnp.asarray(_NODES, mean.dtype).reshape(-1, *(1,) * jnp.ndim(mean))
-    values = function(mean[None] + jnp.sqrt(variance)[None] * nodes)
+    values = function(nodes_of(mean, variance)[0])
     weights = jnp.asarray(_WEIGHTS, mean.dtype)
     return jax.tree.map(lambda v: jnp.tensordot(weights, v, 1), values)
 

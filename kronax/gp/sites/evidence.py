@@ -83,3 +83,6 @@ def _of_sites(target: Array, precision: Array, mean: Array, variance: Array | No
     square = jnp.square(target - mean) + (0 if variance is None else variance)
     value = (jnp.log(jnp.where(is_site, precision, 1)) - precision * square - log(2 * pi)) / 2
     return jnp.where(is_site, value, 0)
+
+
+evidence_given = eqx.filter_jit(evidence_at)
