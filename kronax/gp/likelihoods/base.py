@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -139,9 +140,7 @@ class AbstractLikelihood(eqx.Module):
                 )
             else:
                 value = own
-            found = eqx.tree_at(
-                lambda like, n=name: getattr(like, n), found, value, is_leaf=lambda x: x is None
-            )
+            found = eqx.tree_at(attrgetter(name), found, value, is_leaf=lambda leaf: leaf is None)
         return found
 
     def starts(self, noise: float) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Likelihoods of yes and no, and of how often yes."""
 
+import abc
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal
@@ -30,17 +31,21 @@ class _Trials(AbstractLikelihood):
     filler: ClassVar[float] = 0.0
     response_name: ClassVar[str] = "probability"
 
-    total_count: eqx.AbstractVar[Array]
     link: eqx.AbstractVar[Link]
+
+    @property
+    @abc.abstractmethod
+    def trials(self) -> Array:
+        """How many there are."""
 
     def start(self, y: Array) -> Array:
         """The observed share, drawn half a success and half a failure to the middle."""
-        share = (y + 0.5) / (self.total_count.astype(y.dtype) + 1)
+        share = (y + 0.5) / (self.trials.astype(y.dtype) + 1)
         return ndtri(share) if self.link == "probit" else jnp.log(share) - jnp.log1p(-share)
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log p + (n − y) log(1 − p)`, and how many orders there are."""
-        n = self.total_count.astype(f.dtype)
+        n = self.trials.astype(f.dtype)
         log_cdf = log_ndtr if self.link == "probit" else jax.nn.log_sigmoid
         orders = gammaln(n + 1) - gammaln(y + 1) - gammaln(n - y + 1)
         return orders + y * log_cdf(f) + (n - y) * log_cdf(-f)
@@ -51,7 +56,7 @@ class _Trials(AbstractLikelihood):
 
     def mean(self, f: Array) -> Array:
         """`n p`."""
-        return self.total_count.astype(f.dtype) * self.response(f)
+        return self.trials.astype(f.dtype) * self.response(f)
 
     def variance(self, f: Array) -> Array:
         """`n p (1 − p)`."""
@@ -59,13 +64,13 @@ class _Trials(AbstractLikelihood):
 
     def sample(self, key: PRNGKeyArray, f: Array) -> Array:
         """Numbers of successes."""
-        n = jnp.broadcast_to(self.total_count.astype(f.dtype), f.shape)
+        n = jnp.broadcast_to(self.trials.astype(f.dtype), f.shape)
         return jax.random.binomial(key, n, self.response(f))
 
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
         n, k, failure = jnp.broadcast_arrays(
-            self.total_count.astype(f.dtype), jnp.floor(y), self.response(-f)
+            self.trials.astype(f.dtype), jnp.floor(y), self.response(-f)
         )
         inside = jnp.clip(k, 0, jnp.maximum(n - 1, 0))
         value = betainc(jnp.maximum(n - inside, 1), inside + 1, failure)
@@ -100,6 +105,11 @@ class Binomial(_Trials):
             raise ValueError("`total_count` must hold whole numbers of trials; got fractions.")
 
     @property
+    def trials(self) -> Array:
+        """How many there are."""
+        return self.total_count
+
+    @property
     def support(self) -> Support:
         """From none to all trials."""
         return Support(0.0, self.total_count, True, "whole numbers from 0 to `total_count`")
@@ -123,8 +133,8 @@ class Bernoulli(_Trials):
     link: Link = eqx.field(static=True, default="logit", converter=_link)
 
     @property
-    def total_count(self) -> Array:
-        """One trial."""
+    def trials(self) -> Array:
+        """One."""
         return jnp.ones(())
 
     @property

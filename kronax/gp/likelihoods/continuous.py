@@ -275,7 +275,8 @@ class Beta(AbstractLikelihood):
     def _parameters(self, f: Array) -> tuple[Array, Array]:
         # A parameter of zero, where a share of one or zero is certain, has no density at all.
         size, tiny = self.concentration.astype(f.dtype), jnp.finfo(f.dtype).tiny
-        return (jnp.maximum(size * jax.nn.sigmoid(s * f), tiny) for s in (1, -1))
+        a, b = size * jax.nn.sigmoid(f), size * jax.nn.sigmoid(-f)
+        return jnp.maximum(a, tiny), jnp.maximum(b, tiny)
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`(a − 1) log y + (b − 1) log(1 − y) − log B(a, b)`."""

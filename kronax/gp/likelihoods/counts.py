@@ -64,7 +64,8 @@ class Poisson(_Counts):
 
     Args:
         exposure: what a rate refers to, such as a population or a time: a positive number, or one
-            per cell that broadcasts to the grid, by default 1. An offset of the log rate is `exp(offset)` here.
+            per cell that broadcasts to the grid, by default 1. An offset of the log rate is
+            `exp(offset)` here.
 
     Raises:
         ValueError: if an exposure is not positive.

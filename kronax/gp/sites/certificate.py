@@ -1,16 +1,15 @@
 """How far to trust the normal approximation: by draws from it, weighted by what it left out.
 
-A draw `f` of the approximate posterior has the weight `w = Π_c p(y_c|f_c) / N(z_c; f_c, 1/W_c)`, and
-`log Z = ELBO + log E w / exp(E log w)`. To second order that is `ELBO + ½ var log w`. On a big grid
-no weights of the whole field serve: their spread grows with the number of cells. So the cells are
-taken block by block, each given the sites of all others.
+A draw `f` of the approximate posterior has the weight `w = Π_c p(y_c|f_c) / N(z_c; f_c, 1/W_c)`,
+and `log Z = ELBO + log E w / exp(E log w)`. To second order that is `ELBO + ½ var log w`. On a big
+grid no weights of the whole field serve: their spread grows with the number of cells. So the cells
+are taken block by block, each given the sites of all others.
 """
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array
 
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.sites.sites import Sites
@@ -19,7 +18,7 @@ from kronax.gp.sites.sites import Sites
 BLOCK = 25
 # Beyond this shape of the tail of its weights an average over draws cannot be corrected.
 WORST_TAIL = 0.7
-# Weights that leave this share of the draws are nearly alike: the shape of their tail means nothing.
+# Weights that leave this share of the draws are nearly alike, and their tail means nothing.
 ALIKE = 0.9
 # The largest of many shifts lies so many standard errors from zero by chance.
 CHANCE = 4.0
@@ -95,9 +94,7 @@ def log_weights(like: AbstractLikelihood, y: Array, sites: Sites, draws: Array) 
     return jnp.where(is_site, like.log_density(y, draws) - log_site, 0)
 
 
-def check(
-    evidence: Array, weights: Array, draws: Array, sites: Sites
-) -> ApproximationCheck:
+def check(evidence: Array, weights: Array, draws: Array, sites: Sites) -> ApproximationCheck:
     """From log weights and draws `(s, *grid)` of one field."""
     logs, field = np.asarray(weights, float), np.asarray(draws, float)
     count, grid = len(logs), logs.shape[1:]

@@ -1,9 +1,9 @@
 """The approximate evidence of a process with a likelihood, and its gradient.
 
-*Variational*: the lower bound `ELBO = log N(z; m, K + 1/W) + Σ_c E_q[log p(y|f) − log N(z; f, 1/W)]`
-is stationary in the sites, so that its derivative in the parameters is that with `z`, `W` and `q`
-held fixed. *Laplace*: `log N(z; m, K + 1/W) + Σ_c [log p(y|f) − log N(z; f, 1/W)]` at the mode `f`,
-which moves with the parameters: one Newton step from the mode found has the mode's derivative.
+*Variational*: `ELBO = log N(z; m, K + 1/W) + Σ_c E_q[log p(y|f) − log N(z; f, 1/W)]`, a lower
+bound, is stationary in the sites, so that its derivative in the parameters is that with `z`, `W`
+and `q` held fixed. *Laplace*: the same with `log p(y|f) − log N(z; f, 1/W)` at the mode `f`, which
+moves with the parameters: one Newton step from the mode found has the mode's derivative.
 """
 
 from math import log, pi

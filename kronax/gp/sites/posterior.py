@@ -21,7 +21,7 @@ from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
 from kronax.gp.sites.evidence import evidence_given
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out, log_predictive
 from kronax.gp.sites.response import Response, response
-from kronax.gp.sites.search import MOST_STEPS, filled, find
+from kronax.gp.sites.search import MOST_STEPS, filled, find, no_hint
 from kronax.gp.sites.sites import Sites, gaussian
 from kronax.linalg.arrays.checks import is_concrete, shape_of
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -41,9 +41,9 @@ class LikelihoodPosterior(Posterior):
         sites: what stands for the likelihood at every cell.
     """
 
-    model: Any = None
-    data: Array | None = None
-    sites: Sites | None = None
+    model: AbstractProcess = eqx.field(kw_only=True)
+    data: Array = eqx.field(kw_only=True)
+    sites: Sites = eqx.field(kw_only=True)
 
     def __repr__(self) -> str:
         return f"Posterior of the function given data of shape {self.y.shape}:\n{self.model!r}"
@@ -171,16 +171,19 @@ class LikelihoodPosterior(Posterior):
         standardised errors are in the same object. The sites of the others stay, at no further
         cost; by iterations the variances come from draws.
         """
-        found = left_out(self._likelihood, self.sites)
-        seen = jnp.where(self._sites.precision > 0, self.data, jnp.nan)
-        gp = self.model
+        mean, variance, *function = left_out(self._likelihood, self.sites)
         return LikelihoodLeaveOneOut(
-            *found, seen, gp.axes, axis_labels(gp), self._likelihood
+            mean=mean,
+            variance=variance,
+            function_mean=function[0],
+            function_variance=function[1],
+            y=jnp.where(self.sites.precision > 0, self.data, jnp.nan),
+            axes=self.model.axes,
+            axis_names=axis_labels(self.model),
+            likelihood=self._likelihood,
         )
 
-    def check_approximation(
-        self, key: PRNGKeyArray, num_draws: int = 1000
-    ) -> ApproximationCheck:
+    def check_approximation(self, key: PRNGKeyArray, num_draws: int = 1000) -> ApproximationCheck:
         """How far the normal approximation may be trusted; `print` says it.
 
         Args:
@@ -190,7 +193,7 @@ class LikelihoodPosterior(Posterior):
         draws = super().sample(key, sample_shape=(num_draws,))
         weights = log_weights(self._likelihood, self.data, self.sites, draws)
         evidence = evidence_given(self.model, self.data, self.sites)
-        return check(evidence, weights, draws, self._sites)
+        return check(evidence, weights, draws, self.sites)
 
     def append(self, y_new: Any, axes: Any, noise: Any = None) -> Posterior:
         """Not with a likelihood: the sites of the old data change.
@@ -226,12 +229,8 @@ class LikelihoodPosterior(Posterior):
 
     @property
     def _likelihood(self) -> AbstractLikelihood:
+        assert self.model.likelihood is not None
         return self.model.likelihood
-
-    @property
-    def _sites(self) -> Sites:
-        assert self.sites is not None
-        return self.sites
 
     def _likelihood_at(
         self, given: Any, axes: Any, points: Any, shape: tuple[int, ...]
@@ -284,7 +283,7 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
             f"{y.shape[: y.ndim - len(gp.axes)]}. Condition on one at a time."
         )
     y = filled(gp, y)
-    sites, _ = _find(gp, y)
+    sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
     if is_concrete(sites) and not bool(sites.converged):
         raise ConvergenceError(
             f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
@@ -296,7 +295,7 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
     operator, found = conditioned(process, target)
     made_of = fingerprint_of_tree((process, target))
     parts = (found.value, found.regression, template, found.estimate, made_of)
-    return LikelihoodPosterior(process, target, operator, *parts, gp, y, sites)
+    return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
 
 
 _find = eqx.filter_jit(find)

@@ -20,6 +20,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.sites.sites import Sites, given, moments
 
 MOST_STEPS = 100
@@ -27,22 +28,6 @@ MOST_STEPS = 100
 MOST_HALVINGS = 12
 # The least share of their change by which the variances move.
 LEAST_SHARE = 0.05
-
-
-class _Search(NamedTuple):
-    """Where the search is: marginals, weights `a`, and the sites that led there."""
-
-    mean: Array
-    variance: Array
-    weights: Array
-    target: Array
-    precision: Array
-    given_mean: Array
-    given_variance: Array
-    share: Array
-    spread: Array
-    change: Array
-    count: Array
 
 
 class Hint(NamedTuple):
@@ -54,12 +39,30 @@ class Hint(NamedTuple):
 
 def no_hint(shape: tuple[int, ...], dtype: Any) -> Hint:
     """Nothing to start from."""
-    return Hint(*[np.full(shape, np.nan, dtype)] * 2)
+    none: Any = np.full(shape, np.nan, dtype)
+    return Hint(none, none)
 
 
-def find(gp: AbstractProcess, y: Array, hint: Hint | None = None) -> tuple[Sites, Hint]:
-    """The sites of a process given data, held constant, and where another search may start."""
-    return _found(*lax.stop_gradient((gp, y, hint)))
+def find(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Sites, Hint]:
+    """The sites of a process given data, held constant, and where another search may start.
+
+    Data are filled in the gaps. Where the search does not converge the hint stays as it was.
+    """
+    search = _Search.of(*lax.stop_gradient((gp, y)))
+    hint = lax.stop_gradient(hint)
+    end = lax.while_loop(search.goes_on, search.step, search.first(hint))
+    converged = end.change <= search.tolerance
+    sites = Sites(
+        target=end.target,
+        precision=end.precision,
+        mean=end.given_mean,
+        variance=end.given_variance,
+        num_steps=end.num_steps,
+        change=end.change,
+        converged=converged,
+    )
+    known = Hint(end.mean, end.variance)
+    return sites, jax.tree.map(lambda new, old: jnp.where(converged, new, old), known, hint)
 
 
 def filled(gp: AbstractProcess, y: Array) -> Array:
@@ -68,16 +71,21 @@ def filled(gp: AbstractProcess, y: Array) -> Array:
     return y if gp.observed is None else jnp.where(gp.observed.array, y, gp.likelihood.filler)
 
 
-def tolerance_of(dtype: Any) -> float:
+def tolerance_of(gp: AbstractProcess, dtype: Any) -> float:
     """Changes of a step, in deviations, below which sites are found.
 
-    The evidence is stationary in them: its error is the square of this.
+    The evidence is stationary in them, so that its error is of the order of the square. Variances
+    by draws are not known better.
     """
+    if is_iterative(gp):
+        return 1e-4
     return 1e-6 if jnp.finfo(dtype).eps < 1e-10 else 1e-3
 
 
-def site_of(gp: AbstractProcess, y: Array, mean: Array, variance: Array | None, prior: Array) -> Any:
-    """Targets and precisions of the sites, zero at gaps.
+def site_of(
+    gp: AbstractProcess, y: Array, mean: Array, variance: Array | None, prior: Array
+) -> tuple[Array, Array]:
+    """Targets and precisions of the sites, zero at gaps; without variances, of a Laplace one.
 
     A precision is at least a tiny share of that of the prior and of the squared slope: the target
     keeps the slope whatever the precision, and stays where numbers carry it. A log density that
@@ -98,7 +106,7 @@ def site_of(gp: AbstractProcess, y: Array, mean: Array, variance: Array | None, 
 def expected_log_density(
     gp: AbstractProcess, y: Array, mean: Array, variance: Array | None
 ) -> Array:
-    """`E log p(y|f)` at every cell, zero at gaps."""
+    """`E log p(y|f)` at every cell, zero at gaps; without variances, at the mean."""
     assert gp.likelihood is not None
     if variance is None:
         value = gp.likelihood.log_density(y, mean)
@@ -111,86 +119,127 @@ def _seen(gp: AbstractProcess) -> Any:
     return True if gp.observed is None else jnp.asarray(gp.observed.array)
 
 
-def _found(gp: AbstractProcess, y: Array, hint: Hint | None) -> tuple[Sites, Hint]:
-    is_variational = gp.approximation == "variational"
-    prior_mean = gp.mean_on((None,) * len(gp.axes))
-    prior = jnp.broadcast_to(gp.covariance(include_noise=False).diagonal(), gp.grid_shape)
-    tolerance = tolerance_of(y.dtype)
+class _Place(NamedTuple):
+    """Where a search is: marginals and weights, and the sites that led there.
 
-    def conditioned(target: Array, precision: Array) -> tuple[Array, Array, Array]:
-        post = given(gp, target, precision)
-        mean, variance = moments(post)
-        return mean, variance, post.weights
+    `given_mean` and `given_variance` are those given these sites, `spread` is the last change of
+    the logarithms of the variances, of which they went the share `share`.
+    """
 
-    def averaged(variance: Array) -> Array | None:
-        return variance if is_variational else None
+    mean: Array
+    variance: Array
+    weights: Array
+    target: Array
+    precision: Array
+    given_mean: Array
+    given_variance: Array
+    share: Array
+    spread: Array
+    change: Array
+    num_steps: Array
 
-    def objective(mean: Array, weights: Array, variance: Array) -> Array:
-        fit = jnp.sum(expected_log_density(gp, y, mean, averaged(variance)))
-        return fit - jnp.sum(weights * (mean - prior_mean)) / 2
 
-    def first() -> _Search:
-        start = jnp.where(_seen(gp), gp.likelihood.start(y), 0)
-        sites = site_of(gp, y, start, None, prior)
-        if hint is not None:
-            is_known = jnp.isfinite(hint.mean).all()
-            others = site_of(gp, y, hint.mean, averaged(hint.variance), prior)
-            sites = jax.tree.map(lambda a, b: jnp.where(is_known, a, b), others, sites)
-        mean, variance, weights = conditioned(*sites)
-        one, far = jnp.ones((), y.dtype), jnp.asarray(jnp.inf, y.dtype)
-        none, zero = jnp.zeros_like(mean), jnp.zeros((), jnp.int32)
-        return _Search(mean, variance, weights, *sites, mean, variance, one, none, far, zero)
+class _Search(NamedTuple):
+    """A process and data, and what stays the same from step to step."""
 
-    def step(at: _Search) -> _Search:
-        target, precision = site_of(gp, y, at.mean, averaged(at.variance), prior)
-        mean, variance, weights = conditioned(target, precision)
+    gp: AbstractProcess
+    y: Array
+    prior_mean: Array
+    prior_variance: Array
+    tolerance: float
+
+    @classmethod
+    def of(cls, gp: AbstractProcess, y: Array) -> "_Search":
+        """For checked data that are filled in the gaps."""
+        prior = gp.covariance(include_noise=False).diagonal()
+        mean = gp.mean_on((None,) * len(gp.axes))
+        return cls(gp, y, mean, jnp.broadcast_to(prior, y.shape), tolerance_of(gp, y.dtype))
+
+    def first(self, hint: Hint) -> _Place:
+        """From the data, or from where another search ended: a whole step."""
+        assert self.gp.likelihood is not None
+        start = jnp.where(_seen(self.gp), self.gp.likelihood.start(self.y), 0)
+        from_data = site_of(self.gp, self.y, start, None, self.prior_variance)
+        from_hint = self.sites(hint.mean, hint.variance)
+        is_known = jnp.isfinite(hint.mean).all()
+        target, precision = (
+            jnp.where(is_known, a, b) for a, b in zip(from_hint, from_data, strict=True)
+        )
+        mean, variance, weights = self.conditioned(target, precision)
+        return _Place(
+            mean=mean,
+            variance=variance,
+            weights=weights,
+            target=target,
+            precision=precision,
+            given_mean=mean,
+            given_variance=variance,
+            share=jnp.ones((), mean.dtype),
+            spread=jnp.zeros_like(mean),
+            change=jnp.asarray(jnp.inf, mean.dtype),
+            num_steps=jnp.zeros((), jnp.int32),
+        )
+
+    def step(self, at: _Place) -> _Place:
+        """A Newton step for the mean, as far as it gains, and one of the variances."""
+        target, precision = self.sites(at.mean, at.variance)
+        mean, variance, weights = self.conditioned(target, precision)
 
         def along(t: Array) -> tuple[Array, Array]:
             return at.mean + t * (mean - at.mean), at.weights + t * (weights - at.weights)
 
-        t = _step_size(lambda t: objective(*along(t), at.variance))
-        spread = jnp.where(_seen(gp), jnp.log(variance / at.variance), 0)
-        moved = _largest((mean - at.mean) / jnp.sqrt(variance), gp)
+        moved_mean, moved_weights = along(
+            _step_size(lambda t: self.objective(*along(t), at.variance))
+        )
+        ratio = variance / at.variance
+        spread = jnp.where(_seen(self.gp), jnp.log(ratio), 0)
         share = _relaxed(at.share, at.spread, spread)
-        new_mean, new_weights = along(t)
-        return _Search(
-            new_mean,
-            at.variance * (variance / at.variance) ** share,
-            new_weights,
-            target,
-            precision,
-            mean,
-            variance,
-            share,
-            spread,
-            jnp.maximum(moved, _largest(spread, gp)) if is_variational else moved,
-            at.count + 1,
+        change = self.largest((mean - at.mean) / jnp.sqrt(variance))
+        if self.is_variational:
+            change = jnp.maximum(change, self.largest(spread))
+        return _Place(
+            mean=moved_mean,
+            variance=at.variance * ratio**share,
+            weights=moved_weights,
+            target=target,
+            precision=precision,
+            given_mean=mean,
+            given_variance=variance,
+            share=share,
+            spread=spread,
+            change=change,
+            num_steps=at.num_steps + 1,
         )
 
-    def going(at: _Search) -> Array:
-        is_sound = jnp.isfinite(at.change) | (at.count == 0)
-        return is_sound & (at.change > tolerance) & (at.count < MOST_STEPS)
+    def goes_on(self, at: _Place) -> Array:
+        """Whether a change is left, and every number is finite."""
+        is_sound = jnp.isfinite(at.change) | (at.num_steps == 0)
+        return is_sound & (at.change > self.tolerance) & (at.num_steps < MOST_STEPS)
 
-    end = lax.while_loop(going, step, first())
-    converged = end.change <= tolerance
-    known = Hint(end.mean, end.variance)
-    before = no_hint(gp.grid_shape, y.dtype) if hint is None else hint
-    hint = jax.tree.map(lambda new, old: jnp.where(converged, new, old), known, before)
-    sites = Sites(
-        target=end.target,
-        precision=end.precision,
-        mean=end.given_mean,
-        variance=end.given_variance,
-        num_steps=end.count,
-        change=end.change,
-        converged=converged,
-    )
-    return sites, hint
+    @property
+    def is_variational(self) -> bool:
+        """Whether derivatives are averaged over the marginals."""
+        return self.gp.approximation == "variational"
 
+    def sites(self, mean: Array, variance: Array) -> tuple[Array, Array]:
+        """Those at marginals."""
+        averaged = variance if self.is_variational else None
+        return site_of(self.gp, self.y, mean, averaged, self.prior_variance)
 
-def _largest(x: Array, gp: AbstractProcess) -> Array:
-    """The largest absolute value at cells with data."""
-    return jnp.max(jnp.where(_seen(gp), jnp.abs(x), 0))
+    def conditioned(self, target: Array, precision: Array) -> tuple[Array, Array, Array]:
+        """Mean, variance and weights given sites."""
+        post = given(self.gp, target, precision)
+        return *moments(post), post.weights
+
+    def objective(self, mean: Array, weights: Array, variance: Array) -> Array:
+        """What the mean maximises for fixed variances."""
+        averaged = variance if self.is_variational else None
+        fit = jnp.sum(expected_log_density(self.gp, self.y, mean, averaged))
+        return fit - jnp.sum(weights * (mean - self.prior_mean)) / 2
+
+    def largest(self, x: Array) -> Array:
+        """The largest absolute value at cells with data."""
+        return jnp.max(jnp.where(_seen(self.gp), jnp.abs(x), 0))
 
 
 def _relaxed(share: Array, before: Array, now: Array) -> Array:
