@@ -34,6 +34,8 @@ class AbstractLikelihood(eqx.Module):
     # Fields that may have a value of its own at every cell, which new places need as well, and
     # how they are read.
     cell_fields: ClassVar[Mapping[str, Callable[[Any, str], Array]]] = MappingProxyType({})
+    # Whether `log p(y | f)` bends downwards everywhere in `f`, so that there is one answer.
+    is_log_concave: ClassVar[bool] = False
     # A possible observation, which stands in the gaps, where nothing that follows counts.
     filler: ClassVar[float] = 0.5
     # What the response is called in pictures and tables.

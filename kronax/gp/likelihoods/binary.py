@@ -28,6 +28,7 @@ def _link(value: Any) -> Any:
 class _Trials(AbstractLikelihood):
     """How many of some trials succeed."""
 
+    is_log_concave: ClassVar[bool] = True
     filler: ClassVar[float] = 0.0
     response_name: ClassVar[str] = "probability"
 

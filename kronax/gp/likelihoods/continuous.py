@@ -123,6 +123,7 @@ class CensoredNormal(AbstractLikelihood):
     """
 
     cell_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({"lower": limit, "upper": limit})
+    is_log_concave: ClassVar[bool] = True
     response_name: ClassVar[str] = "value"
 
     noise: Array = parameter(constraints.positive)
@@ -203,6 +204,8 @@ class Gamma(AbstractLikelihood):
         >>> kx.Gamma(concentration=4.0).variance(jnp.zeros(())).item()
         0.25
     """
+
+    is_log_concave: ClassVar[bool] = True
 
     concentration: Array = parameter(constraints.positive, default=1.0, start=1.0)
 

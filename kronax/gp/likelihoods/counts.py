@@ -30,6 +30,7 @@ class _Counts(AbstractLikelihood):
     """Counts with a mean of `exposure · exp(f)`."""
 
     cell_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({"exposure": per_cell})
+    is_log_concave: ClassVar[bool] = True
     filler: ClassVar[float] = 0.0
     response_name: ClassVar[str] = "rate"
 

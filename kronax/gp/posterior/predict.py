@@ -170,9 +170,11 @@ def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, A
     has_data: Any = True if gp.observed is None else jnp.asarray(gp.observed.array)
     if isinstance(noise, Kronecker):
         return y - noise.mv_grid(weights), has_data
-    # Cells of infinite variance have no data, and infinity times zero is NaN.
+    # Cells of infinite variance have no data, and infinity times zero is NaN. Where the noise is
+    # more than the prior it is the difference that cancels.
     if noise.ndim > 0:
-        has_data = ~jnp.isposinf(noise) & has_data
+        prior = gp.covariance(include_noise=False).diagonal()
+        has_data = ~jnp.isposinf(noise) & has_data & (noise <= prior)
         noise = jnp.where(jnp.isposinf(noise), 0, noise)
     return y - jnp.multiply(*same_rank(noise, weights)), has_data
 

@@ -4,6 +4,9 @@
 bound, is stationary in the sites, so that its derivative in the parameters is that with `z`, `W`
 and `q` held fixed. *Laplace*: the same with `log p(y|f) − log N(z; f, 1/W)` at the mode `f`, which
 moves with the parameters: one Newton step from the mode found has the mode's derivative.
+
+Where a log density bends upwards its site is not its own bend, and the bound is not stationary: then
+sites are followed for more steps from where they were found.
 """
 
 from math import log, pi
@@ -17,10 +20,15 @@ from jaxtyping import Array
 
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.posterior import predict
 from kronax.gp.sites.search import Hint, expected_log_density, filled, find, no_hint, site_of
 from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.primitives import once_differentiable
+
+
+# Each step leaves about a third of what the one before left of the derivative of the sites.
+FOLLOWED = 12
 
 
 def evidence(gp: AbstractProcess, y: Array) -> Array:
@@ -62,19 +70,51 @@ def _of_one(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Array, Hint]:
 def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     """The evidence at given sites, right to first order in the parameters."""
     sites = lax.stop_gradient(sites)
-    if gp.approximation == "variational":
-        marginals: Any = (sites.mean, sites.variance)
-        target, precision = sites.target, sites.precision
-    else:
-        post = given(gp, sites.target, sites.precision)
-        mode = predict.mean(post, (None,) * len(gp.axes))
-        prior = gp.covariance(include_noise=False).diagonal()
-        marginals = (mode, None)
-        target, precision = site_of(gp, y, mode, None, lax.stop_gradient(prior))
-    process = gaussian(gp, precision)
-    density = marginal_likelihood.log_density_traced(process, target)
+    is_variational = gp.approximation == "variational"
+    held = sites.target, sites.precision, sites.mean, sites.variance
+    if not is_variational:
+        held = _followed(gp, y, sites, 1)
+    if not gp.likelihood.is_log_concave and not is_iterative(gp):
+        is_clipped = _bends_upwards(gp, y, sites)
+        held = lax.cond(is_clipped, lambda: _followed(gp, y, sites, FOLLOWED), lambda: held)
+    target, precision, mean, variance = held
+    marginals = (mean, variance if is_variational else None)
+    density = marginal_likelihood.log_density_traced(gaussian(gp, precision), target)
     fit = expected_log_density(gp, y, *marginals) - _of_sites(target, precision, *marginals)
     return density + jnp.sum(fit)
+
+
+def _followed(gp: AbstractProcess, y: Array, sites: Sites, num_steps: int) -> tuple[Array, ...]:
+    """Sites and marginals after further steps, with their derivatives in the parameters."""
+    prior = lax.stop_gradient(gp.covariance(include_noise=False).diagonal())
+    is_variational = gp.approximation == "variational"
+
+    def sites_at(mean: Array, variance: Array) -> tuple[Array, Array]:
+        return site_of(gp, y, mean, variance if is_variational else None, prior)
+
+    def step(at: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        post = given(gp, *sites_at(*at))
+        stay = (None,) * len(gp.axes)
+        mean = predict.mean(post, stay)
+        if not is_variational:
+            return (mean, at[1]), None
+        return (mean, jnp.broadcast_to(predict.variance(post, stay), mean.shape)), None
+
+    at = sites.mean, sites.variance
+    if num_steps == 1:
+        at, _ = step(at, None)
+    else:
+        at, _ = lax.scan(step, at, length=num_steps)
+    return *sites_at(*at), *at
+
+
+def _bends_upwards(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
+    """Whether the log density of a cell bends upwards, so that its site is not its own bend."""
+    if gp.approximation == "variational":
+        _, bend = gp.likelihood.expected_derivatives(y, sites.mean, sites.variance)
+    else:
+        _, bend = gp.likelihood.derivatives(y, sites.mean)
+    return jnp.any((bend < sites.precision / 2) & (sites.precision > 0))
 
 
 def _of_sites(target: Array, precision: Array, mean: Array, variance: Array | None) -> Array:

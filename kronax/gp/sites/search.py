@@ -13,6 +13,7 @@ change or, where that swings, by the share that Aitken's relaxation finds from t
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +27,8 @@ from kronax.gp.sites.sites import Sites, given, moments
 MOST_STEPS = 100
 # Halvings of a step along the line.
 MOST_HALVINGS = 12
-# The least share of their change by which the variances move.
-LEAST_SHARE = 0.05
+# Of their change the variances move by at least and at most so much.
+LEAST_SHARE, MOST_SHARE = 0.05, 1.5
 
 
 class Hint(NamedTuple):
@@ -48,8 +49,9 @@ def find(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Sites, Hint]:
 
     Data are filled in the gaps. Where the search does not converge the hint stays as it was.
     """
-    search = _Search.of(*lax.stop_gradient((gp, y)))
-    hint = lax.stop_gradient(hint)
+    arrays, rest = eqx.partition((gp, y, hint), eqx.is_array)
+    gp, y, hint = eqx.combine(lax.stop_gradient(arrays), rest)
+    search = _Search.of(gp, y)
     end = lax.while_loop(search.goes_on, search.step, search.first(hint))
     converged = end.change <= search.tolerance
     sites = Sites(
@@ -248,7 +250,7 @@ def _relaxed(share: Array, before: Array, now: Array) -> Array:
     square = jnp.sum(jnp.square(difference))
     found = -share * jnp.sum(before * difference) / jnp.where(square > 0, square, 1)
     is_first = jnp.sum(jnp.square(before)) == 0
-    return jnp.where(is_first, 1.0, jnp.clip(found, LEAST_SHARE, 1))
+    return jnp.where(is_first, 1.0, jnp.clip(found, LEAST_SHARE, MOST_SHARE))
 
 
 def _step_size(objective: Any) -> Array:
