@@ -10,6 +10,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.scipy.special import logsumexp
 from jaxtyping import Array, PRNGKeyArray
 from scipy.special import roots_hermitenorm
 
@@ -28,7 +29,8 @@ class AbstractLikelihood(eqx.Module):
     """The distribution of an observation given the latent function `f` at its cell.
 
     Cells are independent given `f`. A new one gives its log density, where a search for `f` may
-    start, and what is predicted; its derivatives and averages follow.
+    start, and what is predicted; its derivatives and averages follow. Data and functions have the
+    shape of the places, and `cells_like` brings fields to it.
     """
 
     # Fields that may have a value of its own at every cell, which new places need as well, and
@@ -198,23 +200,28 @@ class Support(eqx.Module):
         return inside & (y == np.round(y)) if self.is_discrete else inside
 
 
-def nodes_of(mean: Array, variance: Array) -> tuple[Array, Array]:
-    """Nodes `(num, …)` of an average over `N(mean, variance)`, and the logarithms of their weights.
-
-    See `average`.
-    """
-    mean, variance = same_rank(mean, variance)
-    shape = (-1, *(1,) * jnp.ndim(mean))
-    nodes = jnp.asarray(_NODES, mean.dtype).reshape(shape)
-    log_weights = jnp.asarray(np.log(_WEIGHTS), mean.dtype).reshape(shape)
-    return mean[None] + jnp.sqrt(variance)[None] * nodes, log_weights
-
-
 def average(function: Callable[[Array], Any], mean: Array, variance: Array) -> Any:
     """`E function(f)` for `f ~ N(mean, variance)`, by Gauss and Hermite; cell by cell."""
-    values = function(nodes_of(mean, variance)[0])
     weights = jnp.asarray(_WEIGHTS, mean.dtype)
+    values = _at_nodes(function, mean, variance)
     return jax.tree.map(lambda v: jnp.tensordot(weights, v, 1), values)
+
+
+def log_average(function: Callable[[Array], Array], mean: Array, variance: Array) -> Array:
+    """`log E exp function(f)` likewise, by the largest term first."""
+    log_weights = jnp.asarray(np.log(_WEIGHTS), mean.dtype)
+    values = _at_nodes(function, mean, variance)
+    return logsumexp(jnp.add(*same_rank(log_weights.reshape(-1, *(1,) * mean.ndim), values)), 0)
+
+
+def _at_nodes(function: Callable[[Array], Any], mean: Array, variance: Array) -> Any:
+    sd = jnp.sqrt(jnp.broadcast_to(variance, mean.shape))
+    return jax.vmap(lambda node: function(mean + node * sd))(jnp.asarray(_NODES, mean.dtype))
+
+
+def cells_like(value: Array, f: Array) -> Array:
+    """A field of a likelihood at the places of a function, in its shape and precision."""
+    return jnp.broadcast_to(value, f.shape).astype(f.dtype)
 
 
 def per_cell(value: Any, name: str) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.scipy.special import betainc, gammaln, log_ndtr, ndtr, ndtri
 from jaxtyping import Array, PRNGKeyArray
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, per_cell
+from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
 from kronax.parameters import data
 
 Link = Literal["logit", "probit"]
@@ -41,12 +41,12 @@ class _Trials(AbstractLikelihood):
 
     def start(self, y: Array) -> Array:
         """The observed share, drawn half a success and half a failure to the middle."""
-        share = (y + 0.5) / (self.trials.astype(y.dtype) + 1)
+        share = (y + 0.5) / (cells_like(self.trials, y) + 1)
         return ndtri(share) if self.link == "probit" else jnp.log(share) - jnp.log1p(-share)
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log p + (n − y) log(1 − p)`, and how many orders there are."""
-        n = self.trials.astype(f.dtype)
+        n = cells_like(self.trials, f)
         log_cdf = log_ndtr if self.link == "probit" else jax.nn.log_sigmoid
         orders = gammaln(n + 1) - gammaln(y + 1) - gammaln(n - y + 1)
         return orders + y * log_cdf(f) + (n - y) * log_cdf(-f)
@@ -57,7 +57,7 @@ class _Trials(AbstractLikelihood):
 
     def mean(self, f: Array) -> Array:
         """`n p`."""
-        return self.trials.astype(f.dtype) * self.response(f)
+        return cells_like(self.trials, f) * self.response(f)
 
     def variance(self, f: Array) -> Array:
         """`n p (1 − p)`."""
@@ -65,14 +65,11 @@ class _Trials(AbstractLikelihood):
 
     def sample(self, key: PRNGKeyArray, f: Array) -> Array:
         """Numbers of successes."""
-        n = jnp.broadcast_to(self.trials.astype(f.dtype), f.shape)
-        return jax.random.binomial(key, n, self.response(f))
+        return jax.random.binomial(key, cells_like(self.trials, f), self.response(f))
 
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
-        n, k, failure = jnp.broadcast_arrays(
-            self.trials.astype(f.dtype), jnp.floor(y), self.response(-f)
-        )
+        n, k, failure = cells_like(self.trials, f), jnp.floor(y), self.response(-f)
         inside = jnp.clip(k, 0, jnp.maximum(n - 1, 0))
         value = betainc(jnp.maximum(n - inside, 1), inside + 1, failure)
         return jnp.where(k < 0, 0.0, jnp.where(k >= n, 1.0, value))

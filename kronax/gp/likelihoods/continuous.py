@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc, betaln, gammainc, gammaln, log_ndtr, ndtr
+from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support
+from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like
 from kronax.parameters import data, parameter
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
@@ -85,7 +85,6 @@ class StudentT(AbstractLikelihood):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
         nu = self.df.astype(f.dtype)
-        y, f = jnp.broadcast_arrays(y, f)
         r = (y - f) / self.scale.astype(f.dtype)
         tail = betainc(nu / 2, jnp.asarray(0.5, f.dtype), nu / (nu + jnp.square(r))) / 2
         return jnp.where(r > 0, 1 - tail, tail)
@@ -146,7 +145,7 @@ class CensoredNormal(AbstractLikelihood):
 
     def start(self, y: Array) -> Array:
         """The data."""
-        return jnp.clip(y, self.lower.astype(y.dtype), self.upper.astype(y.dtype))
+        return jnp.clip(y, cells_like(self.lower, y), cells_like(self.upper, y))
 
     def starts(self, noise: float) -> dict[str, float]:
         """The variance of the measurements."""
@@ -155,7 +154,7 @@ class CensoredNormal(AbstractLikelihood):
     def log_density(self, y: Array, f: Array) -> Array:
         """The density inside of the limits, the probability of being beyond at them."""
         scale = jnp.sqrt(self.noise.astype(f.dtype))
-        lower, upper = self.lower.astype(f.dtype), self.upper.astype(f.dtype)
+        lower, upper = cells_like(self.lower, f), cells_like(self.upper, f)
         is_low, is_high = y <= lower, y >= upper
         # The branches that are not taken must have finite derivatives.
         inside = jnp.where(is_low | is_high, f, y)
@@ -180,14 +179,13 @@ class CensoredNormal(AbstractLikelihood):
     def sample(self, key: PRNGKeyArray, f: Array) -> Array:
         """Measurements, with limits."""
         y = f + jnp.sqrt(self.noise.astype(f.dtype)) * jax.random.normal(key, f.shape, f.dtype)
-        return jnp.clip(y, self.lower.astype(f.dtype), self.upper.astype(f.dtype))
+        return jnp.clip(y, cells_like(self.lower, f), cells_like(self.upper, f))
 
     def cdf(self, y: Array, f: Array) -> Array:
         """Of measurements with limits."""
-        y, f = jnp.broadcast_arrays(y, f)
         value = ndtr((y - f) / jnp.sqrt(self.noise.astype(f.dtype)))
-        is_below = y < self.lower.astype(f.dtype)
-        return jnp.where(is_below, 0.0, jnp.where(y >= self.upper.astype(f.dtype), 1.0, value))
+        is_below, is_above = y < cells_like(self.lower, f), y >= cells_like(self.upper, f)
+        return jnp.where(is_below, 0.0, jnp.where(is_above, 1.0, value))
 
 
 class Gamma(AbstractLikelihood):
@@ -284,7 +282,8 @@ class Beta(AbstractLikelihood):
     def log_density(self, y: Array, f: Array) -> Array:
         """`(a − 1) log y + (b − 1) log(1 − y) − log B(a, b)`."""
         a, b = self._parameters(f)
-        return (a - 1) * jnp.log(y) + (b - 1) * jnp.log1p(-y) - betaln(a, b)
+        constant = gammaln(self.concentration.astype(f.dtype)) - gammaln(a) - gammaln(b)
+        return constant + (a - 1) * jnp.log(y) + (b - 1) * jnp.log1p(-y)
 
     def response(self, f: Array) -> Array:
         """The mean."""
@@ -307,5 +306,4 @@ class Beta(AbstractLikelihood):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
         a, b = self._parameters(f)
-        y, a, b = jnp.broadcast_arrays(jnp.clip(y, 0, 1), a, b)
-        return betainc(a, b, y)
+        return betainc(a, b, jnp.clip(y, 0, 1))

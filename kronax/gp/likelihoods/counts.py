@@ -11,7 +11,7 @@ from jax.scipy.special import betainc, gammaincc, gammaln
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, per_cell
+from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
 from kronax.parameters import data, parameter
 
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
@@ -36,11 +36,9 @@ class _Counts(AbstractLikelihood):
 
     exposure: eqx.AbstractVar[Array | None]
 
-    def log_exposure(self, dtype: Any) -> Array:
+    def log_exposure(self, f: Array) -> Array:
         """Zero where no exposure is given."""
-        if self.exposure is None:
-            return jnp.zeros((), dtype)
-        return jnp.log(self.exposure.astype(dtype))
+        return jnp.zeros_like(f) if self.exposure is None else jnp.log(cells_like(self.exposure, f))
 
     @property
     def support(self) -> Support:
@@ -49,7 +47,7 @@ class _Counts(AbstractLikelihood):
 
     def start(self, y: Array) -> Array:
         """The logarithm of the observed rate."""
-        return jnp.log(y + HALF) - self.log_exposure(y.dtype)
+        return jnp.log(y + HALF) - self.log_exposure(y)
 
     def response(self, f: Array) -> Array:
         """The rate per unit of exposure."""
@@ -57,7 +55,7 @@ class _Counts(AbstractLikelihood):
 
     def mean(self, f: Array) -> Array:
         """The expected count."""
-        return jnp.exp(f + self.log_exposure(f.dtype))
+        return jnp.exp(f + self.log_exposure(f))
 
 
 class Poisson(_Counts):
@@ -82,7 +80,7 @@ class Poisson(_Counts):
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log λ − λ − log y!`."""
-        log_rate = f + self.log_exposure(f.dtype)
+        log_rate = f + self.log_exposure(f)
         return y * log_rate - jnp.exp(log_rate) - gammaln(y + 1)
 
     def expected(self, y: Array, mean: Array, variance: Array) -> Array:
@@ -104,8 +102,8 @@ class Poisson(_Counts):
 
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete gamma function."""
-        y, rate = jnp.broadcast_arrays(jnp.floor(y), self.mean(f))
-        return jnp.where(y < 0, 0.0, gammaincc(jnp.maximum(y, 0) + 1, rate))
+        y = jnp.floor(y)
+        return jnp.where(y < 0, 0.0, gammaincc(jnp.maximum(y, 0) + 1, self.mean(f)))
 
 
 class NegativeBinomial(_Counts):
@@ -130,7 +128,7 @@ class NegativeBinomial(_Counts):
     def log_density(self, y: Array, f: Array) -> Array:
         """`log Γ(y + r) / (Γ(r) y!) − r log(1 + μ/r) − y log(1 + r/μ)`."""
         r = self.concentration.astype(f.dtype)
-        log_ratio = f + self.log_exposure(f.dtype) - jnp.log(r)
+        log_ratio = f + self.log_exposure(f) - jnp.log(r)
         constant = gammaln(y + r) - gammaln(r) - gammaln(y + 1)
         return constant - r * jax.nn.softplus(log_ratio) - y * jax.nn.softplus(-log_ratio)
 
@@ -149,6 +147,5 @@ class NegativeBinomial(_Counts):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
         r = self.concentration.astype(f.dtype)
-        mean = self.mean(f)
-        y, share = jnp.broadcast_arrays(jnp.floor(y), r / (r + mean))
+        y, share = jnp.floor(y), r / (r + self.mean(f))
         return jnp.where(y < 0, 0.0, betainc(r, jnp.maximum(y, 0) + 1, share))

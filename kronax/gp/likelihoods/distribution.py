@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -79,10 +80,9 @@ class DistributionLikelihood(AbstractLikelihood):
 
     def start(self, y: Array) -> Array:
         """Of many candidates the one of the largest density, cell by cell."""
-        several = jnp.asarray(CANDIDATES, y.dtype).reshape(-1, *(1,) * y.ndim)
-        several = jnp.broadcast_to(several, (len(CANDIDATES), *y.shape))
-        candidates = jnp.concatenate([several, y[None]])
-        density = self.log_density(y, candidates)
+        several = [jnp.full_like(y, candidate) for candidate in CANDIDATES]
+        candidates = jnp.stack([*several, y])
+        density = jax.vmap(lambda f: self.log_density(y, f))(candidates)
         best = jnp.argmax(jnp.where(jnp.isfinite(density), density, -jnp.inf), axis=0)
         return jnp.take_along_axis(candidates, best[None], axis=0)[0]
 

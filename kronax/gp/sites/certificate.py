@@ -7,6 +7,7 @@ are taken block by block, each given the sites of all others.
 """
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -89,9 +90,13 @@ class ApproximationCheck(eqx.Module):
 def log_weights(like: AbstractLikelihood, y: Array, sites: Sites, draws: Array) -> Array:
     """What the sites left out of the log density of every cell, for draws `(s, *grid)`."""
     is_site = sites.precision > 0
-    square = sites.precision * jnp.square(sites.target - draws)
-    log_site = (jnp.log(jnp.where(is_site, sites.precision, 1) / (2 * jnp.pi)) - square) / 2
-    return jnp.where(is_site, like.log_density(y, draws) - log_site, 0)
+    constant = jnp.log(jnp.where(is_site, sites.precision, 1) / (2 * jnp.pi))
+
+    def one(f: Array) -> Array:
+        log_site = (constant - sites.precision * jnp.square(sites.target - f)) / 2
+        return jnp.where(is_site, like.log_density(y, f) - log_site, 0)
+
+    return jax.vmap(one)(draws)
 
 
 def check(evidence: Array, weights: Array, draws: Array, sites: Sites) -> ApproximationCheck:

@@ -5,12 +5,11 @@ bound, is stationary in the sites, so that its derivative in the parameters is t
 and `q` held fixed. *Laplace*: the same with `log p(y|f) − log N(z; f, 1/W)` at the mode `f`, which
 moves with the parameters: one Newton step from the mode found has the mode's derivative.
 
-Where a log density bends upwards its site is not its own bend, and the bound is not stationary: then
-sites are followed for more steps from where they were found.
+Where a log density bends upwards its site is not its own bend, and the bound is not stationary:
+then sites are followed for more steps from where they were found.
 """
 
 from math import log, pi
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -25,7 +24,6 @@ from kronax.gp.posterior import predict
 from kronax.gp.sites.search import Hint, expected_log_density, filled, find, no_hint, site_of
 from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.primitives import once_differentiable
-
 
 # Each step leaves about a third of what the one before left of the derivative of the sites.
 FOLLOWED = 12
@@ -69,6 +67,7 @@ def _of_one(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Array, Hint]:
 
 def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     """The evidence at given sites, right to first order in the parameters."""
+    assert gp.likelihood is not None
     sites = lax.stop_gradient(sites)
     is_variational = gp.approximation == "variational"
     held = sites.target, sites.precision, sites.mean, sites.variance
@@ -84,7 +83,9 @@ def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     return density + jnp.sum(fit)
 
 
-def _followed(gp: AbstractProcess, y: Array, sites: Sites, num_steps: int) -> tuple[Array, ...]:
+def _followed(
+    gp: AbstractProcess, y: Array, sites: Sites, num_steps: int
+) -> tuple[Array, Array, Array, Array]:
     """Sites and marginals after further steps, with their derivatives in the parameters."""
     prior = lax.stop_gradient(gp.covariance(include_noise=False).diagonal())
     is_variational = gp.approximation == "variational"
@@ -110,6 +111,7 @@ def _followed(gp: AbstractProcess, y: Array, sites: Sites, num_steps: int) -> tu
 
 def _bends_upwards(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     """Whether the log density of a cell bends upwards, so that its site is not its own bend."""
+    assert gp.likelihood is not None
     if gp.approximation == "variational":
         _, bend = gp.likelihood.expected_derivatives(y, sites.mean, sites.variance)
     else:

@@ -8,12 +8,11 @@ marginal `N(m, v)` the site `N(z; f, 1/W)` is taken off, which leaves `v' = v / 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import HeldOut
-from kronax.gp.likelihoods.base import AbstractLikelihood, average, nodes_of
+from kronax.gp.likelihoods.base import AbstractLikelihood, average, log_average
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import check_key
 
@@ -43,7 +42,7 @@ class LikelihoodLeaveOneOut(HeldOut):
 
     def log_density(self) -> Float[Array, "..."]:
         """Log predictive density, or probability, of every observation, in nats."""
-        return _log_density(self.likelihood, self.y, self.function_mean, self.function_variance)
+        return log_predictive(self.likelihood, self.y, self.function_mean, self.function_variance)
 
     @property
     def log_score(self) -> Float[Array, ""]:
@@ -78,13 +77,9 @@ class LikelihoodLeaveOneOut(HeldOut):
 
 
 @eqx.filter_jit
-def _log_density(like: AbstractLikelihood, y: Array, mean: Array, variance: Array) -> Array:
-    """`log E p(y | f)`, by the largest term first."""
-    f, log_weights = nodes_of(mean, variance)
-    return logsumexp(like.log_density(y, f) + log_weights, axis=0)
-
-
-log_predictive = _log_density
+def log_predictive(like: AbstractLikelihood, y: Array, mean: Array, variance: Array) -> Array:
+    """`log E p(y | f)`, cell by cell."""
+    return log_average(lambda f: like.log_density(y, f), mean, variance)
 
 
 @eqx.filter_jit

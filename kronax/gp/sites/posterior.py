@@ -108,8 +108,12 @@ class LikelihoodPosterior(Posterior):
         draws = super().sample(function_key, axes, sample_shape, points=points)
         if not response:
             return draws
-        place = draws.shape[len(shape_of(sample_shape)) :]
-        return self._likelihood_at(given, axes, points, place).sample(key, draws)
+        lead = shape_of(sample_shape)
+        place = draws.shape[len(lead) :]
+        likelihood = self._likelihood_at(given, axes, points, place)
+        flat = draws.reshape(-1, *place)
+        observations = jax.vmap(likelihood.sample)(jax.random.split(key, len(flat)), flat)
+        return observations.reshape(draws.shape)
 
     def log_prob(
         self,
@@ -161,7 +165,7 @@ class LikelihoodPosterior(Posterior):
                 "key=jax.random.key(0), or ask for pointwise=True."
             )
         draws = super().sample(key, axes, (num_draws,), points=points)
-        logs = likelihood.log_density(y_new, draws).reshape(num_draws, -1).sum(axis=1)
+        logs = jax.vmap(lambda f: jnp.sum(likelihood.log_density(y_new, f)))(draws)
         return logsumexp(logs) - jnp.log(jnp.asarray(num_draws, logs.dtype))
 
     def leave_one_out(self) -> LikelihoodLeaveOneOut:

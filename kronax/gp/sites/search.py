@@ -155,7 +155,8 @@ class _Search(NamedTuple):
         """For checked data that are filled in the gaps."""
         prior = gp.covariance(include_noise=False).diagonal()
         mean = gp.mean_on((None,) * len(gp.axes))
-        return cls(gp, y, mean, jnp.broadcast_to(prior, y.shape), tolerance_of(gp, y.dtype))
+        mean, prior = (jnp.broadcast_to(x, y.shape) for x in (mean, prior))
+        return cls(gp, y, mean, prior, tolerance_of(gp, y.dtype))
 
     def first(self, hint: Hint) -> _Place:
         """From the data, or from where another search ended: a whole step."""
