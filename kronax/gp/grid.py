@@ -21,7 +21,7 @@ from kronax.gp.labelled.data_arrays import (
     noise_by_axis,
 )
 from kronax.gp.labelled.templates import template_of
-from kronax.gp.likelihoods.base import AbstractLikelihood
+from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.likelihoods.distribution import as_likelihood
 from kronax.gp.means.means import Mean, as_mean
 from kronax.gp.means.regression import described
@@ -433,6 +433,8 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
+        if self.likelihood is not None:
+            y = as_floats(y, self.dtype)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
         seen = with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))

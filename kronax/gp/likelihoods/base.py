@@ -240,11 +240,9 @@ def per_cell(value: Any, name: str) -> Array:
     return array
 
 
-def as_floats(value: Any) -> Any:
+def as_floats(value: Any, dtype: Any = float) -> Any:
     """Arrays of whole numbers or of truth values, labelled ones too, as real ones."""
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind in "iub" and kind:
-        return value.astype(float)
-    if isinstance(value, list | tuple):
-        return np.asarray(value, float)
-    return value
+        return value.astype(dtype)
+    return np.asarray(value, dtype) if isinstance(value, list | tuple) else value

@@ -116,7 +116,7 @@ def without_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
 def checked_data(gp: AbstractProcess, y: Any) -> Array:
     """`y` in the grid layout, finite where there are data."""
     if gp.likelihood is not None:
-        y = as_floats(y)  # counts are whole numbers
+        y = as_floats(y, gp.dtype)  # counts are whole numbers
     y = in_grid_order(y, gp.axes, gp.axis_names)
     grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
     infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)

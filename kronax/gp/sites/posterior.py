@@ -148,7 +148,7 @@ class LikelihoodPosterior(Posterior):
         """
         self._refuse_noise(False, noise)
         shape = self.mean(axes, points=points).shape
-        y_new = jnp.asarray(as_floats(y_new), self.operator.dtype)
+        y_new = jnp.asarray(as_floats(y_new, self.operator.dtype))
         if y_new.shape != shape:
             raise ValueError(
                 f"y_new must have one observation per place, shape {shape}; got {y_new.shape}."
