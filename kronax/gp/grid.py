@@ -189,13 +189,15 @@ class GridGP(NumpyroSites, LeastNoise):
         cls,
         data: Any,
         kernels: Mapping[str, Any],
-        noise: Any = 0.1,
+        noise: Any = None,
         mean: Any = None,
         structure: Mapping[str, str | int] | None = None,
         axes: Mapping[str, Any] | None = None,
         batch_dims: Sequence[str] = (),
         gaps: str = "auto",
         iteration: Iteration | None = None,
+        likelihood: Any = None,
+        approximation: str = "variational",
     ) -> "GridGP":
         """A process on the grid of a DataArray; its values are not looked at.
 
@@ -205,7 +207,7 @@ class GridGP(NumpyroSites, LeastNoise):
         Args:
             data: the DataArray.
             kernels: one per dimension, by name.
-            noise: as for a GridGP; a DataArray as well. The default is where a fit begins.
+            noise: as for a GridGP; a DataArray as well. By default 0.1, where a fit begins.
             mean: as for a GridGP; a DataArray as well.
             structure: by name.
             axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
@@ -213,13 +215,17 @@ class GridGP(NumpyroSites, LeastNoise):
             batch_dims: dimensions without a kernel, which count replicates.
             gaps: as for a GridGP, as is `iteration`.
             iteration: settings of the iterations.
+            likelihood: as for a GridGP, as is `approximation`.
+            approximation: of the posterior.
 
         Raises:
             KeyError: if a dimension has no kernel, or a name is unknown.
             ValueError: as for a GridGP.
         """
         axes = grid_of_data_array(data, kernels, axes, batch_dims)
-        return cls(kernels, axes, noise, mean, structure, gaps=gaps, iteration=iteration)
+        noise = 0.1 if noise is None and likelihood is None else noise
+        options = {"gaps": gaps, "iteration": iteration, "likelihood": likelihood}
+        return cls(kernels, axes, noise, mean, structure, approximation=approximation, **options)
 
     def covariance(
         self, include_noise: bool = True

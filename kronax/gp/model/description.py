@@ -57,6 +57,8 @@ def description(gp: AbstractProcess) -> str:
         )
         lines += [f"  {line}" for line in _markov(kernel, axis, structure, label)]
     lines += [f"  {line}" for line in _terms(gp, labels)]
+    if gp.likelihood is not None:
+        lines.append(f"  likelihood {type(gp.likelihood).__name__}, {gp.approximation}")
     if isinstance(gp.noise, NoNoise):
         lines.append("  no noise: the data are interpolated")
     lines += described(gp) + _rounding(gp)
