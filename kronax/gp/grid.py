@@ -47,7 +47,7 @@ from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
-from kronax.gp.sites.evidence import evidence, evidence_from, first_hints
+from kronax.gp.sites.evidence import SearchedEvidence, evidence
 from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -61,7 +61,7 @@ from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.parameters import parameter
 
 
-class GridGP(NumpyroSites, LeastNoise):
+class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
@@ -298,14 +298,6 @@ class GridGP(NumpyroSites, LeastNoise):
         marginal_likelihood.explain(self, grid, value)
         return value
 
-    def first_hints(self, shape: tuple[int, ...]) -> Any:
-        """What `log_likelihood_from` may start from, of data of a shape; `None` for normal data."""
-        return None if self.likelihood is None else first_hints(self, shape)
-
-    def log_likelihood_from(self, grid: Array, hints: Any) -> tuple[Array, Any]:
-        """`checked_log_likelihood` by a search from another one's end, and the end of this one."""
-        return evidence_from(self, grid, hints)
-
     def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
         """The same with its certificate: error, standard error, residual and iterations.
 
@@ -334,7 +326,7 @@ class GridGP(NumpyroSites, LeastNoise):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         seen, grid = self._seen(y)
-        self.check_model()
+        seen.check_model()
         if self.likelihood is not None:
             return approximated(seen, grid, template_of(y, self.axis_names))
         seen = measured_by(seen, grid)
@@ -363,13 +355,14 @@ class GridGP(NumpyroSites, LeastNoise):
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
 
-        A constant mean is that of the data. The correlation of the data along each axis, by
-        distance, gives its lengthscales, where it falls to that at one lengthscale, and the share
-        of the noise, what it has lost between neighbours; several lengthscales of a sum are spread
-        around that, in the order of those given. `variance` and `noise` share out the mean square
-        about the mean. Parameters without units start at 1, periods stay, and so does what
-        declares no start (`kx.parameter`). Other units of data or axes give the same model in
-        these units. One pass over the data; a batch is pooled.
+        A constant mean is that of the data, and the coefficients of a mean that has others are
+        those of ordinary least squares; what is left of the data tells the rest. Its correlation
+        along each axis, by distance, gives its lengthscales, where it falls to that at one
+        lengthscale, and the share of the noise, what it has lost between neighbours; several
+        lengthscales of a sum are spread around that, in the order of those given. `variance` and
+        `noise` share out the mean square. Parameters without units start at 1, periods stay, and
+        so does what declares no start (`kx.parameter`). Other units of data or axes give the same
+        model in these units. One pass over the data; a batch is pooled.
 
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
@@ -436,6 +429,7 @@ class GridGP(NumpyroSites, LeastNoise):
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
         checks.check_ranks(self)
+        checks.check_covariates(self, self.observed)
         checks.check_design(self)
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.likelihoods.base import as_floats
+from kronax.gp.model.checks import check_covariates
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
@@ -40,6 +41,7 @@ def observing(gp: Process, y: Any) -> Process:
 
 def with_observed(gp: Process, observed: Mask | None) -> Process:
     """The same process, observed at other cells: what was measured of others does not count."""
+    check_covariates(gp, observed)
     if observed == gp.observed:
         return gp
     return with_fields(gp, observed=observed, measured=None)

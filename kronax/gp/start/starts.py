@@ -25,6 +25,7 @@ from kronax.gp.model.components import term
 from kronax.gp.model.description import variance_of
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.start.correlogram import Correlogram, Products
+from kronax.gp.start.least_squares import least_squares
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.parameters import AS_GIVEN, DATA_MEAN, LENGTH_POWERS, Parameter, parameters, replace
 from kronax.paths import frozen_paths
@@ -98,7 +99,9 @@ class _Start:
         self.known_to_user: set[str] = set()
         declared = dict(_declared(gp.mean, "mean"))
         self.put({path: np.nanmean(y) for path, start in declared.items() if start == DATA_MEAN})
-        residual = y - np.asarray(self.gp.mean_on((None,) * len(gp.axes)), np.float64)
+        found, fit = least_squares(self.gp, y, self.frozen)
+        self.put(found)
+        residual = y - np.asarray(self.gp.mean_on((None,) * len(gp.axes)), np.float64) - fit
         mean_square = float(np.nanmean(np.square(residual)))
         # What is left of constant data is rounding.
         rounding = 16 * float(jnp.finfo(gp.dtype).eps) * float(np.nanmax(np.abs(y)))
