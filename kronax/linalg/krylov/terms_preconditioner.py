@@ -133,7 +133,7 @@ def terms_reference(
         lambda: box_roots(bases, weight, excess, top, turn),
     )
     compared = Reference(
-        bases, noise, weight, smooth, excess, top, turn, *roots, place_of(top, weight)
+        bases, noise, weight, smooth, excess, top, turn, *roots, place=place_of(top, weight)
     )
     return TermsReference(signal, variances, precisions, spectrum, compared, is_even)
 
