@@ -127,13 +127,13 @@ def terms_reference(
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
     identity = jnp.eye(values.size, dtype=signal.dtype)
-    roots = lax.cond(
+    roots: tuple[Array, Array, Array, Array] = lax.cond(
         is_even,
         lambda: (jnp.zeros_like(identity), identity, identity, jnp.zeros((), signal.dtype)),
         lambda: box_roots(bases, weight, excess, top, turn),
     )
     compared = Reference(
-        bases, noise, weight, smooth, excess, top, turn, *roots, place=place_of(top, weight)
+        bases, noise, weight, smooth, excess, top, turn, *roots, place_of(top, weight)
     )
     return TermsReference(signal, variances, precisions, spectrum, compared, is_even)
 
