@@ -41,6 +41,15 @@ from kronax.gp.kernels.stationary import RationalQuadratic as RationalQuadratic
 from kronax.gp.kernels.stationary import SpectralMixture as SpectralMixture
 from kronax.gp.kernels.stationary import SquaredExponential as SquaredExponential
 from kronax.gp.kernels.stationary import White as White
+from kronax.gp.likelihoods.binary import Bernoulli as Bernoulli
+from kronax.gp.likelihoods.binary import Binomial as Binomial
+from kronax.gp.likelihoods.continuous import Beta as Beta
+from kronax.gp.likelihoods.continuous import CensoredNormal as CensoredNormal
+from kronax.gp.likelihoods.continuous import Gamma as Gamma
+from kronax.gp.likelihoods.continuous import StudentT as StudentT
+from kronax.gp.likelihoods.counts import NegativeBinomial as NegativeBinomial
+from kronax.gp.likelihoods.counts import Poisson as Poisson
+from kronax.gp.likelihoods.distribution import DistributionLikelihood as DistributionLikelihood
 from kronax.gp.means.covariates import CovariateMean as CovariateMean
 from kronax.gp.means.means import ConstantMean as ConstantMean
 from kronax.gp.means.means import Mean as Mean

@@ -81,6 +81,20 @@ def refuse_gaps(gp: AbstractProcess, what: str) -> None:
         )
 
 
+def check_approximation(approximation: Any, likelihood: Any, noise: Any) -> str:
+    """The name of the approximation, if there is a likelihood in place of noise, or neither."""
+    if approximation not in ("variational", "laplace"):
+        raise ValueError(
+            f"`approximation` must be 'variational' or 'laplace'; got {approximation!r}."
+        )
+    if likelihood is not None and noise is not None:
+        raise TypeError(
+            "A process has noise or a likelihood; got both. The likelihood says how data scatter "
+            "about the function: leave `noise` out."
+        )
+    return approximation
+
+
 def check_design(gp: AbstractProcess) -> None:
     """Refuse functions of a marginal mean that are combinations of each other."""
     if not isinstance(gp.mean, MarginalMean) or not is_concrete(gp.axes):

@@ -15,6 +15,7 @@ from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labelled.templates import Template
+from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.means.covariates import Covariate, with_covariates
 from kronax.gp.means.gls import Regression
 from kronax.gp.means.means import Mean, values_at
@@ -56,6 +57,8 @@ class AbstractProcess(eqx.Module):
         measured: the way of solving that a trial found.
         variance: the amplitude; by name for terms without an exact decomposition.
         noise: a variance, or noise of another kind.
+        likelihood: of data that are not normal; their noise is then what its sites bring.
+        approximation: how the function is approximated then: "variational" or "laplace".
     """
 
     kernels: eqx.AbstractVar[tuple[Kernel, ...]]
@@ -72,6 +75,8 @@ class AbstractProcess(eqx.Module):
     measured: eqx.AbstractVar[Any]
     variance: eqx.AbstractVar[Any]
     noise: eqx.AbstractVar[Any]
+    likelihood: eqx.AbstractVar[AbstractLikelihood | None]
+    approximation: eqx.AbstractVar[str]
 
     @property
     def grid_shape(self) -> tuple[int, ...]:

@@ -197,6 +197,9 @@ def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, A
     has_data: Any = True if gp.observed is None else jnp.asarray(gp.observed.array)
     if noise.observed is not None:
         has_data = noise.observed & has_data
+    if noise.is_per_cell:  # where it is more than the prior the difference would cancel
+        prior = gp.covariance(include_noise=False).diagonal()
+        has_data = (noise.levels(gp.dtype) <= prior) & has_data
     return y - noise.times(weights, gp.dtype), has_data
 
 

@@ -92,6 +92,8 @@ class _Start:
         seen = gp.observing(y).observed  # refuses data without any value
         if seen is not None:
             y = np.where(seen.array, y, np.nan)
+        if gp.likelihood is not None:  # from here on the latent function is what was observed
+            y = np.asarray(gp.likelihood.start(jnp.asarray(y)), np.float64)
         self.gp = gp
         self.frozen = frozen_paths(gp, freeze)
         self.known_to_user: set[str] = set()
@@ -119,6 +121,9 @@ class _Start:
         self.put(dict(_variances(self.gp, (1 - noise) * mean_square)))
         found = self.gp.noise_model.at_level(noise * mean_square)
         self.put({f"noise{path}": value for path, value in found.items()})
+        if gp.likelihood is not None:
+            starts = gp.likelihood.starts(noise * mean_square)
+            self.put({f"likelihood.{name}": value for name, value in starts.items()})
 
     def put(self, values: dict[str, Any]) -> None:
         """Set parameters in their own shape and precision, except frozen ones."""

@@ -127,7 +127,7 @@ def terms_reference(
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
     identity = jnp.eye(values.size, dtype=signal.dtype)
-    roots = lax.cond(
+    roots: tuple[Array, Array, Array, Array] = lax.cond(
         is_even,
         lambda: (jnp.zeros_like(identity), identity, identity, jnp.zeros((), signal.dtype)),
         lambda: box_roots(bases, weight, excess, top, turn),
