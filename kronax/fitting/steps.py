@@ -70,6 +70,7 @@ class State(NamedTuple):
     after `k` steps; `step` counts the points that were judged, and `grad` is the gradient at the
     last of them. `fresh` is the loss at which a stuck line search was last started afresh. `lost`
     counts gains below `rounding`, by which losses miss what their gradients say, less those above.
+    `blocked` says whether the last line search met a loss that is not finite.
     `promise` is that of an optimiser of optax, which moves before the loss is seen.
     """
 
@@ -89,6 +90,7 @@ class State(NamedTuple):
     lost: Array
     rounding: Array
     grad: Array
+    blocked: Array
 
 
 def start(
@@ -101,6 +103,7 @@ def start(
     unknown: Any = np.full(count, np.inf, points.dtype)
     room: Any = np.full((count, num_steps + 1), np.nan, points.dtype)
     zeros: Any = np.zeros(count, np.int32)
+    never: Any = np.zeros(count, bool)
     promise = Promise(np.zeros_like(points), np.zeros_like(unknown), unknown)
     state = State(
         layout=layout,
@@ -119,6 +122,7 @@ def start(
         lost=zeros,
         rounding=np.zeros_like(unknown),
         grad=np.zeros_like(points),
+        blocked=never,
     )
     return owned(state)
 
@@ -236,11 +240,11 @@ def _turns(loss: Any, threshold: Array) -> Any:
             )
             which = jnp.where(is_stale, 2, goes_on.astype(jnp.int32))
             raw, optimizer = jax.lax.switch(which, ways)
-            return new._replace(raw=raw, optimizer=optimizer)
+            return new._replace(raw=raw, optimizer=optimizer, blocked=state.blocked & ~goes_on)
 
         def again(state: State) -> State:
-            onward = narrower(search)
-            return state._replace(raw=onward.point, optimizer=onward)
+            onward, blocked = narrower(search), state.blocked | ~jnp.isfinite(value)
+            return state._replace(raw=onward.point, optimizer=onward, blocked=blocked)
 
         return jax.lax.cond(is_taken, step, again, state)
 
