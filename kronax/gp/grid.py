@@ -33,13 +33,13 @@ from kronax.gp.model.method import (
     gaps_of,
     mask_of,
     observing,
-    with_fields,
     with_observed,
     without_unknown_gaps,
 )
 from kronax.gp.model.noise import as_noise
+from kronax.gp.model.process import with_fields
 from kronax.gp.model.resolution import warn_of_lost_digits
-from kronax.gp.model.solver_choice import Choice, with_noise_of
+from kronax.gp.model.solver_choice import Choice, settled, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
@@ -85,8 +85,9 @@ class GridGP(NumpyroSites, LeastNoise):
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
-            the parameters; one of "dense", "toeplitz", "circulant", "centrosymmetric" and "markov"
-            per axis overrides that. A whole number is the rank of a `kx.LowRank` factor for a
+            the parameters, and a long one, or one along which many gaps are best filtered, a Markov
+            one; one of "dense", "toeplitz", "circulant", "centrosymmetric" and "markov" per axis
+            overrides that. A whole number is the rank of a `kx.LowRank` factor for a
             smooth kernel on many places: where that many columns do not carry the covariance to
             1000 times the machine precision, values raise, and traced ones are NaN.
 
@@ -164,7 +165,7 @@ class GridGP(NumpyroSites, LeastNoise):
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
             )
-        self.structures = solver_choice.long_axes(self, structure)
+        self.structures = settled(self).structures
         warn_of_lost_digits(self)
 
     @classmethod
@@ -240,7 +241,7 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""
-        return with_fields(self, measured=measured)
+        return settled(with_fields(self, measured=measured))
 
     def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""

@@ -1,6 +1,5 @@
 """Cells without data: where they are."""
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,8 @@ from jaxtyping import Array
 
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.model.noise import CellNoise
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractProcess, with_fields
+from kronax.gp.model.solver_choice import settled
 from kronax.linalg.arrays.checks import grid_of, is_concrete
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
@@ -39,15 +39,7 @@ def with_observed(gp: AbstractProcess, observed: Mask | None) -> Any:
     """The same process, observed at other cells: what was measured of others does not count."""
     if observed == gp.observed:
         return gp
-    return with_fields(gp, observed=observed, measured=None)
-
-
-def with_fields(gp: AbstractProcess, **changes: Any) -> Any:
-    """The same process with other fields, which nothing checks."""
-    other = object.__new__(type(gp))
-    for field in dataclasses.fields(gp):
-        object.__setattr__(other, field.name, changes.get(field.name, getattr(gp, field.name)))
-    return other
+    return settled(with_fields(gp, observed=observed, measured=None))
 
 
 def mask_of(observed: Any, noise: Any, grid_shape: tuple[int, ...]) -> Mask | None:

@@ -1,6 +1,7 @@
 """What a Gaussian process on a grid is, below all that one does with it."""
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -134,6 +135,14 @@ class AbstractProcess(eqx.Module):
     @abc.abstractmethod
     def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""
+
+
+def with_fields(gp: AbstractProcess, **changes: Any) -> Any:
+    """The same process with other fields, which nothing checks."""
+    other = object.__new__(type(gp))
+    for field in dataclasses.fields(gp):
+        object.__setattr__(other, field.name, changes.get(field.name, getattr(gp, field.name)))
+    return other
 
 
 class AbstractPosterior(eqx.Module):

@@ -19,7 +19,8 @@ from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
 from kronax.gp.model.method import gaps_of, mask_of
 from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
+from kronax.gp.model.solver_choice import settled
 from kronax.linalg.arrays.checks import array_of_reals, grid_of, is_concrete
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.factors.diagonal import ScaledIdentity
@@ -160,8 +161,7 @@ def _continued(known: Coordinates, ahead: Coordinates, name: str) -> tuple[Coord
 def _longer(gp: AbstractProcess, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
     """The process with another axis `i`: its structure is chosen anew, its parameters stay."""
     name, kernel, held = axis_labels(gp)[i], gp.kernels[i], gp.structures[i]
-    stays = held.reason == "as asked" or held.kind == "markov"
-    asked = held.rank or (held.kind if stays else None)
+    asked = held.rank or (held.kind if held.is_asked else None)
     check_kernel(kernel, axis, name)
     structure = choose(kernel, axis, asked)
     check_structure(kernel, axis, structure, name)
@@ -177,11 +177,7 @@ def _longer(gp: AbstractProcess, i: int, axis: Axis, count: int, noise: Any, in_
         "noise": _longer_noise(gp, i, axis.size, count, noise, in_front),
     }
     changes["observed"] = mask_of(None, changes["noise"], tuple(x.size for x in axes))
-    longer = object.__new__(type(gp))
-    for field in dataclasses.fields(gp):
-        value = changes.get(field.name, getattr(gp, field.name))
-        object.__setattr__(longer, field.name, value)
-    return longer
+    return settled(with_fields(gp, **changes))
 
 
 def _longer_noise(
