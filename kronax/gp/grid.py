@@ -36,11 +36,11 @@ from kronax.gp.model.method import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import as_noise
 from kronax.gp.model.process import with_fields
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, settled, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
+from kronax.gp.noise.reading import as_noise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
@@ -144,7 +144,7 @@ class GridGP(NumpyroSites, LeastNoise):
         noise = noise_by_axis(noise, self.axes, self.axis_names)
         self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
-        self.observed = mask_of(observed, self.noise, self.grid_shape)
+        self.observed = mask_of(observed, self.noise_model, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
         self.measured = None
         self.joined, self.terms, self.joined_structure = None, None, None
@@ -152,7 +152,7 @@ class GridGP(NumpyroSites, LeastNoise):
             self.kernels, self.variance = given[None]
         else:
             self.terms, self.kernels, self.joined, self.variance = merge(
-                given, self.axes, self.noise, labels
+                given, self.axes, self.noise_model, labels
             )
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
@@ -403,9 +403,10 @@ class GridGP(NumpyroSites, LeastNoise):
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
+        y = in_grid_order(y, self.axes, self.axis_names)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
-        seen = with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
+        seen = with_observed(self, gaps_of(self, y))
         return seen, without_unknown_gaps(seen, grid)
 
     def check_data(self, y: Any) -> Array:

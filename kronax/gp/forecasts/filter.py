@@ -14,7 +14,6 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.forecasts import recursion, saved
 from kronax.gp.forecasts.history import (
-    Noise,
     absorbed,
     check_axis,
     front,
@@ -37,7 +36,8 @@ from kronax.gp.forecasts.times import (
 )
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.templates import Template, check_data_units, without_axis
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.noise.abstract import NoiseInTime
 from kronax.linalg.arrays.checks import is_concrete
 
 
@@ -118,7 +118,7 @@ class Filter(eqx.Module):
         state: of the function, less its mean.
     """
 
-    gp: Any
+    gp: AbstractProcess
     axis: int = eqx.field(static=True)
     template: Template | None = eqx.field(static=True)
     places: Array
@@ -247,13 +247,13 @@ class Filter(eqx.Module):
             shape.insert(self.axis, new.size)
         return levels_of(noise, tuple(shape), self.gp.dtype)
 
-    def noise_at(self, levels: Array | None, num_times: int, single: bool) -> Noise:
+    def noise_at(self, levels: Array | None, num_times: int, single: bool) -> NoiseInTime:
         """The noise at some times, that of the model or given variances."""
         if levels is None:
             assert self.noise is not None
-            return Noise(jnp.ones((num_times, 1), self.gp.dtype), self.noise)
+            return NoiseInTime(jnp.ones((num_times, 1), self.gp.dtype), self.noise)
         levels = self.front(levels, single)
-        return Noise(levels, jnp.ones(levels.shape[-1], levels.dtype))
+        return NoiseInTime(levels, jnp.ones(levels.shape[-1], levels.dtype))
 
     def front(self, x: Array, single: bool) -> Array:
         """What is laid out as new values as `(k, *batch, m)`."""

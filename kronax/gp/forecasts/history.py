@@ -1,9 +1,6 @@
 """The filter of a posterior: one pass over its data."""
 
 import dataclasses
-from functools import reduce
-from math import prod
-from operator import mul
 from typing import Any
 
 import equinox as eqx
@@ -21,38 +18,11 @@ from kronax.gp.kernels.markov import NotMarkovError
 from kronax.gp.kernels.points import Points
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import factor_of, whole
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
 from kronax.gp.model.solver_choice import own_structures
-from kronax.linalg.arrays.mode_products import along
-from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.gp.noise.abstract import AbstractNoise, NoiseInTime
+from kronax.gp.noise.variances import NoNoise
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.spectral.low_rank import is_diagonal
-
-
-class Noise(eqx.Module):
-    """Noise along the times: `level · shape` at each.
-
-    Args:
-        levels: `(n, 1)`, or `(n, m)` for a variance per cell.
-        shape: variances `(m,)` or a covariance `(m, m)`.
-        is_known: whether it is the same at times to come.
-    """
-
-    levels: Array
-    shape: Array
-    is_known: bool = eqx.field(static=True, default=True)
-
-    @property
-    def variances(self) -> Array:
-        """The variances, `(m,)`."""
-        return jnp.diagonal(self.shape) if self.shape.ndim == 2 else self.shape
-
-    def at(self, level: Array) -> Array:
-        """The covariance at a time of a level, `(m, m)`."""
-        if self.shape.ndim == 2:
-            return jnp.broadcast_to(level, self.shape.shape[:1])[:, None] * self.shape
-        return jnp.diag(level * self.shape)
 
 
 def markov_axis(gp: AbstractProcess, names: tuple[str, ...]) -> int:
@@ -99,49 +69,20 @@ def check_axis(gp: AbstractProcess, i: int, name: str) -> None:
             f"{reason}.",
             reason,
         )
-    if isinstance(gp.noise, FullNoise) and not is_diagonal(gp.noise.kronecker.factors[i]):
+    if not gp.noise_model.is_independent_along(i):
         raise ValueError(
             f"A filter needs noise without correlation along {name}; got a covariance. Put it "
             "into the process, as a term."
         )
 
 
-def one_slice(gp: AbstractProcess, i: int) -> Any:
+def one_slice(gp: AbstractProcess, i: int) -> AbstractProcess:
     """The process with a single time, which does not count: nothing of it grows with the data."""
     axis = dataclasses.replace(beginning(gp.axes[i], 1), given=None, shift=None)
     if axis.index is not None:
         axis = dataclasses.replace(axis, index=dataclasses.replace(axis.index, values=None))
     axes = (*gp.axes[:i], axis, *gp.axes[i + 1 :])
     return with_fields(gp, axes=axes, noise=NoNoise(), observed=None, measured=None)
-
-
-def noise_of(gp: AbstractProcess, i: int, grid: tuple[int, ...]) -> Noise:
-    """The noise of a process along an axis of a grid, in the order of the grid."""
-    own, dtype, n = gp.noise, gp.dtype, grid[i]
-    sizes = [size for j, size in enumerate(grid) if j != i]
-    ones, m = jnp.ones((n, 1), dtype), prod(sizes)
-    if isinstance(own, CellNoise):
-        cells = front(own.operator(dtype), i, len(gp.axes))
-        cells = jnp.where(jnp.isfinite(cells), cells, 1)
-        return Noise(cells, jnp.ones(m, dtype), False)
-    if isinstance(own, AxisNoise):
-        given = [v for j, v in enumerate(own.variances) if j != i]
-        parts = [jnp.ones(k, dtype) if v is None else v for v, k in zip(given, sizes, strict=True)]
-        shape = reduce(mul, [along(v, j - len(sizes), len(sizes)) for j, v in enumerate(parts)])
-        levels = own.variances[i]
-        shape = jnp.ravel(shape).astype(dtype)
-        if levels is None:
-            return Noise(ones, shape)
-        return Noise(levels.astype(dtype)[:, None], shape, False)
-    if isinstance(own, FullNoise):
-        factors = own.kronecker.factors
-        others = [f for j, f in enumerate(factors) if j != i]
-        mine: Any = factors[i]
-        shape = Kronecker(*others).to_dense() if others else jnp.ones((1, 1), dtype)
-        if isinstance(mine, ScaledIdentity):
-            return Noise(ones, mine.scale * shape)
-        return Noise(mine.diagonal()[:, None], shape, False)
-    return Noise(ones, jnp.broadcast_to(gp.noise_term(), (m,)))
 
 
 def places_of(gp: AbstractProcess, i: int) -> Array:
@@ -195,7 +136,7 @@ def absorbed(
     halves: Array,
     times: Points,
     y: Array,
-    noise: Noise,
+    noise: NoiseInTime,
     seen: Array,
 ) -> tuple[State, Evidence]:
     """The state after some times, and the forecast of the values at each.
@@ -260,7 +201,7 @@ def state_given(post: AbstractPosterior, i: int, small: AbstractProcess) -> tupl
     times = split(offsets[order], gp.dtype)
     observed = np.ones(gp.grid_shape, bool) if gp.observed is None else gp.observed.array
     points = axis.points(gp.dtype)[order]
-    places, state, noise = _pass(small, i, gp.noise, post.y, observed, order, times, points)
+    places, state, noise = _pass(small, i, gp.noise_model, post.y, observed, order, times, points)
     return jnp.asarray(times[-1]), places, state, noise.shape if noise.is_known else None
 
 
@@ -268,19 +209,19 @@ def state_given(post: AbstractPosterior, i: int, small: AbstractProcess) -> tupl
 def _pass(
     gp: AbstractProcess,
     i: int,
-    noise: Any,
+    noise: AbstractNoise,
     y: Array,
     observed: Any,
     order: Any,
     halves: Any,
     times: Points,
-) -> tuple[Array, State, Noise]:
+) -> tuple[Array, State, NoiseInTime]:
     num_axes, shape = len(gp.axes), observed.shape
     seen = front(observed, i, num_axes)[order]
-    own = noise_of(with_fields(gp, noise=noise), i, shape)
-    if isinstance(noise, CellNoise):
-        seen = seen & jnp.isfinite(front(noise.operator(gp.dtype), i, num_axes)[order])
-    own = Noise(own.levels[order], own.shape, own.is_known)
+    own = noise.in_time(i, shape, gp.dtype)
+    if noise.observed is not None:
+        seen = seen & front(jnp.asarray(noise.observed), i, num_axes)[order]
+    own = NoiseInTime(own.levels[order], own.shape, own.is_known)
     places = places_of(gp, i)
     state = prior(gp, i, places, times, y.shape[: y.ndim - num_axes])
     halves = jnp.concatenate([halves[:1], halves])

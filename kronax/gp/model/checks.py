@@ -11,7 +11,6 @@ from kronax.gp.axes.kernel_gradients import warn_of_nan_gradient
 from kronax.gp.axes.structure import Structure, check_kernel, check_rank, check_structure, choose
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.means.regression import MarginalMean
-from kronax.gp.model.noise import CellNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 
@@ -64,7 +63,7 @@ def refuse_gaps(gp: AbstractProcess, what: str) -> None:
             f"{', '.join(gp.terms.names)}). Leave out single cells (post.leave_one_out()), or "
             "condition on the rest and predict what was left out."
         )
-    if isinstance(gp.noise, CellNoise):
+    if gp.noise_model.is_per_cell:
         raise NotImplementedError(
             f"{what} not available for noise with a variance of its own at every cell."
         )

@@ -7,6 +7,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.gp.model.process import AbstractPosterior
+
 
 class PosteriorNormal(dist.Distribution):
     """The posterior of a `kx.GridGP` on a grid: what `post.numpyro_dist(…)` returns.
@@ -27,7 +29,7 @@ class PosteriorNormal(dist.Distribution):
 
     def __init__(
         self,
-        posterior: Any,
+        posterior: AbstractPosterior,
         axes: Any = None,
         include_noise: bool = False,
         noise: Any = None,

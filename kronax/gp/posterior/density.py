@@ -9,11 +9,10 @@ from jaxtyping import Array
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import marginal_logpdf
 from kronax.gp.model.components import amplitude, kernel_matrix, process_ahead
-from kronax.gp.model.process import AbstractPosterior
-from kronax.gp.posterior.noise_levels import noise_on
+from kronax.gp.model.process import AbstractPosterior, compiled
+from kronax.gp.posterior.noise_levels import check_defined, noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
@@ -58,14 +57,7 @@ def _with_ends(
     if not moved:
         return _again(post, y_new)
     ahead = tuple(None if axis is None else axis.points(post.operator.dtype) for axis in new)
-    if isinstance(post.on_grid.noise, Kronecker):
-        varying = getattr(post.gp.noise, "variances", None)
-        if varying is None or varying[moved[0]] is not None:
-            name = post.gp.axis_names[moved[0]] if post.gp.axis_names else f"axis {moved[0]}"
-            raise ValueError(
-                f"The noise varies along {name} and is not defined at its new coordinates. Pass "
-                "`noise=` with the variance there."
-            )
+    check_defined(gp, new)
     return _longer(post, y_new, ahead, moved[0])
 
 
@@ -145,7 +137,7 @@ def _difference(
         return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op), found
     design = gp.design_on(stay)
     longer = join([design, gp.design_on(new or stay)], axis=axis)
-    variance = gp.mean.variance
+    variance = gp.marginal.variance
     value = marginal_logpdf(joint, longer, whole, variance)
     return value - marginal_logpdf(op, design, old, variance), found
 

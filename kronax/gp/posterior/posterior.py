@@ -11,13 +11,13 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.diagnostics import Diagnostics, diagnostics
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.criticism.leave_slice_out import LeaveSliceOut, leave_slice_out
+from kronax.gp.datasets import to_dataarray, to_dataset
 from kronax.gp.forecasts.filter import Filter, filter_of
 from kronax.gp.kernels.points import Points
 from kronax.gp.labelled.data_arrays import in_grid_order
-from kronax.gp.labelled.datasets import to_dataarray, to_dataset
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.process import AbstractPosterior, of_its_model
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, of_its_model
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict
 from kronax.gp.posterior.append import append
@@ -44,7 +44,7 @@ class Posterior(AbstractPosterior):
     standard deviations the mean may be off.
     """
 
-    gp: Any
+    gp: AbstractProcess
     y: Array
     operator: DataCovariance
     weights: Array
@@ -192,7 +192,7 @@ class Posterior(AbstractPosterior):
         new = self._new_axes(axes)
         levels = None
         if include_noise:
-            noise_levels.check_independent(self.gp.noise_term(), noise)
+            noise_levels.check_independent(self.gp, noise)
             levels = noise_levels.noise_on(self, new, noise)
         return predict.covariance(self, self._points(new), levels)
 

@@ -11,7 +11,6 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import fitted
 from kronax.gp.model.components import (
     Component,
@@ -28,9 +27,9 @@ from kronax.gp.model.components import (
     slope_factor,
     whole,
 )
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.covariance import PosteriorCovariance
-from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
+from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance
 from kronax.linalg.arrays.mode_products import along, same_rank
 from kronax.linalg.arrays.primitives import with_value
@@ -167,15 +166,11 @@ def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array
 
 def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, Any]:
     """`y − N S⁻¹ r` on the grid, and which of its cells have data."""
-    noise = gp.noise_term()
+    noise = gp.noise_model
     has_data: Any = True if gp.observed is None else jnp.asarray(gp.observed.array)
-    if isinstance(noise, Kronecker):
-        return y - noise.mv_grid(weights), has_data
-    # Cells of infinite variance have no data, and infinity times zero is NaN.
-    if noise.ndim > 0:
-        has_data = ~jnp.isposinf(noise) & has_data
-        noise = jnp.where(jnp.isposinf(noise), 0, noise)
-    return y - jnp.multiply(*same_rank(noise, weights)), has_data
+    if noise.observed is not None:
+        has_data = noise.observed & has_data
+    return y - noise.times(weights, gp.dtype), has_data
 
 
 def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | None:
@@ -240,10 +235,10 @@ def _variance_of_terms(
     """
     gp, op = post.gp, found.op
     if not any(new):
-        return found.posterior(None if name is None else gp.terms.names.index(name))
+        return found.posterior(None if name is None else gp.additive.names.index(name))
     components, num = whole(gp), PLAIN * op.iteration.num_draws
     roots = [prior_roots(post, part, new) for part in components]
-    wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
+    wanted = [k for k, n in enumerate(gp.additive.names) if name in (None, n)]
     size = max(prod(r.size for r in one) for one in roots)
     at_once = min(num, max(1, DRAWN_AT_ONCE // size))
 
@@ -252,7 +247,7 @@ def _variance_of_terms(
         pairs = zip(roots, keys, strict=True)
         fields = [prior_fields(post, root, own, new, (at_once,)) for root, own in pairs]
         shape = (at_once, *gp.grid_shape)
-        data = noise_draw(gp.noise_term(), noise_key, shape, op.dtype)
+        data = gp.noise_model.draw(noise_key, shape, op.dtype)
         solved = found.weights(sum((old for old, _ in fields), data))
         draw = sum(
             fields[k][1] - cross_of(post, components[k], new).mv_grid(solved.value) for k in wanted

@@ -12,11 +12,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.columns import columns_of
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.means import values_at
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import Component, axis_with_variance, parts, root_rows, rows_at
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.predict import are_known, at_data_among, exact_total
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
@@ -153,7 +152,7 @@ def variance_at(
 def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None) -> Estimate:
     """The variance with known coefficients."""
     op = post.operator
-    is_joined = name is not None and post.gp.joined is not None and name in post.gp.terms.joined
+    is_joined = name is not None and post.gp.joined is not None and name in post.gp.additive.joined
     if is_joined and isinstance(op, KroneckerPlusNoise):  # the term stands where the noise does
         op = turned_about(op)
     return decomposition_of(op).variance_at(*_places(post, new, name))

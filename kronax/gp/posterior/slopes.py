@@ -11,11 +11,10 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.kernel_gradients import check_slope
 from kronax.gp.axes.labels import Labels
 from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import fitted
 from kronax.gp.means.means import ArrayMean, values_at
 from kronax.gp.model.components import New, parts, rows_at, slope_matrix
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.predict import as_points, axis_number, explained
 from kronax.gp.posterior.scattered import design_of_place, mean_of_place, points_of, scattered_axes
 from kronax.linalg.arrays.mode_products import matmul, same_rank
@@ -27,11 +26,13 @@ def slope_of_mean(
 ) -> Float[Array, "..."]:
     """The derivative of the mean of the function, or of the term of that name, along an axis."""
     gp = post.gp
-    new = gp.new_axes(axes) if points is None else scattered_axes(gp, points, axes)
-    i = axis_with_slope(gp, axis, new, name)
     if points is None:
+        new = gp.new_axes(axes)
+        i = axis_with_slope(gp, axis, new, name)
         return mean_derivative(post, as_points(post, new), i, name)
-    return mean_derivative_at(post, points_of(gp, new), i, name)
+    places = scattered_axes(gp, points, axes)
+    i = axis_with_slope(gp, axis, places, name)
+    return mean_derivative_at(post, points_of(gp, places), i, name)
 
 
 def axis_with_slope(
@@ -68,7 +69,7 @@ def mean_derivative(post: AbstractPosterior, new: New, i: int, name: str | None 
     value = jnp.add(*same_rank(slope, value))
     if post.regression is None:
         return value
-    return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))
+    return value + fitted(post.regression.estimates, _slope(gp, gp.marginal.design_at, new, i))
 
 
 @compiled

@@ -23,7 +23,6 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.components import term
 from kronax.gp.model.description import variance_of
-from kronax.gp.model.noise import AxisNoise, CellNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.start.correlogram import Correlogram, Products
 from kronax.linalg.arrays.checks import check_key, is_concrete
@@ -115,7 +114,8 @@ class _Start:
             self.put(dict(along.lengths(1 - noise)))
             self.known_to_user |= along.known_to_user
         self.put(dict(_variances(self.gp, (1 - noise) * mean_square)))
-        self.put(dict(_noise_values(self.gp.noise, noise * mean_square)))
+        found = self.gp.noise_model.at_level(noise * mean_square)
+        self.put({f"noise{path}": value for path, value in found.items()})
 
     def put(self, values: dict[str, Any]) -> None:
         """Set parameters in their own shape and precision, except frozen ones."""
@@ -363,18 +363,3 @@ def _mean_diagonal(gp: AbstractProcess, kernels: tuple[Kernel, ...]) -> float:
 @eqx.filter_jit
 def _diagonals(kernels: tuple[Kernel, ...], places: tuple[Points, ...]) -> list[Array]:
     return [jnp.mean(kernel.variances_at(x)) for kernel, x in zip(kernels, places, strict=True)]
-
-
-def _noise_values(noise: Any, level: float) -> Iterator[tuple[str, Any]]:
-    """The noise at a level; variances that vary keep their pattern, full factors are data."""
-    if isinstance(noise, AxisNoise):
-        for i, variances in enumerate(noise.variances):
-            if variances is not None:
-                pattern = np.asarray(variances, np.float64)
-                yield f"noise.variances[{i}]", level * pattern / np.mean(pattern)
-                level = 1.0
-    elif isinstance(noise, CellNoise):
-        cells = np.asarray(noise.variances, np.float64)
-        yield "noise.scale", level / np.mean(cells[np.isfinite(cells)])
-    elif eqx.is_inexact_array(noise):
-        yield "noise", level
