@@ -129,7 +129,7 @@ def fit(
         tolerance = default_tolerance(precision(starts))
     threshold = np.asarray(tolerance * problem.num_cells, precision(starts))
 
-    states = start(starts, members, optimizer, int(num_steps))
+    states = start(starts, members, optimizer, int(num_steps), problem.first_hints)
     saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states, optimizer)
 
     def result(

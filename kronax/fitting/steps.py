@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -70,8 +71,9 @@ class State(NamedTuple):
     after `k` steps; `step` counts the points that were judged, and `grad` is the gradient at the
     last of them. `fresh` is the loss at which a stuck line search was last started afresh. `lost`
     counts gains below `rounding`, by which losses miss what their gradients say, less those above.
+    `promise` is that of an optimiser of optax, which moves before the loss is seen. `hints` is what
+    the loss found on the way at the last point, from where it goes on at the next.
     `blocked` says whether the last line search met a loss that is not finite.
-    `promise` is that of an optimiser of optax, which moves before the loss is seen.
     """
 
     layout: Layout
@@ -91,10 +93,15 @@ class State(NamedTuple):
     rounding: Array
     grad: Array
     blocked: Array
+    hints: Any
 
 
 def start(
-    starts: Mapping[str, np.ndarray], members: np.ndarray, optimizer: Any, num_steps: int
+    starts: Mapping[str, np.ndarray],
+    members: np.ndarray,
+    optimizer: Any,
+    num_steps: int,
+    hints: Any = None,
 ) -> State:
     """The state of several fits, `(num_fits, …)` per parameter, before the first step."""
     layout = Layout.of({path: value[0] for path, value in starts.items()})
@@ -123,6 +130,7 @@ def start(
         rounding=np.zeros_like(unknown),
         grad=np.zeros_like(points),
         blocked=never,
+        hints=jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), hints),
     )
     return owned(state)
 
@@ -184,7 +192,9 @@ def gradients_by(loop: Loop, problem: Problem, raw: Raw) -> Any:
     members = np.zeros(loop.num_fits, np.int32)
 
     def several(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        states = start(layout.raws(points), members, loop.optimizer, loop.num_steps)
+        states = start(
+            layout.raws(points), members, loop.optimizer, loop.num_steps, problem.first_hints
+        )
         anything = np.asarray(np.inf, points.dtype)  # converged wherever it starts
         seen = advance((problem, loop.optimizer, anything), states, np.asarray(1, np.int32))
         return np.asarray(seen.losses)[:, 0], np.asarray(seen.grad)
@@ -204,23 +214,30 @@ def side_by_side() -> bool:
 
 
 def _one(problem: Problem, optimizer: Any, threshold: Array, state: State, until: Array) -> State:
-    def loss(point: Array) -> Array:
-        return problem.value(state.layout.raws(point), state.member)
+    def loss(point: Array, hints: Any) -> tuple[Array, Any]:
+        return problem.value_from(state.layout.raws(point), state.member, hints)
 
     def going(state: State) -> Array:
         return (state.status == RUNNING) & (state.step < until)
 
     if isinstance(optimizer, LBFGS):
         return jax.lax.while_loop(going, _turns(loss, threshold), state)
-    return jax.lax.while_loop(going, _steps(loss, optimizer, state, threshold), state)
+    # A line search of optax looks at many points a step, each by itself.
+    plain = partial(_without_hints, loss, state.hints)
+    return jax.lax.while_loop(going, _steps(plain, optimizer, state, threshold), state)
+
+
+def _without_hints(loss: Any, hints: Any, point: Array) -> Array:
+    return loss(point, hints)[0]
 
 
 def _turns(loss: Any, threshold: Array) -> Any:
     """One look at the loss, and a step if the search along its line ends there."""
 
     def turn(state: State) -> State:
-        value, grad = jax.value_and_grad(loss)(state.raw)
-        value = value.astype(grad.dtype)
+        evaluated = jax.value_and_grad(loss, has_aux=True)
+        (value, hints), grad = evaluated(state.raw, state.hints)
+        value, state = value.astype(grad.dtype), state._replace(hints=hints)
         search, is_taken = looked(state.optimizer, _previous(state), value, grad)
 
         def step(state: State) -> State:

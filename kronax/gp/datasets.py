@@ -20,13 +20,13 @@ def to_dataset(
     post: AbstractPosterior,
     axes: Any,
     quantiles: Sequence[float],
-    num_samples: int,
-    key: PRNGKeyArray | None,
+    draws: tuple[int, PRNGKeyArray | None],
     include_noise: bool,
     noise: Any,
+    covariates: Any,
 ) -> Any:
-    """The body of `Posterior.to_dataset`."""
-    package = xarray()
+    """The body of `Posterior.to_dataset`; `draws` are their number and key."""
+    package, (num_samples, key) = xarray(), draws
     levels = _checked_levels(quantiles)
     if num_samples and key is None:
         raise TypeError(
@@ -34,8 +34,9 @@ def to_dataset(
         )
     new = post.gp.new_axes(axes)
     dims, batch = grid_dims(post.gp), batch_dims(post)
-    mean = np.asarray(post.mean(axes))
-    sd = np.sqrt(np.asarray(post.variance(axes, include_noise=include_noise, noise=noise)))
+    options = {"include_noise": include_noise, "noise": noise, "covariates": covariates}
+    mean = np.asarray(post.mean(axes, covariates=covariates))
+    sd = np.sqrt(np.asarray(post.variance(axes, **options)))
     about = _About(post, include_noise)
     variables: dict[str, Any] = {
         MEAN: ((*batch, *dims), mean, about.values("posterior mean")),
@@ -53,10 +54,10 @@ def to_dataset(
         coordinates["quantile"] = ("quantile", np.array(levels), {"long_name": "probability"})
     if num_samples:
         assert key is not None
-        draws = post.sample(key, axes, (num_samples,), include_noise, noise)
+        values = np.asarray(post.sample(key, axes, (num_samples,), **options))
         variables[DRAWS] = (
             ("draw", *batch, *dims),
-            np.asarray(draws),
+            values,
             about.values("posterior draws"),
         )
         coordinates["draw"] = ("draw", np.arange(num_samples))

@@ -39,6 +39,7 @@ def plot_series(
     level: float = 0.95,
     include_noise: bool = True,
     noise: Any = None,
+    covariates: Mapping[str, Any] | None = None,
     ax: Any = None,
 ) -> Any:
     """The posterior along one axis: its mean, a band around it, the data, and held-out ones.
@@ -56,6 +57,7 @@ def plot_series(
         level: probability of the band at each coordinate.
         include_noise: whether the band is that of new observations.
         noise: their variance, where the model's is not defined on new coordinates.
+        covariates: of the mean, by name, where the model does not know them.
         ax: matplotlib Axes; by default those of a new figure.
 
     Returns:
@@ -86,7 +88,7 @@ def plot_series(
         )
     found = cut(post, (i,), at, {i: coordinates})
     values = drawable(found.places[i])
-    mean, sd = _moments(post, found, include_noise, levels(post, found, noise))
+    mean, sd = _moments(post, found, include_noise, levels(post, found, noise), covariates)
     (ax,) = panels(ax, 1, 7.0, 3.6)
     _draw_band(
         ax, values, mean, NormalDist().inv_cdf((1 + level) / 2) * sd, level, is_labels(along)
@@ -133,16 +135,17 @@ def _draw_band(
 
 
 def _moments(
-    post: AbstractPosterior, found: Cut, include_noise: bool, noise: Any
+    post: AbstractPosterior, found: Cut, include_noise: bool, noise: Any, covariates: Any
 ) -> tuple[Any, Any]:
     """Mean and standard deviation on the drawn axes, in the order of the grid."""
     fixed = tuple(i for i in range(len(found.axes)) if i not in found.drawn)
-    mean = np.asarray(post.mean(found.axes)).squeeze(fixed)
+    mean = np.asarray(post.mean(found.axes, covariates=covariates)).squeeze(fixed)
     levels = noise if include_noise else None
     missing = np.isposinf(noise) if include_noise and isinstance(noise, np.ndarray) else False
     if np.any(missing):  # there is no observation, and no band of one
         levels = np.where(missing, 0, noise)
-    variance = np.asarray(post.variance(found.axes, include_noise, levels))
+    options = {"noise": levels, "covariates": covariates}
+    variance = np.asarray(post.variance(found.axes, include_noise, **options))
     variance = np.where(missing, np.nan, variance)
     shape = [1 if i in fixed else n.shape[0] for i, n in enumerate(found.places)]
     return mean, np.sqrt(np.broadcast_to(variance, shape).squeeze(fixed))
@@ -193,6 +196,7 @@ def plot_maps(
     show_data: bool = False,
     include_noise: bool = False,
     noise: Any = None,
+    covariates: Mapping[str, Any] | None = None,
     ax: Any = None,
 ) -> Any:
     """The posterior mean over two axes, and beside it its standard deviation.
@@ -209,6 +213,7 @@ def plot_maps(
         show_data: a third panel, on the left, with the data.
         include_noise: whether the standard deviation is that of new observations.
         noise: their variance, where the model's is not defined on new coordinates.
+        covariates: of the mean, by name, where the model does not know them.
         ax: matplotlib Axes, one per panel; by default those of a new figure.
 
     Returns:
@@ -238,7 +243,7 @@ def plot_maps(
                 "is not. Pass its place as `at`."
             )
     found = cut(post, drawn, at, new)
-    mean, sd = _moments(post, found, include_noise, levels(post, found, noise))
+    mean, sd = _moments(post, found, include_noise, levels(post, found, noise), covariates)
     fields = {"mean": mean, "standard deviation": sd}
     scale = {}
     if show_data:

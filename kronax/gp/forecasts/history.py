@@ -15,9 +15,10 @@ from kronax.gp.forecasts.recursion import Evidence, Regressors, State, Values
 from kronax.gp.forecasts.times import split
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.markov import NotMarkovError
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints
+from kronax.gp.means.covariates import covariates_of, with_covariates
 from kronax.gp.means.regression import MarginalMean
-from kronax.gp.model.components import factor_of, whole
+from kronax.gp.model.components import New, factor_of, whole
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
 from kronax.gp.model.solver_choice import own_structures
 from kronax.gp.noise.abstract import AbstractNoise, NoiseInTime
@@ -82,7 +83,9 @@ def one_slice(gp: AbstractProcess, i: int) -> AbstractProcess:
     if axis.index is not None:
         axis = dataclasses.replace(axis, index=dataclasses.replace(axis.index, values=None))
     axes = (*gp.axes[:i], axis, *gp.axes[i + 1 :])
-    return with_fields(gp, axes=axes, noise=NoNoise(), observed=None, measured=None)
+    known = {name: one.forgetting(i) for name, one in covariates_of(gp.mean).items()}
+    mean = with_covariates(gp.mean, known)
+    return with_fields(gp, axes=axes, mean=mean, noise=NoNoise(), observed=None, measured=None)
 
 
 def places_of(gp: AbstractProcess, i: int) -> Array:
@@ -110,10 +113,9 @@ def front(x: Array, i: int, num_axes: int) -> Array:
     return moved.reshape(*moved.shape[:lead], -1)
 
 
-def mean_of(gp: AbstractProcess, i: int, times: Points) -> tuple[Array, Array | None]:
+def mean_of(gp: AbstractProcess, i: int, new: New) -> tuple[Array, Array | None]:
     """The mean function `(k, m)` at some times and the functions of a marginal one, `(k, p, m)`."""
-    new = [times if j == i else None for j in range(len(gp.axes))]
-    grid = tuple(times.size if j == i else n for j, n in enumerate(gp.grid_shape))
+    grid = tuple(n if x is None else x.size for x, n in zip(new, gp.grid_shape, strict=True))
     mean = front(jnp.broadcast_to(gp.mean_on(new), grid), i, len(grid))
     if not isinstance(gp.mean, MarginalMean):
         return mean, None
@@ -134,7 +136,7 @@ def absorbed(
     places: Array,
     state: State,
     halves: Array,
-    times: Points,
+    new: New,
     y: Array,
     noise: NoiseInTime,
     seen: Array,
@@ -147,7 +149,7 @@ def absorbed(
         places: those of the parts.
         state: at the last time.
         halves: that time and the new ones, `(k + 1, 2)`.
-        times: the new ones.
+        new: the new ones as points, with the covariates of the mean then.
         y: their values, `(k, *batch, m)`.
         noise: of them.
         seen: where there are values, `(k, m)`.
@@ -157,7 +159,7 @@ def absorbed(
     steps = jax.vmap(lambda gap: recursion.step_of(kernels, gap))(gaps)
     # No step leads back: what is told of a traced one is NaN.
     steps = steps._replace(transition=steps.transition + nan_before(gaps)[:, None, None])
-    mean, design = mean_of(gp, i, times)
+    mean, design = mean_of(gp, i, new)
 
     def body(state: State, each: Any) -> tuple[State, Evidence]:
         step, y, mean, design, level, seen = each
@@ -176,7 +178,7 @@ def nan_before(gaps: Array) -> Array:
     return jnp.where(gaps >= 0, jnp.zeros_like(gaps), jnp.nan)
 
 
-def prior(gp: AbstractProcess, i: int, places: Array, times: Points, batch: tuple) -> State:
+def prior(gp: AbstractProcess, i: int, places: Array, batch: tuple) -> State:
     """The state before any data."""
     dtype = gp.dtype
     step = recursion.step_of(kernels_in_time(gp, i), jnp.zeros((), dtype))
@@ -200,9 +202,22 @@ def state_given(post: AbstractPosterior, i: int, small: AbstractProcess) -> tupl
     order = np.argsort(offsets, kind="stable")
     times = split(offsets[order], gp.dtype)
     observed = np.ones(gp.grid_shape, bool) if gp.observed is None else gp.observed.array
-    points = axis.points(gp.dtype)[order]
-    places, state, noise = _pass(small, i, gp.noise_model, post.y, observed, order, times, points)
+    new = _history(gp, i, order)
+    places, state, noise = _pass(small, i, gp.noise_model, post.y, observed, order, times, new)
     return jnp.asarray(times[-1]), places, state, noise.shape if noise.is_known else None
+
+
+def _history(gp: AbstractProcess, i: int, order: np.ndarray) -> NewPoints:
+    """The times of the data, with the covariates then; where these are not known, nothing is."""
+    times = gp.axes[i].points(gp.dtype)[order]
+    known = gp.new_covariates(None, (None,) * len(gp.axes))
+    return NewPoints(
+        [times if j == i else None for j in range(len(gp.axes))],
+        {
+            name: jnp.nan_to_num(x if x.shape[i] == 1 else jnp.take(x, order, axis=i))
+            for name, x in known.items()
+        },
+    )
 
 
 @eqx.filter_jit
@@ -214,7 +229,7 @@ def _pass(
     observed: Any,
     order: Any,
     halves: Any,
-    times: Points,
+    new: NewPoints,
 ) -> tuple[Array, State, NoiseInTime]:
     num_axes, shape = len(gp.axes), observed.shape
     seen = front(observed, i, num_axes)[order]
@@ -223,7 +238,7 @@ def _pass(
         seen = seen & front(jnp.asarray(noise.observed), i, num_axes)[order]
     own = NoiseInTime(own.levels[order], own.shape, own.is_known)
     places = places_of(gp, i)
-    state = prior(gp, i, places, times, y.shape[: y.ndim - num_axes])
+    state = prior(gp, i, places, y.shape[: y.ndim - num_axes])
     halves = jnp.concatenate([halves[:1], halves])
     values = front(y, i, num_axes)[order]
-    return places, absorbed(gp, i, places, state, halves, times, values, own, seen)[0], own
+    return places, absorbed(gp, i, places, state, halves, new, values, own, seen)[0], own

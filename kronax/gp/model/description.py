@@ -56,6 +56,8 @@ def description(gp: AbstractProcess) -> str:
         )
         lines += [f"  {line}" for line in _markov(kernel, axis, structure, label)]
     lines += [f"  {line}" for line in _terms(gp, labels)]
+    if gp.likelihood is not None:
+        lines.append(f"  likelihood {type(gp.likelihood).__name__}, {gp.approximation}")
     if gp.noise_model.is_none:
         lines.append("  no noise: the data are interpolated")
     lines += described(gp) + _rounding(gp)

@@ -59,8 +59,11 @@ class LeastNoise(AbstractProcess):
         return NoiseLevel(level, least_noise(largest, self.dtype), step, ends)
 
     def conditioning(self) -> Conditioning | None:
-        """What tells how ill-conditioned the covariance of the data is: it is decomposed."""
-        return _conditioning(self)
+        """What tells how ill-conditioned the covariance of the data is: it is decomposed.
+
+        `None` with a likelihood: what its sites make is known with data only.
+        """
+        return _conditioning(self) if self.likelihood is None else None
 
     def raised_noise(self, step: Array) -> Any:
         """The process with the floor added to its noise."""

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.labelled.data_arrays import in_grid_order
+from kronax.gp.likelihoods.base import as_floats
+from kronax.gp.model.checks import check_covariates
 from kronax.gp.model.process import AbstractProcess, Process, with_fields
 from kronax.gp.model.solver_choice import settled
 from kronax.gp.noise.abstract import AbstractNoise
@@ -37,6 +39,7 @@ def observing(gp: Process, y: Any) -> Process:
 
 def with_observed(gp: Process, observed: Mask | None) -> Process:
     """The same process, observed at other cells: what was measured of others does not count."""
+    check_covariates(gp, observed)
     if observed == gp.observed:
         return gp
     return settled(with_fields(gp, observed=observed, measured=None))
@@ -108,6 +111,8 @@ def without_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
 
 def checked_data(gp: AbstractProcess, y: Any) -> Array:
     """`y` in the grid layout, finite where there are data."""
+    if gp.likelihood is not None:
+        y = as_floats(y, gp.dtype)  # counts are whole numbers
     y = in_grid_order(y, gp.axes, gp.axis_names)
     grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
     infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
@@ -119,4 +124,9 @@ def checked_data(gp: AbstractProcess, y: Any) -> Array:
             f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
             "Mark them as missing, numpy.nan, or correct them."
         )
+    if gp.likelihood is not None and is_concrete(grid, gp.likelihood):
+        seen = ~np.isnan(np.asarray(grid))
+        if gp.observed is not None:
+            seen = seen & gp.observed.array
+        gp.likelihood.check(np.asarray(grid), seen)
     return grid

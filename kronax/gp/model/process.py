@@ -12,11 +12,14 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.structure import Structure
 from kronax.gp.kernels.base import Kernel, dtype_of
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labelled.templates import Template
+from kronax.gp.likelihoods.base import AbstractLikelihood
+from kronax.gp.means.covariates import Covariate, with_covariates
 from kronax.gp.means.gls import Regression
 from kronax.gp.means.means import Mean, values_at
+from kronax.gp.means.new_covariates import Move, check_stays, new_covariates
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.additive import Terms
 from kronax.gp.noise.abstract import AbstractNoise
@@ -54,6 +57,8 @@ class AbstractProcess(eqx.Module):
         measured: the way of solving that a trial found.
         variance: the amplitude; by name for terms without an exact decomposition.
         noise: a variance, or noise of another kind.
+        likelihood: of data that are not normal; their noise is then what its sites bring.
+        approximation: how the function is approximated then: "variational" or "laplace".
     """
 
     kernels: eqx.AbstractVar[tuple[Kernel, ...]]
@@ -70,6 +75,8 @@ class AbstractProcess(eqx.Module):
     measured: eqx.AbstractVar[Any]
     variance: eqx.AbstractVar[Any]
     noise: eqx.AbstractVar[Any]
+    likelihood: eqx.AbstractVar[AbstractLikelihood | None]
+    approximation: eqx.AbstractVar[str]
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -95,11 +102,32 @@ class AbstractProcess(eqx.Module):
 
     def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return values_at(self.mean, self.points_on(new)).astype(self.dtype)
+        return values_at(self.mean_ahead(new), self.points_on(new)).astype(self.dtype)
 
     def design_on(self, new: Sequence[Points | None]) -> Array:
         """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
-        return self.marginal.design_at(*self.points_on(new)).astype(self.dtype)
+        mean = self.mean_ahead(new)
+        assert isinstance(mean, MarginalMean)
+        return mean.design_at(*self.points_on(new)).astype(self.dtype)
+
+    def mean_ahead(self, new: Sequence[Points | None]) -> Mean:
+        """The mean, with the covariates of the places where it is to be evaluated.
+
+        What has none of its own, `(None, None)`, is the grid of the data: there covariates are zero
+        where they are not known.
+        """
+        if not isinstance(new, NewPoints):
+            check_stays(self.mean, [x is not None for x in new])
+            return self.mean
+        known = {name: Covariate(traced=x) for name, x in new.covariates.items()}
+        return with_covariates(self.mean, known)
+
+    def new_covariates(
+        self, covariates: Any, new: Sequence[Axis | None], are_scattered: bool = False
+    ) -> dict[str, Array]:
+        """All covariates of the mean on a grid where some axes are replaced, or at places."""
+        move = Move(self.axes, tuple(new), self.axis_names, are_scattered)
+        return new_covariates(self.mean, covariates, move, self.dtype)
 
     def points_on(self, new: Sequence[Points | None]) -> list[Points]:
         """The points of a grid where some axes are replaced."""
@@ -201,12 +229,17 @@ class AbstractPosterior(eqx.Module):
         """Shape of the grid with new coordinates on some axes."""
 
     @abc.abstractmethod
-    def mean(self, axes: Any = None, points: Any = None) -> Array:
+    def mean(self, axes: Any = None, points: Any = None, covariates: Any = None) -> Array:
         """Of the function, on a grid or at scattered points."""
 
     @abc.abstractmethod
     def variance(
-        self, axes: Any = None, include_noise: bool = False, noise: Any = None, points: Any = None
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+        covariates: Any = None,
     ) -> Array:
         """Of the function, or of new observations."""
 
@@ -219,6 +252,7 @@ class AbstractPosterior(eqx.Module):
         include_noise: bool = False,
         noise: Any = None,
         points: Any = None,
+        covariates: Any = None,
     ) -> Array:
         """Draws of the same."""
 

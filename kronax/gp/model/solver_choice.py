@@ -276,6 +276,8 @@ def _is_whole(gp: AbstractProcess) -> bool:
 def _why_dense(gp: AbstractProcess) -> str:
     if not are_exact(gp):
         return gp.additive.reason
+    if gp.likelihood is not None:
+        return "the likelihood makes a noise variance per cell"
     if gp.noise_model.is_per_cell:
         return "a noise variance per cell"
     return "terms that join the noise, with gaps"

@@ -77,7 +77,20 @@ class ScalarNoise(AbstractWhite):
         return {"": level}
 
 
-class CellNoise(AbstractVariances):
+class AbstractPerCell(AbstractVariances):
+    """Independent noise with a variance of its own at every cell."""
+
+    is_per_cell: ClassVar[bool] = True
+
+    def in_time(self, i: int, grid_shape: tuple[int, ...], dtype: Any) -> NoiseInTime:
+        """The variances of every time; those of gaps do not count."""
+        levels = self.operator(dtype)
+        levels = jnp.where(jnp.isposinf(levels), 1, levels)
+        levels = jnp.moveaxis(levels, i, 0).reshape(grid_shape[i], -1)
+        return NoiseInTime(levels, jnp.ones(levels.shape[1], dtype), False)
+
+
+class CellNoise(AbstractPerCell):
     """Independent noise with a variance of its own at every cell, `scale · variances`.
 
     The variances are data, such as squared standard errors of measurements; a fit trains their
@@ -90,7 +103,6 @@ class CellNoise(AbstractVariances):
 
     variances: Array = data()
     scale: Array = parameter(constraints.positive)
-    is_per_cell: ClassVar[bool] = True
 
     def operator(self, dtype: Any) -> Array:
         """The variances on the grid: a product over the axes or not."""
@@ -104,12 +116,6 @@ class CellNoise(AbstractVariances):
         if is_concrete(self.variances):
             return np.isfinite(np.asarray(self.variances))
         return ~jnp.isposinf(self.variances)
-
-    def in_time(self, i: int, grid_shape: tuple[int, ...], dtype: Any) -> NoiseInTime:
-        """The variances of every time; those of gaps do not count."""
-        levels = jnp.where(self.observed, self.operator(dtype), 1)
-        levels = jnp.moveaxis(levels, i, 0).reshape(grid_shape[i], -1)
-        return NoiseInTime(levels, jnp.ones(levels.shape[1], dtype), False)
 
     def longer(self, slices: Slices, dtype: Any) -> "CellNoise":
         """Those of the new slices beside the old ones."""
@@ -152,6 +158,40 @@ class CellNoise(AbstractVariances):
         """By the mean of the cells that have data."""
         cells = np.asarray(self.variances, np.float64)
         return {".scale": level / np.mean(cells[np.isfinite(cells)])}
+
+
+class SiteNoise(AbstractPerCell):
+    """What the sites of a likelihood bring: a precision per cell, zero at gaps.
+
+    Args:
+        precisions: on the grid; `None` in a model, before there are data.
+    """
+
+    precisions: Array | None = data(default=None)
+
+    def operator(self, dtype: Any) -> Array:
+        """The variances on the grid."""
+        if self.precisions is None:
+            raise TypeError(
+                "A process with a likelihood has no noise: ask for the latent function, or for new "
+                "observations by post.response() and post.sample(key, response=True)."
+            )
+        precisions = self.precisions.astype(dtype)
+        is_site = precisions > 0
+        return jnp.where(is_site, 1 / jnp.where(is_site, precisions, 1), jnp.inf)
+
+    @property
+    def observed(self) -> Array | None:
+        """True where there is a site; not known before there are data."""
+        return None if self.precisions is None else self.precisions > 0
+
+    def longer(self, slices: Slices, dtype: Any) -> "SiteNoise":
+        """Not defined: new data move all sites.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("The sites of a likelihood are known for their own data only.")
 
 
 def checked_cells(value: Any) -> Array:

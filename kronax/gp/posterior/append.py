@@ -15,6 +15,7 @@ from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.templates import check_data_units, without_axis
+from kronax.gp.means.new_covariates import continued
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
 from kronax.gp.model.method import gaps_of, mask_of
@@ -27,7 +28,7 @@ from kronax.linalg.functions.decompose import decompose_axis
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
-def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any) -> Any:
+def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariates: Any) -> Any:
     """The posterior of the same process on the longer grid."""
     gp = post.gp
     i, new = _new_axis(gp, axes)
@@ -41,6 +42,9 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any) -> Any:
     axis = joined(old, new, in_front, axis_labels(gp)[i])
     slices = Slices(i, axis_labels(gp)[i], new.size, in_front, noise)
     longer = _longer(gp, axis, slices)
+    known = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
+    mean = continued(gp.mean, known, covariates, i, (old.size, new.size), in_front)
+    longer = with_fields(longer, mean=mean)
     old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
     parts = [ahead, old_y] if in_front else [old_y, ahead]
     y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))

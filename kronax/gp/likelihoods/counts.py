@@ -1,0 +1,151 @@
+"""Likelihoods of counts."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import betainc, gammaincc, gammaln
+from jaxtyping import Array, PRNGKeyArray
+from numpyro.distributions import constraints
+
+from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
+from kronax.parameters import data, parameter
+
+COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
+# Where nothing was counted, a search starts at a rate of half an event.
+HALF = 0.5
+
+
+def _exposure() -> Any:
+    def convert(value: Any) -> Any:
+        return None if value is None else per_cell(value, "exposure")
+
+    return data(default=None, converter=convert)
+
+
+class _Counts(AbstractLikelihood):
+    """Counts with a mean of `exposure · exp(f)`."""
+
+    cell_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({"exposure": per_cell})
+    is_log_concave: ClassVar[bool] = True
+    filler: ClassVar[float] = 0.0
+    response_name: ClassVar[str] = "rate"
+
+    exposure: eqx.AbstractVar[Array | None]
+
+    def log_exposure(self, f: Array) -> Array:
+        """Zero where no exposure is given."""
+        return jnp.zeros_like(f) if self.exposure is None else jnp.log(cells_like(self.exposure, f))
+
+    @property
+    def support(self) -> Support:
+        """Counts."""
+        return COUNTS
+
+    def start(self, y: Array) -> Array:
+        """The logarithm of the observed rate."""
+        return jnp.log(y + HALF) - self.log_exposure(y)
+
+    def response(self, f: Array) -> Array:
+        """The rate per unit of exposure."""
+        return jnp.exp(f)
+
+    def mean(self, f: Array) -> Array:
+        """The expected count."""
+        return jnp.exp(f + self.log_exposure(f))
+
+
+class Poisson(_Counts):
+    """Counts that are Poisson distributed with mean `exposure · exp(f)`.
+
+    Args:
+        exposure: what a rate refers to, such as a population or a time: a positive number, or one
+            per cell that broadcasts to the grid, by default 1. An offset of the log rate is
+            `exp(offset)` here.
+
+    Raises:
+        ValueError: if an exposure is not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> likelihood = kx.Poisson(exposure=jnp.array([1.0, 100.0]))
+        >>> likelihood.mean(jnp.zeros(2)).tolist()
+        [1.0, 100.0]
+    """
+
+    exposure: Array | None = _exposure()
+
+    def log_density(self, y: Array, f: Array) -> Array:
+        """`y log λ − λ − log y!`."""
+        log_rate = f + self.log_exposure(f)
+        return y * log_rate - jnp.exp(log_rate) - gammaln(y + 1)
+
+    def expected(self, y: Array, mean: Array, variance: Array) -> Array:
+        """In closed form: the mean of a log-normal rate is known."""
+        return self.log_density(y, mean) + self.mean(mean) - self.mean(mean + variance / 2)
+
+    def expected_derivatives(self, y: Array, mean: Array, variance: Array) -> tuple[Array, Array]:
+        """In closed form."""
+        rate = self.mean(mean + variance / 2)
+        return y - rate, rate
+
+    def variance(self, f: Array) -> Array:
+        """That of the mean."""
+        return self.mean(f)
+
+    def sample(self, key: PRNGKeyArray, f: Array) -> Array:
+        """Poisson counts."""
+        return jax.random.poisson(key, self.mean(f)).astype(f.dtype)
+
+    def cdf(self, y: Array, f: Array) -> Array:
+        """By the incomplete gamma function."""
+        y = jnp.floor(y)
+        return jnp.where(y < 0, 0.0, gammaincc(jnp.maximum(y, 0) + 1, self.mean(f)))
+
+
+class NegativeBinomial(_Counts):
+    """Counts with mean `μ = exposure · exp(f)` and variance `μ + μ² / concentration`.
+
+    Args:
+        concentration: positive; large values approach the Poisson distribution.
+        exposure: what a rate refers to: a positive number, or one per cell, by default 1.
+
+    Raises:
+        ValueError: if the concentration or an exposure is not positive.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> kx.NegativeBinomial(concentration=2.0).variance(jnp.zeros(())).item()
+        1.5
+    """
+
+    concentration: Array = parameter(constraints.positive, default=1.0)
+    exposure: Array | None = _exposure()
+
+    def log_density(self, y: Array, f: Array) -> Array:
+        """`log Γ(y + r) / (Γ(r) y!) − r log(1 + μ/r) − y log(1 + r/μ)`."""
+        r = self.concentration.astype(f.dtype)
+        log_ratio = f + self.log_exposure(f) - jnp.log(r)
+        constant = gammaln(y + r) - gammaln(r) - gammaln(y + 1)
+        return constant - r * jax.nn.softplus(log_ratio) - y * jax.nn.softplus(-log_ratio)
+
+    def variance(self, f: Array) -> Array:
+        """More than the mean."""
+        mean = self.mean(f)
+        return mean + jnp.square(mean) / self.concentration.astype(f.dtype)
+
+    def sample(self, key: PRNGKeyArray, f: Array) -> Array:
+        """Poisson counts whose rates are Gamma distributed."""
+        rate_key, count_key = jax.random.split(key)
+        r, mean = self.concentration.astype(f.dtype), self.mean(f)
+        rate = mean * jax.random.gamma(rate_key, r, mean.shape, f.dtype) / r
+        return jax.random.poisson(count_key, rate).astype(f.dtype)
+
+    def cdf(self, y: Array, f: Array) -> Array:
+        """By the incomplete beta function."""
+        r = self.concentration.astype(f.dtype)
+        y, share = jnp.floor(y), r / (r + self.mean(f))
+        return jnp.where(y < 0, 0.0, betainc(r, jnp.maximum(y, 0) + 1, share))
