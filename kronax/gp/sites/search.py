@@ -25,6 +25,9 @@ from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.sites.sites import Sites, given, moments
 
 MOST_STEPS = 100
+# Rounding, not the search, is what is left of changes that no longer fall: after so many steps that
+# do not lower the smallest change, one of at most so many deviations is the end.
+MOST_STALLED, ROUNDED = 8, 0.05
 # Halvings of a step along the line.
 MOST_HALVINGS = 12
 # Of their change the variances move by at least and at most so much.
@@ -53,7 +56,7 @@ def find(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Sites, Hint]:
     gp, y, hint = eqx.combine(lax.stop_gradient(arrays), rest)
     search = _Search.of(gp, y)
     end = lax.while_loop(search.goes_on, search.step, search.first(hint))
-    converged = end.change <= search.tolerance
+    converged = (end.change <= search.tolerance) | search.is_rounded(end)
     sites = Sites(
         target=end.target,
         precision=end.precision,
@@ -138,6 +141,8 @@ class _Place(NamedTuple):
     share: Array
     spread: Array
     change: Array
+    least_change: Array
+    num_stalled: Array
     num_steps: Array
 
 
@@ -180,6 +185,8 @@ class _Search(NamedTuple):
             share=jnp.ones((), mean.dtype),
             spread=jnp.zeros_like(mean),
             change=jnp.asarray(jnp.inf, mean.dtype),
+            least_change=jnp.asarray(jnp.inf, mean.dtype),
+            num_stalled=jnp.zeros((), jnp.int32),
             num_steps=jnp.zeros((), jnp.int32),
         )
 
@@ -211,13 +218,20 @@ class _Search(NamedTuple):
             share=share,
             spread=spread,
             change=change,
+            least_change=jnp.minimum(change, at.least_change),
+            num_stalled=jnp.where(change < at.least_change, 0, at.num_stalled + 1),
             num_steps=at.num_steps + 1,
         )
 
     def goes_on(self, at: _Place) -> Array:
         """Whether a change is left, and every number is finite."""
         is_sound = jnp.isfinite(at.change) | (at.num_steps == 0)
-        return is_sound & (at.change > self.tolerance) & (at.num_steps < MOST_STEPS)
+        is_open = (at.change > self.tolerance) & ~self.is_rounded(at)
+        return is_sound & is_open & (at.num_steps < MOST_STEPS)
+
+    def is_rounded(self, at: _Place) -> Array:
+        """Whether rounding is all that still changes."""
+        return (at.num_stalled >= MOST_STALLED) & (at.change <= ROUNDED)
 
     @property
     def is_variational(self) -> bool:
