@@ -20,6 +20,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 from kronax.gp.model import checks
+from kronax.gp.model.method import with_fields
 from kronax.gp.model.noise import NoNoise
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, of_its_model
 from kronax.gp.model.solver_choice import data_covariance, is_iterative
@@ -165,7 +166,9 @@ class LatentGiven(AbstractPosterior):
     """What a posterior says of the latent field of a NumPyro model."""
 
     @of_its_model
-    def latent_start(self, name: str, jitter: float = 1e-6) -> dict[str, Array]:
+    def latent_start(
+        self, name: str, jitter: float = 1e-6, gp: AbstractProcess | None = None
+    ) -> dict[str, Array]:
         """Where a sampler or guide of `gp.latent(name)` may begin: at the posterior mean.
 
         For `numpyro.infer.init_to_value(values=post.latent_start("f"))`, beside the parameters that
@@ -174,6 +177,7 @@ class LatentGiven(AbstractPosterior):
         Args:
             name: of the field.
             jitter: that of `gp.latent`.
+            gp: the process that has the latent field, if it is another: see `latent_guide`.
 
         Returns:
             The white numbers of the field by their site, `name_white`.
@@ -181,7 +185,7 @@ class LatentGiven(AbstractPosterior):
         Raises:
             NotImplementedError: where `gp.latent` is not available, or noise is correlated between
                 cells.
-            ValueError: if the jitter is negative, or there is no noise.
+            ValueError: if the jitter is negative, there is no noise, or `gp` is on another grid.
 
         Examples:
             >>> import jax.numpy as jnp, kronax as kx
@@ -191,19 +195,23 @@ class LatentGiven(AbstractPosterior):
             >>> post.latent_start("f")["f_white"].shape
             (5,)
         """
-        return {white_site(name): _white_given(self, jitter, "post.latent_start() is").loc}
+        return {white_site(name): _white_given(self, gp, jitter, "post.latent_start() is").loc}
 
     @of_its_model
-    def latent_guide(self, name: str, jitter: float = 1e-6) -> LatentGuide:
+    def latent_guide(
+        self, name: str, jitter: float = 1e-6, gp: AbstractProcess | None = None
+    ) -> LatentGuide:
         """A guide for the site of `gp.latent(name)`: the posterior of the white numbers itself.
 
         With a likelihood it is the normal approximation, so that variational inference begins where
-        it would end. It is of the parameters that the posterior was found with; where those are
-        drawn as well, condition in the guide for a field that follows them.
+        it would end.
 
         Args:
             name: of the field.
             jitter: that of `gp.latent`.
+            gp: the process that has the latent field, by default that of the posterior. One with
+                parameters that the guide draws has a field that follows them, given the same
+                sites or data; or it has another structure.
 
         Raises:
             NotImplementedError: as in `latent_start`.
@@ -217,19 +225,29 @@ class LatentGiven(AbstractPosterior):
             >>> guide.distribution.sample(jax.random.key(0), (2,)).shape
             (2, 5)
         """
-        return LatentGuide(name, _white_given(self, jitter, "post.latent_guide() is"))
+        return LatentGuide(name, _white_given(self, gp, jitter, "post.latent_guide() is"))
 
 
-def _white_given(post: AbstractPosterior, jitter: float, what: str) -> WhiteNormal:
+def _white_given(
+    post: AbstractPosterior, gp: AbstractProcess | None, jitter: float, what: str
+) -> WhiteNormal:
     """The distribution of the white numbers, by one further decomposition: of the latent field."""
-    gp = post.gp
+    own = post.gp
+    gp = own if gp is None else gp
     check_jitter(jitter)
     checks.refuse_marginal(gp, what)
     checks.refuse_sums(gp, what)
-    _check_noise(gp, what)
+    _check_noise(own, what)
+    if gp.grid_shape != own.grid_shape:
+        raise ValueError(
+            f"`gp` must be on the grid of the posterior, {own.grid_shape}; got {gp.grid_shape}."
+        )
+    # Solved as the posterior is, whatever roots the field has.
+    fields = {n: getattr(gp, n) for n in ("kernels", "variance", "mean", "terms")}
+    solved = with_fields(own, **fields)
     # What iterations do not reach is to raise, which a compiled program cannot.
-    parts = _parts(gp, post.y, jitter) if is_iterative(gp) else _compiled(gp, post.y, jitter)
-    return WhiteNormal(*parts)
+    white = _white if is_iterative(own) else _compiled
+    return white(solved, gp, post.y, jitter)
 
 
 def _check_noise(gp: AbstractProcess, what: str) -> None:
@@ -247,17 +265,19 @@ def _check_noise(gp: AbstractProcess, what: str) -> None:
         )
 
 
-def _parts(gp: AbstractProcess, y: Array, jitter: float) -> tuple[Any, ...]:
+def _white(solved: AbstractProcess, gp: AbstractProcess, y: Array, jitter: float) -> WhiteNormal:
+    """By the covariance of the first process, and the roots of the second."""
     roots = latent_roots(gp, jitter)
-    operator = without_checksum(decompose(data_covariance(gp, latent_covariance(gp, jitter))))
+    covariance = data_covariance(solved, latent_covariance(solved, jitter))
+    operator = without_checksum(decompose(covariance))
     residual = jnp.subtract(*same_rank(y, gp.mean_on((None,) * len(gp.axes))))
     loc = _whitened(roots, signal_weights(operator, operator.held(residual)))
-    precision = _precisions(gp)
-    of_sites = jnp.sum(jnp.log(jnp.where(precision > 0, precision, 1)))
-    return loc, roots, operator, precision, logdet(operator) + of_sites
+    precision = _precisions(solved)
+    of_noise = jnp.sum(jnp.log(jnp.where(precision > 0, precision, 1)))
+    return WhiteNormal(loc, roots, operator, precision, logdet(operator) + of_noise)
 
 
-_compiled = eqx.filter_jit(_parts)
+_compiled = eqx.filter_jit(_white)
 
 
 def _precisions(gp: AbstractProcess) -> Array:
