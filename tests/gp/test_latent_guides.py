@@ -7,7 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
-from numpyro.handlers import block, seed, substitute, trace
+from numpyro.handlers import block, seed, substitute
 from numpyro.infer import MCMC, NUTS, SVI, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoGuideList, AutoNormal
 
@@ -173,7 +173,7 @@ def test_what_has_no_such_start_says_so():
     with pytest.raises(ValueError, match="jitter must be"):
         post.latent_start("f", -1.0)
     with pytest.raises(ValueError, match=r"grid of the posterior, \(5, 4\); got \(4, 4\)"):
-        post.latent_guide("f", gp=process(axes=(SPACE[1:], TIME)))
+        post.latent_guide("f", gp=process(axes=(SPACE[1:], TIME), noise=0.1))
     with pytest.raises(RuntimeError, match="random key"):
         post.latent_guide("f")()
     with pytest.raises(ValueError, match="must have noise"):

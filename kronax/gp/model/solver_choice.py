@@ -241,7 +241,7 @@ def data_covariance(
         function = signal or gp.covariance(include_noise=False)
         function = terms_covariance(gp) if gp.joined else function
         return DenseCovariance(with_noise_of(gp, function), mask_to_solve(gp))
-    whole = gp.covariance() if signal is None else with_noise_of(gp, signal)
+    whole: Any = gp.covariance() if signal is None else with_noise_of(gp, signal)
     if found.way == "markov":
         return MarkovAtObserved(whole, mask_to_solve(gp))
     return whole if gp.observed is None else Masked(whole, gp.observed)

@@ -45,7 +45,7 @@ def white_site(name: str) -> str:
 
 
 def latent_roots(gp: AbstractProcess, jitter: float) -> list[Any]:
-    """What makes the field of the white one: a root of the covariance of every axis, with jitter."""
+    """What makes the field of the white one: a root of every axis' covariance, with jitter."""
     factors = gp.covariance(include_noise=False).factors
     return [_root(k, jitter, axis.static) for k, axis in zip(factors, gp.axes, strict=True)]
 
