@@ -21,7 +21,6 @@ from numpyro.distributions.util import validate_sample
 
 from kronax.gp.model import checks
 from kronax.gp.model.method import with_fields
-from kronax.gp.model.noise import NoNoise
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, of_its_model
 from kronax.gp.model.solver_choice import data_covariance, is_iterative
 from kronax.gp.numpyro.latent import check_jitter, latent_covariance, latent_roots, white_site
@@ -33,8 +32,6 @@ from kronax.linalg.functions.logdet import logdet
 from kronax.linalg.functions.solve import signal_weights
 from kronax.linalg.krylov.operator import Iterative, check_draws
 from kronax.linalg.operators.draws import apply_roots
-from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.spectral.low_rank import is_diagonal
 from kronax.priors import sample_site
 
 
@@ -145,7 +142,7 @@ class LatentGuide(eqx.Module):
         """Draw the sample site; the arguments are those of the model, and do not count.
 
         Raises:
-            RuntimeError: outside a model or guide, where there is no random key.
+            TypeError: outside a model or guide, where there is no random key.
         """
         site = white_site(self.name)
         return {site: sample_site(site, self.distribution)}
@@ -252,13 +249,12 @@ def _white_given(
 
 def _check_noise(gp: AbstractProcess, what: str) -> None:
     """Refuse noise without a precision of every cell."""
-    if isinstance(gp.noise, NoNoise):
+    if gp.noise_model.is_none:
         raise ValueError(
             "Data of a latent field must have noise: without any there is one field, and no "
             "distribution of it. Give the model a small noise."
         )
-    noise = gp.noise_term()
-    if isinstance(noise, Kronecker) and not all(map(is_diagonal, noise.factors)):
+    if not gp.noise_model.is_independent:
         raise NotImplementedError(
             f"{what} not available for noise that is correlated between cells: make it a variance, "
             "or variances along axes or by the cell."
@@ -282,7 +278,5 @@ _compiled = eqx.filter_jit(_white)
 
 def _precisions(gp: AbstractProcess) -> Array:
     """`W` on the grid, zero where there are no data."""
-    noise = gp.noise_term()
-    levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
-    precision = jnp.broadcast_to(1 / levels, gp.grid_shape)
+    precision = jnp.broadcast_to(1 / gp.noise_model.levels(gp.dtype), gp.grid_shape)
     return precision if gp.observed is None else jnp.where(gp.observed.array, precision, 0)
