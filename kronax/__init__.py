@@ -58,6 +58,7 @@ from kronax.gp.means.regression import MarginalMean as MarginalMean
 from kronax.gp.means.trends import HarmonicMean as HarmonicMean
 from kronax.gp.means.trends import LinearMean as LinearMean
 from kronax.gp.means.trends import PolynomialMean as PolynomialMean
+from kronax.gp.numpyro.guide import LatentGuide as LatentGuide
 from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior

@@ -23,6 +23,7 @@ RETURNED = {
     "Forecast",
     "Surprise",
     "LatentPosterior",
+    "LatentGuide",
     "LeaveOneOut",
     "LeaveSliceOut",
     "Diagnostics",

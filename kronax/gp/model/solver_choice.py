@@ -284,23 +284,29 @@ def _why_dense(gp: AbstractProcess) -> str:
 
 
 def data_covariance(
-    gp: AbstractProcess,
+    gp: AbstractProcess, signal: Kronecker | None = None
 ) -> KroneckerPlusNoise | Masked | MarkovAtObserved | DenseCovariance | Iterative:
-    """The covariance of the observations, at the cells that have some, ready to be solved."""
+    """The covariance of the observations, at the cells that have some, ready to be solved.
+
+    Args:
+        gp: the process.
+        signal: in place of the covariance of its function, one with the same structure.
+    """
     found = choice(gp)
     if found.way == "iterative":
         observed = None if gp.observed is None else gp.observed.array
-        signal, levels = gp.covariance(include_noise=False), gp.noise_model.levels(gp.dtype)
-        return Iterative(KroneckerPlusDiagonal(signal, levels, observed=observed), gp.iteration)
+        levels = gp.noise_model.levels(gp.dtype)
+        function = signal or gp.covariance(include_noise=False)
+        return Iterative(KroneckerPlusDiagonal(function, levels, observed=observed), gp.iteration)
     _check_cost(gp, found)
     if found.way == "dense":
-        signal = terms_covariance(gp) if gp.joined else gp.covariance(include_noise=False)
-        return DenseCovariance(with_noise_of(gp, signal), mask_to_solve(gp))
+        function = signal or gp.covariance(include_noise=False)
+        function = terms_covariance(gp) if gp.joined else function
+        return DenseCovariance(with_noise_of(gp, function), mask_to_solve(gp))
+    whole: Any = gp.covariance() if signal is None else with_noise_of(gp, signal)
     if found.way == "markov":
-        return MarkovAtObserved(gp.covariance(), mask_to_solve(gp))
-    if gp.observed is None:
-        return gp.covariance()
-    return Masked(gp.covariance(), gp.observed)
+        return MarkovAtObserved(whole, mask_to_solve(gp))
+    return whole if gp.observed is None else Masked(whole, gp.observed)
 
 
 def with_noise_of(

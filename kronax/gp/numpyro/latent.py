@@ -31,13 +31,40 @@ from kronax.priors import sample_site
 def sample_latent(gp: AbstractProcess, name: str, jitter: float) -> Array:
     """The body of `GridGP.latent`."""
     check_jitter(jitter)
-    factors = gp.covariance(include_noise=False).factors
-    roots = [_root(k, jitter, axis.static) for k, axis in zip(factors, gp.axes, strict=True)]
+    roots = latent_roots(gp, jitter)
     shape = tuple(r.size for r in roots)
-    white = sample_site(f"{name}_white", standard_normal(shape, gp.dtype))
+    white = sample_site(white_site(name), standard_normal(shape, gp.dtype))
     return numpyro.deterministic(
         name, jnp.add(*same_rank(gp.mean_on((None,) * len(shape)), apply_roots(roots, white)))
     )
+
+
+def white_site(name: str) -> str:
+    """The name of the sample site of a latent field."""
+    return f"{name}_white"
+
+
+def latent_roots(gp: AbstractProcess, jitter: float) -> list[Any]:
+    """What makes the field of the white one: a root of every axis' covariance, with jitter."""
+    factors = gp.covariance(include_noise=False).factors
+    return [_root(k, jitter, axis.static) for k, axis in zip(factors, gp.axes, strict=True)]
+
+
+def latent_covariance(gp: AbstractProcess, jitter: float) -> Kronecker:
+    """The covariance of the field that these roots make."""
+    factors = gp.covariance(include_noise=False).factors
+    return Kronecker(*(_with_jitter(k, jitter) for k in factors))
+
+
+def _with_jitter(factor: AbstractFactor, jitter: float) -> AbstractFactor:
+    """A low-rank factor needs none: it brings a root of its own."""
+    if factor.thin_root() is not None:
+        return factor
+    return factor.shifted(_level(factor, jitter))
+
+
+def _level(factor: AbstractFactor, jitter: float) -> Array:
+    return jitter * jnp.mean(factor.diagonal())
 
 
 def check_jitter(jitter: Any) -> None:
@@ -61,7 +88,7 @@ def _root(factor: AbstractFactor, jitter: float, places: Coordinates | None) -> 
     """
     if factor.thin_root() is not None:
         return factor.root()
-    level = jitter * jnp.mean(factor.diagonal())
+    level = _level(factor, jitter)
     if isinstance(factor, Markov):
         return factor.shifted(level).root()
     blocks = factor.blocks()

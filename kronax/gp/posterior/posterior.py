@@ -17,6 +17,7 @@ from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
 from kronax.gp.model.process import AbstractProcess, of_its_model
+from kronax.gp.numpyro.guide import LatentGiven
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict, scattered
 from kronax.gp.posterior.append import append
@@ -31,7 +32,7 @@ from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
 
 
-class Posterior(CriticisedPosterior):
+class Posterior(CriticisedPosterior, LatentGiven):
     """What `gp.condition(y)` returns; it carries the decomposition that predictions need.
 
     `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
