@@ -56,8 +56,8 @@ print(
 
 # %% [markdown]
 # ## Fit
-# The exposure is in units of 10 000 people, and the rate per one of them. Where cells are missing any
-# number will do.
+# The exposure is in units of 10 000 people, and the rate per one of them. Where cells are missing
+# any number will do.
 
 # %%
 gp = kx.GridGP(

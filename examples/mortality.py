@@ -190,8 +190,8 @@ ax.axvline(2004.5, color="0.5", lw=1)
 ax.set(title="Life expectancy at birth", xlabel="year", ylabel="years", xlim=(1969.5, 2019.5))
 ax.legend(frameon=False, loc="lower right")
 figure.suptitle(
-    f"A simulated region of 500 000: {100 * inside:.0f} % of the numbers of deaths in fifteen years "
-    "to come lie in their 95 % intervals",
+    f"A simulated region of 500 000: {100 * inside:.0f} % of the numbers of deaths in fifteen "
+    "years to come lie in their 95 % intervals",
     fontsize=13,
 )
 figure.savefig(picture, dpi=100)
