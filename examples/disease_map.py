@@ -33,20 +33,20 @@ picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "disease_map
 
 # %%
 rng = np.random.default_rng(4)
-north, east = 5.0 * np.arange(36), 5.0 * np.arange(44)  # km
+north, east = 5.0 * np.arange(30), 5.0 * np.arange(38)  # km
 x, y = np.meshgrid(east, north)
 is_sea = x + 9 * np.sin(y / 17) + 14 * np.sin(y / 41 + 1) < 32
-towns = rng.uniform((40, 5), (210, 170), (16, 2))
-sizes = rng.lognormal(0, 0.9, 16)
-people = 120 * rng.lognormal(0, 0.5, x.shape)
+towns = rng.uniform((35, 0), (185, 145), (16, 2))
+sizes = rng.lognormal(0, 0.8, 16)
+people = 400 * rng.lognormal(0, 0.6, x.shape)
 for (town_x, town_y), size in zip(towns, sizes, strict=True):
-    people += 7000 * size * np.exp(-np.hypot(x - town_x, y - town_y) / (5 + 2 * size))
+    people += 12_000 * size * np.exp(-np.hypot(x - town_x, y - town_y) / (5 + 2 * size))
 people = people.round()
-valley = np.exp(-0.5 * ((y - 60 - 0.45 * x + 12 * np.sin(x / 25)) / 14) ** 2)
-hill = np.exp(-0.5 * (((x - 165) / 22) ** 2 + ((y - 35) / 18) ** 2))
-rate = 5.0 * np.exp(1.0 * valley + 0.9 * hill - 0.5 + 0.4 * np.sin(x / 60) * np.cos(y / 45))
+valley = np.exp(-0.5 * ((y - 40 - 0.45 * x + 12 * np.sin(x / 25)) / 14) ** 2)
+hill = np.exp(-0.5 * (((x - 145) / 20) ** 2 + ((y - 30) / 16) ** 2))
+rate = 3.0 * np.exp(1.3 * valley + 1.3 * hill + 0.4 * np.sin(x / 60) * np.cos(y / 45))
 cases = rng.poisson(people / 1e4 * rate).astype(float)
-has_report = ~(((x > 120) & (x < 160) & (y > 100) & (y < 140)) | ((x > 60) & (x < 85) & (y < 25)))
+has_report = ~(((x > 96) & (x < 134) & (y > 66) & (y < 104)) | ((x > 56) & (x < 84) & (y < 24)))
 seen = np.where(is_sea | ~has_report, np.nan, cases)
 known = ~np.isnan(seen)
 print(
@@ -78,7 +78,7 @@ print(post.check_approximation(jax.random.key(0)), "\n")
 
 # %%
 found = post.response()
-high_rate = 10.0
+high_rate = 6.0
 probability = norm.sf((np.log(high_rate) - post.mean()) / np.sqrt(post.variance()))
 crude = seen / people * 1e4
 low, high = found.quantiles
@@ -107,12 +107,12 @@ _, _, inside = report("all land", ~is_sea)
 # %%
 plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"})
 figure, axs = plt.subplots(
-    2, 3, figsize=(14.5, 8.4), layout="constrained", sharex=True, sharey=True
+    2, 3, figsize=(14.5, 8.0), layout="constrained", sharex=True, sharey=True
 )
-rates = {"cmap": "YlOrRd", "vmin": 0, "vmax": 20}
+rates = {"cmap": "YlOrRd", "vmin": 0, "vmax": 15}
 panels = {
-    "People": (people, {"cmap": "Blues", "norm": LogNorm(50, 2e4)}, "people per cell", "both"),
-    "Cases": (seen, {"cmap": "YlOrRd", "vmin": 0, "vmax": 12}, "cases per cell", "max"),
+    "People": (people, {"cmap": "Blues", "norm": LogNorm(200, 3e4)}, "people per cell", "both"),
+    "Cases": (seen, {"cmap": "YlOrRd", "vmin": 0, "vmax": 15}, "cases per cell", "max"),
     "Cases per head": (crude, rates, "cases per 10 000", "max"),
     "Posterior mean of the rate": (found.mean, rates, "cases per 10 000", "max"),
     "True rate": (rate, rates, "cases per 10 000", "max"),
@@ -127,7 +127,7 @@ for ax, (title, (values, colours, unit, extend)) in zip(axs.flat, panels.items()
     ax.set_facecolor("0.8")
     shown = np.where(is_sea, np.nan, values)
     image = ax.pcolormesh(east, north, shown, shading="nearest", rasterized=True, **colours)
-    figure.colorbar(image, ax=ax, label=unit, extend=extend, shrink=0.9)
+    figure.colorbar(image, ax=ax, label=unit, extend=extend, aspect=16, shrink=0.82)
     edge = {"colors": "k", "linewidths": 0.9, "linestyles": "--"}
     ax.contour(east, north, (~has_report).astype(float), levels=[0.5], **edge)
     ax.contour(east, north, is_sea.astype(float), levels=[0.5], colors="0.35", linewidths=1)
@@ -139,7 +139,7 @@ for ax in axs[1]:
     ax.set_xlabel("east (km)")
 for ax in axs[:, 0]:
     ax.set_ylabel("north (km)")
-axs[0, 0].text(4, 8, "sea", color="0.3", style="italic")
+axs[0, 0].text(3, 110, "sea", color="0.3", style="italic")
 figure.suptitle(
     f"Simulated cases: the rates are off by {ours:.1f} per 10 000, those of cases per head by "
     f"{raw:.1f}; {100 * inside:.0f} % of the true rates lie in their 95 % bands\n"

@@ -46,7 +46,7 @@ RETURNED = {
 
 
 # Pages of more than ten seconds.
-LONG = {"fitting.md", "guide.md", "missing.md", "numpyro.md"}
+LONG = {"fitting.md", "guide.md", "missing.md", "nongaussian.md", "numpyro.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 

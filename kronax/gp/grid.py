@@ -47,12 +47,9 @@ from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
-from kronax.gp.sites.evidence import SearchedEvidence, evidence
+from kronax.gp.sites.evidence import SearchedEvidence, evidence, measured_at_sites
 from kronax.gp.sites.posterior import approximated
-from kronax.gp.sites.search import first_sites
-from kronax.gp.sites.sites import gaussian
 from kronax.gp.start.starts import initialise, random_start
-from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
@@ -264,10 +261,7 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
 
         `y` are checked data; traced ones measure nothing.
         """
-        if self.likelihood is None or not is_concrete(self, y):
-            return measured_by(self, y)
-        target, precision = first_sites(self, y)
-        return self.solved_by(measured_by(gaussian(self, precision), target).measured)
+        return measured_by(self, y) if self.likelihood is None else measured_at_sites(self, y)
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""
