@@ -6,7 +6,7 @@
 # are Poisson with the person-years as exposure, and nothing is the logarithm of a zero. Rates are
 # smooth in age and year, and their forecast has a trend of its own at every age.
 #
-# The region is made up, as registers may not be passed on: rates follow Gompertz's law with deaths
+# The town is made up, as registers may not be passed on: rates follow Gompertz's law with deaths
 # of infants and accidents of the young, and fall at a pace that depends on the age and changes from
 # year to year, as Lee and Carter have it. It is no draw from the model below.
 #
@@ -28,7 +28,7 @@ picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "mortality.p
 
 # %% [markdown]
 # ## The data
-# Age groups of five years, 0–4 to 100–104, in a region of 500 000 people.
+# Age groups of five years, 0–4 to 100–104, in a town of 100 000 people.
 
 # %%
 rng = np.random.default_rng(1)
@@ -41,8 +41,8 @@ pace = pace * (1 - 0.8 / (1 + np.exp((90 - a) / 5)))
 index = np.cumsum(1 + 0.7 * rng.normal(size=year.size))
 rate = first * np.exp(-pace * index)
 born = year - a
-people = 35_000 * np.exp(-((a / 77) ** 5)) * (1 + 0.3 * np.exp(-0.5 * ((born - 1964) / 7) ** 2))
-people = np.maximum(people, 40).round()
+people = 7_000 * np.exp(-((a / 77) ** 5)) * (1 + 0.3 * np.exp(-0.5 * ((born - 1964) / 7) ** 2))
+people = np.maximum(people, 20).round()
 deaths = rng.poisson(people * rate)
 seen, later = slice(0, 35), slice(35, 50)
 young = (deaths[1:3, seen] == 0).mean()
@@ -190,7 +190,7 @@ ax.axvline(2004.5, color="0.5", lw=1)
 ax.set(title="Life expectancy at birth", xlabel="year", ylabel="years", xlim=(1969.5, 2019.5))
 ax.legend(frameon=False, loc="lower right")
 figure.suptitle(
-    f"A simulated region of 500 000: {100 * inside:.0f} % of the numbers of deaths in fifteen "
+    f"A simulated town of 100 000: {100 * inside:.0f} % of the numbers of deaths in fifteen "
     "years to come lie in their 95 % intervals",
     fontsize=13,
 )

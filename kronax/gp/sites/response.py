@@ -142,7 +142,7 @@ def _quantiles(is_enough: Callable[[Array], Array], centre: Array, is_whole: boo
         return _Bracket(low, high, probe, 2 * width, count + 1)
 
     def goes_on(state: _Bracket) -> Array:
-        return (state.count < MOST_PROBES) & jnp.any(is_wide(state.low, state.high))
+        return (state.num_probes < MOST_PROBES) & jnp.any(is_wide(state.low, state.high))
 
     first = _Bracket(*bracket, start, jnp.ones((), start.dtype), jnp.zeros((), jnp.int32))
     high = lax.while_loop(goes_on, narrower, first).high
@@ -156,4 +156,4 @@ class _Bracket(NamedTuple):
     high: Array
     probe: Array
     width: Array
-    count: Array
+    num_probes: Array
