@@ -106,7 +106,9 @@ _, _, inside = report("all land", ~is_sea)
 
 # %%
 plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"})
-figure, axs = plt.subplots(2, 3, figsize=(14.5, 8.0), layout="constrained")
+figure, axs = plt.subplots(
+    2, 3, figsize=(14.5, 8.0), layout="constrained", sharex=True, sharey=True
+)
 rates = {"cmap": "YlOrRd", "vmin": 0, "vmax": 15}
 panels = {
     "People": (people, {"cmap": "Blues", "norm": LogNorm(200, 3e4)}, "people per cell", "both"),
