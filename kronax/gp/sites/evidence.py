@@ -18,8 +18,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.gp.model import marginal_likelihood
-from kronax.gp.model.method import Process, with_fields
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractProcess, Process, with_fields
 from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.model.trial import measured_by
 from kronax.gp.posterior import predict
