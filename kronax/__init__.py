@@ -62,6 +62,10 @@ from kronax.gp.numpyro.guide import LatentGuide as LatentGuide
 from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior
+from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
+from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
+from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
+from kronax.gp.sites.response import Response as Response
 from kronax.linalg.arrays.precision import PrecisionWarning as PrecisionWarning
 from kronax.linalg.arrays.primitives import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.estimates.certificates import ConvergenceError as ConvergenceError

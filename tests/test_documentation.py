@@ -20,6 +20,10 @@ RETURNED = {
     "FitResult",
     "Posterior",
     "TermPosterior",
+    "LikelihoodPosterior",
+    "Response",
+    "LikelihoodLeaveOneOut",
+    "ApproximationCheck",
     "Forecast",
     "Surprise",
     "LatentPosterior",
@@ -43,7 +47,7 @@ RETURNED = {
 
 
 # Pages of more than ten seconds.
-LONG = {"fitting.md", "guide.md", "missing.md", "numpyro.md"}
+LONG = {"fitting.md", "guide.md", "missing.md", "nongaussian.md", "numpyro.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 

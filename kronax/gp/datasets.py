@@ -28,10 +28,7 @@ def to_dataset(
     """The body of `Posterior.to_dataset`; `draws` are their number and key."""
     package, (num_samples, key) = xarray(), draws
     levels = _checked_levels(quantiles)
-    if num_samples and key is None:
-        raise TypeError(
-            f"{num_samples} draws need a random key: pass key=jax.random.key(0), or another."
-        )
+    check_draws_have_a_key(num_samples, key)
     new = post.gp.new_axes(axes)
     dims, batch = grid_dims(post.gp), batch_dims(post)
     options = {"include_noise": include_noise, "noise": noise, "covariates": covariates}
@@ -61,7 +58,7 @@ def to_dataset(
             about.values("posterior draws"),
         )
         coordinates["draw"] = ("draw", np.arange(num_samples))
-    _check_names((*variables, "quantile", "draw"), (*dims, *batch), post)
+    check_names((*variables, "quantile", "draw"), (*dims, *batch), post)
     return package.Dataset(variables, coordinates, about.title())
 
 
@@ -172,7 +169,7 @@ class _About:
         template = post.template
         self.attributes = {} if template is None else dict(template.attributes.values)
         self.name = None if template is None else template.name
-        self.described = self.attributes.get("long_name", self.name) or "the data"
+        self.described = "the data" if template is None else template.described
         self.suffix = ", noise included" if include_noise else ""
 
     def values(self, what: str) -> dict[str, Any]:
@@ -201,7 +198,24 @@ def _checked_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
     return levels
 
 
-def _check_names(variables: Sequence[str], dims: Sequence[str], post: AbstractPosterior) -> None:
+def check_draws_have_a_key(num_samples: int, key: PRNGKeyArray | None) -> None:
+    """Refuse draws without a random key.
+
+    Raises:
+        TypeError: with how many were asked for.
+    """
+    if num_samples and key is None:
+        raise TypeError(
+            f"{num_samples} draws need a random key: pass key=jax.random.key(0), or another."
+        )
+
+
+def check_names(variables: Sequence[str], dims: Sequence[str], post: AbstractPosterior) -> None:
+    """Refuse dimensions and coordinates that are called as a variable.
+
+    Raises:
+        ValueError: with the name.
+    """
     others = () if post.template is None else [c.name for c in post.template.coordinates]
     taken = sorted(set(variables) & {*dims, *others})
     if taken:

@@ -46,7 +46,7 @@ from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
-from kronax.gp.sites.evidence import SearchedEvidence, evidence
+from kronax.gp.sites.evidence import SearchedEvidence, evidence, measured_at_sites
 from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -261,7 +261,7 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
 
         `y` are checked data; traced ones measure nothing.
         """
-        return measured_by(self, y)
+        return measured_by(self, y) if self.likelihood is None else measured_at_sites(self, y)
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""

@@ -10,6 +10,7 @@ from kronax.gp.axes.dates import word_of
 from kronax.gp.coordinates.spacing import written
 from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.paths import nearest
 
 
@@ -105,8 +106,8 @@ def observed(post: AbstractPosterior, found: Cut) -> np.ndarray | None:
     if not found.on_grid:
         return None
     index = tuple(slice(None) if i in found.drawn else k for i, k in enumerate(found.indices))
-    seen = post.gp.observed
-    return (np.asarray(post.y) if seen is None else np.where(seen.array, post.y, np.nan))[index]
+    seen, y = post.gp.observed, post.data if isinstance(post, LikelihoodPosterior) else post.y
+    return (np.asarray(y) if seen is None else np.where(seen.array, y, np.nan))[index]
 
 
 def on_own_grid(post: AbstractPosterior, found: Cut) -> Cut:

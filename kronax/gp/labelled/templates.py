@@ -27,12 +27,30 @@ class Template:
         attributes: of the data: units and the like.
         batch_dims: dimensions that are no axes of the model; they lead in the grid layout.
         coordinates: all but those that the axes hold.
+        data: that of the data, where this one is of a function behind them.
     """
 
     name: str | None
     attributes: FrozenAttributes
     batch_dims: tuple[str, ...]
     coordinates: tuple[Coordinate, ...]
+    data: "Template | None" = None
+
+    @property
+    def described(self) -> str:
+        """What this is, in words."""
+        return str(self.attributes.values.get("long_name", self.name) or "the data")
+
+
+UNLABELLED = Template(None, FrozenAttributes({}), (), ())
+
+
+def of_function(template: Template | None) -> Template:
+    """The template of the latent function behind data, to which their units do not belong."""
+    data = UNLABELLED if template is None else template
+    words = FrozenAttributes({"long_name": f"latent function of {data.described}"})
+    name = None if data.name is None else f"latent function of {data.name}"
+    return dataclasses.replace(data, name=name, attributes=words, data=data)
 
 
 def template_of(y: Any, names: tuple[str, ...] | None) -> Template | None:

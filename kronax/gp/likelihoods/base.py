@@ -14,6 +14,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PRNGKeyArray
 from scipy.special import roots_hermitenorm
 
+from kronax.gp.axes.indexes import is_labelled
 from kronax.linalg.arrays.checks import array_of_reals
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.paths import nearest
@@ -224,6 +225,20 @@ def cells_like(value: Array, f: Array) -> Array:
     return jnp.broadcast_to(value, f.shape).astype(f.dtype)
 
 
+def refuse_labels(value: Any, name: str) -> None:
+    """Refuse a DataArray, whose dimensions may stand in another order than the axes.
+
+    Raises:
+        TypeError: with its dimensions.
+    """
+    if is_labelled(value):
+        dims = ", ".join(map(repr, value.dims))
+        raise TypeError(
+            f"`{name}` must be a plain array in the order of the axes, whose names a likelihood "
+            f"does not know; got a DataArray over {dims}. Pass .transpose(…).values."
+        )
+
+
 def per_cell(value: Any, name: str) -> Array:
     """Positive numbers per cell, such as exposures, or one number; whole numbers will do.
 
@@ -231,6 +246,7 @@ def per_cell(value: Any, name: str) -> Array:
         TypeError: if they are no real numbers.
         ValueError: if one is not positive or not finite.
     """
+    refuse_labels(value, name)
     array = array_of_reals(as_floats(value), name)
     if not isinstance(array, jax.core.Tracer) and not bool((np.asarray(array) > 0).all()):
         raise ValueError(

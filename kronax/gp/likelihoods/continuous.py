@@ -11,7 +11,7 @@ from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like
+from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, refuse_labels
 from kronax.parameters import data, parameter
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
@@ -92,6 +92,7 @@ class StudentT(AbstractLikelihood):
 
 def limit(value: Any, name: str) -> Array:
     """A number or one per cell, infinity included."""
+    refuse_labels(value, name)
     array = jnp.asarray(value, float) if not hasattr(value, "dtype") else jnp.asarray(value)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(float)

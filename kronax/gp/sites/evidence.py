@@ -18,11 +18,21 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.gp.model import marginal_likelihood
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractProcess, Process, with_fields
 from kronax.gp.model.solver_choice import is_iterative
+from kronax.gp.model.trial import measured_by
 from kronax.gp.posterior import predict
-from kronax.gp.sites.search import Hint, expected_log_density, filled, find, no_hint, site_of
+from kronax.gp.sites.search import (
+    Hint,
+    expected_log_density,
+    filled,
+    find,
+    first_sites,
+    no_hint,
+    site_of,
+)
 from kronax.gp.sites.sites import Sites, gaussian, given
+from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.primitives import once_differentiable
 
 # Each step leaves about a third of what the one before left of the derivative of the sites.
@@ -47,6 +57,14 @@ class SearchedEvidence(AbstractProcess):
     def log_likelihood_from(self, grid: Array, hints: Hint) -> tuple[Array, Hint]:
         """`checked_log_likelihood` by a search from another one's end, and the end of this one."""
         return evidence_from(self, grid, hints)
+
+
+def measured_at_sites(gp: Process, y: Array) -> Process:
+    """The process that is solved as a trial with the first sites of concrete data says."""
+    if not is_concrete(gp, y):
+        return gp
+    target, precision = first_sites(gp, y)
+    return with_fields(gp, measured=measured_by(gaussian(gp, precision), target).measured)
 
 
 def evidence_from(gp: AbstractProcess, y: Array, hints: Hint) -> tuple[Array, Hint]:

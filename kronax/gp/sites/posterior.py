@@ -11,13 +11,15 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.criticism.held_out import axis_labels
-from kronax.gp.labelled.templates import Template
+from kronax.gp.datasets import check_draws_have_a_key
+from kronax.gp.labelled.templates import Template, of_function
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.model.marginal_likelihood import conditioned
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
+from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.evidence import evidence_given
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out, log_predictive
 from kronax.gp.sites.response import Response, response
@@ -176,6 +178,51 @@ class LikelihoodPosterior(Posterior):
         logs = jax.vmap(lambda f: jnp.sum(likelihood.log_density(y_new, f)))(draws)
         return logsumexp(logs) - jnp.log(jnp.asarray(num_draws, logs.dtype))
 
+    def to_dataset(
+        self,
+        axes: Any = None,
+        quantiles: Sequence[float] = (0.025, 0.975),
+        num_samples: int = 0,
+        key: PRNGKeyArray | None = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        covariates: Any = None,
+        response: bool = False,
+        **given: Any,
+    ) -> Any:
+        """The latent function as an xarray Dataset, or with `response=True` what is predicted.
+
+        Its variables are then those of the rate or probability, `mean`, `standard_deviation` and
+        `quantiles`, and those of new observations, which have the units of the data:
+        `observation_mean`, `observation_standard_deviation`, `observation_quantiles`, `draws`.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            quantiles: their probabilities; `()` for none.
+            num_samples: number of joint draws, of observations with `response=True`.
+            key: a JAX random key for them.
+            include_noise: false; new observations are a response.
+            noise: none.
+            covariates: of the mean at the new places, as for `mean`.
+            response: of rates or probabilities, and of new observations.
+            given: as for `response`.
+
+        Raises:
+            ImportError: if xarray is not installed.
+            KeyError: as in `response`.
+            TypeError: as in `response`; or if draws are asked for without a key.
+            ValueError: as in `response`; or if the data have a dimension called as a variable.
+        """
+        self._refuse_noise(include_noise, noise)
+        if not response:
+            return super().to_dataset(axes, quantiles, num_samples, key, covariates=covariates)
+        check_draws_have_a_key(num_samples, key)
+        at = {"covariates": covariates, **given}
+        found, draws = self.response(axes, quantiles, **at), None
+        if key is not None and num_samples:
+            draws = self.sample(key, axes, (num_samples,), response=True, **at)
+        return response_dataset(self, found, axes, draws)
+
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
         """Every observation as predicted from all the others, with the same parameters.
 
@@ -320,7 +367,7 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
     process = gaussian(gp, sites.precision)
     operator, found = conditioned(process, target)
     made_of = fingerprint_of_tree((process, target))
-    parts = (found.value, found.regression, template, found.estimate, made_of)
+    parts = (found.value, found.regression, of_function(template), found.estimate, made_of)
     return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
 
 

@@ -1,8 +1,8 @@
 """Rates, probabilities and new observations, from the marginals of the latent function."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
 
-# Doublings of a bracket, and halvings of it.
-MOST_DOUBLINGS = 200
-HALVINGS = 60
+# Doublings of a bracket and halvings of it, together.
+MOST_PROBES = 300
 
 
 class Response(eqx.Module):
@@ -99,54 +98,62 @@ def _observed(
     except NotImplementedError:
         return None
 
-    def probability(y: Array) -> Array:
-        return average(lambda f: likelihood.cdf(y, f), mean, variance)
-
     if not levels:
         return empty
-    if likelihood.support.is_discrete:
-        return jnp.stack([_whole_quantile(probability, level, centre) for level in levels])
-    return jnp.stack([_real_quantile(probability, level, centre) for level in levels])
+
+    def is_enough(y: Array) -> Array:
+        def reached(level: Array, y: Array) -> Array:
+            return average(lambda f: likelihood.cdf(y, f), mean, variance) >= level
+
+        return jax.vmap(reached)(jnp.asarray(levels, mean.dtype), y)
+
+    is_whole = likelihood.support.is_discrete
+    return _quantiles(is_enough, jnp.stack([centre] * len(levels)), is_whole)
 
 
-def _whole_quantile(probability: Any, level: float, centre: Array) -> Array:
-    """The least whole number whose probability of not being exceeded reaches the level."""
-    high = _doubled(lambda y: probability(y) < level, jnp.ceil(centre), 1.0)
-    low = jnp.full_like(high, -1)
+def _quantiles(is_enough: Callable[[Array], Array], centre: Array, is_whole: bool) -> Array:
+    """The least numbers, or whole numbers, that are enough: a bracket is widened, then halved.
 
-    def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
-        middle = jnp.floor((low + high) / 2)
-        is_enough = probability(middle) >= level
-        return jnp.where(is_enough, low, middle), jnp.where(is_enough, middle, high)
+    One loop, so that the distribution function is compiled once.
+    """
+    if is_whole:
+        start = jnp.ceil(centre)
+        bracket = jnp.full_like(start, -1), jnp.full_like(start, jnp.inf)
+    else:
+        start = centre
+        bracket = jnp.full_like(start, -jnp.inf), jnp.full_like(start, jnp.inf)
 
-    ends = lax.while_loop(lambda ends: jnp.any(ends[1] - ends[0] > 1), halve, (low, high))
-    return ends[1]
-
-
-def _real_quantile(probability: Any, level: float, centre: Array) -> Array:
-    """By halving a bracket around the centre."""
-    high = _doubled(lambda y: probability(y) < level, centre, 1.0)
-    low = _doubled(lambda y: probability(y) >= level, centre, -1.0)
-
-    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = ends
+    def between(low: Array, high: Array) -> Array:
         middle = low + (high - low) / 2
-        is_enough = probability(middle) >= level
-        return jnp.where(is_enough, low, middle), jnp.where(is_enough, middle, high)
+        return jnp.floor(middle) if is_whole else middle
 
-    return lax.fori_loop(0, HALVINGS, halve, (low, high))[1]
+    def is_wide(low: Array, high: Array) -> Array:
+        # Where no number lies between the ends the search is over.
+        middle = between(low, high)
+        return ~jnp.isfinite(high - low) | ((middle > low) & (middle < high))
+
+    def narrower(state: _Bracket) -> _Bracket:
+        low, high, probe, width, count = state
+        enough = is_enough(probe)
+        low, high = jnp.where(enough, low, probe), jnp.where(enough, probe, high)
+        beyond = jnp.where(jnp.isinf(high), low + width, high - width)
+        is_known = jnp.isfinite(high) & jnp.isfinite(low)
+        probe = jnp.where(is_known, between(low, high), beyond)
+        return _Bracket(low, high, probe, 2 * width, count + 1)
+
+    def goes_on(state: _Bracket) -> Array:
+        return (state.num_probes < MOST_PROBES) & jnp.any(is_wide(state.low, state.high))
+
+    first = _Bracket(*bracket, start, jnp.ones((), start.dtype), jnp.zeros((), jnp.int32))
+    high = lax.while_loop(goes_on, narrower, first).high
+    return jnp.where(jnp.isfinite(high), high, jnp.nan)
 
 
-def _doubled(is_short: Any, start: Array, step: float) -> Array:
-    """From the start in steps that double, to where it is no longer short."""
+class _Bracket(NamedTuple):
+    """Numbers that are not enough and those that are, and where to look next."""
 
-    def further(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        y, width, count = state
-        return jnp.where(is_short(y), y + width, y), 2 * width, count + 1
-
-    def going(state: tuple[Array, Array, Array]) -> Array:
-        return (state[2] < MOST_DOUBLINGS) & jnp.any(is_short(state[0]))
-
-    width = jnp.asarray(step, start.dtype)
-    return lax.while_loop(going, further, (start, width, jnp.zeros((), jnp.int32)))[0]
+    low: Array
+    high: Array
+    probe: Array
+    width: Array
+    num_probes: Array

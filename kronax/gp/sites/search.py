@@ -70,6 +70,12 @@ def find(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Sites, Hint]:
     return sites, jax.tree.map(lambda new, old: jnp.where(converged, new, old), known, hint)
 
 
+@eqx.filter_jit
+def first_sites(gp: AbstractProcess, y: Array) -> tuple[Array, Array]:
+    """Targets and precisions that a search for checked data starts from."""
+    return _Search.of(gp, filled(gp, y)).sites_at_data()
+
+
 def filled(gp: AbstractProcess, y: Array) -> Array:
     """Data with a possible observation in the gaps."""
     assert gp.likelihood is not None
@@ -165,9 +171,7 @@ class _Search(NamedTuple):
 
     def first(self, hint: Hint) -> _Place:
         """From the data, or from where another search ended: a whole step."""
-        assert self.gp.likelihood is not None
-        start = jnp.where(_seen(self.gp), self.gp.likelihood.start(self.y), 0)
-        from_data = site_of(self.gp, self.y, start, None, self.prior_variance)
+        from_data = self.sites_at_data()
         from_hint = self.sites(hint.mean, hint.variance)
         is_known = jnp.isfinite(hint.mean).all()
         target, precision = (
@@ -189,6 +193,12 @@ class _Search(NamedTuple):
             num_stalled=jnp.zeros((), jnp.int32),
             num_steps=jnp.zeros((), jnp.int32),
         )
+
+    def sites_at_data(self) -> tuple[Array, Array]:
+        """Where a function that suits the data cell by cell has its Laplace sites."""
+        assert self.gp.likelihood is not None
+        start = jnp.where(_seen(self.gp), self.gp.likelihood.start(self.y), 0)
+        return site_of(self.gp, self.y, start, None, self.prior_variance)
 
     def step(self, at: _Place) -> _Place:
         """A Newton step for the mean, as far as it gains, and one of the variances."""
