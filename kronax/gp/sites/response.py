@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
+from kronax.gp.sites.predictive import probability
 
 # Doublings of a bracket, and halvings of it.
 MOST_DOUBLINGS = 200
@@ -64,22 +65,28 @@ def response(
 def _response(
     likelihood: AbstractLikelihood, mean: Array, variance: Array, levels: tuple[float, ...]
 ) -> Response:
-    def moments(f: Array) -> tuple[Array, ...]:
-        rate, own = likelihood.response(f), likelihood.mean(f)
-        return rate, rate**2, own, own**2, likelihood.variance(f)
+    def means(f: Array) -> tuple[Array, Array]:
+        return likelihood.response(f), likelihood.mean(f)
 
-    rate, square, own, own_square, spread = average(moments, mean, variance)
+    rate, own = average(means, mean, variance)
+
+    def spreads(f: Array) -> tuple[Array, Array]:
+        # About the means, which may be far from zero.
+        rest, own_rest = likelihood.response(f) - rate, likelihood.mean(f) - own
+        return jnp.square(rest), jnp.square(own_rest) + likelihood.variance(f)
+
+    spread, own_spread = average(spreads, mean, variance)
     sd = jnp.sqrt(variance)
     scores = [NormalDist().inv_cdf(p) for p in levels]
     quantiles = [likelihood.response(mean + score * sd) for score in scores]
     empty = jnp.zeros((0, *mean.shape), mean.dtype)
     return Response(
         mean=rate,
-        std=jnp.sqrt(jnp.maximum(square - rate**2, 0)),
+        std=jnp.sqrt(spread),
         quantiles=jnp.stack(quantiles) if levels else empty,
         observation_mean=own,
-        observation_std=jnp.sqrt(spread + jnp.maximum(own_square - own**2, 0)),
-        observation_quantiles=_observed(likelihood, mean, variance, own, levels, empty),
+        observation_std=jnp.sqrt(own_spread),
+        observation_quantiles=_observed(likelihood, mean, variance, levels, empty),
         probabilities=levels,
         name=likelihood.response_name,
     )
@@ -89,50 +96,56 @@ def _observed(
     likelihood: AbstractLikelihood,
     mean: Array,
     variance: Array,
-    centre: Array,
     levels: tuple[float, ...],
     empty: Array,
 ) -> Array | None:
     """Quantiles of observations, where their distribution function is known."""
+    # Not the mean, which may be infinite where the quantiles are not.
+    centre = likelihood.mean(mean)
     try:
         jax.eval_shape(likelihood.cdf, centre, mean)
     except NotImplementedError:
         return None
 
-    def probability(y: Array) -> Array:
-        return average(lambda f: likelihood.cdf(y, f), mean, variance)
+    def below(y: Array) -> Array:
+        return probability(likelihood, y, mean, variance)
 
     if not levels:
         return empty
     if likelihood.support.is_discrete:
-        return jnp.stack([_whole_quantile(probability, level, centre) for level in levels])
-    return jnp.stack([_real_quantile(probability, level, centre) for level in levels])
+        return jnp.stack([_whole_quantile(below, level, centre) for level in levels])
+    return jnp.stack([_real_quantile(below, level, centre) for level in levels])
 
 
-def _whole_quantile(probability: Any, level: float, centre: Array) -> Array:
+def _whole_quantile(below: Any, level: float, centre: Array) -> Array:
     """The least whole number whose probability of not being exceeded reaches the level."""
-    high = _doubled(lambda y: probability(y) < level, jnp.ceil(centre), 1.0)
+    high = _doubled(lambda y: below(y) < level, jnp.ceil(centre), 1.0)
     low = jnp.full_like(high, -1)
+
+    def middle(ends: tuple[Array, Array]) -> Array:
+        return jnp.floor(ends[0] + (ends[1] - ends[0]) / 2)
+
+    def goes_on(ends: tuple[Array, Array]) -> Array:
+        # Whole numbers beyond what the precision counts are some steps apart.
+        return jnp.any((middle(ends) > ends[0]) & (middle(ends) < ends[1]))
 
     def halve(ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
-        middle = jnp.floor((low + high) / 2)
-        is_enough = probability(middle) >= level
-        return jnp.where(is_enough, low, middle), jnp.where(is_enough, middle, high)
+        is_enough = below(middle(ends)) >= level
+        return jnp.where(is_enough, low, middle(ends)), jnp.where(is_enough, middle(ends), high)
 
-    ends = lax.while_loop(lambda ends: jnp.any(ends[1] - ends[0] > 1), halve, (low, high))
-    return ends[1]
+    return lax.while_loop(goes_on, halve, (low, high))[1]
 
 
-def _real_quantile(probability: Any, level: float, centre: Array) -> Array:
+def _real_quantile(below: Any, level: float, centre: Array) -> Array:
     """By halving a bracket around the centre."""
-    high = _doubled(lambda y: probability(y) < level, centre, 1.0)
-    low = _doubled(lambda y: probability(y) >= level, centre, -1.0)
+    high = _doubled(lambda y: below(y) < level, centre, 1.0)
+    low = _doubled(lambda y: below(y) >= level, centre, -1.0)
 
     def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = ends
         middle = low + (high - low) / 2
-        is_enough = probability(middle) >= level
+        is_enough = below(middle) >= level
         return jnp.where(is_enough, low, middle), jnp.where(is_enough, middle, high)
 
     return lax.fori_loop(0, HALVINGS, halve, (low, high))[1]
