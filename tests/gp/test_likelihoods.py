@@ -11,6 +11,7 @@ import scipy.special
 import scipy.stats
 
 import kronax as kx
+from kronax.gp.likelihoods.counts import upper_gamma
 from kronax.gp.sites.predictive import log_predictive, probability
 from kronax.gp.sites.response import response
 
@@ -235,3 +236,14 @@ def test_responses_far_from_zero(dtype):
     f, variance = dtype([18.0, 5.0]), dtype([1e-4, 400.0])
     found = response(kx.Poisson(), jnp.asarray(f), jnp.asarray(variance), (0.5,))
     assert_close(found.observation_quantiles[0], np.exp(f), rtol=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 3e-6), (np.float64, 3e-8)])
+def test_probabilities_of_many_counts(dtype, tolerance):
+    a = np.array([999.0, 1000.0, 1e4, 1e6])[:, None]
+    deviations = np.array([-30.0, -5.0, -2.0, 0.0, 1e-3, 2.0, 7.0, 30.0])
+    x = (a + np.sqrt(a) * deviations).astype(dtype)
+    x = np.concatenate([x, np.full((4, 1), np.inf, dtype), np.zeros((4, 1), dtype)], axis=1)
+    found = upper_gamma(jnp.broadcast_to(jnp.asarray(a, dtype), x.shape), jnp.asarray(x))
+    assert_close(found[1:], scipy.special.gammaincc(a, x.astype(float))[1:], rtol=0, atol=tolerance)
+    assert np.isfinite(found).all()

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betainc, gammaincc, gammaln
+from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
@@ -17,6 +17,10 @@ from kronax.parameters import data, parameter
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.
 HALF = 0.5
+# From this count on an expansion of the incomplete gamma function is right to 3e-8.
+LARGE = 1000.0
+# That of its correction about no deviation (Temme 1979).
+CORRECTION = (-139 / 777600, 1 / 2835, 1 / 864, -2 / 135, 1 / 12, -1 / 3)
 
 
 def _exposure() -> Any:
@@ -103,7 +107,7 @@ class Poisson(_Counts):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete gamma function."""
         y = jnp.floor(y)
-        return jnp.where(y < 0, 0.0, gammaincc(jnp.maximum(y, 0) + 1, self.mean(f)))
+        return jnp.where(y < 0, 0.0, upper_gamma(jnp.maximum(y, 0) + 1, self.mean(f)))
 
 
 class NegativeBinomial(_Counts):
@@ -149,3 +153,26 @@ class NegativeBinomial(_Counts):
         r = self.concentration.astype(f.dtype)
         y, share = jnp.floor(y), r / (r + self.mean(f))
         return jnp.where(y < 0, 0.0, betainc(r, jnp.maximum(y, 0) + 1, share))
+
+
+def upper_gamma(a: Array, x: Array) -> Array:
+    """The regularised upper incomplete gamma function, at large `a` by Temme's expansion.
+
+    The series of JAX takes time in proportion to the root of `a`, and loses its digits in `a`.
+    """
+    is_large = a >= LARGE
+    exact = gammaincc(jnp.where(is_large, 1, a), jnp.where(is_large, 1, x))
+    return jnp.where(is_large, _temme(jnp.maximum(a, LARGE), x), exact)
+
+
+def _temme(a: Array, x: Array) -> Array:
+    mu = (jnp.minimum(x, jnp.finfo(x.dtype).max) - a) / a
+    is_near = jnp.abs(mu) < 0.02
+    near, far = jnp.where(is_near, mu, 0), jnp.where(is_near, 1, mu)
+    root = jnp.sqrt(jnp.polyval(jnp.array([1 / 3, -2 / 5, 1 / 2, -2 / 3, 1], mu.dtype), near))
+    eta_far = jnp.sign(far) * jnp.sqrt(2 * (far - jnp.log1p(far)))
+    correction_near = jnp.polyval(jnp.array(CORRECTION, mu.dtype), near * root)
+    correction = jnp.where(is_near, correction_near, 1 / far - 1 / eta_far)
+    eta = jnp.where(is_near, near * root, eta_far)
+    density = jnp.exp(-a * jnp.square(eta) / 2) / jnp.sqrt(2 * jnp.pi * a)
+    return ndtr(-eta * jnp.sqrt(a)) + density * correction
