@@ -166,6 +166,13 @@ def test_gaps_of_a_wide_prior_leave_the_gradient_alone():
     np.testing.assert_allclose(found, difference, rtol=1e-4)
 
 
+def test_equal_counts_of_unequal_exposures_can_be_fitted():
+    ones = np.ones((5, 4))
+    kx.fit(model(kx.Poisson(EXPOSURE)), ones, num_steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"must vary.*got 1.0 in every cell"):
+        kx.fit(model(kx.Poisson()), ones, num_steps=1, progress=False)
+
+
 def test_a_second_derivative_raises():
     gp, y = model(kx.Poisson(EXPOSURE)), jnp.asarray(COUNTS)
     with pytest.raises(kx.DerivativeOrderError, match="finite differences"):
