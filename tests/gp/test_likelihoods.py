@@ -247,3 +247,18 @@ def test_probabilities_of_many_counts(dtype, tolerance):
     found = upper_gamma(jnp.broadcast_to(jnp.asarray(a, dtype), x.shape), jnp.asarray(x))
     assert_close(found[1:], scipy.special.gammaincc(a, x.astype(float))[1:], rtol=0, atol=tolerance)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-3), (np.float64, 3e-8)])
+def test_densities_of_many_counts(dtype, tolerance):
+    """Their terms are of the order of the counts, of which single precision has seven digits."""
+    y = np.array([0.0, 1.0, 15.0, 16.0, 1e4, 1e6], dtype)
+    f = np.log(np.maximum(y + 2 * np.sqrt(y), 0.3)).astype(dtype)
+    truth = scipy.stats.poisson.logpmf(y, np.exp(f.astype(float)))
+    found = kx.Poisson().log_density(jnp.asarray(y), jnp.asarray(f))
+    assert_close(found, truth, rtol=0, atol=tolerance)
+    variance = (0.1 / (y + 1)).astype(dtype)
+    rate = np.exp(f.astype(float))
+    excess = rate * np.expm1(variance.astype(float) / 2)
+    found = kx.Poisson().expected(jnp.asarray(y), jnp.asarray(f), jnp.asarray(variance))
+    assert_close(found, truth - excess, rtol=0, atol=tolerance)

@@ -17,6 +17,8 @@ from kronax.parameters import data, parameter
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.
 HALF = 0.5
+# From this count on Stirling's series is right to 2e-12.
+STIRLING = 16.0
 # From this count on an expansion of the incomplete gamma function is right to 3e-8.
 LARGE = 1000.0
 # That of its correction about no deviation (Temme 1979).
@@ -84,12 +86,18 @@ class Poisson(_Counts):
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log λ − λ − log y!`."""
-        log_rate = f + self.log_exposure(f)
-        return y * log_rate - jnp.exp(log_rate) - gammaln(y + 1)
+        # Beside a rate that equals the count: its terms are large, and cancel.
+        log_ratio = f + self.log_exposure(f) - jnp.log(jnp.maximum(y, 1))
+        largest = -log_factorial_excess(y)
+        return y * log_ratio - jnp.maximum(y, 1) * jnp.expm1(log_ratio) + largest
 
     def expected(self, y: Array, mean: Array, variance: Array) -> Array:
         """In closed form: the mean of a log-normal rate is known."""
-        return self.log_density(y, mean) + self.mean(mean) - self.mean(mean + variance / 2)
+        rate, half = self.mean(mean), variance / 2
+        is_narrow = half < 1
+        excess = rate * jnp.expm1(jnp.where(is_narrow, half, 0))
+        excess = jnp.where(is_narrow, excess, self.mean(mean + half) - rate)
+        return self.log_density(y, mean) - excess
 
     def expected_derivatives(self, y: Array, mean: Array, variance: Array) -> tuple[Array, Array]:
         """In closed form."""
@@ -153,6 +161,15 @@ class NegativeBinomial(_Counts):
         r = self.concentration.astype(f.dtype)
         y, share = jnp.floor(y), r / (r + self.mean(f))
         return jnp.where(y < 0, 0.0, betainc(r, jnp.maximum(y, 0) + 1, share))
+
+
+def log_factorial_excess(y: Array) -> Array:
+    """`log y! − y log y + y`, of which large counts keep all digits; for a count of zero, 1."""
+    few, many = jnp.clip(y, 1, STIRLING), jnp.maximum(y, STIRLING)
+    # With y itself under the factorial, which is 1 for none.
+    direct = gammaln(jnp.minimum(y, STIRLING) + 1) - jnp.minimum(y, STIRLING) * jnp.log(few) + few
+    series = 1 / (12 * many) - 1 / (360 * many**3) + 1 / (1260 * many**5)
+    return jnp.where(y < STIRLING, direct, jnp.log(2 * jnp.pi * many) / 2 + series)
 
 
 def upper_gamma(a: Array, x: Array) -> Array:
