@@ -47,12 +47,12 @@ class Reference(eqx.Module):
         smooth: `1 / (1 + w Λ)`, likewise.
         excess: `V`, a grid array.
         box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
+        place: of the box in a flat grid, `(r,)`.
         turn: for a sum of products, an orthogonal matrix `Z` on the box: `Q` is `⊗Q_i` times it.
         inside: `Qᵀ V Q` there.
         root: a root `L` of `C = L Lᵀ` there.
         root_inverse: `L⁻¹`; a triangular solve in every iteration would be slower.
         root_logdet: `log det L`.
-        place: of the box in a flat grid, `(r,)`.
     """
 
     bases: tuple[Eigenbasis, ...]
@@ -61,12 +61,12 @@ class Reference(eqx.Module):
     smooth: Array
     excess: Array
     box: tuple[Array, ...]
+    place: Array
     turn: Array | None
     inside: Array
     root: Array
     root_inverse: Array
     root_logdet: Array
-    place: Array
 
     def to_spectrum(self, x: Array) -> Array:
         """`Qᵀ` for columns `(k, *grid)`."""
@@ -267,7 +267,7 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     excess = precisions - 1 / noise
     top = top_of(bases, box)
     roots = box_roots(bases, weight, excess, top, None)
-    return Reference(bases, noise, weight, smooth, excess, top, None, *roots, place_of(top, weight))
+    return Reference(bases, noise, weight, smooth, excess, top, place_of(top, weight), None, *roots)
 
 
 def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:

@@ -121,8 +121,8 @@ def terms_reference(
     top = top_of(bases, balanced_box(signal.grid_shape, iteration.box_size))
     kept = boxed_sum(signal, bases, top)
     values, turn = jnp.linalg.eigh(kept.inside)
-    place = jnp.ix_(*top)
-    spectrum = kept.outside.at[place].set(values.reshape(kept.outside[place].shape))
+    inside = jnp.ix_(*top)
+    spectrum = kept.outside.at[inside].set(values.reshape(kept.outside[inside].shape))
     spectrum = _not_negative(spectrum)
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
@@ -132,9 +132,8 @@ def terms_reference(
         lambda: (jnp.zeros_like(identity), identity, identity, jnp.zeros((), signal.dtype)),
         lambda: box_roots(bases, weight, excess, top, turn),
     )
-    compared = Reference(
-        bases, noise, weight, smooth, excess, top, turn, *roots, place_of(top, weight)
-    )
+    place = place_of(top, weight)
+    compared = Reference(bases, noise, weight, smooth, excess, top, place, turn, *roots)
     return TermsReference(signal, variances, precisions, spectrum, compared, is_even)
 
 
