@@ -338,12 +338,15 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
         raise ValueError(f"y must hold one data set or more; got shape {jnp.shape(grid)}.")
     if hasattr(model, "observing"):
         model.observing(grid)  # refuses data without any value
-    members = np.asarray(grid).reshape(len(grid) if independent else 1, -1)
+    # Equal counts of unequal exposures vary.
+    likelihood = getattr(model, "likelihood", None)
+    varying = grid if likelihood is None else likelihood.start(grid)
+    members = np.asarray(varying).reshape(len(grid) if independent else 1, -1)
     spread = np.nanmax(members, axis=1) - np.nanmin(members, axis=1)
     constant = np.flatnonzero(spread == 0)
     if constant.size and members.shape[1] > 1:
         which = f" (data set {constant[0]})" if independent else ""
-        value = np.nanmax(members[constant[0]])
+        value = np.nanmax(np.asarray(grid).reshape(members.shape)[constant[0]])
         raise ValueError(
             f"Data must vary, so that there is something to fit; got {value} in every cell{which}."
         )

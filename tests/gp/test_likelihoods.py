@@ -11,6 +11,9 @@ import scipy.special
 import scipy.stats
 
 import kronax as kx
+from kronax.gp.likelihoods.counts import upper_gamma
+from kronax.gp.sites.predictive import log_predictive, probability
+from kronax.gp.sites.response import response
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-10)
 
@@ -172,3 +175,90 @@ WRONG_MODELS = [
 def test_models_that_make_no_sense_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), ([0.0], [0.0, 1.0]), **options)
+
+
+@pytest.mark.parametrize("name", ["Poisson, no exposure", "binomial", "Student"])
+@pytest.mark.parametrize("sd", [0.5, 1.0, 20.0])
+def test_densities_of_observations_that_say_more_than_is_known(name, sd):
+    """Beside fine sums: 32 nodes over all that is known would miss what the data allow."""
+    cases = {
+        "Poisson, no exposure": (
+            kx.Poisson(),
+            np.array([0.0, 10_000.0, 30_000.0]),
+            np.log(1e4),
+            lambda y, f: scipy.stats.poisson.logpmf(y, np.exp(f)),
+        ),
+        "binomial": (
+            kx.Binomial(10_000),
+            np.array([0.0, 5_000.0, 10_000.0]),
+            0.5,
+            lambda y, f: scipy.stats.binom.logpmf(y, 10_000, scipy.special.expit(f)),
+        ),
+        "Student": (
+            kx.StudentT(4.0, 0.01),
+            np.array([-2.0, 0.3, 9.0]),
+            0.0,
+            lambda y, f: scipy.stats.t.logpdf(y, 4.0, f, 0.01),
+        ),
+    }
+    likelihood, y, mean, log_density = cases[name]
+    reach = min(40, 240 / sd)
+    x = np.linspace(-reach, reach, 400_001)[:, None]
+    logs = log_density(y, mean + sd * x) - x**2 / 2
+    truth = scipy.special.logsumexp(logs, axis=0) + np.log(reach / 200_000 / np.sqrt(2 * np.pi))
+    shape = jnp.zeros(3)
+    found = log_predictive(likelihood, jnp.asarray(y), shape + mean, shape + sd**2)
+    assert_close(found, truth, rtol=0, atol=0.01)
+
+
+def test_probabilities_of_observations_that_say_more_than_is_known():
+    """At all counts that are likely, beside fine sums."""
+    mean, sd = np.log(1e4), 0.3
+    y = np.round(np.exp(mean + sd * np.linspace(-3, 3, 41)))
+    x = np.linspace(-9, 9, 4001)[:, None]
+    weights = np.exp(-(x**2) / 2)
+    truth = (weights * scipy.stats.poisson.cdf(y, np.exp(mean + sd * x))).sum(0) / weights.sum()
+    shape = jnp.zeros(41)
+    found = probability(kx.Poisson(), jnp.asarray(y), shape + mean, shape + sd**2)
+    assert_close(found, truth, rtol=0, atol=2e-3)
+    like = kx.CensoredNormal(1e-4, lower=0.0)
+    outside = probability(like, jnp.array([-0.1, 0.0]), jnp.zeros(2), jnp.ones(2))
+    assert_close(outside, [0.0, 0.5], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_responses_far_from_zero(dtype):
+    """Deviations that are small beside their means, counts beyond what the precision counts."""
+    like, mean, variance = kx.StudentT(dtype(4.0), dtype(0.1)), dtype([1000.0]), dtype([0.01])
+    found = response(like, jnp.asarray(mean), jnp.asarray(variance), (0.5,))
+    assert_close(found.std, [0.1], rtol=1e-3)
+    assert_close(found.observation_std, [np.sqrt(0.03)], rtol=1e-3)
+    f, variance = dtype([18.0, 5.0]), dtype([1e-4, 400.0])
+    found = response(kx.Poisson(), jnp.asarray(f), jnp.asarray(variance), (0.5,))
+    assert_close(found.observation_quantiles[0], np.exp(f), rtol=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 3e-6), (np.float64, 3e-8)])
+def test_probabilities_of_many_counts(dtype, tolerance):
+    a = np.array([999.0, 1000.0, 1e4, 1e6])[:, None]
+    deviations = np.array([-30.0, -5.0, -2.0, 0.0, 1e-3, 2.0, 7.0, 30.0])
+    x = (a + np.sqrt(a) * deviations).astype(dtype)
+    x = np.concatenate([x, np.full((4, 1), np.inf, dtype), np.zeros((4, 1), dtype)], axis=1)
+    found = upper_gamma(jnp.broadcast_to(jnp.asarray(a, dtype), x.shape), jnp.asarray(x))
+    assert_close(found[1:], scipy.special.gammaincc(a, x.astype(float))[1:], rtol=0, atol=tolerance)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-3), (np.float64, 3e-8)])
+def test_densities_of_many_counts(dtype, tolerance):
+    """Their terms are of the order of the counts, of which single precision has seven digits."""
+    y = np.array([0.0, 1.0, 15.0, 16.0, 1e4, 1e6], dtype)
+    f = np.log(np.maximum(y + 2 * np.sqrt(y), 0.3)).astype(dtype)
+    truth = scipy.stats.poisson.logpmf(y, np.exp(f.astype(float)))
+    found = kx.Poisson().log_density(jnp.asarray(y), jnp.asarray(f))
+    assert_close(found, truth, rtol=0, atol=tolerance)
+    variance = (0.1 / (y + 1)).astype(dtype)
+    rate = np.exp(f.astype(float))
+    excess = rate * np.expm1(variance.astype(float) / 2)
+    found = kx.Poisson().expected(jnp.asarray(y), jnp.asarray(f), jnp.asarray(variance))
+    assert_close(found, truth - excess, rtol=0, atol=tolerance)

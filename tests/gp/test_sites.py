@@ -151,6 +151,28 @@ def test_the_gradient_is_that_of_the_converged_evidence(name, way, approximation
         assert error < (2e-5 if name == "Student" else 1e-5), path
 
 
+def test_gaps_of_a_wide_prior_leave_the_gradient_alone():
+    """Rates overflow there, and count for nothing."""
+    gp = model(kx.Gamma(2.0), observed=SEEN)
+    gp = kx.replace(gp, {"variance": 1e6})
+    y = np.where(SEEN, np.exp(FIELD.reshape(5, 4)), np.nan)
+    grid = gp.check_data(y)
+
+    def value(a):
+        return evidence(kx.replace(gp, {"likelihood.concentration": a}), grid)
+
+    found, h = jax.grad(value)(jnp.asarray(2.0)), 1e-4
+    difference = (value(jnp.asarray(2.0 + h)) - value(jnp.asarray(2.0 - h))) / (2 * h)
+    np.testing.assert_allclose(found, difference, rtol=1e-4)
+
+
+def test_equal_counts_of_unequal_exposures_can_be_fitted():
+    ones = np.ones((5, 4))
+    kx.fit(model(kx.Poisson(EXPOSURE)), ones, num_steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"must vary.*got 1.0 in every cell"):
+        kx.fit(model(kx.Poisson()), ones, num_steps=1, progress=False)
+
+
 def test_a_second_derivative_raises():
     gp, y = model(kx.Poisson(EXPOSURE)), jnp.asarray(COUNTS)
     with pytest.raises(kx.DerivativeOrderError, match="finite differences"):

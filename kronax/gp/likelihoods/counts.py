@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betainc, gammaincc, gammaln
+from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
@@ -17,6 +17,12 @@ from kronax.parameters import data, parameter
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.
 HALF = 0.5
+# From this count on Stirling's series is right to 2e-12.
+STIRLING = 16.0
+# From this count on an expansion of the incomplete gamma function is right to 3e-8.
+LARGE = 1000.0
+# That of its correction about no deviation (Temme 1979).
+CORRECTION = (-139 / 777600, 1 / 2835, 1 / 864, -2 / 135, 1 / 12, -1 / 3)
 
 
 def _exposure() -> Any:
@@ -80,12 +86,18 @@ class Poisson(_Counts):
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log λ − λ − log y!`."""
-        log_rate = f + self.log_exposure(f)
-        return y * log_rate - jnp.exp(log_rate) - gammaln(y + 1)
+        # Beside a rate that equals the count: its terms are large, and cancel.
+        log_ratio = f + self.log_exposure(f) - jnp.log(jnp.maximum(y, 1))
+        largest = -log_factorial_excess(y)
+        return y * log_ratio - jnp.maximum(y, 1) * jnp.expm1(log_ratio) + largest
 
     def expected(self, y: Array, mean: Array, variance: Array) -> Array:
         """In closed form: the mean of a log-normal rate is known."""
-        return self.log_density(y, mean) + self.mean(mean) - self.mean(mean + variance / 2)
+        rate, half = self.mean(mean), variance / 2
+        is_narrow = half < 1
+        excess = rate * jnp.expm1(jnp.where(is_narrow, half, 0))
+        excess = jnp.where(is_narrow, excess, self.mean(mean + half) - rate)
+        return self.log_density(y, mean) - excess
 
     def expected_derivatives(self, y: Array, mean: Array, variance: Array) -> tuple[Array, Array]:
         """In closed form."""
@@ -103,7 +115,7 @@ class Poisson(_Counts):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete gamma function."""
         y = jnp.floor(y)
-        return jnp.where(y < 0, 0.0, gammaincc(jnp.maximum(y, 0) + 1, self.mean(f)))
+        return jnp.where(y < 0, 0.0, upper_gamma(jnp.maximum(y, 0) + 1, self.mean(f)))
 
 
 class NegativeBinomial(_Counts):
@@ -149,3 +161,35 @@ class NegativeBinomial(_Counts):
         r = self.concentration.astype(f.dtype)
         y, share = jnp.floor(y), r / (r + self.mean(f))
         return jnp.where(y < 0, 0.0, betainc(r, jnp.maximum(y, 0) + 1, share))
+
+
+def log_factorial_excess(y: Array) -> Array:
+    """`log y! − y log y + y`, of which large counts keep all digits; for a count of zero, 1."""
+    few, many = jnp.clip(y, 1, STIRLING), jnp.maximum(y, STIRLING)
+    # With y itself under the factorial, which is 1 for none.
+    direct = gammaln(jnp.minimum(y, STIRLING) + 1) - jnp.minimum(y, STIRLING) * jnp.log(few) + few
+    series = 1 / (12 * many) - 1 / (360 * many**3) + 1 / (1260 * many**5)
+    return jnp.where(y < STIRLING, direct, jnp.log(2 * jnp.pi * many) / 2 + series)
+
+
+def upper_gamma(a: Array, x: Array) -> Array:
+    """The regularised upper incomplete gamma function, at large `a` by Temme's expansion.
+
+    The series of JAX takes time in proportion to the root of `a`, and loses its digits in `a`.
+    """
+    is_large = a >= LARGE
+    exact = gammaincc(jnp.where(is_large, 1, a), jnp.where(is_large, 1, x))
+    return jnp.where(is_large, _temme(jnp.maximum(a, LARGE), x), exact)
+
+
+def _temme(a: Array, x: Array) -> Array:
+    mu = (jnp.minimum(x, jnp.finfo(x.dtype).max) - a) / a
+    is_near = jnp.abs(mu) < 0.02
+    near, far = jnp.where(is_near, mu, 0), jnp.where(is_near, 1, mu)
+    root = jnp.sqrt(jnp.polyval(jnp.array([1 / 3, -2 / 5, 1 / 2, -2 / 3, 1], mu.dtype), near))
+    eta_far = jnp.sign(far) * jnp.sqrt(2 * (far - jnp.log1p(far)))
+    correction_near = jnp.polyval(jnp.array(CORRECTION, mu.dtype), near * root)
+    correction = jnp.where(is_near, correction_near, 1 / far - 1 / eta_far)
+    eta = jnp.where(is_near, near * root, eta_far)
+    density = jnp.exp(-a * jnp.square(eta) / 2) / jnp.sqrt(2 * jnp.pi * a)
+    return ndtr(-eta * jnp.sqrt(a)) + density * correction

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import HeldOut
-from kronax.gp.likelihoods.base import AbstractLikelihood, average, log_average
+from kronax.gp.likelihoods.base import AbstractLikelihood, average
+from kronax.gp.sites.predictive import log_predictive, probability
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import check_key
 
@@ -63,10 +64,10 @@ class LikelihoodLeaveOneOut(HeldOut):
         """
         check_key(key)
         like, moments = self.likelihood, (self.function_mean, self.function_variance)
-        upper = average(lambda f: like.cdf(self.y, f), *moments)
+        upper = probability(like, self.y, *moments)
         if not like.support.is_discrete:
             return upper
-        lower = average(lambda f: like.cdf(self.y - 1, f), *moments)
+        lower = probability(like, self.y - 1, *moments)
         return lower + jax.random.uniform(key, upper.shape, upper.dtype) * (upper - lower)
 
     def __repr__(self) -> str:
@@ -75,12 +76,6 @@ class LikelihoodLeaveOneOut(HeldOut):
             f"Leave-one-out of {count} observations: log score {float(self.log_score):.2f} nats, "
             f"root mean square error {float(self.rmse):.4g}"
         )
-
-
-@eqx.filter_jit
-def log_predictive(like: AbstractLikelihood, y: Array, mean: Array, variance: Array) -> Array:
-    """`log E p(y | f)`, cell by cell."""
-    return log_average(lambda f: like.log_density(y, f), mean, variance)
 
 
 @eqx.filter_jit
@@ -96,10 +91,9 @@ def cavity(sites: Sites) -> tuple[Array, Array]:
 def left_out(like: AbstractLikelihood, sites: Sites) -> tuple[Array, ...]:
     """Mean and variance of every observation given all others, and those of the function."""
     mean, variance = cavity(sites)
+    own = average(like.mean, mean, variance)
 
-    def moments(f: Array) -> tuple[Array, Array, Array]:
-        own = like.mean(f)
-        return own, own**2, like.variance(f)
+    def spreads(f: Array) -> Array:
+        return jnp.square(like.mean(f) - own) + like.variance(f)
 
-    own, square, spread = average(moments, mean, variance)
-    return own, spread + jnp.maximum(square - own**2, 0), mean, variance
+    return own, average(spreads, mean, variance), mean, variance

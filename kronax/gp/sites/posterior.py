@@ -21,7 +21,8 @@ from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
 from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.evidence import evidence_given
-from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out, log_predictive
+from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
+from kronax.gp.sites.predictive import log_predictive
 from kronax.gp.sites.response import Response, response
 from kronax.gp.sites.search import MOST_STEPS, filled, find, no_hint
 from kronax.gp.sites.sites import Sites, gaussian

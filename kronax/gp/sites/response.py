@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
+from kronax.gp.sites.predictive import probability
 
 # Doublings of a bracket and halvings of it, together.
 MOST_PROBES = 300
@@ -63,22 +64,28 @@ def response(
 def _response(
     likelihood: AbstractLikelihood, mean: Array, variance: Array, levels: tuple[float, ...]
 ) -> Response:
-    def moments(f: Array) -> tuple[Array, ...]:
-        rate, own = likelihood.response(f), likelihood.mean(f)
-        return rate, rate**2, own, own**2, likelihood.variance(f)
+    def means(f: Array) -> tuple[Array, Array]:
+        return likelihood.response(f), likelihood.mean(f)
 
-    rate, square, own, own_square, spread = average(moments, mean, variance)
+    rate, own = average(means, mean, variance)
+
+    def spreads(f: Array) -> tuple[Array, Array]:
+        # About the means, which may be far from zero.
+        rest, own_rest = likelihood.response(f) - rate, likelihood.mean(f) - own
+        return jnp.square(rest), jnp.square(own_rest) + likelihood.variance(f)
+
+    spread, own_spread = average(spreads, mean, variance)
     sd = jnp.sqrt(variance)
     scores = [NormalDist().inv_cdf(p) for p in levels]
     quantiles = [likelihood.response(mean + score * sd) for score in scores]
     empty = jnp.zeros((0, *mean.shape), mean.dtype)
     return Response(
         mean=rate,
-        std=jnp.sqrt(jnp.maximum(square - rate**2, 0)),
+        std=jnp.sqrt(spread),
         quantiles=jnp.stack(quantiles) if levels else empty,
         observation_mean=own,
-        observation_std=jnp.sqrt(spread + jnp.maximum(own_square - own**2, 0)),
-        observation_quantiles=_observed(likelihood, mean, variance, own, levels, empty),
+        observation_std=jnp.sqrt(own_spread),
+        observation_quantiles=_observed(likelihood, mean, variance, levels, empty),
         probabilities=levels,
         name=likelihood.response_name,
     )
@@ -88,11 +95,12 @@ def _observed(
     likelihood: AbstractLikelihood,
     mean: Array,
     variance: Array,
-    centre: Array,
     levels: tuple[float, ...],
     empty: Array,
 ) -> Array | None:
     """Quantiles of observations, where their distribution function is known."""
+    # Not the mean, which may be infinite where the quantiles are not.
+    centre = likelihood.mean(mean)
     try:
         jax.eval_shape(likelihood.cdf, centre, mean)
     except NotImplementedError:
@@ -103,7 +111,7 @@ def _observed(
 
     def is_enough(y: Array) -> Array:
         def reached(level: Array, y: Array) -> Array:
-            return average(lambda f: likelihood.cdf(y, f), mean, variance) >= level
+            return probability(likelihood, y, mean, variance) >= level
 
         return jax.vmap(reached)(jnp.asarray(levels, mean.dtype), y)
 

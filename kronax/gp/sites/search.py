@@ -103,6 +103,7 @@ def site_of(
     bends upwards, as of an outlier, so has a site that only pulls.
     """
     assert gp.likelihood is not None
+    mean, variance = _finite_at_gaps(gp, mean, variance)
     if variance is None:
         slope, bend = gp.likelihood.derivatives(y, mean)
     else:
@@ -119,11 +120,20 @@ def expected_log_density(
 ) -> Array:
     """`E log p(y|f)` at every cell, zero at gaps; without variances, at the mean."""
     assert gp.likelihood is not None
+    mean, variance = _finite_at_gaps(gp, mean, variance)
     if variance is None:
         value = gp.likelihood.log_density(y, mean)
     else:
         value = gp.likelihood.expected(y, mean, variance)
     return jnp.where(_seen(gp), value, 0)
+
+
+def _finite_at_gaps(
+    gp: AbstractProcess, mean: Array, variance: Array | None
+) -> tuple[Array, Array | None]:
+    """Marginals that are harmless at gaps: what overflows has no derivative, masked or not."""
+    spread = None if variance is None else jnp.where(_seen(gp), variance, 1)
+    return jnp.where(_seen(gp), mean, 0), spread
 
 
 def _seen(gp: AbstractProcess) -> Any:
