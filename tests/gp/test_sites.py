@@ -151,6 +151,11 @@ def test_the_check_finds_the_true_evidence_and_where_the_approximation_is_bad():
     assert abs(gp.log_marginal_likelihood(COUNTS) - truth) < found.correction + 0.01
     assert found.is_close
     assert "The approximation is close." in repr(found)
+    laplace = model(kx.Poisson(EXPOSURE), approximation="laplace")
+    off = laplace.condition(COUNTS).check_approximation(jax.random.key(0), num_draws=2000)
+    assert abs(off.evidence - truth) < 0.01
+    first = off.evidence - off.correction
+    np.testing.assert_allclose(first, laplace.log_marginal_likelihood(COUNTS), rtol=1e-9)
     post = model(kx.StudentT(df=1.5, scale=0.1)).condition(OUTLIERS)
     found = post.check_approximation(jax.random.key(0), num_draws=1000)
     assert not found.is_close
