@@ -94,7 +94,7 @@ def field(
     lengthscales: Sequence[float],
     variance: float = VARIANCE,
 ) -> np.ndarray:
-    """A draw of the field with Matérn-5/2 along both axes, by the root of every axis' covariance."""
+    """A draw of the field with Matérn-5/2 along both axes, by roots of their covariances."""
     first, second = (
         _root(matern52(n, scale)) for n, scale in zip(shape, lengthscales, strict=True)
     )
