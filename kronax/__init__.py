@@ -50,13 +50,14 @@ from kronax.gp.likelihoods.continuous import StudentT as StudentT
 from kronax.gp.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from kronax.gp.likelihoods.counts import Poisson as Poisson
 from kronax.gp.likelihoods.distribution import DistributionLikelihood as DistributionLikelihood
+from kronax.gp.means.covariates import CovariateMean as CovariateMean
 from kronax.gp.means.means import ConstantMean as ConstantMean
 from kronax.gp.means.means import Mean as Mean
 from kronax.gp.means.means import ZeroMean as ZeroMean
-from kronax.gp.means.regression import HarmonicMean as HarmonicMean
-from kronax.gp.means.regression import LinearMean as LinearMean
 from kronax.gp.means.regression import MarginalMean as MarginalMean
-from kronax.gp.means.regression import PolynomialMean as PolynomialMean
+from kronax.gp.means.trends import HarmonicMean as HarmonicMean
+from kronax.gp.means.trends import LinearMean as LinearMean
+from kronax.gp.means.trends import PolynomialMean as PolynomialMean
 from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior

@@ -39,14 +39,15 @@ from kronax.gp.model.method import (
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import SiteNoise, as_noise
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, with_noise_of
 from kronax.gp.model.trial import log_likelihood, measured_by
+from kronax.gp.noise.reading import as_noise
+from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
-from kronax.gp.sites.evidence import evidence, evidence_from, first_hints
+from kronax.gp.sites.evidence import SearchedEvidence, evidence
 from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -60,7 +61,7 @@ from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.parameters import parameter
 
 
-class GridGP(NumpyroSites, LeastNoise):
+class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
@@ -160,7 +161,7 @@ class GridGP(NumpyroSites, LeastNoise):
         else:
             self.noise = SiteNoise()
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
-        self.observed = mask_of(observed, self.noise, self.grid_shape)
+        self.observed = mask_of(observed, self.noise_model, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
         self.measured = None
         self.joined, self.terms, self.joined_structure = None, None, None
@@ -168,7 +169,7 @@ class GridGP(NumpyroSites, LeastNoise):
             self.kernels, self.variance = given[None]
         else:
             self.terms, self.kernels, self.joined, self.variance = merge(
-                given, self.axes, self.noise, labels
+                given, self.axes, self.noise_model, labels
             )
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
@@ -189,13 +190,15 @@ class GridGP(NumpyroSites, LeastNoise):
         cls,
         data: Any,
         kernels: Mapping[str, Any],
-        noise: Any = 0.1,
+        noise: Any = None,
         mean: Any = None,
         structure: Mapping[str, str | int] | None = None,
         axes: Mapping[str, Any] | None = None,
         batch_dims: Sequence[str] = (),
         gaps: str = "auto",
         iteration: Iteration | None = None,
+        likelihood: Any = None,
+        approximation: str = "variational",
     ) -> "GridGP":
         """A process on the grid of a DataArray; its values are not looked at.
 
@@ -205,7 +208,7 @@ class GridGP(NumpyroSites, LeastNoise):
         Args:
             data: the DataArray.
             kernels: one per dimension, by name.
-            noise: as for a GridGP; a DataArray as well. The default is where a fit begins.
+            noise: as for a GridGP; a DataArray as well. By default 0.1, where a fit begins.
             mean: as for a GridGP; a DataArray as well.
             structure: by name.
             axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
@@ -213,13 +216,17 @@ class GridGP(NumpyroSites, LeastNoise):
             batch_dims: dimensions without a kernel, which count replicates.
             gaps: as for a GridGP, as is `iteration`.
             iteration: settings of the iterations.
+            likelihood: as for a GridGP, as is `approximation`.
+            approximation: of the posterior.
 
         Raises:
             KeyError: if a dimension has no kernel, or a name is unknown.
             ValueError: as for a GridGP.
         """
         axes = grid_of_data_array(data, kernels, axes, batch_dims)
-        return cls(kernels, axes, noise, mean, structure, gaps=gaps, iteration=iteration)
+        noise = 0.1 if noise is None and likelihood is None else noise
+        options = {"gaps": gaps, "iteration": iteration, "likelihood": likelihood}
+        return cls(kernels, axes, noise, mean, structure, approximation=approximation, **options)
 
     def covariance(
         self, include_noise: bool = True
@@ -291,14 +298,6 @@ class GridGP(NumpyroSites, LeastNoise):
         marginal_likelihood.explain(self, grid, value)
         return value
 
-    def first_hints(self, shape: tuple[int, ...]) -> Any:
-        """What `log_likelihood_from` may start from, of data of a shape; `None` for normal data."""
-        return None if self.likelihood is None else first_hints(self, shape)
-
-    def log_likelihood_from(self, grid: Array, hints: Any) -> tuple[Array, Any]:
-        """`checked_log_likelihood` by a search from another one's end, and the end of this one."""
-        return evidence_from(self, grid, hints)
-
     def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
         """The same with its certificate: error, standard error, residual and iterations.
 
@@ -327,7 +326,7 @@ class GridGP(NumpyroSites, LeastNoise):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         seen, grid = self._seen(y)
-        self.check_model()
+        seen.check_model()
         if self.likelihood is not None:
             return approximated(seen, grid, template_of(y, self.axis_names))
         seen = measured_by(seen, grid)
@@ -356,13 +355,14 @@ class GridGP(NumpyroSites, LeastNoise):
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
 
-        A constant mean is that of the data. The correlation of the data along each axis, by
-        distance, gives its lengthscales, where it falls to that at one lengthscale, and the share
-        of the noise, what it has lost between neighbours; several lengthscales of a sum are spread
-        around that, in the order of those given. `variance` and `noise` share out the mean square
-        about the mean. Parameters without units start at 1, periods stay, and so does what
-        declares no start (`kx.parameter`). Other units of data or axes give the same model in
-        these units. One pass over the data; a batch is pooled.
+        A constant mean is that of the data, and the coefficients of a mean that has others are
+        those of ordinary least squares; what is left of the data tells the rest. Its correlation
+        along each axis, by distance, gives its lengthscales, where it falls to that at one
+        lengthscale, and the share of the noise, what it has lost between neighbours; several
+        lengthscales of a sum are spread around that, in the order of those given. `variance` and
+        `noise` share out the mean square. Parameters without units start at 1, periods stay, and
+        so does what declares no start (`kx.parameter`). Other units of data or axes give the same
+        model in these units. One pass over the data; a batch is pooled.
 
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
@@ -429,15 +429,17 @@ class GridGP(NumpyroSites, LeastNoise):
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
         checks.check_ranks(self)
+        checks.check_covariates(self, self.observed)
         checks.check_design(self)
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
         if self.likelihood is not None:
             y = as_floats(y, self.dtype)
+        y = in_grid_order(y, self.axes, self.axis_names)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
-        seen = with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
+        seen = with_observed(self, gaps_of(self, y))
         return seen, without_unknown_gaps(seen, grid)
 
     def check_data(self, y: Any) -> Array:

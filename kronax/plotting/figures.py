@@ -7,7 +7,8 @@ import numpy as np
 
 from kronax.gp.axes.dates import Dates
 from kronax.gp.axes.labels import Labels
-from kronax.gp.labelled.datasets import grid_dims
+from kronax.gp.datasets import grid_dims
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 
 # Calendars without a day that ours does not have.
 WITHIN_OURS = ("standard", "gregorian", "proleptic_gregorian", "noleap", "365_day")
@@ -69,13 +70,15 @@ def colour_limits(*fields: np.ndarray) -> dict[str, float]:
     return {"vmin": numbers.min(), "vmax": numbers.max()} if numbers.size else {}
 
 
-def axis_label(gp: Any, i: int) -> str:
+def axis_label(gp: AbstractProcess, i: int) -> str:
     """Name and units of an axis."""
     axis, name = gp.axes[i], grid_dims(gp)[i]
     attributes = {} if axis.index is None else axis.index.attributes.values
     name = str(attributes.get("long_name", name))
-    if isinstance(axis.coding, Dates) and getattr(axis.given.values[0], "calendar", None):
-        return name if axis.given.values[0].calendar in WITHIN_OURS else f"{name} (year)"
+    first = None if axis.given is None else axis.given.values[0]
+    calendar = getattr(first, "calendar", None)
+    if isinstance(axis.coding, Dates) and calendar:
+        return name if calendar in WITHIN_OURS else f"{name} (year)"
     if axis.coding is not None:
         return name
     return f"{name} ({attributes['units']})" if "units" in attributes else name
@@ -90,7 +93,7 @@ def unit_of(axis: Any) -> str:
     return unit
 
 
-def distance_label(gp: Any, i: int) -> str:
+def distance_label(gp: AbstractProcess, i: int) -> str:
     """Name and units of differences along an axis."""
     axis = gp.axes[i]
     unit = None if axis.index is None else axis.index.attributes.units
@@ -99,19 +102,19 @@ def distance_label(gp: Any, i: int) -> str:
     return f"distance ({unit})" if unit else "distance"
 
 
-def data_name(post: Any) -> str:
+def data_name(post: AbstractPosterior) -> str:
     """The name of the data, if they have one."""
     template = post.template
     name = None if template is None else template.attributes.values.get("long_name", template.name)
     return "" if name is None else str(name)
 
 
-def data_units(post: Any) -> str:
+def data_units(post: AbstractPosterior) -> str:
     """The units of the data, if they are known."""
     return (None if post.template is None else post.template.attributes.units) or ""
 
 
-def data_label(post: Any) -> str:
+def data_label(post: AbstractPosterior) -> str:
     """Name and units of the data."""
     name, units = data_name(post), data_units(post)
     return f"{name} ({units})" if name and units else name or units

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from kronax.gp.axes.indexes import is_frame, is_labelled
+from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.labelled.data_arrays import check_coordinates
-from kronax.gp.labelled.datasets import grid_dims, values_of
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.posterior.posterior import Posterior
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.plotting.cuts import Cut, cut, levels, number_of, observed, on_own_grid
@@ -38,6 +39,7 @@ def plot_series(
     level: float = 0.95,
     include_noise: bool = True,
     noise: Any = None,
+    covariates: Mapping[str, Any] | None = None,
     ax: Any = None,
 ) -> Any:
     """The posterior along one axis: its mean, a band around it, the data, and held-out ones.
@@ -55,6 +57,7 @@ def plot_series(
         level: probability of the band at each coordinate.
         include_noise: whether the band is that of new observations.
         noise: their variance, where the model's is not defined on new coordinates.
+        covariates: of the mean, by name, where the model does not know them.
         ax: matplotlib Axes; by default those of a new figure.
 
     Returns:
@@ -85,7 +88,7 @@ def plot_series(
         )
     found = cut(post, (i,), at, {i: coordinates})
     values = drawable(found.places[i])
-    mean, sd = _moments(post, found, include_noise, levels(post, found, noise))
+    mean, sd = _moments(post, found, include_noise, levels(post, found, noise), covariates)
     (ax,) = panels(ax, 1, 7.0, 3.6)
     _draw_band(
         ax, values, mean, NormalDist().inv_cdf((1 + level) / 2) * sd, level, is_labels(along)
@@ -131,20 +134,26 @@ def _draw_band(
     ax.plot(x, mean, lw=1.8, label="mean", **style)
 
 
-def _moments(post: Any, found: Cut, include_noise: bool, noise: Any) -> tuple[Any, Any]:
+def _moments(
+    post: AbstractPosterior, found: Cut, include_noise: bool, noise: Any, covariates: Any
+) -> tuple[Any, Any]:
     """Mean and standard deviation on the drawn axes, in the order of the grid."""
     fixed = tuple(i for i in range(len(found.axes)) if i not in found.drawn)
-    mean = np.asarray(post.mean(found.axes)).squeeze(fixed)
-    options = {"include_noise": include_noise, "noise": noise if include_noise else None}
+    mean = np.asarray(post.mean(found.axes, covariates=covariates)).squeeze(fixed)
+    levels = noise if include_noise else None
     missing = np.isposinf(noise) if include_noise and isinstance(noise, np.ndarray) else False
     if np.any(missing):  # there is no observation, and no band of one
-        options["noise"] = np.where(missing, 0, noise)
-    variance = np.where(missing, np.nan, np.asarray(post.variance(found.axes, **options)))
+        levels = np.where(missing, 0, noise)
+    options = {"noise": levels, "covariates": covariates}
+    variance = np.asarray(post.variance(found.axes, include_noise, **options))
+    variance = np.where(missing, np.nan, variance)
     shape = [1 if i in fixed else n.shape[0] for i, n in enumerate(found.places)]
     return mean, np.sqrt(np.broadcast_to(variance, shape).squeeze(fixed))
 
 
-def _held_out(post: Any, found: Cut, i: int, held_out: Any) -> tuple[np.ndarray, np.ndarray]:
+def _held_out(
+    post: AbstractPosterior, found: Cut, i: int, held_out: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates and values of held-out data along axis `i`."""
     dims = grid_dims(post.gp)
     if is_labelled(held_out):
@@ -187,6 +196,7 @@ def plot_maps(
     show_data: bool = False,
     include_noise: bool = False,
     noise: Any = None,
+    covariates: Mapping[str, Any] | None = None,
     ax: Any = None,
 ) -> Any:
     """The posterior mean over two axes, and beside it its standard deviation.
@@ -203,6 +213,7 @@ def plot_maps(
         show_data: a third panel, on the left, with the data.
         include_noise: whether the standard deviation is that of new observations.
         noise: their variance, where the model's is not defined on new coordinates.
+        covariates: of the mean, by name, where the model does not know them.
         ax: matplotlib Axes, one per panel; by default those of a new figure.
 
     Returns:
@@ -232,7 +243,7 @@ def plot_maps(
                 "is not. Pass its place as `at`."
             )
     found = cut(post, drawn, at, new)
-    mean, sd = _moments(post, found, include_noise, levels(post, found, noise))
+    mean, sd = _moments(post, found, include_noise, levels(post, found, noise), covariates)
     fields = {"mean": mean, "standard deviation": sd}
     scale = {}
     if show_data:
@@ -260,7 +271,7 @@ def plot_maps(
     return axes
 
 
-def _framed(post: Any, found: Cut, data: np.ndarray) -> np.ndarray:
+def _framed(post: AbstractPosterior, found: Cut, data: np.ndarray) -> np.ndarray:
     """The data, NaN outside of the coordinates that are drawn."""
     own = on_own_grid(post, found)
     if len(found.drawn) == 1:
@@ -274,7 +285,7 @@ def _framed(post: Any, found: Cut, data: np.ndarray) -> np.ndarray:
     return np.where(np.logical_and.outer(*inside), data, np.nan)
 
 
-def _frame_alike(data: Any, mean: Any, post: Any, found: Cut) -> None:
+def _frame_alike(data: Any, mean: Any, post: AbstractPosterior, found: Cut) -> None:
     """The same part of the plane for data on their own grid; categories stay as they are."""
     for which, i in zip("xy", found.drawn * (3 - len(found.drawn)), strict=True):
         if not is_labels(post.gp.axes[i]):
@@ -289,7 +300,7 @@ def _fit_height(ax: Any, width: float) -> None:
         ax.figure.set_figheight(float(np.clip(width * shape, 1.2, 8.0)) + 1.4)
 
 
-def _map_axes(post: Any, x: Any, y: Any) -> tuple[int, ...]:
+def _map_axes(post: AbstractPosterior, x: Any, y: Any) -> tuple[int, ...]:
     """Numbers of the axes that are drawn: from left to right, then from bottom to top."""
     axes = post.gp.axes
     places = [i for i, axis in enumerate(axes) if axis.num_dimensions == 2]
@@ -309,7 +320,9 @@ def _map_axes(post: Any, x: Any, y: Any) -> tuple[int, ...]:
     return i, k
 
 
-def _draw_map(post: Any, ax: Any, found: Cut, values: np.ndarray, style: dict) -> None:
+def _draw_map(
+    post: AbstractPosterior, ax: Any, found: Cut, values: np.ndarray, style: dict
+) -> None:
     gp, drawn = post.gp, found.drawn
     if len(drawn) == 1:
         places = found.places[drawn[0]]
@@ -348,7 +361,7 @@ def _draw_map(post: Any, ax: Any, found: Cut, values: np.ndarray, style: dict) -
     ax.figure.colorbar(picture, cax=bar, label=data_units(post))
 
 
-def _keep_shape(ax: Any, gp: Any, i: int, k: int) -> None:
+def _keep_shape(ax: Any, gp: AbstractProcess, i: int, k: int) -> None:
     """One unit as long as the other where both axes have the same; degrees at their latitude."""
     units = [unit_of(axis) for axis in (gp.axes[i], gp.axes[k])]
     if not all(units):

@@ -1,5 +1,7 @@
 """Processes with a likelihood: sites, evidence and gradient beside dense NumPy and SciPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,7 @@ import scipy.stats
 
 import kronax as kx
 from kronax.gp.sites.evidence import evidence
+from tests.everyday import everyday
 from tests.gp import dense
 
 RNG = np.random.default_rng(1)
@@ -81,9 +84,19 @@ def nearest_normal(likelihood, y, seen):
     return mean, np.diag(covariance), -found.fun
 
 
-@pytest.mark.parametrize("gaps", [False, True], ids=["whole", "gaps"])
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["Poisson", "Bernoulli"])
+@pytest.mark.parametrize(
+    ("name", "way", "gaps"),
+    everyday(
+        itertools.product(["Poisson", "Bernoulli"], WAYS, [False, True]),
+        [
+            ("Poisson", "dense", True),
+            ("Bernoulli", "dense", False),
+            ("Bernoulli", "filtered", True),
+            ("Poisson", "filtered", False),
+            ("Poisson", "iterative", True),
+        ],
+    ),
+)
 def test_the_nearest_normal_distribution(name, way, gaps):
     likelihood, y = LIKELIHOODS[name][0], data(name, gaps)
     seen = SEEN.ravel() if gaps else np.ones(20, bool)
@@ -106,10 +119,21 @@ def test_the_mode_of_laplace(name):
     np.testing.assert_allclose(mean.ravel() - 0.5, PRIOR @ slope.ravel(), atol=1e-5)
 
 
-@pytest.mark.parametrize("approximation", ["variational", "laplace"])
 @pytest.mark.parametrize(
-    ("name", "way"),
-    [("Poisson", "dense"), ("Poisson", "filtered"), ("Poisson", "iterative"), ("Student", "dense")],
+    ("name", "way", "approximation"),
+    everyday(
+        [
+            *itertools.product(["Poisson"], WAYS, ["variational", "laplace"]),
+            ("Student", "dense", "variational"),
+            ("Student", "dense", "laplace"),
+        ],
+        [
+            ("Poisson", "dense", "laplace"),
+            ("Poisson", "filtered", "variational"),
+            ("Poisson", "iterative", "variational"),
+            ("Student", "dense", "variational"),
+        ],
+    ),
 )
 def test_the_gradient_is_that_of_the_converged_evidence(name, way, approximation):
     likelihood, y = LIKELIHOODS[name][0], data(name)

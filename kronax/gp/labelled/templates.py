@@ -1,17 +1,12 @@
-"""What a posterior remembers of the DataArray that it was given, and how compilation forgets it."""
+"""What a posterior remembers of the DataArray that it was given."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import numpy as np
 
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.coordinates.static_arrays import FrozenArray, FrozenAttributes
-from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.fingerprints import held
 
 
 class Coordinate(NamedTuple):
@@ -76,30 +71,16 @@ def check_data_units(y: Any, template: Template | None, what: str) -> None:
         )
 
 
-def compiled(function: Callable[..., Any], *, returns_operator: bool = False) -> Callable[..., Any]:
-    """`eqx.filter_jit` for a function of a posterior, whose template is left out.
+def xarray() -> Any:
+    """The package, which is an optional extra.
 
-    Posteriors of a hundred variables or dates then share one compiled program. The checksum of a
-    concrete decomposition is compared before: to do it inside would take half the compilation.
+    Raises:
+        ImportError: if it is not installed.
     """
-    jitted = eqx.filter_jit(function)
-
-    @functools.wraps(function)
-    def call(post: Any, *args: Any) -> Any:
-        if post.template is not None:
-            post = dataclasses.replace(post, template=None)
-        if not returns_operator:
-            post = _compared(post)
-        return jitted(post, *args)
-
-    return call
-
-
-def _compared(post: Any) -> Any:
-    """A concrete posterior without checksums, of which that of the decomposition was right."""
-    op = post.operator
-    if not is_concrete(post) or getattr(op, "made_of", None) is None:
-        return post
-    held(op, op.decomposition)
-    op = eqx.tree_at(lambda o: o.made_of, op, None)
-    return dataclasses.replace(post, operator=op, made_of=None)
+    try:
+        import xarray
+    except ImportError as error:
+        raise ImportError(
+            'Datasets need xarray, which is not installed: pip install "kronax[xarray]".'
+        ) from error
+    return xarray

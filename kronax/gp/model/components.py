@@ -15,7 +15,6 @@ from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.stationary import Indicator
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.model.noise import AxisNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.factors.base import AbstractFactor
@@ -107,11 +106,9 @@ def joined_noise(gp: AbstractProcess, include_noise: bool) -> Kronecker:
     assert gp.joined is not None
     assert gp.joined_structure is not None
     added: AbstractFactor = factor(gp.joined, gp.axes[i], gp.joined_structure, dtype)
-    variances = gp.noise.variances[i] if isinstance(gp.noise, AxisNoise) else None
-    if include_noise and variances is not None:
-        added = Dense(added.to_dense() + jnp.diag(variances.astype(dtype)))
-    elif include_noise:
-        added = added.shifted(one if isinstance(gp.noise, AxisNoise) else gp.noise_term())
+    if include_noise:
+        level = gp.noise_model.along(i, dtype)
+        added = Dense(added.to_dense() + jnp.diag(level)) if level.ndim else added.shifted(level)
     return Kronecker(
         *(added if j == i else ScaledIdentity(one, axis.size) for j, axis in enumerate(gp.axes))
     )

@@ -1,7 +1,7 @@
 """Cells without data: where they are."""
 
 import dataclasses
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -10,14 +10,17 @@ from jaxtyping import Array
 
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.likelihoods.base import as_floats
-from kronax.gp.model.noise import CellNoise
+from kronax.gp.model.checks import check_covariates
 from kronax.gp.model.process import AbstractProcess
+from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
 
+Process = TypeVar("Process", bound=AbstractProcess)
 
-def observing(gp: AbstractProcess, y: Any) -> Any:
+
+def observing(gp: Process, y: Any) -> Process:
     """The same process with data where `y` has some, a mask or data as users give them."""
     if isinstance(y, Mask):
         return with_observed(gp, y)
@@ -36,14 +39,15 @@ def observing(gp: AbstractProcess, y: Any) -> Any:
     return with_observed(gp, gaps_of(gp, y))
 
 
-def with_observed(gp: AbstractProcess, observed: Mask | None) -> Any:
+def with_observed(gp: Process, observed: Mask | None) -> Process:
     """The same process, observed at other cells: what was measured of others does not count."""
+    check_covariates(gp, observed)
     if observed == gp.observed:
         return gp
     return with_fields(gp, observed=observed, measured=None)
 
 
-def with_fields(gp: AbstractProcess, **changes: Any) -> Any:
+def with_fields(gp: Process, **changes: Any) -> Process:
     """The same process with other fields, which nothing checks."""
     other = object.__new__(type(gp))
     for field in dataclasses.fields(gp):
@@ -51,9 +55,11 @@ def with_fields(gp: AbstractProcess, **changes: Any) -> Any:
     return other
 
 
-def mask_of(observed: Any, noise: Any, grid_shape: tuple[int, ...]) -> Mask | None:
+def mask_of(observed: Any, noise: AbstractNoise, grid_shape: tuple[int, ...]) -> Mask | None:
     """Where a model has data: as it was told, and where its noise is finite."""
-    finite = noise.observed if isinstance(noise, CellNoise) else None
+    finite = noise.observed
+    if not is_concrete(finite):
+        finite = None
     if observed is None:
         return None if finite is None else Mask.of(finite, grid_shape)
     told = Mask.of(observed, grid_shape)
@@ -65,11 +71,11 @@ def gaps_of(gp: AbstractProcess, y: Array) -> Mask | None:
     if not is_concrete(y):
         return gp.observed
     # Variances may have been replaced since the model was made.
-    told = mask_of(None, gp.noise, gp.grid_shape)
+    told = mask_of(None, gp.noise_model, gp.grid_shape)
     is_told = gp.observed is not None and gp.observed != told
-    if gp.observed is not None and is_told and isinstance(gp.noise, CellNoise):
+    if gp.observed is not None and is_told and gp.noise_model.is_per_cell:
         is_told = not gp.observed.array.all()  # as it is for variances that are all finite
-    known = told if gp.observed is None else mask_of(gp.observed, gp.noise, gp.grid_shape)
+    known = told if gp.observed is None else mask_of(gp.observed, gp.noise_model, gp.grid_shape)
     missing = np.isnan(np.asarray(y))
     if not missing.any():
         return known

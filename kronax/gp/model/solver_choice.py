@@ -16,7 +16,6 @@ from kronax.gp.axes.markov import state_length, why_not_markov
 from kronax.gp.axes.structure import Structure
 from kronax.gp.model.components import are_exact, terms_covariance
 from kronax.gp.model.method import with_fields
-from kronax.gp.model.noise import CellNoise, FullNoise, NoNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Iteration
@@ -30,7 +29,6 @@ from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
-from kronax.linalg.spectral.low_rank import is_diagonal
 
 # Beyond these an exact value and gradient take more than some seconds on two cores.
 MOST_OPERATIONS = 4e11
@@ -123,7 +121,7 @@ def _iterative(exact: Choice, reason: str) -> Choice:
 
 def _has_choice(gp: AbstractProcess) -> bool:
     """Whether the grid alone does not decide: there are gaps, uneven noise, or several products."""
-    return gp.observed is not None or _is_uneven(gp) or not are_exact(gp)
+    return gp.observed is not None or gp.noise_model.is_per_cell or not are_exact(gp)
 
 
 def _cheapest_exact(gp: AbstractProcess) -> Choice:
@@ -138,7 +136,7 @@ def _cheapest_exact(gp: AbstractProcess) -> Choice:
     filtered = _filtered(gp)
     if filtered is not None:
         return filtered if filtered.flops <= flops else dense
-    if gp.observed is None or _is_uneven(gp) or not are_exact(gp):
+    if gp.observed is None or gp.noise_model.is_per_cell or not are_exact(gp):
         return dense
     plan = plan_gaps(gp.observed, itemsize)
     structured = Choice("structured", plan.reason, plan.flops, float(plan.memory))
@@ -162,7 +160,7 @@ def _filtered(gp: AbstractProcess) -> Choice | None:
     order, size = state_length(gp.kernels[axis]), gp.grid_shape[axis]
     itemsize = jnp.dtype(gp.dtype).itemsize
     misses_whole = gp.observed is not None and misses_whole_times(gp.observed, axis)
-    if misses_whole and not _is_uneven(gp):
+    if misses_whole and not gp.noise_model.is_per_cell:
         numbers = size * places * (order + order**2 + 4)
         reason = "whole times missing along a Markov axis: a filter for every mode"
         return Choice("markov", reason, 20.0 * numbers * order, float(itemsize * numbers))
@@ -198,9 +196,9 @@ def long_axes(gp: AbstractProcess, asked: Any) -> tuple[Structure, ...]:
 
 def filtered_axis(gp: AbstractProcess) -> int | None:
     """The Markov axis along which a process can be filtered."""
-    if gp.joined is not None or not are_exact(gp) or isinstance(gp.noise, NoNoise):
+    if gp.joined is not None or not are_exact(gp):
         return None
-    if isinstance(gp.noise, FullNoise) and not all(map(is_diagonal, gp.noise.kronecker.factors)):
+    if gp.noise_model.is_none or not gp.noise_model.is_independent:
         return None
     markov = [(gp.grid_shape[i], i) for i, s in enumerate(gp.structures) if s.kind == "markov"]
     return max(markov)[1] if markov else None
@@ -208,14 +206,16 @@ def filtered_axis(gp: AbstractProcess) -> int | None:
 
 def _is_whole(gp: AbstractProcess) -> bool:
     """Whether no gap is left once whole slabs are dropped, so that no size needs another way."""
-    is_even = are_exact(gp) and not _is_uneven(gp)
+    is_even = are_exact(gp) and not gp.noise_model.is_per_cell
     return is_even and (gp.observed is None or not gp.observed.gaps.count)
 
 
 def _why_dense(gp: AbstractProcess) -> str:
     if not are_exact(gp):
         return gp.additive.reason
-    if _is_uneven(gp):
+    if gp.likelihood is not None:
+        return "the likelihood makes a noise variance per cell"
+    if gp.noise_model.is_per_cell:
         return "a noise variance per cell"
     return "terms that join the noise, with gaps"
 
@@ -226,10 +226,8 @@ def data_covariance(
     """The covariance of the observations, at the cells that have some, ready to be solved."""
     found = choice(gp)
     if found.way == "iterative":
-        noise = gp.noise_term()
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
         observed = None if gp.observed is None else gp.observed.array
-        signal = gp.covariance(include_noise=False)
+        signal, levels = gp.covariance(include_noise=False), gp.noise_model.levels(gp.dtype)
         return Iterative(KroneckerPlusDiagonal(signal, levels, observed=observed), gp.iteration)
     _check_cost(gp, found)
     if found.way == "dense":
@@ -246,13 +244,9 @@ def with_noise_of(
     gp: AbstractProcess, signal: Kronecker | KroneckerTerms
 ) -> KroneckerPlusNoise | KroneckerPlusDiagonal:
     """The covariance of noisy data on the whole grid."""
-    noise = gp.noise_term()
-    if isinstance(signal, KroneckerTerms):
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
-        return KroneckerPlusDiagonal(signal, levels)
-    if isinstance(noise, Kronecker) or not noise.ndim:
-        return KroneckerPlusNoise(signal, noise)
-    return KroneckerPlusDiagonal(signal, noise)
+    if gp.noise_model.is_per_cell or isinstance(signal, KroneckerTerms):
+        return KroneckerPlusDiagonal(signal, gp.noise_model.levels(gp.dtype))
+    return KroneckerPlusNoise(signal, gp.noise_term())
 
 
 def check_choice(gaps: Any, iteration: Any) -> Iteration:
@@ -303,7 +297,7 @@ def _unused_markov(gp: AbstractProcess) -> list[str]:
         why = gp.additive.reason
     elif gp.joined is not None:
         why = "terms that join the noise"
-    elif isinstance(gp.noise, NoNoise):
+    elif gp.noise_model.is_none:
         why = "no noise"
     else:
         why = "noise that is correlated"
@@ -313,7 +307,7 @@ def _unused_markov(gp: AbstractProcess) -> list[str]:
 def iterative_flops(gp: AbstractProcess, num_steps: int) -> float:
     """Operations of a value and gradient by that many iterations."""
     num_terms = 1 if are_exact(gp) else 1 + len(gp.additive.names)
-    if num_terms > 1 and (gp.observed is not None or _is_uneven(gp)):
+    if num_terms > 1 and (gp.observed is not None or gp.noise_model.is_per_cell):
         # Every iteration holds others inside, for the gaps of one product.
         num_terms += USUAL_STEPS
     passes = 2 * num_steps * num_terms * (1 + gp.iteration.num_probes)
@@ -345,17 +339,12 @@ def _check_cost(gp: AbstractProcess, exact: Choice) -> None:
         )
 
 
-def _is_uneven(gp: AbstractProcess) -> bool:
-    return isinstance(gp.noise, CellNoise)
-
-
 def _why_not_iterative(gp: AbstractProcess) -> str:
     """What iterations cannot do, in words; empty if they can."""
     if gp.joined is not None:
         return "where terms join the noise"
     if any(structure.rank for structure in gp.structures):
         return "with low-rank axes"
-    noise = gp.noise
-    if isinstance(noise, FullNoise) and not all(map(is_diagonal, noise.kronecker.factors)):
+    if not gp.noise_model.is_independent:
         return "with noise that is correlated between cells"
     return ""

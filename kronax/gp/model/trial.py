@@ -7,13 +7,13 @@ measure nothing.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.model import marginal_likelihood
-from kronax.gp.model.method import with_fields
+from kronax.gp.model.method import Process, with_fields
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import Choice, choice, iterative_flops
 from kronax.linalg.arrays.checks import is_concrete
@@ -52,7 +52,7 @@ def log_likelihood(gp: AbstractProcess, y: Array) -> Array:
     return seen.checked_log_likelihood(y)
 
 
-def measured_by(gp: AbstractProcess, y: Array) -> Any:
+def measured_by(gp: Process, y: Array) -> Process:
     """The process that is solved as a trial says."""
     found = trial(gp, y)
     return gp if found is None else with_fields(gp, measured=found.choice)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.distributions.whitening import standard_normal
 from kronax.gp.coordinates.spacing import Coordinates
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.model.components import amplitude
 from kronax.gp.model.process import AbstractProcess
@@ -126,29 +126,39 @@ class LatentPosterior(eqx.Module):
         dtype, new = self.gp.dtype, self.gp.new_axes(axes)
         return tuple(None if axis is None else axis.points(dtype) for axis in new)
 
-    def mean(self, axes: Any) -> Float[Array, "..."]:
+    def _with(self, axes: Any, covariates: Any) -> NewPoints:
+        known = self.gp.new_covariates(covariates, self.gp.new_axes(axes))
+        return NewPoints(self._new(axes), known)
+
+    def mean(self, axes: Any, covariates: Any = None) -> Float[Array, "..."]:
         """Mean of the field on a new grid.
 
         Args:
             axes: new coordinates; `None` for an axis, or a name left out, keeps it.
+            covariates: of the mean there, by name, as for a `kx.Posterior`.
 
         Raises:
-            KeyError: if an axis name is unknown.
-            ValueError: if there is not one entry per axis, or coordinates have another form.
+            KeyError: if the name of an axis or a covariate is unknown.
+            ValueError: if there is not one entry per axis, coordinates have another form, or a
+                covariate is not known there.
         """
-        return _mean(self, self._new(axes))
+        return _mean(self, self._with(axes, covariates))
 
     def variance(self, axes: Any) -> Float[Array, "..."]:
-        """Variance of the field on a new grid; arguments as for `mean`."""
+        """Variance of the field on a new grid, which does not depend on its mean."""
         return _variance(self, self._new(axes))
 
     def sample(
-        self, key: PRNGKeyArray, axes: Any, sample_shape: tuple[int, ...] | int = ()
+        self,
+        key: PRNGKeyArray,
+        axes: Any,
+        sample_shape: tuple[int, ...] | int = (),
+        covariates: Any = None,
     ) -> Float[Array, "..."]:
-        """Draws of the field on a new grid, by Matheron's rule; `axes` as for `mean`."""
+        """Draws of the field on a new grid, by Matheron's rule; arguments as for `mean`."""
         check_key(key)
         shape = shape_of(sample_shape)
-        return _sample(self, key, self._new(axes), shape)
+        return _sample(self, key, self._with(axes, covariates), shape)
 
 
 def latent_condition(gp: AbstractProcess, f: Any, jitter: float) -> LatentPosterior:

@@ -34,12 +34,19 @@ def evidence(gp: AbstractProcess, y: Array) -> Array:
 
     NaN where the search for the sites does not converge.
     """
-    return evidence_from(gp, y, first_hints(gp, y.shape))[0]
+    return evidence_from(gp, y, no_hint(y.shape, gp.dtype))[0]
 
 
-def first_hints(gp: AbstractProcess, shape: tuple[int, ...]) -> Hint:
-    """Nothing to start from, for data of a shape."""
-    return no_hint(shape, gp.dtype)
+class SearchedEvidence(AbstractProcess):
+    """What a fit asks of a process whose likelihood is found by a search."""
+
+    def first_hints(self, shape: tuple[int, ...]) -> Hint | None:
+        """What a search may start from, for data of a shape; `None` for normal data."""
+        return None if self.likelihood is None else no_hint(shape, self.dtype)
+
+    def log_likelihood_from(self, grid: Array, hints: Hint) -> tuple[Array, Hint]:
+        """`checked_log_likelihood` by a search from another one's end, and the end of this one."""
+        return evidence_from(self, grid, hints)
 
 
 def evidence_from(gp: AbstractProcess, y: Array, hints: Hint) -> tuple[Array, Hint]:

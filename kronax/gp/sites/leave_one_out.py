@@ -40,9 +40,10 @@ class LikelihoodLeaveOneOut(HeldOut):
     axis_names: tuple[str, ...] = eqx.field(static=True)
     likelihood: AbstractLikelihood
 
-    def log_density(self) -> Float[Array, "..."]:
-        """Log predictive density, or probability, of every observation, in nats."""
-        return log_predictive(self.likelihood, self.y, self.function_mean, self.function_variance)
+    def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+        """Log predictive density, or probability, of every cell: of the data, or of another `y`."""
+        y = self.y if y is None else jnp.asarray(y)
+        return log_predictive(self.likelihood, y, self.function_mean, self.function_variance)
 
     @property
     def log_score(self) -> Float[Array, ""]:

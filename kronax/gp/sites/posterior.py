@@ -53,6 +53,7 @@ class LikelihoodPosterior(Posterior):
         axes: Any = None,
         quantiles: Sequence[float] = (0.025, 0.975),
         points: Any = None,
+        covariates: Any = None,
         **given: Any,
     ) -> Response:
         """Rates or probabilities, and new observations: means, deviations and quantiles.
@@ -63,6 +64,7 @@ class LikelihoodPosterior(Posterior):
             axes: new coordinates; by default the grid itself.
             quantiles: their probabilities; `()` for none.
             points: scattered places instead, as for `mean`.
+            covariates: of the mean at the new places, as for `mean`.
             given: what the likelihood has at every cell, such as `exposure=`, at the new places.
 
         Raises:
@@ -71,9 +73,9 @@ class LikelihoodPosterior(Posterior):
                 over the grid and is not given at new places.
             ValueError: if a shape does not fit, or a probability is not between 0 and 1.
         """
-        mean = self.mean(axes, points=points)
+        mean, variance = self._moments(axes, points, covariates)
         likelihood = self._likelihood_at(given, axes, points, mean.shape)
-        return response(likelihood, mean, self.variance(axes, points=points), quantiles)
+        return response(likelihood, mean, variance, quantiles)
 
     def sample(
         self,
@@ -83,6 +85,7 @@ class LikelihoodPosterior(Posterior):
         include_noise: bool = False,
         noise: Any = None,
         points: Any = None,
+        covariates: Any = None,
         response: bool = False,
         **given: Any,
     ) -> Float[Array, "..."]:
@@ -95,6 +98,7 @@ class LikelihoodPosterior(Posterior):
             include_noise: false; new observations are a response.
             noise: none.
             points: scattered places instead, as for `mean`.
+            covariates: of the mean at the new places, as for `mean`.
             response: draws of observations, jointly with the function they depend on.
             given: as for `response`.
 
@@ -105,7 +109,9 @@ class LikelihoodPosterior(Posterior):
         """
         self._refuse_noise(include_noise, noise)
         function_key, key = jax.random.split(key) if response else (key, key)
-        draws = super().sample(function_key, axes, sample_shape, points=points)
+        draws = super().sample(
+            function_key, axes, sample_shape, points=points, covariates=covariates
+        )
         if not response:
             return draws
         lead = shape_of(sample_shape)
@@ -121,6 +127,7 @@ class LikelihoodPosterior(Posterior):
         axes: Any = None,
         points: Any = None,
         noise: Any = None,
+        covariates: Any = None,
         *,
         pointwise: bool = False,
         key: PRNGKeyArray | None = None,
@@ -134,6 +141,7 @@ class LikelihoodPosterior(Posterior):
             axes: new coordinates; by default the grid itself.
             points: scattered places instead, as for `mean`.
             noise: none.
+            covariates: of the mean at the new places, as for `mean`.
             pointwise: of every observation by itself, by quadrature; else of all jointly, the
                 function integrated out by draws, for which a few observations are best: the spread
                 of the draws grows with their number.
@@ -147,7 +155,8 @@ class LikelihoodPosterior(Posterior):
             ValueError: if `y_new` has another shape, or the likelihood excludes it.
         """
         self._refuse_noise(False, noise)
-        shape = self.mean(axes, points=points).shape
+        mean, variance = self._moments(axes, points, covariates)
+        shape = mean.shape
         y_new = jnp.asarray(as_floats(y_new, self.operator.dtype))
         if y_new.shape != shape:
             raise ValueError(
@@ -157,14 +166,13 @@ class LikelihoodPosterior(Posterior):
         if is_concrete(y_new, likelihood):
             likelihood.check(np.asarray(y_new), np.ones(shape, bool))
         if pointwise:
-            moments = self.mean(axes, points=points), self.variance(axes, points=points)
-            return log_predictive(likelihood, y_new, *moments)
+            return log_predictive(likelihood, y_new, mean, variance)
         if key is None:
             raise TypeError(
                 "The joint density of new observations needs draws of the function: pass "
                 "key=jax.random.key(0), or ask for pointwise=True."
             )
-        draws = super().sample(key, axes, (num_draws,), points=points)
+        draws = super().sample(key, axes, (num_draws,), points=points, covariates=covariates)
         logs = jax.vmap(lambda f: jnp.sum(likelihood.log_density(y_new, f)))(draws)
         return logsumexp(logs) - jnp.log(jnp.asarray(num_draws, logs.dtype))
 
@@ -202,7 +210,7 @@ class LikelihoodPosterior(Posterior):
         evidence = bound if is_variational else evidence_given(*given)
         return check(evidence, bound, weights, draws, self.sites)
 
-    def append(self, y_new: Any, axes: Any, noise: Any = None) -> Posterior:
+    def append(self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None) -> Posterior:
         """Not with a likelihood: the sites of the old data change.
 
         Raises:
@@ -254,8 +262,18 @@ class LikelihoodPosterior(Posterior):
                 "post.sample(key, response=True)."
             )
 
+    def _moments(self, axes: Any, points: Any, covariates: Any) -> tuple[Array, Array]:
+        at = {"axes": axes, "points": points, "covariates": covariates}
+        mean = self.mean(**at)
+        return mean, jnp.broadcast_to(self.variance(**at), mean.shape)
+
     def variance_estimate(
-        self, axes: Any = None, include_noise: bool = False, noise: Any = None, points: Any = None
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+        covariates: Any = None,
     ) -> Estimate:
         """`variance` of the function with its certificate, as for any posterior.
 
@@ -263,10 +281,14 @@ class LikelihoodPosterior(Posterior):
             TypeError: if noise is asked for.
         """
         self._refuse_noise(include_noise, noise)
-        return super().variance_estimate(axes, points=points)
+        return super().variance_estimate(axes, points=points, covariates=covariates)
 
     def covariance(
-        self, axes: Any = None, include_noise: bool = False, noise: Any = None
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        covariates: Any = None,
     ) -> PosteriorCovariance:
         """Posterior covariance of the function, as an operator.
 
@@ -274,7 +296,7 @@ class LikelihoodPosterior(Posterior):
             TypeError: if noise is asked for.
         """
         self._refuse_noise(include_noise, noise)
-        return super().covariance(axes)
+        return super().covariance(axes, covariates=covariates)
 
 
 def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> LikelihoodPosterior:

@@ -16,8 +16,8 @@ from jaxtyping import Array
 
 from kronax.gp.model.marginal_likelihood import conditioned_traced
 from kronax.gp.model.method import with_fields
-from kronax.gp.model.noise import CellNoise
 from kronax.gp.model.process import AbstractProcess
+from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.posterior import predict
 from kronax.gp.posterior.posterior import Posterior
 
@@ -46,10 +46,7 @@ class Sites(eqx.Module):
 
 def gaussian(gp: AbstractProcess, precision: Array) -> Any:
     """The process whose noise has a precision per cell, zero at gaps."""
-    is_site = precision > 0
-    variances = jnp.where(is_site, 1 / jnp.where(is_site, precision, 1), jnp.inf)
-    noise = CellNoise(variances, jnp.ones((), variances.dtype))
-    return with_fields(gp, likelihood=None, noise=noise)
+    return with_fields(gp, likelihood=None, noise=SiteNoise(precision))
 
 
 def given(gp: AbstractProcess, target: Array, precision: Array) -> Posterior:
