@@ -13,6 +13,7 @@ import scipy.special
 import scipy.stats
 
 import kronax as kx
+from kronax.gp.model.solver_choice import choice
 from kronax.gp.sites.evidence import evidence
 from tests.everyday import everyday
 from tests.gp import dense
@@ -321,6 +322,15 @@ def test_single_precision():
     found = gp.log_marginal_likelihood(COUNTS.astype(int))
     truth = model(kx.Poisson(EXPOSURE)).log_marginal_likelihood(COUNTS)
     np.testing.assert_allclose(found, truth, rtol=1e-5)
+
+
+def test_a_fit_of_a_middling_grid_needs_no_trial_of_its_iterations():
+    """Where the exact way is in reach iterations are tried at the noise, which is not known yet."""
+    kernels, counts = (kx.Matern52(8.0), kx.Matern32(9.0)), np.ones((60, 50))
+    gp = kx.GridGP(kernels, (np.arange(60.0), np.arange(50.0)), likelihood=kx.Poisson())
+    assert choice(gp).exact is not None
+    assert gp.measuring(jnp.asarray(counts)) is gp
+    assert choice(gp).way == "iterative"
 
 
 def test_what_serves_normal_data_alone_says_so():
