@@ -73,6 +73,7 @@ class State(NamedTuple):
     counts gains below `rounding`, by which losses miss what their gradients say, less those above.
     `promise` is that of an optimiser of optax, which moves before the loss is seen. `hints` is what
     the loss found on the way at the last point, from where it goes on at the next.
+    `blocked` says whether the last line search met a loss that is not finite.
     """
 
     layout: Layout
@@ -91,6 +92,7 @@ class State(NamedTuple):
     lost: Array
     rounding: Array
     grad: Array
+    blocked: Array
     hints: Any
 
 
@@ -108,6 +110,7 @@ def start(
     unknown: Any = np.full(count, np.inf, points.dtype)
     room: Any = np.full((count, num_steps + 1), np.nan, points.dtype)
     zeros: Any = np.zeros(count, np.int32)
+    never: Any = np.zeros(count, bool)
     promise = Promise(np.zeros_like(points), np.zeros_like(unknown), unknown)
     state = State(
         layout=layout,
@@ -126,6 +129,7 @@ def start(
         lost=zeros,
         rounding=np.zeros_like(unknown),
         grad=np.zeros_like(points),
+        blocked=never,
         hints=jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), hints),
     )
     return owned(state)
@@ -253,11 +257,11 @@ def _turns(loss: Any, threshold: Array) -> Any:
             )
             which = jnp.where(is_stale, 2, goes_on.astype(jnp.int32))
             raw, optimizer = jax.lax.switch(which, ways)
-            return new._replace(raw=raw, optimizer=optimizer)
+            return new._replace(raw=raw, optimizer=optimizer, blocked=state.blocked & ~goes_on)
 
         def again(state: State) -> State:
-            onward = narrower(search)
-            return state._replace(raw=onward.point, optimizer=onward)
+            onward, blocked = narrower(search), state.blocked | ~jnp.isfinite(value)
+            return state._replace(raw=onward.point, optimizer=onward, blocked=blocked)
 
         return jax.lax.cond(is_taken, step, again, state)
 

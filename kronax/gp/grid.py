@@ -35,13 +35,12 @@ from kronax.gp.model.method import (
     gaps_of,
     mask_of,
     observing,
-    with_fields,
     with_observed,
     without_unknown_gaps,
 )
 from kronax.gp.model.resolution import warn_of_lost_digits
-from kronax.gp.model.solver_choice import Choice, with_noise_of
-from kronax.gp.model.trial import log_likelihood, measured_by
+from kronax.gp.model.solver_choice import Choice, settled, with_noise_of
+from kronax.gp.model.trial import log_likelihood, measured_by, solved_by
 from kronax.gp.noise.reading import as_noise
 from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
@@ -94,10 +93,11 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
-            the parameters; one of "dense", "toeplitz", "circulant", "centrosymmetric" and "markov"
-            per axis overrides that. A whole number is the rank of a `kx.LowRank` factor for a
-            smooth kernel on many places: where that many columns do not carry the covariance to
-            1000 times the machine precision, values raise, and traced ones are NaN.
+            the parameters, a Markov one if it is long or its gaps are best filtered; one of
+            "dense", "toeplitz", "circulant", "centrosymmetric" and "markov" per axis overrides
+            that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel on many
+            places: where that many columns do not carry the covariance to 1000 times the machine
+            precision, values raise, and traced ones are NaN.
 
     Raises:
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
@@ -182,7 +182,7 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
             )
-        self.structures = solver_choice.long_axes(self, structure)
+        self.structures = settled(self).structures
         warn_of_lost_digits(self)
 
     @classmethod
@@ -265,7 +265,7 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""
-        return with_fields(self, measured=measured)
+        return solved_by(self, measured)
 
     def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""

@@ -19,8 +19,8 @@ from kronax.gp.kernels.points import NewPoints
 from kronax.gp.means.covariates import covariates_of, with_covariates
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import New, factor_of, whole
-from kronax.gp.model.method import with_fields
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
+from kronax.gp.model.solver_choice import own_structures
 from kronax.gp.noise.abstract import AbstractNoise, NoiseInTime
 from kronax.gp.noise.variances import NoNoise
 from kronax.linalg.operators.kronecker import Kronecker
@@ -33,7 +33,7 @@ def markov_axis(gp: AbstractProcess, names: tuple[str, ...]) -> int:
         NotMarkovError: if there is none, with a reason for each axis.
         ValueError: if there are several.
     """
-    asked = [i for i, s in enumerate(gp.structures) if s.kind == "markov"]
+    asked = [i for i, s in enumerate(own_structures(gp)) if s.kind == "markov"]
     reasons = [why_not(gp, i) for i in range(len(gp.axes))]
     able = [i for i, reason in enumerate(reasons) if reason is None]
     found = asked if len(asked) == 1 else able

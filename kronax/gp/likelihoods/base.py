@@ -241,8 +241,19 @@ def per_cell(value: Any, name: str) -> Array:
 
 
 def as_floats(value: Any, dtype: Any = float) -> Any:
-    """Arrays of whole numbers or of truth values, labelled ones too, as real ones."""
+    """Arrays of whole numbers or of truth values, labelled ones too, as real ones.
+
+    Counts with gaps are real numbers, of double precision by default: where all of them are whole
+    and in the narrower one as they are, nothing is lost.
+    """
+    if isinstance(value, list | tuple):
+        return np.asarray(value, dtype)
     kind = getattr(getattr(value, "dtype", None), "kind", "")
     if kind in "iub" and kind:
         return value.astype(dtype)
-    return np.asarray(value, dtype) if isinstance(value, list | tuple) else value
+    if kind == "f" and not isinstance(value, jax.Array):
+        numbers = np.asarray(value)
+        with np.errstate(over="ignore"):
+            kept = (numbers.astype(dtype) == numbers) & (numbers == np.round(numbers))
+        return value.astype(dtype) if np.all(kept | np.isnan(numbers)) else value
+    return value

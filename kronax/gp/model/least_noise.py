@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
-from kronax.gp.model.method import with_fields
+from kronax.gp.model.method import with_observed
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import choice, filtered_axis
 from kronax.linalg.arrays.host import numpy_of, on_host
@@ -110,10 +110,11 @@ def _largest(gp: AbstractProcess, observed: Mask | None) -> Array:
 
 def _filtered_axis(gp: AbstractProcess, observed: Mask | None) -> int | None:
     """The axis along which the data are filtered, if they are."""
-    axis = filtered_axis(gp)
+    seen = with_observed(gp, observed)
+    axis = filtered_axis(seen)
     if axis is None:
         return None
-    way = choice(with_fields(gp, observed=observed)).way
+    way = choice(seen).way
     return axis if way in ("structured", "markov") else None
 
 

@@ -1,7 +1,6 @@
 """Cells without data: where they are."""
 
-import dataclasses
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -11,13 +10,12 @@ from jaxtyping import Array
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.likelihoods.base import as_floats
 from kronax.gp.model.checks import check_covariates
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractProcess, Process, with_fields
+from kronax.gp.model.solver_choice import settled
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
-
-Process = TypeVar("Process", bound=AbstractProcess)
 
 
 def observing(gp: Process, y: Any) -> Process:
@@ -44,15 +42,7 @@ def with_observed(gp: Process, observed: Mask | None) -> Process:
     check_covariates(gp, observed)
     if observed == gp.observed:
         return gp
-    return with_fields(gp, observed=observed, measured=None)
-
-
-def with_fields(gp: Process, **changes: Any) -> Process:
-    """The same process with other fields, which nothing checks."""
-    other = object.__new__(type(gp))
-    for field in dataclasses.fields(gp):
-        object.__setattr__(other, field.name, changes.get(field.name, getattr(gp, field.name)))
-    return other
+    return settled(with_fields(gp, observed=observed, measured=None))
 
 
 def mask_of(observed: Any, noise: AbstractNoise, grid_shape: tuple[int, ...]) -> Mask | None:

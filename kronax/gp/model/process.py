@@ -4,7 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, PRNGKeyArray
@@ -178,6 +178,17 @@ class AbstractProcess(eqx.Module):
     @abc.abstractmethod
     def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""
+
+
+Process = TypeVar("Process", bound=AbstractProcess)
+
+
+def with_fields(gp: Process, **changes: Any) -> Process:
+    """The same process with other fields, which nothing checks."""
+    other = object.__new__(type(gp))
+    for field in dataclasses.fields(gp):
+        object.__setattr__(other, field.name, changes.get(field.name, getattr(gp, field.name)))
+    return other
 
 
 class AbstractPosterior(eqx.Module):

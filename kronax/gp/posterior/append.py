@@ -18,8 +18,9 @@ from kronax.gp.labelled.templates import check_data_units, without_axis
 from kronax.gp.means.new_covariates import continued
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
-from kronax.gp.model.method import gaps_of, mask_of, with_fields
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.method import gaps_of, mask_of
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
+from kronax.gp.model.solver_choice import settled
 from kronax.gp.noise.abstract import Slices
 from kronax.linalg.arrays.checks import grid_of
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -164,8 +165,7 @@ def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> AbstractProcess:
     """The process with another axis: its structure is chosen anew, its parameters stay."""
     i, name = slices.axis, slices.name
     kernel, held = gp.kernels[i], gp.structures[i]
-    stays = held.reason == "as asked" or held.kind == "markov"
-    asked = held.rank or (held.kind if stays else None)
+    asked = held.rank or (held.kind if held.is_asked else None)
     check_kernel(kernel, axis, name)
     structure = choose(kernel, axis, asked)
     check_structure(kernel, axis, structure, name)
@@ -174,7 +174,7 @@ def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> AbstractProcess:
     if gp.joined is not None:
         joined = joined_structure(gp.additive, gp.joined, axes, axis_labels(gp), structures)
     noise = gp.noise_model.longer(slices, gp.dtype)
-    return with_fields(
+    longer = with_fields(
         gp,
         measured=None,
         axes=axes,
@@ -183,6 +183,7 @@ def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> AbstractProcess:
         noise=gp.noise if noise.is_white else noise,
         observed=mask_of(None, noise, tuple(x.size for x in axes)),
     )
+    return settled(longer)
 
 
 def _check_batches(y: Array, ahead: Array, num_axes: int) -> None:

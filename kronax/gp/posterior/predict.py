@@ -25,7 +25,7 @@ from kronax.gp.model.components import (
     prior_covariance,
     prior_variances,
     root_rows,
-    slope_matrix,
+    slope_factor,
     whole,
 )
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
@@ -85,7 +85,8 @@ def cross_of(
         scale = amplitude(gp, i, dtype)
         if i == along:
             x = axis or gp.axes[i].points(dtype)
-            factors.append(scale * slope_matrix(gp.kernels[i], gp.axes[i], x, dtype))
+            slope = Kronecker(slope_factor(gp, gp.kernels[i], i, x, dtype))
+            factors.append(slope.scaled(scale).factors[0])
         elif axis is None:
             factors.append(factor)
         elif exact or gp.structures[i].rank is None:

@@ -137,7 +137,7 @@ def signal_places(
             else:
                 rows = root_rows(gp, i, x, op.dtype)[0]
             places.append(Places(rows, prior))
-        elif (weights := part_of_state(gp, kernel, i)) is not None and by_filter:
+        elif by_filter and (weights := part_of_state(gp, kernel, i, x is not None)) is not None:
             whole_kernel = gp.kernels[i]
             ahead = None if x is None else process_ahead(gp, whole_kernel, i, x, op.dtype)
             places.append(Places(MarkovPart(weights, ahead), prior))

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.gp.model.marginal_likelihood import conditioned_traced
-from kronax.gp.model.method import with_fields
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractProcess, with_fields
 from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.posterior import predict
 from kronax.gp.posterior.posterior import Posterior
