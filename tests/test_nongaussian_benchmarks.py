@@ -121,7 +121,7 @@ def test_errors_of_an_approximation_are_shown_beside_those_of_the_truth():
     row = {
         "likelihood": "Poisson",
         "method": "Laplace",
-        "mean_rms": 0.0945,
+        "mean_rms": 0.0942,
         "mean_bias": 0.091,
         "sd_ratio": 0.997,
         "sd_ratio_ends": [0.98, 1.01],
