@@ -3,6 +3,8 @@
 import argparse
 from importlib import import_module
 
+from benchmarks.nongaussian import SECTIONS
+
 WORKLOADS = (
     "gradients",
     "likelihood",
@@ -20,6 +22,7 @@ WORKLOADS = (
     "coverage",
     "precision",
     "markov",
+    "nongaussian",
 )
 
 
@@ -30,18 +33,27 @@ def main() -> None:
         "names",
         nargs="*",
         metavar="name",
-        help=f"what to run, of {', '.join(WORKLOADS)} and report; all of them by default",
+        help=f"what to run, of {', '.join(WORKLOADS)} and report, or WORKLOAD.SECTION of one that "
+        "has sections; all of them by default",
     )
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, few rounds; results are kept apart"
     )
+    parser.add_argument(
+        "--only",
+        action="append",
+        metavar="PART",
+        help="of a section: this part alone, the rows of the others are kept",
+    )
     options = parser.parse_args()
-    unknown = set(options.names) - {*WORKLOADS, "report"}
+    known = {*WORKLOADS, "report", *(f"nongaussian.{section}" for section in SECTIONS)}
+    unknown = set(options.names) - known
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     for name in options.names or (*WORKLOADS, "report"):
         print(f"--- {name}")
-        import_module(f"benchmarks.{name}").run(options.quick)
+        only = {"only": options.only} if options.only else {}
+        import_module(f"benchmarks.{name}").run(options.quick, **only)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks import gap_tables, markov, markov_accuracy, pictures, precision, start, tables
 from benchmarks.measure import ROOT, results_folder
+from benchmarks.nongaussian import accuracy, calibration, others, speed
 
 PAGES = (
     "README.md",
@@ -93,6 +94,10 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "markov-gaps": markov.gaps_table,
             "markov-accuracy": markov_accuracy.accuracy_table,
         },
+        "nongaussian.accuracy": {"nongaussian-accuracy": accuracy.accuracy_table},
+        "nongaussian.calibration": {"nongaussian-calibration": calibration.calibration_table},
+        "nongaussian.speed": {"nongaussian-speed": speed.speed_table},
+        "nongaussian.others": {"nongaussian-others": others.others_table},
     }
     found = {name: write(results["rows"]) for name, write in writers.get(workload, {}).items()}
     return {name: table for name, table in found.items() if table.count("\n") > 1}

@@ -20,6 +20,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "pykronecker": ("pykronecker==0.1.3", "numpy>=2"),
     "pykronecker-jax": ("pykronecker==0.1.3", "jax>=0.10", "numpy>=2"),
     "sklearn": ("scikit-learn>=1.7", "numpy>=2"),
+    "gpjax": ("gpjax>=1.0", "jax>=0.10", "numpy>=2"),
     "tinygp": ("tinygp>=0.3", "jax>=0.10", "scipy", "numpy>=2"),
     "luas": ("jax>=0.10", "scipy", "tqdm", "matplotlib", "numpy>=2"),
 }
@@ -31,6 +32,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "pykronecker": ("pykronecker", "numpy"),
     "pykronecker-jax": ("pykronecker", "jax"),
     "sklearn": ("scikit-learn", "scipy"),
+    "gpjax": ("gpjax", "jax"),
     "tinygp": ("tinygp", "jax"),
     "luas": ("luas", "jax"),
 }

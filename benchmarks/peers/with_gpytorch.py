@@ -15,6 +15,7 @@ from linear_operator.operators import (
     TriangularLinearOperator,
 )
 
+from benchmarks.peers.gpytorch_variational import classify
 from benchmarks.peers.stages import Stages
 
 torch.set_num_threads(len(os.sched_getaffinity(0)))
@@ -258,4 +259,5 @@ TASKS = {
     "stored likelihood": stored_likelihood,
     "matvec": matvec,
     "solve": solve,
+    "classify": classify,
 }

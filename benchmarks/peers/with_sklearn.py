@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
-from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import (
     ConstantKernel,
     Hyperparameter,
@@ -99,13 +99,18 @@ def _rows(places: list[np.ndarray]) -> np.ndarray:
 
 
 def _kernel(kernels: tuple[float, ...], places: list[np.ndarray], start: np.ndarray) -> Kernel:
-    *scales, variance, noise = np.exp(start)
+    *signal, noise = start
+    return _product(kernels, places, signal) + WhiteKernel(np.exp(noise), BOUNDS)
+
+
+def _product(kernels: tuple[float, ...], places: list[np.ndarray], start: Any) -> Kernel:
+    *scales, variance = np.exp(start)
     product: Any = ConstantKernel(variance, BOUNDS)
     column = 0
     for nu, scale, x in zip(kernels, scales, places, strict=True):
         product = product * OnAxis(nu, scale, tuple(range(column, column + x.shape[1])))
         column += x.shape[1]
-    return product + WhiteKernel(noise, BOUNDS)
+    return product
 
 
 def start(
@@ -137,4 +142,26 @@ def start(
     return call
 
 
-TASKS = {"fit": fit, "start": start}
+def classify(rows: np.ndarray, y: np.ndarray, start: np.ndarray) -> Callable:
+    """Fit and predict yes or no by Laplace and the logit link, one row of `rows` per cell.
+
+    From log lengthscales and variance, by its own optimiser; NaN gaps.
+    """
+    seen = np.isfinite(y)
+    kernel = _product((2.5, 2.5), [rows[:, :1], rows[:, 1:]], start)
+
+    def call() -> dict[str, Any]:
+        model = GaussianProcessClassifier(kernel).fit(rows[seen], y[seen].astype(int))
+        mean, variance = model.latent_mean_and_variance(rows)
+        return {
+            "mean": mean,
+            "variance": variance,
+            "link": "logit",
+            "log_evidence": float(model.log_marginal_likelihood_value_),
+            "parameters": np.exp(model.kernel_.theta).tolist(),
+        }
+
+    return call
+
+
+TASKS = {"fit": fit, "start": start, "classify": classify}

@@ -13,6 +13,7 @@ import scipy.special
 import scipy.stats
 
 import kronax as kx
+from kronax.gp.model.solver_choice import choice
 from kronax.gp.sites.evidence import evidence
 from tests.everyday import everyday
 from tests.gp import dense
@@ -197,6 +198,11 @@ def test_the_check_finds_the_true_evidence_and_where_the_approximation_is_bad():
     assert abs(gp.log_marginal_likelihood(COUNTS) - truth) < found.correction + 0.01
     assert found.is_close
     assert "The approximation is close." in repr(found)
+    laplace = model(kx.Poisson(EXPOSURE), approximation="laplace")
+    off = laplace.condition(COUNTS).check_approximation(jax.random.key(0), num_draws=2000)
+    assert abs(off.evidence - truth) < 0.01
+    first = off.evidence - off.correction
+    np.testing.assert_allclose(first, laplace.log_marginal_likelihood(COUNTS), rtol=1e-9)
     post = model(kx.StudentT(df=1.5, scale=0.1)).condition(OUTLIERS)
     found = post.check_approximation(jax.random.key(0), num_draws=1000)
     assert not found.is_close
@@ -343,6 +349,15 @@ def test_single_precision():
     found = gp.log_marginal_likelihood(COUNTS.astype(int))
     truth = model(kx.Poisson(EXPOSURE)).log_marginal_likelihood(COUNTS)
     np.testing.assert_allclose(found, truth, rtol=1e-5)
+
+
+def test_a_fit_of_a_middling_grid_needs_no_trial_of_its_iterations():
+    """Where the exact way is in reach iterations are tried at the noise, which is not known yet."""
+    kernels, counts = (kx.RBF(8.0), kx.RBF(9.0)), np.ones((60, 50))
+    gp = kx.GridGP(kernels, (np.arange(60.0), np.arange(50.0)), likelihood=kx.Poisson())
+    assert choice(gp).exact is not None
+    assert gp.measuring(jnp.asarray(counts)) is gp
+    assert choice(gp).way == "iterative"
 
 
 def test_what_serves_normal_data_alone_says_so():

@@ -111,7 +111,7 @@ def test_exposures_with_names_are_not_taken_by_position():
 def test_a_fit_measures_whether_iterations_serve():
     """Where the plan leaves it open, at the sites of the data."""
     axes = {"a": np.arange(54.0), "b": np.arange(70.0)}
-    kernels = {"a": kx.Matern32(5.0), "b": kx.Matern32(5.0)}
+    kernels = {"a": kx.RBF(5.0), "b": kx.RBF(5.0)}
     gp = kx.GridGP(kernels, axes, likelihood=kx.Poisson(), gaps="auto")
     y = np.random.default_rng(0).poisson(np.ones((54, 70)))
     assert "the first use measures" in gp.describe()

@@ -31,8 +31,8 @@ class ApproximationCheck(eqx.Module):
     """How far a normal approximation of a posterior may be trusted.
 
     Attributes:
-        evidence: log evidence to second order, in nats: the approximate one plus half the variance
-            of the log weights.
+        evidence: log evidence to second order, in nats: by the mean of the log weights, plus half
+            their variance.
         evidence_error: its standard error by the draws.
         correction: what the second order adds; where it is large the approximate evidence is off.
         variance_per_cell: of the log weights, per observed cell: 0 for a normal likelihood.
@@ -99,8 +99,18 @@ def log_weights(like: AbstractLikelihood, y: Array, sites: Sites, draws: Array) 
     return jax.vmap(one)(draws)
 
 
-def check(evidence: Array, weights: Array, draws: Array, sites: Sites) -> ApproximationCheck:
-    """From log weights and draws `(s, *grid)` of one field."""
+def check(
+    evidence: Array, bound: Array, weights: Array, draws: Array, sites: Sites
+) -> ApproximationCheck:
+    """From log weights and draws `(s, *grid)` of one field.
+
+    Args:
+        evidence: the approximate one.
+        bound: the same by the mean of the log weights, which Laplace's is not.
+        weights: their logarithms, cell by cell.
+        draws: of the approximate posterior.
+        sites: that led to it.
+    """
     logs, field = np.asarray(weights, float), np.asarray(draws, float)
     count, grid = len(logs), logs.shape[1:]
     seen = np.asarray(sites.precision) > 0
@@ -123,9 +133,9 @@ def check(evidence: Array, weights: Array, draws: Array, sites: Sites) -> Approx
             shifts.append(np.abs(excess.mean(axis=0)).max())
             errors.append(excess.std(axis=0).max() / np.sqrt(count))
     return ApproximationCheck(
-        evidence=jnp.asarray(evidence + spread / 2),
+        evidence=jnp.asarray(bound + spread / 2),
         evidence_error=jnp.asarray(spread / np.sqrt(2.0 * (count - 1))),
-        correction=jnp.asarray(spread / 2),
+        correction=jnp.asarray(bound + spread / 2 - evidence),
         variance_per_cell=jnp.asarray(spread / seen.sum()),
         shares=np.array(shares),
         tails=np.array(tails),

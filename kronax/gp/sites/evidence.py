@@ -152,4 +152,16 @@ def _of_sites(target: Array, precision: Array, mean: Array, variance: Array | No
     return jnp.where(is_site, value, 0)
 
 
+def bound_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
+    """`log N(z; m, K + 1/W)` and the mean of the log weights that the sites leave.
+
+    The variational evidence is that; Laplace's has the log weights at the mode instead.
+    """
+    marginals = sites.mean, sites.variance
+    density = marginal_likelihood.log_density_traced(gaussian(gp, sites.precision), sites.target)
+    of_sites = _of_sites(sites.target, sites.precision, *marginals)
+    return density + jnp.sum(expected_log_density(gp, y, *marginals) - of_sites)
+
+
 evidence_given = eqx.filter_jit(evidence_at)
+bound_given = eqx.filter_jit(bound_at)

@@ -20,7 +20,7 @@ from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
 from kronax.gp.sites.datasets import response_dataset
-from kronax.gp.sites.evidence import evidence_given
+from kronax.gp.sites.evidence import bound_given, evidence_given
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
 from kronax.gp.sites.predictive import log_predictive
 from kronax.gp.sites.response import Response, response
@@ -252,8 +252,11 @@ class LikelihoodPosterior(Posterior):
         """
         draws = super().sample(key, sample_shape=(num_draws,))
         weights = log_weights(self._likelihood, self.data, self.sites, draws)
-        evidence = evidence_given(self.model, self.data, self.sites)
-        return check(evidence, weights, draws, self.sites)
+        given = self.model, self.data, self.sites
+        bound = bound_given(*given)
+        is_variational = self.model.approximation == "variational"
+        evidence = bound if is_variational else evidence_given(*given)
+        return check(evidence, bound, weights, draws, self.sites)
 
     def append(self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None) -> Posterior:
         """Not with a likelihood: the sites of the old data change.

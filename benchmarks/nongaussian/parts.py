@@ -1,0 +1,48 @@
+"""Workloads in parts, of which some may be measured again while the rows of the others are kept."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks.measure import results_folder, save
+
+Row = dict[str, Any]
+
+
+def measured(
+    section: str,
+    parts: dict[str, Callable[[], list[Row]]],
+    described: Callable[[Row], str],
+    quick: bool,
+    only: Sequence[str] = (),
+    **notes: Any,
+) -> None:
+    """Measure the parts in turn, and store what is done as it comes.
+
+    Args:
+        section: of the workload.
+        parts: what gives the rows of each.
+        described: one line for the log.
+        quick: results are kept apart.
+        only: the names of parts; of the others the rows that are stored stay.
+        notes: what else is stored.
+    """
+    workload = f"nongaussian.{section}"
+    rows = stored(workload, quick) if only else {}
+    for name, measure in parts.items():
+        if only and name not in only:
+            continue
+        rows[name] = measure()
+        for row in rows[name]:
+            print(described(row), flush=True)
+        in_order = [{**row, "part": part} for part in parts for row in rows.get(part, ())]
+        save(workload, in_order, quick, **notes)
+
+
+def stored(workload: str, quick: bool) -> dict[str, list[Row]]:
+    """Rows by part, none where nothing is stored."""
+    path = results_folder(quick) / f"{workload}.json"
+    rows: dict[str, list[Row]] = {}
+    for row in json.loads(path.read_text())["rows"] if path.exists() else ():
+        rows.setdefault(row["part"], []).append(row)
+    return rows
