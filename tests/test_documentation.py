@@ -36,6 +36,8 @@ RETURNED = {
     "NotMarkovError",
     "ConvergenceError",
     "PrecisionWarning",
+    "DenseProductWarning",
+    "DenseProductError",
     "Estimate",
     "GradientEstimate",
 }
