@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
-from jax.interpreters import partial_eval
 from jaxtyping import Array
 
 from kronax.rewrite.matrices import describe
@@ -79,6 +78,8 @@ class Run:
         self.log, self.rules, self.starters = log, rules, starters
         self._eqn: Any = None
         self._outer: Place | None = None
+        # Which results of the present equation somebody uses.
+        self.used: list[bool] = []
 
     @property
     def here(self) -> Place:
@@ -86,23 +87,39 @@ class Run:
         return self._outer or Place.of(self._eqn)
 
     def evaluate(
-        self, jaxpr: Any, consts: Sequence[Any], args: Sequence[Any], outer: Place | None = None
+        self,
+        jaxpr: Any,
+        consts: Sequence[Any],
+        args: Sequence[Any],
+        outer: Place | None = None,
+        wanted: Sequence[bool] | None = None,
     ) -> list[Any]:
-        """The results of a program; `outer` is the library call that it is the body of."""
+        """The results of a program, without what no wanted result and no effect depends on.
+
+        Args:
+            jaxpr: the program.
+            consts: its constants.
+            args: its arguments.
+            outer: the library call that it is the body of.
+            wanted: which results are; others are None.
+        """
+        wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
         env: dict[Any, Any] = {}
         env.update(zip(jaxpr.constvars, consts, strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def read(atom: Any) -> Any:
-            return np.asarray(atom.val, atom.aval.dtype) if isinstance(atom, Literal) else env[atom]
+            if not isinstance(atom, Literal):
+                return env[atom]
+            return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
 
-        for eqn in jaxpr.eqns:
+        for eqn, used in _live(jaxpr, wanted):
             values = [read(atom) for atom in eqn.invars]
-            self._eqn, self._outer = eqn, outer
+            self._eqn, self._outer, self.used = eqn, outer, used
             with _in_context(eqn):
                 results = self._equation(eqn, values, outer)
             env.update(zip(eqn.outvars, results, strict=True))
-        return [read(atom) for atom in jaxpr.outvars]
+        return [read(v) if want else None for v, want in zip(jaxpr.outvars, wanted, strict=True)]
 
     def formed(self, value: Any, place: Place, why: str | None = None) -> Array:
         """A value as an array, with a warning where a product is formed."""
@@ -148,7 +165,7 @@ class Run:
         library = _is_from_library(closed)
         place = outer or (Place.of(eqn) if library else None)
         if eqn.primitive.name not in WITH_RULES or library:
-            return self.evaluate(closed.jaxpr, closed.consts, values, place)
+            return self.evaluate(closed.jaxpr, closed.consts, values, place, self.used)
         args = [self.formed(v, self.here) for v in values]
 
         def body(*inner: Array) -> list[Array]:
@@ -171,12 +188,17 @@ def closed_of(jaxpr: Any) -> Any:
     return jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())
 
 
-def without_dead_code(closed: Any) -> Any:
-    """The program without what no result and no effect depends on."""
-    jaxpr, _ = partial_eval.dce_jaxpr(
-        closed.jaxpr, [True] * len(closed.jaxpr.outvars), instantiate=True
-    )
-    return ClosedJaxpr(jaxpr, closed.consts)
+def _live(jaxpr: Any, wanted: Sequence[bool]) -> list[tuple[Any, list[bool]]]:
+    """The equations that a wanted result or an effect depends on, with what is used of each."""
+    pairs = zip(jaxpr.outvars, wanted, strict=True)
+    needed = {v for v, want in pairs if want and not isinstance(v, Literal)}
+    kept = []
+    for eqn in reversed(jaxpr.eqns):
+        used = [v in needed for v in eqn.outvars]
+        if any(used) or eqn.effects:
+            kept.append((eqn, used))
+            needed.update(v for v in eqn.invars if not isinstance(v, Literal))
+    return kept[::-1]
 
 
 @contextmanager

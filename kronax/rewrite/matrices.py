@@ -200,7 +200,10 @@ def _merged(products: list[list[AbstractFactor]]) -> list[list[AbstractFactor]]:
         total = jnp.add(total, scale)
     first, *rest = identities[0]
     one = jnp.ones((), first.dtype)
-    merged = [ScaledIdentity(total, first.size), *(ScaledIdentity(one, f.size) for f in rest)]
+    merged: list[AbstractFactor] = [
+        ScaledIdentity(total, first.size),
+        *(ScaledIdentity(one, f.size) for f in rest),
+    ]
     return [*(product for product in products if not _is_identity(product)), merged]
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kronax.rewrite.calls import CALL_RULES
-from kronax.rewrite.interpreter import Run, without_dead_code
+from kronax.rewrite.interpreter import Run
 from kronax.rewrite.loops import LOOP_RULES
 from kronax.rewrite.report import Log, Place
 from kronax.rewrite.rules import STARTERS, TENSOR_RULES
@@ -62,7 +62,7 @@ class Rewritten:
             rest[:] = [others, jax.tree.structure(results)]
             return jax.tree.leaves(results)
 
-        closed = without_dead_code(jax.make_jaxpr(flat)(*leaves))
+        closed = jax.make_jaxpr(flat)(*leaves)
         others, structure = rest
         run = Run(log, RULES, STARTERS)
         results = run.evaluate(closed.jaxpr, closed.consts, leaves)

@@ -155,9 +155,9 @@ def inverse_times(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     (left, right), (batch, _) = eqn.params["dimension_numbers"]
     if batch or len(left) != 1 or (isinstance(one, Inverse) and isinstance(two, Inverse)):
         return None
-    meaning, vectors, axis = (
-        (one, second, right[0]) if isinstance(one, Inverse) else (two, first, left[0])
-    )
+    on_left = isinstance(one, Inverse)
+    meaning, vectors, axis = (one, second, right[0]) if on_left else (two, first, left[0])
+    assert isinstance(meaning, Inverse)
     vectors = run.plain(vectors)
     note_solve(run, meaning.matrix, meaning.op, "kx.solve")
     solved = asked(solved_along, meaning.op, vectors, axis)

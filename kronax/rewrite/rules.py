@@ -113,6 +113,8 @@ def _convert(run: Run, eqn: Any, value: Any) -> Any:
     dtype = eqn.params["new_dtype"]
     if not isinstance(value, Tensor):
         return None
+    if dtype == value.dtype:
+        return [value]
     pure = all(part.array is None for term in value.terms for part in term)
     floats = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
     return [value.cast(dtype)] if pure or floats else None
@@ -212,10 +214,9 @@ def _add(sign: int) -> Callable[..., Any]:
 
 
 def _compare(run: Run, eqn: Any, first: Any, second: Any) -> Any:
-    meanings = [v.meaning if isinstance(v, Deferred) else None for v in (first, second)]
-    if not all(isinstance(m, Index) for m in meanings):
+    rows, columns = (v.meaning if isinstance(v, Deferred) else None for v in (first, second))
+    if not (isinstance(rows, Index) and isinstance(columns, Index)):
         return None
-    rows, columns = meanings
     name, shape = eqn.primitive.name, _shape(eqn)
     dims = (rows.dimension, columns.dimension)
     if rows.offset != columns.offset or set(dims) != {0, 1}:
@@ -351,8 +352,9 @@ def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
         return whitened_product(run, eqn, first, second)
     if any(isinstance(m, Inverse) for m in deferred):
         return inverse_times(run, eqn, first, second)
-    if all(isinstance(m, Root) for m in deferred):
-        return root_times_root(eqn, *deferred)
+    one, two = deferred
+    if isinstance(one, Root) and isinstance(two, Root):
+        return root_times_root(eqn, one, two)
     if any(deferred):
         return None
     tensors = [v if isinstance(v, Tensor) else lift(v) for v in (first, second)]

@@ -60,9 +60,9 @@ def _triangular_solve(run: Run, eqn: Any, matrix: Any, b: Any) -> Any:
     if not isinstance(matrix, Tensor) or not matrix.is_product or matrix.triangle != triangle:
         return None
     op = asked(triangular_of, matrix)
-    note_solve(run, matrix, op, "a triangular solve per axis")
     if rank > 2:
         raise Unstructured("a batch of triangular solves")
+    note_solve(run, matrix, op, "a triangular solve per axis")
     return [_solved(run, matrix, op, b, axis, transposed)]
 
 
@@ -141,9 +141,9 @@ def _orientation(matvec: Any) -> tuple[bool, int] | None:
 
     None where it is neither.
     """
-    matrix, vectors = matvec.invars[-2:] if len(matvec.invars) == 2 else (None, None)
-    if matrix is None or len(matrix.aval.shape) != 2:
+    if len(matvec.invars) != 2 or len(matvec.invars[0].aval.shape) != 2:
         return None
+    matrix, vectors = matvec.invars
     names: dict[Any, list[Any]] = {matrix: ["rows", "columns"]}
     names[vectors] = list(range(len(vectors.aval.shape)))
     summed: list[Any] = []
@@ -175,7 +175,7 @@ def _eigh(run: Run, eqn: Any, matrix: Any) -> Any:
     """The eigenvalues of a product, plus a multiple of the identity; vectors stay as they are."""
     if not isinstance(matrix, Tensor) or not matrix.is_product or len(matrix.groups) != 2:
         return None
-    if type(eqn.outvars[0]).__name__ != "DropVar" or not eqn.params.get("sort_eigenvalues", True):
+    if run.used[0] or not eqn.params.get("sort_eigenvalues", True):
         return None
     if eqn.params.get("subset_by_index") is not None:
         return None

@@ -231,6 +231,8 @@ def lift(array: Any) -> Tensor:
 
 def identity(size: int, dtype: Any) -> Tensor:
     """The identity matrix."""
+    if size == 1:
+        return lift(np.ones((1, 1), dtype))
     return Tensor(((size,), (size,)), ((Part(None, (0, 1)),),), dtype)
 
 
