@@ -223,17 +223,26 @@ def _is_from_library(closed: Any) -> bool:
 
 
 def may_hold_product(eqn: Any) -> bool:
-    """Whether a body holds what a Kronecker product ends with: axes that are merged."""
-    return any(_merges_axes(closed_of(j).jaxpr) for j in _inside(eqn))
+    """Whether a body holds what a Kronecker product is made with, or an identity."""
+    return any(_holds_structure(closed_of(j).jaxpr) for j in _inside(eqn))
 
 
 @lru_cache(maxsize=4096)
-def _merges_axes(jaxpr: Any) -> bool:
+def _holds_structure(jaxpr: Any) -> bool:
     return any(
-        (eqn.primitive.name == "reshape" and len(eqn.invars[0].aval.shape) > 3)
-        or any(_merges_axes(closed_of(j).jaxpr) for j in _inside(eqn))
+        _makes_structure(eqn) or any(_holds_structure(closed_of(j).jaxpr) for j in _inside(eqn))
         for eqn in jaxpr.eqns
     )
+
+
+def _makes_structure(eqn: Any) -> bool:
+    """An outer product of matrices, axes of one that are merged, or indices of a matrix."""
+    name, rank = eqn.primitive.name, len(getattr(eqn.outvars[0].aval, "shape", ()))
+    if name == "reshape":
+        return len(eqn.invars[0].aval.shape) > 3
+    if name == "dot_general":
+        return rank > 3 and not eqn.params["dimension_numbers"][0][0]
+    return (name == "mul" and rank > 3) or (name == "iota" and rank == 2)
 
 
 def _inside(eqn: Any) -> list[Any]:

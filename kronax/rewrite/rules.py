@@ -235,9 +235,12 @@ def _select_n(run: Run, eqn: Any, which: Any, *cases: Any) -> Any:
     case = cases[1]
     mask = _triangle(which)
     if mask is not None:
-        root = isinstance(case, Deferred) and isinstance(case.meaning, Root)
-        own = case.meaning.triangle if root else getattr(case, "triangle", None)
-        return [case] if own == mask else None
+        if isinstance(case, Deferred):
+            if not isinstance(case.meaning, Root) or case.meaning.triangle != mask:
+                return None
+            # Formed, it needs the mask: the primitive leaves anything in the other triangle.
+            return [Deferred(Equation(eqn, [which, *cases]), case.meaning)]
+        return [case] if getattr(case, "triangle", None) == mask else None
     if not _is_identity(which):
         return None
     if isinstance(case, Deferred):
