@@ -97,8 +97,8 @@ def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
         >>> import jax.numpy as jnp, kronax as kx
         >>> def f(A, B, b):
         ...     return jnp.linalg.solve(jnp.kron(A, B) + 0.5 * jnp.eye(6), b)
-        >>> kx.rewrite(f)(jnp.eye(3), jnp.eye(2), jnp.ones(6)).round(4).tolist()[:2]
-        [0.6667, 0.6667]
+        >>> kx.rewrite(f)(jnp.eye(3), jnp.eye(2), jnp.ones(6)).sum().round(3).item()
+        4.0
     """
     return Rewritten(function, strict)
 

@@ -367,7 +367,7 @@ def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
         return None
     options = {"precision": eqn.params["precision"]}
     pairs = [(tensors[0], labels.left), (tensors[1], labels.right)]
-    result = settled(contract(pairs, labels.result, **options))
+    result = contract(pairs, labels.result, **options)
     products = [t for t in tensors if t.is_product]
     if products:
         sizes = prod(_shape(eqn)) * prod(products[0].shape[-1:])
@@ -375,7 +375,8 @@ def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
         other = prod(_shape(eqn)) / products[0].shape[0]
         found = " @ ".join(describe(t) for t in products)
         run.log.note(run.here, found, "axis by axis", 2.0 * sizes, fine * other)
-    return [result]
+    # Of an outer product the parts are kept: its axes may be merged yet.
+    return [result if begins else settled(result)]
 
 
 TENSOR_RULES: dict[str, Any] = {
