@@ -37,6 +37,17 @@ def _two(a, b):
     return jnp.kron(a, b) + jnp.kron(jnp.asarray(C), jnp.asarray(D))
 
 
+IDENTITY = jnp.eye(SIZE)
+
+
+def _identity_outside(a, b):
+    return jnp.kron(a, b) + 0.3 * IDENTITY + 1e-6 * np.eye(SIZE)
+
+
+def _kronecker_diagonal(a, b):
+    return jnp.kron(a, b) + jnp.diag(jnp.kron(jnp.diag(a), jnp.arange(1.0, N + 1.0)))
+
+
 def _einsum_kron(a, b):
     return jnp.einsum("ij,kl->ikjl", a, b).reshape(SIZE, SIZE)
 
@@ -95,6 +106,8 @@ MATRICES = {
     "three": lambda a, b: jnp.kron(a, jnp.kron(b, jnp.eye(1))),
     "noise": _noisy,
     "two": _two,
+    "identity outside": _identity_outside,
+    "diagonal noise": _kronecker_diagonal,
 }
 
 
@@ -114,6 +127,8 @@ def _programs():
             yield pytest.param(name, matrix, (A, B), id=f"{name}-{matrix}")
     for name in ("density", "numpyro density", "cho_solve"):
         yield pytest.param(name, "two", (A, B), id=f"{name}-two")
+    for matrix in ("identity outside", "diagonal noise"):
+        yield pytest.param("density", matrix, (A, B), id=f"density-{matrix}")
     yield pytest.param("solve", "einsum", (G, H), id="solve-einsum")
     yield pytest.param("density", "three", (A, B), id="density-three")
 
@@ -200,6 +215,18 @@ DENSE = {
         "solve",
         "3 products",
     ),
+    "indefinite, with noise": (
+        lambda a, b: jnp.linalg.solve(_noisy(a, b), B_VECTOR),
+        (A - 2.0 * np.eye(M), B),
+        "solve",
+        "positive semidefinite",
+    ),
+    "singular": (
+        lambda a, b: jnp.linalg.solve(jnp.kron(a, b), B_VECTOR),
+        (np.diag(np.arange(M) * 1.0), B),
+        "solve",
+        "must be invertible",
+    ),
 }
 
 
@@ -214,6 +241,14 @@ def test_what_has_no_structured_form_is_computed_densely_and_told(case):
     assert reason in messages[0]
     with pytest.raises(kx.DenseProductError, match=rf"`{name}` at .*test_rewrite.py:\d+"):
         kx.rewrite(program, strict=True)(*factors)
+
+
+def test_two_negative_definite_factors_have_a_cholesky_factor():
+    def program(a, b):
+        return _density(jnp.kron(a, b))
+
+    factors = -jnp.asarray(A), -jnp.asarray(B)
+    assert_close(kx.rewrite(program, strict=True)(*factors), program(*factors))
 
 
 def test_the_line_is_that_of_the_call():

@@ -11,9 +11,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
+from kronax.linalg.arrays.checks import is_concrete
 from kronax.rewrite.matrices import describe
 from kronax.rewrite.report import Log, Place, is_library
-from kronax.rewrite.tensors import Tensor, Unstructured
+from kronax.rewrite.tensors import Tensor, Unstructured, identity
 
 # Calls of which the body may be run in place.
 CALLS = {
@@ -105,7 +106,7 @@ class Run:
         """
         wanted = [True] * len(jaxpr.outvars) if wanted is None else wanted
         env: dict[Any, Any] = {}
-        env.update(zip(jaxpr.constvars, consts, strict=True))
+        env.update(zip(jaxpr.constvars, map(_recognised, consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
 
         def read(atom: Any) -> Any:
@@ -151,7 +152,7 @@ class Run:
                 results = rule(self, eqn, *values)
             except Unstructured as error:
                 why, results = str(error), None
-            if results is not None:
+            if results is not None and _fit(results, eqn):
                 return results
         if name in CALLS and (structured or may_hold_product(eqn)):
             return self._call(eqn, values, outer)
@@ -239,7 +240,8 @@ def _makes_structure(eqn: Any) -> bool:
     """An outer product of matrices, axes of one that are merged, or indices of a matrix."""
     name, rank = eqn.primitive.name, len(getattr(eqn.outvars[0].aval, "shape", ()))
     if name == "reshape":
-        return len(eqn.invars[0].aval.shape) > 3
+        before = len(eqn.invars[0].aval.shape)
+        return before > 3 or (before, rank) == (2, 1)
     if name == "dot_general":
         return rank > 3 and not eqn.params["dimension_numbers"][0][0]
     return (name == "mul" and rank > 3) or (name == "iota" and rank == 2)
@@ -251,6 +253,32 @@ def _inside(eqn: Any) -> list[Any]:
         each = value if isinstance(value, tuple | list) else [value]
         found += [v for v in each if hasattr(v, "eqns") or hasattr(v, "jaxpr")]
     return found
+
+
+def _recognised(constant: Any) -> Any:
+    """A multiple of the identity that a program closes over, as one; others as they are."""
+    shape = jnp.shape(constant)
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] < 2 or not is_concrete(constant):
+        return constant
+    if not jnp.issubdtype(constant.dtype, jnp.floating):
+        return constant
+    values = np.asarray(constant)
+    scale = values[0, 0]
+    # Most others are told by their first row.
+    if not np.isfinite(scale) or scale == 0 or values[0, 1:].any():
+        return constant
+    if not (np.diagonal(values) == scale).all() or np.count_nonzero(values) != shape[0]:
+        return constant
+    return identity(shape[0], values.dtype).scaled(scale)
+
+
+def _fit(results: Sequence[Any], eqn: Any) -> bool:
+    """Whether results are of the kind that the program says; else they are not used."""
+    return all(
+        isinstance(result, Deferred)
+        or (tuple(result.shape), result.dtype) == (tuple(out.aval.shape), out.aval.dtype)
+        for result, out in zip(results, eqn.outvars, strict=True)
+    )
 
 
 def settled(tensor: Tensor) -> Any:

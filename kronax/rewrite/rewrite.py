@@ -23,8 +23,8 @@ class Rewritten:
     """A function of which the Kronecker products are not formed; see `kx.rewrite`."""
 
     def __init__(self, function: Callable[..., Any], strict: bool):
+        functools.update_wrapper(self, function, updated=())
         self.function, self.strict = function, strict
-        functools.update_wrapper(self, function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns."""
