@@ -221,12 +221,6 @@ DENSE = {
         "solve",
         "positive semidefinite",
     ),
-    "singular": (
-        lambda a, b: jnp.linalg.solve(jnp.kron(a, b), B_VECTOR),
-        (np.diag(np.arange(M) * 1.0), B),
-        "solve",
-        "must be invertible",
-    ),
 }
 
 
@@ -241,6 +235,16 @@ def test_what_has_no_structured_form_is_computed_densely_and_told(case):
     assert reason in messages[0]
     with pytest.raises(kx.DenseProductError, match=rf"`{name}` at .*test_rewrite.py:\d+"):
         kx.rewrite(program, strict=True)(*factors)
+
+
+def test_a_singular_matrix_gives_what_the_dense_code_gives():
+    def program(a, b):
+        return jnp.linalg.solve(jnp.kron(a, b), B_VECTOR)
+
+    factors = jnp.diag(jnp.arange(float(M))), jnp.asarray(B)
+    value, messages = _quiet(kx.rewrite(program), *factors)
+    np.testing.assert_allclose(value, program(*factors))
+    assert "must be invertible" in messages[0]
 
 
 def test_two_negative_definite_factors_have_a_cholesky_factor():
@@ -431,7 +435,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(48))
+@pytest.mark.parametrize("seed", range(24))
 def test_random_compositions_give_the_dense_values(seed):
     rng = np.random.default_rng(seed)
     start, size = STARTS[rng.choice(list(STARTS))]

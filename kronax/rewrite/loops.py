@@ -53,9 +53,9 @@ def _scan(run: Run, eqn: Any, *values: Any) -> Any:
         return None
     params, place = eqn.params, run.here
     body = closed_of(params["jaxpr"])
-    consts = values[: params["num_consts"]]
-    rest = [run.formed(v, place) for v in values[params["num_consts"] :]]
-    carried = params["num_carry"]
+    num_consts, carried = _counts(params, len(values))
+    consts = values[:num_consts]
+    rest = [run.formed(v, place) for v in values[num_consts:]]
 
     def step(carry: Any, x: Any) -> Any:
         results = run.evaluate(body.jaxpr, body.consts, (*consts, *carry, *x))
@@ -71,6 +71,16 @@ def _scan(run: Run, eqn: Any, *values: Any) -> Any:
         unroll=params["unroll"],
     )
     return [*last, *stacked]
+
+
+def _counts(params: Any, num_values: int) -> tuple[int, int]:
+    """How many values of a scan are constants, and how many are carried."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    # Since JAX 0.12 the three kinds of values are told by a tree of three.
+    kinds = params["ft_in"].update(range(num_values)).unpack()
+    consts, carried, _ = (len(list(kind)) for kind in kinds)
+    return consts, carried
 
 
 def _while(run: Run, eqn: Any, *values: Any) -> Any:
