@@ -21,11 +21,12 @@ def gaps_table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = [f"{row['case']}; {row['num_missing']:,} missing", row["method"]]
         if row["seconds"] is None:
-            body.append([*cells, row["error"].replace("|", "/"), *["–"] * 7])
+            body.append([*cells, row["error"].replace("|", "/"), *["–"] * 8])
             continue
         is_ours = row["method"].startswith(OURS)
         mark = "> " if row["is_stopped"] and not is_ours else ""
         ours = fastest.get(row["case"])
+        value = row.get("log_likelihood")
         ratio = None if is_ours or ours is None else row["seconds"] / ours
         body.append(
             [
@@ -33,6 +34,7 @@ def gaps_table(rows: list[dict[str, Any]]) -> str:
                 f"{row['rmse']:.4f}",
                 f"{row['negative_log_density']:.3f}",
                 f"{row['coverage']:.1%}",
+                "–" if value is None else f"{value:,.1f}",
                 mark + digits(row["fit_seconds"]),
                 digits(row["predict_seconds"]),
                 digits(row["first_call_seconds"]),
@@ -40,8 +42,8 @@ def gaps_table(rows: list[dict[str, Any]]) -> str:
                 "–" if ratio is None else mark + times(ratio),
             ]
         )
-    header = ["data", "method", "RMSE", "negative log density", "inside 95 %", "fit, s"]
-    return table([*header, "predict, s", "first call, s", "memory", "over kronax"], body)
+    header = ["data", "method", "RMSE", "negative log density", "inside 95 %", "log likelihood"]
+    return table([*header, "fit, s", "predict, s", "first call, s", "memory", "over kronax"], body)
 
 
 def preconditioners_table(rows: list[dict[str, Any]]) -> str:

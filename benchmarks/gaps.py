@@ -3,7 +3,8 @@
 Every method has the same kernels, a zero mean, the same starting values (`gp.initialise(y)`) and
 the same data of mean zero and variance one; each fits by its own optimiser to its own tolerance,
 and predicts every cell. Each has a process of its own, kronax too, so that what a first call and
-its memory are is the same for all.
+its memory are is the same for all. Where a fit ended says the exact log likelihood there; what
+kronax predicts at the parameters of the others tells another model from another optimum.
 """
 
 from statistics import median
@@ -69,6 +70,15 @@ def scores(case: Case, answer: dict[str, Any]) -> dict[str, float]:
     }
 
 
+def exactly(case: Case, log_parameters: np.ndarray) -> dict[str, Any]:
+    """The log likelihood at parameters that a method found, and what kronax predicts there."""
+    gp = model(case.kernels, case.axes, case.periods, log_parameters, "exact")
+    post = gp.condition(case.y)
+    variance = np.asarray(post.variance(include_noise=True))
+    found = scores(case, {"mean": np.asarray(post.mean()), "variance": variance})
+    return {"log_likelihood": float(gp.log_marginal_likelihood(case.y)), "by_kronax": found}
+
+
 def prepared(method: str, case: Case, start: np.ndarray) -> Call:
     """A call of a method in a process that is started for it."""
     inputs: dict[str, Any] = {"kernels": case.kernels, "y": case.y, "start": start}
@@ -131,6 +141,8 @@ def measure(name: str, case: Case, methods: tuple[str, ...]) -> tuple[list[dict]
                 kept = ("fit_seconds", "predict_seconds", "is_stopped", "steps")
                 found |= {key: answer[key] for key in kept} | scores(case, answer)
                 found["log_parameters"] = np.round(answer["log_parameters"], 6).tolist()
+                if case.y.size <= LARGE:
+                    found |= exactly(case, answer["log_parameters"])
                 found["bytes"] = calls[method].worker.ask("peak", CALL_LIMIT_S)
                 if method in PEERS:
                     versions |= calls[method].worker.ask("versions", CALL_LIMIT_S)
@@ -165,5 +177,7 @@ def described(row: dict[str, Any]) -> str:
         f"{row['case']}: {row['method']}: {row['seconds']:.3g} s ({row['first_call_seconds']:.3g} "
         f"at first, fit {row['fit_seconds']:.3g}), {row['bytes'] / 2**20:,.0f} MiB, "
         f"RMSE {row['rmse']:.4g}, NLPD {row['negative_log_density']:.3f}, {row['coverage']:.1%}"
+        + (f", log likelihood {row['log_likelihood']:.1f}" if "log_likelihood" in row else "")
+        + (f", by kronax there {row['by_kronax']['rmse']:.4g}" if "by_kronax" in row else "")
         + (", stopped" if row["is_stopped"] else "")
     )

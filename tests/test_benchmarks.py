@@ -424,15 +424,16 @@ def test_the_table_of_gaps_marks_fits_that_were_stopped():
         return {**case, **scores, **times, "is_stopped": False, **more}
 
     rows = [
-        row("kronax, exact", 4.0),
+        row("kronax, exact", 4.0, log_likelihood=-1234.56),
         row("kronax, iterative", 2.0),
         row("BoTorch", 60.0, is_stopped=True),
         row("GPyTorch, mask", None, error="over 60 s"),
     ]
     lines = gap_tables.gaps_table(rows).splitlines()
-    assert [line.count("|") for line in lines] == [11] * 6
+    assert [line.count("|") for line in lines] == [12] * 6
     assert "map; 1,234 missing" in lines[2]
     assert lines[2].endswith("| – |")
+    assert "| 95.0% | -1,234.6 |" in lines[2]
     assert "| > 60 |" in lines[4]
     assert lines[4].endswith("| > 30 × |")
     assert "over 60 s" in lines[5]

@@ -20,9 +20,14 @@ RETURNED = {
     "FitResult",
     "Posterior",
     "TermPosterior",
+    "LikelihoodPosterior",
+    "Response",
+    "LikelihoodLeaveOneOut",
+    "ApproximationCheck",
     "Forecast",
     "Surprise",
     "LatentPosterior",
+    "LatentGuide",
     "LeaveOneOut",
     "LeaveSliceOut",
     "Diagnostics",
@@ -44,7 +49,7 @@ RETURNED = {
 
 
 # Pages of more than ten seconds.
-LONG = {"fitting.md", "guide.md", "missing.md", "numpyro.md"}
+LONG = {"fitting.md", "guide.md", "missing.md", "nongaussian.md", "numpyro.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 

@@ -38,8 +38,8 @@ def test_every_kind_of_factor_stands_beside_every_form_of_noise():
 def test_even_the_few_cases_hold_every_kind_and_every_form():
     layouts = {name: CASES[name].layout for name in CASES}
     assert {kind for name in FEW for kind, _ in layouts[name].signal} == set(KINDS)
-    for what in (form, batched):
-        assert {what(name) for name in FEW} == {what(name) for name in CASES}
+    both = {(form(name), batched(name)) for name in CASES}
+    assert {(form(name), batched(name)) for name in FEW} == both
 
 
 def test_what_is_not_chosen_is_of_the_full_run():

@@ -18,7 +18,7 @@ from jaxtyping import Array
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
 
-FORMAT = "kronax fit 4"
+FORMAT = "kronax fit 5"
 
 
 class Checkpoint:

@@ -129,7 +129,7 @@ def fit(
         tolerance = default_tolerance(precision(starts))
     threshold = np.asarray(tolerance * problem.num_cells, precision(starts))
 
-    states = start(starts, members, optimizer, int(num_steps))
+    states = start(starts, members, optimizer, int(num_steps), problem.first_hints)
     saved = None if checkpoint is None else Checkpoint(checkpoint, problem, states, optimizer)
 
     def result(
@@ -239,10 +239,12 @@ def _ending(
         f"{float(states.rounding[k]):.1g}",
         NOT_FINITE: _fault(states, k),
     }[status]
+    # Steps that a fault cuts short look as if nothing were left to gain.
+    at_edge = bool(states.blocked[k]) and status in (STALLED, ROUNDED)
     return Restart(
         loss=float(states.best_loss[k]),
-        converged=status in (CONVERGED, ROUNDED),
-        reason=reason,
+        converged=status in (CONVERGED, ROUNDED) and not at_edge,
+        reason=_edge(states, k) if at_edge else reason,
         num_steps=max(count - 1, 0),
         failed=status == NOT_FINITE,
     )
@@ -258,6 +260,16 @@ def _fault(states: State, k: int) -> str:
     if gradients:
         parts.append(f"the gradient is not finite in {', '.join(gradients)}")
     return f"{' and '.join(parts)} at step {last}"
+
+
+def _edge(states: State, k: int) -> str:
+    """Where a loss ends that still falls, by the parameter in which it falls most."""
+    grad = states.layout.raws(np.asarray(states.grad[k]))
+    steepest = max(grad, key=lambda path: np.max(np.abs(grad[path]), initial=0.0))
+    return (
+        f"the loss still falls in {steepest}, but is not finite a step further: the model has no "
+        "value there"
+    )
 
 
 def _check_finite_start(states: State, problem: Problem) -> None:

@@ -149,8 +149,22 @@ class Problem(eqx.Module):
             return None if noise is None else noise.ends
         return self.seen(model).conditioning()
 
+    @property
+    def first_hints(self) -> Any:
+        """What the loss of a model that searches on the way may start from; `None` for others."""
+        if self.y is None or not hasattr(self.model, "first_hints"):
+            return None
+        y = self.y[0] if self.independent else self.y
+        return in_double(self.seen(self.model)).first_hints(y.shape)
+
     def value(self, raw: Mapping[str, Array], member: Array | int = 0) -> Array:
         """The loss, less the log density of the priors."""
+        return self.value_from(raw, member, self.first_hints)[0]
+
+    def value_from(
+        self, raw: Mapping[str, Array], member: Array | int, hints: Any
+    ) -> tuple[Array, Any]:
+        """The same from what was found at another point, and what is found at this one."""
         model = self.build(raw)
         if self.loss is not None:
             total = jnp.asarray(self.loss(model)).astype(precision(raw))
@@ -158,12 +172,16 @@ class Problem(eqx.Module):
             y = self.y[member] if self.independent and self.y is not None else self.y
             assert y is not None
             wide = in_double(self.seen(model))
-            log_likelihood = wide.checked_log_likelihood(y.astype(getattr(wide, "dtype", y.dtype)))
+            y = y.astype(getattr(wide, "dtype", y.dtype))
+            if hints is None:
+                log_likelihood = wide.checked_log_likelihood(y)
+            else:
+                log_likelihood, hints = wide.log_likelihood_from(y, hints)
             total = -jnp.sum(log_likelihood).astype(precision(raw))
         values = {p.path: p.value for p in parameters(model)}
         for path, prior in self.priors.items():
             total = total - jnp.sum(prior.log_prob(values[path])).astype(total.dtype)
-        return total
+        return total, hints
 
     def member(self, index: int) -> "Problem":
         """One of the independent problems, by itself."""
@@ -320,12 +338,15 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
         raise ValueError(f"y must hold one data set or more; got shape {jnp.shape(grid)}.")
     if hasattr(model, "observing"):
         model.observing(grid)  # refuses data without any value
-    members = np.asarray(grid).reshape(len(grid) if independent else 1, -1)
+    # Equal counts of unequal exposures vary.
+    likelihood = getattr(model, "likelihood", None)
+    varying = grid if likelihood is None else likelihood.start(grid)
+    members = np.asarray(varying).reshape(len(grid) if independent else 1, -1)
     spread = np.nanmax(members, axis=1) - np.nanmin(members, axis=1)
     constant = np.flatnonzero(spread == 0)
     if constant.size and members.shape[1] > 1:
         which = f" (data set {constant[0]})" if independent else ""
-        value = np.nanmax(members[constant[0]])
+        value = np.nanmax(np.asarray(grid).reshape(members.shape)[constant[0]])
         raise ValueError(
             f"Data must vary, so that there is something to fit; got {value} in every cell{which}."
         )

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -70,7 +71,9 @@ class State(NamedTuple):
     after `k` steps; `step` counts the points that were judged, and `grad` is the gradient at the
     last of them. `fresh` is the loss at which a stuck line search was last started afresh. `lost`
     counts gains below `rounding`, by which losses miss what their gradients say, less those above.
-    `promise` is that of an optimiser of optax, which moves before the loss is seen.
+    `promise` is that of an optimiser of optax, which moves before the loss is seen. `hints` is what
+    the loss found on the way at the last point, from where it goes on at the next.
+    `blocked` says whether the last line search met a loss that is not finite.
     """
 
     layout: Layout
@@ -89,10 +92,16 @@ class State(NamedTuple):
     lost: Array
     rounding: Array
     grad: Array
+    blocked: Array
+    hints: Any
 
 
 def start(
-    starts: Mapping[str, np.ndarray], members: np.ndarray, optimizer: Any, num_steps: int
+    starts: Mapping[str, np.ndarray],
+    members: np.ndarray,
+    optimizer: Any,
+    num_steps: int,
+    hints: Any = None,
 ) -> State:
     """The state of several fits, `(num_fits, …)` per parameter, before the first step."""
     layout = Layout.of({path: value[0] for path, value in starts.items()})
@@ -101,6 +110,7 @@ def start(
     unknown: Any = np.full(count, np.inf, points.dtype)
     room: Any = np.full((count, num_steps + 1), np.nan, points.dtype)
     zeros: Any = np.zeros(count, np.int32)
+    never: Any = np.zeros(count, bool)
     promise = Promise(np.zeros_like(points), np.zeros_like(unknown), unknown)
     state = State(
         layout=layout,
@@ -119,6 +129,8 @@ def start(
         lost=zeros,
         rounding=np.zeros_like(unknown),
         grad=np.zeros_like(points),
+        blocked=never,
+        hints=jax.tree.map(lambda x: np.broadcast_to(x, (count, *x.shape)), hints),
     )
     return owned(state)
 
@@ -180,7 +192,9 @@ def gradients_by(loop: Loop, problem: Problem, raw: Raw) -> Any:
     members = np.zeros(loop.num_fits, np.int32)
 
     def several(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        states = start(layout.raws(points), members, loop.optimizer, loop.num_steps)
+        states = start(
+            layout.raws(points), members, loop.optimizer, loop.num_steps, problem.first_hints
+        )
         anything = np.asarray(np.inf, points.dtype)  # converged wherever it starts
         seen = advance((problem, loop.optimizer, anything), states, np.asarray(1, np.int32))
         return np.asarray(seen.losses)[:, 0], np.asarray(seen.grad)
@@ -200,23 +214,30 @@ def side_by_side() -> bool:
 
 
 def _one(problem: Problem, optimizer: Any, threshold: Array, state: State, until: Array) -> State:
-    def loss(point: Array) -> Array:
-        return problem.value(state.layout.raws(point), state.member)
+    def loss(point: Array, hints: Any) -> tuple[Array, Any]:
+        return problem.value_from(state.layout.raws(point), state.member, hints)
 
     def going(state: State) -> Array:
         return (state.status == RUNNING) & (state.step < until)
 
     if isinstance(optimizer, LBFGS):
         return jax.lax.while_loop(going, _turns(loss, threshold), state)
-    return jax.lax.while_loop(going, _steps(loss, optimizer, state, threshold), state)
+    # A line search of optax looks at many points a step, each by itself.
+    plain = partial(_without_hints, loss, state.hints)
+    return jax.lax.while_loop(going, _steps(plain, optimizer, state, threshold), state)
+
+
+def _without_hints(loss: Any, hints: Any, point: Array) -> Array:
+    return loss(point, hints)[0]
 
 
 def _turns(loss: Any, threshold: Array) -> Any:
     """One look at the loss, and a step if the search along its line ends there."""
 
     def turn(state: State) -> State:
-        value, grad = jax.value_and_grad(loss)(state.raw)
-        value = value.astype(grad.dtype)
+        evaluated = jax.value_and_grad(loss, has_aux=True)
+        (value, hints), grad = evaluated(state.raw, state.hints)
+        value, state = value.astype(grad.dtype), state._replace(hints=hints)
         search, is_taken = looked(state.optimizer, _previous(state), value, grad)
 
         def step(state: State) -> State:
@@ -236,11 +257,11 @@ def _turns(loss: Any, threshold: Array) -> Any:
             )
             which = jnp.where(is_stale, 2, goes_on.astype(jnp.int32))
             raw, optimizer = jax.lax.switch(which, ways)
-            return new._replace(raw=raw, optimizer=optimizer)
+            return new._replace(raw=raw, optimizer=optimizer, blocked=state.blocked & ~goes_on)
 
         def again(state: State) -> State:
-            onward = narrower(search)
-            return state._replace(raw=onward.point, optimizer=onward)
+            onward, blocked = narrower(search), state.blocked | ~jnp.isfinite(value)
+            return state._replace(raw=onward.point, optimizer=onward, blocked=blocked)
 
         return jax.lax.cond(is_taken, step, again, state)
 

@@ -223,6 +223,8 @@ def _opened(name: str, model: Any, y: Any) -> tuple[GridGP, int, tuple[str, ...]
             f"kx.compare needs a GridGP, or a fit of one; {name!r} is of type {type(gp).__name__}. "
             "Pass the GridGP inside it."
         )
+    if gp.likelihood is not None:
+        remarks.append(f"log L is its approximate evidence, {gp.approximation}")
     if isinstance(gp.mean, MarginalMean) and gp.mean.variance is None:
         remarks.append(
             "its likelihood is restricted, of coefficients with flat priors: log L, AIC and BIC "

@@ -21,6 +21,8 @@ from kronax.gp.labelled.data_arrays import (
     noise_by_axis,
 )
 from kronax.gp.labelled.templates import template_of
+from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
+from kronax.gp.likelihoods.distribution import as_likelihood
 from kronax.gp.means.means import Mean, as_mean
 from kronax.gp.means.regression import described
 from kronax.gp.model import checks, marginal_likelihood, solver_choice
@@ -33,17 +35,19 @@ from kronax.gp.model.method import (
     gaps_of,
     mask_of,
     observing,
-    with_fields,
     with_observed,
     without_unknown_gaps,
 )
-from kronax.gp.model.noise import as_noise
 from kronax.gp.model.resolution import warn_of_lost_digits
-from kronax.gp.model.solver_choice import Choice, with_noise_of
-from kronax.gp.model.trial import log_likelihood, measured_by
+from kronax.gp.model.solver_choice import Choice, settled, with_noise_of
+from kronax.gp.model.trial import log_likelihood, measured_by, solved_by
+from kronax.gp.noise.reading import as_noise
+from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
+from kronax.gp.sites.evidence import SearchedEvidence, evidence, measured_at_sites
+from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
@@ -56,7 +60,7 @@ from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.parameters import parameter
 
 
-class GridGP(NumpyroSites, LeastNoise):
+class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
@@ -77,6 +81,10 @@ class GridGP(NumpyroSites, LeastNoise):
             with any finite number in the gaps of `v`.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
+        likelihood: in place of `noise`, how data depend on the latent function, such as
+            `kx.Poisson(exposure=population)`, or a callable from the function to a NumPyro
+            distribution. The posterior of the function is then an approximation.
+        approximation: which: "variational", the nearest normal distribution, or "laplace".
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
         gaps: how gaps, one variance per cell and any `terms` are handled: "exact"; "iterative",
             with first derivatives and certificates; or "auto": exactly up to a cost of some
@@ -85,10 +93,11 @@ class GridGP(NumpyroSites, LeastNoise):
             `describe()` tells which, why, and the cost.
         iteration: settings of the iterations.
         structure: by default each axis gets the fastest factor that is exact for every value of
-            the parameters; one of "dense", "toeplitz", "circulant", "centrosymmetric" and "markov"
-            per axis overrides that. A whole number is the rank of a `kx.LowRank` factor for a
-            smooth kernel on many places: where that many columns do not carry the covariance to
-            1000 times the machine precision, values raise, and traced ones are NaN.
+            the parameters, a Markov one if it is long or its gaps are best filtered; one of
+            "dense", "toeplitz", "circulant", "centrosymmetric" and "markov" per axis overrides
+            that. A whole number is the rank of a `kx.LowRank` factor for a smooth kernel on many
+            places: where that many columns do not carry the covariance to 1000 times the machine
+            precision, values raise, and traced ones are NaN.
 
     Raises:
         ValueError: if kernels and axes do not match, coordinates are not finite, or a variance is
@@ -121,6 +130,8 @@ class GridGP(NumpyroSites, LeastNoise):
     measured: Choice | None = eqx.field(static=True)
     variance: Array | dict[str, Array] | None = parameter(constraints.positive, default=None)
     noise: Any = parameter(constraints.positive)
+    likelihood: AbstractLikelihood | None = None
+    approximation: str = eqx.field(static=True, default="variational")
 
     def __init__(
         self,
@@ -133,6 +144,8 @@ class GridGP(NumpyroSites, LeastNoise):
         observed: Bool[Any, "..."] | None = None,
         gaps: str = "auto",
         iteration: Iteration | None = None,
+        likelihood: Any = None,
+        approximation: str = "variational",
     ):
         given, axes, self.axis_names = read_kernels(kernels, terms, axes)
         labels = self.axis_names or tuple(f"axis {i}" for i in range(len(axes)))
@@ -141,9 +154,14 @@ class GridGP(NumpyroSites, LeastNoise):
         # Numbers that are not arrays follow the precision of the kernels.
         dtype = dtype_of(given)
         noise = noise_by_axis(noise, self.axes, self.axis_names)
-        self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
+        self.likelihood = as_likelihood(likelihood, self.grid_shape)
+        self.approximation = checks.check_approximation(approximation, likelihood, noise)
+        if self.likelihood is None:
+            self.noise = as_noise(noise, self.grid_shape, self.axis_names, dtype)
+        else:
+            self.noise = SiteNoise()
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
-        self.observed = mask_of(observed, self.noise, self.grid_shape)
+        self.observed = mask_of(observed, self.noise_model, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
         self.measured = None
         self.joined, self.terms, self.joined_structure = None, None, None
@@ -151,7 +169,7 @@ class GridGP(NumpyroSites, LeastNoise):
             self.kernels, self.variance = given[None]
         else:
             self.terms, self.kernels, self.joined, self.variance = merge(
-                given, self.axes, self.noise, labels
+                given, self.axes, self.noise_model, labels
             )
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
@@ -164,7 +182,7 @@ class GridGP(NumpyroSites, LeastNoise):
             self.joined_structure = joined_structure(
                 self.terms, self.joined, self.axes, labels, self.structures
             )
-        self.structures = solver_choice.long_axes(self, structure)
+        self.structures = settled(self).structures
         warn_of_lost_digits(self)
 
     @classmethod
@@ -172,13 +190,15 @@ class GridGP(NumpyroSites, LeastNoise):
         cls,
         data: Any,
         kernels: Mapping[str, Any],
-        noise: Any = 0.1,
+        noise: Any = None,
         mean: Any = None,
         structure: Mapping[str, str | int] | None = None,
         axes: Mapping[str, Any] | None = None,
         batch_dims: Sequence[str] = (),
         gaps: str = "auto",
         iteration: Iteration | None = None,
+        likelihood: Any = None,
+        approximation: str = "variational",
     ) -> "GridGP":
         """A process on the grid of a DataArray; its values are not looked at.
 
@@ -188,7 +208,7 @@ class GridGP(NumpyroSites, LeastNoise):
         Args:
             data: the DataArray.
             kernels: one per dimension, by name.
-            noise: as for a GridGP; a DataArray as well. The default is where a fit begins.
+            noise: as for a GridGP; a DataArray as well. By default 0.1, where a fit begins.
             mean: as for a GridGP; a DataArray as well.
             structure: by name.
             axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
@@ -196,18 +216,23 @@ class GridGP(NumpyroSites, LeastNoise):
             batch_dims: dimensions without a kernel, which count replicates.
             gaps: as for a GridGP, as is `iteration`.
             iteration: settings of the iterations.
+            likelihood: as for a GridGP, as is `approximation`.
+            approximation: of the posterior.
 
         Raises:
             KeyError: if a dimension has no kernel, or a name is unknown.
             ValueError: as for a GridGP.
         """
         axes = grid_of_data_array(data, kernels, axes, batch_dims)
-        return cls(kernels, axes, noise, mean, structure, gaps=gaps, iteration=iteration)
+        noise = 0.1 if noise is None and likelihood is None else noise
+        options = {"gaps": gaps, "iteration": iteration, "likelihood": likelihood}
+        return cls(kernels, axes, noise, mean, structure, approximation=approximation, **options)
 
     def covariance(
         self, include_noise: bool = True
     ) -> Kronecker | KroneckerTerms | KroneckerPlusNoise | KroneckerPlusDiagonal:
-        """The prior covariance on the grid, as an operator."""
+        """The prior covariance on the grid, as an operator; with a likelihood of the function."""
+        include_noise = include_noise and self.likelihood is None
         if not are_exact(self):
             terms = terms_covariance(self)
             return with_noise_of(self, terms) if include_noise else terms
@@ -236,11 +261,11 @@ class GridGP(NumpyroSites, LeastNoise):
 
         `y` are checked data; traced ones measure nothing.
         """
-        return measured_by(self, y)
+        return measured_by(self, y) if self.likelihood is None else measured_at_sites(self, y)
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""
-        return with_fields(self, measured=measured)
+        return solved_by(self, measured)
 
     def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""
@@ -262,10 +287,13 @@ class GridGP(NumpyroSites, LeastNoise):
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
-        return log_likelihood(*self._seen(y))
+        seen, grid = self._seen(y)
+        return seen.checked_log_likelihood(grid) if self.likelihood else log_likelihood(seen, grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
+        if self.likelihood is not None:
+            return evidence(self, grid)
         value = marginal_likelihood.log_marginal_likelihood(self, grid)
         marginal_likelihood.explain(self, grid, value)
         return value
@@ -298,7 +326,9 @@ class GridGP(NumpyroSites, LeastNoise):
             TypeError: if `y` is not real, or of higher precision than the parameters.
         """
         seen, grid = self._seen(y)
-        self.check_model()
+        seen.check_model()
+        if self.likelihood is not None:
+            return approximated(seen, grid, template_of(y, self.axis_names))
         seen = measured_by(seen, grid)
         operator, found = marginal_likelihood.conditioned(seen, grid)
         template = template_of(y, self.axis_names)
@@ -325,13 +355,14 @@ class GridGP(NumpyroSites, LeastNoise):
     def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
 
-        A constant mean is that of the data. The correlation of the data along each axis, by
-        distance, gives its lengthscales, where it falls to that at one lengthscale, and the share
-        of the noise, what it has lost between neighbours; several lengthscales of a sum are spread
-        around that, in the order of those given. `variance` and `noise` share out the mean square
-        about the mean. Parameters without units start at 1, periods stay, and so does what
-        declares no start (`kx.parameter`). Other units of data or axes give the same model in
-        these units. One pass over the data; a batch is pooled.
+        A constant mean is that of the data, and the coefficients of a mean that has others are
+        those of ordinary least squares; what is left of the data tells the rest. Its correlation
+        along each axis, by distance, gives its lengthscales, where it falls to that at one
+        lengthscale, and the share of the noise, what it has lost between neighbours; several
+        lengthscales of a sum are spread around that, in the order of those given. `variance` and
+        `noise` share out the mean square. Parameters without units start at 1, periods stay, and
+        so does what declares no start (`kx.parameter`). Other units of data or axes give the same
+        model in these units. One pass over the data; a batch is pooled.
 
         Args:
             y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
@@ -398,13 +429,17 @@ class GridGP(NumpyroSites, LeastNoise):
     def check_model(self) -> None:
         """Refuse concrete parameters and means that the axes cannot carry."""
         checks.check_ranks(self)
+        checks.check_covariates(self, self.observed)
         checks.check_design(self)
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
+        if self.likelihood is not None:
+            y = as_floats(y, self.dtype)
+        y = in_grid_order(y, self.axes, self.axis_names)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
-        seen = with_observed(self, gaps_of(self, in_grid_order(y, self.axes, self.axis_names)))
+        seen = with_observed(self, gaps_of(self, y))
         return seen, without_unknown_gaps(seen, grid)
 
     def check_data(self, y: Any) -> Array:

@@ -9,9 +9,9 @@ import numpy as np
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.declarations import EARTH_RADIUS
 from kronax.gp.coordinates.spacing import Coordinates
+from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.grid import GridGP
 from kronax.gp.kernels.base import Kernel, Sum
-from kronax.gp.labelled.datasets import grid_dims, values_of
 from kronax.linalg.arrays.checks import check_finite
 from kronax.plotting.figures import (
     axis_label,
@@ -64,8 +64,9 @@ def plot_spectra(gp: GridGP, ax: Any = None) -> Any:
         order = np.arange(1, len(values) + 1)
         shown = relative > rounding
         ax.plot(order[shown], relative[shown], "-o", ms=3, lw=1.4, label=name)
-    if np.ndim(gp.noise) == 0 and hasattr(gp.noise, "dtype"):
-        share = float(gp.noise) / largest
+    noise = gp.noise_model.one_variance
+    if noise is not None:
+        share = float(noise) / largest
         ax.axhline(share, color="0.4", lw=1, ls=":", label="noise")
     ax.set(xscale="log", yscale="log", xlabel="number", ylabel="eigenvalue / largest")
     legend_above(ax)

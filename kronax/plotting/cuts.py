@@ -8,8 +8,9 @@ import numpy as np
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import word_of
 from kronax.gp.coordinates.spacing import written
-from kronax.gp.labelled.datasets import grid_dims, values_of
-from kronax.linalg.operators.kronecker import Kronecker
+from kronax.gp.datasets import grid_dims, values_of
+from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.paths import nearest
 
 
@@ -38,7 +39,10 @@ class Cut(NamedTuple):
 
 
 def cut(
-    post: Any, drawn: tuple[int, ...], at: Mapping[Any, Any] | None, coordinates: Mapping[int, Any]
+    post: AbstractPosterior,
+    drawn: tuple[int, ...],
+    at: Mapping[Any, Any] | None,
+    coordinates: Mapping[int, Any],
 ) -> Cut:
     """The part of a posterior that a picture shows.
 
@@ -77,7 +81,7 @@ def cut(
     return Cut(axes, places, indices, drawn, ", ".join(words))
 
 
-def number_of(post: Any, axis: Any) -> int:
+def number_of(post: AbstractPosterior, axis: Any) -> int:
     """The number of an axis by name or number."""
     dims = grid_dims(post.gp)
     known = (*dims, *range(len(dims)))
@@ -86,34 +90,27 @@ def number_of(post: Any, axis: Any) -> int:
     return dims.index(axis) if axis in dims else int(axis)
 
 
-def levels(post: Any, found: Cut, noise: Any) -> Any:
+def levels(post: AbstractPosterior, found: Cut, noise: Any) -> Any:
     """The noise on a cut: where it varies, that of the cells that are drawn."""
-    model = post.gp.noise_term()
-    varies = isinstance(model, Kronecker) or model.ndim
-    if noise is not None or not varies or not found.on_grid:
+    model = post.gp.noise_model
+    if noise is not None or model.is_white or not found.on_grid:
         return noise
     if any(found.axes[i] is not None for i in found.drawn):
         return noise
-    if not isinstance(model, Kronecker):
-        index = (slice(None) if k is None else slice(k, k + 1) for k in found.indices)
-        return np.asarray(model)[tuple(index)]
-    grid = np.ones(())
-    for i, factor in enumerate(model.factors):
-        values, place = np.asarray(factor.diagonal()), found.indices[i]
-        grid = grid[..., None] * (values if place is None else values[place : place + 1])
-    return grid.astype(model.dtype)
+    index = (slice(None) if k is None else slice(k, k + 1) for k in found.indices)
+    return np.asarray(model.levels(post.gp.dtype))[tuple(index)]
 
 
-def observed(post: Any, found: Cut) -> np.ndarray | None:
+def observed(post: AbstractPosterior, found: Cut) -> np.ndarray | None:
     """The data on a cut along the drawn axes, if it goes through cells of the grid."""
     if not found.on_grid:
         return None
     index = tuple(slice(None) if i in found.drawn else k for i, k in enumerate(found.indices))
-    seen = post.gp.observed
-    return (np.asarray(post.y) if seen is None else np.where(seen.array, post.y, np.nan))[index]
+    seen, y = post.gp.observed, post.data if isinstance(post, LikelihoodPosterior) else post.y
+    return (np.asarray(y) if seen is None else np.where(seen.array, y, np.nan))[index]
 
 
-def on_own_grid(post: Any, found: Cut) -> Cut:
+def on_own_grid(post: AbstractPosterior, found: Cut) -> Cut:
     """The same cut with the drawn axes at the coordinates of the data."""
     dims = grid_dims(post.gp)
     places = [

@@ -7,7 +7,9 @@ import numpy as np
 
 from kronax.gp.axes.dates import Dates
 from kronax.gp.axes.labels import Labels
-from kronax.gp.labelled.datasets import grid_dims
+from kronax.gp.datasets import grid_dims
+from kronax.gp.labelled.templates import Template
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 
 # Calendars without a day that ours does not have.
 WITHIN_OURS = ("standard", "gregorian", "proleptic_gregorian", "noleap", "365_day")
@@ -69,13 +71,15 @@ def colour_limits(*fields: np.ndarray) -> dict[str, float]:
     return {"vmin": numbers.min(), "vmax": numbers.max()} if numbers.size else {}
 
 
-def axis_label(gp: Any, i: int) -> str:
+def axis_label(gp: AbstractProcess, i: int) -> str:
     """Name and units of an axis."""
     axis, name = gp.axes[i], grid_dims(gp)[i]
     attributes = {} if axis.index is None else axis.index.attributes.values
     name = str(attributes.get("long_name", name))
-    if isinstance(axis.coding, Dates) and getattr(axis.given.values[0], "calendar", None):
-        return name if axis.given.values[0].calendar in WITHIN_OURS else f"{name} (year)"
+    first = None if axis.given is None else axis.given.values[0]
+    calendar = getattr(first, "calendar", None)
+    if isinstance(axis.coding, Dates) and calendar:
+        return name if calendar in WITHIN_OURS else f"{name} (year)"
     if axis.coding is not None:
         return name
     return f"{name} ({attributes['units']})" if "units" in attributes else name
@@ -90,7 +94,7 @@ def unit_of(axis: Any) -> str:
     return unit
 
 
-def distance_label(gp: Any, i: int) -> str:
+def distance_label(gp: AbstractProcess, i: int) -> str:
     """Name and units of differences along an axis."""
     axis = gp.axes[i]
     unit = None if axis.index is None else axis.index.attributes.units
@@ -99,22 +103,29 @@ def distance_label(gp: Any, i: int) -> str:
     return f"distance ({unit})" if unit else "distance"
 
 
-def data_name(post: Any) -> str:
-    """The name of the data, if they have one."""
-    template = post.template
+def data_name(post: AbstractPosterior, of_data: bool = False) -> str:
+    """The name of what is predicted, or of the data, if it is known."""
+    template = _template(post, of_data)
     name = None if template is None else template.attributes.values.get("long_name", template.name)
     return "" if name is None else str(name)
 
 
-def data_units(post: Any) -> str:
-    """The units of the data, if they are known."""
-    return (None if post.template is None else post.template.attributes.units) or ""
+def data_units(post: AbstractPosterior, of_data: bool = False) -> str:
+    """The units likewise."""
+    template = _template(post, of_data)
+    return (None if template is None else template.attributes.units) or ""
 
 
-def data_label(post: Any) -> str:
-    """Name and units of the data."""
-    name, units = data_name(post), data_units(post)
+def data_label(post: AbstractPosterior, of_data: bool = False) -> str:
+    """Name and units likewise."""
+    name, units = data_name(post, of_data), data_units(post, of_data)
     return f"{name} ({units})" if name and units else name or units
+
+
+def _template(post: AbstractPosterior, of_data: bool) -> Template | None:
+    """With a likelihood what is predicted is not in the units of the data."""
+    template = post.template
+    return template.data if of_data and template is not None and template.data else template
 
 
 def drawable(values: np.ndarray) -> np.ndarray:

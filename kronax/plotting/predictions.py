@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from kronax.gp.axes.indexes import is_frame, is_labelled
+from kronax.gp.datasets import grid_dims, values_of
 from kronax.gp.labelled.data_arrays import check_coordinates
-from kronax.gp.labelled.datasets import grid_dims, values_of
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.posterior.posterior import Posterior
+from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.plotting.cuts import Cut, cut, levels, number_of, observed, on_own_grid
 from kronax.plotting.figures import (
@@ -26,6 +28,7 @@ from kronax.plotting.figures import (
     shorten_dates,
     unit_of,
 )
+from kronax.plotting.observations import is_function, quantiles_on, response_on
 
 
 def plot_series(
@@ -38,12 +41,15 @@ def plot_series(
     level: float = 0.95,
     include_noise: bool = True,
     noise: Any = None,
+    covariates: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
     ax: Any = None,
 ) -> Any:
     """The posterior along one axis: its mean, a band around it, the data, and held-out ones.
 
-    The data are drawn where the line goes through cells of the grid. Categories get error bars in
-    place of a band.
+    With a likelihood these are new observations, or with `include_noise=False` the latent function,
+    to which the data do not belong. The data are drawn where the line goes through cells of the
+    grid. Categories get error bars in place of a band.
 
     Args:
         post: what `gp.condition(y)` returned.
@@ -55,6 +61,8 @@ def plot_series(
         level: probability of the band at each coordinate.
         include_noise: whether the band is that of new observations.
         noise: their variance, where the model's is not defined on new coordinates.
+        covariates: of the mean, by name, where the model does not know them.
+        given: what the likelihood has at every cell, `{"exposure": 1e5}`, at new coordinates.
         ax: matplotlib Axes; by default those of a new figure.
 
     Returns:
@@ -85,12 +93,16 @@ def plot_series(
         )
     found = cut(post, (i,), at, {i: coordinates})
     values = drawable(found.places[i])
-    mean, sd = _moments(post, found, include_noise, levels(post, found, noise))
+    of_data = not is_function(post, include_noise)
+    if held_out is not None and not of_data:
+        raise ValueError(
+            "Held-out data are observations, and the picture is of the latent function. Pass "
+            "include_noise=True, or leave held_out out."
+        )
+    band = _band(post, found, level, (include_noise, noise), covariates, given)
     (ax,) = panels(ax, 1, 7.0, 3.6)
-    _draw_band(
-        ax, values, mean, NormalDist().inv_cdf((1 + level) / 2) * sd, level, is_labels(along)
-    )
-    data = observed(post, found)
+    _draw_band(ax, values, band, level, is_labels(along))
+    data = observed(post, found) if of_data else None
     if data is not None:
         known = values_of(along)
         assert known is not None
@@ -103,7 +115,8 @@ def plot_series(
         ax.plot(shown, data, "o", label="data", **marks)
     if held_out is not None:
         ax.plot(*_held_out(post, found, i, held_out), "o", ms=5, color="tab:red", label="held out")
-    ax.set(xlabel="" if is_labels(along) else axis_label(post.gp, i), ylabel=data_label(post))
+    label = "" if is_labels(along) else axis_label(post.gp, i)
+    ax.set(xlabel=label, ylabel=data_label(post, of_data))
     ax.set_title(found.title)
     shorten_dates(ax, "x", values, along)
     legend_above(ax)
@@ -117,34 +130,73 @@ def _within(known: np.ndarray, shown: np.ndarray, categories: bool) -> np.ndarra
     return (known >= shown.min()) & (known <= shown.max())
 
 
-def _draw_band(
-    ax: Any, x: np.ndarray, mean: np.ndarray, half: np.ndarray, level: float, categories: bool
-) -> None:
+def _band(
+    post: Posterior, found: Cut, level: float, of_noise: tuple[bool, Any], *fields: Any
+) -> np.ndarray:
+    """Mean, lower and upper end."""
+    include_noise, noise = of_noise
+    if isinstance(post, LikelihoodPosterior) and include_noise:
+        seen = response_on(post, found, ((1 - level) / 2, (1 + level) / 2), *fields)
+        parts = np.stack([np.asarray(seen.observation_mean), *quantiles_on(seen)])
+        fixed = tuple(1 + i for i in range(len(found.axes)) if i not in found.drawn)
+        return parts.squeeze(fixed)
+    mean, sd = _moments(post, found, include_noise, levels(post, found, noise), *fields)
+    half = NormalDist().inv_cdf((1 + level) / 2) * sd
+    return np.stack([mean, mean - half, mean + half])
+
+
+def _draw_band(ax: Any, x: np.ndarray, band: np.ndarray, level: float, categories: bool) -> None:
+    mean, low, high = band
     label = f"{100 * level:.4g} % band"
     style = {"color": "tab:blue"}
     if categories:
-        ax.errorbar(x, mean, half, fmt="o", ms=6, capsize=4, label=f"mean, {label}", **style)
+        ax.errorbar(
+            x,
+            mean,
+            (mean - low, high - mean),
+            fmt="o",
+            ms=6,
+            capsize=4,
+            label=f"mean, {label}",
+            **style,
+        )
         return
     order = np.argsort(x)
-    x, mean, half = x[order], mean[order], half[order]
-    ax.fill_between(x, mean - half, mean + half, alpha=0.25, lw=0, label=label, **style)
+    x, mean, low, high = x[order], mean[order], low[order], high[order]
+    ax.fill_between(x, low, high, alpha=0.25, lw=0, label=label, **style)
     ax.plot(x, mean, lw=1.8, label="mean", **style)
 
 
-def _moments(post: Any, found: Cut, include_noise: bool, noise: Any) -> tuple[Any, Any]:
+def _moments(
+    post: AbstractPosterior,
+    found: Cut,
+    include_noise: bool,
+    noise: Any,
+    covariates: Any,
+    given: Any,
+) -> tuple[Any, Any]:
     """Mean and standard deviation on the drawn axes, in the order of the grid."""
     fixed = tuple(i for i in range(len(found.axes)) if i not in found.drawn)
-    mean = np.asarray(post.mean(found.axes)).squeeze(fixed)
-    options = {"include_noise": include_noise, "noise": noise if include_noise else None}
+    if isinstance(post, LikelihoodPosterior) and include_noise:
+        seen = response_on(post, found, (), covariates, given)
+        moments = (seen.observation_mean, seen.observation_std)
+        mean, sd = (np.asarray(x).squeeze(fixed) for x in moments)
+        return mean, sd
+    mean = np.asarray(post.mean(found.axes, covariates=covariates)).squeeze(fixed)
+    levels = noise if include_noise else None
     missing = np.isposinf(noise) if include_noise and isinstance(noise, np.ndarray) else False
     if np.any(missing):  # there is no observation, and no band of one
-        options["noise"] = np.where(missing, 0, noise)
-    variance = np.where(missing, np.nan, np.asarray(post.variance(found.axes, **options)))
+        levels = np.where(missing, 0, noise)
+    options = {"noise": levels, "covariates": covariates}
+    variance = np.asarray(post.variance(found.axes, include_noise, **options))
+    variance = np.where(missing, np.nan, variance)
     shape = [1 if i in fixed else n.shape[0] for i, n in enumerate(found.places)]
     return mean, np.sqrt(np.broadcast_to(variance, shape).squeeze(fixed))
 
 
-def _held_out(post: Any, found: Cut, i: int, held_out: Any) -> tuple[np.ndarray, np.ndarray]:
+def _held_out(
+    post: AbstractPosterior, found: Cut, i: int, held_out: Any
+) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates and values of held-out data along axis `i`."""
     dims = grid_dims(post.gp)
     if is_labelled(held_out):
@@ -187,11 +239,14 @@ def plot_maps(
     show_data: bool = False,
     include_noise: bool = False,
     noise: Any = None,
+    covariates: Mapping[str, Any] | None = None,
+    given: Mapping[str, Any] | None = None,
     ax: Any = None,
 ) -> Any:
     """The posterior mean over two axes, and beside it its standard deviation.
 
-    An axis of places in two dimensions is a map by itself: every place is a dot.
+    With a likelihood these are of the latent function, with `include_noise=True` of new
+    observations. An axis of places in two dimensions is a map by itself: every place is a dot.
 
     Args:
         post: what `gp.condition(y)` returned.
@@ -203,6 +258,8 @@ def plot_maps(
         show_data: a third panel, on the left, with the data.
         include_noise: whether the standard deviation is that of new observations.
         noise: their variance, where the model's is not defined on new coordinates.
+        covariates: of the mean, by name, where the model does not know them.
+        given: what the likelihood has at every cell, `{"exposure": 1e5}`, at new coordinates.
         ax: matplotlib Axes, one per panel; by default those of a new figure.
 
     Returns:
@@ -232,7 +289,9 @@ def plot_maps(
                 "is not. Pass its place as `at`."
             )
     found = cut(post, drawn, at, new)
-    mean, sd = _moments(post, found, include_noise, levels(post, found, noise))
+    noise = levels(post, found, noise)
+    mean, sd = _moments(post, found, include_noise, noise, covariates, given)
+    of_data = not is_function(post, include_noise)
     fields = {"mean": mean, "standard deviation": sd}
     scale = {}
     if show_data:
@@ -243,24 +302,25 @@ def plot_maps(
                 "show_data, or pass the place of a cell."
             )
         fields = {"data": data, **fields}
-        scale = colour_limits(_framed(post, found, data), mean)
+        scale = colour_limits(_framed(post, found, data), mean) if of_data else {}
     axes = panels(ax, len(fields), 4.6, 3.6)
     for one, (name, values) in zip(axes, fields.items(), strict=True):
         # A standard deviation is compared with none at all.
         style = {"cmap": "magma", "vmin": 0} if values is sd else {"cmap": "viridis", **scale}
         own = found if name != "data" else on_own_grid(post, found)
-        _draw_map(post, one, own, values, style)
+        units = data_units(post, of_data or name == "data")
+        _draw_map(post, one, own, values, style, units)
         one.set_title(name)
     if show_data and new:
         _frame_alike(axes[0], axes[1], post, found)
-    heading = ", ".join(word for word in (data_name(post), found.title) if word)
+    heading = ", ".join(word for word in (data_name(post, of_data), found.title) if word)
     if ax is None:
         _fit_height(axes[0], 4.6 - 1.5)
         axes[0].figure.suptitle(heading)
     return axes
 
 
-def _framed(post: Any, found: Cut, data: np.ndarray) -> np.ndarray:
+def _framed(post: AbstractPosterior, found: Cut, data: np.ndarray) -> np.ndarray:
     """The data, NaN outside of the coordinates that are drawn."""
     own = on_own_grid(post, found)
     if len(found.drawn) == 1:
@@ -274,7 +334,7 @@ def _framed(post: Any, found: Cut, data: np.ndarray) -> np.ndarray:
     return np.where(np.logical_and.outer(*inside), data, np.nan)
 
 
-def _frame_alike(data: Any, mean: Any, post: Any, found: Cut) -> None:
+def _frame_alike(data: Any, mean: Any, post: AbstractPosterior, found: Cut) -> None:
     """The same part of the plane for data on their own grid; categories stay as they are."""
     for which, i in zip("xy", found.drawn * (3 - len(found.drawn)), strict=True):
         if not is_labels(post.gp.axes[i]):
@@ -289,7 +349,7 @@ def _fit_height(ax: Any, width: float) -> None:
         ax.figure.set_figheight(float(np.clip(width * shape, 1.2, 8.0)) + 1.4)
 
 
-def _map_axes(post: Any, x: Any, y: Any) -> tuple[int, ...]:
+def _map_axes(post: AbstractPosterior, x: Any, y: Any) -> tuple[int, ...]:
     """Numbers of the axes that are drawn: from left to right, then from bottom to top."""
     axes = post.gp.axes
     places = [i for i, axis in enumerate(axes) if axis.num_dimensions == 2]
@@ -309,7 +369,9 @@ def _map_axes(post: Any, x: Any, y: Any) -> tuple[int, ...]:
     return i, k
 
 
-def _draw_map(post: Any, ax: Any, found: Cut, values: np.ndarray, style: dict) -> None:
+def _draw_map(
+    post: AbstractPosterior, ax: Any, found: Cut, values: np.ndarray, style: dict, units: str
+) -> None:
     gp, drawn = post.gp, found.drawn
     if len(drawn) == 1:
         places = found.places[drawn[0]]
@@ -345,10 +407,10 @@ def _draw_map(post: Any, ax: Any, found: Cut, values: np.ndarray, style: dict) -
         picture = ax.pcolormesh(*mesh, shading="nearest", rasterized=True, **style)
         _keep_shape(ax, gp, i, k)
     bar = ax.inset_axes((1.03, 0, 0.05, 1))  # as high as the map, whatever its shape
-    ax.figure.colorbar(picture, cax=bar, label=data_units(post))
+    ax.figure.colorbar(picture, cax=bar, label=units)
 
 
-def _keep_shape(ax: Any, gp: Any, i: int, k: int) -> None:
+def _keep_shape(ax: Any, gp: AbstractProcess, i: int, k: int) -> None:
     """One unit as long as the other where both axes have the same; degrees at their latitude."""
     units = [unit_of(axis) for axis in (gp.axes[i], gp.axes[k])]
     if not all(units):

@@ -285,6 +285,18 @@ def test_a_later_fault_stops_with_the_best_point_and_names_the_parameter():
     assert result.model.a > 0.5
 
 
+def test_a_loss_that_ends_before_its_minimum_did_not_converge():
+    def loss(m):
+        return jnp.where(m.a < 3, (m.a - 4) ** 2, jnp.nan) + m.b**2
+
+    result = kx.fit(Point(2.0, 1.0), loss=loss, progress=False)
+    assert not result.converged
+    assert "still falls in a, but is not finite a step further" in result.reason
+    assert 2.9 < result.model.a < 3
+    # One that only steps over it on its way has converged.
+    assert kx.fit(Point(2.0, 1.0), loss=lambda m: loss(m) + 2.5 * m.a, progress=False).converged
+
+
 class Terminal(io.StringIO):
     """A stream that says that it is a terminal."""
 

@@ -161,6 +161,18 @@ def test_slices_one_by_one_are_those_of_the_longer_grid(name):
 SERIES = kx.GridGP((kx.Matern52(3.0),), (TIMES[:OLD],), noise=0.1, structure=["markov"])
 
 
+def test_a_series_of_a_single_place_with_a_variance_at_every_time():
+    variances, times, y = np.linspace(0.1, 0.4, OLD), TIMES[:OLD], Y[0, :OLD]
+    gp = kx.GridGP((kx.Matern52(3.0),), (times,), noise={0: variances})
+    found = gp.condition(y).filter().predict(7.0, noise=0.2)
+    seen = ~np.isnan(y)
+    known = dense.matern52(times, times, 3.0) + np.diag(variances)
+    cross = dense.matern52(np.array([7.0]), times[seen], 3.0)
+    weights = np.linalg.solve(known[np.ix_(seen, seen)], cross[0])
+    assert_close(found.mean, weights @ y[seen])
+    assert_close(found.variance, 1.2 - weights @ cross[0])
+
+
 def test_transformations_of_a_series_of_a_single_place():
     """Batches, `jit`, `scan` and `vmap`; constant leaves, whatever the step."""
     y = Y[:, :OLD]

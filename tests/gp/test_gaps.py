@@ -10,6 +10,7 @@ import pytest
 import scipy.stats
 
 import kronax as kx
+from kronax.gp.model import solver_choice
 from tests.gp.dense import matern52, squared_exponential
 
 X, Z = np.linspace(0, 1, 7), np.linspace(0, 2, 5)
@@ -240,6 +241,103 @@ def test_it_says_what_is_missing_and_how_it_is_handled():
     assert "14 cells missing (40%)\n" in repr(post)
     assert "\n  whole slices missing, dropped exactly: 2 of axis 1\n" in repr(post)
     assert "\n  exact: every gap lies in a whole missing slab" in repr(post)
+
+
+# Each of these compares with dense matrices, or with the process on the longer grid.
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda: test_predictions_are_dense_ones("scattered"),
+        test_scattered_points_and_draws,
+        test_leave_one_out_is_of_the_observed_cells,
+        test_appended_slices_may_have_gaps,
+        test_fits_take_gaps_and_give_back_a_model_of_any_data,
+        test_batches_share_their_gaps,
+    ],
+    ids=["predictions", "points", "leave one out", "append", "fits", "batches"],
+)
+def test_a_filter_that_nobody_asked_for_answers_the_same(check, monkeypatch):
+    monkeypatch.setattr(solver_choice, "TO_SWITCH", 0.0)
+    post = process().condition(holed(MASKS["scattered"]))
+    assert [s.kind for s in post.gp.structures] == ["markov", "dense"]
+    check()
+
+
+@pytest.mark.parametrize("name", ["scattered", "slab"])
+def test_a_term_that_is_white_on_an_axis_has_a_variance(name, monkeypatch):
+    monkeypatch.setattr(solver_choice, "dense_cost", lambda count: (1e12, 1e6))
+    mask, across = MASKS[name], kx.RBF(0.7)
+    terms = {"slow": (kx.Matern52(0.4), across), "white": (0.5 * kx.White(1.0), across)}
+    post = kx.GridGP(terms=terms, axes=(X, Z), noise=NOISE).condition(holed(mask))
+    places, seen = squared_exponential(Z, Z, 0.7), ~mask.ravel()
+    white = np.kron(0.5 * np.eye(7), places)
+    whole = white + np.kron(matern52(X, X, 0.4), places) + NOISE * np.eye(35)
+    explained = np.linalg.solve(whole[np.ix_(seen, seen)], white[seen])
+    close(post.terms["white"].variance(), np.diag(white - white[:, seen] @ explained))
+
+
+def blocks(size, shape):
+    seen = np.ones(shape, bool)
+    seen[size : 4 * size, size : 3 * size] = seen[-2 * size :, : 2 * size] = False
+    return seen
+
+
+def kinds(gp):
+    return [structure.kind for structure in gp.structures]
+
+
+def test_the_gaps_decide_whether_an_axis_is_filtered():
+    x, blocked = np.linspace(0, 1, 96), blocks(24, (96, 96))
+
+    def made(first=kx.Matern32(0.3), second=kx.Matern52(0.3), noise=0.1, **options):  # noqa: B008
+        return kx.GridGP({"a": first, "b": second}, {"a": x, "b": x}, noise=noise, **options)
+
+    own, gp = ["toeplitz", "toeplitz"], made().observing(blocked)
+    assert kinds(made()) == own
+    assert kinds(gp) == ["markov", "toeplitz"]  # the shorter state
+    assert "exact: a filter of 96 places along a Markov axis of 96; structured" in gp.describe()
+    assert kinds(gp.observing(np.ones((96, 96), bool))) == own
+    assert kinds(made().observing(blocks(2, (96, 96)))) == own  # few gaps
+    assert kinds(made(gaps="iterative").observing(blocked)) == own
+    asked = made(structure={"a": "dense"}).observing(blocked)
+    assert kinds(asked) == ["dense", "markov"]
+    assert kinds(made(kx.RBF(0.3), kx.RBF(0.3)).observing(blocked)) == own
+    assert kinds(made(kx.RBF(0.3)).observing(blocked)) == ["toeplitz", "markov"]
+    # A dense matrix of all cells is what a variance per cell would take.
+    assert kinds(made(noise=np.where(blocked, 0.1, np.inf))) == ["markov", "toeplitz"]
+    assert made(kx.SHO(0.3, 2.0)).observing(blocked).structures[0].kind == "markov"
+
+
+def test_a_filter_stands_in_for_iterations():
+    x = np.linspace(0, 1, 200)
+    gp = kx.GridGP((kx.Matern32(0.3), kx.Matern32(0.3)), (x, x), noise=0.1)
+    gp = gp.observing(blocks(50, (200, 200)))
+    planned = solver_choice.choice(gp)
+    assert (planned.way, planned.exact.way) == ("iterative", "markov")
+    assert kinds(gp) == ["toeplitz", "toeplitz"]
+    measured = gp.solved_by(planned.exact)
+    assert kinds(measured) == ["markov", "toeplitz"]
+    assert kinds(measured.solved_by(None)) == ["toeplitz", "toeplitz"]
+
+
+class Wrong(kx.Kernel):
+    """A state space that is another kernel's."""
+
+    lengthscale: float = eqx.field(static=True)
+    stationary = True
+
+    def evaluate(self, x, z):
+        return kx.Matern32(self.lengthscale).evaluate(x, z)
+
+    def state_space(self, gaps):
+        return kx.Matern12(self.lengthscale).state_space(gaps)
+
+
+def test_a_state_space_that_is_wrong_is_found_when_it_is_chosen():
+    x = np.linspace(0, 1, 96)
+    gp = kx.GridGP((Wrong(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+    with pytest.raises(ValueError, match="covariance of axis 0 is not markov"):
+        gp.observing(blocks(24, (96, 96)))
 
 
 @pytest.mark.parametrize(

@@ -82,11 +82,24 @@ X, Z = np.linspace(0, 1, 5), np.linspace(0, 2, 4)
 DATA = np.random.default_rng(3).normal(size=(5, 4)) + 4 * X[:, None]
 
 
-@pytest.mark.parametrize("axis", [0, 1])
-def test_coefficients_are_estimated_from_the_other_slices(axis):
+@pytest.mark.parametrize(
+    ("axis", "noise", "kind"),
+    [
+        (0, 0.2, "dense"),
+        (1, 0.2, "dense"),
+        (1, 0.2, "markov"),
+        (1, {1: np.linspace(0.1, 0.3, 4)}, "markov"),
+    ],
+)
+def test_coefficients_are_estimated_from_the_other_slices(axis, noise, kind):
     mean = kx.MarginalMean(kx.LinearMean(0))
-    gp = kx.GridGP((kx.Matern32(0.4), kx.RBF(0.7)), (X, Z), noise=0.2, mean=mean)
-    found = gp.condition(np.stack([DATA, DATA**2])).leave_slice_out(axis)
+
+    def process(kind):
+        kernels = (kx.Matern32(0.4), kx.RBF(0.7))
+        return kx.GridGP(kernels, (X, Z), noise=noise, mean=mean, structure=(kind, None))
+
+    gp = process("dense")
+    found = process(kind).condition(np.stack([DATA, DATA**2])).leave_slice_out(axis)
     covariance = np.asarray(gp.covariance().to_dense())
     line = np.broadcast_to((X[:, None] - 0.5) / 0.5, (5, 4))
     design = np.stack([np.ones((5, 4)), line])

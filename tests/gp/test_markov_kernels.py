@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.gp.model import solver_choice
+from kronax.gp.model import components, solver_choice
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.markov.kalman import AbstractKalman
+from kronax.linalg.markov.lanes import KalmanLanes
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.state_spaces import cosines, matern
 from tests.gp import dense
+from tests.gp.dense import matern32, matern52, squared_exponential
 from tests.tolerances import assert_close
 
 # A place that occurs twice, a tiny and a huge step.
@@ -374,6 +376,8 @@ def test_terms_are_parts_of_one_state(gaps, monkeypatch):
         "fast": {"t": 0.3 * kx.Matern12(0.5), "x": across},
         "wave": {"t": 0.2 * kx.SHO(3.0, 2.0), "x": across},
     }
+    if gaps:  # one without a state, in front of the others
+        terms = {"white": {"t": kx.White(0.2), "x": across}, **terms}
     y = rng.normal(size=(9, 4))
     if gaps:
         y[2, 1] = np.nan
@@ -385,6 +389,76 @@ def test_terms_are_parts_of_one_state(gaps, monkeypatch):
 
     got, wanted = posterior("markov"), posterior("dense")
     assert isinstance(decomposition_of(got.operator), AbstractKalman)
-    for name in terms:
-        for axes in (None, {"t": new}):
-            assert_close(got.terms[name].variance(axes), wanted.terms[name].variance(axes))
+
+    @jax.jit
+    def variances(post):
+        return [term.variance(a) for term in post.terms.values() for a in (None, {"t": new})]
+
+    for value, truth in zip(variances(got), variances(wanted), strict=True):
+        assert_close(value, truth)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_slopes_of_the_mean_come_from_the_state(gaps, monkeypatch):
+    """`k' = −3 d/ℓ² exp(−√3 r)` and `−5/3 d/ℓ² (1 + √5 r) exp(−√5 r)`, in no matrix of the axis."""
+    monkeypatch.setattr(components, "slope_matrix", None)
+    rng = np.random.default_rng(3)
+    t, x = rng.uniform(0, 6, 12), np.linspace(0, 1, 3)
+    new = np.append(t[:2], [-1.0, 3.3, 7.0])
+    kernel = kx.Matern52(0.9) * kx.Matern32(3.0) + 0.5 * kx.Matern32(2.0)
+    gp = kx.GridGP((2.0 * kernel, kx.RBF(0.5)), (t, x), 0.1, structure=("markov", None))
+    seen = rng.random((12, 3)) > 0.3 if gaps else np.ones((12, 3), bool)
+    y = np.where(seen, rng.normal(size=(12, 3)), np.nan)
+
+    def slope32(x, z, scale):
+        d = x[:, None] - z
+        return -3 * d / scale**2 * np.exp(-np.sqrt(3) * np.abs(d) / scale)
+
+    def slope52(x, z, scale):
+        d, r = x[:, None] - z, np.sqrt(5) * np.abs(x[:, None] - z) / scale
+        return -5 / 3 * d / scale**2 * (1 + r) * np.exp(-r)
+
+    def slope(x, z):
+        product = slope52(x, z, 0.9) * matern32(x, z, 3.0) + matern52(x, z, 0.9) * slope32(x, z, 3)
+        return 2 * (product + 0.5 * slope32(x, z, 2.0))
+
+    values = 2 * (matern52(t, t, 0.9) * matern32(t, t, 3.0) + 0.5 * matern32(t, t, 2.0))
+    places = squared_exponential(x, x, 0.5)
+    data = (np.kron(values, places) + 0.1 * np.eye(36))[np.ix_(seen.ravel(), seen.ravel())]
+    weights = np.linalg.solve(data, y[seen])
+    post = gp.condition(y)
+    for axes, at in ((None, t), ((new, None), new)):
+        wanted = np.kron(slope(at, t), places)[:, seen.ravel()] @ weights
+        found = post.mean_derivative(0, axes=axes)
+        np.testing.assert_allclose(np.ravel(found), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_derivatives_of_variances_take_no_matrix_of_the_axis(monkeypatch):
+    monkeypatch.setattr(KalmanLanes, "_dense", None)
+    rng = np.random.default_rng(4)
+    t, x = rng.uniform(0, 6, 12), np.linspace(0, 1, 3)
+    seen = np.ones((12, 3), bool)
+    seen[5] = False
+    weights, cells = rng.normal(size=(12, 3)), seen.ravel()
+
+    def by_numpy(scale, places, noise):
+        covariance = np.kron(matern32(t, t, scale), squared_exponential(x, x, places))
+        inverse = np.linalg.inv((covariance + noise * np.eye(36))[np.ix_(cells, cells)])
+        rows = covariance[:, cells]
+        variance = np.diag(covariance) - np.einsum("ij,jk,ik->i", rows, inverse, rows)
+        return variance @ weights.ravel() + weights.ravel()[cells] @ (1 / np.diag(inverse))
+
+    def ours(values):
+        kernels = kx.Matern32(values[0]), kx.RBF(values[1])
+        options = {"observed": seen, "structure": ("markov", None)}
+        post = kx.GridGP(kernels, (t, x), values[2], **options).condition(jnp.zeros((12, 3)))
+        alone = jnp.where(seen, post.leave_one_out().variance, 0)
+        return jnp.sum(weights * (post.variance() + alone))
+
+    at, step = np.array([1.3, 0.4, 0.2]), 1e-5
+    slopes = [
+        (by_numpy(*(at + move)) - by_numpy(*(at - move))) / (2 * step) for move in step * np.eye(3)
+    ]
+    value, found = jax.jit(jax.value_and_grad(ours))(jnp.asarray(at))
+    np.testing.assert_allclose(value, by_numpy(*at), rtol=1e-10)
+    np.testing.assert_allclose(found, slopes, rtol=1e-6)

@@ -1,5 +1,6 @@
 """The forms of noise: one variance, variances along an axis, a Kronecker product."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,6 +133,80 @@ def test_traced_infinite_variances_are_gaps():
     assert_close(by_cell, slopes, order=1)
     assert (by_cell[~seen] == 0).all()
     assert_close(along, np.sum(slopes[seen] * variances[seen]), order=1)
+
+
+def test_the_slope_in_a_variance_with_gaps_in_the_noise_and_in_the_data():
+    variances = np.random.default_rng(0).uniform(0.05, 0.2, (5, 4))
+    variances[1, 2] = np.inf
+    y = np.random.default_rng(1).normal(size=(5, 4))
+    y[3, 0] = np.nan
+    gp, seen = unnamed(variances), np.isfinite(variances) & ~np.isnan(y)
+    cells = np.flatnonzero(seen)
+    signal = np.asarray(gp.covariance(include_noise=False).to_dense())[np.ix_(cells, cells)]
+    inverse = np.linalg.inv(signal + np.diag(variances[seen]))
+    slopes = np.zeros((5, 4))
+    slopes[seen] = ((inverse @ y[seen]) ** 2 - np.diagonal(inverse)) / 2
+    found = eqx.filter_grad(lambda gp: gp.log_marginal_likelihood(y))(gp)
+    assert_close(found.noise.variances, slopes, order=1)
+
+
+CELLS = np.arange(1.0, 21.0).reshape(5, 4)
+AMONG = 2 * np.eye(4) + 1
+# Noise as users give it, its dense covariance, and the axis along which it is not independent.
+KINDS = {
+    "one variance": (0.3, 0.3 * np.eye(20), None),
+    "none": (0, np.zeros((20, 20)), None),
+    "by axis": ({1: VARIANCES}, np.kron(np.eye(5), np.diag(VARIANCES)), None),
+    "by no axis": ({}, np.eye(20), None),
+    "by cell": (np.where(CELLS == 7, np.inf, CELLS), np.diag(CELLS.ravel()), None),
+    "full": (kx.Kronecker(kx.Diagonal(1 + TIME), AMONG), np.kron(np.diag(1 + TIME), AMONG), 1),
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_noise_answers_the_same_questions(name):
+    given, dense, correlated = KINDS[name]
+    noise, x = unnamed(given).noise_model, np.random.default_rng(0).normal(size=(5, 4))
+    has_gap = name == "by cell"
+    seen = np.full((5, 4), True) if not has_gap else CELLS != 7
+
+    @jax.jit
+    def asked(noise):
+        in_time = noise.in_time(0, (5, 4), float)
+        covariances = jax.vmap(in_time.at)(in_time.levels)
+        draws = noise.draw(jax.random.key(0), (1000, 5, 4), float)
+        return noise.levels(float), noise.times(x, float), covariances, draws
+
+    levels, product, covariances, draws = asked(noise)
+    diagonal = np.diagonal(dense).reshape(5, 4)
+    assert_close(np.broadcast_to(levels, (5, 4))[seen], diagonal[seen])
+    assert_close(product, np.where(seen, (dense @ x.ravel()).reshape(5, 4), 0))
+    at_times = dense.reshape(5, 4, 5, 4)[range(5), :, range(5)]
+    if not has_gap:
+        assert_close(covariances, at_times)
+    assert (np.isnan(draws) == ~seen).all()
+    spread = np.mean(draws**2, axis=0)[seen] - diagonal[seen]
+    assert (np.abs(spread) <= 6 * np.sqrt(2 / 1000) * diagonal[seen]).all()
+    assert noise.is_independent == (correlated is None)
+    assert [noise.is_independent_along(i) for i in (0, 1)] == [i != correlated for i in (0, 1)]
+    assert noise.observed is None or (noise.observed == seen).all()
+
+
+@pytest.mark.parametrize(
+    ("noise", "path"),
+    [
+        (0.3, "noise"),
+        (0, None),
+        ({}, None),
+        ({1: VARIANCES}, "noise.variances[1]"),
+        (CELLS, "noise.scale"),
+        (kx.Kronecker(np.eye(5), AMONG), None),
+    ],
+)
+def test_the_level_of_the_noise_is_one_parameter_or_none(noise, path):
+    gp = unnamed(noise)
+    assert gp.noise_parameter == path
+    assert path is None or path in {p.path for p in kx.parameters(gp)}
 
 
 def test_no_noise_is_no_parameter():

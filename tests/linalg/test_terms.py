@@ -87,10 +87,13 @@ def as_stack(cases, dtype):
     return jax.tree.map(lambda *arrays: jnp.asarray(np.stack(arrays), dtype), *cases)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32"])
-def test_log_densities_lie_within_their_error(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [("float64", 100), ("float32", 60), full("float64", 200), full("float32", 200)],
+)
+def test_log_densities_lie_within_their_error(dtype, count):
     rng = np.random.default_rng(0)
-    cases = [draw_case(rng, num_terms=3) for _ in range(200)]
+    cases = [draw_case(rng, num_terms=3) for _ in range(count)]
     truth = np.array([dense_logpdf(case) for case in cases])
 
     @jax.jit
@@ -121,9 +124,8 @@ def dense_slopes(case, inverse_only=False):
     return by_matrix, in_y.reshape(case.variances.shape)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("share", [full(0.0), 0.3])
-def test_gradients_are_unbiased(share):
+@pytest.mark.parametrize(("share", "num_probes"), [full(0.0, 4096), full(0.3, 4096), (0.3, 1024)])
+def test_gradients_are_unbiased(share, num_probes):
     """In random directions, within four of the standard errors that come with them."""
     spread = 3.0 if share else 0
     case = draw_case(np.random.default_rng(2), (5, 6), noise=0.05, share=share, spread=spread)
@@ -134,7 +136,7 @@ def test_gradients_are_unbiased(share):
     in_first, in_noise, in_data = (rng.standard_normal((2, *s)) for s in ((5, 5), (5, 6), (5, 6)))
     in_first = in_first + in_first.transpose(0, 2, 1)
     in_noise[0, observed] = 0
-    iteration = kx.Iteration(num_probes=4096, box_size=4)
+    iteration = kx.Iteration(num_probes=num_probes, box_size=4)
 
     def density(p):
         pairs = ((first + jnp.tensordot(p[0], in_first, 1), others), *rest)
@@ -156,7 +158,7 @@ def test_gradients_are_unbiased(share):
     found_all = zip(found.value, found.standard_error, truth, sizes, strict=True)
     for value, error, exact, size in found_all:
         assert np.all(np.abs(value - exact) <= 4 * error + 1e-4 * size)
-        assert np.all(error <= 0.1 * size)
+        assert np.all(error <= 0.1 * size * np.sqrt(4096 / num_probes))
     assert found.value[1][0] == 0
 
 

@@ -1,12 +1,14 @@
 """Kernels as Markov processes along an axis: where that is so, and the factor."""
 
 import dataclasses
+from functools import lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.labels import Labels
@@ -21,6 +23,17 @@ from kronax.linalg.state_spaces.state_space import StateSpace
 
 def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
     """Why a kernel has no state space on an axis, `None` if it has one; nothing is compiled."""
+    if reason := why_unordered(kernel, axis):
+        return reason
+    try:
+        jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))).initial)
+    except NotMarkovError as error:
+        return error.reason
+    return None
+
+
+def why_unordered(kernel: Kernel, axis: Axis) -> str | None:
+    """Why the places of an axis, as a kernel sees them, have no order; `None` if they have one."""
     if axis.static is None:
         return "its coordinates are traced, and cannot be sorted"
     if isinstance(axis.coding, Labels):
@@ -29,25 +42,44 @@ def why_not_markov(kernel: Kernel, axis: Axis) -> str | None:
         return "places in several dimensions have no order"
     if axis.period is not None and any(_sees_chords(term, axis) for term in kernel.all_terms()):
         return "on a circle what lies ahead also lies behind"
-    try:
-        jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))).initial)
-    except NotMarkovError as error:
-        return error.reason
     return None
 
 
-def state_length(kernel: Kernel) -> int:
-    """How many numbers the state of a Markov kernel has; nothing is compiled."""
-    return _shapes(kernel).order
+def state_length(kernel: Kernel, are_apart: bool = True) -> int | None:
+    """How many numbers the state of a kernel has, `None` if it has none; nothing is compiled.
+
+    Args:
+        kernel: of one axis.
+        are_apart: whether no two places are known to be the same: what is white is no state then.
+    """
+    shapes = _shapes(kernel, are_apart)
+    return None if shapes is None else shapes.order
 
 
-def has_nugget(kernel: Kernel) -> bool:
+def has_nugget(kernel: Kernel, are_apart: bool = True) -> bool:
     """Whether a part of a Markov kernel is white, beside its state or in it."""
-    return _shapes(kernel).nugget is not None
+    shapes = _shapes(kernel, are_apart)
+    return shapes is not None and shapes.nugget is not None
 
 
-def _shapes(kernel: Kernel) -> StateSpace:
-    return jax.eval_shape(lambda: kernel.state_space(np.ones(1, dtype_of(kernel))))
+def _shapes(kernel: Kernel, are_apart: bool) -> StateSpace | None:
+    leaves, tree = jax.tree.flatten(kernel)
+    return _shapes_of(tree, tuple((np.shape(x), jnp.result_type(x)) for x in leaves), are_apart)
+
+
+@lru_cache(maxsize=256)
+def _shapes_of(
+    tree: Any, leaves: tuple[tuple[tuple[int, ...], Any], ...], are_apart: bool
+) -> StateSpace | None:
+    """Of a kernel with leaves of these shapes and precisions: tracing takes milliseconds."""
+    kernel = tree.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
+    one = np.ones(1, dtype_of(kernel))
+    try:
+        if are_apart:
+            return jax.eval_shape(lambda kernel: kernel.state_space(one), kernel)
+        return jax.eval_shape(lambda kernel, gaps: kernel.state_space(gaps), kernel, one)
+    except NotMarkovError:
+        return None
 
 
 def _sees_chords(term: Kernel, axis: Axis) -> bool:
@@ -81,11 +113,20 @@ def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovA
     space = kernel.state_space(jnp.diff(both[sorting]))
     space = jax.tree.map(lambda x: x.astype(dtype), space)
     cell, is_old = new.found_in(old)
-    places = jnp.concatenate(
-        [jnp.arange(old.size), jnp.where(is_old, cell, old.size + jnp.arange(new.size))]
-    )
+    own, ahead = (jnp.arange(points.size, dtype=cell.dtype) for points in (old, new))
+    places = jnp.concatenate([own, jnp.where(is_old, cell, old.size + ahead)])
     back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))[places]
     return MarkovAhead(with_state(space), sorting, back, old.size)
+
+
+def slope_of_state(kernel: Kernel, dtype: Any) -> Array:
+    """The slope of a differentiable process by the entries of its state, `F₀` with `A' = F A`."""
+
+    def transition(gap: Array) -> Array:
+        return with_state(kernel.state_space(gap)).transitions
+
+    zero = jnp.zeros((), dtype)
+    return jax.jvp(transition, (zero,), (jnp.ones_like(zero),))[1][0].astype(dtype)
 
 
 def beginning(axis: Axis, size: int) -> Axis:

@@ -35,6 +35,7 @@ KINDS = {
     "centrosymmetric": "a stationary kernel on an axis that is symmetric about its middle",
     "markov": "a kernel with a state space (kx.Matern32, kx.SHO, their sums, …) on a line",
 }
+AS_ASKED = "as asked"
 # Below this size a dense factor is as fast as two halves (2 cores, float64).
 SMALL = 16
 # So many places show whether a kernel and its state space agree.
@@ -49,6 +50,11 @@ class Structure(NamedTuple):
     kind: str
     reason: str
     rank: int | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the user said so."""
+        return self.reason == AS_ASKED or self.rank is not None
 
 
 def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Structure:
@@ -66,7 +72,7 @@ def choose(kernel: Kernel, axis: Axis, asked: str | int | None = None) -> Struct
             columns = f"all {axis.size} columns; {asked} were asked for"
         return Structure("low rank", columns, asked)
     if asked is not None:
-        return Structure(asked if isinstance(asked, str) else repr(asked), "as asked")
+        return Structure(asked if isinstance(asked, str) else repr(asked), AS_ASKED)
     if axis.static is None:
         return Structure("dense", "traced coordinates")
     if kernel.uncorrelated and axis.is_distinct:
@@ -277,7 +283,7 @@ def check_structure(kernel: Kernel, axis: Axis, structure: Structure, name: str)
             f"The structure of {name} must be one of {', '.join(map(repr, KINDS))}, or a number of "
             f"columns for a low-rank factor; got {structure.kind!r}."
         )
-    asked = structure.kind != "dense" and structure.reason == "as asked"
+    asked = structure.kind != "dense" and structure.is_asked
     if asked and axis.static is None:
         raise ValueError(f"The structure of {name} must be dense: its coordinates are traced.")
     reason = why_not_markov(kernel, axis) if structure.kind == "markov" else None

@@ -14,6 +14,7 @@ from kronax.gp.criticism.outliers import Outlier, Outliers, coordinates_at, most
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.paths import nearest
 
 
 class HeldOut(eqx.Module):
@@ -124,3 +125,12 @@ def quantile(level: float) -> float:
 def axis_labels(gp: AbstractProcess) -> tuple[str, ...]:
     """The names of the axes, made up where there are none."""
     return gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+
+
+def axis_number(gp: AbstractProcess, axis: int | str) -> int:
+    """The number of an axis that is given by its name or number."""
+    names: Any = gp.axis_names or ()
+    known = (*names, *range(len(gp.axes)))
+    if axis not in known or isinstance(axis, bool):
+        raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
+    return names.index(axis) if axis in names else int(axis)

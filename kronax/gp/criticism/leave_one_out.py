@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
-from kronax.gp.labelled.templates import compiled
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, compiled
 from kronax.linalg.arrays.checks import check_plain, is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.nested_lists import without_mask

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
 from kronax.gp.criticism.outliers import shown
+from kronax.gp.means.gls import fitted
 from kronax.gp.model.checks import refuse_gaps
 from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
@@ -112,10 +113,13 @@ def _predicted(post: AbstractPosterior, i: int) -> tuple[Array, Array, Array, Ar
     op, weights, grid = post.operator, post.weights, post.operator.grid_shape
     assert isinstance(op, KroneckerPlusNoise | DenseCovariance)
     fields = weights.reshape(-1, *grid)
+    residual, design = _data(post)
     columns = jnp.zeros((0, *grid), op.dtype)
     if post.regression is not None:
         columns = post.regression.whitened(post.regression.solved)
-    found = slices_given_others(op, i, jnp.concatenate([fields, columns]))
+        design = post.regression.whitened(design)
+    data = jnp.concatenate([residual.reshape(-1, *grid), design])
+    found = slices_given_others(op, i, jnp.concatenate([fields, columns]), data)
     error, log_det = found.applied[: fields.shape[0]].reshape(weights.shape), found.log_det
     variance, known = found.diagonal, None
     if post.regression is not None:
@@ -137,6 +141,17 @@ def _predicted(post: AbstractPosterior, i: int) -> tuple[Array, Array, Array, Ar
     both = jnp.add(*same_rank(chi_square, log_det))
     log_density = -(both + count * math.log(2 * math.pi)) / 2
     return post.y - error, variance, log_density, chi_square, known
+
+
+def _data(post: AbstractPosterior) -> tuple[Array, Array]:
+    """What the weights are of, and the functions of a marginal mean on the grid."""
+    gp, grid = post.gp, post.operator.grid_shape
+    residual = jnp.subtract(*same_rank(post.y, gp.mean_on((None,) * len(grid))))
+    if post.regression is None:
+        return residual, jnp.zeros((0, *grid), residual.dtype)
+    design = gp.design_on((None,) * len(grid))
+    design = jnp.broadcast_to(design, (design.shape[0], *grid))
+    return residual - fitted(post.regression.estimates, design), design
 
 
 def _per_slice(first: Array, second: Array, i: int) -> Array:

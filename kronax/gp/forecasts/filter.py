@@ -14,7 +14,6 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.forecasts import recursion, saved
 from kronax.gp.forecasts.history import (
-    Noise,
     absorbed,
     check_axis,
     front,
@@ -32,12 +31,14 @@ from kronax.gp.forecasts.times import (
     checked_halves,
     levels_of,
     new_times,
+    points_ahead,
     read_slices,
     word_of_time,
 )
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints
 from kronax.gp.labelled.templates import Template, check_data_units, without_axis
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.noise.abstract import NoiseInTime
 from kronax.linalg.arrays.checks import is_concrete
 
 
@@ -118,7 +119,7 @@ class Filter(eqx.Module):
         state: of the function, less its mean.
     """
 
-    gp: Any
+    gp: AbstractProcess
     axis: int = eqx.field(static=True)
     template: Template | None = eqx.field(static=True)
     places: Array
@@ -141,7 +142,9 @@ class Filter(eqx.Module):
     def _slice_shape(self) -> tuple[int, ...]:
         return tuple(n for j, n in enumerate(self.gp.grid_shape) if j != self.axis)
 
-    def predict(self, time: Any, include_noise: bool = True, noise: Any = None) -> Forecast:
+    def predict(
+        self, time: Any, include_noise: bool = True, noise: Any = None, covariates: Any = None
+    ) -> Forecast:
         """Mean and variance of new observations at all places, at the last time or any later.
 
         Args:
@@ -149,6 +152,8 @@ class Filter(eqx.Module):
                 grid. Numbers, dates, pandas timestamps or a DataArray, as the axis has them.
             include_noise: false for the function itself.
             noise: the noise variance there, where the model's is not defined at new times.
+            covariates: of the mean then, by name, where they vary along the time: at one time they
+                broadcast to the grid without that axis, at several to the forecasts.
 
         Raises:
             TypeError: if the times are of another kind than those of the data, or `noise` is given
@@ -162,10 +167,12 @@ class Filter(eqx.Module):
         new, single = new_times(self.gp, self.axis, time), np.ndim(time) == 0
         levels = self._levels(noise, new, single) if include_noise else None
         halves = self._halves(new, in_order=False)
-        times = new.points(self.gp.dtype)
-        return _forecast(self._bare, halves, times, include_noise, levels, single)
+        ahead = points_ahead(self.gp, self.axis, new, covariates, single)
+        return _forecast(self._bare, halves, ahead, include_noise, levels, single)
 
-    def update(self, y_new: Any, time: Any = None, noise: Any = None) -> tuple["Filter", Surprise]:
+    def update(
+        self, y_new: Any, time: Any = None, noise: Any = None, covariates: Any = None
+    ) -> tuple["Filter", Surprise]:
         """The filter that knows new values as well, and how they compare with their forecast.
 
         Values of one time may come one after the other, as stations report: what is missing is
@@ -179,6 +186,7 @@ class Filter(eqx.Module):
             time: not before the last one. A DataArray may bring it as a coordinate.
             noise: the noise variance of the values, one or broadcast to them, where the model's is
                 not defined at new times or not theirs.
+            covariates: of the mean then, as for `predict`.
 
         Raises:
             TypeError: if the times are of another kind than those of the data, or `y_new` is not
@@ -192,8 +200,8 @@ class Filter(eqx.Module):
         check_batch(grid, self.state.mean.shape[:-2], num_axes)
         levels = self._levels(noise, new, single)
         halves = self._halves(new, in_order=True)
-        times = new.points(self.gp.dtype)
-        time, state, surprise = _absorb(self._bare, halves, times, grid, levels, single)
+        ahead = points_ahead(self.gp, self.axis, new, covariates, single)
+        time, state, surprise = _absorb(self._bare, halves, ahead, grid, levels, single)
         return dataclasses.replace(self, time=time, state=state), surprise
 
     def save(self, path: Any) -> None:
@@ -247,13 +255,13 @@ class Filter(eqx.Module):
             shape.insert(self.axis, new.size)
         return levels_of(noise, tuple(shape), self.gp.dtype)
 
-    def noise_at(self, levels: Array | None, num_times: int, single: bool) -> Noise:
+    def noise_at(self, levels: Array | None, num_times: int, single: bool) -> NoiseInTime:
         """The noise at some times, that of the model or given variances."""
         if levels is None:
             assert self.noise is not None
-            return Noise(jnp.ones((num_times, 1), self.gp.dtype), self.noise)
+            return NoiseInTime(jnp.ones((num_times, 1), self.gp.dtype), self.noise)
         levels = self.front(levels, single)
-        return Noise(levels, jnp.ones(levels.shape[-1], levels.dtype))
+        return NoiseInTime(levels, jnp.ones(levels.shape[-1], levels.dtype))
 
     def front(self, x: Array, single: bool) -> Array:
         """What is laid out as new values as `(k, *batch, m)`."""
@@ -273,7 +281,7 @@ def filter_of(post: AbstractPosterior, axis: int | None) -> Filter:
     i = markov_axis(post.gp, names) if axis is None else axis
     check_axis(post.gp, i, names[i])
     small = one_slice(post.gp, i)
-    jax.eval_shape(lambda: mean_of(small, i, small.axes[i].points(small.dtype)))
+    jax.eval_shape(lambda: mean_of(small, i, (None,) * len(small.axes)))
     time, places, state, noise = state_given(post, i, small)
     return Filter(small, i, without_axis(post.template, names[i]), places, noise, time, state)
 
@@ -282,13 +290,13 @@ def filter_of(post: AbstractPosterior, axis: int | None) -> Filter:
 def _forecast(
     service: Filter,
     halves: Array,
-    times: Points,
+    new: NewPoints,
     include_noise: bool,
     levels: Array | None,
     single: bool,
 ) -> Forecast:
     gp, i, places = service.gp, service.axis, service.places
-    kernels, (mean, design) = kernels_in_time(gp, i), mean_of(gp, i, times)
+    kernels, (mean, design) = kernels_in_time(gp, i), mean_of(gp, i, new)
     own = jnp.zeros((len(halves), places.shape[-1]), gp.dtype)
     if include_noise:
         noise = service.noise_at(levels, len(halves), single)
@@ -310,7 +318,7 @@ def _forecast(
 def _absorb(
     service: Filter,
     halves: Array,
-    times: Points,
+    new: NewPoints,
     y: Array,
     levels: Array | None,
     single: bool,
@@ -321,7 +329,7 @@ def _absorb(
     seen = jnp.any(~jnp.isnan(values), axis=batch)
     noise = service.noise_at(levels, len(seen), single)
     halves = jnp.concatenate([service.time[None], halves])
-    given = (service.places, service.state, halves, times, values, noise, seen)
+    given = (service.places, service.state, halves, new, values, noise, seen)
     state, found = absorbed(service.gp, service.axis, *given)
     shape = (len(seen), *(1,) * len(batch), seen.shape[-1])
     score = (values - found.mean) / jnp.sqrt(found.variance).reshape(shape)

@@ -1,9 +1,6 @@
 """The filter of a posterior: one pass over its data."""
 
 import dataclasses
-from functools import reduce
-from math import prod
-from operator import mul
 from typing import Any
 
 import equinox as eqx
@@ -18,41 +15,15 @@ from kronax.gp.forecasts.recursion import Evidence, Regressors, State, Values
 from kronax.gp.forecasts.times import split
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.markov import NotMarkovError
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints
+from kronax.gp.means.covariates import covariates_of, with_covariates
 from kronax.gp.means.regression import MarginalMean
-from kronax.gp.model.components import factor_of, whole
-from kronax.gp.model.method import with_fields
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
-from kronax.linalg.arrays.mode_products import along
-from kronax.linalg.factors.diagonal import ScaledIdentity
+from kronax.gp.model.components import New, factor_of, whole
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
+from kronax.gp.model.solver_choice import own_structures
+from kronax.gp.noise.abstract import AbstractNoise, NoiseInTime
+from kronax.gp.noise.variances import NoNoise
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.spectral.low_rank import is_diagonal
-
-
-class Noise(eqx.Module):
-    """Noise along the times: `level · shape` at each.
-
-    Args:
-        levels: `(n, 1)`, or `(n, m)` for a variance per cell.
-        shape: variances `(m,)` or a covariance `(m, m)`.
-        is_known: whether it is the same at times to come.
-    """
-
-    levels: Array
-    shape: Array
-    is_known: bool = eqx.field(static=True, default=True)
-
-    @property
-    def variances(self) -> Array:
-        """The variances, `(m,)`."""
-        return jnp.diagonal(self.shape) if self.shape.ndim == 2 else self.shape
-
-    def at(self, level: Array) -> Array:
-        """The covariance at a time of a level, `(m, m)`."""
-        if self.shape.ndim == 2:
-            return jnp.broadcast_to(level, self.shape.shape[:1])[:, None] * self.shape
-        return jnp.diag(level * self.shape)
 
 
 def markov_axis(gp: AbstractProcess, names: tuple[str, ...]) -> int:
@@ -62,7 +33,7 @@ def markov_axis(gp: AbstractProcess, names: tuple[str, ...]) -> int:
         NotMarkovError: if there is none, with a reason for each axis.
         ValueError: if there are several.
     """
-    asked = [i for i, s in enumerate(gp.structures) if s.kind == "markov"]
+    asked = [i for i, s in enumerate(own_structures(gp)) if s.kind == "markov"]
     reasons = [why_not(gp, i) for i in range(len(gp.axes))]
     able = [i for i, reason in enumerate(reasons) if reason is None]
     found = asked if len(asked) == 1 else able
@@ -99,49 +70,22 @@ def check_axis(gp: AbstractProcess, i: int, name: str) -> None:
             f"{reason}.",
             reason,
         )
-    if isinstance(gp.noise, FullNoise) and not is_diagonal(gp.noise.kronecker.factors[i]):
+    if not gp.noise_model.is_independent_along(i):
         raise ValueError(
             f"A filter needs noise without correlation along {name}; got a covariance. Put it "
             "into the process, as a term."
         )
 
 
-def one_slice(gp: AbstractProcess, i: int) -> Any:
+def one_slice(gp: AbstractProcess, i: int) -> AbstractProcess:
     """The process with a single time, which does not count: nothing of it grows with the data."""
     axis = dataclasses.replace(beginning(gp.axes[i], 1), given=None, shift=None)
     if axis.index is not None:
         axis = dataclasses.replace(axis, index=dataclasses.replace(axis.index, values=None))
     axes = (*gp.axes[:i], axis, *gp.axes[i + 1 :])
-    return with_fields(gp, axes=axes, noise=NoNoise(), observed=None, measured=None)
-
-
-def noise_of(gp: AbstractProcess, i: int, grid: tuple[int, ...]) -> Noise:
-    """The noise of a process along an axis of a grid, in the order of the grid."""
-    own, dtype, n = gp.noise, gp.dtype, grid[i]
-    sizes = [size for j, size in enumerate(grid) if j != i]
-    ones, m = jnp.ones((n, 1), dtype), prod(sizes)
-    if isinstance(own, CellNoise):
-        cells = front(own.operator(dtype), i, len(gp.axes))
-        cells = jnp.where(jnp.isfinite(cells), cells, 1)
-        return Noise(cells, jnp.ones(m, dtype), False)
-    if isinstance(own, AxisNoise):
-        given = [v for j, v in enumerate(own.variances) if j != i]
-        parts = [jnp.ones(k, dtype) if v is None else v for v, k in zip(given, sizes, strict=True)]
-        shape = reduce(mul, [along(v, j - len(sizes), len(sizes)) for j, v in enumerate(parts)])
-        levels = own.variances[i]
-        shape = jnp.ravel(shape).astype(dtype)
-        if levels is None:
-            return Noise(ones, shape)
-        return Noise(levels.astype(dtype)[:, None], shape, False)
-    if isinstance(own, FullNoise):
-        factors = own.kronecker.factors
-        others = [f for j, f in enumerate(factors) if j != i]
-        mine: Any = factors[i]
-        shape = Kronecker(*others).to_dense() if others else jnp.ones((1, 1), dtype)
-        if isinstance(mine, ScaledIdentity):
-            return Noise(ones, mine.scale * shape)
-        return Noise(mine.diagonal()[:, None], shape, False)
-    return Noise(ones, jnp.broadcast_to(gp.noise_term(), (m,)))
+    known = {name: one.forgetting(i) for name, one in covariates_of(gp.mean).items()}
+    mean = with_covariates(gp.mean, known)
+    return with_fields(gp, axes=axes, mean=mean, noise=NoNoise(), observed=None, measured=None)
 
 
 def places_of(gp: AbstractProcess, i: int) -> Array:
@@ -169,10 +113,9 @@ def front(x: Array, i: int, num_axes: int) -> Array:
     return moved.reshape(*moved.shape[:lead], -1)
 
 
-def mean_of(gp: AbstractProcess, i: int, times: Points) -> tuple[Array, Array | None]:
+def mean_of(gp: AbstractProcess, i: int, new: New) -> tuple[Array, Array | None]:
     """The mean function `(k, m)` at some times and the functions of a marginal one, `(k, p, m)`."""
-    new = [times if j == i else None for j in range(len(gp.axes))]
-    grid = tuple(times.size if j == i else n for j, n in enumerate(gp.grid_shape))
+    grid = tuple(n if x is None else x.size for x, n in zip(new, gp.grid_shape, strict=True))
     mean = front(jnp.broadcast_to(gp.mean_on(new), grid), i, len(grid))
     if not isinstance(gp.mean, MarginalMean):
         return mean, None
@@ -193,9 +136,9 @@ def absorbed(
     places: Array,
     state: State,
     halves: Array,
-    times: Points,
+    new: New,
     y: Array,
-    noise: Noise,
+    noise: NoiseInTime,
     seen: Array,
 ) -> tuple[State, Evidence]:
     """The state after some times, and the forecast of the values at each.
@@ -206,7 +149,7 @@ def absorbed(
         places: those of the parts.
         state: at the last time.
         halves: that time and the new ones, `(k + 1, 2)`.
-        times: the new ones.
+        new: the new ones as points, with the covariates of the mean then.
         y: their values, `(k, *batch, m)`.
         noise: of them.
         seen: where there are values, `(k, m)`.
@@ -216,7 +159,7 @@ def absorbed(
     steps = jax.vmap(lambda gap: recursion.step_of(kernels, gap))(gaps)
     # No step leads back: what is told of a traced one is NaN.
     steps = steps._replace(transition=steps.transition + nan_before(gaps)[:, None, None])
-    mean, design = mean_of(gp, i, times)
+    mean, design = mean_of(gp, i, new)
 
     def body(state: State, each: Any) -> tuple[State, Evidence]:
         step, y, mean, design, level, seen = each
@@ -235,7 +178,7 @@ def nan_before(gaps: Array) -> Array:
     return jnp.where(gaps >= 0, jnp.zeros_like(gaps), jnp.nan)
 
 
-def prior(gp: AbstractProcess, i: int, places: Array, times: Points, batch: tuple) -> State:
+def prior(gp: AbstractProcess, i: int, places: Array, batch: tuple) -> State:
     """The state before any data."""
     dtype = gp.dtype
     step = recursion.step_of(kernels_in_time(gp, i), jnp.zeros((), dtype))
@@ -259,30 +202,43 @@ def state_given(post: AbstractPosterior, i: int, small: AbstractProcess) -> tupl
     order = np.argsort(offsets, kind="stable")
     times = split(offsets[order], gp.dtype)
     observed = np.ones(gp.grid_shape, bool) if gp.observed is None else gp.observed.array
-    points = axis.points(gp.dtype)[order]
-    places, state, noise = _pass(small, i, gp.noise, post.y, observed, order, times, points)
+    new = _history(gp, i, order)
+    places, state, noise = _pass(small, i, gp.noise_model, post.y, observed, order, times, new)
     return jnp.asarray(times[-1]), places, state, noise.shape if noise.is_known else None
+
+
+def _history(gp: AbstractProcess, i: int, order: np.ndarray) -> NewPoints:
+    """The times of the data, with the covariates then; where these are not known, nothing is."""
+    times = gp.axes[i].points(gp.dtype)[order]
+    known = gp.new_covariates(None, (None,) * len(gp.axes))
+    return NewPoints(
+        [times if j == i else None for j in range(len(gp.axes))],
+        {
+            name: jnp.nan_to_num(x if x.shape[i] == 1 else jnp.take(x, order, axis=i))
+            for name, x in known.items()
+        },
+    )
 
 
 @eqx.filter_jit
 def _pass(
     gp: AbstractProcess,
     i: int,
-    noise: Any,
+    noise: AbstractNoise,
     y: Array,
     observed: Any,
     order: Any,
     halves: Any,
-    times: Points,
-) -> tuple[Array, State, Noise]:
+    new: NewPoints,
+) -> tuple[Array, State, NoiseInTime]:
     num_axes, shape = len(gp.axes), observed.shape
     seen = front(observed, i, num_axes)[order]
-    own = noise_of(with_fields(gp, noise=noise), i, shape)
-    if isinstance(noise, CellNoise):
-        seen = seen & jnp.isfinite(front(noise.operator(gp.dtype), i, num_axes)[order])
-    own = Noise(own.levels[order], own.shape, own.is_known)
+    own = noise.in_time(i, shape, gp.dtype)
+    if noise.observed is not None:
+        seen = seen & front(jnp.asarray(noise.observed), i, num_axes)[order]
+    own = NoiseInTime(own.levels[order], own.shape, own.is_known)
     places = places_of(gp, i)
-    state = prior(gp, i, places, times, y.shape[: y.ndim - num_axes])
+    state = prior(gp, i, places, y.shape[: y.ndim - num_axes])
     halves = jnp.concatenate([halves[:1], halves])
     values = front(y, i, num_axes)[order]
-    return places, absorbed(gp, i, places, state, halves, times, values, own, seen)[0], own
+    return places, absorbed(gp, i, places, state, halves, new, values, own, seen)[0], own

@@ -1,5 +1,6 @@
 """New times and new slices of a process, in the form in which a filter takes them."""
 
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -10,9 +11,11 @@ from jaxtyping import Array
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import place_of
-from kronax.gp.axes.indexes import is_labelled
+from kronax.gp.axes.indexes import is_frame, is_labelled
 from kronax.gp.coordinates.spacing import UNITS, difference
+from kronax.gp.kernels.points import NewPoints
 from kronax.gp.labelled.data_arrays import in_grid_order
+from kronax.gp.means.covariates import numbers_of
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import array_of_reals, check_precision, is_concrete
 
@@ -32,6 +35,32 @@ def new_times(gp: AbstractProcess, i: int, time: Any) -> Axis:
     new = gp.new_axes(given)[i]
     assert new is not None
     return new
+
+
+def points_ahead(
+    gp: AbstractProcess, i: int, new: Axis, covariates: Any, single: bool
+) -> NewPoints:
+    """New times as points, with the covariates of the mean then.
+
+    Those of one time may come as one slice of the grid, without that axis.
+    """
+    count = len(gp.axes)
+    if single and isinstance(covariates, Mapping):
+        covariates = {name: _slice(x, i, count, name) for name, x in covariates.items()}
+    known = gp.new_covariates(covariates, [new if j == i else None for j in range(count)])
+    times = new.points(gp.dtype)
+    return NewPoints([times if j == i else None for j in range(count)], known)
+
+
+def _slice(value: Any, i: int, count: int, name: str) -> Any:
+    """A covariate of one time with an axis for it."""
+    if is_labelled(value) or is_frame(value):
+        return value
+    array = numbers_of(value, name)
+    if not 0 < array.ndim < count:
+        return array
+    shape = (1,) * (count - 1 - array.ndim) + array.shape
+    return array.reshape((*shape[:i], 1, *shape[i:]))
 
 
 def halves(axis: Axis, dtype: Any) -> Any:

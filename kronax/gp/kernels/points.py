@@ -1,6 +1,7 @@
 """Points of an axis, in each of the forms in which a kernel may see them."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import equinox as eqx
@@ -76,3 +77,33 @@ class Points(eqx.Module):
         x, z = (p.centred.reshape(p.size, -1) for p in (self, known))
         same = jnp.all(x[:, None] == z[None], axis=-1)
         return jnp.argmax(same, axis=1), jnp.any(same, axis=1)
+
+
+@jax.tree_util.register_pytree_node_class
+class NewPoints(tuple[Points | None, ...]):
+    """New points of every axis, `None` for one that stays, and what a mean has to know of them.
+
+    Where they make a grid, covariates broadcast to it, with one axis each; those of scattered
+    points are `(m,)`.
+    """
+
+    covariates: dict[str, Array]
+
+    def __new__(
+        cls, points: Iterable[Points | None], covariates: Mapping[str, Array]
+    ) -> "NewPoints":
+        """Points axis by axis, and covariates by name."""
+        new = super().__new__(cls, points)
+        new.covariates = dict(covariates)
+        return new
+
+    def tree_flatten(self) -> tuple[tuple[Any, ...], None]:
+        """The points, then the covariates."""
+        return (*self, self.covariates), None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: tuple[Any, ...]) -> "NewPoints":
+        """The reverse."""
+        new = super().__new__(cls, children[:-1])
+        new.covariates = children[-1]
+        return new

@@ -386,13 +386,20 @@ def _columns(data: Any, dim: str, axis: Axis) -> tuple[str, ...]:
     return tuple(f"{dim}_{i}" for i in range(axis.num_dimensions))
 
 
-def mean_by_axis(value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None) -> Any:
-    """A mean that is a DataArray, of some of the axes, as an array that broadcasts to the grid."""
+def mean_by_axis(
+    value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str = "The mean"
+) -> Any:
+    """A mean with labels along some of the axes as an array that broadcasts to the grid."""
     if is_frame(value):
-        return in_grid_order(value, axes, names, "The mean")
+        named = names or ()
+        if value.ndim > 1 or value.index.name not in named or len(axes) == 1:
+            return in_grid_order(value, axes, names, what)
+        i = named.index(value.index.name)
+        numbers = _by_labels(value, (axes[i],), (named[i],), what)
+        return numbers.reshape([-1 if k == i else 1 for k in range(len(axes))])
     if not is_labelled(value):
         return value
-    values, dims = _part_of_grid(value, axes, names, "The mean")
+    values, dims = _part_of_grid(value, axes, names, what)
     lengths = dict(zip(dims, values.shape, strict=True))
     return values.reshape([lengths.get(name, 1) for name in names or ()])
 

@@ -1,17 +1,12 @@
-"""What a posterior remembers of the DataArray that it was given, and how compilation forgets it."""
+"""What a posterior remembers of the DataArray that it was given."""
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import numpy as np
 
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.coordinates.static_arrays import FrozenArray, FrozenAttributes
-from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.fingerprints import held
 
 
 class Coordinate(NamedTuple):
@@ -32,12 +27,30 @@ class Template:
         attributes: of the data: units and the like.
         batch_dims: dimensions that are no axes of the model; they lead in the grid layout.
         coordinates: all but those that the axes hold.
+        data: that of the data, where this one is of a function behind them.
     """
 
     name: str | None
     attributes: FrozenAttributes
     batch_dims: tuple[str, ...]
     coordinates: tuple[Coordinate, ...]
+    data: "Template | None" = None
+
+    @property
+    def described(self) -> str:
+        """What this is, in words."""
+        return str(self.attributes.values.get("long_name", self.name) or "the data")
+
+
+UNLABELLED = Template(None, FrozenAttributes({}), (), ())
+
+
+def of_function(template: Template | None) -> Template:
+    """The template of the latent function behind data, to which their units do not belong."""
+    data = UNLABELLED if template is None else template
+    words = FrozenAttributes({"long_name": f"latent function of {data.described}"})
+    name = None if data.name is None else f"latent function of {data.name}"
+    return dataclasses.replace(data, name=name, attributes=words, data=data)
 
 
 def template_of(y: Any, names: tuple[str, ...] | None) -> Template | None:
@@ -76,30 +89,16 @@ def check_data_units(y: Any, template: Template | None, what: str) -> None:
         )
 
 
-def compiled(function: Callable[..., Any], *, returns_operator: bool = False) -> Callable[..., Any]:
-    """`eqx.filter_jit` for a function of a posterior, whose template is left out.
+def xarray() -> Any:
+    """The package, which is an optional extra.
 
-    Posteriors of a hundred variables or dates then share one compiled program. The checksum of a
-    concrete decomposition is compared before: to do it inside would take half the compilation.
+    Raises:
+        ImportError: if it is not installed.
     """
-    jitted = eqx.filter_jit(function)
-
-    @functools.wraps(function)
-    def call(post: Any, *args: Any) -> Any:
-        if post.template is not None:
-            post = dataclasses.replace(post, template=None)
-        if not returns_operator:
-            post = _compared(post)
-        return jitted(post, *args)
-
-    return call
-
-
-def _compared(post: Any) -> Any:
-    """A concrete posterior without checksums, of which that of the decomposition was right."""
-    op = post.operator
-    if not is_concrete(post) or getattr(op, "made_of", None) is None:
-        return post
-    held(op, op.decomposition)
-    op = eqx.tree_at(lambda o: o.made_of, op, None)
-    return dataclasses.replace(post, operator=op, made_of=None)
+    try:
+        import xarray
+    except ImportError as error:
+        raise ImportError(
+            'Datasets need xarray, which is not installed: pip install "kronax[xarray]".'
+        ) from error
+    return xarray

@@ -102,19 +102,39 @@ def regress(
         variance: of the prior on each coefficient; flat without one.
         labels: `names`, `units` and `notes` of the coefficients, where they are to be shown.
     """
-    num = design.shape[0]
-    solved = solve_grid(op, design)
-    flat = design.reshape(num, -1)
-    precision = matmul(flat, solved.reshape(num, -1).T)
+    num, grid = design.shape[0], design.shape[1:]
+    seen = op.held(design).reshape(num, -1)
+    basis = _basis(seen)
+    white = jax.scipy.linalg.solve_triangular(basis.T, seen, lower=True)
+    solved = solve_grid(op, white.reshape(num, *grid)).reshape(num, -1)
+    precision = matmul(white, solved.T)
     precision = (precision + precision.T) / 2
     if variance is not None:
-        precision = precision + jnp.eye(num, dtype=precision.dtype) / variance.astype(op.dtype)
+        unit = jnp.eye(num, dtype=precision.dtype)
+        unit = jax.scipy.linalg.solve_triangular(basis.T, unit, lower=True)
+        precision = precision + matmul(unit, unit.T) / variance.astype(op.dtype)
     root = jnp.linalg.cholesky(precision)
-    batch = y.shape[: y.ndim - (design.ndim - 1)]
-    projected = matmul(y.reshape(*batch, -1), solved.reshape(num, -1).T)
-    flat = projected.reshape(-1, num).T
-    estimates = jax.scipy.linalg.cho_solve((root, True), flat).T.reshape(projected.shape)
-    return Regression(labels.pop("names", ()), estimates, solved, root, **labels)
+    batch = y.shape[: y.ndim - len(grid)]
+    projected = matmul(y.reshape(*batch, -1), solved.T)
+    flat = jax.scipy.linalg.cho_solve((root, True), projected.reshape(-1, num).T)
+    flat = jax.scipy.linalg.solve_triangular(basis, flat, lower=False)
+    estimates = flat.T.reshape(projected.shape)
+    solved = matmul(basis.T, solved).reshape(design.shape)
+    return Regression(labels.pop("names", ()), estimates, solved, matmul(basis.T, root), **labels)
+
+
+def _basis(design: Array) -> Array:
+    """`R` with `R⁻ᵀ H` orthonormal, upper triangular with a positive diagonal.
+
+    Functions of other units than each other's, or that vary little about a level far from zero,
+    then lose no digits in `Hᵀ S⁻¹ H`. Nothing depends on the basis, and no derivative does.
+    """
+    num, size = design.shape
+    if size < num:
+        return jnp.eye(num, dtype=design.dtype)
+    basis = jnp.linalg.qr(jax.lax.stop_gradient(design).T, mode="r")
+    sign = jnp.where(jnp.diagonal(basis) < 0, -1, 1).astype(basis.dtype)
+    return jnp.triu(sign[:, None] * basis)
 
 
 def fitted(coefficients: Float[Array, "... p"], design: Float[Array, "p ..."]) -> Array:

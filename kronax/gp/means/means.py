@@ -90,7 +90,7 @@ class ArrayMean(Mean):
         """The array; it is known on its own grid only."""
         grid = tuple(a.shape[0] for a in axes)
         shape = self.values.values.shape
-        if not _fits(shape, grid):
+        if not fits(shape, grid):
             raise ValueError(
                 f"A mean given as an array must broadcast to the grid {grid}; got shape {shape}. "
                 "On a new grid use a mean that is a function of the axes."
@@ -107,7 +107,7 @@ class FunctionMean(Mean):
         """The callable's result."""
         values = jnp.asarray(self.function(*axes))
         grid = tuple(a.shape[0] for a in axes)
-        if not _fits(values.shape, grid):
+        if not fits(values.shape, grid):
             raise ValueError(
                 f"A callable mean must return an array that broadcasts to the grid {grid}; got "
                 f"shape {values.shape}. Add axes of size one, as in `x[:, None]`."
@@ -141,7 +141,7 @@ class SumMean(Mean):
 def values_at(mean: Mean, axes: Sequence[Points]) -> Array:
     """What a mean returns at points of every axis, its shape checked."""
     values, grid = jnp.asarray(mean.at(*axes)), tuple(x.size for x in axes)
-    if not _fits(values.shape, grid):
+    if not fits(values.shape, grid):
         raise ValueError(
             f"A mean must return an array that broadcasts to the grid of the coordinates that it "
             f"is called with, {grid}; got shape {values.shape} from {type(mean).__name__}. Compute "
@@ -150,7 +150,8 @@ def values_at(mean: Mean, axes: Sequence[Points]) -> Array:
     return values
 
 
-def _fits(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+def fits(shape: tuple[int, ...], grid: tuple[int, ...]) -> bool:
+    """Whether an array of that shape broadcasts to a grid."""
     return len(shape) <= len(grid) and all(
         m in (1, n) for m, n in zip(shape[::-1], grid[::-1], strict=False)
     )

@@ -22,7 +22,7 @@ from kronax.gp.axes.structure import Structure, check_kernel, check_structure, c
 from kronax.gp.kernels.base import Kernel, as_kernel, dtype_of
 from kronax.gp.kernels.stationary import Indicator
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
+from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.host import on_device, on_host
 
@@ -143,7 +143,7 @@ class Merged(NamedTuple):
 def merge(
     terms: dict[str, Term],
     axes: tuple[Axis, ...],
-    noise: Any,
+    noise: AbstractNoise,
     labels: tuple[str, ...],
 ) -> Merged:
     """How the terms fit together: in one decomposition where they can.
@@ -172,7 +172,7 @@ def merge(
         added = _sum(terms, joined, joined_axis) if joined else None
         return Merged(Terms(names, axis, joined, joined_axis), kernels, added)
     clash, advice = _clash(terms, axes, noise, labels)
-    if isinstance(noise, FullNoise):
+    if not noise.is_independent:
         raise NotImplementedError(
             "Beside noise that is correlated, the terms of an additive model must differ on one "
             "and the same axis, the kernels of the other axes being shared; or else be kx.White on "
@@ -231,11 +231,12 @@ def _sum(terms: dict[str, Term], names: tuple[str, ...], axis: int) -> TermSum:
 
 
 def _choices(
-    terms: dict[str, Term], axes: tuple[Axis, ...], noise: Any
+    terms: dict[str, Term], axes: tuple[Axis, ...], noise: AbstractNoise
 ) -> Iterator[tuple[tuple[str, ...], int]]:
     """Which terms may join the noise, and on which axis: the fewest first, later ones first."""
     yield (), 0
-    able = [(i, _white_elsewhere(terms, axes, i)) for i in range(len(axes)) if _is_white(noise, i)]
+    white = filter(noise.is_white_beside, range(len(axes)))
+    able = [(i, _white_elsewhere(terms, axes, i)) for i in white]
     places = {name: k for k, name in enumerate(terms)}
     for count in range(1, len(terms)):
         found = [(chosen, i) for i, names in able for chosen in combinations(names, count)]
@@ -253,13 +254,6 @@ def _white_elsewhere(terms: dict[str, Term], axes: tuple[Axis, ...], i: int) -> 
             if j != i
         )
     )
-
-
-def _is_white(noise: Any, i: int) -> bool:
-    """Whether the noise is a multiple of the identity on all axes but `i`."""
-    if isinstance(noise, AxisNoise):
-        return all(v is None for j, v in enumerate(noise.variances) if j != i)
-    return not isinstance(noise, CellNoise | FullNoise)
 
 
 def _differing(terms: dict[str, Term], names: tuple[str, ...]) -> list[int]:
@@ -294,7 +288,7 @@ def _first_with_parameters(kernels: tuple[Kernel, ...]) -> int:
 
 
 def _clash(
-    terms: dict[str, Term], axes: tuple[Axis, ...], noise: Any, labels: tuple[str, ...]
+    terms: dict[str, Term], axes: tuple[Axis, ...], noise: AbstractNoise, labels: tuple[str, ...]
 ) -> tuple[str, str]:
     """Why there is no exact decomposition, and what to do for one."""
     clashes, copies = [], []
@@ -314,7 +308,7 @@ def _clash(
             "of their own: pass the same object where terms are to share a kernel."
         )
     elif any(_white_elsewhere(terms, axes, i) for i in range(len(axes))) and not any(
-        _is_white(noise, i) for i in range(len(axes))
+        map(noise.is_white_beside, range(len(axes)))
     ):
         advice = "Noise that varies along several axes, or is correlated, cannot be added to."
     repeated = [label for label, axis in zip(labels, axes, strict=True) if not axis.is_distinct]

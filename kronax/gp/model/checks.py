@@ -10,10 +10,14 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.kernel_gradients import warn_of_nan_gradient
 from kronax.gp.axes.structure import Structure, check_kernel, check_rank, check_structure, choose
 from kronax.gp.kernels.base import Kernel
+from kronax.gp.means.covariates import covariates_of
 from kronax.gp.means.regression import MarginalMean
-from kronax.gp.model.noise import CellNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.operators.gap_geometry import Mask
+
+# Functions that differ by so many roundings each are combinations of each other.
+ROUNDINGS = 8
 
 
 def refuse_marginal(gp: AbstractProcess, what: str) -> None:
@@ -64,7 +68,7 @@ def refuse_gaps(gp: AbstractProcess, what: str) -> None:
             f"{', '.join(gp.terms.names)}). Leave out single cells (post.leave_one_out()), or "
             "condition on the rest and predict what was left out."
         )
-    if isinstance(gp.noise, CellNoise):
+    if gp.noise_model.is_per_cell:
         raise NotImplementedError(
             f"{what} not available for noise with a variance of its own at every cell."
         )
@@ -77,6 +81,20 @@ def refuse_gaps(gp: AbstractProcess, what: str) -> None:
         )
 
 
+def check_approximation(approximation: Any, likelihood: Any, noise: Any) -> str:
+    """The name of the approximation, if there is a likelihood in place of noise, or neither."""
+    if approximation not in ("variational", "laplace"):
+        raise ValueError(
+            f"`approximation` must be 'variational' or 'laplace'; got {approximation!r}."
+        )
+    if likelihood is not None and noise is not None:
+        raise TypeError(
+            "A process has noise or a likelihood; got both. The likelihood says how data scatter "
+            "about the function: leave `noise` out."
+        )
+    return approximation
+
+
 def check_design(gp: AbstractProcess) -> None:
     """Refuse functions of a marginal mean that are combinations of each other."""
     if not isinstance(gp.mean, MarginalMean) or not is_concrete(gp.axes):
@@ -85,15 +103,37 @@ def check_design(gp: AbstractProcess) -> None:
         functions = gp.design_on((None,) * len(gp.axes))
     if not is_concrete(functions):
         return
-    design = np.asarray(functions)
-    rank = np.linalg.matrix_rank(design.reshape(design.shape[0], -1))
+    grid = np.broadcast_to(np.asarray(functions), (len(functions), *gp.grid_shape))
+    seen = np.ones(gp.grid_shape, bool) if gp.observed is None else gp.observed.array
+    design = grid[:, seen].astype(np.float64)
+    size = np.sqrt(np.sum(np.square(design), axis=1, keepdims=True))
+    values = np.linalg.svd(design / np.where(size > 0, size, 1), compute_uv=False)
+    # Functions of any units: what is left of one is rounding or not, whatever its size.
+    slack = ROUNDINGS * len(design) * np.finfo(functions.dtype).eps
+    rank = int(np.sum(values > slack))
     if rank < design.shape[0]:
         raise ValueError(
-            f"The functions of the mean are not independent on this grid: {design.shape[0]} of "
+            f"The functions of the mean are not independent where there are data: {len(design)} of "
             f"them span {rank} dimensions ({', '.join(gp.mean.names)}). Leave out what others "
             "hold, such as the line that is in a PolynomialMean of the same axis, or a slope along "
             "an axis of one place."
         )
+
+
+def check_covariates(gp: AbstractProcess, observed: Mask | None) -> None:
+    """Refuse covariates that are not known where there are data."""
+    for name, covariate in covariates_of(gp.mean).items():
+        if covariate.gaps is None:
+            continue
+        missing = np.broadcast_to(covariate.gaps.values, gp.grid_shape)
+        wrong = missing if observed is None else missing & observed.array
+        if wrong.any():
+            first = tuple(int(k) for k in np.argwhere(wrong)[0])
+            raise ValueError(
+                f"The covariate {name!r} must be known wherever there are data; it is NaN at "
+                f"{int(wrong.sum())} of these cells, such as {first}. Fill it in, or mark the data "
+                "there as missing, numpy.nan."
+            )
 
 
 def check_ranks(gp: AbstractProcess) -> None:

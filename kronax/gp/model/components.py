@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.markov import has_nugget, markov_ahead, state_length
+from kronax.gp.axes.kernel_gradients import is_known
+from kronax.gp.axes.markov import has_nugget, markov_ahead, slope_of_state, state_length
 from kronax.gp.axes.structure import Structure, choose, factor, low_rank_joint, low_rank_rows
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.stationary import Indicator
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.model.noise import AxisNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.factors.base import AbstractFactor
@@ -107,11 +107,9 @@ def joined_noise(gp: AbstractProcess, include_noise: bool) -> Kronecker:
     assert gp.joined is not None
     assert gp.joined_structure is not None
     added: AbstractFactor = factor(gp.joined, gp.axes[i], gp.joined_structure, dtype)
-    variances = gp.noise.variances[i] if isinstance(gp.noise, AxisNoise) else None
-    if include_noise and variances is not None:
-        added = Dense(added.to_dense() + jnp.diag(variances.astype(dtype)))
-    elif include_noise:
-        added = added.shifted(one if isinstance(gp.noise, AxisNoise) else gp.noise_term())
+    if include_noise:
+        level = gp.noise_model.along(i, dtype)
+        added = Dense(added.to_dense() + jnp.diag(level)) if level.ndim else added.shifted(level)
     return Kronecker(
         *(added if j == i else ScaledIdentity(one, axis.size) for j, axis in enumerate(gp.axes))
     )
@@ -128,7 +126,7 @@ def cross_covariance(
     for i, (kernel, axis) in enumerate(zip(part.kernels, gp.axes, strict=True)):
         x = new[i]
         if i == along:
-            factors.append(slope_matrix(kernel, axis, x or axis.points(dtype), dtype))
+            factors.append(slope_factor(gp, kernel, i, x or axis.points(dtype), dtype))
         elif x is None:
             factors.append(factor_of(gp, kernel, i, dtype))
         else:
@@ -144,6 +142,15 @@ def cross_factor(gp: AbstractProcess, kernel: Kernel, i: int, new: Points, dtype
     return MarkovCross(joint, gp.axes[i].size)
 
 
+def slope_factor(gp: AbstractProcess, kernel: Kernel, i: int, new: Points, dtype: Any) -> Any:
+    """How `cross_factor` changes with the new points, each with its own; alike in linear time."""
+    is_smooth = all(term.has_slope and is_known(term) for term in kernel.all_terms())
+    joint = process_ahead(gp, kernel, i, new, dtype) if is_smooth else None
+    if joint is None:
+        return slope_matrix(kernel, gp.axes[i], new, dtype)
+    return MarkovCross(joint, gp.axes[i].size, part=slope_of_state(kernel, dtype))
+
+
 def process_ahead(
     gp: AbstractProcess, kernel: Kernel, i: int, new: Points, dtype: Any
 ) -> MarkovAhead | None:
@@ -153,21 +160,32 @@ def process_ahead(
     return markov_ahead(kernel, gp.axes[i], new, dtype)
 
 
-def part_of_state(gp: AbstractProcess, kernel: Kernel, i: int) -> tuple[float, ...] | None:
-    """Which entries of the state of a sum of terms make one of them, if the axis is Markov."""
+def part_of_state(
+    gp: AbstractProcess, kernel: Kernel, i: int, is_ahead: bool
+) -> tuple[float, ...] | None:
+    """Which entries of the state of a sum of terms make one of them, if the axis is Markov.
+
+    Args:
+        gp: the process.
+        kernel: of the term.
+        i: the axis.
+        is_ahead: whether it is of old and new places together.
+    """
     total: Any = gp.kernels[i]
     if gp.structures[i].kind != "markov" or not isinstance(total, TermSum):
         return None
     terms = [total.terms[name] for name in total.names]
     place = next((k for k, own in enumerate(terms) if own is kernel), None)
-    if place is None or any(map(has_nugget, terms)):
+    are_apart = gp.axes[i].is_distinct and not is_ahead
+    if place is None or has_nugget(kernel, are_apart):
         return None
-    starts = np.cumsum([0, *map(state_length, terms)])
+    lengths = [state_length(term, are_apart) or 0 for term in terms]
+    starts = np.cumsum([0, *lengths])
     weights = np.zeros(starts[-1])
     # The first entry is the sum of all terms; every later one has an entry of its own.
     weights[starts[place]] = 1
-    if place == 0:
-        weights[starts[1:-1]] = -1
+    if starts[place] == 0:
+        weights[[start for start, n in zip(starts, lengths, strict=False) if n and start]] = -1
     return tuple(weights.tolist())
 
 

@@ -22,7 +22,6 @@ from kronax.gp.kernels.stationary import (
     White,
 )
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.model.noise import NoNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import described
 from kronax.linalg.arrays.checks import is_concrete
@@ -57,7 +56,9 @@ def description(gp: AbstractProcess) -> str:
         )
         lines += [f"  {line}" for line in _markov(kernel, axis, structure, label)]
     lines += [f"  {line}" for line in _terms(gp, labels)]
-    if isinstance(gp.noise, NoNoise):
+    if gp.likelihood is not None:
+        lines.append(f"  likelihood {type(gp.likelihood).__name__}, {gp.approximation}")
+    if gp.noise_model.is_none:
         lines.append("  no noise: the data are interpolated")
     lines += described(gp) + _rounding(gp)
     lines += [f"  {line}" for line in gp.remarks()]
@@ -77,9 +78,10 @@ def _markov(kernel: Kernel, axis: Axis, structure: Structure, label: str) -> lis
 
 def _rounding(gp: AbstractProcess) -> list[str]:
     """What the precision carries, where that is near: by NumPy, so that nothing is compiled."""
-    if gp.terms is not None or np.ndim(gp.noise) or not hasattr(gp.noise, "dtype"):
+    noise = gp.noise_model.one_variance
+    if gp.terms is not None or noise is None:
         return []
-    if not is_concrete((gp.variance, gp.noise, gp.kernels, gp.axes)):
+    if not is_concrete((gp.variance, noise, gp.kernels, gp.axes)):
         return []
     known = [variance_of(kernel) for kernel in gp.kernels]
     variances = [v for v in known if v is not None]
@@ -89,7 +91,7 @@ def _rounding(gp: AbstractProcess) -> list[str]:
     by_rows = prod(map(_row_sum, gp.kernels, gp.axes))
     signal = float(1.0 if gp.variance is None else gp.variance)
     signal *= min(cells * prod(variances), by_rows)
-    ratio = float(np.finfo(gp.dtype).eps) * signal / float(gp.noise)
+    ratio = float(np.finfo(gp.dtype).eps) * signal / float(noise)
     if ratio <= FELT:
         return []
     return [

@@ -1,5 +1,6 @@
 """The least noise that the precision carries, and the way that a fit stays above it."""
 
+from collections.abc import Callable
 from functools import reduce
 from operator import add, mul
 from typing import Any, NamedTuple
@@ -10,8 +11,7 @@ from jaxtyping import Array
 
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
-from kronax.gp.model.method import with_fields
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
+from kronax.gp.model.method import with_observed
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import choice, filtered_axis
 from kronax.linalg.arrays.host import numpy_of, on_host
@@ -42,40 +42,44 @@ class LeastNoise(AbstractProcess):
     """
 
     @property
-    def noise_parameter(self) -> Any:
+    def noise_parameter(self) -> str | None:
         """The path of what sets the level of the noise; `None` for a fixed covariance or none."""
-        if isinstance(self.noise, FullNoise | NoNoise):
-            return None
-        if isinstance(self.noise, CellNoise):
-            return "noise.scale"
-        if isinstance(self.noise, AxisNoise):
-            return f"noise.variances[{_first(self.noise)}]"
-        return "noise"
+        found = self.noise_model.level_parameter
+        return None if found is None else f"noise{found[0]}"
 
     def noise_level(self, observed: Mask | None, dtype: Any) -> NoiseLevel:
         """Noise, floor and eigenvalues of a process that is observed at some cells.
 
         `dtype` is the precision whose floor a fit stays above.
         """
-        level, largest = _level(self.noise, self.dtype), _largest(self, observed)
-        step = _step(self.noise, least_noise(largest, dtype))
+        noise, largest = self.noise_model, _largest(self, observed)
+        level = noise.level(self.dtype)
+        step = reduce(jnp.divide, noise.shares(), least_noise(largest, dtype))
         ends = Ends(largest + level, level)
         return NoiseLevel(level, least_noise(largest, self.dtype), step, ends)
 
     def conditioning(self) -> Conditioning | None:
-        """What tells how ill-conditioned the covariance of the data is: it is decomposed."""
-        return _conditioning(self)
+        """What tells how ill-conditioned the covariance of the data is: it is decomposed.
+
+        `None` with a likelihood: what its sites make is known with data only.
+        """
+        return _conditioning(self) if self.likelihood is None else None
 
     def raised_noise(self, step: Array) -> Any:
         """The process with the floor added to its noise."""
-        return replace(self, {self.noise_parameter: on_host(add, _parameter(self.noise), step)})
+        return self._with_noise_moved(add, step)
 
     def lowered_noise(self, step: Array) -> Any:
         """The process of which `raised_noise` makes this one, or one half above the floor.
 
         Noise at the floor could not move: its slope there is zero.
         """
-        return replace(self, {self.noise_parameter: on_host(_less, _parameter(self.noise), step)})
+        return self._with_noise_moved(_less, step)
+
+    def _with_noise_moved(self, move: Callable[[Any, Any], Any], step: Array) -> Any:
+        assert self.noise_model.level_parameter is not None
+        path, value = self.noise_model.level_parameter
+        return replace(self, {f"noise{path}": on_host(move, value, step)})
 
 
 @eqx.filter_jit
@@ -83,47 +87,8 @@ def _conditioning(gp: AbstractProcess) -> Conditioning | None:
     return decomposition_of(gp.data_covariance()).ends()
 
 
-def _first(noise: AxisNoise) -> int:
-    return next(i for i, v in enumerate(noise.variances) if v is not None)
-
-
 def _less(value: Any, step: Any) -> Any:
     return numpy_of(value).where(value > 1.5 * step, value - step, step / 2)
-
-
-def _parameter(noise: Any) -> Array:
-    """The parameter that sets the level of the noise."""
-    if isinstance(noise, CellNoise):
-        return noise.scale
-    if isinstance(noise, AxisNoise):
-        own = noise.variances[_first(noise)]
-        assert own is not None
-        return own
-    return noise
-
-
-def _step(noise: Any, least: Array) -> Array:
-    """What raises the smallest variance by the floor when it is added to that parameter."""
-    if isinstance(noise, CellNoise):
-        return least / _typical_variance(noise)
-    if isinstance(noise, AxisNoise):
-        others = [jnp.median(v) for v in noise.variances[_first(noise) + 1 :] if v is not None]
-        return reduce(jnp.divide, others, least)
-    return least
-
-
-def _level(noise: Any, dtype: Any) -> Array:
-    if isinstance(noise, CellNoise):
-        return (noise.scale * _typical_variance(noise)).astype(dtype)
-    if isinstance(noise, AxisNoise):
-        return reduce(mul, [jnp.min(v) for v in noise.variances if v is not None]).astype(dtype)
-    return noise.astype(dtype)
-
-
-def _typical_variance(noise: CellNoise) -> Array:
-    """The typical one: a few precise cells do not make the covariance singular."""
-    variances = jnp.where(jnp.isposinf(noise.variances), jnp.nan, noise.variances)
-    return jnp.nanmedian(variances)  # infinity marks a gap
 
 
 def _largest(gp: AbstractProcess, observed: Mask | None) -> Array:
@@ -145,10 +110,11 @@ def _largest(gp: AbstractProcess, observed: Mask | None) -> Array:
 
 def _filtered_axis(gp: AbstractProcess, observed: Mask | None) -> int | None:
     """The axis along which the data are filtered, if they are."""
-    axis = filtered_axis(gp)
+    seen = with_observed(gp, observed)
+    axis = filtered_axis(seen)
     if axis is None:
         return None
-    way = choice(with_fields(gp, observed=observed)).way
+    way = choice(seen).way
     return axis if way in ("structured", "markov") else None
 
 

@@ -45,9 +45,12 @@ def log_marginal_likelihood(gp: AbstractProcess, y: Array) -> Array:
     return value
 
 
-@eqx.filter_jit
-def _log_density(gp: AbstractProcess, y: Array) -> Array:
+def log_density_traced(gp: AbstractProcess, y: Array) -> Array:
+    """The same inside `jit`."""
     return _log_density_of(gp, gp.data_covariance(), y)
+
+
+_log_density = eqx.filter_jit(log_density_traced)
 
 
 @eqx.filter_jit
@@ -91,14 +94,17 @@ def conditioned(gp: AbstractProcess, y: Array) -> tuple[DataCovariance, Weights]
     return operator, _checked_weights(gp, operator, y, found, eigenvalues)
 
 
-@eqx.filter_jit
-def _conditioned(
+def conditioned_traced(
     gp: AbstractProcess, y: Array
 ) -> tuple[DataCovariance, Weights, Conditioning | None]:
+    """The same inside `jit`, with the ends of the spectrum."""
     operator = without_checksum(decompose(gp.data_covariance()))
     if isinstance(operator, Masked):
         refuse_joined(gp, "A posterior given data with so many gaps is")
     return operator, *_weights_of(gp, operator, y)
+
+
+_conditioned = eqx.filter_jit(conditioned_traced)
 
 
 def weights(gp: AbstractProcess, operator: DataCovariance, y: Array) -> Weights:

@@ -1,6 +1,5 @@
 """Cells without data: where they are."""
 
-import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -9,14 +8,17 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.labelled.data_arrays import in_grid_order
-from kronax.gp.model.noise import CellNoise
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.likelihoods.base import as_floats
+from kronax.gp.model.checks import check_covariates
+from kronax.gp.model.process import AbstractProcess, Process, with_fields
+from kronax.gp.model.solver_choice import settled
+from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
 
 
-def observing(gp: AbstractProcess, y: Any) -> Any:
+def observing(gp: Process, y: Any) -> Process:
     """The same process with data where `y` has some, a mask or data as users give them."""
     if isinstance(y, Mask):
         return with_observed(gp, y)
@@ -35,24 +37,19 @@ def observing(gp: AbstractProcess, y: Any) -> Any:
     return with_observed(gp, gaps_of(gp, y))
 
 
-def with_observed(gp: AbstractProcess, observed: Mask | None) -> Any:
+def with_observed(gp: Process, observed: Mask | None) -> Process:
     """The same process, observed at other cells: what was measured of others does not count."""
+    check_covariates(gp, observed)
     if observed == gp.observed:
         return gp
-    return with_fields(gp, observed=observed, measured=None)
+    return settled(with_fields(gp, observed=observed, measured=None))
 
 
-def with_fields(gp: AbstractProcess, **changes: Any) -> Any:
-    """The same process with other fields, which nothing checks."""
-    other = object.__new__(type(gp))
-    for field in dataclasses.fields(gp):
-        object.__setattr__(other, field.name, changes.get(field.name, getattr(gp, field.name)))
-    return other
-
-
-def mask_of(observed: Any, noise: Any, grid_shape: tuple[int, ...]) -> Mask | None:
+def mask_of(observed: Any, noise: AbstractNoise, grid_shape: tuple[int, ...]) -> Mask | None:
     """Where a model has data: as it was told, and where its noise is finite."""
-    finite = noise.observed if isinstance(noise, CellNoise) else None
+    finite = noise.observed
+    if not is_concrete(finite):
+        finite = None
     if observed is None:
         return None if finite is None else Mask.of(finite, grid_shape)
     told = Mask.of(observed, grid_shape)
@@ -64,11 +61,11 @@ def gaps_of(gp: AbstractProcess, y: Array) -> Mask | None:
     if not is_concrete(y):
         return gp.observed
     # Variances may have been replaced since the model was made.
-    told = mask_of(None, gp.noise, gp.grid_shape)
+    told = mask_of(None, gp.noise_model, gp.grid_shape)
     is_told = gp.observed is not None and gp.observed != told
-    if gp.observed is not None and is_told and isinstance(gp.noise, CellNoise):
+    if gp.observed is not None and is_told and gp.noise_model.is_per_cell:
         is_told = not gp.observed.array.all()  # as it is for variances that are all finite
-    known = told if gp.observed is None else mask_of(gp.observed, gp.noise, gp.grid_shape)
+    known = told if gp.observed is None else mask_of(gp.observed, gp.noise_model, gp.grid_shape)
     missing = np.isnan(np.asarray(y))
     if not missing.any():
         return known
@@ -114,6 +111,8 @@ def without_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
 
 def checked_data(gp: AbstractProcess, y: Any) -> Array:
     """`y` in the grid layout, finite where there are data."""
+    if gp.likelihood is not None:
+        y = as_floats(y, gp.dtype)  # counts are whole numbers
     y = in_grid_order(y, gp.axes, gp.axis_names)
     grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
     infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
@@ -125,4 +124,9 @@ def checked_data(gp: AbstractProcess, y: Any) -> Array:
             f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
             "Mark them as missing, numpy.nan, or correct them."
         )
+    if gp.likelihood is not None and is_concrete(grid, gp.likelihood):
+        seen = ~np.isnan(np.asarray(grid))
+        if gp.observed is not None:
+            seen = seen & gp.observed.array
+        gp.likelihood.check(np.asarray(grid), seen)
     return grid

@@ -1,28 +1,35 @@
 """What a Gaussian process on a grid is, below all that one does with it."""
 
 import abc
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.structure import Structure
 from kronax.gp.kernels.base import Kernel, dtype_of
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labelled.templates import Template
+from kronax.gp.likelihoods.base import AbstractLikelihood
+from kronax.gp.means.covariates import Covariate, with_covariates
 from kronax.gp.means.gls import Regression
 from kronax.gp.means.means import Mean, values_at
+from kronax.gp.means.new_covariates import Move, check_stays, new_covariates
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.additive import Terms
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, NoNoise
-from kronax.linalg.arrays.fingerprints import made_of_tree
+from kronax.gp.noise.abstract import AbstractNoise
+from kronax.gp.noise.reading import noise_of
+from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.fingerprints import held, made_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
+from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 STALE = (
@@ -49,7 +56,9 @@ class AbstractProcess(eqx.Module):
         iteration: settings of iterations.
         measured: the way of solving that a trial found.
         variance: the amplitude; by name for terms without an exact decomposition.
-        noise: a variance, or a module that makes a covariance.
+        noise: a variance, or noise of another kind.
+        likelihood: of data that are not normal; their noise is then what its sites bring.
+        approximation: how the function is approximated then: "variational" or "laplace".
     """
 
     kernels: eqx.AbstractVar[tuple[Kernel, ...]]
@@ -66,6 +75,8 @@ class AbstractProcess(eqx.Module):
     measured: eqx.AbstractVar[Any]
     variance: eqx.AbstractVar[Any]
     noise: eqx.AbstractVar[Any]
+    likelihood: eqx.AbstractVar[AbstractLikelihood | None]
+    approximation: eqx.AbstractVar[str]
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -83,25 +94,54 @@ class AbstractProcess(eqx.Module):
         assert self.terms is not None, "the model has no terms"
         return self.terms
 
+    @property
+    def marginal(self) -> MarginalMean:
+        """The mean, of which the coefficients are integrated out."""
+        assert isinstance(self.mean, MarginalMean), "the coefficients of the mean have values"
+        return self.mean
+
     def mean_on(self, new: Sequence[Points | None]) -> Array:
         """The mean on a grid where some axes are replaced; it broadcasts to that grid."""
-        return values_at(self.mean, self.points_on(new)).astype(self.dtype)
+        return values_at(self.mean_ahead(new), self.points_on(new)).astype(self.dtype)
 
     def design_on(self, new: Sequence[Points | None]) -> Array:
         """The functions of a marginal mean on a grid where some axes are replaced, `(p, …)`."""
-        assert isinstance(self.mean, MarginalMean)
-        return self.mean.design_at(*self.points_on(new)).astype(self.dtype)
+        mean = self.mean_ahead(new)
+        assert isinstance(mean, MarginalMean)
+        return mean.design_at(*self.points_on(new)).astype(self.dtype)
+
+    def mean_ahead(self, new: Sequence[Points | None]) -> Mean:
+        """The mean, with the covariates of the places where it is to be evaluated.
+
+        What has none of its own, `(None, None)`, is the grid of the data: there covariates are zero
+        where they are not known.
+        """
+        if not isinstance(new, NewPoints):
+            check_stays(self.mean, [x is not None for x in new])
+            return self.mean
+        known = {name: Covariate(traced=x) for name, x in new.covariates.items()}
+        return with_covariates(self.mean, known)
+
+    def new_covariates(
+        self, covariates: Any, new: Sequence[Axis | None], are_scattered: bool = False
+    ) -> dict[str, Array]:
+        """All covariates of the mean on a grid where some axes are replaced, or at places."""
+        move = Move(self.axes, tuple(new), self.axis_names, are_scattered)
+        return new_covariates(self.mean, covariates, move, self.dtype)
 
     def points_on(self, new: Sequence[Points | None]) -> list[Points]:
         """The points of a grid where some axes are replaced."""
         pairs = zip(new, self.axes, strict=True)
         return [old.points(self.dtype) if p is None else p for p, old in pairs]
 
-    def noise_term(self) -> Any:
+    @property
+    def noise_model(self) -> AbstractNoise:
+        """The noise, of whichever kind."""
+        return noise_of(self.noise)
+
+    def noise_term(self) -> Array | Kronecker:
         """The noise alone: a variance, one per cell, or a Kronecker covariance."""
-        if isinstance(self.noise, AxisNoise | CellNoise | FullNoise | NoNoise):
-            return self.noise.operator(self.dtype)
-        return self.noise.astype(self.dtype)
+        return self.noise_model.operator(self.dtype)
 
     @abc.abstractmethod
     def covariance(self, include_noise: bool = True) -> Any:
@@ -132,8 +172,23 @@ class AbstractProcess(eqx.Module):
         """Log density of data that `check_data` and `observing` have seen."""
 
     @abc.abstractmethod
+    def condition(self, y: Any) -> "AbstractPosterior":
+        """The posterior given data."""
+
+    @abc.abstractmethod
     def data_covariance(self) -> DataCovariance:
         """The covariance of the observations, at the cells that have some."""
+
+
+Process = TypeVar("Process", bound=AbstractProcess)
+
+
+def with_fields(gp: Process, **changes: Any) -> Process:
+    """The same process with other fields, which nothing checks."""
+    other = object.__new__(type(gp))
+    for field in dataclasses.fields(gp):
+        object.__setattr__(other, field.name, changes.get(field.name, getattr(gp, field.name)))
+    return other
 
 
 class AbstractPosterior(eqx.Module):
@@ -150,7 +205,7 @@ class AbstractPosterior(eqx.Module):
         made_of: checksums of model and data.
     """
 
-    gp: eqx.AbstractVar[Any]
+    gp: eqx.AbstractVar[AbstractProcess]
     y: eqx.AbstractVar[Array]
     operator: eqx.AbstractVar[DataCovariance]
     weights: eqx.AbstractVar[Array]
@@ -169,6 +224,46 @@ class AbstractPosterior(eqx.Module):
     def residual(self) -> Array:
         """The data less the posterior mean of the function."""
 
+    @abc.abstractmethod
+    def grid_shape(self, axes: Any = None) -> tuple[int, ...]:
+        """Shape of the grid with new coordinates on some axes."""
+
+    @abc.abstractmethod
+    def mean(self, axes: Any = None, points: Any = None, covariates: Any = None) -> Array:
+        """Of the function, on a grid or at scattered points."""
+
+    @abc.abstractmethod
+    def variance(
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+        covariates: Any = None,
+    ) -> Array:
+        """Of the function, or of new observations."""
+
+    @abc.abstractmethod
+    def sample(
+        self,
+        key: PRNGKeyArray,
+        axes: Any = None,
+        sample_shape: tuple[int, ...] | int = (),
+        include_noise: bool = False,
+        noise: Any = None,
+        points: Any = None,
+        covariates: Any = None,
+    ) -> Array:
+        """Draws of the same."""
+
+    @abc.abstractmethod
+    def settled(self, estimate: Estimate) -> Estimate:
+        """An estimate, unless it did not converge and that is to raise."""
+
+    @abc.abstractmethod
+    def certain(self, estimate: Estimate, what: str = "Posterior variances") -> Array:
+        """The value of an estimate, with a warning where draws leave it uncertain."""
+
 
 def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
     """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
@@ -179,3 +274,32 @@ def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
         return method(own, *args, **options)
 
     return call
+
+
+def compiled(function: Callable[..., Any], *, returns_operator: bool = False) -> Callable[..., Any]:
+    """`eqx.filter_jit` for a function of a posterior, whose template is left out.
+
+    Posteriors of a hundred variables or dates then share one compiled program. The checksum of a
+    concrete decomposition is compared before: to do it inside would take half the compilation.
+    """
+    jitted = eqx.filter_jit(function)
+
+    @functools.wraps(function)
+    def call(post: AbstractPosterior, *args: Any) -> Any:
+        if post.template is not None:
+            post = dataclasses.replace(post, template=None)
+        if not returns_operator:
+            post = _compared(post)
+        return jitted(post, *args)
+
+    return call
+
+
+def _compared(post: AbstractPosterior) -> AbstractPosterior:
+    """A concrete posterior without checksums, of which that of the decomposition was right."""
+    op: Any = post.operator
+    if not is_concrete(post) or getattr(op, "made_of", None) is None:
+        return post
+    held(op, op.decomposition)
+    op = eqx.tree_at(lambda o: o.made_of, op, None)
+    return dataclasses.replace(post, operator=op, made_of=None)

@@ -12,12 +12,13 @@ from typing import Any, Literal, Optional
 import jax.numpy as jnp
 import numpy as np
 
-from kronax.gp.axes.markov import state_length, why_not_markov
-from kronax.gp.axes.structure import Structure
+from kronax.gp.axes.kernel_gradients import is_known
+from kronax.gp.axes.markov import state_length, why_unordered
+from kronax.gp.axes.structure import Structure, check_structure, choose
+from kronax.gp.kernels.base import Kernel
+from kronax.gp.kernels.stationary import Periodic
 from kronax.gp.model.components import are_exact, terms_covariance
-from kronax.gp.model.method import with_fields
-from kronax.gp.model.noise import CellNoise, FullNoise, NoNoise
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractProcess, Process, with_fields
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.gaps.masked import Masked
@@ -30,7 +31,6 @@ from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
-from kronax.linalg.spectral.low_rank import is_diagonal
 
 # Beyond these an exact value and gradient take more than some seconds on two cores.
 MOST_OPERATIONS = 4e11
@@ -46,8 +46,15 @@ MOST_PLACES = 100
 MOST_STATE = 6
 # Structures of an axis that a filter may replace.
 UNFILTERED = ("dense", "toeplitz", "centrosymmetric")
-# What a step in time costs at least, in such operations: some twenty microseconds.
-LEAST_STEP = 2e6
+# A shorter axis is filtered where the gaps make every other exact way this many times dearer.
+TO_SWITCH = 4.0
+# Beyond `MOST_DENSE` a filter is taken at up to this many times what iterations are predicted to
+# take, for it is exact, and right at every order.
+WORTH_EXACT = 10.0
+# What a step in time costs at least, in such operations: some thirty microseconds.
+LEAST_STEP = 1.2e6
+# The operations of a step with its gradient, in `m³ (d² + d + 1)` of `m` places and `d` numbers.
+FILTER_STEP = 20.0
 # Up to these, about a minute, an exact way stands in where iterations turn out to be no good.
 MOST_MEASURED = 6e12
 # An exact method that takes this many times as much is not chosen without being asked for.
@@ -66,6 +73,7 @@ class Choice:
         reason: in words.
         flops: operations of a value and gradient that is exact, in those of a matrix product.
         memory: its largest arrays, in bytes.
+        axis: of a filter, the axis along which.
         exact: of iterations, the exact way that stands in where they turn out to be no good, if
             it takes about a minute at most.
     """
@@ -74,6 +82,7 @@ class Choice:
     reason: str = dataclasses.field(compare=False)
     flops: float
     memory: float
+    axis: int | None = None
     exact: Optional["Choice"] = None
 
     @property
@@ -104,7 +113,7 @@ def choice(gp: AbstractProcess) -> Choice:
                 f"gaps='iterative' is not available {refused}. Take gaps='exact'."
             )
         return _iterative(exact, "'iterative' was asked for")
-    if exact.is_cheap or _is_whole(gp):
+    if _is_whole(gp) or (exact.is_cheap and _is_worth(gp, exact)):
         return exact
     if refused:
         return _because(exact, f"{exact.reason}; {exact.cost}, and no iterations {refused}")
@@ -123,11 +132,33 @@ def _iterative(exact: Choice, reason: str) -> Choice:
 
 def _has_choice(gp: AbstractProcess) -> bool:
     """Whether the grid alone does not decide: there are gaps, uneven noise, or several products."""
-    return gp.observed is not None or _is_uneven(gp) or not are_exact(gp)
+    return gp.observed is not None or gp.noise_model.is_per_cell or not are_exact(gp)
+
+
+def _is_worth(gp: AbstractProcess, exact: Choice) -> bool:
+    """Whether an exact way is no waste beside iterations."""
+    if exact.way != "markov" or exact.flops <= MOST_DENSE:
+        return True
+    return exact.flops <= WORTH_EXACT * iterative_flops(gp, USUAL_STEPS)
 
 
 def _cheapest_exact(gp: AbstractProcess) -> Choice:
-    """The exact way of the fewest operations."""
+    """The exact way of the fewest operations; a filter that nobody asked for, of far fewer."""
+    own = with_fields(gp, structures=own_structures(gp))
+    exact = _exact(own)
+    least = TO_SWITCH * LEAST_STEP * min(gp.grid_shape)
+    if exact.way == "markov" or exact.flops <= least or not _has_choice(gp) or _is_whole(gp):
+        return exact
+    along = (_markov_along(own, i) for i in range(len(gp.axes)))
+    found = [way for other in along if other is not None and (way := _filtered(other))]
+    best = min(found, key=lambda way: way.flops, default=exact)
+    if TO_SWITCH * best.flops > exact.flops:
+        return exact
+    return _because(best, f"{best.reason}; {exact.way} it takes {exact.flops:.1e} operations")
+
+
+def _exact(gp: AbstractProcess) -> Choice:
+    """The exact way of the fewest operations with the structures that a process has."""
     itemsize = jnp.dtype(gp.dtype).itemsize
     if not _has_choice(gp):
         return Choice("structured", "no cell is missing", 0.0, 0.0)
@@ -138,7 +169,7 @@ def _cheapest_exact(gp: AbstractProcess) -> Choice:
     filtered = _filtered(gp)
     if filtered is not None:
         return filtered if filtered.flops <= flops else dense
-    if gp.observed is None or _is_uneven(gp) or not are_exact(gp):
+    if gp.observed is None or gp.noise_model.is_per_cell or not are_exact(gp):
         return dense
     plan = plan_gaps(gp.observed, itemsize)
     structured = Choice("structured", plan.reason, plan.flops, float(plan.memory))
@@ -159,48 +190,78 @@ def _filtered(gp: AbstractProcess) -> Choice | None:
     if axis is None:
         return None
     places = prod(n for i, n in enumerate(gp.grid_shape) if i != axis)
-    order, size = state_length(gp.kernels[axis]), gp.grid_shape[axis]
+    order, size = state_length(gp.kernels[axis]) or 0, gp.grid_shape[axis]
     itemsize = jnp.dtype(gp.dtype).itemsize
     misses_whole = gp.observed is not None and misses_whole_times(gp.observed, axis)
-    if misses_whole and not _is_uneven(gp):
+    if misses_whole and not gp.noise_model.is_per_cell:
         numbers = size * places * (order + order**2 + 4)
         reason = "whole times missing along a Markov axis: a filter for every mode"
-        return Choice("markov", reason, 20.0 * numbers * order, float(itemsize * numbers))
-    # A value and its gradient: about three times the products of a step, 60 µs for the small ones.
-    step = max(6.0 * places**3 * (order**2 + order + 1), LEAST_STEP)
+        return Choice("markov", reason, 20.0 * numbers * order, float(itemsize * numbers), axis)
+    step = FILTER_STEP * places**3 * (order**2 + order + 1) + LEAST_STEP
     # The blocks of a reverse pass, and what a posterior keeps of every time.
     blocks = (sqrt(size) + size / max(sqrt(size), 1)) * (order * places) ** 2
     held = max(blocks, size * places**2 * (order + 1))
     reason = f"a filter of {places} places along a Markov axis of {size}"
-    return Choice("markov", reason, size * step, float(itemsize * held))
+    return Choice("markov", reason, size * step, float(itemsize * held), axis)
 
 
-def long_axes(gp: AbstractProcess, asked: Any) -> tuple[Structure, ...]:
-    """The structures of the axes, of which a long one with few places beside it is Markov.
+def settled(gp: Process) -> Process:
+    """The same process, an axis of which is Markov where its data are to be filtered along it."""
+    structures = own_structures(gp)
+    axis = None if gp.gaps == "iterative" else choice(gp).axis
+    if axis is not None and structures[axis].kind != "markov":
+        structures = _with_markov(gp, structures, axis)
+        if not all(map(is_known, gp.kernels[axis].all_terms())):
+            name = gp.axis_names[axis] if gp.axis_names else f"axis {axis}"
+            asked = choose(gp.kernels[axis], gp.axes[axis], "markov")
+            check_structure(gp.kernels[axis], gp.axes[axis], asked, name)
+    return with_fields(gp, structures=structures)
 
-    Args:
-        gp: with the structures of every axis by itself.
-        asked: those that were asked for.
-    """
+
+def own_structures(gp: AbstractProcess) -> tuple[Structure, ...]:
+    """The structures of the axes whatever is missing; a long one is Markov."""
+    structures = tuple(
+        structure if structure.is_asked else choose(kernel, axis)
+        for kernel, axis, structure in zip(gp.kernels, gp.axes, gp.structures, strict=True)
+    )
     i = int(np.argmax(gp.grid_shape))
     size, places = gp.grid_shape[i], prod(gp.grid_shape) // gp.grid_shape[i]
-    is_open = (asked is None or asked[i] is None) and gp.structures[i].kind in UNFILTERED
-    is_long = size >= LONG and places <= min(size, MOST_PLACES)
-    if not (is_open and is_long) or why_not_markov(gp.kernels[i], gp.axes[i]) is not None:
-        return gp.structures
-    if state_length(gp.kernels[i]) > MOST_STATE:
-        return gp.structures
-    with_markov = Structure("markov", f"{size} places on a line, {places} cells at each")
-    structures = (*gp.structures[:i], with_markov, *gp.structures[i + 1 :])
-    can_be = filtered_axis(with_fields(gp, structures=structures)) == i
-    return structures if can_be else gp.structures
+    if size < LONG or places > min(size, MOST_PLACES):
+        return structures
+    long = _markov_along(with_fields(gp, structures=structures), i)
+    return structures if long is None else long.structures
+
+
+def _markov_along(gp: AbstractProcess, i: int) -> AbstractProcess | None:
+    """The same process filtered along an axis that is open, if its kernel has a short state."""
+    structure, kernel = gp.structures[i], gp.kernels[i]
+    if structure.is_asked or structure.kind not in UNFILTERED or why_unordered(kernel, gp.axes[i]):
+        return None
+    length = state_length(kernel)
+    # A series that is cut off has lengthscales at which it does not hold.
+    if length is None or length > MOST_STATE or any(map(_is_series, kernel.all_terms())):
+        return None
+    found = with_fields(gp, structures=_with_markov(gp, gp.structures, i))
+    return found if filtered_axis(found) == i else None
+
+
+def _is_series(kernel: Kernel) -> bool:
+    return isinstance(kernel, Periodic)
+
+
+def _with_markov(
+    gp: AbstractProcess, structures: tuple[Structure, ...], i: int
+) -> tuple[Structure, ...]:
+    size = gp.grid_shape[i]
+    reason = f"{size} places on a line, {prod(gp.grid_shape) // size} cells at each"
+    return (*structures[:i], Structure("markov", reason), *structures[i + 1 :])
 
 
 def filtered_axis(gp: AbstractProcess) -> int | None:
     """The Markov axis along which a process can be filtered."""
-    if gp.joined is not None or not are_exact(gp) or isinstance(gp.noise, NoNoise):
+    if gp.joined is not None or not are_exact(gp):
         return None
-    if isinstance(gp.noise, FullNoise) and not all(map(is_diagonal, gp.noise.kronecker.factors)):
+    if gp.noise_model.is_none or not gp.noise_model.is_independent:
         return None
     markov = [(gp.grid_shape[i], i) for i, s in enumerate(gp.structures) if s.kind == "markov"]
     return max(markov)[1] if markov else None
@@ -208,51 +269,53 @@ def filtered_axis(gp: AbstractProcess) -> int | None:
 
 def _is_whole(gp: AbstractProcess) -> bool:
     """Whether no gap is left once whole slabs are dropped, so that no size needs another way."""
-    is_even = are_exact(gp) and not _is_uneven(gp)
+    is_even = are_exact(gp) and not gp.noise_model.is_per_cell
     return is_even and (gp.observed is None or not gp.observed.gaps.count)
 
 
 def _why_dense(gp: AbstractProcess) -> str:
     if not are_exact(gp):
         return gp.additive.reason
-    if _is_uneven(gp):
+    if gp.likelihood is not None:
+        return "the likelihood makes a noise variance per cell"
+    if gp.noise_model.is_per_cell:
         return "a noise variance per cell"
     return "terms that join the noise, with gaps"
 
 
 def data_covariance(
-    gp: AbstractProcess,
+    gp: AbstractProcess, signal: Kronecker | None = None
 ) -> KroneckerPlusNoise | Masked | MarkovAtObserved | DenseCovariance | Iterative:
-    """The covariance of the observations, at the cells that have some, ready to be solved."""
+    """The covariance of the observations, at the cells that have some, ready to be solved.
+
+    Args:
+        gp: the process.
+        signal: in place of the covariance of its function, one with the same structure.
+    """
     found = choice(gp)
     if found.way == "iterative":
-        noise = gp.noise_term()
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
         observed = None if gp.observed is None else gp.observed.array
-        signal = gp.covariance(include_noise=False)
-        return Iterative(KroneckerPlusDiagonal(signal, levels, observed=observed), gp.iteration)
+        levels = gp.noise_model.levels(gp.dtype)
+        function = signal or gp.covariance(include_noise=False)
+        return Iterative(KroneckerPlusDiagonal(function, levels, observed=observed), gp.iteration)
     _check_cost(gp, found)
     if found.way == "dense":
-        signal = terms_covariance(gp) if gp.joined else gp.covariance(include_noise=False)
-        return DenseCovariance(with_noise_of(gp, signal), mask_to_solve(gp))
+        function = signal or gp.covariance(include_noise=False)
+        function = terms_covariance(gp) if gp.joined else function
+        return DenseCovariance(with_noise_of(gp, function), mask_to_solve(gp))
+    whole: Any = gp.covariance() if signal is None else with_noise_of(gp, signal)
     if found.way == "markov":
-        return MarkovAtObserved(gp.covariance(), mask_to_solve(gp))
-    if gp.observed is None:
-        return gp.covariance()
-    return Masked(gp.covariance(), gp.observed)
+        return MarkovAtObserved(whole, mask_to_solve(gp))
+    return whole if gp.observed is None else Masked(whole, gp.observed)
 
 
 def with_noise_of(
     gp: AbstractProcess, signal: Kronecker | KroneckerTerms
 ) -> KroneckerPlusNoise | KroneckerPlusDiagonal:
     """The covariance of noisy data on the whole grid."""
-    noise = gp.noise_term()
-    if isinstance(signal, KroneckerTerms):
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
-        return KroneckerPlusDiagonal(signal, levels)
-    if isinstance(noise, Kronecker) or not noise.ndim:
-        return KroneckerPlusNoise(signal, noise)
-    return KroneckerPlusDiagonal(signal, noise)
+    if gp.noise_model.is_per_cell or isinstance(signal, KroneckerTerms):
+        return KroneckerPlusDiagonal(signal, gp.noise_model.levels(gp.dtype))
+    return KroneckerPlusNoise(signal, gp.noise_term())
 
 
 def check_choice(gaps: Any, iteration: Any) -> Iteration:
@@ -303,7 +366,7 @@ def _unused_markov(gp: AbstractProcess) -> list[str]:
         why = gp.additive.reason
     elif gp.joined is not None:
         why = "terms that join the noise"
-    elif isinstance(gp.noise, NoNoise):
+    elif gp.noise_model.is_none:
         why = "no noise"
     else:
         why = "noise that is correlated"
@@ -313,7 +376,7 @@ def _unused_markov(gp: AbstractProcess) -> list[str]:
 def iterative_flops(gp: AbstractProcess, num_steps: int) -> float:
     """Operations of a value and gradient by that many iterations."""
     num_terms = 1 if are_exact(gp) else 1 + len(gp.additive.names)
-    if num_terms > 1 and (gp.observed is not None or _is_uneven(gp)):
+    if num_terms > 1 and (gp.observed is not None or gp.noise_model.is_per_cell):
         # Every iteration holds others inside, for the gaps of one product.
         num_terms += USUAL_STEPS
     passes = 2 * num_steps * num_terms * (1 + gp.iteration.num_probes)
@@ -345,17 +408,12 @@ def _check_cost(gp: AbstractProcess, exact: Choice) -> None:
         )
 
 
-def _is_uneven(gp: AbstractProcess) -> bool:
-    return isinstance(gp.noise, CellNoise)
-
-
 def _why_not_iterative(gp: AbstractProcess) -> str:
     """What iterations cannot do, in words; empty if they can."""
     if gp.joined is not None:
         return "where terms join the noise"
     if any(structure.rank for structure in gp.structures):
         return "with low-rank axes"
-    noise = gp.noise
-    if isinstance(noise, FullNoise) and not all(map(is_diagonal, noise.kronecker.factors)):
+    if not gp.noise_model.is_independent:
         return "with noise that is correlated between cells"
     return ""

@@ -7,15 +7,14 @@ measure nothing.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.model import marginal_likelihood
-from kronax.gp.model.method import with_fields
-from kronax.gp.model.process import AbstractProcess
-from kronax.gp.model.solver_choice import Choice, choice, iterative_flops
+from kronax.gp.model.process import AbstractProcess, Process, with_fields
+from kronax.gp.model.solver_choice import Choice, choice, iterative_flops, settled
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.estimates.certificates import Estimate
 
@@ -48,14 +47,19 @@ def log_likelihood(gp: AbstractProcess, y: Array) -> Array:
     found = trial(gp, y)
     if found is not None and found.choice.way == "iterative":
         return found.estimate.value
-    seen = gp if found is None else with_fields(gp, measured=found.choice)
+    seen = gp if found is None else solved_by(gp, found.choice)
     return seen.checked_log_likelihood(y)
 
 
-def measured_by(gp: AbstractProcess, y: Array) -> Any:
+def measured_by(gp: Process, y: Array) -> Process:
     """The process that is solved as a trial says."""
     found = trial(gp, y)
-    return gp if found is None else with_fields(gp, measured=found.choice)
+    return gp if found is None else solved_by(gp, found.choice)
+
+
+def solved_by(gp: Process, measured: Choice | None) -> Process:
+    """The process solved in a way that was measured, with the structures for that."""
+    return settled(with_fields(gp, measured=measured))
 
 
 def _worthwhile_steps(gp: AbstractProcess, planned: Choice) -> int:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.distributions.whitening import standard_normal
 from kronax.gp.coordinates.spacing import Coordinates
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.model.components import amplitude
 from kronax.gp.model.process import AbstractProcess
@@ -31,13 +31,40 @@ from kronax.priors import sample_site
 def sample_latent(gp: AbstractProcess, name: str, jitter: float) -> Array:
     """The body of `GridGP.latent`."""
     check_jitter(jitter)
-    factors = gp.covariance(include_noise=False).factors
-    roots = [_root(k, jitter, axis.static) for k, axis in zip(factors, gp.axes, strict=True)]
+    roots = latent_roots(gp, jitter)
     shape = tuple(r.size for r in roots)
-    white = sample_site(f"{name}_white", standard_normal(shape, gp.dtype))
+    white = sample_site(white_site(name), standard_normal(shape, gp.dtype))
     return numpyro.deterministic(
         name, jnp.add(*same_rank(gp.mean_on((None,) * len(shape)), apply_roots(roots, white)))
     )
+
+
+def white_site(name: str) -> str:
+    """The name of the sample site of a latent field."""
+    return f"{name}_white"
+
+
+def latent_roots(gp: AbstractProcess, jitter: float) -> list[Any]:
+    """What makes the field of the white one: a root of every axis' covariance, with jitter."""
+    factors = gp.covariance(include_noise=False).factors
+    return [_root(k, jitter, axis.static) for k, axis in zip(factors, gp.axes, strict=True)]
+
+
+def latent_covariance(gp: AbstractProcess, jitter: float) -> Kronecker:
+    """The covariance of the field that these roots make."""
+    factors = gp.covariance(include_noise=False).factors
+    return Kronecker(*(_with_jitter(k, jitter) for k in factors))
+
+
+def _with_jitter(factor: AbstractFactor, jitter: float) -> AbstractFactor:
+    """A low-rank factor needs none: it brings a root of its own."""
+    if factor.thin_root() is not None:
+        return factor
+    return factor.shifted(_level(factor, jitter))
+
+
+def _level(factor: AbstractFactor, jitter: float) -> Array:
+    return jitter * jnp.mean(factor.diagonal())
 
 
 def check_jitter(jitter: Any) -> None:
@@ -61,7 +88,7 @@ def _root(factor: AbstractFactor, jitter: float, places: Coordinates | None) -> 
     """
     if factor.thin_root() is not None:
         return factor.root()
-    level = jitter * jnp.mean(factor.diagonal())
+    level = _level(factor, jitter)
     if isinstance(factor, Markov):
         return factor.shifted(level).root()
     blocks = factor.blocks()
@@ -126,29 +153,39 @@ class LatentPosterior(eqx.Module):
         dtype, new = self.gp.dtype, self.gp.new_axes(axes)
         return tuple(None if axis is None else axis.points(dtype) for axis in new)
 
-    def mean(self, axes: Any) -> Float[Array, "..."]:
+    def _with(self, axes: Any, covariates: Any) -> NewPoints:
+        known = self.gp.new_covariates(covariates, self.gp.new_axes(axes))
+        return NewPoints(self._new(axes), known)
+
+    def mean(self, axes: Any, covariates: Any = None) -> Float[Array, "..."]:
         """Mean of the field on a new grid.
 
         Args:
             axes: new coordinates; `None` for an axis, or a name left out, keeps it.
+            covariates: of the mean there, by name, as for a `kx.Posterior`.
 
         Raises:
-            KeyError: if an axis name is unknown.
-            ValueError: if there is not one entry per axis, or coordinates have another form.
+            KeyError: if the name of an axis or a covariate is unknown.
+            ValueError: if there is not one entry per axis, coordinates have another form, or a
+                covariate is not known there.
         """
-        return _mean(self, self._new(axes))
+        return _mean(self, self._with(axes, covariates))
 
     def variance(self, axes: Any) -> Float[Array, "..."]:
-        """Variance of the field on a new grid; arguments as for `mean`."""
+        """Variance of the field on a new grid, which does not depend on its mean."""
         return _variance(self, self._new(axes))
 
     def sample(
-        self, key: PRNGKeyArray, axes: Any, sample_shape: tuple[int, ...] | int = ()
+        self,
+        key: PRNGKeyArray,
+        axes: Any,
+        sample_shape: tuple[int, ...] | int = (),
+        covariates: Any = None,
     ) -> Float[Array, "..."]:
-        """Draws of the field on a new grid, by Matheron's rule; `axes` as for `mean`."""
+        """Draws of the field on a new grid, by Matheron's rule; arguments as for `mean`."""
         check_key(key)
         shape = shape_of(sample_shape)
-        return _sample(self, key, self._new(axes), shape)
+        return _sample(self, key, self._with(axes, covariates), shape)
 
 
 def latent_condition(gp: AbstractProcess, f: Any, jitter: float) -> LatentPosterior:

@@ -6,7 +6,6 @@ from jaxtyping import Array, Float
 from kronax.distributions import KroneckerNormal, MaskedKroneckerNormal
 from kronax.gp.model import checks
 from kronax.gp.model.components import are_exact
-from kronax.gp.model.noise import CellNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.numpyro.latent import LatentPosterior, latent_condition, sample_latent
@@ -31,8 +30,7 @@ class NumpyroSites(AbstractProcess):
             (5,)
         """
         checks.refuse_marginal(self, "gp.numpyro_dist() is")
-        is_uneven = isinstance(self.noise, CellNoise)
-        if is_uneven or not are_exact(self) or is_iterative(self):
+        if self.noise_model.is_per_cell or not are_exact(self) or is_iterative(self):
             raise NotImplementedError(
                 "gp.numpyro_dist() is not available by iterations, for terms without an exact "
                 "decomposition or with one noise variance per cell. Add the likelihood to the "

@@ -15,20 +15,20 @@ from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.templates import check_data_units, without_axis
+from kronax.gp.means.new_covariates import continued
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
 from kronax.gp.model.method import gaps_of, mask_of
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise, as_noise
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
-from kronax.linalg.arrays.checks import array_of_reals, grid_of, is_concrete
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
+from kronax.gp.model.solver_choice import settled
+from kronax.gp.noise.abstract import Slices
+from kronax.linalg.arrays.checks import grid_of
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
-from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.functions.decompose import decompose_axis
-from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
-def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any) -> Any:
+def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariates: Any) -> Any:
     """The posterior of the same process on the longer grid."""
     gp = post.gp
     i, new = _new_axis(gp, axes)
@@ -40,7 +40,11 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any) -> Any:
     ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype, finite=False)
     _check_batches(post.y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
-    longer = _longer(gp, i, axis, new.size, noise, in_front)
+    slices = Slices(i, axis_labels(gp)[i], new.size, in_front, noise)
+    longer = _longer(gp, axis, slices)
+    known = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
+    mean = continued(gp.mean, known, covariates, i, (old.size, new.size), in_front)
+    longer = with_fields(longer, mean=mean)
     old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
     parts = [ahead, old_y] if in_front else [old_y, ahead]
     y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
@@ -157,11 +161,11 @@ def _continued(known: Coordinates, ahead: Coordinates, name: str) -> tuple[Coord
     return Coordinates(values, known.origin, snapped), float(away.max())
 
 
-def _longer(gp: AbstractProcess, i: int, axis: Axis, count: int, noise: Any, in_front: bool) -> Any:
-    """The process with another axis `i`: its structure is chosen anew, its parameters stay."""
-    name, kernel, held = axis_labels(gp)[i], gp.kernels[i], gp.structures[i]
-    stays = held.reason == "as asked" or held.kind == "markov"
-    asked = held.rank or (held.kind if stays else None)
+def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> AbstractProcess:
+    """The process with another axis: its structure is chosen anew, its parameters stay."""
+    i, name = slices.axis, slices.name
+    kernel, held = gp.kernels[i], gp.structures[i]
+    asked = held.rank or (held.kind if held.is_asked else None)
     check_kernel(kernel, axis, name)
     structure = choose(kernel, axis, asked)
     check_structure(kernel, axis, structure, name)
@@ -169,90 +173,17 @@ def _longer(gp: AbstractProcess, i: int, axis: Axis, count: int, noise: Any, in_
     joined = gp.joined_structure
     if gp.joined is not None:
         joined = joined_structure(gp.additive, gp.joined, axes, axis_labels(gp), structures)
-    changes = {
-        "measured": None,
-        "axes": axes,
-        "structures": structures,
-        "joined_structure": joined,
-        "noise": _longer_noise(gp, i, axis.size, count, noise, in_front),
-    }
-    changes["observed"] = mask_of(None, changes["noise"], tuple(x.size for x in axes))
-    longer = object.__new__(type(gp))
-    for field in dataclasses.fields(gp):
-        value = changes.get(field.name, getattr(gp, field.name))
-        object.__setattr__(longer, field.name, value)
-    return longer
-
-
-def _longer_noise(
-    gp: AbstractProcess, i: int, size: int, count: int, noise: Any, in_front: bool
-) -> Any:
-    """The noise on the longer grid."""
-    name, held = axis_labels(gp)[i], gp.noise
-    if isinstance(held, CellNoise):
-        return _longer_cells(gp, i, count, noise, in_front)
-    varies = isinstance(held, AxisNoise) and held.variances[i] is not None
-    if noise is not None and not varies:
-        raise TypeError(
-            f"`noise` is for a model whose noise varies along {name}, and this one's does not; got "
-            f"noise={noise!r}. Leave it out."
-        )
-    if isinstance(held, AxisNoise):
-        variances = held.variances[i]
-        if variances is not None:
-            parts = [variances, _checked_noise(noise, count, name, gp.dtype)]
-            variances = jnp.concatenate(parts[::-1] if in_front else parts)
-        shape = _with(held.grid_shape, i, size)
-        return AxisNoise(shape, _with(held.variances, i, variances))
-    if isinstance(held, FullNoise):
-        own = held.kronecker.factors[i]
-        if not isinstance(own, ScaledIdentity):
-            raise ValueError(
-                f"The noise is correlated along {name} and not defined at its new coordinates. "
-                "Condition a new kx.GridGP with noise over all of them."
-            )
-        factors = _with(held.kronecker.factors, i, ScaledIdentity(own.scale, size))
-        return FullNoise(Kronecker(*factors))
-    return held
-
-
-def _longer_cells(gp: AbstractProcess, i: int, count: int, noise: Any, in_front: bool) -> CellNoise:
-    """Noise with a variance per cell: those of the new slices beside the old ones."""
-    shape = tuple(count if j == i else n for j, n in enumerate(gp.grid_shape))
-    if noise is None:
-        raise ValueError(
-            "The noise has a variance of its own at every cell. Pass `noise=` with those of the "
-            f"new slices, one or {shape}."
-        )
-    value = array_of_reals(noise, "noise", finite=False)
-    if value.shape not in ((), shape):
-        raise ValueError(
-            f"The noise of the new slices must be one variance, or one per cell, {shape}; got "
-            f"shape {value.shape}."
-        )
-    ahead = jnp.broadcast_to(value, shape).astype(gp.dtype) / gp.noise.scale
-    parts = [ahead, gp.noise.variances] if in_front else [gp.noise.variances, ahead]
-    both = as_noise(
-        jnp.concatenate(parts, axis=i), _with(gp.grid_shape, i, gp.grid_shape[i] + count), None
+    noise = gp.noise_model.longer(slices, gp.dtype)
+    longer = with_fields(
+        gp,
+        measured=None,
+        axes=axes,
+        structures=structures,
+        joined_structure=joined,
+        noise=gp.noise if noise.is_white else noise,
+        observed=mask_of(None, noise, tuple(x.size for x in axes)),
     )
-    return CellNoise(both.variances, gp.noise.scale)
-
-
-def _checked_noise(noise: Any, count: int, name: str, dtype: Any) -> Array:
-    if noise is None:
-        raise ValueError(
-            f"The noise varies along {name} and is not defined at its new coordinates. Pass "
-            f"`noise=` with the variance there, one number or {count}."
-        )
-    value = array_of_reals(noise, "noise")
-    if value.shape not in ((), (count,)):
-        raise ValueError(
-            f"The noise of new slices along {name} must be one variance, or one for each of them, "
-            f"({count},); got shape {value.shape}."
-        )
-    if is_concrete(value) and not bool(np.all(np.asarray(value) > 0)):
-        raise ValueError(f"The noise variances must be positive; got {value}.")
-    return jnp.broadcast_to(value, (count,)).astype(dtype)
+    return settled(longer)
 
 
 def _check_batches(y: Array, ahead: Array, num_axes: int) -> None:

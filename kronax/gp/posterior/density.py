@@ -1,5 +1,6 @@
 """Log density of further data given the data."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -8,12 +9,11 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.means.gls import marginal_logpdf
 from kronax.gp.model.components import amplitude, kernel_matrix, process_ahead
-from kronax.gp.model.process import AbstractPosterior
-from kronax.gp.posterior.noise_levels import noise_on
+from kronax.gp.model.process import AbstractPosterior, compiled
+from kronax.gp.posterior.noise_levels import check_defined, noise_on
 from kronax.gp.posterior.scattered import covariance_at, mean_at
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
@@ -31,7 +31,11 @@ MOST_PLACES = 5_000
 
 
 def log_density(
-    post: AbstractPosterior, y_new: Array, new: tuple[Axis | None, ...], noise: Any
+    post: AbstractPosterior,
+    y_new: Array,
+    new: tuple[Axis | None, ...],
+    noise: Any,
+    covariates: Mapping[str, Array],
 ) -> Array:
     """Of new observations on a grid.
 
@@ -39,7 +43,7 @@ def log_density(
     is the difference of two of them. With several, with gaps or uneven noise, or where terms join
     the noise, it is that of a dense normal distribution. Concrete values that are lost warn.
     """
-    value, found = _with_ends(post, y_new, new, noise)
+    value, found = _with_ends(post, y_new, new, noise, covariates)
     warn_of_ratio(found, "The log density may be wrong")
     return value
 
@@ -48,29 +52,27 @@ Density = tuple[Array, Conditioning | None]
 
 
 def _with_ends(
-    post: AbstractPosterior, y_new: Array, new: tuple[Axis | None, ...], noise: Any
+    post: AbstractPosterior,
+    y_new: Array,
+    new: tuple[Axis | None, ...],
+    noise: Any,
+    covariates: Mapping[str, Array],
 ) -> Density:
     moved = [i for i, axis in enumerate(new) if axis is not None]
     gp = post.gp
     is_whole = isinstance(post.operator, KroneckerPlusNoise)
     if len(moved) > 1 or noise is not None or gp.joined is not None or not is_whole:
-        return _on_places(post, y_new, new, noise)
+        return _on_places(post, y_new, new, noise, covariates)
+    dtype = post.operator.dtype
+    ahead = NewPoints((None if x is None else x.points(dtype) for x in new), covariates)
     if not moved:
-        return _again(post, y_new)
-    ahead = tuple(None if axis is None else axis.points(post.operator.dtype) for axis in new)
-    if isinstance(post.on_grid.noise, Kronecker):
-        varying = getattr(post.gp.noise, "variances", None)
-        if varying is None or varying[moved[0]] is not None:
-            name = post.gp.axis_names[moved[0]] if post.gp.axis_names else f"axis {moved[0]}"
-            raise ValueError(
-                f"The noise varies along {name} and is not defined at its new coordinates. Pass "
-                "`noise=` with the variance there."
-            )
+        return _again(post, y_new, ahead)
+    check_defined(gp, new)
     return _longer(post, y_new, ahead, moved[0])
 
 
 @compiled
-def _again(post: AbstractPosterior, y_new: Array) -> Density:
+def _again(post: AbstractPosterior, y_new: Array, new: tuple[Points | None, ...]) -> Density:
     """A second observation of every cell: one more axis, of two that share the function."""
     op = post.on_grid
     both = jnp.ones((2, 2), op.dtype)
@@ -78,7 +80,7 @@ def _again(post: AbstractPosterior, y_new: Array) -> Density:
     if isinstance(noise, Kronecker):
         noise = Kronecker(jnp.eye(2, dtype=op.dtype), *noise.factors)
     joint = KroneckerPlusNoise(Kronecker(both, *op.factors), noise)
-    return _difference(post, y_new, joint, -len(op.factors) - 1, stack=True)
+    return _difference(post, y_new, joint, -len(op.factors) - 1, new, stack=True)
 
 
 @compiled
@@ -104,7 +106,7 @@ def _longer(
         parts[i] = ScaledIdentity(jnp.ones((), op.dtype), size)
         noise = Kronecker(*parts)
     joint = KroneckerPlusNoise(Kronecker(*factors), noise)
-    return _difference(post, y_new, joint, i - len(factors), new=new, order=order)
+    return _difference(post, y_new, joint, i - len(factors), new, order=order)
 
 
 def _difference(
@@ -112,9 +114,9 @@ def _difference(
     y_new: Array,
     joint: KroneckerPlusNoise,
     axis: int,
+    new: tuple[Points | None, ...],
     *,
     stack: bool = False,
-    new: tuple[Points | None, ...] | None = None,
     order: Array | None = None,
 ) -> Density:
     """`log p(y, y_new) − log p(y)`, and the ends of the first covariance.
@@ -127,7 +129,7 @@ def _difference(
     stay = (None,) * len(gp.axes)
     grid = tuple(a.size for a in gp.axes)
     old = jnp.subtract(*same_rank(post.y, gp.mean_on(stay)))
-    ahead = jnp.subtract(*same_rank(y_new, gp.mean_on(new or stay)))
+    ahead = jnp.subtract(*same_rank(y_new, gp.mean_on(new)))
     lead = jnp.broadcast_shapes(
         old.shape[: old.ndim - len(grid)], ahead.shape[: ahead.ndim - len(grid)]
     )
@@ -144,8 +146,8 @@ def _difference(
     if post.regression is None:
         return normal_logpdf_grid(whole, joint) - normal_logpdf_grid(old, op), found
     design = gp.design_on(stay)
-    longer = join([design, gp.design_on(new or stay)], axis=axis)
-    variance = gp.mean.variance
+    longer = join([design, gp.design_on(new)], axis=axis)
+    variance = gp.marginal.variance
     value = marginal_logpdf(joint, longer, whole, variance)
     return value - marginal_logpdf(op, design, old, variance), found
 
@@ -161,15 +163,20 @@ def check_number(count: int) -> None:
 
 
 def _on_places(
-    post: AbstractPosterior, y_new: Array, new: tuple[Axis | None, ...], noise: Any
+    post: AbstractPosterior,
+    y_new: Array,
+    new: tuple[Axis | None, ...],
+    noise: Any,
+    covariates: Mapping[str, Array],
 ) -> Density:
     axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
     shape = tuple(axis.size for axis in axes)
     indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
     count = indices[0].size
     check_number(count)
-    places = tuple(
-        axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)
+    places: Any = NewPoints(
+        (axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)),
+        {name: jnp.broadcast_to(x, shape).reshape(-1) for name, x in covariates.items()},
     )
     levels = noise_on(post, new, noise)
     if is_concrete(levels) and bool(jnp.isposinf(levels).any()):

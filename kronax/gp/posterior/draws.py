@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from kronax.gp.labelled.templates import compiled
 from kronax.gp.means.gls import fitted
 from kronax.gp.model.components import Component, New, term, whole
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, compiled
 from kronax.gp.posterior.noise_levels import noisy
-from kronax.gp.posterior.predict import at_data, cross_of
-from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
+from kronax.gp.posterior.predict import cross_of, with_mean
+from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
@@ -97,7 +96,7 @@ def _draws(
     gp, op, name = post.gp, post.operator, drawn.name
     signal_key, noise_key = jax.random.split(key)
     count = len(drawn.components)
-    wanted = range(count) if name is None else (gp.terms.names.index(name),)
+    wanted = range(count) if name is None else (gp.additive.names.index(name),)
     keys = [signal_key] if gp.terms is None else jax.random.split(signal_key, count)
     lead = (*shape, *post.y.shape[: post.y.ndim - len(new)])
     fields = [
@@ -106,23 +105,25 @@ def _draws(
     residual = jnp.subtract(*same_rank(post.y, gp.mean_on((None,) * len(new))))
     for old, _ in fields:
         residual = jnp.subtract(*same_rank(residual, old))
-    noise = noise_draw(gp.noise_term(), noise_key, residual.shape, op.dtype)
+    noise = gp.noise_model.draw(noise_key, residual.shape, op.dtype)
     residual = residual - noise
-    draw = gp.mean_on(new) if name is None else jnp.zeros((), op.dtype)
+    coefficients = None
     if post.regression is not None:
-        white = normal_numbers(jax.random.fold_in(key, 1), (*lead, len(gp.mean.names)), op.dtype)
+        white = normal_numbers(
+            jax.random.fold_in(key, 1), (*lead, len(gp.marginal.names)), op.dtype
+        )
         coefficients = post.regression.draw(white)
         residual = residual - fitted(coefficients, gp.design_on((None,) * len(new)))
-        if name is None:
-            draw = jnp.add(*same_rank(draw, fitted(coefficients, gp.design_on(new))))
-    weights = signal_weights(op, residual)
+    weights, draw = signal_weights(op, residual), jnp.zeros((), op.dtype)
     for k in wanted:
         correction = cross_of(post, drawn.components[k], new, exact=False).mv_grid(weights)
         draw = jnp.add(*same_rank(draw, fields[k][1] + correction))
     if name is None:
-        draw = at_data(post, new, draw, jnp.subtract(*same_rank(post.y, noise)), weights)
+        draw = with_mean(
+            post, new, draw, jnp.subtract(*same_rank(post.y, noise)), weights, coefficients
+        )
     if observed is None:
         return draw
     if observed.levels is None:
-        return draw + noise_draw(gp.noise_term(), observed.key, draw.shape, op.dtype)
+        return draw + gp.noise_model.draw(observed.key, draw.shape, op.dtype)
     return noisy(draw, observed.key, observed.levels)

@@ -1,5 +1,6 @@
 """The noise variances of predicted observations."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,27 +11,24 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
-from kronax.gp.model.noise import AxisNoise, CellNoise, FullNoise
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import array_of_reals
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.square_roots import safe_sqrt
-from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.spectral.low_rank import is_diagonal
 
 
 def noise_at(post: AbstractPosterior, places: tuple[Points, ...], noise: Any) -> Array:
     """The noise variances at scattered places; they broadcast to them."""
     if noise is not None:
         return _given_noise(noise, (places[0].raw.shape[0],), post.operator.dtype)
-    model = post.gp.noise_term()
-    if isinstance(model, Kronecker) or model.ndim:
+    if not post.gp.noise_model.is_white:
         raise ValueError(
             "Noise that varies over the grid is not defined at scattered points. Pass `noise=` "
             "with the variance there."
         )
-    return model
+    return post.gp.noise_model.levels(post.gp.dtype)
 
 
 def noise_on(post: AbstractPosterior, new: tuple[Axis | None, ...], noise: Any) -> Array:
@@ -38,31 +36,27 @@ def noise_on(post: AbstractPosterior, new: tuple[Axis | None, ...], noise: Any) 
     if noise is not None:
         shape = tuple((axis or old).size for axis, old in zip(new, post.gp.axes, strict=True))
         return _given_noise(noise, shape, post.operator.dtype)
-    own = post.gp.noise
-    if not isinstance(own, AxisNoise | CellNoise | FullNoise):
-        return post.gp.noise_term()
-    varying = own.variances if isinstance(own, AxisNoise) else (True,) * len(new)
-    for i, (axis, values) in enumerate(zip(new, varying, strict=True)):
-        if axis is not None and values is not None:
-            name = post.gp.axis_names[i] if post.gp.axis_names else f"axis {i}"
+    own, dtype = post.gp.noise_model, post.gp.dtype
+    check_defined(post.gp, new)
+    if own.is_white:  # nothing to compile
+        return own.levels(dtype)
+    return _levels(own, tuple(None if axis is None else axis.size for axis in new), dtype)
+
+
+@eqx.filter_jit
+def _levels(noise: AbstractNoise, new_sizes: tuple[int | None, ...], dtype: Any) -> Array:
+    return noise.on(new_sizes, dtype)
+
+
+def check_defined(gp: AbstractProcess, new: Sequence[Axis | None]) -> None:
+    """Refuse new coordinates of an axis along which the noise varies."""
+    for i, axis in enumerate(new):
+        if axis is not None and gp.noise_model.varies_along(i):
+            name = gp.axis_names[i] if gp.axis_names else f"axis {i}"
             raise ValueError(
                 f"The noise varies along {name} and is not defined at its new coordinates. "
                 "Pass `noise=` with the variance there."
             )
-    return _levels(post.gp, tuple(None if axis is None else axis.size for axis in new))
-
-
-@eqx.filter_jit
-def _levels(gp: AbstractProcess, new_sizes: tuple[int | None, ...]) -> Array:
-    """The noise variances where some axes have new places, on which they do not depend."""
-    model = gp.noise_term()
-    if not isinstance(model, Kronecker):
-        return model
-    grid = jnp.ones((), model.dtype)
-    for factor, size in zip(model.factors, new_sizes, strict=True):
-        values = factor.diagonal() if size is None else jnp.ones(size, factor.dtype)
-        grid = jnp.multiply(*same_rank(grid[..., None], values))
-    return grid
 
 
 def check_used(noise: Any, include_noise: bool) -> None:
@@ -87,10 +81,9 @@ def _given_noise(noise: Any, shape: tuple[int, ...], dtype: Any) -> Array:
     return value.astype(dtype)
 
 
-def check_independent(model: Any, noise: Any) -> None:
+def check_independent(gp: AbstractProcess, noise: Any) -> None:
     """Refuse correlated noise where only variances can be used."""
-    correlated = isinstance(model, Kronecker) and not all(is_diagonal(f) for f in model.factors)
-    if noise is None and correlated:
+    if noise is None and not gp.noise_model.is_independent:
         raise ValueError(
             "The noise of this model is correlated from cell to cell, and new observations of a "
             "posterior covariance must have independent noise. Leave it out, or pass `noise=`."

@@ -8,23 +8,22 @@ import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.criticism.diagnostics import Diagnostics, diagnostics
-from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
-from kronax.gp.criticism.leave_slice_out import LeaveSliceOut, leave_slice_out
+from kronax.gp.criticism.held_out import axis_number
+from kronax.gp.criticism.verbs import CriticisedPosterior
+from kronax.gp.datasets import to_dataarray, to_dataset
 from kronax.gp.forecasts.filter import Filter, filter_of
-from kronax.gp.kernels.points import Points
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
-from kronax.gp.labelled.datasets import to_dataarray, to_dataset
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.process import AbstractPosterior, of_its_model
+from kronax.gp.model.process import AbstractProcess, of_its_model
+from kronax.gp.numpyro.guide import LatentGiven
 from kronax.gp.numpyro.predictive import PosteriorNormal
-from kronax.gp.posterior import noise_levels, predict
+from kronax.gp.posterior import noise_levels, predict, scattered
 from kronax.gp.posterior.append import append
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.density import check_number, log_density, log_density_at
 from kronax.gp.posterior.draws import function_draws
-from kronax.gp.posterior.scattered import mean_at, sample_at, scattered_points, variance_at
 from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
@@ -33,7 +32,7 @@ from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
 
 
-class Posterior(AbstractPosterior):
+class Posterior(CriticisedPosterior, LatentGiven):
     """What `gp.condition(y)` returns; it carries the decomposition that predictions need.
 
     `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
@@ -44,7 +43,7 @@ class Posterior(AbstractPosterior):
     standard deviations the mean may be off.
     """
 
-    gp: Any
+    gp: AbstractProcess
     y: Array
     operator: DataCovariance
     weights: Array
@@ -69,7 +68,9 @@ class Posterior(AbstractPosterior):
         return self.y - self.mean()
 
     @of_its_model
-    def mean(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
+    def mean(
+        self, axes: Any = None, points: Any = None, covariates: Any = None
+    ) -> Float[Array, "..."]:
         """Posterior mean of the function, grid-shaped; `2 N Σ m_i` operations.
 
         Args:
@@ -77,19 +78,23 @@ class Posterior(AbstractPosterior):
             points: scattered places instead: rows `(m, d)` in an array or a nested list, or one
                 array of `m` per axis in a tuple or a dictionary; the result is `(*batch, m)`, at
                 `2 m N` operations.
+            covariates: of a `kx.CovariateMean` there, by name: arrays that broadcast to the new
+                grid, DataArrays, or one value per point. Those that do not vary along a new axis
+                may be left out, and all at coordinates of the data.
 
         Raises:
-            KeyError: if an axis name is unknown.
+            KeyError: if the name of an axis or a covariate is unknown.
             TypeError: if both `axes` and `points` are given.
-            ValueError: if there is not one entry per axis, or coordinates have another form.
+            ValueError: if there is not one entry per axis, coordinates have another form, or a
+                covariate is not known there.
         """
         if points is not None:
-            return mean_at(self, self._scattered(axes, points))
-        return predict.mean(self, self._points(self._new_axes(axes)))
+            return scattered.mean_at(self, self._scattered(axes, points, covariates))
+        return predict.mean(self, self._points(self.gp.new_axes(axes), covariates))
 
     @of_its_model
     def mean_derivative(
-        self, axis: int | str, axes: Any = None, points: Any = None
+        self, axis: int | str, axes: Any = None, points: Any = None, covariates: Any = None
     ) -> Float[Array, "..."]:
         """The derivative of the mean along one axis, in units of the data per unit of the axis.
 
@@ -97,6 +102,7 @@ class Posterior(AbstractPosterior):
             axis: its name or number.
             axes: new coordinates; by default the grid itself.
             points: scattered places instead, as for `mean`.
+            covariates: of the mean there, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -105,7 +111,7 @@ class Posterior(AbstractPosterior):
                 is known on the grid only, or the mean has a kink or a jump at one of the places:
                 with `Matern12` or `White` it has them where data are.
         """
-        return slope_of_mean(self, axis, axes, points)
+        return slope_of_mean(self, axis, axes, points, covariates=covariates)
 
     def variance(
         self,
@@ -113,6 +119,7 @@ class Posterior(AbstractPosterior):
         include_noise: bool = False,
         noise: Any = None,
         points: Any = None,
+        covariates: Any = None,
     ) -> Float[Array, "..."]:
         """Posterior variance, grid-shaped; right to first order, raises beyond.
 
@@ -126,6 +133,7 @@ class Posterior(AbstractPosterior):
             include_noise: the variance of a new observation: σ² is added.
             noise: the noise variance there, where the model's is not defined on new coordinates;
                 a number, or an array that broadcasts to the new grid.
+            covariates: of the mean there, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -135,7 +143,8 @@ class Posterior(AbstractPosterior):
                 asked for at new coordinates of it.
         """
         noise_levels.check_used(noise, include_noise)
-        return self.certain(self.variance_estimate(axes, include_noise, noise, points))
+        found = self.variance_estimate(axes, include_noise, noise, points, covariates)
+        return self.certain(found)
 
     @of_its_model
     def variance_estimate(
@@ -144,6 +153,7 @@ class Posterior(AbstractPosterior):
         include_noise: bool = False,
         noise: Any = None,
         points: Any = None,
+        covariates: Any = None,
     ) -> Estimate:
         """`variance` with its certificate: standard errors where it comes from random draws.
 
@@ -156,6 +166,7 @@ class Posterior(AbstractPosterior):
             include_noise: as for `variance`.
             noise: as for `variance`.
             points: as for `variance`.
+            covariates: as for `variance`.
 
         Raises:
             ConvergenceError: if an iteration does not converge (traced ones give NaN).
@@ -165,16 +176,24 @@ class Posterior(AbstractPosterior):
         """
         noise_levels.check_used(noise, include_noise)
         if points is not None:
-            places = self._scattered(axes, points)
-            found, noise_at = self.settled(variance_at(self, places)), noise_levels.noise_at
+            places = self._scattered(axes, points, covariates)
+            found, noise_at = (
+                self.settled(scattered.variance_at(self, places)),
+                noise_levels.noise_at,
+            )
             return found.shifted(noise_at(self, places, noise)) if include_noise else found
-        new = self._new_axes(axes)
+        new = self.gp.new_axes(axes)
         levels = noise_levels.noise_on(self, new, noise) if include_noise else None
-        return self.settled(predict.variance_estimate(self, self._points(new), None, levels))
+        ahead = self._points(new, covariates)
+        return self.settled(predict.variance_estimate(self, ahead, None, levels))
 
     @of_its_model
     def covariance(
-        self, axes: Any = None, include_noise: bool = False, noise: Any = None
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        covariates: Any = None,
     ) -> PosteriorCovariance:
         """Posterior covariance on a grid, as an operator: it multiplies, and knows its diagonal.
 
@@ -182,6 +201,7 @@ class Posterior(AbstractPosterior):
             axes: new coordinates; by default the grid itself.
             include_noise: of new observations.
             noise: the noise variance there, where the model's is not defined on new coordinates.
+            covariates: of the mean there, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -189,16 +209,21 @@ class Posterior(AbstractPosterior):
             ValueError: as in `variance`; or if noise that is correlated is to be included.
         """
         noise_levels.check_used(noise, include_noise)
-        new = self._new_axes(axes)
+        new = self.gp.new_axes(axes)
         levels = None
         if include_noise:
-            noise_levels.check_independent(self.gp.noise_term(), noise)
+            noise_levels.check_independent(self.gp, noise)
             levels = noise_levels.noise_on(self, new, noise)
-        return predict.covariance(self, self._points(new), levels)
+        return predict.covariance(self, self._points(new, covariates), levels)
 
     @of_its_model
     def log_prob(
-        self, y_new: Float[Array, "..."], axes: Any = None, points: Any = None, noise: Any = None
+        self,
+        y_new: Float[Array, "..."],
+        axes: Any = None,
+        points: Any = None,
+        noise: Any = None,
+        covariates: Any = None,
     ) -> Array:
         """Joint log density in nats of new observations, given the data.
 
@@ -213,6 +238,7 @@ class Posterior(AbstractPosterior):
             axes: new coordinates; by default the grid itself.
             points: scattered places instead, as for `mean`; then `y_new` is `(*batch, m)`.
             noise: the noise variance there, where the model's is not defined on new coordinates.
+            covariates: of the mean there, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -220,16 +246,16 @@ class Posterior(AbstractPosterior):
             ValueError: if `y_new` has another shape, or there are too many for a dense covariance.
         """
         if points is not None:
-            places = self._scattered(axes, points)
+            places = self._scattered(axes, points, covariates)
             flat, _ = grid_of(y_new, (places[0].raw.shape[0],), "y_new", self.operator.dtype)
             check_number(places[0].raw.shape[0])
             return log_density_at(self, flat, places, noise_levels.noise_at(self, places, noise))
-        new = self._new_axes(axes)
+        new = self.gp.new_axes(axes)
         check_data_units(y_new, self.template, "y_new")
         moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
         y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new")
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
-        return log_density(self, grid, new, noise)
+        return log_density(self, grid, new, noise, self._points(new, covariates).covariates)
 
     @of_its_model
     def sample(
@@ -240,6 +266,7 @@ class Posterior(AbstractPosterior):
         include_noise: bool = False,
         noise: Any = None,
         points: Any = None,
+        covariates: Any = None,
     ) -> Float[Array, "..."]:
         """Posterior draws by Matheron's rule: a prior draw, corrected by what the data say.
 
@@ -253,6 +280,7 @@ class Posterior(AbstractPosterior):
             noise: the noise variance there, where the model's is not defined on new coordinates.
             points: scattered places instead, as for `mean`: from their dense joint covariance,
                 `2 m² N + m³` operations, for up to 5 000 of them; values only.
+            covariates: of the mean there, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -263,19 +291,20 @@ class Posterior(AbstractPosterior):
         check_key(key)
         shape = shape_of(sample_shape)
         if points is not None:
-            places = self._scattered(axes, points)
+            places = self._scattered(axes, points, covariates)
             check_number(places[0].raw.shape[0])
             key, noise_key = jax.random.split(key)
-            draws = sample_at(self, key, places, shape)
+            draws = scattered.sample_at(self, key, places, shape)
             if is_concrete(draws):
                 check_finite(draws, "Draws at scattered points (their covariance is indefinite)")
             levels = noise_levels.noise_at(self, places, noise) if include_noise else None
             return draws if levels is None else noise_levels.noisy(draws, noise_key, levels)
-        new = self._new_axes(axes)
+        new = self.gp.new_axes(axes)
         levels = None
         if include_noise and not (noise is None and not any(new)):
             levels = noise_levels.noise_on(self, new, noise)
-        draws = function_draws(self, key, self._points(new), shape, include_noise, levels)
+        ahead = self._points(new, covariates)
+        draws = function_draws(self, key, ahead, shape, include_noise, levels)
         if any(s.rank for s in self.gp.structures) and is_concrete(draws):
             check_finite(draws, "Draws with low-rank factors (raise the rank of `structure`)")
         if isinstance(self.operator, Iterative) and is_concrete(draws):
@@ -290,6 +319,7 @@ class Posterior(AbstractPosterior):
         key: PRNGKeyArray | None = None,
         include_noise: bool = False,
         noise: Any = None,
+        covariates: Any = None,
     ) -> Any:
         """The posterior as an xarray Dataset, with the coordinates, names and units of the data.
 
@@ -304,6 +334,7 @@ class Posterior(AbstractPosterior):
             key: a JAX random key for them.
             include_noise: of new observations.
             noise: the noise variance there, where the model's is not defined on new coordinates.
+            covariates: of the mean there, as for `mean`.
 
         Raises:
             ImportError: if xarray is not installed.
@@ -312,7 +343,8 @@ class Posterior(AbstractPosterior):
             ValueError: as in `variance`; if a probability is not between 0 and 1, or the data have
                 a dimension called as one of the variables.
         """
-        return to_dataset(self, axes, quantiles, num_samples, key, include_noise, noise)
+        drawn = (num_samples, key)
+        return to_dataset(self, axes, quantiles, drawn, include_noise, noise, covariates)
 
     def to_dataarray(self, values: Array, axes: Any = None, name: str | None = None) -> Any:
         """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.
@@ -330,43 +362,9 @@ class Posterior(AbstractPosterior):
         return to_dataarray(self, values, axes, name)
 
     @of_its_model
-    def leave_one_out(self) -> LeaveOneOut:
-        """Every noisy observation as predicted from all the others, with the same parameters.
-
-        `means, variances = post.leave_one_out()`; scores, standardised errors, coverage and
-        outliers are in the same object. Exact, from the diagonal of the inverse, at `2 N Σ n_i`
-        operations; right to first order, raises beyond. By iterations the variances come from
-        draws, values only, with their standard errors in `variance_error`.
-        """
-        return leave_one_out(self)
-
-    @of_its_model
-    def leave_slice_out(self, axis: int | str) -> LeaveSliceOut:
-        """Every slice along an axis, a year or a station, as predicted from all the others.
-
-        The parameters stay. Exact in closed form with any noise, at `4 N Σ n_i` operations; with a
-        `kx.MarginalMean` its coefficients are estimated from the other slices as well. Right to
-        first order, raises beyond; values only with low-rank axes.
-
-        Args:
-            axis: its name or number.
-
-        Raises:
-            KeyError: if the axis is unknown.
-            ValueError: if coefficients of the mean are not determined without some slice.
-        """
-        return leave_slice_out(self, predict.axis_number(self.gp, axis))
-
-    @of_its_model
-    def diagnostics(self) -> Diagnostics:
-        """Does the model fit: leave-one-out errors, independent residuals, coverage and outliers.
-
-        `print(post.diagnostics())` is a table; `4 N Σ n_i` operations.
-        """
-        return diagnostics(self)
-
-    @of_its_model
-    def append(self, y_new: Float[Array, "..."], axes: Any, noise: Any = None) -> "Posterior":
+    def append(
+        self, y_new: Float[Array, "..."], axes: Any, noise: Any = None, covariates: Any = None
+    ) -> "Posterior":
         """The posterior given further slices along one axis as well: a new year of data.
 
         The parameters stay, and the numbers are those of conditioning the longer grid from scratch.
@@ -378,6 +376,7 @@ class Posterior(AbstractPosterior):
             y_new: `(*batch, …)` on the grid of the new slices, with as many data sets as before.
             axes: new coordinates of one axis, in its form: numbers, dates, labels, places.
             noise: their noise variance, one or one each, where the noise varies along the axis.
+            covariates: of the mean at the new slices, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -385,7 +384,7 @@ class Posterior(AbstractPosterior):
             ValueError: if not one axis is given, `y_new` does not lie on its grid, or noise or mean
                 are not defined at the new coordinates.
         """
-        return append(self, y_new, axes, noise)
+        return append(self, y_new, axes, noise, covariates)
 
     @of_its_model
     def filter(self, axis: int | str | None = None) -> Filter:
@@ -398,21 +397,22 @@ class Posterior(AbstractPosterior):
         Raises:
             KeyError: if the axis is unknown.
             NotMarkovError: if the process is not Markov along it.
-            ValueError: if several axes may be meant, the noise correlates along it, or the mean is
-                known on the grid only.
+            ValueError: if several axes may be meant, the noise correlates along it, or the mean or
+                a covariate of it is known on the grid only.
         """
-        return filter_of(self, None if axis is None else predict.axis_number(self.gp, axis))
-
-    def _new_axes(self, axes: Any) -> tuple[Axis | None, ...]:
-        return self.gp.new_axes(axes)
+        return filter_of(self, None if axis is None else axis_number(self.gp, axis))
 
     def grid_shape(self, axes: Any = None) -> tuple[int, ...]:
         """Shape of the grid with new coordinates on some axes."""
-        new = self._new_axes(axes)
-        return tuple((axis or old).size for axis, old in zip(new, self.gp.axes, strict=True))
+        pairs = zip(self.gp.new_axes(axes), self.gp.axes, strict=True)
+        return tuple((axis or old).size for axis, old in pairs)
 
     def numpyro_dist(
-        self, axes: Any = None, include_noise: bool = False, noise: Any = None
+        self,
+        axes: Any = None,
+        include_noise: bool = False,
+        noise: Any = None,
+        covariates: Any = None,
     ) -> PosteriorNormal:
         """The posterior as a NumPyro distribution, to be drawn from in a model or `Predictive`.
 
@@ -420,6 +420,7 @@ class Posterior(AbstractPosterior):
             axes: new coordinates; by default the grid itself.
             include_noise: of new observations.
             noise: the noise variance there, where the model's is not defined on new coordinates.
+            covariates: of the mean there, as for `mean`.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -427,7 +428,7 @@ class Posterior(AbstractPosterior):
             ValueError: as in `variance`.
         """
         noise_levels.check_used(noise, include_noise)
-        return PosteriorNormal(self, axes, include_noise, noise)
+        return PosteriorNormal(self, axes, include_noise, noise, covariates)
 
     def settled(self, estimate: Estimate) -> Estimate:
         """An estimate of this posterior, unless it did not converge and that is to raise."""
@@ -440,8 +441,9 @@ class Posterior(AbstractPosterior):
             warn_if_uncertain(estimate.value, error, iteration, what)
         return estimate.value
 
-    def _points(self, new: tuple[Axis | None, ...]) -> tuple[Points | None, ...]:
-        return predict.as_points(self, new)
+    def _points(self, new: tuple[Axis | None, ...], covariates: Any = None) -> NewPoints:
+        return predict.with_covariates(self, new, covariates)
 
-    def _scattered(self, axes: Any, points: Any) -> tuple[Points, ...]:
-        return scattered_points(self.gp, points, axes)
+    def _scattered(self, axes: Any, points: Any, covariates: Any = None) -> tuple[Points, ...]:
+        found = scattered.scattered_axes(self.gp, points, axes)
+        return scattered.with_covariates(self.gp, found, covariates)

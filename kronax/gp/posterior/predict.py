@@ -1,5 +1,6 @@
 """Prediction on a grid, compiled: mean, variance, covariance."""
 
+from collections.abc import Sequence
 from functools import partial, reduce
 from math import prod
 from operator import and_
@@ -10,8 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.means.gls import fitted
 from kronax.gp.model.components import (
     Component,
@@ -25,12 +25,12 @@ from kronax.gp.model.components import (
     prior_covariance,
     prior_variances,
     root_rows,
-    slope_matrix,
+    slope_factor,
     whole,
 )
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.covariance import PosteriorCovariance
-from kronax.gp.posterior.prior import DRAWN_AT_ONCE, noise_draw, prior_fields, prior_roots
+from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance
 from kronax.linalg.arrays.mode_products import along, same_rank
 from kronax.linalg.arrays.primitives import with_value
@@ -40,7 +40,6 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.krylov.operator import Iterations
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.paths import nearest
 
 # How many plain draws are as certain as one with a twin of known variance, or more.
 PLAIN = 8
@@ -51,20 +50,18 @@ def new_points(post: AbstractPosterior, axes: Any) -> New:
     return as_points(post, post.gp.new_axes(axes))
 
 
-def as_points(post: AbstractPosterior, new: tuple[Axis | None, ...]) -> New:
+def as_points(post: AbstractPosterior, new: Sequence[Axis | None]) -> New:
     """New axes as points."""
     dtype = post.operator.dtype
     pairs = zip(new, post.gp.axes, strict=True)
     return tuple(None if axis is None else axis.points_among(old, dtype) for axis, old in pairs)
 
 
-def axis_number(gp: AbstractProcess, axis: int | str) -> int:
-    """The number of an axis that is given by its name or number."""
-    names: Any = gp.axis_names or ()
-    known = (*names, *range(len(gp.axes)))
-    if axis not in known or isinstance(axis, bool):
-        raise KeyError(f"There is no axis {axis!r}.{nearest(axis, known)}")
-    return names.index(axis) if axis in names else int(axis)
+def with_covariates(
+    post: AbstractPosterior, new: Sequence[Axis | None], covariates: Any
+) -> NewPoints:
+    """The same with the covariates of the mean there, where it is asked for."""
+    return NewPoints(as_points(post, new), post.gp.new_covariates(covariates, new))
 
 
 def cross_of(
@@ -88,7 +85,8 @@ def cross_of(
         scale = amplitude(gp, i, dtype)
         if i == along:
             x = axis or gp.axes[i].points(dtype)
-            factors.append(scale * slope_matrix(gp.kernels[i], gp.axes[i], x, dtype))
+            slope = Kronecker(slope_factor(gp, gp.kernels[i], i, x, dtype))
+            factors.append(slope.scaled(scale).factors[0])
         elif axis is None:
             factors.append(factor)
         elif exact or gp.structures[i].rank is None:
@@ -113,10 +111,38 @@ def mean(post: AbstractPosterior, new: New, name: str | None = None) -> Array:
     value = explained(post, new, name, post.weights)
     if name is not None:
         return value
-    value = jnp.add(*same_rank(post.gp.mean_on(new), value))
-    if post.regression is not None:
-        value = value + fitted(post.regression.estimates, post.gp.design_on(new))
-    return at_data(post, new, value, post.y, post.weights)
+    coefficients = None if post.regression is None else post.regression.estimates
+    return with_mean(post, new, value, post.y, post.weights, coefficients)
+
+
+def with_mean(
+    post: AbstractPosterior,
+    new: New,
+    value: Array,
+    y: Array,
+    weights: Array,
+    coefficients: Array | None,
+) -> Array:
+    """`value` of the function less its mean, and that mean; as `y` has it at observed cells."""
+    mean = _mean_on(post.gp, new, coefficients)
+    if not getattr(new, "covariates", {}):
+        return at_data(post, new, jnp.add(*same_rank(mean, value)), y, weights)
+    own = _mean_on(post.gp, (None,) * len(new), coefficients)  # there may be others at the cells
+    less = jnp.subtract(*same_rank(y, own))
+    return jnp.add(*same_rank(mean, at_data(post, new, value, less, weights)))
+
+
+def mean_of_data(post: AbstractPosterior) -> Array:
+    """The mean on the grid of the data, the coefficients of a marginal one estimated."""
+    estimates = None if post.regression is None else post.regression.estimates
+    return _mean_on(post.gp, (None,) * len(post.gp.axes), estimates)
+
+
+def _mean_on(gp: AbstractProcess, new: New, coefficients: Array | None) -> Array:
+    mean = gp.mean_on(new)
+    if coefficients is None:
+        return mean
+    return jnp.add(*same_rank(mean, fitted(coefficients, gp.design_on(new))))
 
 
 def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: Array) -> Array:
@@ -151,11 +177,13 @@ def are_known(new: New) -> bool:
     return any(new) and all(x is None or x.cells is not None for x in new)
 
 
-def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array) -> Array:
-    """The same of the mean at scattered places."""
+def at_data_among(
+    post: AbstractPosterior, new: tuple[Points, ...], value: Array, y: Array, weights: Array
+) -> Array:
+    """The same at scattered places."""
     if not decomposition_of(post.operator).is_exact:
         return value
-    less, has_data = _less_noise(post.gp, post.y, post.weights)
+    less, has_data = _less_noise(post.gp, y, weights)
     axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)
     cells, are_old = zip(*(x.found_in(old) for x, old in zip(new, axes, strict=True)), strict=True)
     has_data = reduce(and_, are_old, jnp.broadcast_to(has_data, post.gp.grid_shape)[cells])
@@ -166,24 +194,30 @@ def at_data_among(post: AbstractPosterior, new: tuple[Points, ...], value: Array
 
 def _less_noise(gp: AbstractProcess, y: Array, weights: Array) -> tuple[Array, Any]:
     """`y − N S⁻¹ r` on the grid, and which of its cells have data."""
-    noise = gp.noise_term()
+    noise = gp.noise_model
     has_data: Any = True if gp.observed is None else jnp.asarray(gp.observed.array)
-    if isinstance(noise, Kronecker):
-        return y - noise.mv_grid(weights), has_data
-    # Cells of infinite variance have no data, and infinity times zero is NaN.
-    if noise.ndim > 0:
-        has_data = ~jnp.isposinf(noise) & has_data
-        noise = jnp.where(jnp.isposinf(noise), 0, noise)
-    return y - jnp.multiply(*same_rank(noise, weights)), has_data
+    if noise.observed is not None:
+        has_data = noise.observed & has_data
+    if noise.is_per_cell:  # where it is more than the prior the difference would cancel
+        prior = gp.covariance(include_noise=False).diagonal()
+        has_data = (noise.levels(gp.dtype) <= prior) & has_data
+    return y - noise.times(weights, gp.dtype), has_data
 
 
 def _regressed(post: AbstractPosterior, new: New, name: str | None) -> Array | None:
     """`L⁻¹ (H_* − K_* S⁻¹ H)`, the root of what not knowing the coefficients adds."""
     if post.regression is None:
         return None
-    known = explained(post, new, name, post.regression.solved)
-    design = post.gp.design_on(new) if name is None else jnp.zeros_like(known)
-    return post.regression.whitened(design - known)
+    solved = post.regression.solved
+    known = explained(post, new, name, solved)
+    if name is not None:
+        return post.regression.whitened(-known)
+    design = post.gp.design_on(new)
+    if not getattr(new, "covariates", {}):  # N S⁻¹ H at the data, which is no difference
+        left = at_data(post, new, design - known, jnp.zeros_like(solved), -solved)
+        return post.regression.whitened(left)
+    own = post.gp.design_on((None,) * len(new))
+    return post.regression.whitened(design + at_data(post, new, -known, -own, -solved))
 
 
 @compiled
@@ -198,8 +232,9 @@ def variance_estimate(
 def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> Estimate:
     found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
     if not isinstance(found, Iterations):
-        value = exact_total(post, new, name)
-        return exact_estimate(_or_on_grid(post, new, name, value) if are_known(new) else value)
+        value = exact_value(post, new, name)
+        value = _or_on_grid(post, new, name, value) if are_known(new) else value
+        return exact_estimate(value + added)
     if not are_exact(post.gp):
         return _variance_of_terms(post, new, name, found).shifted(added)
     if name is None and not any(new):
@@ -210,17 +245,17 @@ def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> E
     return found.explained_estimate(rows).scaled(-1.0).shifted(prior + added)
 
 
-def exact_total(post: AbstractPosterior, new: New, name: str | None) -> Array:
-    """By an exact decomposition, with what not knowing the coefficients adds."""
-    found, added = decomposition_of(post.operator), _variance_of_coefficients(post, new, name)
+def exact_value(post: AbstractPosterior, new: New, name: str | None) -> Array:
+    """By an exact decomposition, the coefficients of the mean known."""
+    found = decomposition_of(post.operator)
     if isinstance(found, Cholesky):
-        return _dense_variance(post, new, name, found) + added
-    return exact_variance(post, new, name) + added
+        return _dense_variance(post, new, name, found)
+    return exact_variance(post, new, name)
 
 
 def _or_on_grid(post: AbstractPosterior, new: New, name: str | None, value: Array) -> Array:
     """`value`, at cells of the grid by what is known there, which loses fewer digits."""
-    found, is_old = exact_total(post, (None,) * len(new), name), jnp.ones((), bool)
+    found, is_old = exact_value(post, (None,) * len(new), name), jnp.ones((), bool)
     for i, x in enumerate(new, -len(new)):
         if x is not None:
             assert x.cells is not None
@@ -239,10 +274,10 @@ def _variance_of_terms(
     """
     gp, op = post.gp, found.op
     if not any(new):
-        return found.posterior(None if name is None else gp.terms.names.index(name))
+        return found.posterior(None if name is None else gp.additive.names.index(name))
     components, num = whole(gp), PLAIN * op.iteration.num_draws
     roots = [prior_roots(post, part, new) for part in components]
-    wanted = [k for k, n in enumerate(gp.terms.names) if name in (None, n)]
+    wanted = [k for k, n in enumerate(gp.additive.names) if name in (None, n)]
     size = max(prod(r.size for r in one) for one in roots)
     at_once = min(num, max(1, DRAWN_AT_ONCE // size))
 
@@ -251,7 +286,7 @@ def _variance_of_terms(
         pairs = zip(roots, keys, strict=True)
         fields = [prior_fields(post, root, own, new, (at_once,)) for root, own in pairs]
         shape = (at_once, *gp.grid_shape)
-        data = noise_draw(gp.noise_term(), noise_key, shape, op.dtype)
+        data = gp.noise_model.draw(noise_key, shape, op.dtype)
         solved = found.weights(sum((old for old, _ in fields), data))
         draw = sum(
             fields[k][1] - cross_of(post, components[k], new).mv_grid(solved.value) for k in wanted

@@ -1,7 +1,5 @@
 """Draws from the prior of a grid GP."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
@@ -13,7 +11,6 @@ from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
-from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.linalg.functions.sample import sample_normal
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal, draw_signal
 from kronax.linalg.operators.draws import apply_roots
@@ -83,12 +80,3 @@ def prior_fields(
             old = jnp.take(old, jnp.arange(before.size), axis=dim)
             ahead = jnp.take(ahead, jnp.arange(before.size, before.size + axis.size), axis=dim)
     return old, ahead
-
-
-def noise_draw(noise: Any, key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Noise on the grid: of one variance, or of a Kronecker covariance."""
-    white = normal_numbers(key, shape, dtype)
-    if not isinstance(noise, Kronecker):
-        noise = noise.reshape((1,) * (white.ndim - noise.ndim) + noise.shape)
-        return jnp.where(jnp.isposinf(noise), jnp.nan, safe_sqrt(noise) * white)
-    return apply_roots([f.root() for f in noise.factors], white)

@@ -1,6 +1,6 @@
 """Prediction at places scattered over the grid, not on a grid of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 from operator import and_
 from typing import Any
@@ -11,13 +11,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.columns import columns_of
-from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.means.means import values_at
-from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.components import Component, axis_with_variance, parts, root_rows, rows_at
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
-from kronax.gp.posterior.predict import are_known, at_data_among, exact_total
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
+from kronax.gp.posterior.predict import are_known, at_data_among, exact_value, mean_of_data
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
@@ -33,6 +31,11 @@ ROUNDINGS = 100
 def scattered_points(gp: AbstractProcess, points: Any, axes: Any) -> tuple[Points, ...]:
     """The coordinates of scattered places: one entry of `m` per axis."""
     return points_of(gp, scattered_axes(gp, points, axes))
+
+
+def with_covariates(gp: AbstractProcess, found: tuple[Axis, ...], covariates: Any) -> Any:
+    """The points of scattered axes, with the covariates of the mean there."""
+    return NewPoints(points_of(gp, found), gp.new_covariates(covariates, found, True))
 
 
 def points_of(gp: AbstractProcess, found: tuple[Axis, ...]) -> tuple[Points, ...]:
@@ -80,10 +83,19 @@ def mean_at(
     value = _explained(post, new, parts(post.gp, name), post.weights)
     if name is not None:
         return value
-    value = jnp.add(*same_rank(jax.vmap(mean_of_place(post.gp))(*new), value))
-    if post.regression is not None:
-        value = value + matmul(post.regression.estimates, _design(post.gp, new))
-    return at_data_among(post, new, value)
+    mean = _mean_at(post, new)
+    if not getattr(new, "covariates", {}):
+        return at_data_among(post, new, jnp.add(*same_rank(mean, value)), post.y, post.weights)
+    less = jnp.subtract(*same_rank(post.y, mean_of_data(post)))
+    return jnp.add(*same_rank(mean, at_data_among(post, new, value, less, post.weights)))
+
+
+def _mean_at(post: AbstractPosterior, new: tuple[Points, ...]) -> Array:
+    """The mean at scattered places, the coefficients of a marginal one estimated."""
+    mean = at_places(mean_of_place(post.gp), new)
+    if post.regression is None:
+        return mean
+    return jnp.add(*same_rank(mean, matmul(post.regression.estimates, _design(post.gp, new))))
 
 
 def _explained(
@@ -95,29 +107,43 @@ def _explained(
     return sum(rest, first)
 
 
-def mean_of_place(gp: AbstractProcess) -> Callable[..., Array]:
-    """The mean function, of one place."""
+Covariates = Mapping[str, Array]
 
-    def one(*place: Points) -> Array:
-        value = values_at(gp.mean, [x[None] for x in place])
+
+def at_places(function: Callable[..., Array], new: tuple[Points, ...]) -> Array:
+    """A function of the covariates of a place and of that place at many, which come last."""
+    return jax.vmap(function, out_axes=-1)(getattr(new, "covariates", {}), *new)
+
+
+def mean_of_place(gp: AbstractProcess) -> Callable[..., Array]:
+    """The mean function, of the covariates of one place and of that place."""
+
+    def one(covariates: Covariates, *place: Points) -> Array:
+        points = _grid_of_one(covariates, place)
+        value = values_at(gp.mean_ahead(points), points)
         return jnp.broadcast_to(value, (1,) * len(place)).reshape(()).astype(gp.dtype)
 
     return one
 
 
 def design_of_place(gp: AbstractProcess) -> Callable[..., Array]:
-    """The functions of a marginal mean, `(p,)`, of one place."""
-    mean = gp.mean
-    assert isinstance(mean, MarginalMean)
+    """The functions of a marginal mean, `(p,)`, likewise."""
 
-    def one(*place: Points) -> Array:
-        return mean.design_at(*(x[None] for x in place)).reshape(-1).astype(gp.dtype)
+    def one(covariates: Covariates, *place: Points) -> Array:
+        return gp.design_on(_grid_of_one(covariates, place)).reshape(-1)
 
     return one
 
 
+def _grid_of_one(covariates: Covariates, place: tuple[Points, ...]) -> Any:
+    shape = (1,) * len(place)
+    return NewPoints(
+        (x[None] for x in place), {name: x.reshape(shape) for name, x in covariates.items()}
+    )
+
+
 def _design(gp: AbstractProcess, new: tuple[Points, ...]) -> Float[Array, "p m"]:
-    return jax.vmap(design_of_place(gp), out_axes=1)(*new)
+    return at_places(design_of_place(gp), new)
 
 
 def _regressed(
@@ -126,9 +152,13 @@ def _regressed(
     """The root of what not knowing the coefficients adds to the covariance."""
     if post.regression is None:
         return None
-    explained = _explained(post, new, parts(post.gp, name), post.regression.solved)
-    design = _design(post.gp, new) if name is None else jnp.zeros_like(explained)
-    return post.regression.whitened(design - explained)
+    solved = post.regression.solved
+    known = _explained(post, new, parts(post.gp, name), solved)
+    if name is not None:
+        return post.regression.whitened(-known)
+    own = post.gp.design_on((None,) * len(new))
+    left = _design(post.gp, new) + at_data_among(post, new, -known, -own, -solved)
+    return post.regression.whitened(left)
 
 
 @compiled
@@ -140,20 +170,18 @@ def variance_at(
     With its certificate, whether it converged or not.
     """
     found, root = _known(post, new, name), _regressed(post, new, name)
-    if root is not None:
-        found = found.shifted(jnp.sum(jnp.square(root), axis=0))
-    if not (decomposition_of(post.operator).is_exact and are_known(new)):
-        return found
-    on_grid = exact_total(post, (None,) * len(new), name)
-    cells = tuple(x.cells for x in new if x.cells is not None)
-    is_old = reduce(and_, (k >= 0 for k in cells))
-    return exact_estimate(jnp.where(is_old, on_grid[(..., *cells)], found.value))
+    if decomposition_of(post.operator).is_exact and are_known(new):
+        on_grid = exact_value(post, (None,) * len(new), name)
+        cells = tuple(x.cells for x in new if x.cells is not None)
+        is_old = reduce(and_, (k >= 0 for k in cells))
+        found = exact_estimate(jnp.where(is_old, on_grid[(..., *cells)], found.value))
+    return found if root is None else found.shifted(jnp.sum(jnp.square(root), axis=0))
 
 
 def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None) -> Estimate:
     """The variance with known coefficients."""
     op = post.operator
-    is_joined = name is not None and post.gp.joined is not None and name in post.gp.terms.joined
+    is_joined = name is not None and post.gp.joined is not None and name in post.gp.additive.joined
     if is_joined and isinstance(op, KroneckerPlusNoise):  # the term stands where the noise does
         op = turned_about(op)
     return decomposition_of(op).variance_at(*_places(post, new, name))

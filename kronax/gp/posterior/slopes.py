@@ -8,30 +8,48 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.axes.kernel_gradients import check_slope
+from kronax.gp.axes.kernel_gradients import check_slope as check_kernel_slope
 from kronax.gp.axes.labels import Labels
-from kronax.gp.kernels.points import Points
-from kronax.gp.labelled.templates import compiled
+from kronax.gp.criticism.held_out import axis_number
+from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.means.gls import fitted
-from kronax.gp.means.means import ArrayMean, values_at
+from kronax.gp.means.means import values_at
+from kronax.gp.means.new_covariates import check_slope
 from kronax.gp.model.components import New, parts, rows_at, slope_matrix
-from kronax.gp.model.process import AbstractPosterior, AbstractProcess
-from kronax.gp.posterior.predict import as_points, axis_number, explained
-from kronax.gp.posterior.scattered import design_of_place, mean_of_place, points_of, scattered_axes
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
+from kronax.gp.posterior.predict import as_points, explained
+from kronax.gp.posterior.scattered import (
+    at_places,
+    design_of_place,
+    mean_of_place,
+    points_of,
+    scattered_axes,
+)
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.spectral.khatri_rao import mv_rows
 
 
 def slope_of_mean(
-    post: AbstractPosterior, axis: int | str, axes: Any, points: Any, name: str | None = None
+    post: AbstractPosterior,
+    axis: int | str,
+    axes: Any,
+    points: Any,
+    name: str | None = None,
+    covariates: Any = None,
 ) -> Float[Array, "..."]:
     """The derivative of the mean of the function, or of the term of that name, along an axis."""
     gp = post.gp
-    new = gp.new_axes(axes) if points is None else scattered_axes(gp, points, axes)
+    new: Any = gp.new_axes(axes) if points is None else scattered_axes(gp, points, axes)
     i = axis_with_slope(gp, axis, new, name)
+    if name is not None:
+        if points is None:
+            return mean_derivative(post, as_points(post, new), i, name)
+        return mean_derivative_at(post, points_of(gp, new), i, name)
+    known = gp.new_covariates(covariates, new, points is not None)
+    check_slope(gp.mean, known, i, axis)
     if points is None:
-        return mean_derivative(post, as_points(post, new), i, name)
-    return mean_derivative_at(post, points_of(gp, new), i, name)
+        return mean_derivative(post, NewPoints(as_points(post, new), known), i)
+    return mean_derivative_at(post, NewPoints(points_of(gp, new), known), i)
 
 
 def axis_with_slope(
@@ -52,7 +70,7 @@ def axis_with_slope(
                 f"The mean has no derivative along {axis!r}, on which {', '.join(map(repr, rough))}"
                 " is white. Take that of the other terms: post.terms[name].mean_derivative."
             )
-    check_slope([part.kernels[i] for part in parts(gp, name)], along, new[i], repr(axis))
+    check_kernel_slope([part.kernels[i] for part in parts(gp, name)], along, new[i], repr(axis))
     return i
 
 
@@ -63,12 +81,12 @@ def mean_derivative(post: AbstractPosterior, new: New, i: int, name: str | None 
     value = explained(post, new, name, post.weights, i)
     if name is not None:
         return value
-    _refuse_array(gp)
-    slope = _slope(gp, lambda *x: values_at(gp.mean, x), new, i)
+    mean: Any = gp.mean_ahead(new)
+    slope = _slope(gp, lambda *x: values_at(mean, x), new, i)
     value = jnp.add(*same_rank(slope, value))
     if post.regression is None:
         return value
-    return value + fitted(post.regression.estimates, _slope(gp, gp.mean.design_at, new, i))
+    return value + fitted(post.regression.estimates, _slope(gp, mean.design_at, new, i))
 
 
 @compiled
@@ -85,19 +103,10 @@ def mean_derivative_at(
         value = jnp.add(*same_rank(value, mv_rows(rows, post.weights)))
     if name is not None:
         return value
-    _refuse_array(gp)
     value = jnp.add(*same_rank(_slope_at(mean_of_place(gp), new, i), value))
     if post.regression is None:
         return value
     return value + matmul(post.regression.estimates, _slope_at(design_of_place(gp), new, i))
-
-
-def _refuse_array(gp: AbstractProcess) -> None:
-    if any(isinstance(part, ArrayMean) for part in gp.mean.summands()):
-        raise ValueError(
-            "A mean given as an array is known on the grid only and has no derivative. Use a "
-            "mean that is a function of the axes."
-        )
 
 
 def _slope(gp: AbstractProcess, function: Any, new: New, i: int) -> Array:
@@ -113,10 +122,10 @@ def _slope(gp: AbstractProcess, function: Any, new: New, i: int) -> Array:
 def _slope_at(function: Callable[..., Array], new: tuple[Points, ...], i: int) -> Array:
     """The same of a function of one place, for many of them, which come last."""
 
-    def one(*place: Points) -> Array:
-        return _along(lambda x: function(*place[:i], x, *place[i + 1 :]), place[i])
+    def one(covariates: Any, *place: Points) -> Array:
+        return _along(lambda x: function(covariates, *place[:i], x, *place[i + 1 :]), place[i])
 
-    return jax.vmap(one, out_axes=-1)(*new)
+    return at_places(one, new)
 
 
 def _along(function: Callable[[Points], Array], x: Points) -> Array:

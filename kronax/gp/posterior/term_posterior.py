@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.posterior import predict
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.draws import posterior_draws
@@ -32,7 +33,7 @@ class TermPosterior(eqx.Module):
     back to its prior at new places of it.
     """
 
-    posterior: Any
+    posterior: AbstractPosterior
     name: str = eqx.field(static=True)
 
     def __repr__(self) -> str:

@@ -67,7 +67,7 @@ def exact_variance(post: AbstractPosterior, new: New, name: str | None) -> Array
     if name is None:
         return with_value(like, _with_joined(post, new) if any(new) else _joined_at_data(post))
     part = term(gp, name)
-    if name not in gp.terms.joined:
+    if name not in gp.additive.joined:
         places = signal_places(post, part, new, axis_with_variance(gp, name))
         return with_value(like, _given(op, places))
     # The term stands where the noise does: the roles change.
@@ -96,8 +96,7 @@ def _definition(post: AbstractPosterior, new: New, name: str | None) -> Array:
     gp, op = post.gp, post.operator
     if name is None and not any(new):
         # At the data the function is these less the noise, and has the variance of that.
-        noise = gp.noise_term()
-        levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
+        levels = gp.noise_model.levels(gp.dtype)
         nothing: list[Array | None] = [None] * len(new)
         return levels - jnp.square(levels) * decomposition_of(op).explained(nothing)
     components = parts(gp, name)
@@ -138,7 +137,7 @@ def signal_places(
             else:
                 rows = root_rows(gp, i, x, op.dtype)[0]
             places.append(Places(rows, prior))
-        elif (weights := part_of_state(gp, kernel, i)) is not None and by_filter:
+        elif by_filter and (weights := part_of_state(gp, kernel, i, x is not None)) is not None:
             whole_kernel = gp.kernels[i]
             ahead = None if x is None else process_ahead(gp, whole_kernel, i, x, op.dtype)
             places.append(Places(MarkovPart(weights, ahead), prior))
@@ -157,10 +156,10 @@ def _joined_places(post: AbstractPosterior, part: Component, new: New) -> list[P
     for i, (kernel, axis, row, x) in enumerate(
         zip(part.kernels, gp.axes, cross_rows(gp, part, new, dtype), new, strict=True)
     ):
-        if i != gp.terms.joined_axis and row is None:
+        if i != gp.additive.joined_axis and row is None:
             places.append(Places(None))
             continue
-        scale = part.variance.astype(dtype) if i == gp.terms.joined_axis else 1
+        scale = part.variance.astype(dtype) if i == gp.additive.joined_axis else 1
         row = jnp.eye(axis.size, dtype=dtype) if row is None else row
         prior = kernel.variances_at(axis.points(dtype) if x is None else x).astype(dtype)
         places.append(Places(scale * row, scale * prior))
@@ -174,9 +173,9 @@ def _joined_at_data(post: AbstractPosterior) -> Array:
     alone given noisy data, and `N W diag(λ / (μ D)) Wᵀ N`.
     """
     gp, op = lax.stop_gradient((post.gp, post.on_grid))
-    i, noise = gp.terms.joined_axis, gp.noise_term()
-    levels = noise.factors[i].diagonal() if isinstance(noise, Kronecker) else noise
-    levels = jnp.broadcast_to(levels, op.grid_shape[i : i + 1])
+    i = gp.additive.joined_axis
+    levels = jnp.broadcast_to(gp.noise_model.along(i, gp.dtype), op.grid_shape[i : i + 1])
+    assert gp.joined is not None
     added = factor_of(gp, gp.joined, i, op.dtype)
     one_axis = KroneckerPlusNoise(Kronecker(added), Kronecker(Diagonal(levels)))
     alone = decomposition_of(one_axis).posterior_diagonal()
@@ -209,7 +208,7 @@ def _with_joined(post: AbstractPosterior, new: New) -> Array:
     """
     gp, op = post.gp, post.on_grid
     signal, beside = whole(gp)
-    i = gp.terms.joined_axis
+    i = gp.additive.joined_axis
     joined = _joined_places(post, beside, new)
 
     def one(axes: list[AxisModes], places: list[Places], joined: list[Places]) -> Array:

@@ -23,9 +23,9 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.components import term
 from kronax.gp.model.description import variance_of
-from kronax.gp.model.noise import AxisNoise, CellNoise
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.start.correlogram import Correlogram, Products
+from kronax.gp.start.least_squares import least_squares
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.parameters import AS_GIVEN, DATA_MEAN, LENGTH_POWERS, Parameter, parameters, replace
 from kronax.paths import frozen_paths
@@ -92,12 +92,16 @@ class _Start:
         seen = gp.observing(y).observed  # refuses data without any value
         if seen is not None:
             y = np.where(seen.array, y, np.nan)
+        if gp.likelihood is not None:  # from here on the latent function is what was observed
+            y = np.asarray(gp.likelihood.start(jnp.asarray(y)), np.float64)
         self.gp = gp
         self.frozen = frozen_paths(gp, freeze)
         self.known_to_user: set[str] = set()
         declared = dict(_declared(gp.mean, "mean"))
         self.put({path: np.nanmean(y) for path, start in declared.items() if start == DATA_MEAN})
-        residual = y - np.asarray(self.gp.mean_on((None,) * len(gp.axes)), np.float64)
+        found, fit = least_squares(self.gp, y, self.frozen)
+        self.put(found)
+        residual = y - np.asarray(self.gp.mean_on((None,) * len(gp.axes)), np.float64) - fit
         mean_square = float(np.nanmean(np.square(residual)))
         # What is left of constant data is rounding.
         rounding = 16 * float(jnp.finfo(gp.dtype).eps) * float(np.nanmax(np.abs(y)))
@@ -115,7 +119,11 @@ class _Start:
             self.put(dict(along.lengths(1 - noise)))
             self.known_to_user |= along.known_to_user
         self.put(dict(_variances(self.gp, (1 - noise) * mean_square)))
-        self.put(dict(_noise_values(self.gp.noise, noise * mean_square)))
+        found = self.gp.noise_model.at_level(noise * mean_square)
+        self.put({f"noise{path}": value for path, value in found.items()})
+        if gp.likelihood is not None:
+            starts = gp.likelihood.starts(noise * mean_square)
+            self.put({f"likelihood.{name}": value for name, value in starts.items()})
 
     def put(self, values: dict[str, Any]) -> None:
         """Set parameters in their own shape and precision, except frozen ones."""
@@ -363,18 +371,3 @@ def _mean_diagonal(gp: AbstractProcess, kernels: tuple[Kernel, ...]) -> float:
 @eqx.filter_jit
 def _diagonals(kernels: tuple[Kernel, ...], places: tuple[Points, ...]) -> list[Array]:
     return [jnp.mean(kernel.variances_at(x)) for kernel, x in zip(kernels, places, strict=True)]
-
-
-def _noise_values(noise: Any, level: float) -> Iterator[tuple[str, Any]]:
-    """The noise at a level; variances that vary keep their pattern, full factors are data."""
-    if isinstance(noise, AxisNoise):
-        for i, variances in enumerate(noise.variances):
-            if variances is not None:
-                pattern = np.asarray(variances, np.float64)
-                yield f"noise.variances[{i}]", level * pattern / np.mean(pattern)
-                level = 1.0
-    elif isinstance(noise, CellNoise):
-        cells = np.asarray(noise.variances, np.float64)
-        yield "noise.scale", level / np.mean(cells[np.isfinite(cells)])
-    elif eqx.is_inexact_array(noise):
-        yield "noise", level

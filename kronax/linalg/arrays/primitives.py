@@ -321,3 +321,14 @@ def _same(like: Any, found: Any, tangents: list) -> Any:
 # `with_value(like, found)` is the array `found` with the derivatives of `like`: where the stable
 # form of a value is not that of its derivative. Under jit `like` itself is never computed.
 with_value = RulePrimitive("kronax_with_value", lambda like, found: found, _same)
+
+
+def _once(operands: Any, constants: Any, tangents: list) -> Any:
+    return _once_tangent(operands, tangents)
+
+
+# `once_differentiable(x)` is `x`; what is computed from it refuses a second derivative in it.
+_once_tangent = LinearPrimitive(
+    "kronax_once_tangent", lambda operands, tangents: tangents[0], "The approximate evidence"
+)
+once_differentiable = RulePrimitive("kronax_once", lambda x, constants: x, _once)

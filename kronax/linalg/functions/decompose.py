@@ -72,9 +72,11 @@ def decompose_axis(op: KroneckerPlusNoise, held: KroneckerPlusNoise, i: int) -> 
     Signal and noise of every other axis must be those of `held`. A grid that has its first axis of
     low rank, or no more any, is decomposed as a whole.
     """
-    if isinstance(held.decomposition, OtherBases) and markov_axis(op) == i == markov_axis(held):
+    axis = markov_axis(op)
+    if isinstance(held.decomposition, OtherBases) and axis == i == markov_axis(held):
         return op.carrying(of_operator(held, held.decomposition))
-    if not isinstance(held.decomposition, tuple | ThinBases) or is_thin(op) != is_thin(held):
+    is_alike = axis == markov_axis(held) and is_thin(op) == is_thin(held)
+    if not isinstance(held.decomposition, tuple | ThinBases) or not is_alike:
         whole = decompose(op)
         assert isinstance(whole, KroneckerPlusNoise)
         return whole

@@ -120,9 +120,16 @@ class InnerGrid:
         return [*(kept[i] for i in gaps.shared), merged], [*(own[i] for i in gaps.shared), among]
 
     def rows(self, rows: Sequence[Array | None]) -> list[Array]:
-        """The columns of `⊗rows[i]` that belong to inner cells, one matrix per inner axis."""
-        pairs = zip(rows, self.mask.kept, strict=True)
-        kept = [taken(row, k, -1) for row, k in pairs if row is not None]
+        """The columns of `⊗rows[i]` that belong to inner cells, one matrix per inner axis.
+
+        Rows that are `None` are those of the identity.
+        """
+        dtype = next((row.dtype for row in rows if row is not None), None)
+        whole = [
+            jnp.eye(n, dtype=dtype) if row is None else row
+            for row, n in zip(rows, self.mask.shape, strict=True)
+        ]
+        kept = [taken(row, k, -1) for row, k in zip(whole, self.mask.kept, strict=True)]
         if not self.is_merged:
             return kept
         gaps = self.gaps

@@ -252,7 +252,8 @@ class Merged(AbstractAtObserved):
         value = self.inner.explained(self.op.grid.rows(rows))
         if self.op.plan.method == "slabs":
             return value
-        return on_places(self.op, value, tuple(row.shape[-2] for row in rows if row is not None))
+        pairs = zip(rows, self.op.grid_shape, strict=True)
+        return on_places(self.op, value, tuple(n if r is None else r.shape[-2] for r, n in pairs))
 
     def computed(self) -> Any:
         """Bases of the smaller grid."""

@@ -30,6 +30,7 @@ from kronax.linalg.arrays.primitives import (
 from kronax.linalg.dense_covariance import Cholesky, DenseCovariance
 from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
+from kronax.linalg.markov.left_out import has_places, places_given_others
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.diagonals import CHUNK, columnwise, tangent_in_basis
 from kronax.linalg.spectral.low_rank import ThinBases, decomposition, is_thin, noise_factors
@@ -52,7 +53,10 @@ class GivenOthers(NamedTuple):
 
 @eqx.filter_jit
 def slices_given_others(
-    op: KroneckerPlusNoise | DenseCovariance, axis: int, fields: Float[Array, "..."]
+    op: KroneckerPlusNoise | DenseCovariance,
+    axis: int,
+    fields: Float[Array, "..."],
+    data: Float[Array, "..."] | None = None,
 ) -> GivenOthers:
     """Covariances of whole slices of `axis` given the others, exact and never as matrices.
 
@@ -63,6 +67,8 @@ def slices_given_others(
         op: the covariance of the data, without a batch.
         axis: from 0.
         fields: what the covariances are applied to, `(*fields, n_1, …, n_d)`.
+        data: `S` times that, if it is known: then other axes than a Markov one take no matrix of
+            that either.
     """
     if isinstance(op, DenseCovariance):
         return _dense_slices(op, axis, fields)
@@ -70,10 +76,13 @@ def slices_given_others(
         bare = KroneckerPlusNoise(op.kronecker, op.noise)
         return GivenOthers(*_thin_slices((bare, fields), decomposition(op), axis=axis))
     found = GivenOthers(*_slices((*op.blocks(), fields), op.eigenbases(), axis=axis))
-    if markov_axis(op) != axis:
+    # By the filter; their derivatives by the matrix of its axis.
+    if markov_axis(op) == axis:
+        values = KalmanLanes(op).times_given_others(fields)
+    elif markov_axis(op) is not None and data is not None and has_places(op, axis):
+        values = places_given_others(op, axis, data)
+    else:
         return found
-    # Whole times by the filter; their derivatives by the matrix of the axis.
-    values = KalmanLanes(op).times_given_others(fields)
     return GivenOthers(*map(with_value, found, values))
 
 

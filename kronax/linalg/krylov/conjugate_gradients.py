@@ -78,6 +78,7 @@ class _State(NamedTuple):
     energy: Any
     num_steps: Any
     active: Any
+    has_ended: Any
     recurrence: "_Recurrence"
 
 
@@ -140,13 +141,16 @@ def conjugate_gradients(
         return is_large.at[:num_solves].max(is_left)
 
     def body(s: _State) -> _State:
-        q = mv(s.p)
-        alpha = jnp.where(s.active, s.gamma / jnp.where(s.active, _dot(s.p, q), 1), 0)
+        # The last turn finds what is truly left: inside the loop, a program holds `A` and `M` once.
+        is_last = ~(jnp.any(s.active) & (s.step < max_steps))
+        active = s.active & ~is_last
+        q = mv(jnp.where(is_last, s.x, s.p))
+        alpha = jnp.where(active, s.gamma / jnp.where(active, _dot(s.p, q), 1), 0)
         x = s.x + _beside(alpha, b) * s.p
-        r = s.r - _beside(alpha, b) * q
+        r = jnp.where(is_last, b - q, s.r - _beside(alpha, b) * q)
         z = precondition(r)
-        gamma = jnp.where(s.active, _dot(r, z), s.gamma)
-        beta = jnp.where(s.active, gamma / jnp.where(s.active, s.gamma, 1), 0)
+        gamma = jnp.where(active | is_last, _dot(r, z), s.gamma)
+        beta = jnp.where(active, gamma / jnp.where(active, s.gamma, 1), 0)
         energy = s.energy - falling * alpha * s.gamma
         return _State(
             step=s.step + 1,
@@ -155,14 +159,28 @@ def conjugate_gradients(
             p=z + _beside(beta, b) * s.p,
             gamma=gamma,
             energy=energy,
-            num_steps=s.num_steps + s.active.astype(jnp.int32),
-            active=s.active & unfinished(r, gamma, energy),
-            recurrence=_advance(s.recurrence, alpha, beta, s.active, least),
+            num_steps=s.num_steps + active.astype(jnp.int32),
+            active=active & unfinished(r, gamma, energy),
+            has_ended=is_last,
+            recurrence=_advance(s.recurrence, alpha, beta, active, least),
         )
 
     z = precondition(b) if preconditioned is None else preconditioned
     gamma = _dot(b, z)
-    start = _State(
+    start = _start(b, z, gamma, energy, unfinished(b, gamma, energy), least)
+    end = lax.while_loop(lambda s: ~s.has_ended, body, start)
+    return Krylov(
+        solution=end.x,
+        residual=jnp.sqrt(jnp.maximum(end.gamma, 0)),
+        scale=jnp.sqrt(jnp.maximum(end.energy, rounded)),
+        left=bound(end.r),
+        num_steps=end.num_steps,
+        **_quadrature(end.recurrence, least),
+    )
+
+
+def _start(b: Array, z: Array, gamma: Array, energy: Array, active: Array, least: Array) -> _State:
+    return _State(
         step=jnp.zeros((), jnp.int32),
         x=jnp.zeros_like(b),
         r=b,
@@ -170,18 +188,9 @@ def conjugate_gradients(
         gamma=gamma,
         energy=energy,
         num_steps=jnp.zeros(b.shape[0], jnp.int32),
-        active=unfinished(b, gamma, energy),
+        active=active,
+        has_ended=jnp.zeros((), bool),
         recurrence=_first(b, least),
-    )
-    end = lax.while_loop(lambda s: (s.step < max_steps) & jnp.any(s.active), body, start)
-    residual = b - mv(end.x)
-    return Krylov(
-        solution=end.x,
-        residual=jnp.sqrt(jnp.maximum(_dot(residual, precondition(residual)), 0)),
-        scale=jnp.sqrt(jnp.maximum(end.energy, rounded)),
-        left=bound(residual),
-        num_steps=end.num_steps,
-        **_quadrature(end.recurrence, least),
     )
 
 

@@ -14,6 +14,7 @@ of the spectrum, a box of `r_1 × … × r_d` eigenvectors, `C` is therefore bui
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -46,6 +47,7 @@ class Reference(eqx.Module):
         smooth: `1 / (1 + w Λ)`, likewise.
         excess: `V`, a grid array.
         box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
+        place: of the box in a flat grid, `(r,)`.
         turn: for a sum of products, an orthogonal matrix `Z` on the box: `Q` is `⊗Q_i` times it.
         inside: `Qᵀ V Q` there.
         root: a root `L` of `C = L Lᵀ` there.
@@ -59,6 +61,7 @@ class Reference(eqx.Module):
     smooth: Array
     excess: Array
     box: tuple[Array, ...]
+    place: Array
     turn: Array | None
     inside: Array
     root: Array
@@ -99,22 +102,15 @@ class Reference(eqx.Module):
         return self._on_box(self.root_inverse, x, transpose=transpose)
 
     def _on_box(self, matrix: Array, x: Array, *, transpose: bool = False) -> Array:
-        inside = x[self._place]
-        columns = inside.reshape(x.shape[0], -1).T
-        found = left_product(matrix, columns, transpose=transpose)
-        return x.at[self._place].set(found.T.reshape(inside.shape))
-
-    @property
-    def _place(self) -> Any:
-        return (slice(None), *jnp.ix_(*self.box))
+        return _multiplied(matrix, x, self.place, transpose=transpose)
 
     def in_box(self, x: Array) -> Array:
         """What columns over the spectrum hold on the box, `(k, r)`."""
-        return x[self._place].reshape(x.shape[0], -1)
+        return _in_box(x, self.place)
 
     def only_box(self, x: Array) -> Array:
         """Columns over the spectrum, zero outside the box."""
-        return jnp.zeros_like(x).at[self._place].set(x[self._place])
+        return _with_box(jnp.zeros_like(x), self.place, self.in_box(x))
 
     def box_to_cells(self, x: Array) -> Array:
         """`Q` for columns `(k, r)` on the box."""
@@ -202,6 +198,31 @@ class Reference(eqx.Module):
         return 2 * self.root_logdet - (jnp.sum(self.root**2) - self.root.shape[0])
 
 
+def place_of(top: tuple[Array, ...], grid: Array) -> Array:
+    """Where the box stands in a flat grid, `(r,)`."""
+    return jnp.ravel_multi_index(jnp.ix_(*top), grid.shape, mode="clip").ravel()
+
+
+def _in_box(x: Array, place: Array) -> Array:
+    return jnp.take(x.reshape(x.shape[0], -1), place, axis=1, mode="clip")
+
+
+def _with_box(x: Array, place: Array, values: Array) -> Array:
+    there = x.reshape(x.shape[0], -1).at[:, place]
+    known: Any = {"mode": "promise_in_bounds", "unique_indices": True}
+    return there.set(values, wrap_negative_indices=False, **known).reshape(x.shape)
+
+
+@partial(jax.jit, static_argnames="transpose")
+def _multiplied(matrix: Array, x: Array, place: Array, *, transpose: bool = False) -> Array:
+    """A matrix over the box, times columns `(k, *grid)`; the identity elsewhere.
+
+    A program calls it dozens of times, and traces it once.
+    """
+    found = left_product(matrix, _in_box(x, place).T, transpose=transpose)
+    return _with_box(x, place, found.T)
+
+
 def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
     """`M⁻¹` for columns over the spectrum."""
     return conjugate_gradients(
@@ -246,7 +267,7 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     excess = precisions - 1 / noise
     top = top_of(bases, box)
     roots = box_roots(bases, weight, excess, top, None)
-    return Reference(bases, noise, weight, smooth, excess, top, None, *roots)
+    return Reference(bases, noise, weight, smooth, excess, top, place_of(top, weight), None, *roots)
 
 
 def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:

@@ -23,7 +23,14 @@ from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, full_block
 from kronax.linalg.krylov.boxed_sum import boxed_sum
 from kronax.linalg.krylov.conjugate_gradients import SLACK, Krylov, conjugate_gradients
-from kronax.linalg.krylov.preconditioner import Reference, balanced_box, box_roots, filters, top_of
+from kronax.linalg.krylov.preconditioner import (
+    Reference,
+    balanced_box,
+    box_roots,
+    filters,
+    place_of,
+    top_of,
+)
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
 # The inner residual is smaller than the outer one by this.
@@ -114,18 +121,19 @@ def terms_reference(
     top = top_of(bases, balanced_box(signal.grid_shape, iteration.box_size))
     kept = boxed_sum(signal, bases, top)
     values, turn = jnp.linalg.eigh(kept.inside)
-    place = jnp.ix_(*top)
-    spectrum = kept.outside.at[place].set(values.reshape(kept.outside[place].shape))
+    inside = jnp.ix_(*top)
+    spectrum = kept.outside.at[inside].set(values.reshape(kept.outside[inside].shape))
     spectrum = _not_negative(spectrum)
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
     identity = jnp.eye(values.size, dtype=signal.dtype)
-    roots = lax.cond(
+    roots: tuple[Array, Array, Array, Array] = lax.cond(
         is_even,
         lambda: (jnp.zeros_like(identity), identity, identity, jnp.zeros((), signal.dtype)),
         lambda: box_roots(bases, weight, excess, top, turn),
     )
-    compared = Reference(bases, noise, weight, smooth, excess, top, turn, *roots)
+    place = place_of(top, weight)
+    compared = Reference(bases, noise, weight, smooth, excess, top, place, turn, *roots)
     return TermsReference(signal, variances, precisions, spectrum, compared, is_even)
 
 

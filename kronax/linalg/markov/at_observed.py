@@ -130,10 +130,7 @@ class KalmanPlaces(AbstractKalman):
             levels = noise.diagonal() if isinstance(noise, Kronecker) else noise
             precisions = jnp.broadcast_to(1 / levels, op.grid_shape)
         precisions = jnp.where(self.op.mask.array, precisions, 0)
-        others = [f for i, f in enumerate(self.op.factors) if i != self.op.axis]
-        one = jnp.ones((1, 1), self.op.dtype)
-        places = Kronecker(*others).to_dense() if others else one
-        return FullState(self.factor.space, places, self._front(precisions))
+        return full_state.of_grid(self.op.factors, self.op.axis, precisions)
 
     def solve(self, b: Array) -> Array:
         """One pass forward and one back."""
@@ -187,7 +184,7 @@ class KalmanPlaces(AbstractKalman):
             vector = outer([row[k] for row, k in zip(filled, place, strict=True)])
             return jnp.sum(vector * self.solve(vector))
 
-        return lax.map(one, jnp.asarray(index.T)).reshape(shape)
+        return lax.map(one, jnp.asarray(index.T), batch_size=self.batch_size).reshape(shape)
 
     def posterior_diagonal(self) -> Array:
         """Sums of squares, with the derivative of the smoother."""
@@ -245,14 +242,10 @@ class KalmanPlaces(AbstractKalman):
         return alone(y)
 
     def _front(self, x: Array) -> Array:
-        """A grid as sorted times by places, `(n, m)`."""
-        moved = self.factor.sorted(jnp.moveaxis(x, self.op.axis, 0))
-        return moved.reshape(moved.shape[0], -1)
+        return full_state.by_times(x, self.factor, self.op.axis)
 
     def _back(self, x: Array) -> Array:
-        shape = [n for i, n in enumerate(self.op.grid_shape) if i != self.op.axis]
-        moved = self.factor.unsorted(x).reshape(-1, *shape)
-        return jnp.moveaxis(moved, 0, self.op.axis)
+        return full_state.on_grid(x, self.factor, self.op.axis, self.op.grid_shape)
 
 
 def _by_old(basis: Eigenbasis, rows: Array | None) -> Array:

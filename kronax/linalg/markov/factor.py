@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.arrays.mode_products import map_batch, same_rank
+from kronax.linalg.arrays.mode_products import HIGHEST, map_batch, same_rank
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.linalg.state_spaces.algebra import with_state
@@ -162,16 +162,22 @@ def _unchecked(space: Any, size: int, order: Any) -> Markov:
     return factor
 
 
-def multiplied(space: StateSpace, x: Array) -> Array:
-    """`K x` along the first axis of `x` `(n, lanes)`: what lies behind, then what lies ahead."""
-    first = covariances(space, len(x))[:, :, 0]
-    zero = jnp.zeros((space.order, x.shape[1]), x.dtype)
+def multiplied(space: StateSpace, x: Array, part: Array | None = None) -> Array:
+    """`K x` along the first axis of `x` `(n, lanes)`: what lies behind, then what lies ahead.
+
+    With weights of the entries of the state, `part`, it is what they make of it, in place of the
+    value, that has these covariances; without a nugget.
+    """
+    whole = covariances(space, len(x))
+    first, zero = whole[:, :, 0], jnp.zeros((space.order, x.shape[1]), x.dtype)
+    shown = first if part is None else jnp.einsum("nij,j->ni", whole, part, precision=HIGHEST)
     steps = space.steps()
 
     def forward(state: Array, step: Any) -> tuple[Array, Array]:
         value, p, steps = step
         state = state + p[:, None] * value[None]
-        return times(space.step(steps)[0], state), state[0]
+        asked = state[0] if part is None else jnp.sum(part[:, None] * state, axis=0)
+        return times(space.step(steps)[0], state), asked
 
     def backward(state: Array, step: Any) -> tuple[Array, Array]:
         value, p, steps = step
@@ -179,8 +185,8 @@ def multiplied(space: StateSpace, x: Array) -> Array:
         return state.at[0].add(value), jnp.sum(p[:, None] * state, axis=0)
 
     total = lax.scan(forward, zero, (x, first, steps))[1]
-    total = total + lax.scan(backward, zero, (x, first, steps), reverse=True)[1]
-    if space.nugget is None:
+    total = total + lax.scan(backward, zero, (x, shown, steps), reverse=True)[1]
+    if space.nugget is None or part is not None:
         return total
     return total + (space.nugget[:, None] if space.nugget_varies else space.nugget) * x
 
@@ -328,11 +334,14 @@ class MarkovCross(AbstractFactor):
         joint: of both.
         size: number of columns.
         is_transposed: whether the columns are the new places.
+        part: weights of the entries of the state at the new places, such as those of the slope;
+            its value by default. Not of a transpose.
     """
 
     joint: MarkovAhead
     size: int = eqx.field(static=True)
     is_transposed: bool = eqx.field(static=True, default=False)
+    part: Array | None = None
 
     @property
     def output_grid_shape(self) -> tuple[int, ...]:
@@ -352,6 +361,7 @@ class MarkovCross(AbstractFactor):
     @property
     def T(self) -> "MarkovCross":
         """The transpose."""
+        assert self.part is None, "the values at old places tell of what new values are"
         return MarkovCross(self.joint, self.output_grid_shape[0], not self.is_transposed)
 
     def mv(self, x: Array) -> Array:
@@ -367,7 +377,7 @@ class MarkovCross(AbstractFactor):
             padded = nothing.at[self.joint.back[old:]].add(flat)
         else:
             padded = self.joint.padded(flat, 0)
-        product = self.joint.unsorted(multiplied(self.joint.space, padded))
+        product = self.joint.unsorted(multiplied(self.joint.space, padded, self.part))
         kept = product[:old] if self.is_transposed else product[old:]
         return jnp.moveaxis(kept.reshape(-1, *front.shape[1:]), 0, axis)
 
@@ -377,4 +387,4 @@ class MarkovCross(AbstractFactor):
 
     def scaled(self, scalar: Array) -> "MarkovCross":
         """`scalar * self`."""
-        return MarkovCross(self.joint.scaled(scalar), self.size, self.is_transposed)
+        return MarkovCross(self.joint.scaled(scalar), self.size, self.is_transposed, self.part)

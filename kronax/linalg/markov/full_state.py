@@ -6,7 +6,8 @@ with `W = diag(w)` the innovation has `I + W^½ (P_00 + nugget K_s) W^½ = L L�
 of the places is never decomposed, and everything is ordinary differentiable code.
 """
 
-from math import log, pi, sqrt
+from collections.abc import Sequence
+from math import log, pi, prod, sqrt
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,36 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST, matmul
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.markov.factor import Markov
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.low_rank import is_diagonal
 from kronax.linalg.state_spaces.state_space import StateSpace
 
 # Longer axes are cut into about √n blocks, of which the reverse pass holds one at a time.
 LONG = 2000
+
+
+def by_times(x: Array, factor: Markov, axis: int) -> Array:
+    """A grid as sorted times of the Markov axis by places, `(n, m)`."""
+    moved = factor.sorted(jnp.moveaxis(x, axis, 0))
+    return moved.reshape(moved.shape[0], -1)
+
+
+def on_grid(x: Array, factor: Markov, axis: int, grid_shape: tuple[int, ...]) -> Array:
+    """The same back."""
+    shape = [n for i, n in enumerate(grid_shape) if i != axis]
+    return jnp.moveaxis(factor.unsorted(x).reshape(-1, *shape), 0, axis)
+
+
+def of_grid(factors: Sequence[AbstractFactor], axis: int, precisions: Array) -> "FullState":
+    """That of a grid, with a precision for every cell."""
+    factor: Any = factors[axis]
+    others = [f for i, f in enumerate(factors) if i != axis]
+    one = jnp.ones((1, 1), precisions.dtype)
+    places = Kronecker(*others).to_dense() if others else one
+    return FullState(factor.space, places, by_times(precisions, factor, axis))
 
 
 class FullState(NamedTuple):
@@ -139,7 +166,7 @@ def filtered(state: FullState) -> Filtered:
         after, _ = updated(p, root, lower)
         return state.ahead(after, steps), Filtered(lower, p[:, 0])
 
-    return lax.scan(body, state.start(), state.steps())[1]
+    return lax.scan(jax.checkpoint(body), state.start(), state.steps())[1]
 
 
 def _inverse(lower: Array, root: Array, b: Array) -> Array:
@@ -212,7 +239,31 @@ def smoothed(state: FullState, found: Filtered) -> Smoothed:
         return information, Smoothed(jnp.diagonal(both), jnp.diagonal(left))
 
     start = jnp.zeros((order * m, order * m), state.places.dtype)
-    return lax.scan(body, start, (*found, state.steps()), reverse=True)[1]
+    return lax.scan(jax.checkpoint(body), start, (*found, state.steps()), reverse=True)[1]
+
+
+def looked_back(op: KroneckerPlusNoise, axis: int, observed: Any) -> Smoothed | None:
+    """Of an operator on a grid, with derivatives that take no matrix of its Markov axis.
+
+    `None` where such a matrix is not larger than the states of all places, for noise that is
+    correlated, and for a batch.
+
+    Args:
+        op: signal plus noise.
+        axis: its Markov axis.
+        observed: true where there are data.
+    """
+    noise: Any = op.noise
+    factor: Any = op.factors[axis]
+    if op.batch_shape or factor.size < factor.space.order * prod(op.grid_shape) // factor.size:
+        return None
+    if isinstance(noise, Kronecker):
+        if not all(map(is_diagonal, noise.factors)):
+            return None
+        noise = noise.diagonal()
+    precisions = jnp.where(observed, jnp.broadcast_to(1 / noise, op.grid_shape), 0)
+    state = of_grid(op.factors, axis, precisions)
+    return smoothed(state, filtered(state))
 
 
 def logpdf(state: FullState, y: Array) -> Array:

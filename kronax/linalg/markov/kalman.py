@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Sequence
 from functools import reduce
+from math import prod
 from operator import mul
 from typing import Any
 
@@ -15,6 +16,9 @@ from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.markov.factor import Markov, MarkovAhead, MarkovPart
 from kronax.linalg.spectral.conditional_variances import Places, priors_of
+
+# So many numbers of right-hand sides are solved for at once.
+CHUNK = 1_000_000
 
 
 class AbstractKalman(AbstractSignalPlusNoise):
@@ -29,6 +33,11 @@ class AbstractKalman(AbstractSignalPlusNoise):
     def factor(self) -> Markov:
         """The Markov factor."""
         return self.op.factors[self.axis]
+
+    @property
+    def batch_size(self) -> int:
+        """How many right-hand sides are solved for at once."""
+        return max(1, CHUNK // prod(self.op.grid_shape))
 
     def variance_given(self, places: Sequence[Places]) -> Array:
         """Of places on a grid; a value, held constant.
@@ -65,7 +74,7 @@ class AbstractKalman(AbstractSignalPlusNoise):
             vector = outer(row)
             return jnp.sum(vector * self.solve(vector))
 
-        return exact_estimate(prior - lax.map(one, rows))
+        return exact_estimate(prior - lax.map(one, rows, batch_size=self.batch_size))
 
     def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
         """Prior less explained; one solve per place."""
@@ -78,7 +87,7 @@ class AbstractKalman(AbstractSignalPlusNoise):
                 weights = _contracted(rows_i, weights, i)
             return weights
 
-        return reduce(mul, priors) - lax.map(one, rows)
+        return reduce(mul, priors) - lax.map(one, rows, batch_size=self.batch_size)
 
 
 def _outer(vectors: Sequence[Array]) -> Array:

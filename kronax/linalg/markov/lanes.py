@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import reduce
-from math import log, pi
+from math import log, pi, prod
 from operator import mul
 from typing import Any
 
@@ -26,6 +26,7 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.eigenbases import SymmetricBlocks, dual, eigenbases
 from kronax.linalg.factors.submatrix import restricted
+from kronax.linalg.markov import full_state
 from kronax.linalg.markov.factor import Markov, MarkovAhead
 from kronax.linalg.markov.filter import Lanes
 from kronax.linalg.markov.kalman import AbstractKalman
@@ -113,7 +114,7 @@ class KalmanLanes(AbstractKalman):
 
     Cost and memory are linear in the Markov axis. Derivatives of solves, log-determinants and
     quadratic forms are right at the same orders as elsewhere; those of diagonals are of first order
-    and go through the dense matrix of the Markov axis.
+    and, but for a long axis with few places, go through the dense matrix of the Markov axis.
 
     Args:
         op: the operator, or its rows and columns at the times that have data.
@@ -145,7 +146,7 @@ class KalmanLanes(AbstractKalman):
     @property
     def num_observed(self) -> int:
         """The number of cells with data."""
-        size = int(np.prod(self.whole.grid_shape))
+        size = prod(self.whole.grid_shape)
         observed = self.observed
         return size if observed is None else size // len(observed) * int(observed.sum())
 
@@ -210,6 +211,9 @@ class KalmanLanes(AbstractKalman):
         batch = jnp.broadcast_shapes(pieces.batch_shape, *given)
         held = lax.stop_gradient(sides)
         value = map_batch(one, batch, (pieces, pieces.event_ndims), (held, ndims))
+        is_own = others is None and all(row is None for row in rows)
+        if is_own and (looked := self._looked_back()) is not None:
+            return with_value(self._on_grid(looked.inverse), value)
         inner, kept = self._dense()
         at_kept = [None if others is None else self._at(side, kept) for side in sides]
         return with_value(inner.explained(self._at(sides[0], kept), at_kept[1]), value)
@@ -217,6 +221,8 @@ class KalmanLanes(AbstractKalman):
     def posterior_diagonal(self) -> Array:
         """Sums of products, none of them a difference where there are data."""
         places = [Places(None)] * len(self.whole.grid_shape)
+        if (looked := self._looked_back()) is not None:
+            return with_value(self._on_grid(looked.variances), self.variance_given(places))
         rows = [f.to_dense() for f in self.whole.factors]
         inner, kept = self._dense()
         prior = self.whole.kronecker.diagonal()
@@ -410,6 +416,12 @@ class KalmanLanes(AbstractKalman):
             return jnp.sum(left * solved(piece.space, lanes, at, right), axis=0)
 
         return lax.map(one, (c, b))
+
+    def _looked_back(self) -> full_state.Smoothed | None:
+        return full_state.looked_back(self.whole, self.axis, getattr(self.op, "observed", True))
+
+    def _on_grid(self, x: Array) -> Array:
+        return full_state.on_grid(x, self.factor, self.axis, self.whole.grid_shape)
 
     def _dense(self) -> tuple[Spectral, np.ndarray]:
         """The operator at the times with data, the Markov factor as a matrix; for derivatives."""

@@ -10,30 +10,30 @@ from jaxtyping import PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import is_dates, plain
 from kronax.gp.axes.labels import is_labels
+from kronax.gp.labelled.templates import xarray
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 
 MEAN, SD, QUANTILES, DRAWS = "mean", "standard_deviation", "quantiles", "draws"
 
 
 def to_dataset(
-    post: Any,
+    post: AbstractPosterior,
     axes: Any,
     quantiles: Sequence[float],
-    num_samples: int,
-    key: PRNGKeyArray | None,
+    draws: tuple[int, PRNGKeyArray | None],
     include_noise: bool,
     noise: Any,
+    covariates: Any,
 ) -> Any:
-    """The body of `Posterior.to_dataset`."""
-    xarray = _xarray()
+    """The body of `Posterior.to_dataset`; `draws` are their number and key."""
+    package, (num_samples, key) = xarray(), draws
     levels = _checked_levels(quantiles)
-    if num_samples and key is None:
-        raise TypeError(
-            f"{num_samples} draws need a random key: pass key=jax.random.key(0), or another."
-        )
+    check_draws_have_a_key(num_samples, key)
     new = post.gp.new_axes(axes)
     dims, batch = grid_dims(post.gp), batch_dims(post)
-    mean = np.asarray(post.mean(axes))
-    sd = np.sqrt(np.asarray(post.variance(axes, include_noise=include_noise, noise=noise)))
+    options = {"include_noise": include_noise, "noise": noise, "covariates": covariates}
+    mean = np.asarray(post.mean(axes, covariates=covariates))
+    sd = np.sqrt(np.asarray(post.variance(axes, **options)))
     about = _About(post, include_noise)
     variables: dict[str, Any] = {
         MEAN: ((*batch, *dims), mean, about.values("posterior mean")),
@@ -50,18 +50,19 @@ def to_dataset(
         )
         coordinates["quantile"] = ("quantile", np.array(levels), {"long_name": "probability"})
     if num_samples:
-        draws = post.sample(key, axes, (num_samples,), include_noise, noise)
+        assert key is not None
+        values = np.asarray(post.sample(key, axes, (num_samples,), **options))
         variables[DRAWS] = (
             ("draw", *batch, *dims),
-            np.asarray(draws),
+            values,
             about.values("posterior draws"),
         )
         coordinates["draw"] = ("draw", np.arange(num_samples))
-    _check_names((*variables, "quantile", "draw"), (*dims, *batch), post)
-    return xarray.Dataset(variables, coordinates, about.title())
+    check_names((*variables, "quantile", "draw"), (*dims, *batch), post)
+    return package.Dataset(variables, coordinates, about.title())
 
 
-def to_dataarray(post: Any, values: Any, axes: Any, name: str | None) -> Any:
+def to_dataarray(post: AbstractPosterior, values: Any, axes: Any, name: str | None) -> Any:
     """The body of `Posterior.to_dataarray`."""
     array, new = np.asarray(values), post.gp.new_axes(axes)
     grid, dims, batch = post.grid_shape(axes), grid_dims(post.gp), batch_dims(post)
@@ -79,19 +80,19 @@ def to_dataarray(post: Any, values: Any, axes: Any, name: str | None) -> Any:
         )
     coordinates = coordinates_of(post, new)
     known = {k: v for k, v in coordinates.items() if set(_dims_of(v)) <= set(found)}
-    return _xarray().DataArray(array, known, found, name)
+    return xarray().DataArray(array, known, found, name)
 
 
 def _dims_of(coordinate: Any) -> tuple[str, ...]:
     return (coordinate[0],) if isinstance(coordinate[0], str) else tuple(coordinate[0])
 
 
-def grid_dims(gp: Any) -> tuple[str, ...]:
+def grid_dims(gp: AbstractProcess) -> tuple[str, ...]:
     """The dimensions of the grid."""
     return gp.axis_names or tuple(f"axis_{i}" for i in range(len(gp.axes)))
 
 
-def batch_dims(post: Any) -> tuple[str, ...]:
+def batch_dims(post: AbstractPosterior) -> tuple[str, ...]:
     """The dimensions that lead the grid: those of the data."""
     if post.template is not None:
         return post.template.batch_dims
@@ -99,7 +100,7 @@ def batch_dims(post: Any) -> tuple[str, ...]:
     return ("batch",) if count == 1 else tuple(f"batch_{i}" for i in range(count))
 
 
-def coordinates_of(post: Any, new: Sequence[Axis | None]) -> dict[str, Any]:
+def coordinates_of(post: AbstractPosterior, new: Sequence[Axis | None]) -> dict[str, Any]:
     """Coordinates by name, as a Dataset takes them: of the grid where `new` has it."""
     dims = grid_dims(post.gp)
     moved = {dim for dim, axis in zip(dims, new, strict=True) if axis is not None}
@@ -164,11 +165,11 @@ def _plain(values: np.ndarray) -> np.ndarray:
 class _About:
     """Attributes of what a Dataset holds, from those of the data."""
 
-    def __init__(self, post: Any, include_noise: bool):
+    def __init__(self, post: AbstractPosterior, include_noise: bool):
         template = post.template
         self.attributes = {} if template is None else dict(template.attributes.values)
         self.name = None if template is None else template.name
-        self.described = self.attributes.get("long_name", self.name) or "the data"
+        self.described = "the data" if template is None else template.described
         self.suffix = ", noise included" if include_noise else ""
 
     def values(self, what: str) -> dict[str, Any]:
@@ -197,7 +198,24 @@ def _checked_levels(quantiles: Sequence[float]) -> tuple[float, ...]:
     return levels
 
 
-def _check_names(variables: Sequence[str], dims: Sequence[str], post: Any) -> None:
+def check_draws_have_a_key(num_samples: int, key: PRNGKeyArray | None) -> None:
+    """Refuse draws without a random key.
+
+    Raises:
+        TypeError: with how many were asked for.
+    """
+    if num_samples and key is None:
+        raise TypeError(
+            f"{num_samples} draws need a random key: pass key=jax.random.key(0), or another."
+        )
+
+
+def check_names(variables: Sequence[str], dims: Sequence[str], post: AbstractPosterior) -> None:
+    """Refuse dimensions and coordinates that are called as a variable.
+
+    Raises:
+        ValueError: with the name.
+    """
     others = () if post.template is None else [c.name for c in post.template.coordinates]
     taken = sorted(set(variables) & {*dims, *others})
     if taken:
@@ -206,13 +224,3 @@ def _check_names(variables: Sequence[str], dims: Sequence[str], post: Any) -> No
             "dimension or coordinate of this name. Rename it (`da.rename`) and build the model "
             "with the new name."
         )
-
-
-def _xarray() -> Any:
-    try:
-        import xarray
-    except ImportError as error:
-        raise ImportError(
-            'Datasets need xarray, which is not installed: pip install "kronax[xarray]".'
-        ) from error
-    return xarray

@@ -1,95 +1,36 @@
-"""Noise of a grid GP: one variance, variances along some axes, or one per cell."""
+"""The noise of a grid GP from what users give, and from what a model holds."""
 
 from operator import mul
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.linalg.arrays.checks import array_of_reals, is_concrete, plain, whole
+from kronax.gp.noise.abstract import AbstractNoise
+from kronax.gp.noise.products import AxisNoise, FullNoise
+from kronax.gp.noise.variances import CellNoise, NoNoise, ScalarNoise, checked_cells
+from kronax.linalg.arrays.checks import is_concrete, plain, whole
 from kronax.linalg.arrays.host import on_device, on_host
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
-from kronax.linalg.krylov.plus_diagonal import check_variances
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.parameters import as_parameter, data, parameter
+from kronax.parameters import as_parameter
 from kronax.paths import nearest
 
 
-class AxisNoise(eqx.Module):
-    """Independent noise whose variance is a product of one variance per place along some axes.
-
-    Args:
-        grid_shape: shape of the grid.
-        variances: one entry per axis: `(n_i,)` variances, or `None` where the noise is the same.
-    """
-
-    grid_shape: tuple[int, ...] = eqx.field(static=True)
-    variances: tuple[Array | None, ...] = parameter(constraints.positive)
-
-    def operator(self, dtype: Any) -> Kronecker:
-        """The noise covariance."""
-        return Kronecker(
-            *(
-                ScaledIdentity(jnp.ones((), dtype), n) if v is None else Diagonal(v.astype(dtype))
-                for v, n in zip(self.variances, self.grid_shape, strict=True)
-            )
-        )
-
-
-class CellNoise(eqx.Module):
-    """Independent noise with a variance of its own at every cell, `scale · variances`.
-
-    The variances are data, such as squared standard errors of measurements; a fit trains their
-    common scale. Infinity marks a gap.
-
-    Args:
-        variances: on the grid.
-        scale: a number.
-    """
-
-    variances: Array = data()
-    scale: Array = parameter(constraints.positive)
-
-    def operator(self, dtype: Any) -> Array:
-        """The variances on the grid: a product over the axes or not."""
-        variances, scale = self.variances.astype(dtype), self.scale.astype(dtype)
-        is_gap = jnp.isposinf(variances)
-        return jnp.where(is_gap, jnp.inf, scale * jnp.where(is_gap, 1, variances))
-
-    @property
-    def observed(self) -> np.ndarray | None:
-        """True where the variance is finite; `None` if they are traced."""
-        return np.isfinite(np.asarray(self.variances)) if is_concrete(self.variances) else None
-
-
-class FullNoise(eqx.Module):
-    """A Kronecker noise covariance with full factors: its entries are data, not parameters."""
-
-    kronecker: Kronecker = data()
-
-    def operator(self, dtype: Any) -> Kronecker:
-        """The noise covariance."""
-        return self.kronecker
-
-
-class NoNoise(eqx.Module):
-    """None at all, for interpolation: there is nothing to train."""
-
-    def operator(self, dtype: Any) -> Array:
-        """A variance of zero."""
-        return jnp.zeros((), dtype)
+def noise_of(stored: Any) -> AbstractNoise:
+    """The noise from what a model has as such: an array there is one variance."""
+    return stored if isinstance(stored, AbstractNoise) else ScalarNoise(stored)
 
 
 def as_noise(
     value: Any, grid_shape: tuple[int, ...], names: tuple[str, ...] | None, dtype: Any = None
 ) -> Any:
-    """A variance, or a module that makes a noise covariance; plain numbers take the dtype."""
-    if isinstance(value, AxisNoise | CellNoise | FullNoise | NoNoise):
+    """A variance, or noise of another kind, for a model; plain numbers take the dtype."""
+    if isinstance(value, AbstractNoise):
         return value
     if isinstance(value, dict):
         return _by_axis(value, grid_shape, names)
@@ -132,13 +73,8 @@ def _by_cell(value: Any, grid_shape: tuple[int, ...]) -> CellNoise:
         )
     if isinstance(value, np.ma.MaskedArray):
         value = value.filled(np.inf)
-    array = array_of_reals(value, "The noise variances", finite=False)
-    one = on_device(np.ones((), array.dtype))
-    if not is_concrete(array):
-        return CellNoise(array, one)
-    variances = np.asarray(array)
-    check_variances(variances)
-    return CellNoise(array, one)
+    array = checked_cells(value)
+    return CellNoise(array, on_device(np.ones((), array.dtype)))
 
 
 def _from_diagonals(value: Kronecker) -> Any:

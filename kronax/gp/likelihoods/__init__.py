@@ -1,0 +1,1 @@
+"""Distributions of observations given the latent function at their cells."""

@@ -1,0 +1,1 @@
+"""The noise of a Gaussian process on a grid."""

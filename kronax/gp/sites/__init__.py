@@ -1,0 +1,1 @@
+"""Processes with a likelihood that is not normal, by Gaussian sites."""

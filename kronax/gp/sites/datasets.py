@@ -1,0 +1,51 @@
+"""Rates, probabilities and new observations as an xarray Dataset."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array
+
+from kronax.gp.datasets import DRAWS, MEAN, QUANTILES, SD, check_names, coordinates_of, grid_dims
+from kronax.gp.labelled.templates import UNLABELLED, xarray
+from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.sites.response import Response
+
+
+def response_dataset(
+    post: AbstractPosterior, found: Response, axes: Any, draws: Array | None
+) -> Any:
+    """Of a response on the grid of some axes, with draws of observations or without.
+
+    New observations have the attributes of the data, units included; a rate has other units.
+    """
+    package, dims = xarray(), grid_dims(post.gp)
+    data = (post.template and post.template.data) or UNLABELLED
+    coordinates = coordinates_of(post, post.gp.new_axes(axes))
+
+    def rate(values: Array, what: str, *lead: str) -> tuple[Any, ...]:
+        words = f"posterior {what} of the {found.name} of {data.described}"
+        return (*lead, *dims), np.asarray(values), {"long_name": words}
+
+    def new(values: Array, what: str, *lead: str) -> tuple[Any, ...]:
+        words = f"{what} of new observations of {data.described}"
+        return (*lead, *dims), np.asarray(values), {**data.attributes.values, "long_name": words}
+
+    variables = {
+        MEAN: rate(found.mean, "mean"),
+        SD: rate(found.std, "standard deviation"),
+        f"observation_{MEAN}": new(found.observation_mean, "mean"),
+        f"observation_{SD}": new(found.observation_std, "standard deviation"),
+    }
+    if found.probabilities:
+        levels = np.array(found.probabilities)
+        coordinates["quantile"] = ("quantile", levels, {"long_name": "probability"})
+        variables[QUANTILES] = rate(found.quantiles, "quantiles", "quantile")
+        if found.observation_quantiles is not None:
+            name = f"observation_{QUANTILES}"
+            variables[name] = new(found.observation_quantiles, "quantiles", "quantile")
+    if draws is not None:
+        variables[DRAWS] = new(draws, "draws", "draw")
+        coordinates["draw"] = ("draw", np.arange(len(draws)))
+    check_names((*variables, "quantile", "draw"), dims, post)
+    title = {} if data.name is None else {"title": f"prediction of {data.name}"}
+    return package.Dataset(variables, coordinates, title)

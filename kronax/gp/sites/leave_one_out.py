@@ -1,0 +1,99 @@
+"""Observations of any likelihood as predicted from all the others.
+
+The sites of the others stay. What they say of the function at a cell is its *cavity*: of the
+marginal `N(m, v)` the site `N(z; f, 1/W)` is taken off, which leaves `v' = v / (1 − W v)` and
+`m' = m − v' W (z − m)`.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from kronax.gp.axes.axis import Axis
+from kronax.gp.criticism.held_out import HeldOut
+from kronax.gp.likelihoods.base import AbstractLikelihood, average
+from kronax.gp.sites.predictive import log_predictive, probability
+from kronax.gp.sites.sites import Sites
+from kronax.linalg.arrays.checks import check_key
+
+
+class LikelihoodLeaveOneOut(HeldOut):
+    """Every observation as predicted from all the others: `means, variances = …` unpacks it.
+
+    Attributes:
+        mean: of the observation, grid-shaped; NaN at gaps.
+        variance: of the observation.
+        function_mean: of the latent function there.
+        function_variance: of the latent function there.
+        y: the observations.
+        axes: of the grid.
+        axis_names: of the axes.
+        likelihood: of an observation given the function.
+    """
+
+    mean: Float[Array, "..."]
+    variance: Float[Array, "..."]
+    function_mean: Float[Array, "..."]
+    function_variance: Float[Array, "..."]
+    y: Float[Array, "..."]
+    axes: tuple[Axis, ...]
+    axis_names: tuple[str, ...] = eqx.field(static=True)
+    likelihood: AbstractLikelihood
+
+    def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
+        """Log predictive density, or probability, of every cell: of the data, or of another `y`."""
+        y = self.y if y is None else jnp.asarray(y)
+        return log_predictive(self.likelihood, y, self.function_mean, self.function_variance)
+
+    @property
+    def log_score(self) -> Float[Array, ""]:
+        """Their sum."""
+        return jnp.nansum(self.log_density())
+
+    def probability_integral_transform(self, key: PRNGKeyArray) -> Float[Array, "..."]:
+        """Where every observation lies in its predictive distribution: uniform under the model.
+
+        Between the probability of less and that of no more a discrete one is placed at random.
+
+        Args:
+            key: a JAX random key.
+
+        Raises:
+            NotImplementedError: if NumPyro has no distribution function of the likelihood.
+        """
+        check_key(key)
+        like, moments = self.likelihood, (self.function_mean, self.function_variance)
+        upper = probability(like, self.y, *moments)
+        if not like.support.is_discrete:
+            return upper
+        lower = probability(like, self.y - 1, *moments)
+        return lower + jax.random.uniform(key, upper.shape, upper.dtype) * (upper - lower)
+
+    def __repr__(self) -> str:
+        count = int(jnp.sum(~jnp.isnan(self.mean)))
+        return (
+            f"Leave-one-out of {count} observations: log score {float(self.log_score):.2f} nats, "
+            f"root mean square error {float(self.rmse):.4g}"
+        )
+
+
+@eqx.filter_jit
+def cavity(sites: Sites) -> tuple[Array, Array]:
+    """Mean and variance of the function at every cell given all other cells; NaN at gaps."""
+    variance = sites.variance / (1 - sites.precision * sites.variance)
+    mean = sites.mean - variance * sites.precision * (sites.target - sites.mean)
+    is_site = sites.precision > 0
+    return jnp.where(is_site, mean, jnp.nan), jnp.where(is_site, variance, jnp.nan)
+
+
+@eqx.filter_jit
+def left_out(like: AbstractLikelihood, sites: Sites) -> tuple[Array, ...]:
+    """Mean and variance of every observation given all others, and those of the function."""
+    mean, variance = cavity(sites)
+    own = average(like.mean, mean, variance)
+
+    def spreads(f: Array) -> Array:
+        return jnp.square(like.mean(f) - own) + like.variance(f)
+
+    return own, average(spreads, mean, variance), mean, variance

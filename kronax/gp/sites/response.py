@@ -1,0 +1,167 @@
+"""Rates, probabilities and new observations, from the marginals of the latent function."""
+
+from collections.abc import Callable, Sequence
+from statistics import NormalDist
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from kronax.gp.likelihoods.base import AbstractLikelihood, average
+from kronax.gp.sites.predictive import probability
+
+# Doublings of a bracket and halvings of it, together.
+MOST_PROBES = 300
+
+
+class Response(eqx.Module):
+    """What a likelihood makes of the latent function, place by place.
+
+    Attributes:
+        mean: of the rate, probability, share or location itself.
+        std: its posterior standard deviation.
+        quantiles: its posterior quantiles, `(len(probabilities), …)`.
+        observation_mean: of a new observation there, with its own exposure or number of trials.
+        observation_std: its standard deviation.
+        observation_quantiles: its quantiles; `None` where NumPyro has no distribution function,
+            for which draws serve.
+        probabilities: of the quantiles.
+        name: what the response is: a rate, a probability, …
+    """
+
+    mean: Float[Array, "..."]
+    std: Float[Array, "..."]
+    quantiles: Float[Array, "..."]
+    observation_mean: Float[Array, "..."]
+    observation_std: Float[Array, "..."]
+    observation_quantiles: Float[Array, "..."] | None
+    probabilities: tuple[float, ...] = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+
+    def __repr__(self) -> str:
+        shape = " × ".join(map(str, self.mean.shape))
+        return f"Response of {shape} places: the {self.name}, and new observations"
+
+
+def response(
+    likelihood: AbstractLikelihood, mean: Array, variance: Array, probabilities: Sequence[float]
+) -> Response:
+    """For a function with normal marginals.
+
+    Raises:
+        ValueError: if a probability is not between 0 and 1.
+    """
+    levels = tuple(float(p) for p in probabilities)
+    if not all(0 < p < 1 for p in levels):
+        raise ValueError(f"Quantiles need probabilities between 0 and 1; got {probabilities!r}.")
+    return _response(likelihood, mean, jnp.broadcast_to(variance, mean.shape), levels)
+
+
+@eqx.filter_jit
+def _response(
+    likelihood: AbstractLikelihood, mean: Array, variance: Array, levels: tuple[float, ...]
+) -> Response:
+    def means(f: Array) -> tuple[Array, Array]:
+        return likelihood.response(f), likelihood.mean(f)
+
+    rate, own = average(means, mean, variance)
+
+    def spreads(f: Array) -> tuple[Array, Array]:
+        # About the means, which may be far from zero.
+        rest, own_rest = likelihood.response(f) - rate, likelihood.mean(f) - own
+        return jnp.square(rest), jnp.square(own_rest) + likelihood.variance(f)
+
+    spread, own_spread = average(spreads, mean, variance)
+    sd = jnp.sqrt(variance)
+    scores = [NormalDist().inv_cdf(p) for p in levels]
+    quantiles = [likelihood.response(mean + score * sd) for score in scores]
+    empty = jnp.zeros((0, *mean.shape), mean.dtype)
+    return Response(
+        mean=rate,
+        std=jnp.sqrt(spread),
+        quantiles=jnp.stack(quantiles) if levels else empty,
+        observation_mean=own,
+        observation_std=jnp.sqrt(own_spread),
+        observation_quantiles=_observed(likelihood, mean, variance, levels, empty),
+        probabilities=levels,
+        name=likelihood.response_name,
+    )
+
+
+def _observed(
+    likelihood: AbstractLikelihood,
+    mean: Array,
+    variance: Array,
+    levels: tuple[float, ...],
+    empty: Array,
+) -> Array | None:
+    """Quantiles of observations, where their distribution function is known."""
+    # Not the mean, which may be infinite where the quantiles are not.
+    centre = likelihood.mean(mean)
+    try:
+        jax.eval_shape(likelihood.cdf, centre, mean)
+    except NotImplementedError:
+        return None
+
+    if not levels:
+        return empty
+
+    def is_enough(y: Array) -> Array:
+        def reached(level: Array, y: Array) -> Array:
+            return probability(likelihood, y, mean, variance) >= level
+
+        return jax.vmap(reached)(jnp.asarray(levels, mean.dtype), y)
+
+    is_whole = likelihood.support.is_discrete
+    return _quantiles(is_enough, jnp.stack([centre] * len(levels)), is_whole)
+
+
+def _quantiles(is_enough: Callable[[Array], Array], centre: Array, is_whole: bool) -> Array:
+    """The least numbers, or whole numbers, that are enough: a bracket is widened, then halved.
+
+    One loop, so that the distribution function is compiled once.
+    """
+    if is_whole:
+        start = jnp.ceil(centre)
+        bracket = jnp.full_like(start, -1), jnp.full_like(start, jnp.inf)
+    else:
+        start = centre
+        bracket = jnp.full_like(start, -jnp.inf), jnp.full_like(start, jnp.inf)
+
+    def between(low: Array, high: Array) -> Array:
+        middle = low + (high - low) / 2
+        return jnp.floor(middle) if is_whole else middle
+
+    def is_wide(low: Array, high: Array) -> Array:
+        # Where no number lies between the ends the search is over.
+        middle = between(low, high)
+        return ~jnp.isfinite(high - low) | ((middle > low) & (middle < high))
+
+    def narrower(state: _Bracket) -> _Bracket:
+        low, high, probe, width, count = state
+        enough = is_enough(probe)
+        low, high = jnp.where(enough, low, probe), jnp.where(enough, probe, high)
+        beyond = jnp.where(jnp.isinf(high), low + width, high - width)
+        is_known = jnp.isfinite(high) & jnp.isfinite(low)
+        probe = jnp.where(is_known, between(low, high), beyond)
+        return _Bracket(low, high, probe, 2 * width, count + 1)
+
+    def goes_on(state: _Bracket) -> Array:
+        return (state.num_probes < MOST_PROBES) & jnp.any(is_wide(state.low, state.high))
+
+    first = _Bracket(*bracket, start, jnp.ones((), start.dtype), jnp.zeros((), jnp.int32))
+    high = lax.while_loop(goes_on, narrower, first).high
+    return jnp.where(jnp.isfinite(high), high, jnp.nan)
+
+
+class _Bracket(NamedTuple):
+    """Numbers that are not enough and those that are, and where to look next."""
+
+    low: Array
+    high: Array
+    probe: Array
+    width: Array
+    num_probes: Array

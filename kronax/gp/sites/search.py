@@ -1,0 +1,306 @@
+"""The search for the sites of a likelihood.
+
+*Variational*: of all normal distributions the one nearest to the posterior by the divergence
+`KL(q ‖ p)`. At cell marginals `(m, v)` its sites are `W = E[−∂² log p(y|f)]` and
+`z = m + E[∂ log p(y|f)] / W`. *Laplace*: the same with the log density's own derivatives at the
+mode, without averages.
+
+For fixed variances the mean maximises `Σ E log p(y|f) − ½ aᵀ K a` with `m = K a`, and conditioning
+on the sites is its Newton step: a search along the line between two means costs nothing but the
+likelihood, and makes it safe from any start. The variances follow one step behind, by all of their
+change or, where that swings, by the share that Aitken's relaxation finds from the last two changes.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.solver_choice import is_iterative
+from kronax.gp.sites.sites import Sites, given, moments
+
+MOST_STEPS = 100
+# Rounding, not the search, is what is left of changes that no longer fall: after so many steps that
+# do not lower the smallest change, one of at most so many deviations is the end.
+MOST_STALLED, ROUNDED = 8, 0.05
+# Halvings of a step along the line.
+MOST_HALVINGS = 12
+# Of their change the variances move by at least and at most so much.
+LEAST_SHARE, MOST_SHARE = 0.05, 1.5
+
+
+class Hint(NamedTuple):
+    """Where a search may start: the end of one at other parameters. NaN says that there is none."""
+
+    mean: Array
+    variance: Array
+
+
+def no_hint(shape: tuple[int, ...], dtype: Any) -> Hint:
+    """Nothing to start from."""
+    none: Any = np.full(shape, np.nan, dtype)
+    return Hint(none, none)
+
+
+def find(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Sites, Hint]:
+    """The sites of a process given data, held constant, and where another search may start.
+
+    Data are filled in the gaps. Where the search does not converge the hint stays as it was.
+    """
+    arrays, rest = eqx.partition((gp, y, hint), eqx.is_array)
+    gp, y, hint = eqx.combine(lax.stop_gradient(arrays), rest)
+    search = _Search.of(gp, y)
+    end = lax.while_loop(search.goes_on, search.step, search.first(hint))
+    converged = (end.change <= search.tolerance) | search.is_rounded(end)
+    sites = Sites(
+        target=end.target,
+        precision=end.precision,
+        mean=end.given_mean,
+        variance=end.given_variance,
+        num_steps=end.num_steps,
+        change=end.change,
+        converged=converged,
+    )
+    known = Hint(end.mean, end.variance)
+    return sites, jax.tree.map(lambda new, old: jnp.where(converged, new, old), known, hint)
+
+
+@eqx.filter_jit
+def first_sites(gp: AbstractProcess, y: Array) -> tuple[Array, Array]:
+    """Targets and precisions that a search for checked data starts from."""
+    return _Search.of(gp, filled(gp, y)).sites_at_data()
+
+
+def filled(gp: AbstractProcess, y: Array) -> Array:
+    """Data with a possible observation in the gaps."""
+    assert gp.likelihood is not None
+    return y if gp.observed is None else jnp.where(gp.observed.array, y, gp.likelihood.filler)
+
+
+def tolerance_of(gp: AbstractProcess, dtype: Any) -> float:
+    """Changes of a step, in deviations, below which sites are found.
+
+    The evidence is stationary in them, so that its error is of the order of the square. Variances
+    by draws are not known better.
+    """
+    if is_iterative(gp):
+        return 1e-4
+    return 1e-6 if jnp.finfo(dtype).eps < 1e-10 else 1e-3
+
+
+def site_of(
+    gp: AbstractProcess, y: Array, mean: Array, variance: Array | None, prior: Array
+) -> tuple[Array, Array]:
+    """Targets and precisions of the sites, zero at gaps; without variances, of a Laplace one.
+
+    A precision is at least a tiny share of that of the prior and of the squared slope: the target
+    keeps the slope whatever the precision, and stays where numbers carry it. A log density that
+    bends upwards, as of an outlier, so has a site that only pulls.
+    """
+    assert gp.likelihood is not None
+    mean, variance = _finite_at_gaps(gp, mean, variance)
+    if variance is None:
+        slope, bend = gp.likelihood.derivatives(y, mean)
+    else:
+        slope, bend = gp.likelihood.expected_derivatives(y, mean, variance)
+    least = jnp.sqrt(jnp.finfo(mean.dtype).eps) * (jnp.square(slope) + 1 / prior)
+    precision = jnp.maximum(bend, least)
+    target = mean + slope / precision
+    seen = _seen(gp)
+    return jnp.where(seen, target, 0), jnp.where(seen, precision, 0)
+
+
+def expected_log_density(
+    gp: AbstractProcess, y: Array, mean: Array, variance: Array | None
+) -> Array:
+    """`E log p(y|f)` at every cell, zero at gaps; without variances, at the mean."""
+    assert gp.likelihood is not None
+    mean, variance = _finite_at_gaps(gp, mean, variance)
+    if variance is None:
+        value = gp.likelihood.log_density(y, mean)
+    else:
+        value = gp.likelihood.expected(y, mean, variance)
+    return jnp.where(_seen(gp), value, 0)
+
+
+def _finite_at_gaps(
+    gp: AbstractProcess, mean: Array, variance: Array | None
+) -> tuple[Array, Array | None]:
+    """Marginals that are harmless at gaps: what overflows has no derivative, masked or not."""
+    spread = None if variance is None else jnp.where(_seen(gp), variance, 1)
+    return jnp.where(_seen(gp), mean, 0), spread
+
+
+def _seen(gp: AbstractProcess) -> Any:
+    return True if gp.observed is None else jnp.asarray(gp.observed.array)
+
+
+class _Place(NamedTuple):
+    """Where a search is: marginals and weights, and the sites that led there.
+
+    `given_mean` and `given_variance` are those given these sites, `spread` is the last change of
+    the logarithms of the variances, of which they went the share `share`.
+    """
+
+    mean: Array
+    variance: Array
+    weights: Array
+    target: Array
+    precision: Array
+    given_mean: Array
+    given_variance: Array
+    share: Array
+    spread: Array
+    change: Array
+    least_change: Array
+    num_stalled: Array
+    num_steps: Array
+
+
+class _Search(NamedTuple):
+    """A process and data, and what stays the same from step to step."""
+
+    gp: AbstractProcess
+    y: Array
+    prior_mean: Array
+    prior_variance: Array
+    tolerance: float
+
+    @classmethod
+    def of(cls, gp: AbstractProcess, y: Array) -> "_Search":
+        """For checked data that are filled in the gaps."""
+        prior = gp.covariance(include_noise=False).diagonal()
+        mean = gp.mean_on((None,) * len(gp.axes))
+        mean, prior = (jnp.broadcast_to(x, y.shape) for x in (mean, prior))
+        return cls(gp, y, mean, prior, tolerance_of(gp, y.dtype))
+
+    def first(self, hint: Hint) -> _Place:
+        """From the data, or from where another search ended: a whole step."""
+        from_data = self.sites_at_data()
+        from_hint = self.sites(hint.mean, hint.variance)
+        is_known = jnp.isfinite(hint.mean).all()
+        target, precision = (
+            jnp.where(is_known, a, b) for a, b in zip(from_hint, from_data, strict=True)
+        )
+        mean, variance, weights = self.conditioned(target, precision)
+        return _Place(
+            mean=mean,
+            variance=variance,
+            weights=weights,
+            target=target,
+            precision=precision,
+            given_mean=mean,
+            given_variance=variance,
+            share=jnp.ones((), mean.dtype),
+            spread=jnp.zeros_like(mean),
+            change=jnp.asarray(jnp.inf, mean.dtype),
+            least_change=jnp.asarray(jnp.inf, mean.dtype),
+            num_stalled=jnp.zeros((), jnp.int32),
+            num_steps=jnp.zeros((), jnp.int32),
+        )
+
+    def sites_at_data(self) -> tuple[Array, Array]:
+        """Where a function that suits the data cell by cell has its Laplace sites."""
+        assert self.gp.likelihood is not None
+        start = jnp.where(_seen(self.gp), self.gp.likelihood.start(self.y), 0)
+        return site_of(self.gp, self.y, start, None, self.prior_variance)
+
+    def step(self, at: _Place) -> _Place:
+        """A Newton step for the mean, as far as it gains, and one of the variances."""
+        target, precision = self.sites(at.mean, at.variance)
+        mean, variance, weights = self.conditioned(target, precision)
+
+        def along(t: Array) -> tuple[Array, Array]:
+            return at.mean + t * (mean - at.mean), at.weights + t * (weights - at.weights)
+
+        moved_mean, moved_weights = along(
+            _step_size(lambda t: self.objective(*along(t), at.variance))
+        )
+        ratio = variance / at.variance
+        spread = jnp.where(_seen(self.gp), jnp.log(ratio), 0)
+        share = _relaxed(at.share, at.spread, spread)
+        change = self.largest((mean - at.mean) / jnp.sqrt(variance))
+        if self.is_variational:
+            change = jnp.maximum(change, self.largest(spread))
+        return _Place(
+            mean=moved_mean,
+            variance=at.variance * ratio**share,
+            weights=moved_weights,
+            target=target,
+            precision=precision,
+            given_mean=mean,
+            given_variance=variance,
+            share=share,
+            spread=spread,
+            change=change,
+            least_change=jnp.minimum(change, at.least_change),
+            num_stalled=jnp.where(change < at.least_change, 0, at.num_stalled + 1),
+            num_steps=at.num_steps + 1,
+        )
+
+    def goes_on(self, at: _Place) -> Array:
+        """Whether a change is left, and every number is finite."""
+        is_sound = jnp.isfinite(at.change) | (at.num_steps == 0)
+        is_open = (at.change > self.tolerance) & ~self.is_rounded(at)
+        return is_sound & is_open & (at.num_steps < MOST_STEPS)
+
+    def is_rounded(self, at: _Place) -> Array:
+        """Whether rounding is all that still changes."""
+        return (at.num_stalled >= MOST_STALLED) & (at.change <= ROUNDED)
+
+    @property
+    def is_variational(self) -> bool:
+        """Whether derivatives are averaged over the marginals."""
+        return self.gp.approximation == "variational"
+
+    def sites(self, mean: Array, variance: Array) -> tuple[Array, Array]:
+        """Those at marginals."""
+        averaged = variance if self.is_variational else None
+        return site_of(self.gp, self.y, mean, averaged, self.prior_variance)
+
+    def conditioned(self, target: Array, precision: Array) -> tuple[Array, Array, Array]:
+        """Mean, variance and weights given sites."""
+        post = given(self.gp, target, precision)
+        return *moments(post), post.weights
+
+    def objective(self, mean: Array, weights: Array, variance: Array) -> Array:
+        """What the mean maximises for fixed variances."""
+        averaged = variance if self.is_variational else None
+        fit = jnp.sum(expected_log_density(self.gp, self.y, mean, averaged))
+        return fit - jnp.sum(weights * (mean - self.prior_mean)) / 2
+
+    def largest(self, x: Array) -> Array:
+        """The largest absolute value at cells with data."""
+        return jnp.max(jnp.where(_seen(self.gp), jnp.abs(x), 0))
+
+
+def _relaxed(share: Array, before: Array, now: Array) -> Array:
+    """Aitken's relaxation: the share at which the last change would have led to none now."""
+    difference = now - before
+    square = jnp.sum(jnp.square(difference))
+    found = -share * jnp.sum(before * difference) / jnp.where(square > 0, square, 1)
+    is_first = jnp.sum(jnp.square(before)) == 0
+    return jnp.where(is_first, 1.0, jnp.clip(found, LEAST_SHARE, MOST_SHARE))
+
+
+def _step_size(objective: Any) -> Array:
+    """The largest of 1, ½, ¼, … that does not lower the objective."""
+    start = objective(0.0)
+    rounding = 100 * jnp.finfo(start.dtype).eps * jnp.abs(start)
+
+    def too_long(state: tuple[Array, Array]) -> Array:
+        t, value = state
+        is_lower = ~(value >= start - rounding)
+        return is_lower & (t > 0.5**MOST_HALVINGS)
+
+    def halved(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        t = state[0] / 2
+        return t, objective(t)
+
+    one = jnp.ones((), start.dtype)
+    return lax.while_loop(too_long, halved, (one, objective(one)))[0]

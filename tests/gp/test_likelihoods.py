@@ -1,0 +1,264 @@
+"""Likelihoods beside SciPy: densities, distribution functions, moments, averages, errors."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+import pytest
+import scipy.special
+import scipy.stats
+
+import kronax as kx
+from kronax.gp.likelihoods.counts import upper_gamma
+from kronax.gp.sites.predictive import log_predictive, probability
+from kronax.gp.sites.response import response
+
+assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-10)
+
+F = np.array([[-1.3, 0.2, 0.9], [2.1, -0.4, 0.0]])
+EXPOSURE = np.array([[0.5, 1.0, 2.0], [3.0, 10.0, 1.5]])
+COUNTS = np.array([[0.0, 1.0, 3.0], [30.0, 4.0, 2.0]])
+P = scipy.special.expit(F)
+SHARES = np.array([[0.1, 0.5, 0.9], [0.8, 0.3, 0.45]])
+REALS = np.array([[-0.9, 3.0, 0.4], [2.0, -7.0, 0.1]])
+
+# What SciPy calls it, at the latent function, and data.
+CASES = {
+    "Poisson": (kx.Poisson(EXPOSURE), scipy.stats.poisson(EXPOSURE * np.exp(F)), COUNTS),
+    "Poisson, no exposure": (kx.Poisson(), scipy.stats.poisson(np.exp(F)), COUNTS),
+    "negative binomial": (
+        kx.NegativeBinomial(2.5, EXPOSURE),
+        scipy.stats.nbinom(2.5, 2.5 / (2.5 + EXPOSURE * np.exp(F))),
+        COUNTS,
+    ),
+    "Bernoulli": (kx.Bernoulli(), scipy.stats.bernoulli(P), COUNTS % 2),
+    "probit": (
+        kx.Bernoulli(link="probit"),
+        scipy.stats.bernoulli(scipy.stats.norm.cdf(F)),
+        COUNTS % 2,
+    ),
+    "binomial": (kx.Binomial(40), scipy.stats.binom(40, P), COUNTS),
+    "Student": (kx.StudentT(4.0, 0.5), scipy.stats.t(4.0, F, 0.5), REALS),
+    "gamma": (kx.Gamma(3.0), scipy.stats.gamma(3.0, scale=np.exp(F) / 3.0), COUNTS + 0.5),
+    "beta": (kx.Beta(7.0), scipy.stats.beta(7.0 * P, 7.0 * (1 - P)), SHARES),
+}
+CALLABLES = {
+    "Poisson of NumPyro": (lambda f: dist.Poisson(jnp.exp(f)), CASES["Poisson, no exposure"]),
+    "Student of NumPyro": (lambda f: dist.StudentT(4.0, f, 0.5), CASES["Student"]),
+}
+CASES |= {
+    name: (kx.DistributionLikelihood(function), *case[1:])
+    for name, (function, case) in CALLABLES.items()
+}
+ALL = pytest.mark.parametrize(("likelihood", "truth", "y"), CASES.values(), ids=CASES)
+
+
+def log_density_of(truth, y):
+    return truth.logpmf(y) if hasattr(truth.dist, "logpmf") else truth.logpdf(y)
+
+
+@ALL
+def test_densities_moments_and_distribution_functions(likelihood, truth, y):
+    f = jnp.asarray(F)
+    assert_close(likelihood.log_density(jnp.asarray(y), f), log_density_of(truth, y))
+    assert_close(likelihood.mean(f), truth.mean())
+    assert_close(likelihood.variance(f), truth.var())
+    try:
+        found = likelihood.cdf(jnp.asarray(y), f)
+    except NotImplementedError:
+        assert isinstance(likelihood, kx.DistributionLikelihood)
+    else:
+        assert_close(found, truth.cdf(y), rtol=1e-9)
+
+
+@ALL
+def test_derivatives_and_their_averages(likelihood, truth, y):
+    """Averages over a normal function, beside a fine sum."""
+    y, mean, variance = jnp.asarray(y), jnp.asarray(F), jnp.full(F.shape, 0.3)
+    x = np.linspace(-9, 9, 2001)
+    weights = np.exp(-(x**2) / 2)
+    weights /= weights.sum()
+    nodes = jnp.asarray(F + np.sqrt(0.3) * x[:, None, None])
+    slope, bend = jax.vmap(lambda f: likelihood.derivatives(y, f))(nodes)
+    logs = jax.vmap(lambda f: likelihood.log_density(y, f))(nodes)
+    found = likelihood.expected_derivatives(y, mean, variance)
+    assert_close(found[0], np.tensordot(weights, slope, 1), rtol=1e-5, atol=1e-5)
+    assert_close(found[1], np.tensordot(weights, bend, 1), rtol=1e-5, atol=1e-4)
+    assert_close(likelihood.expected(y, mean, variance), np.tensordot(weights, logs, 1), rtol=1e-6)
+    step = 1e-5
+    above, here = (likelihood.derivatives(y, mean + h)[0] for h in (step, -step))
+    assert_close(
+        likelihood.derivatives(y, mean)[1], -(above - here) / (2 * step), rtol=1e-5, atol=1e-6
+    )
+
+
+@ALL
+def test_a_search_starts_near_the_data(likelihood, truth, y):
+    """At a function of far more density than one that is a constant."""
+    y = jnp.asarray(y)
+    start = likelihood.start(y)
+    assert np.isfinite(start).all()
+    there = likelihood.log_density(y, start).sum()
+    assert there > likelihood.log_density(y, jnp.full(F.shape, 1.5)).sum()
+
+
+@ALL
+def test_draws_have_the_moments(likelihood, truth, y):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    draws = jax.vmap(lambda key: likelihood.sample(key, jnp.asarray(F)))(keys)
+    error = np.sqrt(truth.var() / 4000)
+    np.testing.assert_array_less(np.abs(draws.mean(axis=0) - truth.mean()), 5 * error)
+
+
+def test_censored_data_are_only_known_to_lie_beyond():
+    like = kx.CensoredNormal(0.25, lower=0.0, upper=np.array([2.0, 2.0, 5.0]))
+    y = np.array([[-1.0, 1.0, 5.0], [0.0, 2.5, 4.0]])
+    normal, upper = scipy.stats.norm(F, 0.5), np.array([[2.0, 2.0, 5.0]])
+    above = np.where(y >= upper, normal.logsf(upper), normal.logpdf(y))
+    expected = np.where(y <= 0, normal.logcdf(0.0), above)
+    y = jnp.asarray(y)
+    assert_close(like.log_density(y, jnp.asarray(F)), expected)
+    slope, bend = like.derivatives(y, jnp.asarray(F))
+    assert np.isfinite(slope).all()
+    assert (np.asarray(bend) > 0).all()
+    assert_close(like.cdf(jnp.full(F.shape, -0.1), jnp.asarray(F)), np.zeros(F.shape))
+    assert_close(like.cdf(jnp.full(F.shape, 5.0), jnp.asarray(F)), np.ones(F.shape))
+
+
+WRONG_DATA = [
+    (kx.Poisson(), [[1.0, -1.0]], r"counts.*got -1 at cell \(0, 1\)"),
+    (kx.Poisson(), [[0.5, 1.0]], "counts.*got 0.5"),
+    (kx.Bernoulli(), [[2.0, 1.0]], "0 or 1; got 2"),
+    (kx.Binomial(3), [[4.0, 1.0]], "0 to `total_count`; got 4"),
+    (kx.Gamma(), [[0.0, 1.0]], "positive; got 0"),
+    (kx.Beta(), [[1.0, 0.5]], "between 0 and 1, both left out; got 1"),
+    (lambda f: dist.Poisson(jnp.exp(f)), [[1.5, 1.0]], "in its support"),
+]
+
+
+@pytest.mark.parametrize(("likelihood", "y", "message"), WRONG_DATA)
+def test_data_outside_the_support_are_refused(likelihood, y, message):
+    gp = kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), ([0.0], [0.0, 1.0]), likelihood=likelihood)
+    with pytest.raises(ValueError, match=message):
+        gp.log_marginal_likelihood(np.array(y))
+
+
+WRONG = [
+    (lambda: kx.Poisson(exposure=-1.0), ValueError, "exposure. must be positive; got -1"),
+    (lambda: kx.Poisson(exposure="many"), TypeError, "exposure must be an array"),
+    (lambda: kx.Binomial(2.5), ValueError, "whole numbers"),
+    (lambda: kx.Bernoulli(link="cloglog"), ValueError, "'logit' or 'probit'"),
+    (lambda: kx.StudentT(scale=-1.0), ValueError, "scale must be positive"),
+    (lambda: kx.CensoredNormal(0.1, lower=1.0, upper=0.0), ValueError, "below"),
+    (lambda: kx.DistributionLikelihood(3.0), TypeError, "kx.Poisson"),
+]
+
+
+@pytest.mark.parametrize(("make", "error", "message"), WRONG)
+def test_errors(make, error, message):
+    with pytest.raises(error, match=message):
+        make()
+
+
+WRONG_MODELS = [
+    ({"likelihood": kx.Poisson}, TypeError, r"write kx.Poisson\(\)"),
+    ({"likelihood": kx.Poisson(np.ones(3))}, ValueError, r"`exposure`.*\(1, 2\).*\(3,\)"),
+    ({"likelihood": lambda f: f}, TypeError, "NumPyro distribution.*got ArrayImpl"),
+    ({"likelihood": kx.Poisson(), "noise": 0.1}, TypeError, "noise or a likelihood; got both"),
+    ({"likelihood": kx.Poisson(), "approximation": "ep"}, ValueError, "'variational' or 'laplace'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG_MODELS)
+def test_models_that_make_no_sense_are_refused(options, error, message):
+    with pytest.raises(error, match=message):
+        kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), ([0.0], [0.0, 1.0]), **options)
+
+
+@pytest.mark.parametrize("name", ["Poisson, no exposure", "binomial", "Student"])
+@pytest.mark.parametrize("sd", [0.5, 1.0, 20.0])
+def test_densities_of_observations_that_say_more_than_is_known(name, sd):
+    """Beside fine sums: 32 nodes over all that is known would miss what the data allow."""
+    cases = {
+        "Poisson, no exposure": (
+            kx.Poisson(),
+            np.array([0.0, 10_000.0, 30_000.0]),
+            np.log(1e4),
+            lambda y, f: scipy.stats.poisson.logpmf(y, np.exp(f)),
+        ),
+        "binomial": (
+            kx.Binomial(10_000),
+            np.array([0.0, 5_000.0, 10_000.0]),
+            0.5,
+            lambda y, f: scipy.stats.binom.logpmf(y, 10_000, scipy.special.expit(f)),
+        ),
+        "Student": (
+            kx.StudentT(4.0, 0.01),
+            np.array([-2.0, 0.3, 9.0]),
+            0.0,
+            lambda y, f: scipy.stats.t.logpdf(y, 4.0, f, 0.01),
+        ),
+    }
+    likelihood, y, mean, log_density = cases[name]
+    reach = min(40, 240 / sd)
+    x = np.linspace(-reach, reach, 400_001)[:, None]
+    logs = log_density(y, mean + sd * x) - x**2 / 2
+    truth = scipy.special.logsumexp(logs, axis=0) + np.log(reach / 200_000 / np.sqrt(2 * np.pi))
+    shape = jnp.zeros(3)
+    found = log_predictive(likelihood, jnp.asarray(y), shape + mean, shape + sd**2)
+    assert_close(found, truth, rtol=0, atol=0.01)
+
+
+def test_probabilities_of_observations_that_say_more_than_is_known():
+    """At all counts that are likely, beside fine sums."""
+    mean, sd = np.log(1e4), 0.3
+    y = np.round(np.exp(mean + sd * np.linspace(-3, 3, 41)))
+    x = np.linspace(-9, 9, 4001)[:, None]
+    weights = np.exp(-(x**2) / 2)
+    truth = (weights * scipy.stats.poisson.cdf(y, np.exp(mean + sd * x))).sum(0) / weights.sum()
+    shape = jnp.zeros(41)
+    found = probability(kx.Poisson(), jnp.asarray(y), shape + mean, shape + sd**2)
+    assert_close(found, truth, rtol=0, atol=2e-3)
+    like = kx.CensoredNormal(1e-4, lower=0.0)
+    outside = probability(like, jnp.array([-0.1, 0.0]), jnp.zeros(2), jnp.ones(2))
+    assert_close(outside, [0.0, 0.5], rtol=0, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_responses_far_from_zero(dtype):
+    """Deviations that are small beside their means, counts beyond what the precision counts."""
+    like, mean, variance = kx.StudentT(dtype(4.0), dtype(0.1)), dtype([1000.0]), dtype([0.01])
+    found = response(like, jnp.asarray(mean), jnp.asarray(variance), (0.5,))
+    assert_close(found.std, [0.1], rtol=1e-3)
+    assert_close(found.observation_std, [np.sqrt(0.03)], rtol=1e-3)
+    f, variance = dtype([18.0, 5.0]), dtype([1e-4, 400.0])
+    found = response(kx.Poisson(), jnp.asarray(f), jnp.asarray(variance), (0.5,))
+    assert_close(found.observation_quantiles[0], np.exp(f), rtol=0.01)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 3e-6), (np.float64, 3e-8)])
+def test_probabilities_of_many_counts(dtype, tolerance):
+    a = np.array([999.0, 1000.0, 1e4, 1e6])[:, None]
+    deviations = np.array([-30.0, -5.0, -2.0, 0.0, 1e-3, 2.0, 7.0, 30.0])
+    x = (a + np.sqrt(a) * deviations).astype(dtype)
+    x = np.concatenate([x, np.full((4, 1), np.inf, dtype), np.zeros((4, 1), dtype)], axis=1)
+    found = upper_gamma(jnp.broadcast_to(jnp.asarray(a, dtype), x.shape), jnp.asarray(x))
+    assert_close(found[1:], scipy.special.gammaincc(a, x.astype(float))[1:], rtol=0, atol=tolerance)
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-3), (np.float64, 3e-8)])
+def test_densities_of_many_counts(dtype, tolerance):
+    """Their terms are of the order of the counts, of which single precision has seven digits."""
+    y = np.array([0.0, 1.0, 15.0, 16.0, 1e4, 1e6], dtype)
+    f = np.log(np.maximum(y + 2 * np.sqrt(y), 0.3)).astype(dtype)
+    truth = scipy.stats.poisson.logpmf(y, np.exp(f.astype(float)))
+    found = kx.Poisson().log_density(jnp.asarray(y), jnp.asarray(f))
+    assert_close(found, truth, rtol=0, atol=tolerance)
+    variance = (0.1 / (y + 1)).astype(dtype)
+    rate = np.exp(f.astype(float))
+    excess = rate * np.expm1(variance.astype(float) / 2)
+    found = kx.Poisson().expected(jnp.asarray(y), jnp.asarray(f), jnp.asarray(variance))
+    assert_close(found, truth - excess, rtol=0, atol=tolerance)

@@ -1,0 +1,378 @@
+"""Processes with a likelihood: sites, evidence and gradient beside dense NumPy and SciPy."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.optimize
+import scipy.special
+import scipy.stats
+
+import kronax as kx
+from kronax.gp.sites.evidence import evidence
+from tests.everyday import everyday
+from tests.gp import dense
+
+RNG = np.random.default_rng(1)
+SPACE, TIME = np.array([0.0, 1.0, 2.5, 3.0, 4.2]), np.arange(4.0)
+PRIOR = 0.7 * np.kron(dense.matern52(SPACE, SPACE, 2.0), dense.matern32(TIME, TIME, 3.0))
+FIELD = 0.5 + np.linalg.cholesky(PRIOR + 1e-9 * np.eye(20)) @ RNG.normal(size=20)
+EXPOSURE = RNG.uniform(0.5, 3.0, size=(5, 4))
+SEEN = np.ones((5, 4), bool)
+SEEN[1, 2] = SEEN[3, 0] = SEEN[3, 3] = False
+
+COUNTS = RNG.poisson(EXPOSURE * np.exp(FIELD.reshape(5, 4))).astype(float)
+OFTEN = (RNG.random(20) < scipy.special.expit(FIELD)).reshape(5, 4).astype(float)
+OUTLIERS = FIELD.reshape(5, 4) + 0.1 * RNG.normal(size=(5, 4))
+OUTLIERS[2, 1] += 4.0
+LIKELIHOODS = {
+    "Poisson": (kx.Poisson(EXPOSURE), COUNTS),
+    "Bernoulli": (kx.Bernoulli(), OFTEN),
+    "Student": (kx.StudentT(df=4.0, scale=0.1), OUTLIERS),
+}
+WAYS = {
+    "dense": {},
+    "filtered": {"structure": (None, "markov")},
+    "iterative": {"gaps": "iterative"},
+}
+
+
+def model(likelihood, **options):
+    kernels = (0.7 * kx.Matern52(2.0), kx.Matern32(3.0))
+    return kx.GridGP(kernels, (SPACE, TIME), mean=0.5, likelihood=likelihood, **options)
+
+
+def data(name, gaps=True):
+    y = LIKELIHOODS[name][1]
+    return np.where(SEEN, y, np.nan) if gaps else y
+
+
+def nearest_normal(likelihood, y, seen):
+    """The normal distribution nearest to the posterior, by plain minimisation over `m` and `W`."""
+    n, y = len(PRIOR), jnp.asarray(y.ravel())
+    inverse = np.linalg.inv(PRIOR)
+    if likelihood.cell_fields and likelihood.exposure is not None:
+        likelihood = kx.Poisson(likelihood.exposure.ravel())
+
+    def parts(raw):
+        weights, log_precision = raw[:n], raw[n:]
+        precision = np.where(seen, np.exp(log_precision), 0.0)
+        covariance = np.linalg.inv(inverse + np.diag(precision))
+        return 0.5 + PRIOR @ weights, covariance, weights, precision
+
+    expected = jax.jit(lambda m, v: likelihood.expected(y, m, v))
+    slopes = jax.jit(lambda m, v: likelihood.expected_derivatives(y, m, v))
+
+    def loss(raw):
+        mean, covariance, weights, precision = parts(raw)
+        variance = np.diag(covariance)
+        fit = np.where(seen, expected(mean, variance), 0.0).sum()
+        divergence = np.trace(inverse @ covariance) + weights @ PRIOR @ weights - n
+        divergence += np.linalg.slogdet(PRIOR)[1] - np.linalg.slogdet(covariance)[1]
+        slope, bend = (np.where(seen, x, 0.0) for x in slopes(mean, variance))
+        by_weights = PRIOR @ (slope - weights)
+        by_precision = 0.5 * np.square(covariance) @ (bend - precision) * precision
+        return divergence / 2 - fit, -np.concatenate([by_weights, by_precision])
+
+    start = np.zeros(2 * n)
+    found = scipy.optimize.minimize(loss, start, jac=True, tol=1e-14, options={"maxiter": 2000})
+    mean, covariance, *_ = parts(found.x)
+    return mean, np.diag(covariance), -found.fun
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "gaps"),
+    everyday(
+        itertools.product(["Poisson", "Bernoulli"], WAYS, [False, True]),
+        [
+            ("Poisson", "dense", True),
+            ("Bernoulli", "dense", False),
+            ("Bernoulli", "filtered", True),
+            ("Poisson", "filtered", False),
+            ("Poisson", "iterative", True),
+        ],
+    ),
+)
+def test_the_nearest_normal_distribution(name, way, gaps):
+    likelihood, y = LIKELIHOODS[name][0], data(name, gaps)
+    seen = SEEN.ravel() if gaps else np.ones(20, bool)
+    mean, variance, bound = nearest_normal(likelihood, LIKELIHOODS[name][1], seen)
+    gp = model(likelihood, **WAYS[way])
+    post = gp.condition(y)
+    tolerance = 1e-3 if way == "iterative" else 1e-5
+    np.testing.assert_allclose(gp.log_marginal_likelihood(y), bound, rtol=1e-8)
+    sd = np.sqrt(variance)
+    np.testing.assert_allclose((post.mean().ravel() - mean) / sd, 0, atol=tolerance)
+    np.testing.assert_allclose(post.variance().ravel(), variance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_the_mode_of_laplace(name):
+    likelihood, y = LIKELIHOODS[name][0], LIKELIHOODS[name][1]
+    post = model(likelihood, approximation="laplace").condition(y)
+    mean = jnp.asarray(post.mean())
+    slope, _ = likelihood.derivatives(jnp.asarray(y), mean)
+    np.testing.assert_allclose(mean.ravel() - 0.5, PRIOR @ slope.ravel(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "way", "approximation"),
+    everyday(
+        [
+            *itertools.product(["Poisson"], WAYS, ["variational", "laplace"]),
+            ("Student", "dense", "variational"),
+            ("Student", "dense", "laplace"),
+        ],
+        [
+            ("Poisson", "dense", "laplace"),
+            ("Poisson", "filtered", "variational"),
+            ("Poisson", "iterative", "variational"),
+            ("Student", "dense", "variational"),
+        ],
+    ),
+)
+def test_the_gradient_is_that_of_the_converged_evidence(name, way, approximation):
+    likelihood, y = LIKELIHOODS[name][0], data(name)
+    gp = model(likelihood, approximation=approximation, **WAYS[way]).observing(y)
+    grid = gp.check_data(y)
+    raw, build = kx.unconstrain(gp)
+    value_and_grad = jax.jit(
+        jax.value_and_grad(lambda raw: build(raw).checked_log_likelihood(grid))
+    )
+    gradient, h = value_and_grad(raw)[1], 1e-4
+    largest = max(abs(float(g)) for g in gradient.values())
+    for path in raw:
+        above, below = (value_and_grad({**raw, path: raw[path] + s})[0] for s in (h, -h))
+        error = abs(float(gradient[path] - (above - below) / (2 * h))) / largest
+        assert error < (2e-5 if name == "Student" else 1e-5), path
+
+
+def test_gaps_of_a_wide_prior_leave_the_gradient_alone():
+    """Rates overflow there, and count for nothing."""
+    gp = model(kx.Gamma(2.0), observed=SEEN)
+    gp = kx.replace(gp, {"variance": 1e6})
+    y = np.where(SEEN, np.exp(FIELD.reshape(5, 4)), np.nan)
+    grid = gp.check_data(y)
+
+    def value(a):
+        return evidence(kx.replace(gp, {"likelihood.concentration": a}), grid)
+
+    found, h = jax.grad(value)(jnp.asarray(2.0)), 1e-4
+    difference = (value(jnp.asarray(2.0 + h)) - value(jnp.asarray(2.0 - h))) / (2 * h)
+    np.testing.assert_allclose(found, difference, rtol=1e-4)
+
+
+def test_equal_counts_of_unequal_exposures_can_be_fitted():
+    ones = np.ones((5, 4))
+    kx.fit(model(kx.Poisson(EXPOSURE)), ones, num_steps=1, progress=False)
+    with pytest.raises(ValueError, match=r"must vary.*got 1.0 in every cell"):
+        kx.fit(model(kx.Poisson()), ones, num_steps=1, progress=False)
+
+
+def test_a_second_derivative_raises():
+    gp, y = model(kx.Poisson(EXPOSURE)), jnp.asarray(COUNTS)
+    with pytest.raises(kx.DerivativeOrderError, match="finite differences"):
+        jax.hessian(lambda s: evidence(kx.replace(gp, {"variance": s}), y))(jnp.asarray(0.7))
+
+
+def test_the_check_finds_the_true_evidence_and_where_the_approximation_is_bad():
+    """The truth by importance sampling from the approximation itself, with many draws."""
+    gp = model(kx.Poisson(EXPOSURE))
+    post = gp.condition(COUNTS)
+    found = post.check_approximation(jax.random.key(0), num_draws=2000)
+    covariance = np.linalg.inv(np.linalg.inv(PRIOR) + np.diag(post.sites.precision.ravel()))
+    mean = np.asarray(post.mean()).ravel()
+    q = scipy.stats.multivariate_normal(mean, (covariance + covariance.T) / 2)
+    f = q.rvs(40_000, random_state=np.random.default_rng(0))
+    prior = scipy.stats.multivariate_normal(np.full(20, 0.5), PRIOR)
+    rate = EXPOSURE.ravel() * np.exp(f)
+    logs = scipy.stats.poisson.logpmf(COUNTS.ravel(), rate).sum(axis=1)
+    logs += prior.logpdf(f) - q.logpdf(f)
+    truth = scipy.special.logsumexp(logs) - np.log(len(f))
+    assert abs(found.evidence - truth) < 0.01
+    assert abs(gp.log_marginal_likelihood(COUNTS) - truth) < found.correction + 0.01
+    assert found.is_close
+    assert "The approximation is close." in repr(found)
+    post = model(kx.StudentT(df=1.5, scale=0.1)).condition(OUTLIERS)
+    found = post.check_approximation(jax.random.key(0), num_draws=1000)
+    assert not found.is_close
+    assert "NUTS" in repr(found)
+
+
+def test_responses_are_those_of_draws():
+    gp = model(kx.Poisson(EXPOSURE))
+    post = gp.condition(data("Poisson"))
+    found = post.response(quantiles=(0.1, 0.9))
+    assert found.name == "rate"
+    f = np.asarray(post.sample(jax.random.key(0), sample_shape=4000))
+    y = np.asarray(post.sample(jax.random.key(1), sample_shape=4000, response=True))
+    assert (y == np.round(y)).all()
+    rate_error = np.exp(f).std(axis=0) / np.sqrt(4000)
+    np.testing.assert_array_less(np.abs(np.exp(f).mean(axis=0) - found.mean), 5 * rate_error)
+    np.testing.assert_allclose(np.exp(f).std(axis=0), found.std, rtol=0.1)
+    np.testing.assert_allclose(np.quantile(np.exp(f), 0.9, axis=0), found.quantiles[1], rtol=0.1)
+    error = y.std(axis=0) / np.sqrt(4000)
+    np.testing.assert_array_less(np.abs(y.mean(axis=0) - found.observation_mean), 5 * error)
+    np.testing.assert_allclose(y.std(axis=0), found.observation_std, rtol=0.1)
+    above = (y <= np.asarray(found.observation_quantiles[1])).mean(axis=0)
+    below = (y < np.asarray(found.observation_quantiles[1])).mean(axis=0)
+    np.testing.assert_array_less(0.88, above)
+    np.testing.assert_array_less(below, 0.92)
+
+
+def test_new_places_ask_for_their_exposure_by_name():
+    post = model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+    new = {"axes": (None, [4.0, 5.0])}
+    with pytest.raises(TypeError, match=r"`exposure` at the new places.*Pass exposure="):
+        post.response(**new)
+    with pytest.raises(KeyError, match=r"'exposures'.*Did you mean 'exposure'"):
+        post.response(**new, exposures=1.0)
+    with pytest.raises(ValueError, match=r"`exposure`.*\(5, 2\).*\(3,\)"):
+        post.response(**new, exposure=np.ones(3))
+    one = post.response(**new, exposure=1.0)
+    ten = post.response(**new, exposure=10)
+    np.testing.assert_allclose(one.mean, ten.mean)
+    np.testing.assert_allclose(one.observation_mean * 10, ten.observation_mean)
+    at = post.response(points=[[1.0, 4.0]], exposure=1.0)
+    np.testing.assert_allclose(at.mean[0], one.mean[1, 0], rtol=1e-6)
+    with pytest.raises(TypeError, match=r"post.response\(\)"):
+        post.variance(include_noise=True)
+
+
+def test_observations_left_out_are_those_of_the_cavity():
+    """Beside the posterior with the sites of all other cells."""
+    post = model(kx.Poisson(EXPOSURE)).condition(data("Poisson"))
+    found = post.leave_one_out()
+    precision, target = (np.asarray(x).ravel() for x in (post.sites.precision, post.sites.target))
+    for cell in (0, 7, 19):
+        others = precision.copy()
+        others[cell] = 0
+        covariance = np.linalg.inv(np.linalg.inv(PRIOR) + np.diag(others))
+        mean = 0.5 + covariance @ (others * (target - 0.5))
+        m, v = mean[cell], covariance[cell, cell]
+        np.testing.assert_allclose(found.function_mean.ravel()[cell], m, rtol=1e-5)
+        np.testing.assert_allclose(found.function_variance.ravel()[cell], v, rtol=1e-5)
+        f = m + np.sqrt(v) * np.linspace(-8, 8, 4001)
+        weights = scipy.stats.norm.pdf(np.linspace(-8, 8, 4001))
+        density = scipy.stats.poisson.pmf(COUNTS.ravel()[cell], EXPOSURE.ravel()[cell] * np.exp(f))
+        truth = np.log(density @ weights / weights.sum())
+        np.testing.assert_allclose(found.log_density().ravel()[cell], truth, rtol=1e-6)
+    assert np.isnan(found.mean[1, 2])
+    np.testing.assert_allclose(found.log_score, np.nansum(found.log_density()))
+    places = found.probability_integral_transform(jax.random.key(0))
+    assert ((places > 0) & (places < 1)).sum() == SEEN.sum()
+
+
+def test_densities_of_new_observations():
+    post = model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+    single = post.log_prob(COUNTS, pointwise=True)
+    assert single.shape == (5, 4)
+    one = {"axes": (SPACE[:1], TIME[:1]), "exposure": 1.0}
+    joint = post.log_prob([[2]], **one, key=jax.random.key(0), num_draws=20_000)
+    np.testing.assert_allclose(joint, post.log_prob([[2]], **one, pointwise=True)[0, 0], rtol=0.02)
+    with pytest.raises(TypeError, match=r"key=jax.random.key"):
+        post.log_prob(COUNTS)
+    with pytest.raises(ValueError, match="counts"):
+        post.log_prob(COUNTS - 9.0, pointwise=True)
+
+
+def test_a_fit_finds_the_maximum_and_its_errors():
+    gp = model(kx.Poisson(EXPOSURE)).initialise(COUNTS.astype(int))
+    freeze = ("mean.value", "kernels[1].lengthscale")
+    result = kx.fit(gp, COUNTS.astype(int), freeze=freeze, progress=False)
+    assert result.converged, result.reason
+    raw, build = kx.unconstrain(result.model, freeze=freeze)
+    gradient = jax.grad(lambda raw: build(raw).log_marginal_likelihood(COUNTS))(raw)
+    assert max(abs(float(g)) for g in gradient.values()) < 1e-3
+    table = repr(result.summary())
+    assert "standard error" in table
+
+
+def test_nuts_over_parameters_alone():
+    """The evidence is a factor of a NumPyro model, with its gradient."""
+
+    def program():
+        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        gp = kx.replace(model(kx.Poisson(EXPOSURE)), {"variance": scale})
+        numpyro.factor("y", gp.log_marginal_likelihood(COUNTS))
+
+    kernel = numpyro.infer.NUTS(program, max_tree_depth=3)
+    mcmc = numpyro.infer.MCMC(kernel, num_warmup=10, num_samples=10, progress_bar=False)
+    with jax.numpy_dtype_promotion("standard"):
+        mcmc.run(jax.random.key(0))
+    assert np.isfinite(mcmc.get_samples()["scale"]).all()
+    with pytest.raises(NotImplementedError, match=r"numpyro.factor"):
+        model(kx.Poisson()).numpyro_dist()
+
+
+def test_coefficients_that_are_integrated_out():
+    """Beside a process whose kernel has the function of the mean in it."""
+    kernels = (0.7 * kx.Matern52(2.0), kx.Matern32(3.0))
+    mean = kx.MarginalMean(kx.ConstantMean(0.0), variance=4.0)
+    gp = kx.GridGP(kernels, (SPACE, TIME), mean=mean, likelihood=kx.Poisson(EXPOSURE))
+    post = gp.condition(COUNTS)
+    terms = {"field": kernels, "level": (kx.Constant(4.0), kx.Constant(1.0))}
+    other = kx.GridGP(terms=terms, axes=(SPACE, TIME), likelihood=kx.Poisson(EXPOSURE))
+    like = other.condition(COUNTS)
+    np.testing.assert_allclose(post.mean(), like.mean(), atol=1e-4)
+    np.testing.assert_allclose(post.variance(), like.variance(), rtol=1e-3)
+    np.testing.assert_allclose(
+        gp.log_marginal_likelihood(COUNTS), other.log_marginal_likelihood(COUNTS), rtol=1e-7
+    )
+    parts = like.terms["field"].mean() + like.terms["level"].mean()
+    np.testing.assert_allclose(parts, like.mean(), rtol=1e-5)
+
+
+def test_single_precision():
+    kernels = (0.7 * kx.Matern52(np.float32(2.0)), kx.Matern32(np.float32(3.0)))
+    gp = kx.GridGP(kernels, (SPACE, TIME), mean=np.float32(0.5), likelihood=kx.Poisson(EXPOSURE))
+    assert gp.dtype == np.float32
+    np.testing.assert_allclose(  # counts with gaps are numbers of double precision
+        gp.log_marginal_likelihood(data("Poisson")),
+        model(kx.Poisson(EXPOSURE)).log_marginal_likelihood(data("Poisson")),
+        rtol=1e-5,
+    )
+    post, wide = gp.condition(COUNTS.astype(int)), model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+    assert post.mean().dtype == np.float32
+    np.testing.assert_allclose(post.mean(), wide.mean(), atol=2e-3)
+    np.testing.assert_allclose(post.variance(), wide.variance(), rtol=5e-3)
+    found = gp.log_marginal_likelihood(COUNTS.astype(int))
+    truth = model(kx.Poisson(EXPOSURE)).log_marginal_likelihood(COUNTS)
+    np.testing.assert_allclose(found, truth, rtol=1e-5)
+
+
+def test_what_serves_normal_data_alone_says_so():
+    post = model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+    for call in (
+        lambda: post.append(COUNTS[:, :1], axes=(None, [4.0])),
+        lambda: post.filter(),
+        lambda: post.leave_slice_out(0),
+    ):
+        with pytest.raises(NotImplementedError, match="likelihood"):
+            call()
+    with pytest.raises(ValueError, match="Condition on one at a time"):
+        model(kx.Poisson(EXPOSURE)).condition(np.stack([COUNTS, COUNTS]))
+
+
+def test_many_data_sets_have_one_evidence_each():
+    gp, both = model(kx.Poisson(EXPOSURE)), np.stack([COUNTS, COUNTS[::-1]])
+    found = gp.log_marginal_likelihood(both)
+    assert found.shape == (2,)
+    np.testing.assert_allclose(found[0], gp.log_marginal_likelihood(COUNTS), rtol=1e-9)
+
+
+def test_counts_may_come_in_any_form():
+    """Whole numbers, and gaps as NaN, a masked array or `observed`."""
+    gp = model(kx.Poisson(EXPOSURE))
+    whole = gp.log_marginal_likelihood(COUNTS)
+    np.testing.assert_allclose(gp.log_marginal_likelihood(COUNTS.astype(int)), whole)
+    gappy = gp.log_marginal_likelihood(data("Poisson"))
+    masked = np.ma.MaskedArray(COUNTS.astype(int), ~SEEN)
+    np.testing.assert_allclose(gp.log_marginal_likelihood(masked), gappy)
+    told = model(kx.Poisson(EXPOSURE), observed=SEEN)
+    inside = jax.jit(told.log_marginal_likelihood)(jnp.asarray(COUNTS))
+    np.testing.assert_allclose(inside, gappy)
