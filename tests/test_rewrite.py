@@ -62,6 +62,11 @@ def _sci_density(matrix):
     return jsp.stats.multivariate_normal.logpdf(B_VECTOR, jnp.zeros(SIZE), matrix)
 
 
+def _batched_density(matrix):
+    zeros = jnp.zeros(SIZE)
+    return jax.vmap(lambda y: jsp.stats.multivariate_normal.logpdf(y, zeros, matrix))(X.T)
+
+
 def _pyro_density(matrix):
     return dist.MultivariateNormal(0.5, covariance_matrix=matrix).log_prob(B_VECTOR)
 
@@ -79,7 +84,7 @@ GENERAL = {
     "solve": lambda k: jnp.linalg.solve(k, B_VECTOR),
     "solve columns": lambda k: jnp.linalg.solve(k, X),
     "solve transposed": lambda k: jnp.linalg.solve(k.T, X),
-    "scipy solve": lambda k: jsp.linalg.solve(k, X, assume_a="gen"),
+    "mapped solves": lambda k: jax.vmap(lambda b: jnp.linalg.solve(k, b))(X.T),
     "inverse": lambda k: jnp.linalg.inv(k) @ B_VECTOR,
     "inverse on the right": lambda k: X.T @ jnp.linalg.inv(k),
     "quadratic form": lambda k: B_VECTOR @ jnp.linalg.solve(k, B_VECTOR),
@@ -95,6 +100,7 @@ DEFINITE = {
     "solve sym": lambda k: jsp.linalg.solve(k, B_VECTOR, assume_a="sym"),
     "density": _density,
     "scipy density": _sci_density,
+    "batched density": _batched_density,
     "numpyro density": _pyro_density,
     "cho_solve": _cho_solve,
     "eigenvalues": lambda k: jnp.linalg.eigvalsh(k),
@@ -125,7 +131,7 @@ def _programs():
     for name in ("solve columns", "slogdet", "products", "trace and diagonal", "inverse"):
         for matrix in ("noise", "two"):
             yield pytest.param(name, matrix, (A, B), id=f"{name}-{matrix}")
-    for name in ("density", "numpyro density", "cho_solve"):
+    for name in ("density", "cho_solve"):
         yield pytest.param(name, "two", (A, B), id=f"{name}-two")
     for matrix in ("identity outside", "diagonal noise"):
         yield pytest.param("density", matrix, (A, B), id=f"density-{matrix}")
@@ -435,7 +441,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(16))
 def test_random_compositions_give_the_dense_values(seed):
     rng = np.random.default_rng(seed)
     start, size = STARTS[rng.choice(list(STARTS))]

@@ -137,10 +137,10 @@ def whitened_product(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     one, two = (getattr(v, "meaning", None) for v in (first, second))
     if not (isinstance(one, Whitened) and isinstance(two, Whitened)):
         return None
-    (left, right), (left_batch, _) = eqn.params["dimension_numbers"]
+    (left, right), _ = eqn.params["dimension_numbers"]
     if one.root.op is not two.root.op or (one.axis,) != tuple(left) or (two.axis,) != tuple(right):
         return None
-    if one.squared or two.squared or left_batch:
+    if one.squared or two.squared:
         return None
     if one is two and one.vectors.ndim == 1:
         return [quadratic_forms(run, one)]
