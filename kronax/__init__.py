@@ -117,3 +117,6 @@ from kronax.plotting import plot_profile as plot_profile
 from kronax.plotting import plot_series as plot_series
 from kronax.plotting import plot_spectra as plot_spectra
 from kronax.priors import sample_parameters as sample_parameters
+from kronax.rewrite import DenseProductError as DenseProductError
+from kronax.rewrite import DenseProductWarning as DenseProductWarning
+from kronax.rewrite import rewrite as rewrite

@@ -41,6 +41,8 @@ RETURNED = {
     "NotMarkovError",
     "ConvergenceError",
     "PrecisionWarning",
+    "DenseProductWarning",
+    "DenseProductError",
     "Estimate",
     "GradientEstimate",
 }

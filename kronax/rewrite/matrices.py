@@ -1,0 +1,321 @@
+"""Tensors as kronax operators."""
+
+from collections.abc import Callable, Sequence
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
+from kronax.linalg.factors.triangular import LowerTriangular
+from kronax.linalg.functions.solve import solve
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.rewrite.tensors import Groups, Part, Tensor, Term, Unstructured, einsum
+
+Operator = Kronecker | KroneckerPlusNoise
+
+
+def operator_of(tensor: Tensor, *, definite: bool = False) -> Operator:
+    """The operator of a tensor whose last two axes are a square matrix; others are a batch.
+
+    Args:
+        tensor: a product, or a sum of two, or of one and multiples of the identity.
+        definite: the matrix is used as a positive definite one. Then, and in a sum, factors that
+            are traced and not symmetric become NaN.
+
+    Raises:
+        Unstructured: if it is none, with the reason.
+    """
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise Unstructured(f"entries of type {tensor.dtype}")
+    axes = _grid_axes(tensor)
+    if len(axes) < 2:
+        raise Unstructured("nothing that is a product on the whole grid")
+    for rows, columns in axes:
+        m, n = (prod(tensor.sizes[a] for a in each) for each in (rows, columns))
+        if m != n:
+            raise Unstructured(f"a factor of {m}×{n}, which is not square")
+    products = [_product(tensor, term, axes) for term in tensor.terms]
+    products = _merged(products)
+    if len(products) == 1:
+        return Kronecker(*_definite(products[0])) if definite else Kronecker(*products[0])
+    if len(products) > 2:
+        raise Unstructured(f"a sum of {len(products)} products")
+    signal, noise = sorted(products, key=_is_identity)
+    signal = [_symmetric(factor) for factor in signal]
+    if not _is_identity(noise):
+        return KroneckerPlusNoise(
+            Kronecker(*signal), Kronecker(*(_symmetric(factor) for factor in noise))
+        )
+    scales = [factor.scale for factor in noise if isinstance(factor, ScaledIdentity)]
+    return KroneckerPlusNoise(Kronecker(*signal), _multiplied(scales))
+
+
+def _grid_axes(tensor: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The fine axes of rows and of columns on every axis of the grid.
+
+    Rows and columns that share a part, in any term, are on one axis.
+    """
+    last = len(tensor.groups)
+    rows, columns = tensor.axes_of(last - 2), tensor.axes_of(last - 1)
+    label = {axis: axis for axis in (*rows, *columns)}
+    for part in (part for term in tensor.terms for part in term):
+        own = [axis for axis in part.axes if axis in label]
+        for axis in own[1:]:
+            old, new = label[axis], label[own[0]]
+            label = {a: new if b == old else b for a, b in label.items()}
+    rows_of, columns_of = ([*map(label.__getitem__, each)] for each in (rows, columns))
+    names = list(dict.fromkeys(rows_of))
+    if names != list(dict.fromkeys(columns_of)):
+        raise Unstructured("rows and columns that do not match")
+    in_order = all(sorted(each, key=names.index) == each for each in (rows_of, columns_of))
+    if not in_order:
+        raise Unstructured("axes that are interleaved")
+    return [
+        (
+            tuple(a for a in rows if label[a] == name),
+            tuple(a for a in columns if label[a] == name),
+        )
+        for name in names
+    ]
+
+
+def _product(tensor: Tensor, term: Term, axes: Sequence[Any]) -> list[AbstractFactor]:
+    """One factor per axis of the grid; parts that lie on none scale the first."""
+    batch = [a for k in range(len(tensor.groups) - 2) for a in tensor.axes_of(k)]
+    lead = tuple(tensor.sizes[a] for a in batch)
+    on_grid = {axis for pair in axes for each in pair for axis in each}
+    scalars = [part for part in term if not on_grid & set(part.axes)]
+    factors = []
+    for rows, columns in axes:
+        own = [part for part in term if set(part.axes) & {*rows, *columns}]
+        factors.append(_factor(own, batch, rows, columns, tensor))
+    if scalars:
+        scale = _over(scalars, batch, lead)
+        first = factors[0]
+        if isinstance(first, ScaledIdentity):
+            factors[0] = ScaledIdentity(_times(first.scale, scale), first.size)
+        elif isinstance(first, Diagonal):
+            factors[0] = Diagonal(_times(first.values, scale[..., None]))
+        else:
+            factors[0] = Dense(_times(first.to_dense(), scale[..., None, None]))
+    dtype = tensor.dtype
+    if lead:
+        size = prod(lead)
+        shaped = tuple(n for g in tensor.groups[:-2] for n in ((prod(g),) if g else (1,)))
+        factors = [_reshaped(f, lead, shaped) for f in factors] if size else factors
+    for factor in factors:
+        if factor.dtype != dtype:
+            raise Unstructured(f"factors of type {factor.dtype} in a product of type {dtype}")
+    return factors
+
+
+def _reshaped(factor: AbstractFactor, lead: tuple, batch: tuple) -> AbstractFactor:
+    """A factor with the visible batch axes."""
+
+    def one(array: Array) -> Array:
+        return array.reshape(*batch, *array.shape[len(lead) :])
+
+    if not factor.batch_shape:
+        return factor
+    if isinstance(factor, ScaledIdentity):
+        return ScaledIdentity(one(factor.scale), factor.size)
+    if isinstance(factor, Diagonal):
+        return Diagonal(one(factor.values))
+    return Dense(one(factor.to_dense()))
+
+
+def _factor(
+    own: list[Part], batch: list[int], rows: tuple, columns: tuple, tensor: Tensor
+) -> AbstractFactor:
+    sizes, dtype = tensor.sizes, tensor.dtype
+    size = prod(sizes[a] for a in columns)
+    ties = [part for part in own if part.array is None]
+    arrays = [part for part in own if part.array is not None]
+    batched = any(a in part.axes for part in arrays for a in batch)
+    lead = batch if batched else []
+    whole = (*(sizes[a] for a in lead), prod(sizes[a] for a in rows), size)
+    tied = {frozenset(part.axes) for part in ties} == {
+        frozenset(pair) for pair in zip(rows, columns, strict=False)
+    } and len(rows) == len(columns)
+    if tied and not arrays:
+        return ScaledIdentity(jnp.ones((), dtype), size)
+    if tied:
+        # On the diagonal a column's index is that of its row.
+        place = dict(zip(columns, rows, strict=True))
+        arrays = [Part(p.array, tuple(place.get(a, a) for a in p.axes)) for p in arrays]
+        values = _gathered(arrays, [*lead, *rows], sizes)
+        return Diagonal(jnp.asarray(values, dtype).reshape(whole[:-1]))
+    arrays += [Part(jnp.eye(sizes[p.axes[0]], dtype=dtype), p.axes) for p in ties]
+    matrix = _gathered(arrays, [*lead, *rows, *columns], sizes)
+    return Dense(jnp.asarray(matrix, dtype).reshape(whole))
+
+
+def _gathered(arrays: list[Part], axes: list[int], sizes: Sequence[int]) -> Array:
+    """The product of parts over all of these axes."""
+    if len(arrays) == 1 and list(arrays[0].axes) == axes:
+        return arrays[0].array
+    have = {a for part in arrays for a in part.axes}
+    array = einsum(arrays, [a for a in axes if a in have]).array
+    array = array.reshape([sizes[a] if a in have else 1 for a in axes])
+    return jnp.broadcast_to(array, [sizes[a] for a in axes])
+
+
+def _over(scalars: list[Part], batch: list[int], lead: tuple[int, ...]) -> Array:
+    if not any(part.axes for part in scalars):
+        return _multiplied([part.array for part in scalars])
+    return _gathered(scalars, batch, dict(zip(batch, lead, strict=True)))  # type: ignore[arg-type]
+
+
+def _multiplied(scalars: Sequence[Any]) -> Array:
+    total = jnp.asarray(scalars[0])
+    for scalar in scalars[1:]:
+        total = _times(total, jnp.asarray(scalar))
+    return total
+
+
+def _times(first: Array, second: Array) -> Array:
+    rank = max(first.ndim, second.ndim)
+    first, second = (a.reshape((1,) * (rank - a.ndim) + a.shape) for a in (first, second))
+    return first * second
+
+
+def _merged(products: list[list[AbstractFactor]]) -> list[list[AbstractFactor]]:
+    """All multiples of the identity as one."""
+    identities = [product for product in products if _is_identity(product)]
+    if len(identities) < 2:
+        return products
+    scales = [
+        _multiplied([f.scale for f in p if isinstance(f, ScaledIdentity)]) for p in identities
+    ]
+    total = scales[0]
+    for scale in scales[1:]:
+        total = jnp.add(total, scale)
+    first, *rest = identities[0]
+    one = jnp.ones((), first.dtype)
+    merged: list[AbstractFactor] = [
+        ScaledIdentity(total, first.size),
+        *(ScaledIdentity(one, f.size) for f in rest),
+    ]
+    return [*(product for product in products if not _is_identity(product)), merged]
+
+
+def _is_identity(product: Sequence[AbstractFactor]) -> bool:
+    return all(isinstance(factor, ScaledIdentity) for factor in product)
+
+
+def _symmetric(factor: AbstractFactor) -> AbstractFactor:
+    """A factor that is symmetric; of a traced one that is not the entries become NaN."""
+    if not isinstance(factor, Dense):
+        return factor
+    matrix = factor.matrix
+    gap = jnp.max(jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2)))
+    holds = gap <= 64 * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(matrix))
+    if is_concrete(holds):
+        if not bool(holds):
+            raise Unstructured("a factor that is not symmetric")
+        return factor
+    return Dense(jnp.where(holds, matrix, jnp.nan))
+
+
+def _definite(product: Sequence[AbstractFactor]) -> list[AbstractFactor]:
+    """Factors that are all positive definite if their product is.
+
+    Two negative definite factors have a positive definite product: signs go to the first.
+    """
+    factors = [_symmetric(factor) for factor in product]
+    signs = [
+        lax.stop_gradient(jnp.where(f.diagonal()[..., 0] < 0, -1, 1).astype(f.dtype))
+        for f in factors
+    ]
+    total = _multiplied(signs)
+    scales = [_times(signs[0], total), *signs[1:]]
+    return [_scaled(factor, scale) for factor, scale in zip(factors, scales, strict=True)]
+
+
+def _scaled(factor: AbstractFactor, scale: Array) -> AbstractFactor:
+    if isinstance(factor, ScaledIdentity):
+        return ScaledIdentity(_times(factor.scale, scale), factor.size)
+    if isinstance(factor, Diagonal):
+        return Diagonal(_times(factor.values, scale[..., None]))
+    return Dense(_times(factor.to_dense(), scale[..., None, None]))
+
+
+def per_factor(tensor: Tensor, op: Kronecker, function: Callable[[Array], Array]) -> Tensor:
+    """`⊗ function(K_i)` in the shape of a matrix that `op` was made of."""
+    lead = tensor.shape[:-2]
+    start = sum(len(group) for group in tensor.groups[:-2])
+    batch = [a for k in range(len(tensor.groups) - 2) for a in tensor.axes_of(k)]
+    sizes = op.grid_shape
+    count = len(sizes)
+    parts = []
+    for k, factor in enumerate(op.factors):
+        array = function(factor.to_dense())
+        fine = tuple(tensor.sizes[a] for a in batch) if array.ndim > 2 else ()
+        if array.ndim > 2:
+            array = jnp.broadcast_to(array, (*lead, *array.shape[-2:]))
+            array = array.reshape(*fine, *array.shape[-2:])
+        own = (start + k, start + count + k)
+        parts.append(Part(array, (*(batch if fine else ()), *own)))
+    groups: Groups = (*tensor.groups[:-2], sizes, sizes)
+    return Tensor(groups, (tuple(parts),), tensor.dtype)
+
+
+def solved_along(op: Operator, b: Array, axis: int, transpose: bool = False) -> Array:
+    """`op⁻¹` along one axis of `b`; the batch of `op`, if any, is in the axes before the last two.
+
+    For a batch the axis must be the last and the batch axes must come right before it.
+    """
+    vectors = jnp.moveaxis(b, axis, -1)
+    grid = vectors.reshape(*vectors.shape[:-1], *op.grid_shape)
+    result = solve(op.T if transpose else op, grid).reshape(vectors.shape)
+    return jnp.moveaxis(result, -1, axis)
+
+
+def triangular_of(tensor: Tensor) -> Kronecker:
+    """A triangular tensor as a product of triangular factors."""
+    op = operator_of(tensor)
+    if not isinstance(op, Kronecker):
+        raise Unstructured("a triangular matrix that is no product")
+    lower = tensor.triangle == "lower"
+    return Kronecker(
+        *(
+            LowerTriangular(f.to_dense(), lower=lower) if isinstance(f, Dense) else f
+            for f in op.factors
+        )
+    )
+
+
+def cost_of(op: Operator) -> float:
+    """Operations of a decomposition and a solve, in round numbers."""
+    sizes = op.grid_shape
+    return float(sum(10.0 * n**3 for n in sizes) + 4 * prod(sizes) * sum(sizes))
+
+
+def describe(tensor: Tensor) -> str:
+    """What it is, for people: `kron(30×30, 25×25) + c·I`."""
+    try:
+        axes = _grid_axes(tensor)
+        products = [_sizes(tensor, term, axes) for term in tensor.terms]
+    except Unstructured:
+        return "a Kronecker product"
+    return " + ".join(dict.fromkeys(products)) if len(products) > 1 else products[0]
+
+
+def _sizes(tensor: Tensor, term: Term, axes: Sequence[Any]) -> str:
+    if all(part.array is None or not part.axes for part in term):
+        return "c·I"
+    sizes = ["×".join(str(prod(tensor.sizes[a] for a in each)) for each in pair) for pair in axes]
+    return f"kron({', '.join(sizes)})" if len(sizes) > 1 else f"a matrix {sizes[0]}"
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is one number."""
+    return np.size(value) == 1 if not hasattr(value, "shape") else prod(value.shape) == 1

@@ -1,0 +1,115 @@
+"""Functions with dense Kronecker products, rewritten."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from kronax.rewrite.calls import CALL_RULES
+from kronax.rewrite.interpreter import Run
+from kronax.rewrite.loops import LOOP_RULES
+from kronax.rewrite.report import Log, Place
+from kronax.rewrite.rules import STARTERS, TENSOR_RULES
+from kronax.rewrite.solves import SOLVE_RULES
+
+RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES}
+
+
+class Rewritten:
+    """A function of which the Kronecker products are not formed; see `kx.rewrite`."""
+
+    def __init__(self, function: Callable[..., Any], strict: bool):
+        functools.update_wrapper(self, function, updated=())
+        self.function, self.strict = function, strict
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the function returns."""
+        return self._run(Log(strict=self.strict), args, kwargs)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        """A table of what is found in the function, where, and what becomes of it.
+
+        Nothing is computed: shapes alone are looked at, and values, such as whether a factor is
+        symmetric, are taken to be as the program needs them.
+
+        Args:
+            *args: those of the function.
+            **kwargs: the same.
+        """
+        log = Log(quiet=True)
+        dynamic, static = eqx.partition((args, kwargs), _is_array)
+
+        def abstract(arrays: Any) -> Any:
+            own_args, own_kwargs = eqx.combine(arrays, static)
+            result = self._run(log, own_args, own_kwargs)
+            return eqx.filter(result, _is_array)
+
+        jax.eval_shape(abstract, dynamic)
+        return str(log)
+
+    def _run(self, log: Log, args: Any, kwargs: Any) -> Any:
+        dynamic, static = eqx.partition((args, kwargs), _is_array)
+        leaves, treedef = jax.tree.flatten(dynamic)
+        rest: list[Any] = []
+
+        def flat(*arrays: Any) -> Any:
+            own_args, own_kwargs = eqx.combine(jax.tree.unflatten(treedef, arrays), static)
+            results, others = eqx.partition(self.function(*own_args, **own_kwargs), _is_array)
+            rest[:] = [others, jax.tree.structure(results)]
+            return jax.tree.leaves(results)
+
+        closed = jax.make_jaxpr(flat)(*leaves)
+        others, structure = rest
+        run = Run(log, RULES, STARTERS)
+        results = run.evaluate(closed.jaxpr, closed.consts, leaves)
+        arrays = [jnp.asarray(run.formed(value, _returned(self.function))) for value in results]
+        return eqx.combine(jax.tree.unflatten(structure, arrays), others)
+
+
+def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
+    """`function` with the same arguments and results, and without dense Kronecker products.
+
+    The program is traced, and `jnp.kron` with what is done to it is recognised: products of any
+    number of factors, multiples, transposes, sums of two, and `+ c * jnp.eye(n)`; then `solve`,
+    `inv`, `det`, `slogdet`, `cholesky` with triangular solves and the logarithms of its diagonal,
+    `cho_solve`, `@`, `einsum`, `trace`, `diagonal`, and what is made of these: the log densities of
+    SciPy and of NumPyro's `MultivariateNormal`. What is computed then is kronax's, derivatives
+    included. What is not recognised is computed as written, with a warning that says where.
+
+    The result composes with `jax.jit`, `grad`, `hessian` and `vmap`, on either side. Python
+    numbers among the arguments are constants, as in `eqx.filter_jit`.
+
+    Where an exact rule needs symmetric factors (with noise, in a sum, after `cholesky`), concrete
+    factors that are not are computed densely, with the warning; traced ones give NaN.
+
+    Args:
+        function: of arrays or pytrees of them.
+        strict: raise where a product would be formed.
+
+    Raises:
+        DenseProductError: with `strict`, when it is called, naming the line.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> def f(A, B, b):
+        ...     return jnp.linalg.solve(jnp.kron(A, B) + 0.5 * jnp.eye(6), b)
+        >>> kx.rewrite(f)(jnp.eye(3), jnp.eye(2), jnp.ones(6)).sum().round(3).item()
+        4.0
+    """
+    return Rewritten(function, strict)
+
+
+def _returned(function: Callable[..., Any]) -> Place:
+    code = getattr(function, "__code__", None)
+    name = "return"
+    if code is None:
+        return Place(name, "<unknown>", 0)
+    return Place(name, code.co_filename, code.co_firstlineno)
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, jax.Array | np.ndarray | np.generic)

@@ -1,0 +1,422 @@
+"""Rules of single primitives on tensors: what keeps the structure of a Kronecker product."""
+
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.functions.diagonals import inverse_diagonal
+from kronax.rewrite.interpreter import Deferred, Equation, Run, is_number, settled
+from kronax.rewrite.matrices import describe
+from kronax.rewrite.meanings import (
+    Index,
+    Inverse,
+    Masked,
+    Root,
+    RootDiagonal,
+    TriangleMask,
+    Whitened,
+)
+from kronax.rewrite.roots import (
+    asked,
+    inverse_times,
+    root_times_root,
+    summed,
+    whitened_arithmetic,
+    whitened_moved,
+    whitened_product,
+)
+from kronax.rewrite.tensors import Tensor, Unstructured, add, contract, identity, lift, multiply
+
+# Asked also where no value has structure yet: products begin here.
+STARTERS = frozenset({"iota", "broadcast_in_dim", "dot_general", "cond", "scan", "while"})
+
+
+def _iota(run: Run, eqn: Any) -> Any:
+    shape = eqn.params["shape"]
+    if len(shape) != 2 or shape[0] != shape[1]:
+        return None
+    return [Deferred(Equation(eqn, []), Index(eqn.params["dimension"]))]
+
+
+def _broadcast_in_dim(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
+    shape, dimensions = eqn.params["shape"], eqn.params["broadcast_dimensions"]
+    if dynamic:
+        return None
+    if isinstance(value, Deferred):
+        return whitened_moved(eqn, value, lambda axis: dimensions[axis])
+    tensor = value if isinstance(value, Tensor) else lift(value)
+    return [tensor.broadcast(shape, dimensions)]
+
+
+def _moved(method: Callable[[Any, Tensor], Tensor], place: Callable[[Any, Any, int], int]) -> Any:
+    """A rule of what moves axes alone; `place` says where an axis of whitened vectors goes."""
+
+    def rule(run: Run, eqn: Any, value: Any, *rest: Any) -> Any:
+        if rest:
+            return None
+        if isinstance(value, Tensor):
+            return [method(eqn, value)]
+        return whitened_moved(eqn, value, lambda axis: place(eqn, value, axis))
+
+    return rule
+
+
+def _squeezed(eqn: Any, value: Any, axis: int) -> int:
+    gone = eqn.params["dimensions"]
+    return axis - sum(d < axis for d in gone)
+
+
+def _reshaped(eqn: Any, value: Any, axis: int) -> int:
+    old, new = value.shape, eqn.params["new_sizes"]
+    for k, size in enumerate(new):
+        if size == old[axis] and prod(new[:k]) == prod(old[:axis]):
+            return k
+    raise Unstructured("vectors that are cut")
+
+
+def _transpose(run: Run, eqn: Any, value: Any) -> Any:
+    permutation = eqn.params["permutation"]
+    if isinstance(value, Tensor):
+        return [value.transpose(permutation)]
+    meaning = value.meaning
+    swaps = permutation == (1, 0)
+    if isinstance(meaning, Root) and swaps:
+        return [Deferred(Equation(eqn, [value]), meaning.transpose())]
+    if isinstance(meaning, Inverse) and swaps:
+        return [value]
+    return whitened_moved(eqn, value, permutation.index)
+
+
+def _same(run: Run, eqn: Any, value: Any) -> Any:
+    return [value]
+
+
+def _stop_gradient(run: Run, eqn: Any, value: Any) -> Any:
+    if not isinstance(value, Tensor):
+        return None
+    terms = tuple(
+        tuple(
+            part if part.array is None else type(part)(lax.stop_gradient(part.array), part.axes)
+            for part in term
+        )
+        for term in value.terms
+    )
+    return [Tensor(value.groups, terms, value.dtype, value.triangle)]
+
+
+def _convert(run: Run, eqn: Any, value: Any) -> Any:
+    dtype = eqn.params["new_dtype"]
+    if not isinstance(value, Tensor):
+        return None
+    if dtype == value.dtype:
+        return [value]
+    pure = all(part.array is None for term in value.terms for part in term)
+    floats = jnp.issubdtype(value.dtype, jnp.floating) and jnp.issubdtype(dtype, jnp.floating)
+    return [value.cast(dtype)] if pure or floats else None
+
+
+def _negative(run: Run, eqn: Any, value: Any) -> Any:
+    if isinstance(value, Deferred):
+        return whitened_arithmetic(run, eqn, value)
+    if not value.has_structure or not jnp.issubdtype(value.dtype, jnp.floating):
+        return None
+    return [value.scaled(np.asarray(-1, value.dtype))]
+
+
+def _number(value: Any) -> Any:
+    """A scalar that multiplies every entry, if a value is one."""
+    if not isinstance(value, Tensor):
+        return jnp.reshape(value, ()) if is_number(value) else None
+    if any(p.axes or p.array is None for t in value.terms for p in t) or len(value.terms) > 1:
+        return None
+    return (
+        Tensor((), value.terms, value.dtype).dense
+        if len(value.terms[0]) > 1
+        else (value.terms[0][0].array)
+    )
+
+
+def _mul(run: Run, eqn: Any, first: Any, second: Any) -> Any:
+    dtype = eqn.outvars[0].aval.dtype
+    deferred = [v for v in (first, second) if isinstance(v, Deferred)]
+    if deferred:
+        return _mul_deferred(run, eqn, first, second)
+    if not any(isinstance(v, Tensor) for v in (first, second)):
+        return None
+    for tensor, other in ((first, second), (second, first)):
+        number = _number(other)
+        if isinstance(tensor, Tensor) and number is not None and tensor.shape == _shape(eqn):
+            return [tensor.scaled(number)]
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return [multiply(first, second, dtype)]
+    tensor, other = (first, second) if isinstance(first, Tensor) else (second, first)
+    thin = sum(n != 1 for n in jnp.shape(other)) < 2
+    if tensor.has_structure and (thin or not tensor.is_product):
+        return [multiply(tensor, lift(other), dtype)]
+    return None
+
+
+def _mul_deferred(run: Run, eqn: Any, first: Any, second: Any) -> Any:
+    for value, other in ((first, second), (second, first)):
+        if not isinstance(value, Deferred):
+            continue
+        if isinstance(value.meaning, Root | Inverse) and _is_identity(other):
+            return [Deferred(Equation(eqn, [first, second]), Masked(value.meaning))]
+    return whitened_arithmetic(run, eqn, first, second)
+
+
+def _shape(eqn: Any) -> tuple[int, ...]:
+    return eqn.outvars[0].aval.shape
+
+
+def _is_identity(value: Any) -> bool:
+    """Whether it is the identity matrix itself."""
+    if not isinstance(value, Tensor) or len(value.groups) != 2 or len(value.terms) != 1:
+        return False
+    (term,) = value.terms
+    pairs = set(zip(value.axes_of(0), value.axes_of(1), strict=False))
+    return all(p.array is None for p in term) and {tuple(sorted(p.axes)) for p in term} == pairs
+
+
+def _div(run: Run, eqn: Any, first: Any, second: Any) -> Any:
+    if isinstance(first, Deferred):
+        return whitened_arithmetic(run, eqn, first, second)
+    number = _number(second)
+    if not isinstance(first, Tensor) or not first.has_structure or number is None:
+        return None
+    return [first.scaled(1 / number)] if first.shape == _shape(eqn) else None
+
+
+def _add(sign: int) -> Callable[..., Any]:
+    def rule(run: Run, eqn: Any, first: Any, second: Any) -> Any:
+        dtype = eqn.outvars[0].aval.dtype
+        if isinstance(first, Deferred) or isinstance(second, Deferred):
+            if isinstance(first, Deferred) and isinstance(first.meaning, Index):
+                if is_concrete(second) and is_number(second):
+                    shift = sign * int(np.asarray(second).item())
+                    return [Deferred(Equation(eqn, [first, second]), first.meaning.moved(shift))]
+                return None
+            return whitened_arithmetic(run, eqn, first, second)
+        if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+            return None
+        if not (first.has_structure and second.has_structure):
+            return None
+        if first.shape != second.shape or not jnp.issubdtype(dtype, jnp.floating):
+            return None
+        return [add(first, second if sign > 0 else second.scaled(np.asarray(-1, dtype)), dtype)]
+
+    return rule
+
+
+def _compare(run: Run, eqn: Any, first: Any, second: Any) -> Any:
+    rows, columns = (v.meaning if isinstance(v, Deferred) else None for v in (first, second))
+    if not (isinstance(rows, Index) and isinstance(columns, Index)):
+        return None
+    name, shape = eqn.primitive.name, _shape(eqn)
+    dims = (rows.dimension, columns.dimension)
+    if rows.offset != columns.offset or set(dims) != {0, 1}:
+        return None
+    if name == "eq":
+        return [identity(shape[0], jnp.bool_)]
+    lower = (name == "ge") == (dims == (0, 1))
+    mask = TriangleMask("lower" if lower else "upper")
+    return [Deferred(Equation(eqn, [first, second]), mask)]
+
+
+def _select_n(run: Run, eqn: Any, which: Any, *cases: Any) -> Any:
+    """Of an identity mask its diagonal, of a triangular mask what is triangular already."""
+    if len(cases) != 2 or not _is_zero(cases[0]):
+        return None
+    case = cases[1]
+    mask = _triangle(which)
+    if mask is not None:
+        if isinstance(case, Deferred):
+            if not isinstance(case.meaning, Root) or case.meaning.triangle != mask:
+                return None
+            # Formed, it needs the mask: the primitive leaves anything in the other triangle.
+            return [Deferred(Equation(eqn, [which, *cases]), case.meaning)]
+        return [case] if getattr(case, "triangle", None) == mask else None
+    if not _is_identity(which):
+        return None
+    if isinstance(case, Deferred):
+        if isinstance(case.meaning, Root | Inverse):
+            return [Deferred(Equation(eqn, [which, *cases]), Masked(case.meaning))]
+        return None
+    tensor = case if isinstance(case, Tensor) else lift(case)
+    return [multiply(which.cast(tensor.dtype), tensor, tensor.dtype)]
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.is_zero
+    return not isinstance(value, Deferred) and is_concrete(value) and not np.asarray(value).any()
+
+
+def _triangle(which: Any) -> str | None:
+    """Which triangle a mask keeps, from its equation or from its values."""
+    if isinstance(which, Deferred):
+        return which.meaning.kept if isinstance(which.meaning, TriangleMask) else None
+    if isinstance(which, Tensor) or not is_concrete(which) or jnp.ndim(which) != 2:
+        return None
+    values = np.asarray(which)
+    for kept, of in (("lower", np.tril), ("upper", np.triu)):
+        if np.array_equal(values, of(np.ones(values.shape, bool))):
+            return kept
+    return None
+
+
+def _reduce_sum(run: Run, eqn: Any, value: Any) -> Any:
+    axes = tuple(eqn.params["axes"])
+    if isinstance(value, Deferred):
+        if isinstance(value.meaning, Masked):
+            return _summed_mask(run, eqn, value, axes)
+        return summed(run, eqn, value, axes)
+    if not axes:
+        return [value]
+    if not value.has_structure:
+        return None
+    kept = [k for k in range(len(value.groups)) if k not in axes]
+    result = settled(contract([(value, range(len(value.groups)))], kept))
+    if value.is_product:
+        cost = prod(value.shape)
+        run.log.note(run.here, describe(value), "factor by factor", cost, sum(value.sizes))
+    return [result]
+
+
+def _summed_mask(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
+    of = value.meaning.of
+    if isinstance(of, Root):
+        if len(axes) != 1:
+            return None
+        return [Deferred(Equation(eqn, [value]), RootDiagonal(of))]
+    return [
+        _diagonal_of_inverse(run, of) if len(axes) == 1 else _diagonal_of_inverse(run, of).sum()
+    ]
+
+
+def _diagonal_of_inverse(run: Run, of: Inverse) -> Any:
+    found = asked(inverse_diagonal, of.op).reshape(-1)
+    run.log.note(run.here, describe(of.matrix), "kx.inverse_diagonal", 0.0, 0.0)
+    return found
+
+
+def _gather(run: Run, eqn: Any, value: Any, indices: Any) -> Any:
+    """The diagonal, where the indices are known and are those of one."""
+    numbers = eqn.params["dimension_numbers"]
+    if isinstance(indices, Tensor | Deferred) or not is_concrete(indices):
+        return None
+    n = value.shape[-1]
+    if (
+        value.shape != (n, n)
+        or tuple(numbers.collapsed_slice_dims) != (0, 1)
+        or tuple(numbers.start_index_map) != (0, 1)
+        or not np.array_equal(np.asarray(indices), np.stack([np.arange(n)] * 2, -1))
+    ):
+        return None
+    if isinstance(value, Tensor):
+        both = [(value, "ij"), (identity(n, value.dtype), "ij")]
+        return [settled(contract(both, "i"))]
+    if isinstance(value.meaning, Root):
+        return [Deferred(Equation(eqn, [value, indices]), RootDiagonal(value.meaning))]
+    if isinstance(value.meaning, Inverse):
+        return [_diagonal_of_inverse(run, value.meaning)]
+    return None
+
+
+def _pad(run: Run, eqn: Any, value: Any, fill: Any) -> Any:
+    return [value] if not any(any(each) for each in eqn.params["padding_config"]) else None
+
+
+class _Labels(NamedTuple):
+    left: list[Any]
+    right: list[Any]
+    result: list[Any]
+
+
+def _labels(eqn: Any, first: Any, second: Any) -> _Labels:
+    (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
+    left: list[Any] = [("l", k) for k in range(len(first.shape))]
+    right: list[Any] = [("r", k) for k in range(len(second.shape))]
+    for i, j in zip((*left_sum, *left_batch), (*right_sum, *right_batch), strict=True):
+        right[j] = left[i]
+    free_left = [a for k, a in enumerate(left) if k not in (*left_sum, *left_batch)]
+    free_right = [a for k, a in enumerate(right) if k not in (*right_sum, *right_batch)]
+    return _Labels(left, right, [*(left[k] for k in left_batch), *free_left, *free_right])
+
+
+def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
+    deferred = [v.meaning if isinstance(v, Deferred) else None for v in (first, second)]
+    if any(isinstance(m, Whitened) for m in deferred):
+        return whitened_product(run, eqn, first, second)
+    if any(isinstance(m, Inverse) for m in deferred):
+        return inverse_times(run, eqn, first, second)
+    one, two = deferred
+    if isinstance(one, Root) and isinstance(two, Root):
+        return root_times_root(eqn, one, two)
+    if any(deferred):
+        return None
+    tensors = [v if isinstance(v, Tensor) else lift(v) for v in (first, second)]
+    labels = _labels(eqn, *tensors)
+    begins = not set(labels.left) & set(labels.right) and min(len(t.groups) for t in tensors) > 1
+    if not (begins or any(t.has_structure for t in tensors)):
+        return None
+    options = {"precision": eqn.params["precision"]}
+    pairs = [(tensors[0], labels.left), (tensors[1], labels.right)]
+    result = contract(pairs, labels.result, **options)
+    products = [t for t in tensors if t.is_product]
+    if products:
+        sizes = prod(_shape(eqn)) * prod(products[0].shape[-1:])
+        fine = sum(products[0].sizes) * prod(products[0].shape) ** 0.5
+        other = prod(_shape(eqn)) / products[0].shape[0]
+        found = " @ ".join(describe(t) for t in products)
+        run.log.note(run.here, found, "axis by axis", 2.0 * sizes, fine * other)
+    # Of an outer product the parts are kept: its axes may be merged yet.
+    return [result if begins else settled(result)]
+
+
+TENSOR_RULES: dict[str, Any] = {
+    "iota": _iota,
+    "broadcast_in_dim": _broadcast_in_dim,
+    "transpose": _transpose,
+    "reshape": None,
+    "squeeze": _moved(lambda eqn, t: t.reshape(_shape(eqn)), _squeezed),
+    "copy": _same,
+    "copy_p": _same,
+    "optimization_barrier": None,
+    "stop_gradient": _stop_gradient,
+    "convert_element_type": _convert,
+    "neg": _negative,
+    "mul": _mul,
+    "div": _div,
+    "add": _add(1),
+    "add_any": _add(1),
+    "sub": _add(-1),
+    "eq": _compare,
+    "ge": _compare,
+    "le": _compare,
+    "select_n": _select_n,
+    "reduce_sum": _reduce_sum,
+    "gather": _gather,
+    "pad": _pad,
+    "dot_general": _dot_general,
+}
+
+
+def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
+    if dynamic or eqn.params["dimensions"] is not None:
+        return None
+    if not isinstance(value, Tensor):
+        return whitened_moved(eqn, value, lambda axis: _reshaped(eqn, value, axis))
+    result = value.reshape(eqn.params["new_sizes"])
+    if result.is_product and not value.is_product:
+        run.log.note(run.here, describe(result), "kept as its factors", 0.0, 0.0)
+    return [result]
+
+
+TENSOR_RULES["reshape"] = _reshape
+del TENSOR_RULES["optimization_barrier"]

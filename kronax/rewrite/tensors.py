@@ -1,0 +1,439 @@
+"""Arrays kept as sums of products of smaller arrays: Kronecker products before they are formed.
+
+Every visible axis is a row-major group of fine axes. A term is a product of parts, each an array
+over some of the fine axes. `kron(A, B)` has the groups `((m, p), (n, q))` and the parts `A` over
+axes 0 and 2, `B` over axes 1 and 3.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+# More terms than this have no use that stays structured.
+MAX_TERMS = 6
+
+
+class Unstructured(Exception):
+    """Something has no structured form, and why."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """An array over some fine axes; without an array the identity between two of them."""
+
+    array: Any
+    axes: tuple[Any, ...]
+
+
+Term = tuple[Part, ...]
+Groups = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A sum of terms over the same fine axes.
+
+    Args:
+        groups: per visible axis the sizes of its fine axes, none of them 1.
+        terms: the parts name fine axes by their position in all groups.
+        dtype: of the entries.
+        triangle: "lower" or "upper" where a matrix is known to be triangular.
+        symmetric_of: the matrix of which this is the symmetric part; equal to it if that matrix
+            is symmetric.
+        transpose_of: the matrix of which this is the transpose.
+    """
+
+    groups: Groups
+    terms: tuple[Term, ...]
+    dtype: Any
+    triangle: str | None = None
+    symmetric_of: "Tensor | None" = None
+    transpose_of: "Tensor | None" = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the array that it stands for."""
+        return tuple(prod(group) for group in self.groups)
+
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Of all fine axes."""
+        return tuple(itertools.chain(*self.groups))
+
+    def axes_of(self, visible: int) -> tuple[int, ...]:
+        """The fine axes of a visible one."""
+        start = sum(len(group) for group in self.groups[:visible])
+        return tuple(range(start, start + len(self.groups[visible])))
+
+    @property
+    def has_structure(self) -> bool:
+        """Whether it is more than broadcast arrays multiplied together."""
+        if any(part.array is None for term in self.terms for part in term):
+            return True
+        return any(len(group) > 1 for group in self.groups) and self._has_parts
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a Kronecker product of matrices, or a sum with one."""
+        return sum(len(group) > 1 for group in self.groups) > 1 and self._has_parts
+
+    @property
+    def _has_parts(self) -> bool:
+        return any(sum(bool(part.axes) for part in term) > 1 for term in self.terms)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether it is known to be zero."""
+        parts = [part for term in self.terms for part in term]
+        return any(
+            not part.axes and isinstance(part.array, np.ndarray | np.generic) and part.array == 0
+            for part in parts
+        )
+
+    @cached_property
+    def dense(self) -> Array:
+        """The array, formed as the dense code would."""
+        total = _form(self.terms[0], self.sizes, self.dtype)
+        for term in self.terms[1:]:
+            total = total + _form(term, self.sizes, self.dtype)
+        return jnp.reshape(total, self.shape)
+
+    def scaled(self, scalar: Any) -> "Tensor":
+        """Every term times a number."""
+        of = self.symmetric_of
+        return dataclasses.replace(
+            self,
+            terms=tuple((*term, Part(scalar, ())) for term in self.terms),
+            symmetric_of=None if of is None else of.scaled(scalar),
+            transpose_of=None,
+        )
+
+    def mapped(self, function: Any) -> "Tensor":
+        """A linear function of one argument applied to one part of every term."""
+        terms = []
+        for term in self.terms:
+            arrays = [k for k, part in enumerate(term) if part.array is not None]
+            if not arrays:
+                raise Unstructured("an identity has no array")
+            k = arrays[0]
+            terms.append((*term[:k], Part(function(term[k].array), term[k].axes), *term[k + 1 :]))
+        return Tensor(self.groups, tuple(terms), self.dtype, self.triangle)
+
+    def cast(self, dtype: Any) -> "Tensor":
+        """The same in another precision."""
+
+        def one(part: Part) -> Part:
+            return part if part.array is None else Part(jnp.asarray(part.array, dtype), part.axes)
+
+        terms = tuple(tuple(one(part) for part in term) for term in self.terms)
+        of = self.symmetric_of
+        return Tensor(
+            self.groups, terms, dtype, self.triangle, None if of is None else of.cast(dtype)
+        )
+
+    def split(self, cuts: Sequence[tuple[int, ...]]) -> "Tensor":
+        """Cut fine axes into finer ones, one tuple of sizes for each."""
+        cuts = self._agreed(cuts)
+        if all(cut == (size,) for cut, size in zip(cuts, self.sizes, strict=True)):
+            return self
+        starts = list(itertools.accumulate((len(cut) for cut in cuts), initial=0))
+        groups = tuple(
+            tuple(itertools.chain(*(cuts[axis] for axis in self.axes_of(k))))
+            for k in range(len(self.groups))
+        )
+
+        def places(axis: int) -> range:
+            return range(starts[axis], starts[axis + 1])
+
+        def one(part: Part) -> list[Part]:
+            if part.array is None:
+                i, j = part.axes
+                return [Part(None, pair) for pair in zip(places(i), places(j), strict=True)]
+            axes = tuple(itertools.chain(*(places(axis) for axis in part.axes)))
+            sizes = tuple(itertools.chain(*(cuts[axis] for axis in part.axes)))
+            return [Part(jnp.reshape(part.array, sizes) if part.axes else part.array, axes)]
+
+        terms = tuple(tuple(p for part in term for p in one(part)) for term in self.terms)
+        return dataclasses.replace(self, groups=groups, terms=terms)
+
+    def _agreed(self, cuts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """Cuts that are the same on both sides of every identity."""
+        cuts = list(cuts)
+        pairs = [p.axes for term in self.terms for p in term if p.array is None]
+        while any(cuts[i] != cuts[j] for i, j in pairs):
+            for i, j in pairs:
+                cuts[i] = cuts[j] = common_cuts(cuts[i], cuts[j])
+        return cuts
+
+    def reshape(self, shape: Sequence[int]) -> "Tensor":
+        """Another shape, where no axis is cut across."""
+        cuts = regroup(common_cuts(self.sizes, tuple(shape)), self.sizes)
+        fine = self.split(cuts)
+        return dataclasses.replace(
+            fine,
+            groups=regroup(fine.sizes, shape),
+            triangle=None,
+            symmetric_of=None,
+            transpose_of=None,
+        )
+
+    def transpose(self, permutation: Sequence[int]) -> "Tensor":
+        """Permute visible axes."""
+        order = [axis for k in permutation for axis in self.axes_of(k)]
+        place = {axis: new for new, axis in enumerate(order)}
+        terms = tuple(
+            tuple(Part(part.array, tuple(place[a] for a in part.axes)) for part in term)
+            for term in self.terms
+        )
+        groups = tuple(self.groups[k] for k in permutation)
+        swaps = tuple(permutation) == (*range(len(groups) - 2), len(groups) - 1, len(groups) - 2)
+        if not swaps:
+            return Tensor(groups, terms, self.dtype)
+        triangle = {"lower": "upper", "upper": "lower", None: None}[self.triangle]
+        return Tensor(groups, terms, self.dtype, triangle, self.symmetric_of, self)
+
+    def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> "Tensor":
+        """Give visible axes new places, and repeat along the others."""
+        groups: list[tuple[int, ...]] = [() if n == 1 else (n,) for n in shape]
+        for k, d in enumerate(dimensions):
+            if self.groups[k]:
+                groups[d] = self.groups[k]
+        starts = list(itertools.accumulate((len(g) for g in groups), initial=0))
+        place = {
+            axis: starts[d] + i
+            for k, d in enumerate(dimensions)
+            for i, axis in enumerate(self.axes_of(k))
+        }
+        terms = tuple(
+            tuple(Part(part.array, tuple(place[a] for a in part.axes)) for part in term)
+            for term in self.terms
+        )
+        return Tensor(tuple(groups), terms, self.dtype)
+
+
+def lift(array: Any) -> Tensor:
+    """An array as a tensor of one part."""
+    shape = jnp.shape(array)
+    groups = tuple(() if n == 1 else (n,) for n in shape)
+    count = sum(n != 1 for n in shape)
+    if count != len(shape):
+        array = jnp.reshape(array, tuple(n for n in shape if n != 1))
+    return Tensor(groups, ((Part(array, tuple(range(count))),),), jnp.result_type(array))
+
+
+def identity(size: int, dtype: Any) -> Tensor:
+    """The identity matrix."""
+    if size == 1:
+        return lift(np.ones((1, 1), dtype))
+    return Tensor(((size,), (size,)), ((Part(None, (0, 1)),),), dtype)
+
+
+def common_cuts(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    """The coarsest sizes that are finer than both of these.
+
+    Raises:
+        Unstructured: if one cuts across the other.
+    """
+    cuts = sorted({*_suffixes(first), *_suffixes(second)})
+    if any(large % small for small, large in itertools.pairwise(cuts)):
+        raise Unstructured(f"axes of sizes {tuple(first)} and {tuple(second)} do not align")
+    return tuple(large // small for small, large in itertools.pairwise(cuts))[::-1]
+
+
+def _suffixes(sizes: Sequence[int]) -> list[int]:
+    return list(itertools.accumulate(sizes[::-1], lambda a, b: a * b, initial=1))
+
+
+def regroup(fine: Sequence[int], targets: Sequence[int]) -> Groups:
+    """Fine sizes in turn, gathered into groups with the products `targets`."""
+    rest, groups = list(fine), []
+    for target in targets:
+        group: list[int] = []
+        while prod(group) < target:
+            group.append(rest.pop(0))
+        groups.append(tuple(group))
+    return tuple(groups)
+
+
+def aligned(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of equal rank over the same fine axes; where one has size 1 it is repeated."""
+    groups = []
+    for each in zip(*(tensor.groups for tensor in tensors), strict=True):
+        cut: tuple[int, ...] = ()
+        for group in each:
+            cut = common_cuts(cut, group) if cut and group else cut or group
+        groups.append(cut)
+    # An identity passes the cuts of one of its axes on to the other.
+    while True:
+        fine = tuple(_with_groups(tensor, groups) for tensor in tensors)
+        finer = [max((t.groups[k] for t in fine), key=len) for k in range(len(groups))]
+        if finer == groups:
+            break
+        groups = finer
+    shape = tuple(prod(group) for group in groups)
+    out = []
+    for tensor in fine:
+        full = tensor.broadcast(shape, range(len(groups)))
+        out.append(full.split(_cuts_to(full.groups, groups)))
+    return tuple(out)
+
+
+def _with_groups(tensor: Tensor, groups: Sequence[tuple[int, ...]]) -> Tensor:
+    wanted = tuple(g if own else () for own, g in zip(tensor.groups, groups, strict=True))
+    return tensor.split(_cuts_to(tensor.groups, wanted))
+
+
+def _cuts_to(own: Groups, wanted: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Per fine axis its cuts, so that the groups become the wanted ones."""
+    pairs = zip(own, wanted, strict=True)
+    return [cut for have, want in pairs for cut in regroup(common_cuts(want, have), have)]
+
+
+def multiply(first: Tensor, second: Tensor, dtype: Any) -> Tensor:
+    """The elementwise product."""
+    first, second = aligned(first, second)
+    terms = tuple((*a, *b) for a, b in itertools.product(first.terms, second.terms))
+    return _checked(Tensor(first.groups, terms, dtype))
+
+
+def add(first: Tensor, second: Tensor, dtype: Any) -> Tensor:
+    """The sum; of a matrix and its transpose twice the symmetric part."""
+    of = next((a for a, b in ((first, second), (second, first)) if b.transpose_of is a), None)
+    left, right = aligned(first, second)
+    total = _checked(Tensor(left.groups, (*left.terms, *right.terms), dtype))
+    if of is not None:
+        hint = (of.symmetric_of or of).scaled(np.asarray(2, dtype))
+    elif first.symmetric_of or second.symmetric_of:
+        hint = add(first.symmetric_of or first, second.symmetric_of or second, dtype)
+    else:
+        return total
+    return dataclasses.replace(total, symmetric_of=hint)
+
+
+def _checked(tensor: Tensor) -> Tensor:
+    if len(tensor.terms) > MAX_TERMS:
+        raise Unstructured(f"a sum of {len(tensor.terms)} products")
+    return tensor
+
+
+def contract(
+    operands: Sequence[tuple[Tensor, Sequence[Any]]], result: Sequence[Any], **options: Any
+) -> Tensor:
+    """`einsum` of tensors: one label per visible axis; labels not in the result are summed over.
+
+    Small arrays meet only where they share an axis that is summed over.
+    """
+    cuts: dict[Any, tuple[int, ...]] = {}
+    split = [(tensor, labels) for tensor, labels in operands]
+    while True:
+        before = dict(cuts)
+        for tensor, labels in split:
+            for label, group in zip(labels, tensor.groups, strict=True):
+                cuts[label] = common_cuts(cuts.get(label, group), group)
+        split = [
+            (t.split(_cuts_to(t.groups, [cuts[label] for label in labels])), labels)
+            for t, labels in split
+        ]
+        if before == cuts:
+            break
+    sizes = {(label, i): n for label, cut in cuts.items() for i, n in enumerate(cut)}
+    kept = [(label, i) for label in result for i in range(len(cuts[label]))]
+    named = [[_renamed(term, _labels(t, labels)) for term in t.terms] for t, labels in split]
+    place = {label: k for k, label in enumerate(kept)}
+    terms = tuple(
+        _renamed(eliminated(list(itertools.chain(*each)), kept, sizes, **options), place)
+        for each in itertools.product(*named)
+    )
+    dtype = jnp.result_type(*(t.dtype for t, _ in operands))
+    return _checked(Tensor(tuple(cuts[label] for label in result), terms, dtype))
+
+
+def _labels(tensor: Tensor, labels: Sequence[Any]) -> dict[int, Any]:
+    return {
+        axis: (label, i)
+        for k, label in enumerate(labels)
+        for i, axis in enumerate(tensor.axes_of(k))
+    }
+
+
+def _renamed(term: Term, names: Mapping[Any, Any]) -> Term:
+    return tuple(Part(part.array, tuple(names[axis] for axis in part.axes)) for part in term)
+
+
+def eliminated(
+    parts: list[Part], kept: Sequence[Any], sizes: Mapping[Any, int], **options: Any
+) -> Term:
+    """Sum a product of parts over all axes that are not kept."""
+    parts, gone = _without_identities(parts, kept, sizes)
+    result: list[Part] = []
+    for label in [g for g in gone if not any(g in part.axes for part in parts)]:
+        result.append(Part(np.asarray(sizes[label]), ()))
+    while parts:
+        group, axes = [parts.pop(0)], set()
+        while True:
+            axes = {a for part in group for a in part.axes if a in gone}
+            more = [part for part in parts if axes & set(part.axes)]
+            if not more:
+                break
+            group += more
+            parts = [part for part in parts if not any(part is other for other in more)]
+        order = {label: k for k, label in enumerate(kept)}
+        own = sorted({a for p in group for a in p.axes if a not in axes}, key=order.__getitem__)
+        repeats = any(len(set(p.axes)) < len(p.axes) for p in group)
+        result.append(einsum(group, own, **options) if axes or repeats else group[0])
+    return tuple(result)
+
+
+def _without_identities(
+    parts: list[Part], kept: Sequence[Any], sizes: Mapping[Any, int]
+) -> tuple[list[Part], set[Any]]:
+    """Replace an axis that is summed over by the one that an identity ties it to."""
+    gone = {label for part in parts for label in part.axes} | set(sizes)
+    gone -= set(kept)
+    while True:
+        tie = next((p for p in parts if p.array is None and set(p.axes) & gone), None)
+        if tie is None:
+            break
+        i, j = tie.axes
+        lost, stays = (i, j) if i in gone else (j, i)
+        rest = [part for part in parts if part is not tie]
+        parts = [Part(p.array, tuple(stays if a == lost else a for a in p.axes)) for p in rest]
+        parts = [p for p in parts if not (p.array is None and p.axes[0] == p.axes[1])]
+        if lost != stays:
+            gone.discard(lost)
+    return parts, gone
+
+
+def einsum(parts: Sequence[Part], axes: Sequence[Any], **options: Any) -> Part:
+    """The product of parts with arrays, summed over what is not in `axes`."""
+    numbers: dict[Any, int] = {}
+    operands: list[Any] = []
+    for part in parts:
+        operands += [part.array, [numbers.setdefault(a, len(numbers)) for a in part.axes]]
+    result = jnp.einsum(*operands, [numbers[a] for a in axes], optimize="optimal", **options)
+    return Part(result, tuple(axes))
+
+
+def _form(term: Term, sizes: tuple[int, ...], dtype: Any) -> Array:
+    """One term over all fine axes, multiplied from left to right."""
+    total: Any = None
+    for part in term:
+        if part.array is None:
+            i, j = sorted(part.axes)
+            array, axes = jnp.eye(sizes[i], dtype=dtype), [i, j]
+        else:
+            axes = sorted(part.axes)
+            array = jnp.asarray(part.array, dtype)
+            if list(part.axes) != axes:
+                array = jnp.transpose(array, [part.axes.index(a) for a in axes])
+        wide = array.reshape([n if k in axes else 1 for k, n in enumerate(sizes)])
+        total = wide if total is None else total * wide
+    return jnp.broadcast_to(total, sizes)
