@@ -6,7 +6,7 @@
 # with the person-years as exposure, and nothing is the logarithm of a zero. Rates are smooth in age
 # and year, and their forecast has a trend of its own at every age.
 #
-# The town is made up, as registers may not be passed on: rates follow Gompertz's law with deaths
+# The town is made up: rates follow Gompertz's law with deaths
 # of infants and accidents of the young, and fall at a pace that depends on the age and changes from
 # year to year, as Lee and Carter have it. It is no draw from the model below.
 #
