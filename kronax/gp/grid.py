@@ -46,7 +46,7 @@ from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
-from kronax.gp.sites.evidence import SearchedEvidence, evidence, measured_at_sites
+from kronax.gp.sites import evidence
 from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -60,7 +60,7 @@ from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.parameters import parameter
 
 
-class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
+class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
@@ -81,10 +81,9 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
             with any finite number in the gaps of `v`.
         mean: a number, an array that broadcasts to the grid, a kronax mean, or a callable of the
             axes.
-        likelihood: in place of `noise`, how data depend on the latent function, such as
-            `kx.Poisson(exposure=population)`, or a callable from the function to a NumPyro
-            distribution. The posterior of the function is then an approximation.
-        approximation: which: "variational", the nearest normal distribution, or "laplace".
+        likelihood: in place of `noise`, how data depend on the function: `kx.Poisson(exposure)`, …,
+            or a callable to a NumPyro distribution. Its posterior is then an approximation.
+        approximation: "variational", the nearest normal distribution, or "laplace".
         observed: true where a cell has data, for use inside `jit`; else NaN in the data say it.
         gaps: how gaps, one variance per cell and any `terms` are handled: "exact"; "iterative",
             with first derivatives and certificates; or "auto": exactly up to a cost of some
@@ -261,7 +260,7 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
 
         `y` are checked data; traced ones measure nothing.
         """
-        return measured_by(self, y) if self.likelihood is None else measured_at_sites(self, y)
+        return evidence.measured(self, y)
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""
@@ -286,14 +285,16 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
             ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
                 NaN at cells that the model says are observed; or a batch has different gaps.
             TypeError: if `y` is not real, or of higher precision than the parameters.
+            ConvergenceError: if the search of a likelihood does not converge (NaN if traced).
         """
         seen, grid = self._seen(y)
-        return seen.checked_log_likelihood(grid) if self.likelihood else log_likelihood(seen, grid)
+        value = log_likelihood if self.likelihood is None else evidence.evidence
+        return value(seen, grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
         if self.likelihood is not None:
-            return evidence(self, grid)
+            return evidence.evidence(self, grid)
         value = marginal_likelihood.log_marginal_likelihood(self, grid)
         marginal_likelihood.explain(self, grid, value)
         return value
@@ -301,7 +302,7 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
     def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
         """The same with its certificate: error, standard error, residual and iterations.
 
-        Exact models have errors of zero.
+        Exact models have errors of zero. With a likelihood it is that of the approximate evidence.
 
         Raises:
             ConvergenceError: if an iteration does not converge and is to raise then.
@@ -309,7 +310,8 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
             ValueError: as in `log_marginal_likelihood`.
         """
         seen, grid = self._seen(y)
-        return marginal_likelihood.estimate(measured_by(seen, grid), grid)
+        room: Any = marginal_likelihood if self.likelihood is None else evidence
+        return room.estimate(seen.measuring(grid), grid)
 
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
@@ -317,13 +319,12 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
         Its results are on the grid, in whichever form the data come.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
-                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
+            y: as for `log_marginal_likelihood`.
 
         Raises:
-            ValueError: if `y` does not lie on the grid, has infinite cells or none at all, or
-                NaN at cells that the model says are observed; or a batch has different gaps.
-            TypeError: if `y` is not real, or of higher precision than the parameters.
+            ConvergenceError: if iterations, or the search of a likelihood, do not converge.
+            ValueError: as in `log_marginal_likelihood`.
+            TypeError: as in `log_marginal_likelihood`.
         """
         seen, grid = self._seen(y)
         seen.check_model()
@@ -365,8 +366,7 @@ class GridGP(NumpyroSites, LeastNoise, SearchedEvidence):
         model in these units. One pass over the data; a batch is pooled.
 
         Args:
-            y: `(*batch, n_1, …, n_d)`, `(*batch, N)`, a DataArray, or a pandas object that has the
-                coordinates as labels, in any order. NaN, or a mask, marks a missing cell.
+            y: as for `log_marginal_likelihood`.
             freeze: what stays as it is, as for `kx.parameters`.
 
         Raises:

@@ -13,7 +13,7 @@ import scipy.special
 import scipy.stats
 
 import kronax as kx
-from kronax.gp.model.solver_choice import choice
+import kronax.gp.sites.search
 from kronax.gp.sites.evidence import evidence
 from tests.everyday import everyday
 from tests.gp import dense
@@ -351,13 +351,21 @@ def test_single_precision():
     np.testing.assert_allclose(found, truth, rtol=1e-5)
 
 
-def test_a_fit_of_a_middling_grid_needs_no_trial_of_its_iterations():
-    """Where the exact way is in reach iterations are tried at the noise, which is not known yet."""
-    kernels, counts = (kx.RBF(8.0), kx.RBF(9.0)), np.ones((60, 50))
-    gp = kx.GridGP(kernels, (np.arange(60.0), np.arange(50.0)), likelihood=kx.Poisson())
-    assert choice(gp).exact is not None
-    assert gp.measuring(jnp.asarray(counts)) is gp
-    assert choice(gp).way == "iterative"
+def test_the_evidence_has_the_certificate_of_its_density():
+    for name, way in (("Student", "dense"), ("Poisson", "iterative")):
+        gp = model(LIKELIHOODS[name][0], **WAYS[way])
+        found = gp.log_marginal_likelihood_estimate(data(name))
+        np.testing.assert_allclose(found.value, gp.log_marginal_likelihood(data(name)), rtol=1e-9)
+        assert (found.error > 0) == (way == "iterative")
+
+
+def test_a_search_that_does_not_converge_says_so(monkeypatch, uncompiled):
+    monkeypatch.setattr(kronax.gp.sites.search, "MOST_STEPS", 1)
+    gp = model(kx.Poisson(2 * EXPOSURE))
+    with pytest.raises(kx.ConvergenceError, match=r"gp.initialise\(y\)"):
+        gp.log_marginal_likelihood(COUNTS)
+    with pytest.raises(kx.ConvergenceError, match="after 1 of"):
+        gp.condition(COUNTS)
 
 
 def test_what_serves_normal_data_alone_says_so():

@@ -14,6 +14,7 @@ from math import log, pi
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -23,6 +24,7 @@ from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.model.trial import measured_by
 from kronax.gp.posterior import predict
 from kronax.gp.sites.search import (
+    OTHER_START,
     Hint,
     expected_log_density,
     filled,
@@ -34,6 +36,7 @@ from kronax.gp.sites.search import (
 from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.primitives import once_differentiable
+from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
 
 # Each step leaves about a third of what the one before left of the derivative of the sites.
 FOLLOWED = 12
@@ -42,9 +45,29 @@ FOLLOWED = 12
 def evidence(gp: AbstractProcess, y: Array) -> Array:
     """The log evidence of checked data, one number per entry of a leading batch.
 
-    NaN where the search for the sites does not converge.
+    NaN where the search for the sites of traced data does not converge.
+
+    Raises:
+        ConvergenceError: if that of concrete ones does not.
     """
-    return evidence_from(gp, y, no_hint(y.shape, gp.dtype))[0]
+    value, _ = evidence_from(gp, y, no_hint(y.shape, gp.dtype))
+    if is_concrete(value) and not np.isfinite(np.asarray(value)).all():
+        raise ConvergenceError(
+            "The search for the sites of a likelihood must converge; it did not, or the covariance "
+            f"is not finite. gp.condition(y) tells how far it came. {OTHER_START}"
+        )
+    return value
+
+
+@eqx.filter_jit
+def estimate(gp: AbstractProcess, y: Array) -> Estimate:
+    """The same of one data set, with the certificate of its density, if that is by iterations."""
+    y = filled(gp, y)
+    sites, _ = find(gp, y, no_hint(y.shape, gp.dtype))
+    process = gaussian(gp, sites.precision)
+    density = marginal_likelihood.unsettled_estimate(process, sites.target)
+    value = jnp.where(sites.converged, evidence_at(gp, y, sites), jnp.nan)
+    return density.shifted(value - density.value)
 
 
 class SearchedEvidence(AbstractProcess):
@@ -59,8 +82,10 @@ class SearchedEvidence(AbstractProcess):
         return evidence_from(self, grid, hints)
 
 
-def measured_at_sites(gp: Process, y: Array) -> Process:
-    """The process that is solved as a trial with the first sites of concrete data says."""
+def measured(gp: Process, y: Array) -> Process:
+    """The process that is solved as a trial says; of a likelihood one with the first sites."""
+    if gp.likelihood is None:
+        return measured_by(gp, y)
     if not is_concrete(gp, y):
         return gp
     target, precision = first_sites(gp, y)

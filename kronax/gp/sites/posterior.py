@@ -24,7 +24,7 @@ from kronax.gp.sites.evidence import bound_given, evidence_given
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
 from kronax.gp.sites.predictive import log_predictive
 from kronax.gp.sites.response import Response, response
-from kronax.gp.sites.search import MOST_STEPS, filled, find, no_hint
+from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
 from kronax.gp.sites.sites import Sites, gaussian
 from kronax.linalg.arrays.checks import is_concrete, shape_of
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -365,7 +365,7 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
         raise ConvergenceError(
             f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
             f"steps a step still moved the function by {float(sites.change):.2g} standard "
-            "deviations. Start at other parameters: gp.initialise(y)."
+            f"deviations. {OTHER_START}"
         )
     target = jnp.where(sites.converged, sites.target, jnp.nan)
     process = gaussian(gp, sites.precision)

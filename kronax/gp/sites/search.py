@@ -25,11 +25,14 @@ from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.sites.sites import Sites, given, moments
 
 MOST_STEPS = 100
+OTHER_START = "Start at other parameters: gp.initialise(y)."
 # Rounding, not the search, is what is left of changes that no longer fall: after so many steps that
 # do not lower the smallest change, one of at most so many deviations is the end.
 MOST_STALLED, ROUNDED = 8, 0.05
 # Halvings of a step along the line.
 MOST_HALVINGS = 12
+# The precision of a site that only pulls, in squared slopes and precisions of the prior.
+UPWARDS = 1e-4
 # Of their change the variances move by at least and at most so much.
 LEAST_SHARE, MOST_SHARE = 0.05, 1.5
 
@@ -100,7 +103,8 @@ def site_of(
 
     A precision is at least a tiny share of that of the prior and of the squared slope: the target
     keeps the slope whatever the precision, and stays where numbers carry it. A log density that
-    bends upwards, as of an outlier, so has a site that only pulls.
+    bends upwards, as of an outlier, so has a site that only pulls; its share is one that iterations
+    carry as well.
     """
     assert gp.likelihood is not None
     mean, variance = _finite_at_gaps(gp, mean, variance)
@@ -108,7 +112,8 @@ def site_of(
         slope, bend = gp.likelihood.derivatives(y, mean)
     else:
         slope, bend = gp.likelihood.expected_derivatives(y, mean, variance)
-    least = jnp.sqrt(jnp.finfo(mean.dtype).eps) * (jnp.square(slope) + 1 / prior)
+    share = jnp.finfo(mean.dtype).eps ** 0.5 if gp.likelihood.is_log_concave else UPWARDS
+    least = share * (jnp.square(slope) + 1 / prior)
     precision = jnp.maximum(bend, least)
     target = mean + slope / precision
     seen = _seen(gp)
