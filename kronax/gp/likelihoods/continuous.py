@@ -34,7 +34,7 @@ class StudentT(AbstractLikelihood):
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
-        >>> kx.StudentT(df=4.0, scale=0.1).variance(jnp.zeros(())).round(3).item()
+        >>> round(kx.StudentT(df=4.0, scale=0.1).variance(jnp.zeros(())).item(), 3)
         0.02
     """
 
@@ -118,7 +118,7 @@ class CensoredNormal(AbstractLikelihood):
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
         >>> rain = kx.CensoredNormal(0.1, lower=0.0)
-        >>> rain.log_density(jnp.zeros(()), jnp.zeros(())).exp().item()
+        >>> jnp.exp(rain.log_density(jnp.zeros(()), jnp.zeros(()))).item()
         0.5
     """
 
@@ -257,7 +257,7 @@ class Beta(AbstractLikelihood):
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
-        >>> kx.Beta(concentration=4.0).variance(jnp.zeros(())).item()
+        >>> round(kx.Beta(concentration=4.0).variance(jnp.zeros(())).item(), 3)
         0.05
     """
 
