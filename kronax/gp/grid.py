@@ -40,7 +40,7 @@ from kronax.gp.model.method import (
 )
 from kronax.gp.model.resolution import warn_of_lost_digits
 from kronax.gp.model.solver_choice import Choice, settled, with_noise_of
-from kronax.gp.model.trial import log_likelihood, measured_by, solved_by
+from kronax.gp.model.trial import log_likelihood, solved_by
 from kronax.gp.noise.reading import as_noise
 from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
@@ -288,8 +288,9 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
             ConvergenceError: if the search of a likelihood does not converge (NaN if traced).
         """
         seen, grid = self._seen(y)
-        value = log_likelihood if self.likelihood is None else evidence.evidence
-        return value(seen, grid)
+        if self.likelihood is not None:
+            return evidence.evidence(seen.measuring(grid), grid)
+        return log_likelihood(seen, grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
@@ -328,11 +329,10 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """
         seen, grid = self._seen(y)
         seen.check_model()
+        seen, template = seen.measuring(grid), template_of(y, self.axis_names)
         if self.likelihood is not None:
-            return approximated(seen, grid, template_of(y, self.axis_names))
-        seen = measured_by(seen, grid)
+            return approximated(seen, grid, template)
         operator, found = marginal_likelihood.conditioned(seen, grid)
-        template = template_of(y, self.axis_names)
         made_of = fingerprint_of_tree((seen, grid))
         return Posterior(
             seen, grid, operator, found.value, found.regression, template, found.estimate, made_of

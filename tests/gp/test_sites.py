@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -273,6 +274,25 @@ def test_observations_left_out_are_those_of_the_cavity():
     assert ((places > 0) & (places < 1)).sum() == SEEN.sum()
 
 
+def test_cavities_that_are_not_known_are_refused():
+    """As where draws make a variance larger than that of its site alone."""
+    post = model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+    large = post.sites.variance.at[0, 0].set(2 / post.sites.precision[0, 0])
+    worse = eqx.tree_at(lambda p: p.sites.variance, post, large)
+    with pytest.raises(kx.ConvergenceError, match=r"at 1 cells.*num_draws"):
+        worse.leave_one_out()
+
+
+def test_the_way_is_measured_at_the_sites():
+    """A plan of iterations that is open asks the data, whichever verb comes first."""
+    axes = (np.arange(54.0), np.arange(70.0))
+    gp = kx.GridGP((kx.RBF(5.0), kx.RBF(5.0)), axes, likelihood=kx.Poisson())
+    counts = jnp.ones((54, 70))
+    both = gp.measuring(jnp.stack([counts, counts]))
+    assert both.measured is not None
+    assert both.measured == gp.measuring(counts).measured
+
+
 def test_densities_of_new_observations():
     post = model(kx.Poisson(EXPOSURE)).condition(COUNTS)
     single = post.log_prob(COUNTS, pointwise=True)
@@ -374,6 +394,7 @@ def test_what_serves_normal_data_alone_says_so():
         lambda: post.append(COUNTS[:, :1], axes=(None, [4.0])),
         lambda: post.filter(),
         lambda: post.leave_slice_out(0),
+        lambda: post.diagnostics(),
     ):
         with pytest.raises(NotImplementedError, match="likelihood"):
             call()

@@ -32,12 +32,9 @@ class Trial(NamedTuple):
 
 
 def trial(gp: AbstractProcess, y: Array) -> Trial | None:
-    """A trial at the present parameters, with checked data; `None` where nothing is open.
-
-    With a likelihood the noise is not known before its sites are: iterations that are planned stay.
-    """
+    """A trial at the present parameters, with checked data; `None` where nothing is open."""
     planned = choice(gp)
-    if planned.exact is None or gp.likelihood is not None or not is_concrete(gp, y):
+    if planned.exact is None or not is_concrete(gp, y):
         return None
     steps = min(gp.iteration.max_steps, _worthwhile_steps(gp, planned))
     iteration = dataclasses.replace(gp.iteration, max_steps=steps, on_failure="flag")

@@ -88,7 +88,8 @@ def measured(gp: Process, y: Array) -> Process:
         return measured_by(gp, y)
     if not is_concrete(gp, y):
         return gp
-    target, precision = first_sites(gp, y)
+    one = y.reshape(-1, *gp.grid_shape)[0]  # a batch has the same gaps, and is solved alike
+    target, precision = first_sites(gp, one)
     return with_fields(gp, measured=measured_by(gaussian(gp, precision), target).measured)
 
 

@@ -8,6 +8,7 @@ marginal `N(m, v)` the site `N(z; f, 1/W)` is taken off, which leaves `v' = v / 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
@@ -15,7 +16,8 @@ from kronax.gp.criticism.held_out import HeldOut
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
 from kronax.gp.sites.predictive import log_predictive, probability
 from kronax.gp.sites.sites import Sites
-from kronax.linalg.arrays.checks import check_key
+from kronax.linalg.arrays.checks import check_key, is_concrete
+from kronax.linalg.estimates.certificates import ConvergenceError
 
 
 class LikelihoodLeaveOneOut(HeldOut):
@@ -85,6 +87,19 @@ def cavity(sites: Sites) -> tuple[Array, Array]:
     mean = sites.mean - variance * sites.precision * (sites.target - sites.mean)
     is_site = sites.precision > 0
     return jnp.where(is_site, mean, jnp.nan), jnp.where(is_site, variance, jnp.nan)
+
+
+def check_cavities(sites: Sites, variance: Array) -> None:
+    """Refuse concrete variances of cavities that rounding or draws leave without a meaning."""
+    if not is_concrete(sites, variance):
+        return
+    bad = (np.asarray(sites.precision) > 0) & ~(np.asarray(variance) > 0)
+    if bad.any():
+        raise ConvergenceError(
+            "Leave-one-out needs more certain variances; got sites that say more than all data at "
+            f"{int(bad.sum())} cells. Take float64; by iterations raise `num_draws` or "
+            "`box_size` of kx.Iteration, or take gaps='exact'."
+        )
 
 
 @eqx.filter_jit

@@ -21,7 +21,7 @@ from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
 from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.evidence import bound_given, evidence_given
-from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
+from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, check_cavities, left_out
 from kronax.gp.sites.predictive import log_predictive
 from kronax.gp.sites.response import Response, response
 from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
@@ -230,8 +230,12 @@ class LikelihoodPosterior(Posterior):
         `means, variances = post.leave_one_out()`; log scores, probability integral transforms and
         standardised errors are in the same object. The sites of the others stay, at no further
         cost; by iterations the variances come from draws.
+
+        Raises:
+            ConvergenceError: if the variances are too uncertain to take the site of a cell off.
         """
         mean, variance, *function = left_out(self._likelihood, self.sites)
+        check_cavities(self.sites, function[1])
         return LikelihoodLeaveOneOut(
             mean=mean,
             variance=variance,
@@ -257,6 +261,17 @@ class LikelihoodPosterior(Posterior):
         is_variational = self.model.approximation == "variational"
         evidence = bound if is_variational else evidence_given(*given)
         return check(evidence, bound, weights, draws, self.sites)
+
+    def diagnostics(self) -> Any:
+        """Not with a likelihood: they are of normal errors.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "Diagnostics are of normal errors; with a likelihood take post.leave_one_out(), its "
+            "log scores and probability_integral_transform(key), and post.check_approximation(key)."
+        )
 
     def append(self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None) -> Posterior:
         """Not with a likelihood: the sites of the old data change.

@@ -27,8 +27,8 @@ from kronax.gp.sites.sites import Sites, given, moments
 MOST_STEPS = 100
 OTHER_START = "Start at other parameters: gp.initialise(y)."
 # Rounding, not the search, is what is left of changes that no longer fall: after so many steps that
-# do not lower the smallest change, one of at most so many deviations is the end.
-MOST_STALLED, ROUNDED = 8, 0.05
+# do not lower the smallest change, one of at most so many tolerances is the end.
+MOST_STALLED, ROUNDED = 8, 50
 # Halvings of a step along the line.
 MOST_HALVINGS = 12
 # The precision of a site that only pulls, in squared slopes and precisions of the prior.
@@ -256,7 +256,7 @@ class _Search(NamedTuple):
 
     def is_rounded(self, at: _Place) -> Array:
         """Whether rounding is all that still changes."""
-        return (at.num_stalled >= MOST_STALLED) & (at.change <= ROUNDED)
+        return (at.num_stalled >= MOST_STALLED) & (at.change <= ROUNDED * self.tolerance)
 
     @property
     def is_variational(self) -> bool:
