@@ -52,6 +52,7 @@ def evidence(gp: AbstractProcess, y: Array) -> Array:
     """
     value, _ = evidence_from(gp, y, no_hint(y.shape, gp.dtype))
     if is_concrete(value) and not np.isfinite(np.asarray(value)).all():
+        gp.check_model()  # says what is wrong with the model, if that is it
         raise ConvergenceError(
             "The search for the sites of a likelihood must converge; it did not, or the covariance "
             f"is not finite. gp.condition(y) tells how far it came. {OTHER_START}"
