@@ -48,6 +48,8 @@ RETURNED = {
 }
 
 
+# Executed when the site is built as well.
+CELLS = {"{code-cell}": "python"}
 # Pages of more than ten seconds.
 LONG = {"fitting.md", "guide.md", "missing.md", "nongaussian.md", "numpyro.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
@@ -69,7 +71,7 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
             found.append((start, language, "\n".join(kept)))
             start, kept = 0, []
         elif fence:
-            start, language = number + 1, fence[1]
+            start, language = number + 1, CELLS.get(fence[1], fence[1])
         elif start:
             kept.append(line)
     return found
