@@ -32,7 +32,7 @@ extensions = [
     "names",
     "tutorials",
 ]
-exclude_patterns = ["_build", "jupyter_execute", "conf.py", "drawings.py", "_extensions"]
+exclude_patterns = ["_build", "jupyter_execute", "*.py", "_extensions"]
 templates_path = ["_templates"]
 
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]

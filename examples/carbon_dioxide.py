@@ -10,7 +10,6 @@
 # Needs `pip install kronax statsmodels matplotlib`.
 
 # %%
-
 import jax
 import matplotlib.pyplot as plt
 import numpy as np

@@ -6,7 +6,6 @@
 # Needs `pip install kronax matplotlib`.
 
 # %%
-
 import jax
 import matplotlib.pyplot as plt
 import numpy as np

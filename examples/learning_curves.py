@@ -12,7 +12,6 @@
 # Needs `pip install kronax scipy matplotlib`.
 
 # %%
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

@@ -10,7 +10,6 @@
 # Needs `pip install kronax matplotlib`.
 
 # %%
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt

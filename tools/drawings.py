@@ -1,4 +1,4 @@
-"""Draws the pictures of "How it works": `python docs/drawings.py` writes docs/images/*.svg."""
+"""Draws the pictures of "How it works": `python tools/drawings.py` writes docs/images/*.svg."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
 
-IMAGES = Path(__file__).resolve().parent / "images"
+IMAGES = Path(__file__).resolve().parents[1] / "docs" / "images"
 BLUE, ORANGE, GREY = "tab:blue", "tab:orange", "0.45"
 
 
