@@ -1,6 +1,7 @@
 """Every example in the documentation runs as it stands."""
 
 import doctest
+import inspect
 import re
 from contextlib import chdir
 from pathlib import Path
@@ -140,6 +141,18 @@ def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, capsys):
                 printed = capsys.readouterr().out
     finally:
         jax.config.update("jax_enable_x64", before)
+
+
+def test_the_site_reads_no_type_in_a_property():
+    """Before a colon in the first line it would."""
+    lines = {
+        f"{name}.{key}": (member.__doc__ or "").split("\n")[0]
+        for name, value in OBJECTS.items()
+        for key, member in inspect.getmembers(value, lambda m: isinstance(m, property))
+        if not key.startswith("_") and (member.fget.__module__ or "").startswith("kronax")
+    }
+    assert lines
+    assert not {key: line for key, line in lines.items() if ":" in re.sub(r"`[^`]*`", "", line)}
 
 
 def examples_of(name):
