@@ -8,6 +8,7 @@ shows, and the search finds what people look for. It needs selenium, chromium an
 
 import argparse
 import functools
+import shutil
 import sys
 import threading
 from collections import Counter
@@ -85,12 +86,14 @@ def serve(site: Path) -> str:
 def browser():
     """Headless Chromium that keeps what is written to its console."""
     from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
 
     options = webdriver.ChromeOptions()
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking"):
         options.add_argument(f"--{flag}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    return webdriver.Chrome(options)
+    # By its path: otherwise selenium looks for another one on the network.
+    return webdriver.Chrome(options, Service(shutil.which("chromedriver")))
 
 
 WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
