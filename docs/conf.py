@@ -10,6 +10,11 @@ from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS / "_extensions"))
+
+import names  # noqa: E402
+
+import kronax  # noqa: E402
+
 PROJECT = tomllib.loads((DOCS.parent / "pyproject.toml").read_text())["project"]
 
 project = PROJECT["name"]
@@ -79,6 +84,10 @@ intersphinx_mapping = {
         "xarray": "https://docs.xarray.dev/en/stable",
     }.items()
 }
+
+# The blocks of a page are one program.
+codeautolink_concat_default = True
+codeautolink_inventory_map = names.public_addresses(kronax)
 
 html_theme = "furo"
 html_title = f"kronax {release}"

@@ -61,6 +61,21 @@ def shorten_signature(app, what, name, obj, options, signature, returns):
     )
 
 
+def public_addresses(package):
+    """Where a name is defined, to where it is documented, for links in code."""
+    found = {}
+    for name, value in vars(package).items():
+        home = getattr(value, "__module__", "") or ""
+        if name.startswith("_") or not home.startswith(package.__name__):
+            continue
+        here, there = f"{home}.{value.__qualname__}", f"{package.__name__}.{name}"
+        found[here] = there
+        if isinstance(value, type):
+            members = (key for key in dir(value) if not key.startswith("_"))
+            found.update({f"{here}.{key}": f"{there}.{key}" for key in members})
+    return found
+
+
 def setup(app):
     """Connect all three."""
     app.connect("doctree-read", link_names)
