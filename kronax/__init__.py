@@ -50,6 +50,7 @@ from kronax.gp.likelihoods.continuous import StudentT as StudentT
 from kronax.gp.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from kronax.gp.likelihoods.counts import Poisson as Poisson
 from kronax.gp.likelihoods.distribution import DistributionLikelihood as DistributionLikelihood
+from kronax.gp.likelihoods.ordered import OrderedLogistic as OrderedLogistic
 from kronax.gp.means.covariates import CovariateMean as CovariateMean
 from kronax.gp.means.means import ConstantMean as ConstantMean
 from kronax.gp.means.means import Mean as Mean

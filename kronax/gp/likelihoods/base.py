@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -24,6 +24,22 @@ from kronax.paths import nearest
 NUM_NODES = 32
 _NODES, _WEIGHTS = roots_hermitenorm(NUM_NODES)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+
+
+class Moments(NamedTuple):
+    """Of the response and of an observation, cell by cell, where the function is normal.
+
+    Args:
+        response: its mean.
+        response_variance: its variance.
+        observation: its mean.
+        observation_variance: its variance.
+    """
+
+    response: Array
+    response_variance: Array
+    observation: Array
+    observation_variance: Array
 
 
 class AbstractLikelihood(eqx.Module):
@@ -72,6 +88,10 @@ class AbstractLikelihood(eqx.Module):
     def cdf(self, y: Array, f: Array) -> Array:
         """The probability of an observation of at most `y` given `f`."""
 
+    def category_probabilities(self, f: Array) -> Array | None:
+        """Of every category, first, where observations are categories; else `None`."""
+        return None
+
     @property
     @abc.abstractmethod
     def support(self) -> "Support":
@@ -112,6 +132,18 @@ class AbstractLikelihood(eqx.Module):
     def expected_derivatives(self, y: Array, mean: Array, variance: Array) -> tuple[Array, Array]:
         """Their averages for `f ~ N(mean, variance)`."""
         return average(lambda f: self.derivatives(y, f), mean, variance)
+
+    def moments(self, mean: Array, variance: Array) -> Moments:
+        """Those of the response and of an observation for `f ~ N(mean, variance)`."""
+        rate, own = average(lambda f: (self.response(f), self.mean(f)), mean, variance)
+
+        def spreads(f: Array) -> tuple[Array, Array]:
+            # About the means, which may be far from zero.
+            rest, own_rest = self.response(f) - rate, self.mean(f) - own
+            return jnp.square(rest), jnp.square(own_rest) + self.variance(f)
+
+        spread, own_spread = average(spreads, mean, variance)
+        return Moments(rate, spread, own, own_spread)
 
     def at(self, given: Mapping[str, Any], shape: tuple[int, ...], grid: tuple[int, ...]) -> Any:
         """The same likelihood at other places, of which `given` has what varies by the cell.
