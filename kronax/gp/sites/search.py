@@ -285,12 +285,14 @@ class _Search(NamedTuple):
 
 
 def _relaxed(share: Array, before: Array, now: Array) -> Array:
-    """Aitken's relaxation: the share at which the last change would have led to none now."""
+    """Aitken's relaxation: the share at which the last change would have led to none now.
+
+    Changes that grow, as those of the mean drive them, tell of no such share: all of it then.
+    """
     difference = now - before
     square = jnp.sum(jnp.square(difference))
     found = -share * jnp.sum(before * difference) / jnp.where(square > 0, square, 1)
-    is_first = jnp.sum(jnp.square(before)) == 0
-    return jnp.where(is_first, 1.0, jnp.clip(found, LEAST_SHARE, MOST_SHARE))
+    return jnp.where(found <= 0, 1.0, jnp.clip(found, LEAST_SHARE, MOST_SHARE))
 
 
 def _step_size(objective: Any) -> Array:
