@@ -180,6 +180,40 @@ class AbstractLikelihood(eqx.Module):
             found = eqx.tree_at(attrgetter(name), found, value, is_leaf=lambda leaf: leaf is None)
         return found
 
+    def longer(
+        self, given: Mapping[str, Any], axis: int, sizes: tuple[tuple[int, ...], tuple[int, ...]],
+        in_front: bool,
+    ) -> Any:
+        """The same likelihood on a grid with further places along one axis.
+
+        Args:
+            given: values of `cell_fields` there; fields that are the same along the axis stay so.
+            axis: its number.
+            sizes: the shapes of the grid and of the new places.
+            in_front: whether these come first.
+
+        Raises:
+            KeyError: as in `at`, as are the others.
+            TypeError: if something is missing.
+            ValueError: if a shape does not fit.
+        """
+        own = {name: getattr(self, name) for name in self.cell_fields}
+        behind = axis - len(sizes[0])
+        stay = {
+            name: value
+            for name, value in own.items()
+            if name not in given
+            and value is not None
+            and (jnp.ndim(value) < -behind or jnp.shape(value)[behind] == 1)
+        }
+        ahead = self.at({**stay, **given}, sizes[1], ())
+        for name in set(given):
+            old = 1.0 if own[name] is None else own[name]
+            pair = [jnp.broadcast_to(x, n) for x, n in zip((old, getattr(ahead, name)), sizes, strict=True)]
+            both = jnp.concatenate(pair[::-1] if in_front else pair, axis=axis)
+            ahead = eqx.tree_at(attrgetter(name), ahead, both)
+        return ahead
+
     def starts(self, noise: float) -> dict[str, float]:
         """Starting values of fields, from how much of the variance of `start(y)` is no signal."""
         return {}

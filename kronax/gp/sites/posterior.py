@@ -1,5 +1,6 @@
 """A process with a likelihood given data."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.datasets import check_draws_have_a_key
-from kronax.gp.labelled.templates import Template, of_function
+from kronax.gp.labelled.templates import Template, of_function, without_axis
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.model.marginal_likelihood import conditioned
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.process import AbstractProcess, with_fields
+from kronax.gp.posterior.append import longer
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
@@ -273,16 +275,39 @@ class LikelihoodPosterior(Posterior):
             "log scores and probability_integral_transform(key), and post.check_approximation(key)."
         )
 
-    def append(self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None) -> Posterior:
-        """Not with a likelihood: the sites of the old data change.
+    def append(
+        self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None, **given: Any
+    ) -> Posterior:
+        """The posterior given further slices along one axis as well, with the same parameters.
+
+        They move the sites of the old data: all are found anew, as from scratch.
+
+        Args:
+            y_new: on the grid of the new slices.
+            axes: new coordinates of one axis, in its form.
+            noise: none.
+            covariates: of the mean at the new slices, as for `mean`.
+            given: what the likelihood has at every cell, such as `exposure=`, at the new slices;
+                what is the same along the axis stays so.
 
         Raises:
-            NotImplementedError: always.
+            ConvergenceError: if the search for the sites does not converge.
+            KeyError: if an axis name is unknown, or the likelihood has no such field.
+            TypeError: if a field of the likelihood varies along the axis and is not given; or if
+                noise is.
+            ValueError: if not one axis is given, or `y_new` does not lie on its grid.
         """
-        raise NotImplementedError(
-            "With a likelihood further data move the sites of the old ones: condition the model on "
-            "the longer grid."
-        )
+        self._refuse_noise(False, noise)
+        seen = self.model.observed
+        y = self.data if seen is None else jnp.where(seen.array, self.data, jnp.nan)
+        template = None if self.template is None else self.template.data
+        at = {"axes": axes, "noise": None, "covariates": covariates}
+        further, y, _, slices = longer(self.model, y, template, y_new, at)
+        shape, i = self.model.grid_shape, slices.axis
+        sizes = shape, (*shape[:i], slices.size, *shape[i + 1 :])
+        likelihood = self._likelihood.longer(given, i, sizes, slices.in_front)
+        found = with_fields(further, likelihood=likelihood).condition(y)
+        return dataclasses.replace(found, template=without_axis(self.template, slices.name))
 
     def filter(self, axis: Any = None) -> Any:
         """Not with a likelihood.
