@@ -63,6 +63,7 @@ from kronax.gp.numpyro.guide import LatentGuide as LatentGuide
 from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior
+from kronax.gp.sites.batches import LikelihoodPosteriors as LikelihoodPosteriors
 from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior

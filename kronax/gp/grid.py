@@ -47,7 +47,7 @@ from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.posterior.prior import prior_draws
 from kronax.gp.sites import evidence
-from kronax.gp.sites.posterior import approximated
+from kronax.gp.sites.batches import posteriors
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
@@ -331,7 +331,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         seen.check_model()
         seen, template = seen.measuring(grid), template_of(y, self.axis_names)
         if self.likelihood is not None:
-            return approximated(seen, grid, template)
+            return posteriors(seen, grid, template)
         operator, found = marginal_likelihood.conditioned(seen, grid)
         made_of = fingerprint_of_tree((seen, grid))
         return Posterior(

@@ -49,9 +49,9 @@ class LikelihoodLeaveOneOut(HeldOut):
         return log_predictive(self.likelihood, y, self.function_mean, self.function_variance)
 
     @property
-    def log_score(self) -> Float[Array, ""]:
-        """Their sum."""
-        return jnp.nansum(self.log_density())
+    def log_score(self) -> Float[Array, "..."]:
+        """Their sum, one per data set."""
+        return jnp.nansum(self.log_density(), axis=self._cells)
 
     def probability_integral_transform(self, key: PRNGKeyArray) -> Float[Array, "..."]:
         """Where every observation lies in its predictive distribution: uniform under the model.
@@ -74,6 +74,8 @@ class LikelihoodLeaveOneOut(HeldOut):
 
     def __repr__(self) -> str:
         count = int(jnp.sum(~jnp.isnan(self.mean)))
+        if self.y.ndim > len(self.axes):
+            return f"Leave-one-out of {count} observations in several data sets"
         return (
             f"Leave-one-out of {count} observations: log score {float(self.log_score):.2f} nats, "
             f"root mean square error {float(self.rmse):.4g}"

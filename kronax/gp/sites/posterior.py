@@ -388,17 +388,11 @@ class LikelihoodPosterior(Posterior):
 
 
 def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> LikelihoodPosterior:
-    """The approximate posterior of checked data.
+    """The approximate posterior of one checked data set.
 
     Raises:
-        ValueError: for a batch of data sets.
         ConvergenceError: if the search for the sites does not converge.
     """
-    if y.ndim > len(gp.axes):
-        raise ValueError(
-            "With a likelihood every data set has sites of its own; got a batch of shape "
-            f"{y.shape[: y.ndim - len(gp.axes)]}. Condition on one at a time."
-        )
     y = filled(gp, y)
     sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
     if is_concrete(sites) and not bool(sites.converged):
