@@ -181,7 +181,10 @@ class AbstractLikelihood(eqx.Module):
         return found
 
     def longer(
-        self, given: Mapping[str, Any], axis: int, sizes: tuple[tuple[int, ...], tuple[int, ...]],
+        self,
+        given: Mapping[str, Any],
+        axis: int,
+        sizes: tuple[tuple[int, ...], tuple[int, ...]],
         in_front: bool,
     ) -> Any:
         """The same likelihood on a grid with further places along one axis.

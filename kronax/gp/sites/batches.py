@@ -117,7 +117,7 @@ class LikelihoodPosteriors(eqx.Module):
         **options: Any,
     ) -> Array:
         """Log densities of new observations, `(*batch, …)` as they are; as of one data set."""
-        y_new = jnp.asarray(as_floats(y_new))
+        y_new = jnp.asarray(as_floats(y_new, self.gp.dtype))
         flat = iter(y_new.reshape(len(self.members), *y_new.shape[len(self.batch_shape) :]))
         keys = iter(self._keys(key))
         at = {"axes": axes, "points": points, "pointwise": pointwise, **options}
@@ -166,7 +166,6 @@ class LikelihoodPosteriors(eqx.Module):
 
         What has no such places, such as parameters of a likelihood, is that of the model.
         """
-
         shared = set(map(id, jax.tree.leaves(self.model)))
 
         def stack(*arrays: Any) -> Any:
