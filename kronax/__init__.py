@@ -65,6 +65,8 @@ from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior
 from kronax.gp.sites.batches import LikelihoodPosteriors as LikelihoodPosteriors
 from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
+from kronax.gp.sites.filter import LikelihoodFilter as LikelihoodFilter
+from kronax.gp.sites.filter import LikelihoodSurprise as LikelihoodSurprise
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
 from kronax.gp.sites.response import Response as Response

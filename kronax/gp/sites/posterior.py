@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.criticism.held_out import axis_labels
+from kronax.gp.criticism.held_out import axis_labels, axis_number
 from kronax.gp.datasets import check_draws_have_a_key
+from kronax.gp.forecasts.filter import filter_of
 from kronax.gp.labelled.templates import Template, of_function, without_axis
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.model.marginal_likelihood import conditioned
@@ -24,6 +25,7 @@ from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
 from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.evidence import bound_given, evidence_given
 from kronax.gp.sites.few import FewCells, Seen, certain_evidence, joint_evidence
+from kronax.gp.sites.filter import LikelihoodFilter, likelihood_filter
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, check_cavities, left_out
 from kronax.gp.sites.predictive import log_predictive
 from kronax.gp.sites.response import Response, response
@@ -311,15 +313,23 @@ class LikelihoodPosterior(Posterior):
         found = with_fields(further, likelihood=likelihood).condition(y)
         return dataclasses.replace(found, template=without_axis(self.template, slices.name))
 
-    def filter(self, axis: Any = None) -> Any:
-        """Not with a likelihood.
+    def filter(self, axis: int | str | None = None) -> Any:
+        """A forecast service that takes in new slices along one axis, by assumed densities.
+
+        It begins at this posterior. Of new slices it finds the sites given their forecast and
+        leaves older ones as they are; `append` finds all of them anew.
+
+        Args:
+            axis: the time, as for normal data.
 
         Raises:
-            NotImplementedError: always.
+            KeyError: if the axis is unknown.
+            NotMarkovError: if the process is not Markov along it.
+            ValueError: if several axes may be meant, or the mean or a covariate of it is known on
+                the grid only.
         """
-        raise NotImplementedError(
-            "A filter takes in normal data; with a likelihood condition on the longer grid."
-        )
+        found = filter_of(self, None if axis is None else axis_number(self.gp, axis))
+        return likelihood_filter(found, self._likelihood, self.model.approximation)
 
     def leave_slice_out(self, axis: Any) -> Any:
         """Not with a likelihood.
