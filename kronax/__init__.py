@@ -68,6 +68,7 @@ from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
 from kronax.gp.sites.filter import LikelihoodFilter as LikelihoodFilter
 from kronax.gp.sites.filter import LikelihoodSurprise as LikelihoodSurprise
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
+from kronax.gp.sites.leave_slice_out import LikelihoodLeaveSliceOut as LikelihoodLeaveSliceOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
 from kronax.gp.sites.response import Response as Response
 from kronax.linalg.arrays.precision import PrecisionWarning as PrecisionWarning
