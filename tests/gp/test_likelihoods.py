@@ -12,7 +12,7 @@ import scipy.stats
 
 import kronax as kx
 from kronax.gp.likelihoods.counts import upper_gamma
-from kronax.gp.sites.predictive import log_predictive, probability
+from kronax.gp.likelihoods.predictive import log_predictive, probability
 from kronax.gp.sites.response import response
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-10)

@@ -103,6 +103,30 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariate
     )
 
 
+def append_observed(
+    post: Any, y_new: Any, axes: Any, covariates: Any, given: Mapping[str, Any]
+) -> Any:
+    """The posterior of a process with a likelihood on the longer grid, from scratch.
+
+    Args:
+        post: with its `model` and `data`.
+        y_new: on the grid of the new slices.
+        axes: their coordinates.
+        covariates: of the mean there.
+        given: fields of the likelihood there.
+    """
+    gp = post.model
+    y = post.data if gp.observed is None else jnp.where(gp.observed.array, post.data, jnp.nan)
+    template = None if post.template is None else post.template.data
+    at = {"axes": axes, "noise": None, "covariates": covariates}
+    further, y, _, slices = longer(gp, y, template, y_new, at)
+    shape, i = gp.grid_shape, slices.axis
+    sizes = shape, (*shape[:i], slices.size, *shape[i + 1 :])
+    likelihood = gp.likelihood.longer(given, i, sizes, slices.in_front)
+    found = with_fields(further, likelihood=likelihood).condition(y)
+    return dataclasses.replace(found, template=without_axis(post.template, slices.name))
+
+
 def _new_axis(gp: AbstractProcess, axes: Any) -> tuple[int, Axis]:
     """Which axis is continued, and its new coordinates in its own units."""
     names = axis_labels(gp)

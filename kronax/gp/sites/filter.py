@@ -21,12 +21,12 @@ from kronax.gp.forecasts import recursion, saved
 from kronax.gp.forecasts.filter import Filter, Forecast
 from kronax.gp.forecasts.history import gaps_between, kernels_in_time, mean_of, nan_before
 from kronax.gp.forecasts.recursion import State, Values
-from kronax.gp.forecasts.times import check_batch, new_times, points_ahead, read_slices
+from kronax.gp.forecasts.times import check_batch, points_ahead, read_slices
 from kronax.gp.kernels.points import NewPoints
 from kronax.gp.labelled.templates import check_data_units
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
+from kronax.gp.likelihoods.predictive import log_predictive
 from kronax.gp.sites.few import FewCells, Joint, Seen, sites_given
-from kronax.gp.sites.predictive import log_predictive
 from kronax.gp.sites.response import Response, response
 from kronax.linalg.arrays.checks import is_concrete
 
@@ -232,7 +232,10 @@ def _absorb(
         own = recursion.at_places(step.nuggets, places)
         forecast, covariance = recursion.expected(state, design, state.covariance[0, 0] + own)
         joint = Joint(forecast + mean, (covariance + covariance.T) / 2)
-        cells, filled = FewCells(like, bare.approximation, Seen(seen)), jnp.where(seen, y, like.filler)
+        cells, filled = (
+            FewCells(like, bare.approximation, Seen(seen)),
+            jnp.where(seen, y, like.filler),
+        )
         sites, evidence = sites_given(cells, filled, joint)
         is_site = sites.precision > 0
         noise = own + jnp.diag(1 / jnp.where(is_site, sites.precision, 1))

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.criticism.outliers import shown
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.model.process import AbstractProcess, with_fields
@@ -119,11 +120,31 @@ def slices_without(
     return on_grid[0], on_grid[1], scores, converged
 
 
-def check_slices(gp: AbstractProcess, axis: int, converged: Array) -> None:
-    """Refuse concrete slices without which a search did not converge."""
+def leave_slice_out(post: Any, y: Array, sites: Sites, axis: int) -> LikelihoodLeaveSliceOut:
+    """The predictions of a `LikelihoodPosterior`.
+
+    Raises:
+        ConvergenceError: if a search for the sites does not converge.
+    """
+    gp, seen = post.model, sites.precision > 0
+    *function, scores, converged = slices_without(gp, y, sites, axis)
     if is_concrete(converged) and not np.all(converged):
         place = shown(gp.axes[axis].at(int(np.argmin(converged))))
         raise ConvergenceError(
             f"The search for the sites must converge without each slice; without {place} it did "
             f"not. {OTHER_START}"
         )
+    mean, variance = (jnp.where(seen, x, jnp.nan) for x in function)
+    own = gp.likelihood.moments(mean, variance)
+    return LikelihoodLeaveSliceOut(
+        mean=own.observation,
+        variance=own.observation_variance,
+        function_mean=mean,
+        function_variance=variance,
+        y=jnp.where(seen, y, jnp.nan),
+        axes=gp.axes,
+        axis_names=axis_labels(gp),
+        likelihood=gp.likelihood,
+        log_scores=scores,
+        axis=axis,
+    )

@@ -1,6 +1,5 @@
 """A process with a likelihood given data."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,11 +12,12 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.criticism.held_out import axis_labels, axis_number
 from kronax.gp.datasets import check_draws_have_a_key
 from kronax.gp.forecasts.filter import filter_of
-from kronax.gp.labelled.templates import Template, of_function, without_axis
+from kronax.gp.labelled.templates import Template, of_function
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
+from kronax.gp.likelihoods.predictive import log_predictive
 from kronax.gp.model.marginal_likelihood import conditioned
-from kronax.gp.model.process import AbstractProcess, with_fields
-from kronax.gp.posterior.append import longer
+from kronax.gp.model.process import AbstractProcess
+from kronax.gp.posterior.append import append_observed
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.density import check_number, places_on
 from kronax.gp.posterior.posterior import Posterior
@@ -25,14 +25,9 @@ from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
 from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.evidence import bound_given, evidence_given
 from kronax.gp.sites.few import FewCells, Seen, certain_evidence, joint_evidence
-from kronax.gp.sites.filter import LikelihoodFilter, likelihood_filter
-from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, check_cavities, left_out
-from kronax.gp.sites.leave_slice_out import (
-    LikelihoodLeaveSliceOut,
-    check_slices,
-    slices_without,
-)
-from kronax.gp.sites.predictive import log_predictive
+from kronax.gp.sites.filter import likelihood_filter
+from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
+from kronax.gp.sites.leave_slice_out import leave_slice_out
 from kronax.gp.sites.response import Response, response
 from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
 from kronax.gp.sites.sites import Sites, gaussian
@@ -240,13 +235,12 @@ class LikelihoodPosterior(Posterior):
 
         `means, variances = post.leave_one_out()`; log scores, probability integral transforms and
         standardised errors are in the same object. The sites of the others stay, at no further
-        cost; by iterations the variances come from draws.
+        cost; by iterations the variances come from draws, with `function_variance_error`.
 
         Raises:
             ConvergenceError: if the variances are too uncertain to take the site of a cell off.
         """
-        mean, variance, *function = left_out(self._likelihood, self.sites)
-        check_cavities(self.sites, function[1])
+        mean, variance, *function = left_out(self, self._likelihood, self.sites)
         return LikelihoodLeaveOneOut(
             mean=mean,
             variance=variance,
@@ -256,6 +250,7 @@ class LikelihoodPosterior(Posterior):
             axes=self.model.axes,
             axis_names=axis_labels(self.model),
             likelihood=self._likelihood,
+            function_variance_error=function[2],
         )
 
     def check_approximation(self, key: PRNGKeyArray, num_draws: int = 1000) -> ApproximationCheck:
@@ -307,16 +302,7 @@ class LikelihoodPosterior(Posterior):
             ValueError: if not one axis is given, or `y_new` does not lie on its grid.
         """
         self._refuse_noise(False, noise)
-        seen = self.model.observed
-        y = self.data if seen is None else jnp.where(seen.array, self.data, jnp.nan)
-        template = None if self.template is None else self.template.data
-        at = {"axes": axes, "noise": None, "covariates": covariates}
-        further, y, _, slices = longer(self.model, y, template, y_new, at)
-        shape, i = self.model.grid_shape, slices.axis
-        sizes = shape, (*shape[:i], slices.size, *shape[i + 1 :])
-        likelihood = self._likelihood.longer(given, i, sizes, slices.in_front)
-        found = with_fields(further, likelihood=likelihood).condition(y)
-        return dataclasses.replace(found, template=without_axis(self.template, slices.name))
+        return append_observed(self, y_new, axes, covariates, given)
 
     def filter(self, axis: int | str | None = None) -> Any:
         """A forecast service that takes in new slices along one axis, by assumed densities.
@@ -349,24 +335,7 @@ class LikelihoodPosterior(Posterior):
             ConvergenceError: if a search for the sites does not converge.
             KeyError: if the axis is unknown.
         """
-        i = axis_number(self.gp, axis)
-        *function, scores, converged = slices_without(self.model, self.data, self.sites, i)
-        check_slices(self.model, i, converged)
-        seen = self.sites.precision > 0
-        function = [jnp.where(seen, x, jnp.nan) for x in function]
-        own = self._likelihood.moments(*function)
-        return LikelihoodLeaveSliceOut(
-            mean=own.observation,
-            variance=own.observation_variance,
-            function_mean=function[0],
-            function_variance=function[1],
-            y=jnp.where(seen, self.data, jnp.nan),
-            axes=self.model.axes,
-            axis_names=axis_labels(self.model),
-            likelihood=self._likelihood,
-            log_scores=scores,
-            axis=i,
-        )
+        return leave_slice_out(self, self.data, self.sites, axis_number(self.gp, axis))
 
     @property
     def _likelihood(self) -> AbstractLikelihood:

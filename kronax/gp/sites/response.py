@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
-from kronax.gp.sites.predictive import probability
+from kronax.gp.likelihoods.predictive import probability
 
 # Doublings of a bracket and halvings of it, together.
 MOST_PROBES = 300

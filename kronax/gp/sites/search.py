@@ -48,7 +48,7 @@ class Cells(Protocol):
 
     @property
     def approximation(self) -> str:
-        """ "variational" or "laplace"."""
+        """How derivatives are taken: "variational" or "laplace"."""
 
     @property
     def observed(self) -> Any:
