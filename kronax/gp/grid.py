@@ -317,7 +317,8 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
     def condition(self, y: Float[Array, "..."]) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
 
-        Its results are on the grid, in whichever form the data come.
+        Its results are on the grid, in whichever form the data come. With a likelihood it is a
+        `kx.LikelihoodPosterior`, and of a batch `kx.LikelihoodPosteriors`.
 
         Args:
             y: as for `log_marginal_likelihood`.
@@ -331,7 +332,8 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         seen.check_model()
         seen, template = seen.measuring(grid), template_of(y, self.axis_names)
         if self.likelihood is not None:
-            return posteriors(seen, grid, template)
+            found: Any = posteriors(seen, grid, template)
+            return found
         operator, found = marginal_likelihood.conditioned(seen, grid)
         made_of = fingerprint_of_tree((seen, grid))
         return Posterior(

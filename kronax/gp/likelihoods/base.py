@@ -212,10 +212,10 @@ class AbstractLikelihood(eqx.Module):
         ahead = self.at({**stay, **given}, sizes[1], ())
         for name in set(given):
             old = 1.0 if own[name] is None else own[name]
-            pair = old, getattr(ahead, name)
-            pair = [jnp.broadcast_to(x, shape) for x, shape in zip(pair, sizes, strict=True)]
-            both = jnp.concatenate(pair[::-1] if in_front else pair, axis=axis)
-            ahead = eqx.tree_at(attrgetter(name), ahead, both)
+            both = zip((old, getattr(ahead, name)), sizes, strict=True)
+            pair = [jnp.broadcast_to(x, shape) for x, shape in both]
+            longer = jnp.concatenate(pair[::-1] if in_front else pair, axis=axis)
+            ahead = eqx.tree_at(attrgetter(name), ahead, longer)
         return ahead
 
     def starts(self, noise: float) -> dict[str, float]:
