@@ -50,6 +50,7 @@ from kronax.gp.likelihoods.continuous import StudentT as StudentT
 from kronax.gp.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from kronax.gp.likelihoods.counts import Poisson as Poisson
 from kronax.gp.likelihoods.distribution import DistributionLikelihood as DistributionLikelihood
+from kronax.gp.likelihoods.ordered import OrderedLogistic as OrderedLogistic
 from kronax.gp.means.covariates import CovariateMean as CovariateMean
 from kronax.gp.means.means import ConstantMean as ConstantMean
 from kronax.gp.means.means import Mean as Mean
@@ -62,8 +63,12 @@ from kronax.gp.numpyro.guide import LatentGuide as LatentGuide
 from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior
+from kronax.gp.sites.batches import LikelihoodPosteriors as LikelihoodPosteriors
 from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
+from kronax.gp.sites.filter import LikelihoodFilter as LikelihoodFilter
+from kronax.gp.sites.filter import LikelihoodSurprise as LikelihoodSurprise
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
+from kronax.gp.sites.leave_slice_out import LikelihoodLeaveSliceOut as LikelihoodLeaveSliceOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
 from kronax.gp.sites.response import Response as Response
 from kronax.linalg.arrays.precision import PrecisionWarning as PrecisionWarning

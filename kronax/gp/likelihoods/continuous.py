@@ -11,7 +11,13 @@ from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, refuse_labels
+from kronax.gp.likelihoods.base import (
+    AbstractLikelihood,
+    Moments,
+    Support,
+    cells_like,
+    refuse_labels,
+)
 from kronax.parameters import data, parameter
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
@@ -222,6 +228,25 @@ class Gamma(AbstractLikelihood):
         a = self.concentration.astype(f.dtype)
         log_y = jnp.log(y)
         return a * (jnp.log(a) + log_y - f - jnp.exp(log_y - f)) - gammaln(a) - log_y
+
+    def expected(self, y: Array, mean: Array, variance: Array) -> Array:
+        """In closed form: `exp(−f)` is log-normal."""
+        a = self.concentration.astype(mean.dtype)
+        log_ratio = jnp.log(y) - mean
+        return self.log_density(y, mean) - a * jnp.exp(log_ratio) * jnp.expm1(variance / 2)
+
+    def expected_derivatives(self, y: Array, mean: Array, variance: Array) -> tuple[Array, Array]:
+        """In closed form."""
+        a = self.concentration.astype(mean.dtype)
+        log_ratio = jnp.log(y) - mean + variance / 2
+        return a * jnp.expm1(log_ratio), a * jnp.exp(log_ratio)
+
+    def moments(self, mean: Array, variance: Array) -> Moments:
+        """In closed form: means are log-normal, of which nodes miss the tail."""
+        own, excess = jnp.exp(mean + variance / 2), jnp.expm1(variance)
+        noise = (1 + excess) / self.concentration.astype(mean.dtype)
+        spread = jnp.square(own) * excess
+        return Moments(own, spread, own, spread + jnp.square(own) * noise)
 
     def response(self, f: Array) -> Array:
         """The mean."""

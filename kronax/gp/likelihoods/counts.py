@@ -1,5 +1,6 @@
 """Likelihoods of counts."""
 
+import abc
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -11,7 +12,13 @@ from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
+from kronax.gp.likelihoods.base import (
+    AbstractLikelihood,
+    Moments,
+    Support,
+    cells_like,
+    per_cell,
+)
 from kronax.parameters import data, parameter
 
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
@@ -63,6 +70,24 @@ class _Counts(AbstractLikelihood):
         """The expected count."""
         return jnp.exp(f + self.log_exposure(f))
 
+    def moments(self, mean: Array, variance: Array) -> Moments:
+        """In closed form: rates are log-normal, of which nodes miss the tail."""
+        middle, excess = mean + variance / 2, jnp.expm1(variance)
+        rate, own = self.response(middle), self.mean(middle)
+        # Given f the variance is a polynomial of the mean, whose square has this average.
+        noise = own + self.dispersion(mean) * jnp.square(own) * (1 + excess)
+        spread = jnp.square(own) * excess + noise
+        return Moments(rate, jnp.square(rate) * excess, own, spread)
+
+    @abc.abstractmethod
+    def dispersion(self, f: Array) -> Array:
+        """By how many squares of the mean the variance is more than the mean."""
+
+    def variance(self, f: Array) -> Array:
+        """That of the mean, or more."""
+        mean = self.mean(f)
+        return mean + self.dispersion(f) * jnp.square(mean)
+
 
 class Poisson(_Counts):
     """Counts that are Poisson distributed with mean `exposure · exp(f)`.
@@ -104,6 +129,10 @@ class Poisson(_Counts):
         rate = self.mean(mean + variance / 2)
         return y - rate, rate
 
+    def dispersion(self, f: Array) -> Array:
+        """None."""
+        return jnp.zeros_like(f)
+
     def variance(self, f: Array) -> Array:
         """That of the mean."""
         return self.mean(f)
@@ -144,10 +173,9 @@ class NegativeBinomial(_Counts):
         constant = gammaln(y + r) - gammaln(r) - gammaln(y + 1)
         return constant - r * jax.nn.softplus(log_ratio) - y * jax.nn.softplus(-log_ratio)
 
-    def variance(self, f: Array) -> Array:
-        """More than the mean."""
-        mean = self.mean(f)
-        return mean + jnp.square(mean) / self.concentration.astype(f.dtype)
+    def dispersion(self, f: Array) -> Array:
+        """The less, the larger the concentration."""
+        return 1 / self.concentration.astype(f.dtype)
 
     def sample(self, key: PRNGKeyArray, f: Array) -> Array:
         """Poisson counts whose rates are Gamma distributed."""
