@@ -324,3 +324,28 @@ def test_densities_of_many_counts(dtype, tolerance):
     excess = rate * np.expm1(variance.astype(float) / 2)
     found = kx.Poisson().expected(jnp.asarray(y), jnp.asarray(f), jnp.asarray(variance))
     assert_close(found, truth - excess, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 4e-3), (np.float64, 1e-8)])
+def test_densities_of_many_trials_and_of_uneven_counts(dtype, tolerance):
+    """Their terms are of the order of the counts as well."""
+    y = np.array([0.0, 1.0, 15.0, 1e4, 1e6], dtype)
+    f = np.array([-2.0, 0.3, 2.5, 9.2, 13.8], dtype)
+    for r in (dtype(0.01), dtype(3.0), dtype(1e4)):
+        truth = scipy.stats.nbinom.logpmf(y, float(r), 1 / (1 + np.exp(f.astype(float)) / float(r)))
+        found = kx.NegativeBinomial(r).log_density(jnp.asarray(y), jnp.asarray(f))
+        assert_close(found, truth, rtol=tolerance / 100, atol=tolerance)
+    f = np.array([-14.0, -14.0, -12.0, -5.3, 0.001], dtype)
+    truth = scipy.stats.binom.logpmf(y, 2_000_000, scipy.special.expit(f.astype(float)))
+    found = kx.Binomial(dtype(2_000_000)).log_density(jnp.asarray(y), jnp.asarray(f))
+    assert_close(found, truth, rtol=tolerance / 100, atol=tolerance)
+    slope, bend = kx.Beta(dtype(10)).derivatives(
+        jnp.asarray(dtype([1e-12])), jnp.asarray(dtype([-60]))
+    )
+    assert np.isfinite(slope).all()
+    assert np.isfinite(bend).all()
+    assert np.isfinite(
+        jax.grad(lambda r: kx.NegativeBinomial(r).log_density(*map(jnp.asarray, (y, f))).sum())(
+            jnp.asarray(dtype(3))
+        )
+    )

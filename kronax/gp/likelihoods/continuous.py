@@ -308,7 +308,10 @@ class Beta(AbstractLikelihood):
     def log_density(self, y: Array, f: Array) -> Array:
         """`(a − 1) log y + (b − 1) log(1 − y) − log B(a, b)`."""
         a, b = self._parameters(f)
-        constant = gammaln(self.concentration.astype(f.dtype)) - gammaln(a) - gammaln(b)
+        size = self.concentration.astype(f.dtype)
+        # log Γ(a) of what one adds to a: at a mean near zero its derivatives leave the precision.
+        one = [jnp.log(size) + jax.nn.log_sigmoid(x) - gammaln(1 + p) for x, p in ((f, a), (-f, b))]
+        constant = gammaln(size) + one[0] + one[1]
         return constant + (a - 1) * jnp.log(y) + (b - 1) * jnp.log1p(-y)
 
     def response(self, f: Array) -> Array:
