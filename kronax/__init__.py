@@ -5,6 +5,10 @@ from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.distributions import KroneckerReparam as KroneckerReparam
 from kronax.distributions import KroneckerStudentT as KroneckerStudentT
 from kronax.distributions import MaskedKroneckerNormal as MaskedKroneckerNormal
+from kronax.domains import parameter as parameter
+from kronax.domains import parameters as parameters
+from kronax.domains import replace as replace
+from kronax.domains import unconstrain as unconstrain
 from kronax.fitting import FitResult as FitResult
 from kronax.fitting import LaplaceApproximation as LaplaceApproximation
 from kronax.fitting import ProfileLikelihood as ProfileLikelihood
@@ -106,10 +110,7 @@ from kronax.linalg.operators.kronecker import Kronecker as Kronecker
 from kronax.linalg.operators.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise as KroneckerPlusNoise
 from kronax.linalg.state_spaces.state_space import StateSpace as StateSpace
-from kronax.parameters import parameter as parameter
-from kronax.parameters import parameters as parameters
-from kronax.parameters import replace as replace
-from kronax.parameters import unconstrain as unconstrain
+from kronax.names import public_names as __dir__  # noqa: F401
 from kronax.plotting import plot_kernels as plot_kernels
 from kronax.plotting import plot_losses as plot_losses
 from kronax.plotting import plot_maps as plot_maps
@@ -120,3 +121,126 @@ from kronax.priors import sample_parameters as sample_parameters
 from kronax.rewrite import DenseProductError as DenseProductError
 from kronax.rewrite import DenseProductWarning as DenseProductWarning
 from kronax.rewrite import rewrite as rewrite
+
+__version__ = "0.1.0"
+__all__ = [
+    "RBF",
+    "SHO",
+    "AbstractFactor",
+    "AbstractOperator",
+    "ActiveDims",
+    "ApproximationCheck",
+    "Bernoulli",
+    "Beta",
+    "Binomial",
+    "Categorical",
+    "CensoredNormal",
+    "Centrosymmetric",
+    "Circulant",
+    "Comparison",
+    "Constant",
+    "ConstantMean",
+    "ConvergenceError",
+    "Cosine",
+    "CovariateMean",
+    "Dense",
+    "DenseProductError",
+    "DenseProductWarning",
+    "DerivativeOrderError",
+    "Diagnostics",
+    "Diagonal",
+    "DistributionLikelihood",
+    "Estimate",
+    "Filter",
+    "FitResult",
+    "Forecast",
+    "Gamma",
+    "GradientEstimate",
+    "GridGP",
+    "HarmonicMean",
+    "Iteration",
+    "Iterative",
+    "Kernel",
+    "Kronecker",
+    "KroneckerCholeskyTransform",
+    "KroneckerNormal",
+    "KroneckerPlusDiagonal",
+    "KroneckerPlusNoise",
+    "KroneckerReparam",
+    "KroneckerStudentT",
+    "KroneckerSum",
+    "LaplaceApproximation",
+    "LatentGuide",
+    "LatentPosterior",
+    "LeaveOneOut",
+    "LeaveSliceOut",
+    "LikelihoodLeaveOneOut",
+    "LikelihoodPosterior",
+    "Linear",
+    "LinearMean",
+    "LowRank",
+    "LowerTriangular",
+    "MarginalMean",
+    "Markov",
+    "Masked",
+    "MaskedKroneckerNormal",
+    "Matern12",
+    "Matern32",
+    "Matern52",
+    "Mean",
+    "NegativeBinomial",
+    "NotMarkovError",
+    "Outliers",
+    "Periodic",
+    "Poisson",
+    "PolynomialMean",
+    "Posterior",
+    "PrecisionWarning",
+    "ProfileLikelihood",
+    "RationalQuadratic",
+    "Response",
+    "ScaledIdentity",
+    "SpectralMixture",
+    "SquaredExponential",
+    "StateSpace",
+    "StudentT",
+    "Surprise",
+    "TermPosterior",
+    "Toeplitz",
+    "White",
+    "ZeroMean",
+    "__version__",
+    "circle",
+    "compare",
+    "dates",
+    "decompose",
+    "fit",
+    "gradient_estimate",
+    "inv_quad",
+    "inverse",
+    "inverse_diagonal",
+    "iterative_inverse_at",
+    "iterative_logdet",
+    "iterative_logpdf",
+    "iterative_posterior_variances",
+    "iterative_solve",
+    "logdet",
+    "normal_logpdf",
+    "parameter",
+    "parameters",
+    "plot_kernels",
+    "plot_losses",
+    "plot_maps",
+    "plot_profile",
+    "plot_series",
+    "plot_spectra",
+    "profile_likelihood",
+    "regular",
+    "replace",
+    "rewrite",
+    "sample_normal",
+    "sample_parameters",
+    "solve",
+    "sphere",
+    "unconstrain",
+]

@@ -10,7 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to
 
-from kronax.parameters import Parameter, describe_domain, parameters, replace
+from kronax.domains import Parameter, describe_domain, parameters, replace
 from kronax.paths import nearest, numbered
 
 Model = TypeVar("Model")

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.parameters import (
+from kronax.domains import (
     Parameter,
     ParameterTable,
     describe_domain,

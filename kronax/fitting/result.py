@@ -1,15 +1,17 @@
 """What a fit returns."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import equinox as eqx
 import numpy as np
 
+from kronax.domains import ParameterTable, aligned
 from kronax.fitting.laplace import LaplaceApproximation, laplace, quick_laplace
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import Loop
-from kronax.parameters import ParameterTable, aligned
+from kronax.names import Named, words
 
 # Starts that end this near to the best loss, in nats, have reached it.
 SAME_LOSS = 1e-3
@@ -50,7 +52,7 @@ class RestartTable(tuple[Restart, ...]):
         return aligned(rows)
 
 
-class FitResult(eqx.Module):
+class FitResult(Named, eqx.Module):
     """What `kx.fit` returns.
 
     With `independent=True` the arrays below have a leading axis of fits, `result[i]` is one of
@@ -67,6 +69,22 @@ class FitResult(eqx.Module):
         parameters: table of the parameters at the best point.
         restarts: how the fits from all starts ended; the best one is what all the rest is about.
     """
+
+    _internal: ClassVar[frozenset[str]] = words("loop problem raw")
+    _guesses: ClassVar[Mapping[str, str]] = {
+        "gp": "result.model",
+        "best_model": "result.model",
+        "params": "result.parameters",
+        "success": "result.converged",
+        "message": "result.reason",
+        "nit": "result.num_steps",
+        "fun": "result.loss",
+        "history": "result.losses",
+        "condition": "result.model.condition(y)",
+        "predict": "result.model.condition(y), then .mean(axes=…) and .std(axes=…)",
+        "standard_errors": "result.laplace(), and in words result.summary()",
+        "save": "kx.save(path, result)",
+    }
 
     model: Any
     losses: np.ndarray

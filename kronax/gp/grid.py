@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.axes.alignment import refuse_mesh
 from kronax.gp.axes.axis import Axis, as_axis, new_axes, ordered
 from kronax.gp.axes.structure import Structure, check_kernel, factor
@@ -57,7 +58,6 @@ from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
-from kronax.parameters import parameter
 
 
 class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):

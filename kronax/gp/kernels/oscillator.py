@@ -7,12 +7,12 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.kernels.base import Kernel, as_points
 from kronax.gp.kernels.markov import checked_gaps, single
 from kronax.gp.kernels.radial import bounded, mismatch
 from kronax.linalg.state_spaces.oscillator import FURTHEST, oscillation, oscillator
 from kronax.linalg.state_spaces.state_space import StateSpace
-from kronax.parameters import parameter
 
 
 class SHO(Kernel):

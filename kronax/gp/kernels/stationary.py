@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.kernels.base import Exchangeable, Kernel, Ones, as_points
 from kronax.gp.kernels.markov import are_apart, checked_gaps, not_markov, single
 from kronax.gp.kernels.radial import (
@@ -27,7 +28,6 @@ from kronax.linalg.state_spaces import algebra
 from kronax.linalg.state_spaces.cosines import cosine_series, enough_terms
 from kronax.linalg.state_spaces.matern import RATES, matern
 from kronax.linalg.state_spaces.state_space import StateSpace
-from kronax.parameters import parameter
 
 
 def check_per_dimension(what: str, shape: tuple[int, ...], x: np.ndarray, name: str) -> None:

@@ -12,8 +12,8 @@ import numpy as np
 from jax.scipy.special import betainc, gammaln, log_ndtr, ndtr, ndtri
 from jaxtyping import Array, PRNGKeyArray
 
+from kronax.domains import data
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
-from kronax.parameters import data
 
 Link = Literal["logit", "probit"]
 LINKS = ("logit", "probit")

@@ -11,8 +11,8 @@ from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.domains import data, parameter
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, refuse_labels
-from kronax.parameters import data, parameter
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
 POSITIVE = Support(0.0, jnp.inf, False, "positive", is_open=True)

@@ -11,8 +11,8 @@ from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.domains import data, parameter
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
-from kronax.parameters import data, parameter
 
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import data, parameter, refuse_plain_numbers
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import check_finite, check_plain, plain, whole
 from kronax.linalg.arrays.host import on_device
-from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
 class Mean(eqx.Module):

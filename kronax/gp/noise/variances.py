@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import data, parameter
 from kronax.gp.noise.abstract import AbstractVariances, NoiseInTime, Slices
 from kronax.linalg.arrays.checks import array_of_reals, is_concrete
 from kronax.linalg.krylov.plus_diagonal import check_variances
-from kronax.parameters import data, parameter
 
 
 class AbstractWhite(AbstractVariances):
