@@ -29,6 +29,7 @@ from kronax.gp.sites.sites import Sites, gaussian
 from kronax.linalg.arrays.checks import is_concrete, shape_of
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
+from kronax.linalg.factors.dense import Dense
 
 
 class LikelihoodPosterior(Posterior):
@@ -352,14 +353,15 @@ class LikelihoodPosterior(Posterior):
         include_noise: bool = False,
         noise: Any = None,
         covariates: Any = None,
-    ) -> PosteriorCovariance:
-        """Posterior covariance of the function, as an operator.
+        points: Any = None,
+    ) -> PosteriorCovariance | Dense:
+        """Posterior covariance of the function, as an operator; a `kx.Dense` at points.
 
         Raises:
             TypeError: if noise is asked for.
         """
         self._refuse_noise(include_noise, noise)
-        return super().covariance(axes, covariates=covariates)
+        return super().covariance(axes, covariates=covariates, points=points)
 
 
 def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> LikelihoodPosterior:
