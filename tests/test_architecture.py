@@ -22,7 +22,7 @@ VAGUE_NAMES = {"utils", "helpers", "misc", "core", "common"}
 OPTIONAL_EXTRAS = {
     "matplotlib": "plotting",
     "xarray": "gp/labelled",
-    "pandas": None,
+    "pandas": "gp/labelled",
     "cftime": None,
     "netCDF4": None,
 }

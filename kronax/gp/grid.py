@@ -13,14 +13,11 @@ from kronax.domains import parameter
 from kronax.gp.axes.alignment import refuse_mesh
 from kronax.gp.axes.axis import Axis, as_axis, new_axes, ordered
 from kronax.gp.axes.structure import Structure, check_kernel, factor
+from kronax.gp.from_data import FromData
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.labelled.data_arrays import (
-    grid_of_data_array,
-    in_grid_order,
-    mean_by_axis,
-    noise_by_axis,
-)
+from kronax.gp.labelled.data_arrays import in_grid_order, mean_by_axis, noise_by_axis
+from kronax.gp.labelled.tables import Table
 from kronax.gp.labelled.templates import template_of
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.likelihoods.distribution import as_likelihood
@@ -60,7 +57,7 @@ from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
 
-class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
+class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
@@ -131,6 +128,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
     noise: Any = parameter(constraints.positive)
     likelihood: AbstractLikelihood | None = None
     approximation: str = eqx.field(static=True, default="variational")
+    table: Table | None = eqx.field(static=True, default=None)
 
     def __init__(
         self,
@@ -183,49 +181,6 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
             )
         self.structures = settled(self).structures
         warn_of_lost_digits(self)
-
-    @classmethod
-    def from_xarray(
-        cls,
-        data: Any,
-        kernels: Mapping[str, Any],
-        noise: Any = None,
-        mean: Any = None,
-        structure: Mapping[str, str | int] | None = None,
-        axes: Mapping[str, Any] | None = None,
-        batch_dims: Sequence[str] = (),
-        gaps: str = "auto",
-        iteration: Iteration | None = None,
-        likelihood: Any = None,
-        approximation: str = "variational",
-    ) -> "GridGP":
-        """A process on the grid of a DataArray; its values are not looked at.
-
-        Axes have the order of the dimensions. Data may then be a DataArray with dimensions in any
-        order, and `post.to_dataset()` has the same coordinates, names and units.
-
-        Args:
-            data: the DataArray.
-            kernels: one per dimension, by name.
-            noise: as for a GridGP; a DataArray as well. By default 0.1, where a fit begins.
-            mean: as for a GridGP; a DataArray as well.
-            structure: by name.
-            axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
-                `kx.dates`, `kx.regular`, or other coordinates.
-            batch_dims: dimensions without a kernel, which count replicates.
-            gaps: as for a GridGP, as is `iteration`.
-            iteration: settings of the iterations.
-            likelihood: as for a GridGP, as is `approximation`.
-            approximation: of the posterior.
-
-        Raises:
-            KeyError: if a dimension has no kernel, or a name is unknown.
-            ValueError: as for a GridGP.
-        """
-        axes = grid_of_data_array(data, kernels, axes, batch_dims)
-        noise = 0.1 if noise is None and likelihood is None else noise
-        options = {"gaps": gaps, "iteration": iteration, "likelihood": likelihood}
-        return cls(kernels, axes, noise, mean, structure, approximation=approximation, **options)
 
     def covariance(
         self, include_noise: bool = True
@@ -436,7 +391,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """The process that knows the gaps of the data, and the data, checked."""
         if self.likelihood is not None:
             y = as_floats(y, self.dtype)
-        y = in_grid_order(y, self.axes, self.axis_names)
+        y = in_grid_order(y, self.axes, self.axis_names, table=self.table)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
         seen = with_observed(self, gaps_of(self, y))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.datasets import to_dataarray, to_dataset
+from kronax.gp.datasets import MEAN, SD, to_dataarray, to_dataset, to_frame
 from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
@@ -72,7 +72,7 @@ class SummarisedPosterior(AbstractPosterior):
             ValueError: as in `variance`; or if a probability is not between 0 and 1.
         """
         mean = self.mean(axes, points, covariates)
-        return quantiles(q, mean, self.variance(axes, include_noise, noise, points, covariates))
+        return quantiles_of(q, mean, self.variance(axes, include_noise, noise, points, covariates))
 
     def interval(
         self,
@@ -139,6 +139,45 @@ class SummarisedPosterior(AbstractPosterior):
         drawn = (num_samples, key)
         return to_dataset(self, axes, quantiles, drawn, include_noise, noise, covariates)
 
+    def to_frame(
+        self,
+        axes: Any = None,
+        quantiles: Sequence[float] = (0.025, 0.975),
+        include_noise: bool = False,
+        noise: Any = None,
+        covariates: Any = None,
+    ) -> Any:
+        """The posterior as a long pandas table, a row per cell, in the names of the data.
+
+        Its columns are the coordinates of every axis, the data themselves (NaN in gaps) where no
+        axis is new, `mean`, `standard_deviation` and one for each quantile, `quantile_0.025`.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            quantiles: their probabilities; `()` for none.
+            include_noise: of new observations.
+            noise: the noise variance there, where the model's is not defined on new coordinates.
+            covariates: of the mean there, as for `mean`.
+
+        Raises:
+            ImportError: if pandas is not installed.
+            KeyError: if an axis name is unknown.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`; if a probability is not between 0 and 1, or an axis or the
+                data are called as one of the columns.
+        """
+        mean = self.mean(axes, covariates=covariates)
+        variance = self.variance(axes, include_noise, noise, covariates=covariates)
+        columns = {MEAN: mean, SD: safe_sqrt(variance)}
+        for q in quantiles:
+            columns[quantile_name(q)] = quantiles_of(q, mean, variance)
+        return to_frame(self, axes, columns, self._data())
+
+    def _data(self) -> Array:
+        """The data on the grid, NaN in gaps."""
+        observed = self.gp.observed
+        return self.y if observed is None else jnp.where(observed.array, self.y, jnp.nan)
+
     def to_dataarray(self, values: Array, axes: Any = None, name: str | None = None) -> Any:
         """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.
 
@@ -155,12 +194,17 @@ class SummarisedPosterior(AbstractPosterior):
         return to_dataarray(self, values, axes, name)
 
 
-def quantiles(q: Any, mean: Array, variance: Array) -> Array:
+def quantiles_of(q: Any, mean: Array, variance: Array) -> Array:
     """Those of normal distributions; several probabilities lead."""
     scores = _scores(q, mean.dtype)
     scores = scores.reshape(*scores.shape, *(1,) * mean.ndim)
     mean, scores, deviation = same_rank(mean, scores, safe_sqrt(variance))
     return mean + scores * deviation
+
+
+def quantile_name(q: float) -> str:
+    """What the column of a quantile is called."""
+    return f"quantile_{q:.10g}"
 
 
 def tails(level: Any) -> tuple[float, float]:

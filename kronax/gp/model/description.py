@@ -60,6 +60,8 @@ def description(gp: AbstractProcess) -> str:
         lines.append(f"  likelihood {type(gp.likelihood).__name__}, {gp.approximation}")
     if gp.noise_model.is_none:
         lines.append("  no noise: the data are interpolated")
+    if gp.table is not None:
+        lines.append(f"  {gp.table.describe(prod(gp.grid_shape))}")
     lines += described(gp) + _rounding(gp)
     lines += [f"  {line}" for line in gp.remarks()]
     table = repr(parameters(gp)).splitlines()

@@ -14,6 +14,7 @@ from kronax.gp.axes.structure import Structure
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.kernels.terms import TermSum
+from kronax.gp.labelled.tables import Table
 from kronax.gp.labelled.templates import Template
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.means.covariates import Covariate, with_covariates
@@ -58,6 +59,7 @@ class AbstractProcess(Named, eqx.Module):
         measured: the way of solving that a trial found.
         variance: the amplitude; by name for terms without an exact decomposition.
         noise: a variance, or noise of another kind.
+        table: of pandas, for which it was made.
         likelihood: of data that are not normal; their noise is then what its sites bring.
         approximation: how the function is approximated then: "variational" or "laplace".
     """
@@ -76,6 +78,7 @@ class AbstractProcess(Named, eqx.Module):
     measured: eqx.AbstractVar[Any]
     variance: eqx.AbstractVar[Any]
     noise: eqx.AbstractVar[Any]
+    table: eqx.AbstractVar[Table | None]
     likelihood: eqx.AbstractVar[AbstractLikelihood | None]
     approximation: eqx.AbstractVar[str]
 

@@ -16,7 +16,7 @@ from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.model.components import amplitude
 from kronax.gp.model.process import AbstractProcess
-from kronax.gp.summaries import quantiles, tails
+from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, grid_of, shape_of
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
@@ -188,7 +188,7 @@ class LatentPosterior(eqx.Module):
             TypeError: if `q` holds no real numbers.
             ValueError: as in `mean`; or if a probability is not between 0 and 1.
         """
-        return quantiles(q, self.mean(axes, covariates), self.variance(axes))
+        return quantiles_of(q, self.mean(axes, covariates), self.variance(axes))
 
     def interval(self, level: float, axes: Any, covariates: Any = None) -> tuple[Array, Array]:
         """The central interval of the field with some probability: its lower and its upper end.

@@ -36,7 +36,7 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariate
     in_front = _is_in_front(new, old)
     shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
     check_data_units(y_new, post.template, "y_new")
-    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new")
+    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new", gp.table)
     ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype, finite=False)
     _check_batches(post.y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])

@@ -262,7 +262,7 @@ class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
         new = self.gp.new_axes(axes)
         check_data_units(y_new, self.template, "y_new")
         moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
-        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new")
+        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new", self.gp.table)
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise, self._points(new, covariates).covariates)
 

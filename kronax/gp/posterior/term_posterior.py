@@ -13,7 +13,7 @@ from kronax.gp.posterior.density import check_number
 from kronax.gp.posterior.draws import posterior_draws
 from kronax.gp.posterior.scattered import covariance_at, mean_at, scattered_points, variance_at
 from kronax.gp.posterior.slopes import slope_of_mean
-from kronax.gp.summaries import quantiles, tails
+from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.estimates.certificates import Estimate
 from kronax.linalg.factors.dense import Dense
@@ -116,7 +116,7 @@ class TermPosterior(eqx.Module):
             TypeError: as in `variance`; or if `q` holds no real numbers.
             ValueError: as in `variance`; or if a probability is not between 0 and 1.
         """
-        return quantiles(q, self.mean(axes, points), self.variance(axes, points))
+        return quantiles_of(q, self.mean(axes, points), self.variance(axes, points))
 
     def interval(
         self, level: float = 0.95, axes: Any = None, points: Any = None

@@ -11,7 +11,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.criticism.held_out import axis_labels
-from kronax.gp.datasets import check_draws_have_a_key
+from kronax.gp.datasets import check_draws_have_a_key, to_frame
 from kronax.gp.labelled.templates import Template, of_function
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.model.marginal_likelihood import conditioned
@@ -19,7 +19,7 @@ from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
-from kronax.gp.sites.datasets import response_dataset
+from kronax.gp.sites.datasets import response_columns, response_dataset
 from kronax.gp.sites.evidence import bound_given, evidence_given
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, check_cavities, left_out
 from kronax.gp.sites.predictive import log_predictive
@@ -225,6 +225,45 @@ class LikelihoodPosterior(Posterior):
             draws = self.sample(key, axes, (num_samples,), response=True, **at)
         return response_dataset(self, found, axes, draws)
 
+    def to_frame(
+        self,
+        axes: Any = None,
+        quantiles: Sequence[float] = (0.025, 0.975),
+        include_noise: bool = False,
+        noise: Any = None,
+        covariates: Any = None,
+        response: bool = False,
+        **given: Any,
+    ) -> Any:
+        """The latent function as a long table, or with `response=True` what is predicted.
+
+        Its columns are then those of the rate or probability, and behind them, with `observation_`
+        in front of their names, those of new observations.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            quantiles: their probabilities; `()` for none.
+            include_noise: false; new observations are a response.
+            noise: none.
+            covariates: of the mean at the new places, as for `mean`.
+            response: of rates or probabilities, and of new observations.
+            given: as for `response`.
+
+        Raises:
+            ImportError: if pandas is not installed.
+            KeyError: as in `response`.
+            TypeError: as in `response`.
+            ValueError: as in `response`; or if an axis or the data are called as a column.
+        """
+        self._refuse_noise(include_noise, noise)
+        if not response:
+            return super().to_frame(axes, quantiles, covariates=covariates)
+        found = self.response(axes, quantiles, covariates=covariates, **given)
+        return to_frame(self, axes, response_columns(found), self._data())
+
+    def _data(self) -> Array:
+        return jnp.where(self.sites.precision > 0, self.data, jnp.nan)
+
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
         """Every observation as predicted from all the others, with the same parameters.
 
@@ -242,7 +281,7 @@ class LikelihoodPosterior(Posterior):
             variance=variance,
             function_mean=function[0],
             function_variance=function[1],
-            y=jnp.where(self.sites.precision > 0, self.data, jnp.nan),
+            y=self._data(),
             axes=self.model.axes,
             axis_names=axis_labels(self.model),
             likelihood=self._likelihood,
