@@ -1,5 +1,6 @@
 """Kronecker-structured Gaussian processes for JAX."""
 
+from kronax.annotations import ParameterArray as ParameterArray
 from kronax.distributions import KroneckerCholeskyTransform as KroneckerCholeskyTransform
 from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.distributions import KroneckerReparam as KroneckerReparam
@@ -121,6 +122,8 @@ from kronax.priors import sample_parameters as sample_parameters
 from kronax.rewrite import DenseProductError as DenseProductError
 from kronax.rewrite import DenseProductWarning as DenseProductWarning
 from kronax.rewrite import rewrite as rewrite
+from kronax.saving import load as load
+from kronax.saving import save as save
 
 __version__ = "0.1.0"
 __all__ = [
@@ -191,6 +194,7 @@ __all__ = [
     "NegativeBinomial",
     "NotMarkovError",
     "Outliers",
+    "ParameterArray",
     "Periodic",
     "Poisson",
     "PolynomialMean",
@@ -224,6 +228,7 @@ __all__ = [
     "iterative_logpdf",
     "iterative_posterior_variances",
     "iterative_solve",
+    "load",
     "logdet",
     "normal_logpdf",
     "parameter",
@@ -240,6 +245,7 @@ __all__ = [
     "rewrite",
     "sample_normal",
     "sample_parameters",
+    "save",
     "solve",
     "sphere",
     "unconstrain",

@@ -23,7 +23,7 @@ OPTIONAL_EXTRAS = {
     "matplotlib": "plotting",
     "xarray": "gp/labelled",
     "pandas": "gp/labelled",
-    "cftime": None,
+    "cftime": "gp/labelled",
     "netCDF4": None,
 }
 TRACED_LOOPS = {"scan", "fori_loop", "map"}

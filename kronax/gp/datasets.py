@@ -10,8 +10,7 @@ from jaxtyping import PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import is_dates, plain
 from kronax.gp.axes.labels import is_labels
-from kronax.gp.labelled.tables import pandas
-from kronax.gp.labelled.templates import xarray
+from kronax.gp.labelled.packages import pandas, xarray
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 
 MEAN, SD, QUANTILES, DRAWS = "mean", "standard_deviation", "quantiles", "draws"
@@ -97,9 +96,9 @@ def to_frame(post: AbstractPosterior, axes: Any, columns: Mapping[str, Any], dat
     for dim, size, place in zip(batch, shape, places, strict=False):
         found[dim] = known.get(dim, np.arange(size))[place]
     for name, axis, old, place in zip(names, new, post.gp.axes, places[len(batch) :], strict=True):
-        found.update({own: x[place] for own, x in _labels_of(name, axis or old).items()})
+        found.update({key: x[place] for key, x in _labels_of(name, axis or old).items()})
     if not any(new):
-        own = None if template is None else (template.data or template).name
+        own: Any = None if template is None else (template.data or template).name
         own = table.value if own is None and table is not None else own
         columns = {"y" if own is None else own: data, **columns}
     for name, values in columns.items():

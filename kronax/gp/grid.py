@@ -42,12 +42,11 @@ from kronax.gp.model.trial import log_likelihood, solved_by
 from kronax.gp.noise.reading import as_noise
 from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
-from kronax.gp.posterior.posterior import Posterior
+from kronax.gp.posterior.posterior import Posterior, posterior_of
 from kronax.gp.posterior.prior import prior_draws
 from kronax.gp.sites import evidence
 from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
-from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
@@ -160,7 +159,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise_model, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
-        self.measured = None
+        self.measured, self.table = None, None
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
             self.kernels, self.variance = given[None]
@@ -287,11 +286,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         seen, template = seen.measuring(grid), template_of(y, self.axis_names)
         if self.likelihood is not None:
             return approximated(seen, grid, template)
-        operator, found = marginal_likelihood.conditioned(seen, grid)
-        made_of = fingerprint_of_tree((seen, grid))
-        return Posterior(
-            seen, grid, operator, found.value, found.regression, template, found.estimate, made_of
-        )
+        return posterior_of(seen, grid, template)
 
     def sample(
         self,

@@ -265,21 +265,6 @@ def is_column(values: Any, frame: Any) -> bool:
     return is_frame(values) and values.ndim == 1 and values.index.equals(frame.index)
 
 
-def pandas() -> Any:
-    """The package, which is an optional extra.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import pandas
-    except ImportError as error:
-        raise ImportError(
-            'Tables need pandas, which is not installed: pip install "kronax[pandas]".'
-        ) from error
-    return pandas
-
-
 def _listed(names: Sequence[Any]) -> str:
     return ", ".join(map(repr, names)) or "none"
 

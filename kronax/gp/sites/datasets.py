@@ -6,7 +6,8 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.gp.datasets import DRAWS, MEAN, QUANTILES, SD, check_names, coordinates_of, grid_dims
-from kronax.gp.labelled.templates import UNLABELLED, xarray
+from kronax.gp.labelled.packages import xarray
+from kronax.gp.labelled.templates import UNLABELLED
 from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.sites.response import Response
 from kronax.gp.summaries import quantile_name

@@ -423,11 +423,18 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
             f"steps a step still moved the function by {float(sites.change):.2g} standard "
             f"deviations. {OTHER_START}"
         )
+    return posterior_of_sites(gp, y, of_function(template), sites)
+
+
+def posterior_of_sites(
+    gp: AbstractProcess, y: Array, template: Template | None, sites: Sites
+) -> LikelihoodPosterior:
+    """The approximate posterior that sites lead to."""
     target = jnp.where(sites.converged, sites.target, jnp.nan)
     process = gaussian(gp, sites.precision)
     operator, found = conditioned(process, target)
     made_of = fingerprint_of_tree((process, target))
-    parts = (found.value, found.regression, of_function(template), found.estimate, made_of)
+    parts = (found.value, found.regression, template, found.estimate, made_of)
     return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
 
 
