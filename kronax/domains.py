@@ -37,7 +37,8 @@ def parameter(
 ) -> Any:
     """Declare a field of an Equinox module as a parameter with a domain.
 
-    Python numbers become arrays, so that they train. Concrete values outside the domain raise.
+    Python numbers become arrays, so that they train. Concrete values outside the domain raise. With
+    the annotation `kx.ParameterArray`, an array, checkers of types know that numbers may be given.
 
     Args:
         constraint: a NumPyro constraint, such as `numpyro.distributions.constraints.positive`.
@@ -54,7 +55,7 @@ def parameter(
         >>> import equinox as eqx, kronax as kx
         >>> from numpyro.distributions import constraints
         >>> class Decay(eqx.Module):
-        ...     rate: object = kx.parameter(constraints.positive)
+        ...     rate: kx.ParameterArray = kx.parameter(constraints.positive)
         >>> Decay(2).rate.item()
         2.0
     """

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import equinox as eqx
 import numpy as np
 
-from kronax.domains import ParameterTable, aligned
+from kronax.domains import Model, ParameterTable, aligned
 from kronax.fitting.laplace import LaplaceApproximation, laplace, quick_laplace
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import Loop
@@ -52,7 +52,7 @@ class RestartTable(tuple[Restart, ...]):
         return aligned(rows)
 
 
-class FitResult(Named, eqx.Module):
+class FitResult(Named, eqx.Module, Generic[Model]):
     """What `kx.fit` returns.
 
     With `independent=True` the arrays below have a leading axis of fits, `result[i]` is one of
@@ -86,7 +86,7 @@ class FitResult(Named, eqx.Module):
         "save": "kx.save(path, result)",
     }
 
-    model: Any
+    model: Model
     losses: np.ndarray
     gradient_norms: np.ndarray
     converged: Any
@@ -109,7 +109,7 @@ class FitResult(Named, eqx.Module):
     def __len__(self) -> int:
         return self.problem.num_members
 
-    def __getitem__(self, index: int) -> "FitResult":
+    def __getitem__(self, index: int) -> "FitResult[Model]":
         """One of the fits of `independent=True`.
 
         Raises:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
 from kronax.domains import data, parameter, refuse_plain_numbers
 from kronax.gp.kernels import adapters
 from kronax.gp.kernels.markov import checked_gaps, not_markov
@@ -37,7 +38,7 @@ class Kernel(Named, eqx.Module):
         >>> import jax.numpy as jnp, kronax as kx
         >>> from numpyro.distributions import constraints
         >>> class Triangle(kx.Kernel):
-        ...     width: object = kx.parameter(constraints.positive)
+        ...     width: kx.ParameterArray = kx.parameter(constraints.positive)
         ...
         ...     def evaluate(self, x, z):
         ...         return jnp.maximum(1 - jnp.abs(x - z) / self.width, 0)
@@ -45,8 +46,7 @@ class Kernel(Named, eqx.Module):
         (3, 2)
     """
 
-    # NumPy numbers leave `number * kernel` to the kernel, and so keep their precision.
-    __array_ufunc__: ClassVar[None] = None
+    __array_ufunc__: ClassVar[None] = None  # NumPy numbers leave `number * kernel` to the kernel
     # Why it has no state space, where it has none.
     not_markov: ClassVar[str] = "it does not say what its `state_space` is"
     _internal: ClassVar[frozenset[str]] = words(
@@ -331,7 +331,7 @@ class Scale(Kernel):
     """`variance · kernel`: what `number * kernel` makes."""
 
     kernel: Kernel
-    variance: Array = parameter(constraints.positive, start=1.0)
+    variance: ParameterArray = parameter(constraints.positive, start=1.0)
 
     @property
     def stationary(self) -> bool:

@@ -11,6 +11,7 @@ from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
 from kronax.domains import data, parameter
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, refuse_labels
 
@@ -40,8 +41,8 @@ class StudentT(AbstractLikelihood):
 
     response_name: ClassVar[str] = "location"
 
-    df: Array = parameter(constraints.positive, default=4.0, start=4.0)
-    scale: Array = parameter(constraints.positive, default=1.0)
+    df: ParameterArray = parameter(constraints.positive, default=4.0, start=4.0)
+    scale: ParameterArray = parameter(constraints.positive, default=1.0)
 
     @property
     def support(self) -> Support:
@@ -126,7 +127,7 @@ class CensoredNormal(AbstractLikelihood):
     is_log_concave: ClassVar[bool] = True
     response_name: ClassVar[str] = "value"
 
-    noise: Array = parameter(constraints.positive)
+    noise: ParameterArray = parameter(constraints.positive)
     lower: Array = data()
     upper: Array = data()
 
@@ -206,7 +207,7 @@ class Gamma(AbstractLikelihood):
 
     is_log_concave: ClassVar[bool] = True
 
-    concentration: Array = parameter(constraints.positive, default=1.0, start=1.0)
+    concentration: ParameterArray = parameter(constraints.positive, default=1.0, start=1.0)
 
     @property
     def support(self) -> Support:
@@ -263,7 +264,7 @@ class Beta(AbstractLikelihood):
 
     response_name: ClassVar[str] = "share"
 
-    concentration: Array = parameter(constraints.positive, default=10.0, start=10.0)
+    concentration: ParameterArray = parameter(constraints.positive, default=10.0, start=10.0)
 
     @property
     def support(self) -> Support:

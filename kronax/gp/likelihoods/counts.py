@@ -11,6 +11,7 @@ from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.annotations import OptionalArray, ParameterArray
 from kronax.domains import data, parameter
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
 
@@ -82,7 +83,7 @@ class Poisson(_Counts):
         [1.0, 100.0]
     """
 
-    exposure: Array | None = _exposure()
+    exposure: OptionalArray = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log λ − λ − log y!`."""
@@ -134,8 +135,8 @@ class NegativeBinomial(_Counts):
         1.5
     """
 
-    concentration: Array = parameter(constraints.positive, default=1.0)
-    exposure: Array | None = _exposure()
+    concentration: ParameterArray = parameter(constraints.positive, default=1.0)
+    exposure: OptionalArray = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`log Γ(y + r) / (Γ(r) y!) − r log(1 + μ/r) − y log(1 + r/μ)`."""

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
 from kronax.domains import data, parameter, refuse_plain_numbers
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.kernels.base import Kernel
@@ -74,7 +75,7 @@ class ConstantMean(Mean):
         0.5
     """
 
-    value: Array = parameter(constraints.real, start="mean")
+    value: ParameterArray = parameter(constraints.real, start="mean")
 
     def __call__(self, *axes: Array) -> Array:
         """The number."""
