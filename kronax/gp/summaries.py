@@ -178,7 +178,7 @@ class SummarisedPosterior(AbstractPosterior):
         observed = self.gp.observed
         return self.y if observed is None else jnp.where(observed.array, self.y, jnp.nan)
 
-    def to_dataarray(self, values: Array, axes: Any = None, name: str | None = None) -> Any:
+    def to_dataarray(self, values: Any, axes: Any = None, name: str | None = None) -> Any:
         """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.
 
         Args:

@@ -230,7 +230,7 @@ class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
     @of_its_model
     def log_prob(
         self,
-        y_new: Float[Array, "..."],
+        y_new: Any,
         axes: Any = None,
         points: Any = None,
         noise: Any = None,
@@ -324,7 +324,7 @@ class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
 
     @of_its_model
     def append(
-        self, y_new: Float[Array, "..."], axes: Any, noise: Any = None, covariates: Any = None
+        self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None
     ) -> "Posterior":
         """The posterior given further slices along one axis as well: a new year of data.
 

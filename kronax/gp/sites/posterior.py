@@ -127,7 +127,7 @@ class LikelihoodPosterior(Posterior):
 
     def log_prob(
         self,
-        y_new: Float[Array, "..."],
+        y_new: Any,
         axes: Any = None,
         points: Any = None,
         noise: Any = None,
