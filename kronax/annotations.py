@@ -11,6 +11,8 @@ from jaxtyping import Array
 if TYPE_CHECKING:
     from jax.typing import ArrayLike
 
+    Given = ArrayLike | list[Any] | tuple[Any, ...]
+
     class ParameterArray:
         """An array; a number, an array or a list may be given."""
 
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
         def __get__(self, instance: object, owner: Any) -> Any:
             """The array."""
 
-        def __set__(self, instance: object, value: ArrayLike | list[Any] | tuple[Any, ...]) -> None:
+        def __set__(self, instance: object, value: Given) -> None:
             """What may be given."""
 
     class OptionalArray:
@@ -34,9 +36,7 @@ if TYPE_CHECKING:
         def __get__(self, instance: object, owner: Any) -> Any:
             """The array."""
 
-        def __set__(
-            self, instance: object, value: ArrayLike | list[Any] | tuple[Any, ...] | None
-        ) -> None:
+        def __set__(self, instance: object, value: Given | None) -> None:
             """What may be given."""
 else:
     ParameterArray = Array
