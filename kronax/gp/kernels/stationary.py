@@ -103,7 +103,7 @@ class Matern12(Isotropic):
 
     @property
     def has_slope(self) -> bool:
-        """Never: predictions have a kink at every observation."""
+        """Never, as predictions have a kink at every observation."""
         return False
 
     def evaluate(self, x: Array, z: Array) -> Array:
@@ -372,7 +372,7 @@ class Indicator(Exchangeable):
 
     @property
     def has_slope(self) -> bool:
-        """Never: predictions jump at every observation."""
+        """Never, as predictions jump at every observation."""
         return False
 
     @property
@@ -411,7 +411,7 @@ class White(Exchangeable):
 
     @property
     def has_slope(self) -> bool:
-        """Never: predictions jump at every observation."""
+        """Never, as predictions jump at every observation."""
         return False
 
     @property
