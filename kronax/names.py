@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kronax.display import Shown
 from kronax.paths import closest
 
 # What other libraries call it, and what it is here.
@@ -56,7 +57,7 @@ ELSEWHERE = {
 }
 
 
-class Named:
+class Named(Shown):
     """A mixin: completion leaves out what is internal, and a guessed name is told the right one.
 
     Class variables say which, of this class beside those of its bases: `_internal` names that are

@@ -7,11 +7,13 @@ from typing import Any, ClassVar, Generic
 import equinox as eqx
 import numpy as np
 
-from kronax.domains import Model, ParameterTable, aligned
+from kronax.display import aligned, html_lines, html_table
+from kronax.domains import Model
 from kronax.fitting.laplace import LaplaceApproximation, laplace, quick_laplace
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import Loop
 from kronax.names import Named, words
+from kronax.parameter_table import ParameterTable
 
 # Starts that end this near to the best loss, in nats, have reached it.
 SAME_LOSS = 1e-3
@@ -42,14 +44,20 @@ class RestartTable(tuple[Restart, ...]):
         losses = np.array([r.loss for r in self])
         return int(np.sum(losses <= losses.min() + SAME_LOSS))
 
-    def __repr__(self) -> str:
-        rows = [("start", "loss", "steps", "")]
+    def _cells(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("start", "loss", "steps", "")]
         for k, r in enumerate(self):
             state = "converged" if r.converged else f"not converged: {r.reason}"
             rows.append(
                 ("as given" if k == 0 else str(k), f"{r.loss:.6g}", str(r.num_steps), state)
             )
-        return aligned(rows)
+        return rows
+
+    def __repr__(self) -> str:
+        return aligned(self._cells())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._cells())
 
 
 class FitResult(Named, eqx.Module, Generic[Model]):
@@ -209,6 +217,10 @@ class FitResult(Named, eqx.Module, Generic[Model]):
                 f"best of {len(self.restarts)} starts; {self.restarts.num_best} of them reached it"
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        lines, table = repr(self), repr(self.parameters)
+        return html_lines(lines.removesuffix(table).rstrip()) + self.parameters._repr_html_()
 
     def __repr__(self) -> str:
         if not self.problem.independent:

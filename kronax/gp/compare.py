@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.domains import aligned, parameters
+from kronax.display import aligned
+from kronax.domains import parameters
 from kronax.fitting.result import FitResult
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.grid import GridGP

@@ -15,6 +15,7 @@ from kronax.gp.coordinates.static_arrays import FrozenArray, FrozenAttributes
 from kronax.gp.posterior.posterior import Posterior, posterior_of
 from kronax.gp.sites.posterior import LikelihoodPosterior, posterior_of_sites
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.parameter_table import ParameterTable
 from kronax.saving.archive import Arrays
 from kronax.saving.classes import (
     class_named,
@@ -40,6 +41,7 @@ PARTS: dict[type, tuple[tuple[str, ...], Callable[..., Any]]] = {
     FrozenAttributes: (("values",), FrozenAttributes),
     Coordinates: (("values", "origin", "counted", "is_fixed"), Coordinates),
     Domain: (("constraint",), Domain),
+    ParameterTable: (("rows", "axis_names"), ParameterTable.of),
     Posterior: (("gp", "y", "template"), posterior_of),
     LikelihoodPosterior: (("model", "data", "template", "sites"), posterior_of_sites),
 }
@@ -77,7 +79,7 @@ class Writer:
             return {"dict": [[self.tree(k, at), self.tree(v, at)] for k, at, v in pairs]}
         if type(value) is list:
             return [self.tree(v, f"{where}[{k}]") for k, v in enumerate(value)]
-        if isinstance(value, tuple) and not hasattr(value, "_fields"):
+        if isinstance(value, tuple) and not (hasattr(value, "_fields") or type(value) in PARTS):
             items = [self.tree(v, f"{where}[{k}]") for k, v in enumerate(value)]
             if type(value) is tuple:
                 return {"tuple": items}

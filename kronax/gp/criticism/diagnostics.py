@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kronax.domains import aligned
+from kronax.display import aligned
 from kronax.gp.criticism.held_out import covered
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.means.gls import fitted

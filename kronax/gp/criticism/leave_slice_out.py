@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kronax.domains import aligned
+from kronax.display import aligned
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
 from kronax.gp.criticism.outliers import shown

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from kronax.domains import aligned
+from kronax.display import aligned
 from kronax.gp.axes.axis import Axis
 from kronax.gp.coordinates.spacing import written
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from kronax.domains import aligned
+from kronax.display import aligned
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.functions.choice import DataCovariance

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from numpyro.distributions import constraints
 
 from kronax.annotations import ParameterArray
+from kronax.display import Shown
 from kronax.domains import data, parameter, refuse_plain_numbers
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.kernels.base import Kernel
@@ -20,7 +21,7 @@ from kronax.linalg.arrays.checks import check_finite, check_plain, plain, whole
 from kronax.linalg.arrays.host import on_device
 
 
-class Mean(eqx.Module):
+class Mean(Shown, eqx.Module):
     """A mean function: called with the coordinates of every axis, it broadcasts to the grid."""
 
     def __check_init__(self) -> None:
