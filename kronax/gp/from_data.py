@@ -114,7 +114,8 @@ class FromData(AbstractProcess):
                 is missing; or as for a GridGP.
 
         Examples:
-            >>> import pandas as pd, kronax as kx
+            >>> import jax, pandas as pd, kronax as kx
+            >>> jax.config.update("jax_enable_x64", True)  # pandas has float64
             >>> frame = pd.DataFrame(
             ...     {
             ...         "hour": [0, 0, 1, 2, 2],
