@@ -6,6 +6,7 @@ from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.distributions import KroneckerReparam as KroneckerReparam
 from kronax.distributions import KroneckerStudentT as KroneckerStudentT
 from kronax.distributions import MaskedKroneckerNormal as MaskedKroneckerNormal
+from kronax.distributions import pointwise_log_likelihood as pointwise_log_likelihood
 from kronax.domains import parameter as parameter
 from kronax.domains import parameters as parameters
 from kronax.domains import replace as replace
@@ -239,6 +240,7 @@ __all__ = [
     "plot_profile",
     "plot_series",
     "plot_spectra",
+    "pointwise_log_likelihood",
     "profile_likelihood",
     "regular",
     "replace",
