@@ -1,5 +1,7 @@
 """What is printed of kernels, means, likelihoods and parameters."""
 
+import copy
+
 import jax
 import numpy as np
 import pytest
@@ -59,6 +61,20 @@ def test_parameters_go_by_their_paths():
     html = table._repr_html_()
     assert html.startswith("<table><tr><th>parameter</th>")
     assert html.count("<tr>") == len(table) + 1
+
+
+def test_kernels_go_by_the_names_of_their_axes():
+    gp = kx.GridGP(
+        {"time": kx.RBF(0.3), "site": kx.Matern32(0.5)}, {"time": X, "site": X}, noise=0.1
+    )
+    assert gp.kernels["site"] is gp.kernels[1]
+    assert gp.kernels[:1] == (gp.kernels["time"],)
+    assert jax.tree.map(lambda x: 2 * x, gp).kernels["site"].lengthscale == 1.0
+    assert copy.deepcopy(gp).kernels["time"] == gp.kernels["time"]
+    with pytest.raises(KeyError, match="Did you mean 'site'"):
+        gp.kernels["Site"]
+    with pytest.raises(KeyError, match="no axis 'time'"):
+        kx.GridGP((kx.RBF(0.3),), (X,), noise=0.1).kernels["time"]
 
 
 def test_a_fit_in_a_notebook():

@@ -14,7 +14,8 @@ from kronax.gp.axes.alignment import refuse_mesh
 from kronax.gp.axes.axis import Axis, as_axis, new_axes, ordered
 from kronax.gp.axes.structure import Structure, check_kernel, factor
 from kronax.gp.from_data import FromData
-from kronax.gp.kernels.base import Kernel, dtype_of
+from kronax.gp.kernels.base import dtype_of
+from kronax.gp.kernels.named import Kernels
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.labelled.data_arrays import in_grid_order, mean_by_axis, noise_by_axis
 from kronax.gp.labelled.tables import Table
@@ -111,7 +112,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         (2.0, ())
     """
 
-    kernels: tuple[Kernel, ...]
+    kernels: Kernels
     joined: TermSum | None
     axes: tuple[Axis, ...]
     mean: Mean
@@ -162,11 +163,12 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         self.measured, self.table = None, None
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
-            self.kernels, self.variance = given[None]
+            found, self.variance = given[None]
         else:
-            self.terms, self.kernels, self.joined, self.variance = merge(
+            self.terms, found, self.joined, self.variance = merge(
                 given, self.axes, self.noise_model, labels
             )
+        self.kernels = Kernels(found, self.axis_names)
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))

@@ -12,6 +12,7 @@ from kronax.fitting.problem import Domain, Problem
 from kronax.fitting.result import FitResult
 from kronax.gp.coordinates.spacing import Coordinates
 from kronax.gp.coordinates.static_arrays import FrozenArray, FrozenAttributes
+from kronax.gp.kernels.named import Kernels
 from kronax.gp.posterior.posterior import Posterior, posterior_of
 from kronax.gp.sites.posterior import LikelihoodPosterior, posterior_of_sites
 from kronax.linalg.arrays.checks import is_concrete
@@ -41,6 +42,7 @@ PARTS: dict[type, tuple[tuple[str, ...], Callable[..., Any]]] = {
     FrozenAttributes: (("values",), FrozenAttributes),
     Coordinates: (("values", "origin", "counted", "is_fixed"), Coordinates),
     Domain: (("constraint",), Domain),
+    Kernels: (("items", "names"), Kernels),
     ParameterTable: (("rows", "axis_names"), ParameterTable.of),
     Posterior: (("gp", "y", "template"), posterior_of),
     LikelihoodPosterior: (("model", "data", "template", "sites"), posterior_of_sites),
