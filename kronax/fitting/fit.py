@@ -84,7 +84,8 @@ def fit(
         key: of the random starts; by default `jax.random.key(0)`.
         independent: one fit for each entry of the leading axis of `y`, each with parameters of
             its own, in one compiled loop.
-        progress: show a bar in a terminal or notebook, if the fit takes over a tenth of a second.
+        progress: show a bar in a terminal or notebook, if the fit takes over a tenth of a second;
+            elsewhere write a line to the standard error after 10 s, and at growing intervals.
         callback: called about four times a second with the `FitResult` so far; the fit ends if it
             returns a true boolean.
         checkpoint: path of a file that holds the running fit. If it is there already, the fit goes
