@@ -12,13 +12,8 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.parameters import (
-    Parameter,
-    ParameterTable,
-    describe_domain,
-    parameters,
-    unconstrain,
-)
+from kronax.domains import parameters, unconstrain
+from kronax.parameter_table import Parameter, ParameterTable, describe_domain
 from kronax.paths import frozen_paths, is_meant, numbered, shared_paths
 from kronax.priors import prepare
 

@@ -96,18 +96,3 @@ def check_data_units(y: Any, template: Template | None, what: str) -> None:
             f"{what} must be in the units of the data, {known!r}; got {units!r}. Convert it, or "
             "correct its attribute `units`."
         )
-
-
-def xarray() -> Any:
-    """The package, which is an optional extra.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import xarray
-    except ImportError as error:
-        raise ImportError(
-            'Datasets need xarray, which is not installed: pip install "kronax[xarray]".'
-        ) from error
-    return xarray

@@ -14,6 +14,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PRNGKeyArray
 from scipy.special import roots_hermitenorm
 
+from kronax.display import Shown
 from kronax.gp.axes.indexes import is_labelled
 from kronax.linalg.arrays.checks import array_of_reals
 from kronax.linalg.arrays.mode_products import same_rank
@@ -42,7 +43,7 @@ class Moments(NamedTuple):
     observation_variance: Array
 
 
-class AbstractLikelihood(eqx.Module):
+class AbstractLikelihood(Shown, eqx.Module):
     """The distribution of an observation given the latent function `f` at its cell.
 
     Cells are independent given `f`. A new one gives its log density, where a search for `f` may

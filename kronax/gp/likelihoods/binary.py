@@ -12,9 +12,9 @@ import numpy as np
 from jax.scipy.special import betainc, log_ndtr, ndtr, ndtri
 from jaxtyping import Array, PRNGKeyArray
 
+from kronax.domains import data
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
 from kronax.gp.likelihoods.counts import log_excess, log_factorial_excess
-from kronax.parameters import data
 
 Link = Literal["logit", "probit"]
 LINKS = ("logit", "probit")

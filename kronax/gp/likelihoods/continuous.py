@@ -11,6 +11,8 @@ from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
+from kronax.domains import data, parameter
 from kronax.gp.likelihoods.base import (
     AbstractLikelihood,
     Moments,
@@ -18,7 +20,6 @@ from kronax.gp.likelihoods.base import (
     cells_like,
     refuse_labels,
 )
-from kronax.parameters import data, parameter
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
 POSITIVE = Support(0.0, jnp.inf, False, "positive", is_open=True)
@@ -46,8 +47,8 @@ class StudentT(AbstractLikelihood):
 
     response_name: ClassVar[str] = "location"
 
-    df: Array = parameter(constraints.positive, default=4.0, start=4.0)
-    scale: Array = parameter(constraints.positive, default=1.0)
+    df: ParameterArray = parameter(constraints.positive, default=4.0, start=4.0)
+    scale: ParameterArray = parameter(constraints.positive, default=1.0)
 
     @property
     def support(self) -> Support:
@@ -132,7 +133,7 @@ class CensoredNormal(AbstractLikelihood):
     is_log_concave: ClassVar[bool] = True
     response_name: ClassVar[str] = "value"
 
-    noise: Array = parameter(constraints.positive)
+    noise: ParameterArray = parameter(constraints.positive)
     lower: Array = data()
     upper: Array = data()
 
@@ -212,7 +213,7 @@ class Gamma(AbstractLikelihood):
 
     is_log_concave: ClassVar[bool] = True
 
-    concentration: Array = parameter(constraints.positive, default=1.0, start=1.0)
+    concentration: ParameterArray = parameter(constraints.positive, default=1.0, start=1.0)
 
     @property
     def support(self) -> Support:
@@ -288,7 +289,7 @@ class Beta(AbstractLikelihood):
 
     response_name: ClassVar[str] = "share"
 
-    concentration: Array = parameter(constraints.positive, default=10.0, start=10.0)
+    concentration: ParameterArray = parameter(constraints.positive, default=10.0, start=10.0)
 
     @property
     def support(self) -> Support:

@@ -12,6 +12,8 @@ from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.annotations import OptionalArray, ParameterArray
+from kronax.domains import data, parameter
 from kronax.gp.likelihoods.base import (
     AbstractLikelihood,
     Moments,
@@ -19,7 +21,6 @@ from kronax.gp.likelihoods.base import (
     cells_like,
     per_cell,
 )
-from kronax.parameters import data, parameter
 
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.
@@ -107,7 +108,7 @@ class Poisson(_Counts):
         [1.0, 100.0]
     """
 
-    exposure: Array | None = _exposure()
+    exposure: OptionalArray = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log λ − λ − log y!`."""
@@ -163,8 +164,8 @@ class NegativeBinomial(_Counts):
         1.5
     """
 
-    concentration: Array = parameter(constraints.positive, default=1.0)
-    exposure: Array | None = _exposure()
+    concentration: ParameterArray = parameter(constraints.positive, default=1.0)
+    exposure: OptionalArray = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`log Γ(y + r) / (Γ(r) y!) − r log(1 + μ/r) − y log(1 + r/μ)`."""

@@ -8,9 +8,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support
 from kronax.linalg.arrays.checks import array_of_reals
-from kronax.parameters import parameter
 
 
 class OrderedLogistic(AbstractLikelihood):

@@ -64,7 +64,7 @@ def longer(
     shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
     check_data_units(y_new, template, "y_new")
     y_new = y_new if gp.likelihood is None else as_floats(y_new, gp.dtype)
-    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new")
+    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new", gp.table)
     ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype, finite=False)
     _check_batches(y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])

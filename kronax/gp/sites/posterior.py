@@ -10,30 +10,27 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.criticism.held_out import axis_labels, axis_number
-from kronax.gp.datasets import check_draws_have_a_key
+from kronax.gp.datasets import check_draws_have_a_key, to_frame
 from kronax.gp.forecasts.filter import filter_of
-from kronax.gp.labelled.templates import Template, of_function
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.likelihoods.predictive import log_predictive
-from kronax.gp.model.marginal_likelihood import conditioned
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.append import append_observed
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.density import check_number, places_on
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
-from kronax.gp.sites.datasets import response_dataset
+from kronax.gp.sites.datasets import response_columns, response_dataset
 from kronax.gp.sites.evidence import bound_given, evidence_given
 from kronax.gp.sites.few import FewCells, Seen, certain_evidence, joint_evidence
 from kronax.gp.sites.filter import likelihood_filter
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
 from kronax.gp.sites.leave_slice_out import leave_slice_out
 from kronax.gp.sites.response import Response, response
-from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
-from kronax.gp.sites.sites import Sites, gaussian
+from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete, shape_of
-from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
-from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
+from kronax.linalg.estimates.certificates import Estimate
+from kronax.linalg.factors.dense import Dense
 
 
 class LikelihoodPosterior(Posterior):
@@ -131,7 +128,7 @@ class LikelihoodPosterior(Posterior):
 
     def log_prob(
         self,
-        y_new: Float[Array, "..."],
+        y_new: Any,
         axes: Any = None,
         points: Any = None,
         noise: Any = None,
@@ -230,6 +227,45 @@ class LikelihoodPosterior(Posterior):
             draws = self.sample(key, axes, (num_samples,), response=True, **at)
         return response_dataset(self, found, axes, draws)
 
+    def to_frame(
+        self,
+        axes: Any = None,
+        quantiles: Sequence[float] = (0.025, 0.975),
+        include_noise: bool = False,
+        noise: Any = None,
+        covariates: Any = None,
+        response: bool = False,
+        **given: Any,
+    ) -> Any:
+        """The latent function as a long table, or with `response=True` what is predicted.
+
+        Its columns are then those of the rate or probability, and behind them, with `observation_`
+        in front of their names, those of new observations.
+
+        Args:
+            axes: new coordinates; by default the grid itself.
+            quantiles: their probabilities; `()` for none.
+            include_noise: false; new observations are a response.
+            noise: none.
+            covariates: of the mean at the new places, as for `mean`.
+            response: of rates or probabilities, and of new observations.
+            given: as for `response`.
+
+        Raises:
+            ImportError: if pandas is not installed.
+            KeyError: as in `response`.
+            TypeError: as in `response`.
+            ValueError: as in `response`; or if an axis or the data are called as a column.
+        """
+        self._refuse_noise(include_noise, noise)
+        if not response:
+            return super().to_frame(axes, quantiles, covariates=covariates)
+        found = self.response(axes, quantiles, covariates=covariates, **given)
+        return to_frame(self, axes, response_columns(found), self._data())
+
+    def _data(self) -> Array:
+        return jnp.where(self.sites.precision > 0, self.data, jnp.nan)
+
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
         """Every observation as predicted from all the others, with the same parameters.
 
@@ -246,7 +282,7 @@ class LikelihoodPosterior(Posterior):
             variance=variance,
             function_mean=function[0],
             function_variance=function[1],
-            y=jnp.where(self.sites.precision > 0, self.data, jnp.nan),
+            y=self._data(),
             axes=self.model.axes,
             axis_names=axis_labels(self.model),
             likelihood=self._likelihood,
@@ -398,36 +434,12 @@ class LikelihoodPosterior(Posterior):
         include_noise: bool = False,
         noise: Any = None,
         covariates: Any = None,
-    ) -> PosteriorCovariance:
-        """Posterior covariance of the function, as an operator.
+        points: Any = None,
+    ) -> PosteriorCovariance | Dense:
+        """Posterior covariance of the function, as an operator; a `kx.Dense` at points.
 
         Raises:
             TypeError: if noise is asked for.
         """
         self._refuse_noise(include_noise, noise)
-        return super().covariance(axes, covariates=covariates)
-
-
-def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> LikelihoodPosterior:
-    """The approximate posterior of one checked data set.
-
-    Raises:
-        ConvergenceError: if the search for the sites does not converge.
-    """
-    y = filled(gp, y)
-    sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
-    if is_concrete(sites) and not bool(sites.converged):
-        raise ConvergenceError(
-            f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
-            f"steps a step still moved the function by {float(sites.change):.2g} standard "
-            f"deviations. {OTHER_START}"
-        )
-    target = jnp.where(sites.converged, sites.target, jnp.nan)
-    process = gaussian(gp, sites.precision)
-    operator, found = conditioned(process, target)
-    made_of = fingerprint_of_tree((process, target))
-    parts = (found.value, found.regression, of_function(template), found.estimate, made_of)
-    return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
-
-
-_find = eqx.filter_jit(find)
+        return super().covariance(axes, covariates=covariates, points=points)

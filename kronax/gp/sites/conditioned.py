@@ -1,4 +1,4 @@
-"""Many data sets, each with sites of its own, given the same process."""
+"""The posterior of one data set, and of many, each with sites of its own."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,12 +12,16 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.datasets import check_draws_have_a_key, to_dataset
 from kronax.gp.labelled.templates import Template, of_function, without_batches
 from kronax.gp.likelihoods.base import as_floats
+from kronax.gp.model.marginal_likelihood import conditioned
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut
-from kronax.gp.sites.posterior import LikelihoodPosterior, approximated
+from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.gp.sites.response import Response
-from kronax.linalg.arrays.checks import check_key
+from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
+from kronax.gp.sites.sites import Sites, gaussian
+from kronax.linalg.arrays.checks import check_key, is_concrete
+from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import ConvergenceError
 
 
@@ -197,3 +201,35 @@ def posteriors(
             where = ", ".join(map(str, np.unravel_index(k, shape)))
             raise ConvergenceError(f"Data set {where}: {error}") from error
     return LikelihoodPosteriors(tuple(members), shape, of_function(template) if template else None)
+
+
+def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> LikelihoodPosterior:
+    """The approximate posterior of one checked data set.
+
+    Raises:
+        ConvergenceError: if the search for the sites does not converge.
+    """
+    y = filled(gp, y)
+    sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
+    if is_concrete(sites) and not bool(sites.converged):
+        raise ConvergenceError(
+            f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
+            f"steps a step still moved the function by {float(sites.change):.2g} standard "
+            f"deviations. {OTHER_START}"
+        )
+    return posterior_of_sites(gp, y, of_function(template), sites)
+
+
+def posterior_of_sites(
+    gp: AbstractProcess, y: Array, template: Template | None, sites: Sites
+) -> LikelihoodPosterior:
+    """The approximate posterior that sites lead to."""
+    target = jnp.where(sites.converged, sites.target, jnp.nan)
+    process = gaussian(gp, sites.precision)
+    operator, found = conditioned(process, target)
+    made_of = fingerprint_of_tree((process, target))
+    parts = (found.value, found.regression, template, found.estimate, made_of)
+    return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
+
+
+_find = eqx.filter_jit(find)
