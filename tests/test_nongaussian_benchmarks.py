@@ -93,12 +93,18 @@ def test_what_the_model_draws_is_where_it_should_be():
 
 def test_a_part_is_measured_again_and_the_others_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "_commit", lambda: "first")
     calls = {"a": lambda: [{"x": 1}], "b": lambda: [{"x": 2}, {"x": 3}]}
     parts.measured("some", calls, str, True)
     calls["a"] = lambda: [{"x": 4}]
+    monkeypatch.setattr(measure, "_commit", lambda: "later")
     parts.measured("some", calls, str, True, only=["a"])
     found = parts.stored("nongaussian.some", True)
-    assert found == {"a": [{"x": 4, "part": "a"}], "b": [{"x": n, "part": "b"} for n in (2, 3)]}
+    assert {name: [row["x"] for row in rows] for name, rows in found.items()} == {
+        "a": [4],
+        "b": [2, 3],
+    }
+    assert [found[name][0]["commit"] for name in "ab"] == ["later", "first"]
     assert list(found) == ["a", "b"]
 
 

@@ -24,7 +24,7 @@ def count(rows: np.ndarray, y: np.ndarray, start: np.ndarray) -> Callable:
 
 
 def _laplace(rows: np.ndarray, y: np.ndarray, start: np.ndarray, is_binary: bool) -> Callable:
-    """A call that builds the model, compiles, finds the mode and draws; priors are those of NUTS."""
+    """A call that builds the model, finds its mode and draws; with the priors of NUTS."""
     axes = [np.unique(column) for column in rows.T]
     shape = tuple(map(len, axes))
     seen = np.isfinite(y)
