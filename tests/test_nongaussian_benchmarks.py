@@ -143,8 +143,9 @@ def test_errors_of_an_approximation_are_shown_beside_those_of_the_truth():
     assert cells[2:5] == ["0.094 ± 0.003", "+0.091", "0.997"]
     assert cells[6:9] == ["-0.059 ± 0.001", "+0.019 ± 0.014", "86%"]
     better = {**row, "method": "variational", "mean_rms": 0.003, "first_order_error": -0.0698}
-    (short,) = accuracy.short_table([row, better]).splitlines()[2:]
-    assert short == "| Poisson | 0.003 | 0.094 | 0.997 | 0.997 | -0.070 | +0.019 | -0.059 | +0.019 |"
+    cells = accuracy.short_table([row, better]).splitlines()[-1].strip("| ").split(" | ")
+    assert cells[:5] == ["Poisson", "0.003", "0.094", "0.997", "0.997"]
+    assert cells[5:] == ["-0.070", "+0.019", "-0.059", "+0.019"]
 
 
 def test_coverage_of_rates_and_data_is_shown():
