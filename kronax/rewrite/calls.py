@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from kronax.linalg.functions.logdet import logdet
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.rewrite.interpreter import Run
-from kronax.rewrite.matrices import operator_of
+from kronax.rewrite.values.matrices import operator_of
 from kronax.rewrite.roots import asked, note_solve
-from kronax.rewrite.tensors import Tensor
+from kronax.rewrite.values.tensors import Tensor
 
 
 def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:

@@ -12,9 +12,9 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.rewrite.matrices import describe
+from kronax.rewrite.values.matrices import describe
 from kronax.rewrite.report import Log, Place, is_library
-from kronax.rewrite.tensors import Tensor, Unstructured, identity
+from kronax.rewrite.values.tensors import Tensor, Unstructured, identity
 
 # Calls of which the body may be run in place.
 CALLS = {
@@ -73,10 +73,18 @@ class Run:
         log: of what happens.
         rules: by primitive; a rule returns the results, or None where it has none.
         starters: the primitives whose rules are asked although all values are plain arrays.
+        same_draws: whether a Cholesky factor is to be the dense code's own, not any root.
     """
 
-    def __init__(self, log: Log, rules: dict[str, Rule], starters: frozenset[str]):
+    def __init__(
+        self,
+        log: Log,
+        rules: dict[str, Rule],
+        starters: frozenset[str],
+        same_draws: bool = True,
+    ):
         self.log, self.rules, self.starters = log, rules, starters
+        self.same_draws = same_draws
         self._eqn: Any = None
         self._outer: Place | None = None
         # Which results of the present equation somebody uses.
@@ -129,6 +137,8 @@ class Run:
                 self.log.formed(place, describe(value), value.shape, why)
             return value.dense
         if isinstance(value, Deferred):
+            if not self.same_draws and hasattr(value.meaning, "by_another_root"):
+                return value.meaning.by_another_root()
             return value.equation.computed(self, place)[value.index]
         return value
 

@@ -22,9 +22,9 @@ RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES}
 class Rewritten:
     """A function of which the Kronecker products are not formed; see `kx.rewrite`."""
 
-    def __init__(self, function: Callable[..., Any], strict: bool):
+    def __init__(self, function: Callable[..., Any], strict: bool, same_draws: bool):
         functools.update_wrapper(self, function, updated=())
-        self.function, self.strict = function, strict
+        self.function, self.strict, self.same_draws = function, strict, same_draws
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns."""
@@ -64,13 +64,15 @@ class Rewritten:
 
         closed = jax.make_jaxpr(flat)(*leaves)
         others, structure = rest
-        run = Run(log, RULES, STARTERS)
+        run = Run(log, RULES, STARTERS, self.same_draws)
         results = run.evaluate(closed.jaxpr, closed.consts, leaves)
         arrays = [jnp.asarray(run.formed(value, _returned(self.function))) for value in results]
         return eqx.combine(jax.tree.unflatten(structure, arrays), others)
 
 
-def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
+def rewrite(
+    function: Callable[..., Any], *, strict: bool = False, same_draws: bool = True
+) -> Rewritten:
     """`function` with the same arguments and results, and without dense Kronecker products.
 
     The program is traced, and `jnp.kron` with what is done to it is recognised: products of any
@@ -89,6 +91,10 @@ def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
     Args:
         function: of arrays or pytrees of them.
         strict: raise where a product would be formed.
+        same_draws: whether `L @ ε` with a Cholesky factor `L` is to be the number of the dense
+            code. The factor of a product plus noise, or of a sum, is no product: with False another
+            root `R` of the same matrix, `R Rᵀ = L Lᵀ`, takes its place, without a dense array; draws
+            are then equal in distribution, and so are residuals `L⁻¹ y` that are handed out.
 
     Raises:
         DenseProductError: with `strict`, when it is called, naming the line.
@@ -100,7 +106,7 @@ def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
         >>> kx.rewrite(f)(jnp.eye(3), jnp.eye(2), jnp.ones(6)).sum().round(3).item()
         4.0
     """
-    return Rewritten(function, strict)
+    return Rewritten(function, strict, same_draws)
 
 
 def _returned(function: Callable[..., Any]) -> Place:

@@ -1,6 +1,7 @@
 """Rules of single primitives on tensors: what keeps the structure of a Kronecker product."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ from jax import lax
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.rewrite.interpreter import Deferred, Equation, Run, is_number, settled
-from kronax.rewrite.matrices import describe
-from kronax.rewrite.meanings import (
+from kronax.rewrite.values.matrices import describe, operator_of
+from kronax.rewrite.values.meanings import (
     Index,
     Inverse,
     Masked,
@@ -23,14 +24,14 @@ from kronax.rewrite.meanings import (
 )
 from kronax.rewrite.roots import (
     asked,
-    inverse_times,
-    root_times_root,
+    deferred_times,
     summed,
     whitened_arithmetic,
     whitened_moved,
     whitened_product,
 )
-from kronax.rewrite.tensors import Tensor, Unstructured, add, contract, identity, lift, multiply
+from kronax.rewrite.values.algebra import add, contract, multiply
+from kronax.rewrite.values.tensors import Tensor, Unstructured, identity, lift, other_triangle
 
 # Asked also where no value has structure yet: products begin here.
 STARTERS = frozenset({"iota", "broadcast_in_dim", "dot_general", "cond", "scan", "while"})
@@ -48,9 +49,24 @@ def _broadcast_in_dim(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
     if dynamic:
         return None
     if isinstance(value, Deferred):
-        return whitened_moved(eqn, value, lambda axis: dimensions[axis])
+        if isinstance(value.meaning, Whitened):
+            return whitened_moved(eqn, value, lambda axis: dimensions[axis])
+        return _repeated(eqn, value, tuple(dimensions))
     tensor = value if isinstance(value, Tensor) else lift(value)
     return [tensor.broadcast(shape, dimensions)]
+
+
+def _repeated(eqn: Any, value: Deferred, dimensions: tuple[int, ...]) -> Any:
+    """What has a meaning in its last axes, with others in front."""
+    ahead = len(_shape(eqn)) - len(value.shape)
+    own = 2 - isinstance(value.meaning, RootDiagonal)
+    if ahead < 0 or dimensions != tuple(range(ahead, ahead + len(value.shape))):
+        return None
+    if _shape(eqn)[-own:] != value.shape[-own:]:
+        return None
+    if not isinstance(value.meaning, TriangleMask | Root | RootDiagonal | Inverse):
+        return None
+    return [Deferred(Equation(eqn, [value]), value.meaning)]
 
 
 def _moved(method: Callable[[Any, Tensor], Tensor], place: Callable[[Any, Any, int], int]) -> Any:
@@ -83,13 +99,27 @@ def _transpose(run: Run, eqn: Any, value: Any) -> Any:
     permutation = eqn.params["permutation"]
     if isinstance(value, Tensor):
         return [value.transpose(permutation)]
-    meaning = value.meaning
-    swaps = permutation == (1, 0)
+    meaning, rank = value.meaning, len(permutation)
+    swaps = tuple(permutation) == (*range(rank - 2), rank - 1, rank - 2)
     if isinstance(meaning, Root) and swaps:
         return [Deferred(Equation(eqn, [value]), meaning.transpose())]
     if isinstance(meaning, Inverse) and swaps:
         return [value]
     return whitened_moved(eqn, value, permutation.index)
+
+
+def _rev(run: Run, eqn: Any, value: Any) -> Any:
+    dimensions, rank = eqn.params["dimensions"], len(_shape(eqn))
+    if isinstance(value, Tensor):
+        return [value.reverse(dimensions)] if value.has_structure else None
+    meaning = value.meaning
+    if not isinstance(meaning, Root) or {*dimensions} != {rank - 2, rank - 1}:
+        return None
+    turned = meaning.matrix.reverse([len(meaning.matrix.groups) - k for k in (2, 1)])
+    op = asked(operator_of, turned, definite=True)
+    triangle = other_triangle(meaning.triangle)
+    root = replace(meaning, op=op, matrix=turned, triangle=triangle)
+    return [Deferred(Equation(eqn, [value]), root)]
 
 
 def _same(run: Run, eqn: Any, value: Any) -> Any:
@@ -175,11 +205,11 @@ def _shape(eqn: Any) -> tuple[int, ...]:
 
 
 def _is_identity(value: Any) -> bool:
-    """Whether it is the identity matrix itself."""
-    if not isinstance(value, Tensor) or len(value.groups) != 2 or len(value.terms) != 1:
+    """Whether it is the identity matrix itself, or a batch of them."""
+    if not isinstance(value, Tensor) or len(value.groups) < 2 or len(value.terms) != 1:
         return False
-    (term,) = value.terms
-    pairs = set(zip(value.axes_of(0), value.axes_of(1), strict=False))
+    (term,), last = value.terms, len(value.groups) - 1
+    pairs = set(zip(value.axes_of(last - 1), value.axes_of(last), strict=False))
     return all(p.array is None for p in term) and {tuple(sorted(p.axes)) for p in term} == pairs
 
 
@@ -289,42 +319,45 @@ def _reduce_sum(run: Run, eqn: Any, value: Any) -> Any:
 
 
 def _summed_mask(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
-    of = value.meaning.of
+    of, rank = value.meaning.of, len(value.shape)
+    if not {*axes} <= {rank - 2, rank - 1}:
+        return None
     if isinstance(of, Root):
-        if len(axes) != 1:
-            return None
-        return [Deferred(Equation(eqn, [value]), RootDiagonal(of))]
-    return [
-        _diagonal_of_inverse(run, of) if len(axes) == 1 else _diagonal_of_inverse(run, of).sum()
-    ]
+        return [Deferred(Equation(eqn, [value]), RootDiagonal(of))] if len(axes) == 1 else None
+    diagonal = _diagonal_of_inverse(run, of)
+    return [jnp.broadcast_to(diagonal if len(axes) == 1 else diagonal.sum(-1), _shape(eqn))]
 
 
 def _diagonal_of_inverse(run: Run, of: Inverse) -> Any:
-    found = asked(inverse_diagonal, of.op).reshape(-1)
+    found = asked(inverse_diagonal, of.op)
     run.log.note(run.here, describe(of.matrix), "kx.inverse_diagonal", 0.0, 0.0)
-    return found
+    return found.reshape(*of.op.batch_shape, -1)
 
 
 def _gather(run: Run, eqn: Any, value: Any, indices: Any) -> Any:
     """The diagonal, where the indices are known and are those of one."""
     numbers = eqn.params["dimension_numbers"]
-    if isinstance(indices, Tensor | Deferred) or not is_concrete(indices):
+    if not isinstance(value, Deferred | Tensor) or isinstance(indices, Tensor | Deferred):
         return None
-    n = value.shape[-1]
+    rank, n = len(value.shape), value.shape[-1]
+    both = (rank - 2, rank - 1)
     if (
-        value.shape != (n, n)
-        or tuple(numbers.collapsed_slice_dims) != (0, 1)
-        or tuple(numbers.start_index_map) != (0, 1)
+        not is_concrete(indices)
+        or value.shape[-2:] != (n, n)
+        or tuple(numbers.collapsed_slice_dims) != both
+        or tuple(numbers.start_index_map) != both
+        or tuple(numbers.offset_dims) != tuple(range(rank - 2))
         or not np.array_equal(np.asarray(indices), np.stack([np.arange(n)] * 2, -1))
     ):
         return None
     if isinstance(value, Tensor):
-        both = [(value, "ij"), (identity(n, value.dtype), "ij")]
-        return [settled(contract(both, "i"))]
+        batch = [("batch", k) for k in range(rank - 2)]
+        pair = [(value, [*batch, "i", "j"]), (identity(n, value.dtype), ["i", "j"])]
+        return [settled(contract(pair, [*batch, "i"]))]
     if isinstance(value.meaning, Root):
         return [Deferred(Equation(eqn, [value, indices]), RootDiagonal(value.meaning))]
     if isinstance(value.meaning, Inverse):
-        return [_diagonal_of_inverse(run, value.meaning)]
+        return [jnp.broadcast_to(_diagonal_of_inverse(run, value.meaning), _shape(eqn))]
     return None
 
 
@@ -351,15 +384,10 @@ def _labels(eqn: Any, first: Any, second: Any) -> _Labels:
 
 def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     deferred = [v.meaning if isinstance(v, Deferred) else None for v in (first, second)]
-    if any(isinstance(m, Whitened) for m in deferred):
+    if all(isinstance(m, Whitened) for m in deferred):
         return whitened_product(run, eqn, first, second)
-    if any(isinstance(m, Inverse) for m in deferred):
-        return inverse_times(run, eqn, first, second)
-    one, two = deferred
-    if isinstance(one, Root) and isinstance(two, Root):
-        return root_times_root(eqn, one, two)
     if any(deferred):
-        return None
+        return deferred_times(run, eqn, first, second)
     tensors = [v if isinstance(v, Tensor) else lift(v) for v in (first, second)]
     labels = _labels(eqn, *tensors)
     begins = not set(labels.left) & set(labels.right) and min(len(t.groups) for t in tensors) > 1
@@ -379,15 +407,31 @@ def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     return [result if begins else settled(result)]
 
 
+def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
+    if dynamic or eqn.params["dimensions"] is not None:
+        return None
+    if not isinstance(value, Tensor):
+        if not isinstance(value.meaning, Whitened):
+            ahead = len(_shape(eqn)) - len(value.shape)
+            if _shape(eqn) != (*(1,) * ahead, *value.shape):
+                return None
+            return _repeated(eqn, value, tuple(range(ahead, len(_shape(eqn)))))
+        return whitened_moved(eqn, value, lambda axis: _reshaped(eqn, value, axis))
+    result = value.reshape(eqn.params["new_sizes"])
+    if result.is_product and not value.is_product:
+        run.log.note(run.here, describe(result), "kept as its factors", 0.0, 0.0)
+    return [result]
+
+
 TENSOR_RULES: dict[str, Any] = {
     "iota": _iota,
     "broadcast_in_dim": _broadcast_in_dim,
     "transpose": _transpose,
-    "reshape": None,
+    "rev": _rev,
+    "reshape": _reshape,
     "squeeze": _moved(lambda eqn, t: t.reshape(_shape(eqn)), _squeezed),
     "copy": _same,
     "copy_p": _same,
-    "optimization_barrier": None,
     "stop_gradient": _stop_gradient,
     "convert_element_type": _convert,
     "neg": _negative,
@@ -405,18 +449,3 @@ TENSOR_RULES: dict[str, Any] = {
     "pad": _pad,
     "dot_general": _dot_general,
 }
-
-
-def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
-    if dynamic or eqn.params["dimensions"] is not None:
-        return None
-    if not isinstance(value, Tensor):
-        return whitened_moved(eqn, value, lambda axis: _reshaped(eqn, value, axis))
-    result = value.reshape(eqn.params["new_sizes"])
-    if result.is_product and not value.is_product:
-        run.log.note(run.here, describe(result), "kept as its factors", 0.0, 0.0)
-    return [result]
-
-
-TENSOR_RULES["reshape"] = _reshape
-del TENSOR_RULES["optimization_barrier"]

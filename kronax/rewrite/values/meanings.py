@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxtyping import Array
 
-from kronax.rewrite.matrices import Operator
-from kronax.rewrite.tensors import Tensor
+from kronax.rewrite.values.matrices import Operator
+from kronax.rewrite.values.tensors import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,29 +31,39 @@ class TriangleMask:
 
 @dataclass(frozen=True, eq=False)
 class Root:
-    """The Cholesky factor `L` of a matrix, or its transpose, where it is no product.
+    """`G`, `Gᵀ`, `G⁻¹` or `G⁻ᵀ` of a triangular `G` with `G Gᵀ = S`, where it is no product.
 
-    Nothing of `L` itself is ever computed: what does not depend on its rotation is found from
-    `op`.
+    Nothing of `G` itself is ever computed: what does not depend on its rotation is found from
+    `op`, which is `S`.
+
+    Args:
+        triangle: where the entries of this one of the four are.
     """
 
     op: Operator
     matrix: Tensor
+    triangle: str
     transposed: bool = False
+    inverted: bool = False
 
     def transpose(self) -> "Root":
-        """`Lᵀ` of `L`, and the other way round."""
-        return dataclasses.replace(self, transposed=not self.transposed)
+        """The transpose."""
+        triangle = "upper" if self.triangle == "lower" else "lower"
+        return dataclasses.replace(self, transposed=not self.transposed, triangle=triangle)
+
+    def inverse(self) -> "Root":
+        """The inverse."""
+        return dataclasses.replace(self, inverted=not self.inverted)
 
     @property
-    def triangle(self) -> str:
-        """Where its entries are."""
-        return "upper" if self.transposed else "lower"
+    def whitens(self) -> bool:
+        """Whether it is `Gᵀ` or `G⁻¹`, so that the rotation of `G` acts on what it gives."""
+        return self.transposed != self.inverted
 
 
 @dataclass(frozen=True, eq=False)
 class RootDiagonal:
-    """The diagonal of `L`, or its logarithm."""
+    """The diagonal of a root, or its logarithm."""
 
     root: Root
     log: bool = False
@@ -61,11 +71,17 @@ class RootDiagonal:
 
 @dataclass(frozen=True, eq=False)
 class Whitened:
-    """`L⁻¹ b` along one axis, or the squares of its entries."""
+    """`G⁻¹ b` or `Gᵀ b`, or the squares of its entries.
+
+    Args:
+        root: `G⁻¹` or `Gᵀ`.
+        vectors: `b`, in the shape of the result.
+        axes: those of the batch of the matrix, and last that of the vectors.
+    """
 
     root: Root
     vectors: Array
-    axis: int
+    axes: tuple[int, ...]
     squared: bool = False
 
 
