@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from kronax.linalg.functions.logdet import logdet
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.rewrite.interpreter import Run
-from kronax.rewrite.values.matrices import operator_of
 from kronax.rewrite.roots import asked, note_solve
+from kronax.rewrite.values.matrices import operator_of
 from kronax.rewrite.values.tensors import Tensor
 
 
@@ -19,7 +19,7 @@ def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
     matrix = values[0]
     if len(values) != 1 or not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    if str(eqn.params["jaxpr"]) != _reference(matrix.shape, matrix.dtype):
+    if str(eqn.params["jaxpr"]) not in _references(matrix.shape, matrix.dtype):
         return None
     op = asked(operator_of, matrix)
     value = asked(logdet, op)
@@ -36,10 +36,18 @@ def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _reference(shape: tuple[int, ...], dtype: Any) -> str:
-    """The program of JAX's own function of that name."""
-    closed = jax.make_jaxpr(jnp.linalg.slogdet)(jax.ShapeDtypeStruct(shape, dtype))
-    return str(closed.jaxpr.eqns[0].params["jaxpr"]) if len(closed.jaxpr.eqns) == 1 else ""
+def _references(shape: tuple[int, ...], dtype: Any) -> tuple[str, ...]:
+    """The programs of JAX's own function of that name, for a batch and mapped over one."""
+    mapped: Any = jnp.linalg.slogdet
+    found = []
+    for function in (jnp.linalg.slogdet, None)[: len(shape) - 1]:
+        if function is None:
+            for _ in shape[:-2]:
+                mapped = jax.vmap(mapped)
+        closed = jax.make_jaxpr(function or mapped)(jax.ShapeDtypeStruct(shape, dtype))
+        if len(closed.jaxpr.eqns) == 1:
+            found.append(str(closed.jaxpr.eqns[0].params["jaxpr"]))
+    return tuple(found)
 
 
 CALL_RULES: dict[str, Any] = {"call:slogdet": _slogdet}

@@ -224,9 +224,10 @@ def whitened_product(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     if (one.axes[-1],) != tuple(left) or (two.axes[-1],) != tuple(right):
         return None
     pairs = set(zip(left_batch, right_batch, strict=True))
-    if one.root.op.batch_shape and not set(zip(one.axes, two.axes, strict=True)) - {
-        (one.axes[-1], two.axes[-1])
-    } <= pairs:
+    if (
+        one.root.op.batch_shape
+        and not set(zip(one.axes, two.axes, strict=True)) - {(one.axes[-1], two.axes[-1])} <= pairs
+    ):
         return None
     if one.root.inverted != two.root.inverted:
         return bind(eqn, [one.vectors, two.vectors])
@@ -282,6 +283,11 @@ def _root_times_root(eqn: Any, values: list[Deferred]) -> Any:
         v.meaning.transpose() if side.transposed else v.meaning
         for v, side in zip(values, sides, strict=True)  # type: ignore[union-attr]
     )
+    return sandwich(eqn, values, left, right)
+
+
+def sandwich(eqn: Any, values: list[Any], left: Root, right: Root) -> Any:
+    """`left rightᵀ`, where that does not depend on the rotation."""
     if left.op is not right.op or left.whitens or left.inverted != right.inverted:
         return None
     if left.transposed != right.transposed:

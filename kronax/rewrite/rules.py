@@ -10,8 +10,17 @@ import numpy as np
 from jax import lax
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.rewrite.interpreter import Deferred, Equation, Run, is_number, settled
+from kronax.rewrite.masks import MASK_RULES, is_identity, summed_mask
+from kronax.rewrite.roots import (
+    asked,
+    deferred_times,
+    summed,
+    whitened_arithmetic,
+    whitened_moved,
+    whitened_product,
+)
+from kronax.rewrite.values.algebra import add, contract, multiply
 from kronax.rewrite.values.matrices import describe, operator_of
 from kronax.rewrite.values.meanings import (
     Index,
@@ -22,26 +31,10 @@ from kronax.rewrite.values.meanings import (
     TriangleMask,
     Whitened,
 )
-from kronax.rewrite.roots import (
-    asked,
-    deferred_times,
-    summed,
-    whitened_arithmetic,
-    whitened_moved,
-    whitened_product,
-)
-from kronax.rewrite.values.algebra import add, contract, multiply
-from kronax.rewrite.values.tensors import Tensor, Unstructured, identity, lift, other_triangle
+from kronax.rewrite.values.tensors import Tensor, Unstructured, lift, other_triangle
 
 # Asked also where no value has structure yet: products begin here.
 STARTERS = frozenset({"iota", "broadcast_in_dim", "dot_general", "cond", "scan", "while"})
-
-
-def _iota(run: Run, eqn: Any) -> Any:
-    shape = eqn.params["shape"]
-    if len(shape) != 2 or shape[0] != shape[1]:
-        return None
-    return [Deferred(Equation(eqn, []), Index(eqn.params["dimension"]))]
 
 
 def _broadcast_in_dim(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
@@ -69,22 +62,28 @@ def _repeated(eqn: Any, value: Deferred, dimensions: tuple[int, ...]) -> Any:
     return [Deferred(Equation(eqn, [value]), value.meaning)]
 
 
-def _moved(method: Callable[[Any, Tensor], Tensor], place: Callable[[Any, Any, int], int]) -> Any:
-    """A rule of what moves axes alone; `place` says where an axis of whitened vectors goes."""
-
-    def rule(run: Run, eqn: Any, value: Any, *rest: Any) -> Any:
-        if rest:
-            return None
-        if isinstance(value, Tensor):
-            return [method(eqn, value)]
-        return whitened_moved(eqn, value, lambda axis: place(eqn, value, axis))
-
-    return rule
-
-
-def _squeezed(eqn: Any, value: Any, axis: int) -> int:
+def _squeeze(run: Run, eqn: Any, value: Any) -> Any:
     gone = eqn.params["dimensions"]
-    return axis - sum(d < axis for d in gone)
+    if isinstance(value, Tensor):
+        return [value.reshape(_shape(eqn))]
+    if isinstance(value.meaning, Whitened):
+        return whitened_moved(eqn, value, lambda axis: axis - sum(d < axis for d in gone))
+    return _same_matrix(eqn, value)
+
+
+def _same_matrix(eqn: Any, value: Deferred) -> Any:
+    """What has a meaning in its last axes, of which the batch is reshaped."""
+    shape, meaning = _shape(eqn), value.meaning
+    if shape[-2:] != value.shape[-2:]:
+        return None
+    ahead = len(shape) - len(value.shape)
+    if ahead >= 0 and shape == (*(1,) * ahead, *value.shape):
+        return _repeated(eqn, value, tuple(range(ahead, len(shape))))
+    if not isinstance(meaning, Root):
+        return None
+    matrix = meaning.matrix
+    places = range(len(value.shape) - len(matrix.groups), len(value.shape))
+    return [_root_of(eqn, value, meaning, matrix.broadcast(value.shape, places).reshape(shape))]
 
 
 def _reshaped(eqn: Any, value: Any, axis: int) -> int:
@@ -116,10 +115,14 @@ def _rev(run: Run, eqn: Any, value: Any) -> Any:
     if not isinstance(meaning, Root) or {*dimensions} != {rank - 2, rank - 1}:
         return None
     turned = meaning.matrix.reverse([len(meaning.matrix.groups) - k for k in (2, 1)])
-    op = asked(operator_of, turned, definite=True)
-    triangle = other_triangle(meaning.triangle)
-    root = replace(meaning, op=op, matrix=turned, triangle=triangle)
-    return [Deferred(Equation(eqn, [value]), root)]
+    root = replace(meaning, triangle=other_triangle(meaning.triangle))
+    return [_root_of(eqn, value, root, turned)]
+
+
+def _root_of(eqn: Any, value: Deferred, root: Root, matrix: Tensor) -> Deferred:
+    """The same root of the matrix in another shape."""
+    op = asked(operator_of, matrix, definite=True)
+    return Deferred(Equation(eqn, [value]), replace(root, op=op, matrix=matrix))
 
 
 def _same(run: Run, eqn: Any, value: Any) -> Any:
@@ -195,22 +198,13 @@ def _mul_deferred(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     for value, other in ((first, second), (second, first)):
         if not isinstance(value, Deferred):
             continue
-        if isinstance(value.meaning, Root | Inverse) and _is_identity(other):
+        if isinstance(value.meaning, Root | Inverse) and is_identity(other):
             return [Deferred(Equation(eqn, [first, second]), Masked(value.meaning))]
     return whitened_arithmetic(run, eqn, first, second)
 
 
 def _shape(eqn: Any) -> tuple[int, ...]:
     return eqn.outvars[0].aval.shape
-
-
-def _is_identity(value: Any) -> bool:
-    """Whether it is the identity matrix itself, or a batch of them."""
-    if not isinstance(value, Tensor) or len(value.groups) < 2 or len(value.terms) != 1:
-        return False
-    (term,), last = value.terms, len(value.groups) - 1
-    pairs = set(zip(value.axes_of(last - 1), value.axes_of(last), strict=False))
-    return all(p.array is None for p in term) and {tuple(sorted(p.axes)) for p in term} == pairs
 
 
 def _div(run: Run, eqn: Any, first: Any, second: Any) -> Any:
@@ -236,75 +230,18 @@ def _add(sign: int) -> Callable[..., Any]:
             return None
         if not (first.has_structure and second.has_structure):
             return None
-        if first.shape != second.shape or not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.floating):
             return None
         return [add(first, second if sign > 0 else second.scaled(np.asarray(-1, dtype)), dtype)]
 
     return rule
 
 
-def _compare(run: Run, eqn: Any, first: Any, second: Any) -> Any:
-    rows, columns = (v.meaning if isinstance(v, Deferred) else None for v in (first, second))
-    if not (isinstance(rows, Index) and isinstance(columns, Index)):
-        return None
-    name, shape = eqn.primitive.name, _shape(eqn)
-    dims = (rows.dimension, columns.dimension)
-    if rows.offset != columns.offset or set(dims) != {0, 1}:
-        return None
-    if name == "eq":
-        return [identity(shape[0], jnp.bool_)]
-    lower = (name == "ge") == (dims == (0, 1))
-    mask = TriangleMask("lower" if lower else "upper")
-    return [Deferred(Equation(eqn, [first, second]), mask)]
-
-
-def _select_n(run: Run, eqn: Any, which: Any, *cases: Any) -> Any:
-    """Of an identity mask its diagonal, of a triangular mask what is triangular already."""
-    if len(cases) != 2 or not _is_zero(cases[0]):
-        return None
-    case = cases[1]
-    mask = _triangle(which)
-    if mask is not None:
-        if isinstance(case, Deferred):
-            if not isinstance(case.meaning, Root) or case.meaning.triangle != mask:
-                return None
-            # Formed, it needs the mask: the primitive leaves anything in the other triangle.
-            return [Deferred(Equation(eqn, [which, *cases]), case.meaning)]
-        return [case] if getattr(case, "triangle", None) == mask else None
-    if not _is_identity(which):
-        return None
-    if isinstance(case, Deferred):
-        if isinstance(case.meaning, Root | Inverse):
-            return [Deferred(Equation(eqn, [which, *cases]), Masked(case.meaning))]
-        return None
-    tensor = case if isinstance(case, Tensor) else lift(case)
-    return [multiply(which.cast(tensor.dtype), tensor, tensor.dtype)]
-
-
-def _is_zero(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_zero
-    return not isinstance(value, Deferred) and is_concrete(value) and not np.asarray(value).any()
-
-
-def _triangle(which: Any) -> str | None:
-    """Which triangle a mask keeps, from its equation or from its values."""
-    if isinstance(which, Deferred):
-        return which.meaning.kept if isinstance(which.meaning, TriangleMask) else None
-    if isinstance(which, Tensor) or not is_concrete(which) or jnp.ndim(which) != 2:
-        return None
-    values = np.asarray(which)
-    for kept, of in (("lower", np.tril), ("upper", np.triu)):
-        if np.array_equal(values, of(np.ones(values.shape, bool))):
-            return kept
-    return None
-
-
 def _reduce_sum(run: Run, eqn: Any, value: Any) -> Any:
     axes = tuple(eqn.params["axes"])
     if isinstance(value, Deferred):
         if isinstance(value.meaning, Masked):
-            return _summed_mask(run, eqn, value, axes)
+            return summed_mask(run, eqn, value, axes)
         return summed(run, eqn, value, axes)
     if not axes:
         return [value]
@@ -316,49 +253,6 @@ def _reduce_sum(run: Run, eqn: Any, value: Any) -> Any:
         cost = prod(value.shape)
         run.log.note(run.here, describe(value), "factor by factor", cost, sum(value.sizes))
     return [result]
-
-
-def _summed_mask(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
-    of, rank = value.meaning.of, len(value.shape)
-    if not {*axes} <= {rank - 2, rank - 1}:
-        return None
-    if isinstance(of, Root):
-        return [Deferred(Equation(eqn, [value]), RootDiagonal(of))] if len(axes) == 1 else None
-    diagonal = _diagonal_of_inverse(run, of)
-    return [jnp.broadcast_to(diagonal if len(axes) == 1 else diagonal.sum(-1), _shape(eqn))]
-
-
-def _diagonal_of_inverse(run: Run, of: Inverse) -> Any:
-    found = asked(inverse_diagonal, of.op)
-    run.log.note(run.here, describe(of.matrix), "kx.inverse_diagonal", 0.0, 0.0)
-    return found.reshape(*of.op.batch_shape, -1)
-
-
-def _gather(run: Run, eqn: Any, value: Any, indices: Any) -> Any:
-    """The diagonal, where the indices are known and are those of one."""
-    numbers = eqn.params["dimension_numbers"]
-    if not isinstance(value, Deferred | Tensor) or isinstance(indices, Tensor | Deferred):
-        return None
-    rank, n = len(value.shape), value.shape[-1]
-    both = (rank - 2, rank - 1)
-    if (
-        not is_concrete(indices)
-        or value.shape[-2:] != (n, n)
-        or tuple(numbers.collapsed_slice_dims) != both
-        or tuple(numbers.start_index_map) != both
-        or tuple(numbers.offset_dims) != tuple(range(rank - 2))
-        or not np.array_equal(np.asarray(indices), np.stack([np.arange(n)] * 2, -1))
-    ):
-        return None
-    if isinstance(value, Tensor):
-        batch = [("batch", k) for k in range(rank - 2)]
-        pair = [(value, [*batch, "i", "j"]), (identity(n, value.dtype), ["i", "j"])]
-        return [settled(contract(pair, [*batch, "i"]))]
-    if isinstance(value.meaning, Root):
-        return [Deferred(Equation(eqn, [value, indices]), RootDiagonal(value.meaning))]
-    if isinstance(value.meaning, Inverse):
-        return [jnp.broadcast_to(_diagonal_of_inverse(run, value.meaning), _shape(eqn))]
-    return None
 
 
 def _pad(run: Run, eqn: Any, value: Any, fill: Any) -> Any:
@@ -412,10 +306,7 @@ def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
         return None
     if not isinstance(value, Tensor):
         if not isinstance(value.meaning, Whitened):
-            ahead = len(_shape(eqn)) - len(value.shape)
-            if _shape(eqn) != (*(1,) * ahead, *value.shape):
-                return None
-            return _repeated(eqn, value, tuple(range(ahead, len(_shape(eqn)))))
+            return _same_matrix(eqn, value)
         return whitened_moved(eqn, value, lambda axis: _reshaped(eqn, value, axis))
     result = value.reshape(eqn.params["new_sizes"])
     if result.is_product and not value.is_product:
@@ -424,12 +315,12 @@ def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
 
 
 TENSOR_RULES: dict[str, Any] = {
-    "iota": _iota,
+    **MASK_RULES,
     "broadcast_in_dim": _broadcast_in_dim,
     "transpose": _transpose,
     "rev": _rev,
     "reshape": _reshape,
-    "squeeze": _moved(lambda eqn, t: t.reshape(_shape(eqn)), _squeezed),
+    "squeeze": _squeeze,
     "copy": _same,
     "copy_p": _same,
     "stop_gradient": _stop_gradient,
@@ -440,12 +331,7 @@ TENSOR_RULES: dict[str, Any] = {
     "add": _add(1),
     "add_any": _add(1),
     "sub": _add(-1),
-    "eq": _compare,
-    "ge": _compare,
-    "le": _compare,
-    "select_n": _select_n,
     "reduce_sum": _reduce_sum,
-    "gather": _gather,
     "pad": _pad,
     "dot_general": _dot_general,
 }

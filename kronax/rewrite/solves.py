@@ -10,6 +10,9 @@ from jaxtyping import Array
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
+from kronax.rewrite.masks import is_identity
+from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
+from kronax.rewrite.values.algebra import contract
 from kronax.rewrite.values.matrices import (
     Operator,
     operator_of,
@@ -18,9 +21,6 @@ from kronax.rewrite.values.matrices import (
     triangular_of,
 )
 from kronax.rewrite.values.meanings import Inverse, Lu, Root
-from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted
-from kronax.rewrite.rules import _is_identity
-from kronax.rewrite.values.algebra import contract
 from kronax.rewrite.values.tensors import Tensor, Unstructured, other_triangle
 
 
@@ -60,18 +60,23 @@ def _triangular_solve(run: Run, eqn: Any, matrix: Any, b: Any) -> Any:
         root = matrix.meaning
         if not isinstance(root, Root) or root.triangle != triangle:
             return None
-        if _is_identity(b):
+        if is_identity(b):
             inverse = root.transpose().inverse() if params["transpose_a"] else root.inverse()
             return [Deferred(Equation(eqn, [matrix, b]), inverse)]
         way = (root.transpose() if transposed else root).inverse()
+        other = b.meaning if isinstance(b, Deferred) else None
+        if isinstance(other, Root):
+            on_left = params["left_side"]
+            pair = (way, other.transpose()) if on_left else (other, way)
+            return sandwich(eqn, [matrix, b], *pair)
         result = rooted(run, eqn, [matrix, b], way, b, axes)
         return None if result is None else [result]
-    if not isinstance(matrix, Tensor) or not matrix.is_product or matrix.triangle != triangle:
+    if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    op = asked(triangular_of, matrix)
+    op = asked(triangular_of, matrix, triangle)
     note_solve(run, matrix, op, "a triangular solve per axis")
     result = _solved(run, matrix, op, b, axes, transposed)
-    if not isinstance(result, Tensor) or not _is_identity(b):
+    if not isinstance(result, Tensor) or not is_identity(b):
         return [result]
     kept = other_triangle(triangle) if params["transpose_a"] else triangle
     return [replace(result, triangle=kept)]
@@ -79,7 +84,7 @@ def _triangular_solve(run: Run, eqn: Any, matrix: Any, b: Any) -> Any:
 
 def _solved(run: Run, matrix: Tensor, op: Operator, b: Any, axes: Any, transposed: bool) -> Any:
     """`op⁻¹ b` along the last of `axes`, of vectors or of another product."""
-    if isinstance(b, Tensor) and (b.is_product or _is_identity(b)) and isinstance(op, Kronecker):
+    if isinstance(b, Tensor) and (b.is_product or is_identity(b)) and isinstance(op, Kronecker):
         inverse = per_factor(matrix, op, jnp.linalg.inv)
         labels: list[Any] = list(range(len(b.groups)))
         out = ["new" if k == axes[-1] else k for k in labels]
@@ -112,7 +117,7 @@ def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
         return None
     op = asked(operator_of, matrix, definite=definite)
     rank = len(matrix.groups)
-    if _is_identity(b) and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
+    if is_identity(b) and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
         turned = transposed != (axes[-1] == rank - 1)
         return [_inverse(run, eqn, list(values), matrix, op, turned)]
     columns = prod(b.shape) // prod(b.shape[a] for a in axes)

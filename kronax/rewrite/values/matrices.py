@@ -294,9 +294,7 @@ def per_factor(tensor: Tensor, op: Kronecker, function: Callable[[Array], Array]
     return Tensor(groups, (tuple(parts),), tensor.dtype)
 
 
-def along(
-    function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequence[int]
-) -> Array:
+def along(function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequence[int]) -> Array:
     """A function of vectors on the grid of `op`, along the last of `axes`; the others are its batch."""
     places = range(-len(axes), 0)
     vectors = jnp.moveaxis(b, axes, places)
@@ -309,18 +307,30 @@ def solved_along(op: Operator, b: Array, axes: Sequence[int], transpose: bool = 
     return along(lambda vectors: solve(op.T if transpose else op, vectors), op, b, axes)
 
 
-def triangular_of(tensor: Tensor) -> Kronecker:
-    """A triangular tensor as a product of triangular factors."""
+def triangular_of(tensor: Tensor, triangle: str) -> Kronecker:
+    """A triangular tensor as a product of triangular factors; of a traced one that is not, NaN.
+
+    Raises:
+        Unstructured: if it is none.
+    """
     op = operator_of(tensor)
     if not isinstance(op, Kronecker):
         raise Unstructured("a triangular matrix that is no product")
-    lower = tensor.triangle == "lower"
-    return Kronecker(
-        *(
-            LowerTriangular(f.to_dense(), lower=lower) if isinstance(f, Dense) else f
-            for f in op.factors
-        )
-    )
+    known = tensor.triangle == triangle
+    lower = triangle == "lower"
+
+    def one(factor: AbstractFactor) -> AbstractFactor:
+        if not isinstance(factor, Dense):
+            return factor
+        kept = jnp.tril(factor.matrix) if lower else jnp.triu(factor.matrix)
+        if not known:
+            holds = jnp.all(kept == factor.matrix, axis=(-2, -1))
+            if is_concrete(holds) and not bool(jnp.all(holds)):
+                raise Unstructured("a factor that is not triangular")
+            kept = jnp.where(holds[..., None, None], kept, jnp.nan)
+        return LowerTriangular(kept, lower=lower)
+
+    return Kronecker(*map(one, op.factors))
 
 
 def cost_of(op: Operator) -> float:
