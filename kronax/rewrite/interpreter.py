@@ -27,6 +27,8 @@ CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
+# What acts on the world outside of the program although nobody uses its results.
+KEPT = ("numpyro_site",)
 # Those with derivative rules of their own, which stay the user's.
 WITH_RULES = ("custom_jvp_call", "custom_vjp_call")
 
@@ -61,6 +63,11 @@ class Deferred:
     def shape(self) -> tuple[int, ...]:
         """Of the array that it stands for."""
         return self.equation.eqn.outvars[self.index].aval.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Of the array that it stands for."""
+        return self.equation.eqn.outvars[self.index].aval.dtype
 
 
 Rule = Callable[..., list[Any] | None]
@@ -206,7 +213,7 @@ def _live(jaxpr: Any, wanted: Sequence[bool]) -> list[tuple[Any, list[bool]]]:
     kept = []
     for eqn in reversed(jaxpr.eqns):
         used = [v in needed for v in eqn.outvars]
-        if any(used) or eqn.effects:
+        if any(used) or eqn.effects or eqn.primitive.name in KEPT:
             kept.append((eqn, used))
             needed.update(v for v in eqn.invars if not isinstance(v, Literal))
     return kept[::-1]

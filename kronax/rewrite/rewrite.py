@@ -14,9 +14,11 @@ from kronax.rewrite.interpreter import Run
 from kronax.rewrite.loops import LOOP_RULES
 from kronax.rewrite.report import Log, Place
 from kronax.rewrite.rules import STARTERS, TENSOR_RULES
+from kronax.rewrite.sites import SITE, SITE_RULES, Capture, seen
 from kronax.rewrite.solves import SOLVE_RULES
 
-RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES}
+RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES, **SITE_RULES}
+ASKED_ALWAYS = STARTERS | {SITE.name}
 
 
 class Rewritten:
@@ -45,7 +47,8 @@ class Rewritten:
 
         def abstract(arrays: Any) -> Any:
             own_args, own_kwargs = eqx.combine(arrays, static)
-            result = self._run(log, own_args, own_kwargs)
+            with seen(log):
+                result = self._run(log, own_args, own_kwargs)
             return eqx.filter(result, _is_array)
 
         jax.eval_shape(abstract, dynamic)
@@ -58,13 +61,15 @@ class Rewritten:
 
         def flat(*arrays: Any) -> Any:
             own_args, own_kwargs = eqx.combine(jax.tree.unflatten(treedef, arrays), static)
-            results, others = eqx.partition(self.function(*own_args, **own_kwargs), _is_array)
+            with Capture():
+                returned = self.function(*own_args, **own_kwargs)
+            results, others = eqx.partition(returned, _is_array)
             rest[:] = [others, jax.tree.structure(results)]
             return jax.tree.leaves(results)
 
         closed = jax.make_jaxpr(flat)(*leaves)
         others, structure = rest
-        run = Run(log, RULES, STARTERS, self.same_draws)
+        run = Run(log, RULES, ASKED_ALWAYS, self.same_draws)
         results = run.evaluate(closed.jaxpr, closed.consts, leaves)
         arrays = [jnp.asarray(run.formed(value, _returned(self.function))) for value in results]
         return eqx.combine(jax.tree.unflatten(structure, arrays), others)
