@@ -7,14 +7,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kronax.rewrite.calls import CALL_RULES
 from kronax.rewrite.interpreter import Run
 from kronax.rewrite.loops import LOOP_RULES
 from kronax.rewrite.report import Log, Place
 from kronax.rewrite.rules import STARTERS, TENSOR_RULES
-from kronax.rewrite.sites import SITE, SITE_RULES, Capture, seen
+from kronax.rewrite.programs import Programs, is_array
+from kronax.rewrite.sites import SITE, SITE_RULES, seen
 from kronax.rewrite.solves import SOLVE_RULES
 
 RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES, **SITE_RULES}
@@ -27,6 +27,7 @@ class Rewritten:
     def __init__(self, function: Callable[..., Any], strict: bool, same_draws: bool):
         functools.update_wrapper(self, function, updated=())
         self.function, self.strict, self.same_draws = function, strict, same_draws
+        self.programs = Programs(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns."""
@@ -43,36 +44,23 @@ class Rewritten:
             **kwargs: the same.
         """
         log = Log(quiet=True)
-        dynamic, static = eqx.partition((args, kwargs), _is_array)
+        dynamic, static = eqx.partition((args, kwargs), is_array)
 
         def abstract(arrays: Any) -> Any:
             own_args, own_kwargs = eqx.combine(arrays, static)
-            with seen(log):
+            with seen():
                 result = self._run(log, own_args, own_kwargs)
-            return eqx.filter(result, _is_array)
+            return eqx.filter(result, is_array)
 
         jax.eval_shape(abstract, dynamic)
         return str(log)
 
     def _run(self, log: Log, args: Any, kwargs: Any) -> Any:
-        dynamic, static = eqx.partition((args, kwargs), _is_array)
-        leaves, treedef = jax.tree.flatten(dynamic)
-        rest: list[Any] = []
-
-        def flat(*arrays: Any) -> Any:
-            own_args, own_kwargs = eqx.combine(jax.tree.unflatten(treedef, arrays), static)
-            with Capture():
-                returned = self.function(*own_args, **own_kwargs)
-            results, others = eqx.partition(returned, _is_array)
-            rest[:] = [others, jax.tree.structure(results)]
-            return jax.tree.leaves(results)
-
-        closed = jax.make_jaxpr(flat)(*leaves)
-        others, structure = rest
+        program, leaves = self.programs.of(args, kwargs)
         run = Run(log, RULES, ASKED_ALWAYS, self.same_draws)
-        results = run.evaluate(closed.jaxpr, closed.consts, leaves)
-        arrays = [jnp.asarray(run.formed(value, _returned(self.function))) for value in results]
-        return eqx.combine(jax.tree.unflatten(structure, arrays), others)
+        results = run.evaluate(program.closed.jaxpr, program.closed.consts, leaves)
+        place = _returned(self.function)
+        return program.returned([jnp.asarray(run.formed(value, place)) for value in results])
 
 
 def rewrite(
@@ -120,7 +108,3 @@ def _returned(function: Callable[..., Any]) -> Place:
     if code is None:
         return Place(name, "<unknown>", 0)
     return Place(name, code.co_filename, code.co_firstlineno)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic)

@@ -20,7 +20,7 @@ from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
 from kronax.rewrite.interpreter import Deferred, Run
-from kronax.rewrite.report import Log, Place
+from kronax.rewrite.report import Place
 from kronax.rewrite.values.tensors import Tensor
 
 SITE = Primitive("numpyro_site")
@@ -262,8 +262,19 @@ def site_name(eqn: Any) -> Any:
     return jax.tree.unflatten(site.tree, site.leaves).get("name")
 
 
+def surroundings() -> tuple[Any, ...]:
+    """What the shapes of sites depend on, of the handlers that are active."""
+    found: list[Any] = []
+    for handler in _PYRO_STACK:
+        if isinstance(handler, numpyro.plate):
+            found.append((handler.name, handler.size, handler.dim, handler.subsample_size))
+        elif isinstance(handler, handlers.seed) and handler.rng_key is not None:
+            found.append(jax.typeof(handler.rng_key))
+    return tuple(found)
+
+
 @contextmanager
-def seen(log: Log) -> Iterator[None]:
+def seen() -> Iterator[None]:
     """Run a model for its shapes alone, hidden from the handlers outside, densities included."""
     with handlers.block(), handlers.trace() as sites, handlers.seed(rng_seed=0):
         yield
