@@ -165,8 +165,13 @@ class Run:
         why = None
         rule = self.rules.get(_called(eqn)) or self.rules.get(name)
         if rule is not None and (structured or name in self.starters):
+            # A product that was left apart goes on as its parts.
+            parts = [
+                v.meaning if isinstance(v, Deferred) and isinstance(v.meaning, Tensor) else v
+                for v in values
+            ]
             try:
-                results = rule(self, eqn, *values)
+                results = rule(self, eqn, *parts)
             except Unstructured as error:
                 why, results = str(error), None
             if results is not None and _fit(results, eqn):
@@ -231,7 +236,8 @@ def _in_context(eqn: Any) -> Any:
 
 def _called(eqn: Any) -> str:
     """The name of a library function that is called, which its rule has to verify."""
-    return f"call:{eqn.params.get('name')}" if eqn.primitive.name in ("jit", "pjit") else ""
+    named = eqn.primitive.name in ("jit", "pjit", "custom_jvp_call")
+    return f"call:{eqn.params.get('name')}" if named else ""
 
 
 def _is_from_library(closed: Any) -> bool:

@@ -96,6 +96,7 @@ def _triangle(which: Any) -> str | None:
 
 
 def summed_mask(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
+    """The diagonal of what an identity masks, or its trace."""
     of, rank = value.meaning.of, len(value.shape)
     if not {*axes} <= {rank - 2, rank - 1}:
         return None

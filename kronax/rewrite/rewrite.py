@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from kronax.rewrite.calls import CALL_RULES
 from kronax.rewrite.interpreter import Run
 from kronax.rewrite.loops import LOOP_RULES
+from kronax.rewrite.programs import Programs, is_array
 from kronax.rewrite.report import Log, Place
 from kronax.rewrite.rules import STARTERS, TENSOR_RULES
-from kronax.rewrite.programs import Programs, is_array
 from kronax.rewrite.sites import SITE, SITE_RULES, seen
 from kronax.rewrite.solves import SOLVE_RULES
 
@@ -85,9 +85,9 @@ def rewrite(
         function: of arrays or pytrees of them.
         strict: raise where a product would be formed.
         same_draws: whether `L @ ε` with a Cholesky factor `L` is to be the number of the dense
-            code. The factor of a product plus noise, or of a sum, is no product: with False another
-            root `R` of the same matrix, `R Rᵀ = L Lᵀ`, takes its place, without a dense array; draws
-            are then equal in distribution, and so are residuals `L⁻¹ y` that are handed out.
+            code. The factor of a product plus noise, or of a sum, is no product. With False another
+            root of the same matrix takes its place, `R Rᵀ = L Lᵀ`, without a dense array: draws are
+            equal in distribution then, and so are residuals `L⁻¹ y` that are handed out.
 
     Raises:
         DenseProductError: with `strict`, when it is called, naming the line.

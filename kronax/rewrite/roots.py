@@ -2,18 +2,24 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.linalg.functions.logdet import inv_quad, logdet
-from kronax.linalg.spectral.roots import apply_root
 from kronax.rewrite.interpreter import Deferred, Equation, Run, bind, is_number
 from kronax.rewrite.values.matrices import along, cost_of, describe, solved_along
-from kronax.rewrite.values.meanings import Inverse, Root, RootDiagonal, Whitened
+from kronax.rewrite.values.meanings import (
+    Inverse,
+    Root,
+    RootDiagonal,
+    RootSquares,
+    Whitened,
+    another_root_times,
+)
 from kronax.rewrite.values.tensors import Tensor, Unstructured
 
 
@@ -101,6 +107,8 @@ def squared(run: Run, eqn: Any, value: Any) -> Any:
     if eqn.params.get("y", 2) != 2 or not isinstance(value, Deferred):
         return None
     meaning = value.meaning
+    if isinstance(meaning, Root):
+        return [Deferred(Equation(eqn, [value]), RootSquares(meaning))]
     if not isinstance(meaning, Whitened) or meaning.squared:
         return None
     return [_squares(eqn, [value], meaning)]
@@ -127,6 +135,8 @@ def summed(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
         note_solve(run, root.matrix, root.op, "kx.logdet / 2")
         shape = eqn.outvars[0].aval.shape
         return [jnp.broadcast_to(total / (-2 if root.inverted else 2), shape)]
+    if isinstance(meaning, RootSquares):
+        return _summed_squares(run, eqn, value, meaning.root, axes)
     if not isinstance(meaning, Whitened):
         return None
     if not axes:
@@ -137,6 +147,16 @@ def summed(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
     forms = quadratic_forms(run, meaning)
     others = tuple(a - (a > along) for a in axes if a != along)
     return [jnp.sum(forms, axis=others) if others else forms]
+
+
+def _summed_squares(run: Run, eqn: Any, value: Deferred, root: Root, axes: Any) -> Any:
+    """The diagonal of `G Gᵀ`."""
+    if axes != (len(value.shape) - (2 if root.whitens else 1),):
+        return None
+    diagonal = asked(inverse_diagonal, root.op) if root.inverted else root.op.diagonal()
+    run.log.note(run.here, describe(root.matrix), "its diagonal", 0.0, 0.0)
+    flat = diagonal.reshape(*root.op.batch_shape, -1)
+    return [jnp.broadcast_to(flat, eqn.outvars[0].aval.shape)]
 
 
 def quadratic_forms(run: Run, whitened: Whitened) -> Array:
@@ -177,10 +197,9 @@ def rooted(run: Run, eqn: Any, values: list[Any], root: Root, b: Any, axes: Any)
 
 
 def coloured(run: Run, root: Root, b: Array, axes: tuple[int, ...]) -> Array:
-    """Vectors times another root of the same matrix, which is symmetric or a product with one."""
+    """Vectors times another root of the same matrix."""
     note_solve(run, root.matrix, root.op, "another root of it")
-    options = {"transposed": root.transposed, "inverted": root.inverted}
-    return asked(along, partial(apply_root, root.op, **options), root.op, b, axes)
+    return asked(another_root_times, root, b, axes)
 
 
 class Times(NamedTuple):

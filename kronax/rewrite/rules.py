@@ -20,7 +20,7 @@ from kronax.rewrite.roots import (
     whitened_moved,
     whitened_product,
 )
-from kronax.rewrite.values.algebra import add, contract, multiply
+from kronax.rewrite.values.algebra import add, apart, contract, multiply
 from kronax.rewrite.values.matrices import describe, operator_of
 from kronax.rewrite.values.meanings import (
     Index,
@@ -31,7 +31,7 @@ from kronax.rewrite.values.meanings import (
     TriangleMask,
     Whitened,
 )
-from kronax.rewrite.values.tensors import Tensor, Unstructured, lift, other_triangle
+from kronax.rewrite.values.tensors import LARGE, Tensor, Unstructured, lift, other_triangle
 
 # Asked also where no value has structure yet: products begin here.
 STARTERS = frozenset({"iota", "broadcast_in_dim", "dot_general", "cond", "scan", "while"})
@@ -156,7 +156,9 @@ def _convert(run: Run, eqn: Any, value: Any) -> Any:
 def _negative(run: Run, eqn: Any, value: Any) -> Any:
     if isinstance(value, Deferred):
         return whitened_arithmetic(run, eqn, value)
-    if not value.has_structure or not jnp.issubdtype(value.dtype, jnp.floating):
+    if not (value.has_structure or value.is_apart):
+        return None
+    if not jnp.issubdtype(value.dtype, jnp.floating):
         return None
     return [value.scaled(np.asarray(-1, value.dtype))]
 
@@ -228,7 +230,7 @@ def _add(sign: int) -> Callable[..., Any]:
             return whitened_arithmetic(run, eqn, first, second)
         if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
             return None
-        if not (first.has_structure and second.has_structure):
+        if not all(t.has_structure or t.is_apart for t in (first, second)):
             return None
         if not jnp.issubdtype(dtype, jnp.floating):
             return None
@@ -245,7 +247,7 @@ def _reduce_sum(run: Run, eqn: Any, value: Any) -> Any:
         return summed(run, eqn, value, axes)
     if not axes:
         return [value]
-    if not value.has_structure:
+    if not (value.has_structure or value.is_apart):
         return None
     kept = [k for k in range(len(value.groups)) if k not in axes]
     result = settled(contract([(value, range(len(value.groups)))], kept))
@@ -285,8 +287,8 @@ def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     tensors = [v if isinstance(v, Tensor) else lift(v) for v in (first, second)]
     labels = _labels(eqn, *tensors)
     begins = not set(labels.left) & set(labels.right) and min(len(t.groups) for t in tensors) > 1
-    if not (begins or any(t.has_structure for t in tensors)):
-        return None
+    if not (begins or any(t.has_structure or t.is_apart for t in tensors)):
+        return _apart(eqn, tensors, labels)
     options = {"precision": eqn.params["precision"]}
     pairs = [(tensors[0], labels.left), (tensors[1], labels.right)]
     result = contract(pairs, labels.result, **options)
@@ -312,6 +314,20 @@ def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
     if result.is_product and not value.is_product:
         run.log.note(run.here, describe(result), "kept as its factors", 0.0, 0.0)
     return [result]
+
+
+def _apart(eqn: Any, tensors: list[Tensor], labels: _Labels) -> Any:
+    """A large product of thin arrays, as gradients have: what is done with it may need no array."""
+    dtype, entries = eqn.outvars[0].aval.dtype, sum(prod(t.shape) for t in tensors)
+    batch = eqn.params["dimension_numbers"][1][0]
+    plain = all(len(t.terms) == 1 and not t.sums for t in tensors)
+    if batch or not plain or not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    if prod(_shape(eqn)) <= LARGE * entries:
+        return None
+    pairs = [(tensors[0], labels.left), (tensors[1], labels.right)]
+    whole = apart(pairs, labels.result, dtype)
+    return [Deferred(Equation(eqn, [t.dense for t in tensors]), whole)]
 
 
 TENSOR_RULES: dict[str, Any] = {

@@ -8,7 +8,7 @@ for `NUTS`, `SVI`, `Predictive` and every handler.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
 from kronax.rewrite.interpreter import Deferred, Run
 from kronax.rewrite.report import Place
-from kronax.rewrite.values.tensors import Tensor
 
 SITE = Primitive("numpyro_site")
 SITE.multiple_results = True
@@ -99,7 +98,7 @@ class RewrittenDistribution(Distribution):
     """
 
     pytree_aux_fields = ("held", "domain")
-    arg_constraints: dict[str, Any] = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, site: Site, run: Run, place: Place, values: list[Any], structured: Any):
         self.held = (site, run, place, values)

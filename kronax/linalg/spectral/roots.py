@@ -28,6 +28,8 @@ def apply_root(
     Args:
         op: if its noise is a product, that is positive definite.
         x: `(*batch, n_1, …, n_d)`; the batch broadcasts against that of `op`.
+        transposed: take the transpose of `R`.
+        inverted: take the inverse, of the transpose if both are asked for.
     """
     num_axes = len(op.grid_shape)
     batch = jnp.broadcast_shapes(op.batch_shape, x.shape[: x.ndim - num_axes])

@@ -60,7 +60,7 @@ def _cuts_to(own: Groups, wanted: Sequence[tuple[int, ...]]) -> list[tuple[int, 
 def multiply(first: Tensor, second: Tensor, dtype: Any) -> Tensor:
     """The elementwise product."""
     first, second = aligned(first, second)
-    terms = tuple((*a, *b) for a, b in itertools.product(first.terms, second.terms))
+    terms = tuple((*a, *_renamed(b, {})) for a, b in itertools.product(first.terms, second.terms))
     return _checked(Tensor(first.groups, terms, dtype))
 
 
@@ -125,7 +125,39 @@ def _labels(tensor: Tensor, labels: Sequence[Any]) -> dict[int, Any]:
 
 
 def _renamed(term: Term, names: Mapping[Any, Any]) -> Term:
-    return tuple(Part(part.array, tuple(names[axis] for axis in part.axes)) for part in term)
+    """A term with other names of its axes; those that are summed over get new ones."""
+    fresh: dict[Any, Any] = {}
+
+    def name(axis: Any) -> Any:
+        if axis in names:
+            return names[axis]
+        return axis if isinstance(axis, int) else fresh.setdefault(axis, object())
+
+    return tuple(Part(part.array, tuple(map(name, part.axes))) for part in term)
+
+
+def apart(
+    operands: Sequence[tuple[Tensor, Sequence[Any]]], result: Sequence[Any], dtype: Any
+) -> Tensor:
+    """`contract` of arrays as they were lifted, with the sums left for later."""
+    groups = {
+        label: group
+        for tensor, labels in operands
+        for label, group in zip(labels, tensor.groups, strict=True)
+    }
+    place: dict[Any, Any] = {}
+    for label in result:
+        if groups[label]:
+            place[label, 0] = len(place)
+    for label, group in groups.items():
+        if label not in result and group:
+            place[label, 0] = object()
+    terms = [
+        [Part(p.array, tuple(place[_labels(t, labels)[a]] for a in p.axes)) for p in t.terms[0]]
+        for t, labels in operands
+    ]
+    shape = tuple(groups[label] for label in result)
+    return Tensor(shape, (tuple(itertools.chain(*terms)),), dtype)
 
 
 def eliminated(

@@ -37,6 +37,8 @@ def operator_of(tensor: Tensor, *, definite: bool = False) -> Operator:
     """
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise Unstructured(f"entries of type {tensor.dtype}")
+    if tensor.sums:
+        raise Unstructured("a product that is still to be summed")
     axes = _grid_axes(tensor)
     if len(axes) < 2:
         raise Unstructured("nothing that is a product on the whole grid")
@@ -295,7 +297,10 @@ def per_factor(tensor: Tensor, op: Kronecker, function: Callable[[Array], Array]
 
 
 def along(function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequence[int]) -> Array:
-    """A function of vectors on the grid of `op`, along the last of `axes`; the others are its batch."""
+    """A function of vectors on the grid of `op`, along the last of `axes`.
+
+    The other axes are those of the batch of `op`; more may be anywhere.
+    """
     places = range(-len(axes), 0)
     vectors = jnp.moveaxis(b, axes, places)
     result = function(vectors.reshape(*vectors.shape[:-1], *op.grid_shape))

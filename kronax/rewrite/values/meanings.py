@@ -2,11 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array
 
-from kronax.rewrite.values.matrices import Operator
+from kronax.linalg.spectral.roots import apply_root
+from kronax.rewrite.values.matrices import Operator, along
 from kronax.rewrite.values.tensors import Tensor
 
 
@@ -70,6 +73,13 @@ class RootDiagonal:
 
 
 @dataclass(frozen=True, eq=False)
+class RootSquares:
+    """The squares of the entries of a root."""
+
+    root: Root
+
+
+@dataclass(frozen=True, eq=False)
 class Whitened:
     """`G⁻¹ b` or `Gᵀ b`, or the squares of its entries.
 
@@ -83,6 +93,17 @@ class Whitened:
     vectors: Array
     axes: tuple[int, ...]
     squared: bool = False
+
+    def by_another_root(self) -> Array:
+        """The same of another root of the matrix, which needs no dense array."""
+        array = another_root_times(self.root, self.vectors, self.axes)
+        return jnp.square(array) if self.squared else array
+
+
+def another_root_times(root: Root, vectors: Array, axes: tuple[int, ...]) -> Array:
+    """Vectors times another root `R` with `R Rᵀ = G Gᵀ`, or its transpose or inverse."""
+    options = {"transposed": root.transposed, "inverted": root.inverted}
+    return along(partial(apply_root, root.op, **options), root.op, vectors, axes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+# A product of parts is kept where the array has more than so many times their entries.
+LARGE = 4
+
 
 class Unstructured(Exception):
     """Something has no structured form, and why."""
@@ -40,7 +43,8 @@ class Tensor:
 
     Args:
         groups: per visible axis the sizes of its fine axes, none of them 1.
-        terms: the parts name fine axes by their position in all groups.
+        terms: the parts name fine axes by their position in all groups. An axis with another name
+            is summed over, where the array is needed.
         dtype: of the entries.
         triangle: "lower" or "upper" where a matrix is known to be triangular.
         symmetric_of: the matrix of which this is the symmetric part; equal to it if that matrix
@@ -85,6 +89,17 @@ class Tensor:
     @property
     def _has_parts(self) -> bool:
         return any(sum(bool(part.axes) for part in term) > 1 for term in self.terms)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether its parts have far fewer entries than the array."""
+        entries = sum(np.size(p.array) for term in self.terms for p in term if p.axes)
+        return self._has_parts and prod(self.shape) > LARGE * entries
+
+    @property
+    def sums(self) -> bool:
+        """Whether axes are still to be summed over."""
+        return any(not isinstance(a, int) for term in self.terms for p in term for a in p.axes)
 
     @property
     def is_zero(self) -> bool:
@@ -147,15 +162,19 @@ class Tensor:
             for k in range(len(self.groups))
         )
 
-        def places(axis: int) -> range:
-            return range(starts[axis], starts[axis + 1])
+        def places(axis: Any) -> Sequence[Any]:
+            whole = isinstance(axis, int)
+            return range(starts[axis], starts[axis + 1]) if whole else [axis]
 
         def one(part: Part) -> list[Part]:
             if part.array is None:
                 i, j = part.axes
                 return [Part(None, pair) for pair in zip(places(i), places(j), strict=True)]
             axes = tuple(itertools.chain(*(places(axis) for axis in part.axes)))
-            sizes = tuple(itertools.chain(*(cuts[axis] for axis in part.axes)))
+            own = zip(part.axes, jnp.shape(part.array), strict=True)
+            sizes = tuple(
+                itertools.chain(*(cuts[a] if isinstance(a, int) else (n,) for a, n in own))
+            )
             return [Part(jnp.reshape(part.array, sizes) if part.axes else part.array, axes)]
 
         terms = tuple(tuple(p for part in term for p in one(part)) for term in self.terms)
@@ -187,7 +206,7 @@ class Tensor:
         order = [axis for k in permutation for axis in self.axes_of(k)]
         place = {axis: new for new, axis in enumerate(order)}
         terms = tuple(
-            tuple(Part(part.array, tuple(place[a] for a in part.axes)) for part in term)
+            tuple(Part(part.array, tuple(place.get(a, a) for a in part.axes)) for part in term)
             for term in self.terms
         )
         groups = tuple(self.groups[k] for k in permutation)
@@ -230,7 +249,7 @@ class Tensor:
             for i, axis in enumerate(self.axes_of(k))
         }
         terms = tuple(
-            tuple(Part(part.array, tuple(place[a] for a in part.axes)) for part in term)
+            tuple(Part(part.array, tuple(place.get(a, a) for a in part.axes)) for part in term)
             for term in self.terms
         )
         return Tensor(tuple(groups), terms, self.dtype)
@@ -288,6 +307,8 @@ def regroup(fine: Sequence[int], targets: Sequence[int]) -> Groups:
 def _form(term: Term, sizes: tuple[int, ...], dtype: Any) -> Array:
     """One term over all fine axes, multiplied from left to right."""
     total: Any = None
+    if any(not isinstance(axis, int) for part in term for axis in part.axes):
+        term = (_summed(term, sizes, dtype),)
     for part in term:
         if part.array is None:
             i, j = sorted(part.axes)
@@ -300,3 +321,19 @@ def _form(term: Term, sizes: tuple[int, ...], dtype: Any) -> Array:
         wide = array.reshape([n if k in axes else 1 for k, n in enumerate(sizes)])
         total = wide if total is None else total * wide
     return jnp.broadcast_to(total, sizes)
+
+
+def _summed(term: Term, sizes: tuple[int, ...], dtype: Any) -> Part:
+    """A term as one part, summed over what is no axis of the array."""
+    names: dict[Any, int] = {}
+    operands: list[Any] = []
+    for part in term:
+        array = part.array
+        if array is None:
+            array = jnp.eye(sizes[part.axes[0]], dtype=dtype)
+        operands += [array, [names.setdefault(a, len(names)) for a in part.axes]]
+    axes = sorted(axis for axis in names if isinstance(axis, int))
+    result = jnp.einsum(
+        *operands, [names[a] for a in axes], optimize="optimal", precision="highest"
+    )
+    return Part(result, tuple(axes))
