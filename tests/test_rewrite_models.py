@@ -240,7 +240,7 @@ def test_what_a_model_cannot_have():
 
     import numpyro.contrib.control_flow
 
-    with pytest.raises(NotImplementedError, match="numpyro.factor"):
+    with pytest.raises(NotImplementedError, match=r"numpyro\.factor"):
         handlers.seed(kx.rewrite(looped), 0)()
     with pytest.raises(ValueError, match=r"The site 'level' .* must have the shape \(2,\)"):
         log_density(fast_model, (Y,), {}, {**POINT, "level": jnp.zeros(3)})

@@ -275,7 +275,7 @@ def deferred_times(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     if isinstance(meaning, Inverse):
         note_solve(run, meaning.matrix, meaning.op, "kx.solve")
         vectors = run.plain(values[1 - k])
-        result = asked(solved_along, meaning.op, vectors, found.axes)
+        result = meaning.times(asked(solved_along, meaning.op, vectors, found.axes))
         return [jnp.transpose(result, found.order)]
     assert isinstance(meaning, Root)
     root = meaning.transpose() if found.transposed else meaning
@@ -313,7 +313,7 @@ def sandwich(eqn: Any, values: list[Any], left: Root, right: Root) -> Any:
         return None
     if left.inverted:
         return [Deferred(Equation(eqn, values), Inverse(left.op, left.matrix))]
-    return [left.matrix]
+    return [dataclasses.replace(left.matrix)]
 
 
 ROOT_RULES: dict[str, Any] = {"square": squared, "integer_pow": squared, "log": log_of}

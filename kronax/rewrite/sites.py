@@ -19,7 +19,7 @@ from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
-from kronax.rewrite.interpreter import Deferred, Run
+from kronax.rewrite.interpreter import Deferred, Run, unshared
 from kronax.rewrite.report import Place
 
 SITE = Primitive("numpyro_site")
@@ -154,7 +154,7 @@ class RewrittenDistribution(Distribution):
 
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
         closed = jax.make_jaxpr(program)(*shapes, *args)
-        (result,) = run.evaluate(closed.jaxpr, closed.consts, [*values, *args], place)
+        (result,) = run.evaluate(closed.jaxpr, closed.consts, [*unshared(values), *args], place)
         return run.formed(result, place)
 
 

@@ -115,10 +115,15 @@ class Lu:
 
 @dataclass(frozen=True, eq=False)
 class Inverse:
-    """The inverse of a symmetric matrix that is no product."""
+    """A number times the inverse of a symmetric matrix that is no product."""
 
     op: Operator
     matrix: Tensor
+    scale: Any = None
+
+    def times(self, array: Array) -> Array:
+        """What the inverse alone gives, times the number."""
+        return array if self.scale is None else array * jnp.asarray(self.scale, array.dtype)
 
 
 @dataclass(frozen=True, eq=False)
