@@ -146,8 +146,8 @@ def _gather(run: Run, eqn: Any, value: Any, indices: Any) -> Any:
     ):
         return None
     if isinstance(value, Tensor):
-        batch = [("batch", k) for k in range(rank - 2)]
-        pair = [(value, [*batch, "i", "j"]), (identity(n, value.dtype), ["i", "j"])]
+        batch: list[Any] = [("batch", k) for k in range(rank - 2)]
+        pair: Any = [(value, [*batch, "i", "j"]), (identity(n, value.dtype), ["i", "j"])]
         return [settled(contract(pair, [*batch, "i"]))]
     if isinstance(value.meaning, Root):
         return [Deferred(Equation(eqn, [value, indices]), RootDiagonal(value.meaning))]

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.roots import apply_root
 from kronax.rewrite.values.matrices import Operator, along
 from kronax.rewrite.values.tensors import Tensor
@@ -102,8 +103,10 @@ class Whitened:
 
 def another_root_times(root: Root, vectors: Array, axes: tuple[int, ...]) -> Array:
     """Vectors times another root `R` with `R Rᵀ = G Gᵀ`, or its transpose or inverse."""
-    options = {"transposed": root.transposed, "inverted": root.inverted}
-    return along(partial(apply_root, root.op, **options), root.op, vectors, axes)
+    op = root.op
+    assert isinstance(op, KroneckerPlusNoise), "of a product the Cholesky factor is one"
+    function = partial(apply_root, op, transposed=root.transposed, inverted=root.inverted)
+    return along(function, op, vectors, axes)
 
 
 @dataclass(frozen=True, eq=False)
