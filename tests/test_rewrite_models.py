@@ -10,9 +10,10 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, SVI, Predictive, Trace_ELBO, autoguide
-from numpyro.infer.util import log_density
+from numpyro.infer.util import initialize_model, log_density
 
 import kronax as kx
+from tests.everyday import everyday
 from tests.tolerances import assert_close
 
 M, N = 5, 8
@@ -160,24 +161,30 @@ def test_no_array_of_the_size_of_the_product_is_in_the_program_of_a_model():
     assert f"{SIZE}x{SIZE}x" not in slope.lower(POINT).as_text()
 
 
-@pytest.mark.full
-def test_nuts_takes_a_rewritten_model_and_finds_the_same_posterior():
-    def posterior(function):
-        sampler = MCMC(NUTS(function), num_warmup=8, num_samples=8, progress_bar=False)
-        sampler.run(jax.random.key(0), Y)
-        return sampler.get_samples()
-
-    jax.tree.map(lambda a, b: assert_close(a, b, 2), posterior(fast_model), posterior(model))
+def _potential(function):
+    """What samplers start from."""
+    found = initialize_model(jax.random.key(0), function, model_args=(Y,))
+    return found.param_info.z, found.potential_fn(found.param_info.z)
 
 
-@pytest.mark.full
-def test_svi_takes_a_rewritten_model():
-    def losses(function):
-        guide = autoguide.AutoNormal(function)
-        svi = SVI(function, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
-        return svi.run(jax.random.key(0), 3, Y, progress_bar=False).losses
+def _posterior(function):
+    sampler = MCMC(NUTS(function), num_warmup=8, num_samples=8, progress_bar=False)
+    sampler.run(jax.random.key(0), Y)
+    return sampler.get_samples()
 
-    assert_close(losses(fast_model), losses(model), 1)
+
+def _losses(function):
+    guide = autoguide.AutoNormal(function)
+    svi = SVI(function, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+    return svi.run(jax.random.key(0), 3, Y, progress_bar=False).losses
+
+
+@pytest.mark.parametrize(
+    "inferred", everyday([_potential, _posterior, _losses], [_potential]), ids=lambda f: f.__name__
+)
+def test_inference_takes_a_rewritten_model(inferred):
+    found, expected = inferred(fast_model), inferred(model)
+    jax.tree.map(lambda got, want: assert_close(got, want, 2), found, expected)
 
 
 def test_predictions_of_a_rewritten_model():

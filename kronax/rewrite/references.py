@@ -17,9 +17,11 @@ import numpy as np
 
 from kronax.rewrite.report import is_library
 
-# Larger NumPy arrays are not compared number by number.
+# What has more entries is not compared one by one.
 MAX_ENTRIES = 200_000
 PLAIN = (bool, int, float, complex, str, bytes, np.dtype, type(None))
+# Of functions that these libraries wrap the function itself is looked at.
+WRAPPERS = ("jax", "functools", "equinox", "kronax")
 FIXED = (types.BuiltinFunctionType, np.ufunc, jax.Array)
 
 
@@ -55,6 +57,8 @@ class References:
             if value.size > MAX_ENTRIES or value.dtype.hasobject:
                 raise Changeable(value)
             self.values.append((value.dtype, value.shape, value.tobytes()))
+        elif isinstance(value, tuple | list | dict) and len(value) > MAX_ENTRIES // 100:
+            raise Changeable(value)
         elif id(value) not in self.seen:
             self.seen.add(id(value))
             self.objects.append(value if _is_kept(value) else type(value))
@@ -109,7 +113,7 @@ def _parts(value: Any) -> Iterator[Any]:
     elif _is_frozen(value):
         yield type(value)
         yield from (getattr(value, each.name, None) for each in dataclasses.fields(value))
-    elif callable(value) and hasattr(value, "__wrapped__"):
+    elif type(value).__module__.startswith(WRAPPERS) and hasattr(value, "__wrapped__"):
         yield value.__wrapped__
     else:
         raise Changeable(value)

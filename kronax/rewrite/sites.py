@@ -38,6 +38,7 @@ class Site:
 
     def __init__(self, message: dict[str, Any], value: Any):
         rest = dict(message)
+        self.has_fn = "fn" in rest
         fn = rest.pop("fn", None)
         is_distribution = isinstance(fn, Distribution)
         self.validated = _validated(fn) if is_distribution else []
@@ -79,7 +80,7 @@ class Site:
             fn: Any = RewrittenDistribution(self, run, place, own, structured)
         else:
             fn = self.distribution(own)
-        return {**message, "fn": fn}
+        return {**message, "fn": fn} if self.has_fn else message
 
     def distribution(self, values: list[Any]) -> Any:
         """The distribution, or whatever the function of the message is, of these parameters."""
