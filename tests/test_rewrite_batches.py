@@ -256,7 +256,25 @@ def test_a_gradient_that_is_rewritten_stays_structured():
     assert f"[{M},{N},{M},{N}]" not in text
 
 
-def test_a_gradient_with_noise_is_right_and_tells_what_it_forms():
+DERIVATIVES = {
+    "grad": jax.grad,
+    "value_and_grad": jax.value_and_grad,
+    "hessian": jax.hessian,
+    "mapped": lambda f: jax.vmap(jax.grad(f)),
+}
+
+
+@pytest.mark.parametrize("name", everyday(DERIVATIVES, ("value_and_grad", "hessian")))
+def test_a_derivative_of_a_function_is_that_of_the_rewritten_one(name):
+    derivative = DERIVATIVES[name](lambda s: _density(Y[0], _noisy(s * A[0], B[0])))
+    point = jnp.array([1.2, 1.3]) if name == "mapped" else jnp.asarray(1.2)
+    fast = kx.rewrite(derivative, strict=True)
+    found, expected = jax.jit(fast)(point), jax.jit(derivative)(point)
+    jax.tree.map(lambda got, want: assert_close(got, want, 2), found, expected)
+    assert "kx.inv_quad" in fast.explain(point)
+
+
+def test_a_gradient_inside_of_a_program_is_right_and_tells_what_it_forms():
     def program(scale):
         return jax.value_and_grad(lambda s: _density(Y[0], _noisy(s * A[0], B[0])))(scale)
 

@@ -1,7 +1,10 @@
 """Functions with dense Kronecker products, rewritten."""
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import CellType, FunctionType
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +21,9 @@ from kronax.rewrite.sites import SITE, SITE_RULES, seen
 from kronax.rewrite.solves import SOLVE_RULES
 
 RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES, **SITE_RULES}
+# What JAX calls the functions that `grad`, `value_and_grad`, `jacfwd` and `jacrev` return.
+DERIVATIVES = ("grad_f", "value_and_grad_f", "jacfun", "reraise_with_filtered_traceback")
+JAX = os.path.dirname(jax.__file__) + os.sep
 ASKED_ALWAYS = STARTERS | {SITE.name}
 
 
@@ -28,10 +34,32 @@ class Rewritten:
         functools.update_wrapper(self, function, updated=())
         self.function, self.strict, self.same_draws = function, strict, same_draws
         self.programs = Programs(function)
+        # Where the function is a transformation of JAX: that of the rewritten function, and this.
+        self.inner: list[Rewritten] = []
+        self.transformed = _transformed(function, self._within)
+        self.log: Log | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns."""
-        return self._run(Log(strict=self.strict), args, kwargs)
+        if self.transformed is not None:
+            return self.transformed(*args, **kwargs)
+        return self._run(self.log or Log(strict=self.strict), args, kwargs)
+
+    def _within(self, function: Callable[..., Any]) -> "Rewritten":
+        self.inner.append(Rewritten(function, self.strict, self.same_draws))
+        return self.inner[-1]
+
+    @contextmanager
+    def _telling(self, log: Log) -> Iterator[None]:
+        """What happens, here and inside, goes into `log`."""
+        with ExitStack() as stack:
+            for each in self.inner:
+                stack.enter_context(each._telling(log))
+            self.log = log
+            try:
+                yield
+            finally:
+                self.log = None
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """A table of what is found in the function, where, and what becomes of it.
@@ -48,8 +76,8 @@ class Rewritten:
 
         def abstract(arrays: Any) -> Any:
             own_args, own_kwargs = eqx.combine(arrays, static)
-            with seen():
-                result = self._run(log, own_args, own_kwargs)
+            with seen(), self._telling(log):
+                result = self(*own_args, **own_kwargs)
             return eqx.filter(result, is_array)
 
         jax.eval_shape(abstract, dynamic)
@@ -100,6 +128,39 @@ def rewrite(
         4.0
     """
     return Rewritten(function, strict, same_draws)
+
+
+def _transformed(function: Any, rewritten: Callable[..., Any]) -> Any:
+    """`jax.grad(f)` and the like with `rewritten(f)` in place of `f`; None for other functions.
+
+    What a derivative is made of is harder to recognise than the program, and kronax has its own.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or not code.co_filename.startswith(JAX) or function.__closure__ is None:
+        return None
+    cells, changed = [], False
+    for name, cell in zip(code.co_freevars, function.__closure__, strict=True):
+        if name in ("fun", "f") or name.endswith("_f"):
+            inside = cell.cell_contents
+            if callable(inside):
+                found = _transformed(inside, rewritten)
+                if found is None and code.co_name in DERIVATIVES and not _is_jax(inside):
+                    found = rewritten(inside)
+                if found is not None:
+                    cell, changed = CellType(found), True
+        cells.append(cell)
+    if not changed:
+        return None
+    made = FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+def _is_jax(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(JAX)
 
 
 def _returned(function: Callable[..., Any]) -> Place:
