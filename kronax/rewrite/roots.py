@@ -11,6 +11,7 @@ from jaxtyping import Array
 from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.linalg.functions.logdet import inv_quad, logdet
 from kronax.rewrite.interpreter import Deferred, Equation, Run, bind, is_number
+from kronax.rewrite.values.algebra import multiply
 from kronax.rewrite.values.matrices import along, cost_of, describe, solved_along
 from kronax.rewrite.values.meanings import (
     Inverse,
@@ -104,8 +105,10 @@ def _squares(eqn: Any, values: Any, whitened: Whitened) -> Deferred:
 
 def squared(run: Run, eqn: Any, value: Any) -> Any:
     """`square`, and `integer_pow` of two."""
-    if eqn.params.get("y", 2) != 2 or not isinstance(value, Deferred):
+    if eqn.params.get("y", 2) != 2:
         return None
+    if isinstance(value, Tensor):
+        return [multiply(value, value, value.dtype)] if value.is_product else None
     meaning = value.meaning
     if isinstance(meaning, Root):
         return [Deferred(Equation(eqn, [value]), RootSquares(meaning))]

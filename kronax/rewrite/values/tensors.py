@@ -94,7 +94,7 @@ class Tensor:
     def is_apart(self) -> bool:
         """Whether its parts have far fewer entries than the array."""
         entries = sum(np.size(p.array) for term in self.terms for p in term if p.axes)
-        return self._has_parts and prod(self.shape) > LARGE * entries
+        return (self._has_parts or self.sums) and prod(self.shape) > LARGE * entries
 
     @property
     def sums(self) -> bool:
