@@ -100,11 +100,16 @@ def rewrite(
     number of factors, multiples, transposes, sums of two, and `+ c * jnp.eye(n)`; then `solve`,
     `inv`, `det`, `slogdet`, `cholesky` with triangular solves and the logarithms of its diagonal,
     `cho_solve`, `@`, `einsum`, `trace`, `diagonal`, and what is made of these: the log densities of
-    SciPy and of NumPyro's `MultivariateNormal`. What is computed then is kronax's, derivatives
-    included. What is not recognised is computed as written, with a warning that says where.
+    SciPy and of NumPyro's `MultivariateNormal`, with batches. What is computed then is kronax's,
+    derivatives included. What is not recognised is computed as written, with a warning that says
+    where.
+
+    A NumPyro model is rewritten as a whole, `@kx.rewrite` above it: it is a model then as before,
+    for `NUTS`, `SVI`, `Predictive` and every handler.
 
     The result composes with `jax.jit`, `grad`, `hessian` and `vmap`, on either side. Python
-    numbers among the arguments are constants, as in `eqx.filter_jit`.
+    numbers among the arguments are constants, as in `eqx.filter_jit`. It is traced once for the
+    same shapes, and again when what the function refers to has changed.
 
     Where an exact rule needs symmetric factors (with noise, in a sum, after `cholesky`), concrete
     factors that are not are computed densely, with the warning; traced ones give NaN.
