@@ -449,7 +449,7 @@ ENDS = {
     "normal": lambda k, y: dist.MultivariateNormal(0 * y, k).log_prob(y),
     "precision": lambda k, y: dist.MultivariateNormal(0 * y, precision_matrix=k).log_prob(y),
     "variance": lambda k, y: dist.MultivariateNormal(0 * y, k).variance,
-    "draw": lambda k, y: dist.MultivariateNormal(0 * y, k).sample(jax.random.key(0), (2,)),
+    "draw": lambda k, y: dist.MultivariateNormal(0 * y, k).sample(jax.random.key(0)),
     "rows": lambda k, y: jax.vmap(lambda s: jnp.linalg.solve(s * k, y))(y[:2] ** 2 + 1.0),
     "gradient": lambda k, y: jax.grad(lambda s: y @ jnp.linalg.solve(s * k, y))(1.3),
     "eigenvalues": lambda k, y: jnp.linalg.eigvalsh(k),

@@ -92,8 +92,8 @@ class Tensor:
 
     @property
     def is_apart(self) -> bool:
-        """Whether its parts have far fewer entries than the array."""
-        entries = sum(np.size(p.array) for term in self.terms for p in term if p.axes)
+        """Whether the parts of every term have far fewer entries than the array."""
+        entries = max(sum(np.size(p.array) for p in term if p.axes) for term in self.terms)
         return (self._has_parts or self.sums) and prod(self.shape) > LARGE * entries
 
     @property
