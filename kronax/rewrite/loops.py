@@ -7,7 +7,7 @@ from jax import lax
 
 from kronax.rewrite.interpreter import Deferred, Run, closed_of, may_hold_product
 from kronax.rewrite.report import DenseProductError, Log
-from kronax.rewrite.tensors import Tensor
+from kronax.rewrite.values.tensors import Tensor
 
 
 def _structured(values: Any) -> bool:
@@ -38,7 +38,7 @@ def _any_platform(run: Run, eqn: Any, branches: Any, operands: Any) -> Any:
         return None
     place = run.here
     for branch in branches:
-        trial = Run(Log(strict=True), run.rules, run.starters)
+        trial = Run(Log(strict=True), run.rules, run.starters, run.same_draws)
         try:
             results = trial.evaluate(branch.jaxpr, branch.consts, operands, place)
         except DenseProductError:

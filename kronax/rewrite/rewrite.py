@@ -7,24 +7,27 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kronax.rewrite.calls import CALL_RULES
 from kronax.rewrite.interpreter import Run
 from kronax.rewrite.loops import LOOP_RULES
+from kronax.rewrite.programs import Programs, is_array
 from kronax.rewrite.report import Log, Place
 from kronax.rewrite.rules import STARTERS, TENSOR_RULES
+from kronax.rewrite.sites import SITE, SITE_RULES, seen
 from kronax.rewrite.solves import SOLVE_RULES
 
-RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES}
+RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES, **SITE_RULES}
+ASKED_ALWAYS = STARTERS | {SITE.name}
 
 
 class Rewritten:
     """A function of which the Kronecker products are not formed; see `kx.rewrite`."""
 
-    def __init__(self, function: Callable[..., Any], strict: bool):
+    def __init__(self, function: Callable[..., Any], strict: bool, same_draws: bool):
         functools.update_wrapper(self, function, updated=())
-        self.function, self.strict = function, strict
+        self.function, self.strict, self.same_draws = function, strict, same_draws
+        self.programs = Programs(function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns."""
@@ -41,36 +44,28 @@ class Rewritten:
             **kwargs: the same.
         """
         log = Log(quiet=True)
-        dynamic, static = eqx.partition((args, kwargs), _is_array)
+        dynamic, static = eqx.partition((args, kwargs), is_array)
 
         def abstract(arrays: Any) -> Any:
             own_args, own_kwargs = eqx.combine(arrays, static)
-            result = self._run(log, own_args, own_kwargs)
-            return eqx.filter(result, _is_array)
+            with seen():
+                result = self._run(log, own_args, own_kwargs)
+            return eqx.filter(result, is_array)
 
         jax.eval_shape(abstract, dynamic)
         return str(log)
 
     def _run(self, log: Log, args: Any, kwargs: Any) -> Any:
-        dynamic, static = eqx.partition((args, kwargs), _is_array)
-        leaves, treedef = jax.tree.flatten(dynamic)
-        rest: list[Any] = []
-
-        def flat(*arrays: Any) -> Any:
-            own_args, own_kwargs = eqx.combine(jax.tree.unflatten(treedef, arrays), static)
-            results, others = eqx.partition(self.function(*own_args, **own_kwargs), _is_array)
-            rest[:] = [others, jax.tree.structure(results)]
-            return jax.tree.leaves(results)
-
-        closed = jax.make_jaxpr(flat)(*leaves)
-        others, structure = rest
-        run = Run(log, RULES, STARTERS)
-        results = run.evaluate(closed.jaxpr, closed.consts, leaves)
-        arrays = [jnp.asarray(run.formed(value, _returned(self.function))) for value in results]
-        return eqx.combine(jax.tree.unflatten(structure, arrays), others)
+        program, leaves = self.programs.of(args, kwargs)
+        run = Run(log, RULES, ASKED_ALWAYS, self.same_draws)
+        results = run.evaluate(program.closed.jaxpr, program.closed.consts, leaves)
+        place = _returned(self.function)
+        return program.returned([jnp.asarray(run.formed(value, place)) for value in results])
 
 
-def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
+def rewrite(
+    function: Callable[..., Any], *, strict: bool = False, same_draws: bool = True
+) -> Rewritten:
     """`function` with the same arguments and results, and without dense Kronecker products.
 
     The program is traced, and `jnp.kron` with what is done to it is recognised: products of any
@@ -89,6 +84,10 @@ def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
     Args:
         function: of arrays or pytrees of them.
         strict: raise where a product would be formed.
+        same_draws: whether `L @ ε` with a Cholesky factor `L` is to be the number of the dense
+            code. The factor of a product plus noise, or of a sum, is no product. With False another
+            root of the same matrix takes its place, `R Rᵀ = L Lᵀ`, without a dense array: draws are
+            equal in distribution then, and so are residuals `L⁻¹ y` that are handed out.
 
     Raises:
         DenseProductError: with `strict`, when it is called, naming the line.
@@ -100,7 +99,7 @@ def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
         >>> kx.rewrite(f)(jnp.eye(3), jnp.eye(2), jnp.ones(6)).sum().round(3).item()
         4.0
     """
-    return Rewritten(function, strict)
+    return Rewritten(function, strict, same_draws)
 
 
 def _returned(function: Callable[..., Any]) -> Place:
@@ -109,7 +108,3 @@ def _returned(function: Callable[..., Any]) -> Place:
     if code is None:
         return Place(name, "<unknown>", 0)
     return Place(name, code.co_filename, code.co_firstlineno)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic)
