@@ -1,5 +1,7 @@
 """Batches of products inside of dense programs, sums along axes, triangles, and what repeats."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
@@ -194,7 +196,7 @@ def test_factors_that_are_not_square_are_never_taken_apart_in_a_solve():
             product @ jnp.ones(12),
         )
 
-    with pytest.warns(kx.DenseProductWarning, match="not square"):
+    with pytest.warns(kx.DenseProductWarning, match="kron"):
         found = kx.rewrite(program)(TALL, WIDE)
     jax.tree.map(assert_close, found, program(TALL, WIDE))
 
@@ -203,11 +205,10 @@ def test_the_users_error_is_the_users_own():
     def program(a, b):
         return jnp.linalg.solve(jnp.kron(a, b), jnp.ones(SIZE + 1))  # one too many
 
-    with pytest.raises(Exception) as plain:
+    with pytest.raises((TypeError, ValueError)) as plain:
         program(A[0], B[0])
-    with pytest.raises(type(plain.value)) as rewritten:
+    with pytest.raises(type(plain.value), match=re.escape(str(plain.value))) as rewritten:
         kx.rewrite(program)(A[0], B[0])
-    assert str(rewritten.value) == str(plain.value)
     lines = [entry.lineno for entry in rewritten.traceback if str(entry.path) == __file__]
     assert program.__code__.co_firstlineno in lines
 
@@ -224,6 +225,22 @@ def test_a_product_that_a_loop_carries_is_formed_and_told():
     jax.tree.map(assert_close, found, program(A[0], B[0]))
 
 
+def test_what_a_body_forms_is_formed_again_outside():
+    def program(a, b):
+        product, noisy = jnp.kron(a, b), _noisy(a, b)
+
+        def step(carry, _):
+            return carry, (jnp.exp(product).sum(), jnp.linalg.cholesky(noisy)[1, 0])
+
+        _, within = jax.lax.scan(step, 0.0, length=2)
+        chosen = jax.lax.cond(a[0, 0] > 0, lambda: jnp.sin(product), lambda: product)
+        return within, chosen, jnp.exp(product), jnp.sin(product), jnp.linalg.cholesky(noisy)
+
+    with pytest.warns(kx.DenseProductWarning):
+        found = kx.rewrite(program)(A[0], B[0])
+    jax.tree.map(assert_close, found, program(A[0], B[0]))
+
+
 def _total(k):
     return Y[0] @ jnp.linalg.solve(k, Y[0]) + jnp.linalg.slogdet(k)[1] + (k @ X[0]).sum()
 
@@ -234,9 +251,9 @@ def test_a_gradient_that_is_rewritten_stays_structured():
 
     fast = kx.rewrite(program, strict=True)
     jax.tree.map(assert_close, fast(G[0], H[0]), program(G[0], H[0]))
-    text = jax.jit(fast).lower(G[0], H[0]).as_text()
-    assert f"{SIZE}x{SIZE}x" not in text
-    assert f"{M}x{N}x{M}x{N}x" not in text
+    text = jax.jit(fast).lower(G[0], H[0]).compile().as_text()
+    assert f"[{SIZE},{SIZE}]" not in text
+    assert f"[{M},{N},{M},{N}]" not in text
 
 
 def test_a_gradient_with_noise_is_right_and_tells_what_it_forms():

@@ -41,7 +41,7 @@ def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
 def _references(shape: tuple[int, ...], dtype: Any) -> tuple[str, ...]:
     """The programs of JAX's own function of that name, for a batch and mapped over one."""
     mapped: Any = jnp.linalg.slogdet
-    found = []
+    found: list[str] = []
     for function in (jnp.linalg.slogdet, None)[: len(shape) - 1]:
         if function is None:
             for _ in shape[:-2]:

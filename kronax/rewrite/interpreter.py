@@ -1,5 +1,6 @@
 """A traced program run again, equation by equation, with products that are not formed."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -69,6 +70,34 @@ class Deferred:
     def dtype(self) -> Any:
         """Of the array that it stands for."""
         return self.equation.eqn.outvars[self.index].aval.dtype
+
+
+def unshared(values: Sequence[Any]) -> list[Any]:
+    """The same values for another trace: what is formed there must not be used outside of it."""
+    made: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if id(value) in made:
+            return made[id(value)]
+        if isinstance(value, Tensor):
+            copy: Any = dataclasses.replace(value)
+        elif isinstance(value, Deferred):
+            copy = Deferred(equation(value.equation), copied(value.meaning), value.index)
+        else:
+            return value
+        made[id(value)] = copy
+        return copy
+
+    def equation(old: Equation) -> Equation:
+        if id(old) not in made:
+            new = Equation(old.eqn, old.values)
+            if old.results is None:
+                new.values = [copied(value) for value in old.values]
+            new.results = old.results
+            made[id(old)] = new
+        return made[id(old)]
+
+    return [copied(value) for value in values]
 
 
 Rule = Callable[..., list[Any] | None]

@@ -1,5 +1,6 @@
 """Identities, triangles and diagonals: what a program makes with indices of rows and columns."""
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -27,6 +28,18 @@ def _iota(run: Run, eqn: Any) -> Any:
     if len(shape) != 2 or shape[0] != shape[1]:
         return None
     return [Deferred(Equation(eqn, []), Index(eqn.params["dimension"]))]
+
+
+def multiple_of_identity(value: Any) -> tuple[bool, Any]:
+    """Whether it is the identity matrix times numbers, and their product; None for one."""
+    if not isinstance(value, Tensor) or len(value.terms) != 1:
+        return False, None
+    (term,) = value.terms
+    numbers = tuple(part for part in term if part.array is not None and not part.axes)
+    rest = tuple(part for part in term if not any(part is number for number in numbers))
+    if not is_identity(replace(value, terms=(rest,))):
+        return False, None
+    return True, Tensor((), (numbers,), value.dtype).dense if numbers else None
 
 
 def is_identity(value: Any) -> bool:
@@ -113,7 +126,7 @@ def summed_mask(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> A
 def _diagonal_of_inverse(run: Run, of: Inverse) -> Any:
     found = asked(inverse_diagonal, of.op)
     run.log.note(run.here, describe(of.matrix), "kx.inverse_diagonal", 0.0, 0.0)
-    return found.reshape(*of.op.batch_shape, -1)
+    return of.times(found.reshape(*of.op.batch_shape, -1))
 
 
 def _gather(run: Run, eqn: Any, value: Any, indices: Any) -> Any:
@@ -133,8 +146,8 @@ def _gather(run: Run, eqn: Any, value: Any, indices: Any) -> Any:
     ):
         return None
     if isinstance(value, Tensor):
-        batch = [("batch", k) for k in range(rank - 2)]
-        pair = [(value, [*batch, "i", "j"]), (identity(n, value.dtype), ["i", "j"])]
+        batch: list[Any] = [("batch", k) for k in range(rank - 2)]
+        pair: Any = [(value, [*batch, "i", "j"]), (identity(n, value.dtype), ["i", "j"])]
         return [settled(contract(pair, [*batch, "i"]))]
     if isinstance(value.meaning, Root):
         return [Deferred(Equation(eqn, [value, indices]), RootDiagonal(value.meaning))]

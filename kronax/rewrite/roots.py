@@ -330,7 +330,7 @@ def deferred_times(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     if isinstance(meaning, Inverse):
         note_solve(run, meaning.matrix, meaning.op, "kx.solve")
         vectors = run.plain(values[1 - k])
-        result = asked(solved_along, meaning.op, vectors, found.axes)
+        result = meaning.times(asked(solved_along, meaning.op, vectors, found.axes))
         return [jnp.transpose(result, found.order)]
     assert isinstance(meaning, Root)
     root = meaning.transpose() if found.transposed else meaning
@@ -348,14 +348,16 @@ def deferred_times(run: Run, eqn: Any, first: Any, second: Any) -> Any:
 def _root_times_root(eqn: Any, values: list[Deferred]) -> Any:
     """`G Gᵀ`, which is the matrix again, and `G⁻ᵀ G⁻¹`, which is its inverse."""
     shapes = [v.shape for v in values]
-    sides = [times(eqn, k, shapes) for k in (0, 1)]
+    first, second = (times(eqn, k, shapes) for k in (0, 1))
     batch = eqn.params["dimension_numbers"][1]
-    if None in sides or tuple(batch[0]) != tuple(range(len(shapes[0]) - 2)) or batch[0] != batch[1]:
+    if first is None or second is None or batch[0] != batch[1]:
+        return None
+    if tuple(batch[0]) != tuple(range(len(shapes[0]) - 2)):
         return None
     # The one on the right multiplies by its transpose what is on its left.
     left, right = (
         v.meaning.transpose() if side.transposed else v.meaning
-        for v, side in zip(values, sides, strict=True)  # type: ignore[union-attr]
+        for v, side in zip(values, (first, second), strict=True)
     )
     return sandwich(eqn, values, left, right)
 
@@ -368,7 +370,7 @@ def sandwich(eqn: Any, values: list[Any], left: Root, right: Root) -> Any:
         return None
     if left.inverted:
         return [Deferred(Equation(eqn, values), Inverse(left.op, left.matrix))]
-    return [left.matrix]
+    return [dataclasses.replace(left.matrix)]
 
 
 ROOT_RULES: dict[str, Any] = {"square": squared, "integer_pow": squared, "log": log_of}

@@ -31,7 +31,7 @@ from kronax.rewrite.values.meanings import (
     TriangleMask,
     Whitened,
 )
-from kronax.rewrite.values.tensors import LARGE, Tensor, Unstructured, lift, other_triangle
+from kronax.rewrite.values.tensors import LARGE, Tensor, Unstructured, lift
 
 # Asked also where no value has structure yet: products begin here.
 STARTERS = frozenset({"iota", "broadcast_in_dim", "dot_general", "cond", "scan", "while"})
@@ -115,7 +115,8 @@ def _rev(run: Run, eqn: Any, value: Any) -> Any:
     if not isinstance(meaning, Root) or {*dimensions} != {rank - 2, rank - 1}:
         return None
     turned = meaning.matrix.reverse([len(meaning.matrix.groups) - k for k in (2, 1)])
-    root = replace(meaning, triangle=other_triangle(meaning.triangle))
+    triangle = "upper" if meaning.triangle == "lower" else "lower"
+    root = replace(meaning, triangle=triangle)
     return [_root_of(eqn, value, root, turned)]
 
 

@@ -8,6 +8,7 @@ for `NUTS`, `SVI`, `Predictive` and every handler.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
@@ -19,7 +20,7 @@ from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
-from kronax.rewrite.interpreter import Deferred, Run
+from kronax.rewrite.interpreter import Deferred, Run, unshared
 from kronax.rewrite.report import Place
 
 SITE = Primitive("numpyro_site")
@@ -91,6 +92,16 @@ class Site:
         return fn
 
 
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a rewritten distribution is made of; one is equal to itself alone."""
+
+    site: Site
+    run: Run
+    place: Place
+    values: list[Any]
+
+
 class RewrittenDistribution(Distribution):
     """A distribution of which parameters are products that are not formed.
 
@@ -101,7 +112,7 @@ class RewrittenDistribution(Distribution):
     arg_constraints: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, site: Site, run: Run, place: Place, values: list[Any], structured: Any):
-        self.held = (site, run, place, values)
+        self.held = Held(site, run, place, values)
         bare = [None if s else v for v, s in zip(values, structured, strict=True)]
         shell = site.distribution(bare)
         self.domain = shell.support, shell.has_rsample, shell.is_discrete
@@ -145,7 +156,7 @@ class RewrittenDistribution(Distribution):
         return self._asked(lambda fn: fn.variance)
 
     def _asked(self, question: Callable[..., Any], *args: Any) -> Any:
-        site, made_by, place, values = self.held
+        site, made_by, values = self.held.site, self.held.run, self.held.values
         run = Run(made_by.log, made_by.rules, made_by.starters, made_by.same_draws)
         count = len(values)
 
@@ -154,8 +165,10 @@ class RewrittenDistribution(Distribution):
 
         shapes = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in values]
         closed = jax.make_jaxpr(program)(*shapes, *args)
-        (result,) = run.evaluate(closed.jaxpr, closed.consts, [*values, *args], place)
-        return run.formed(result, place)
+        (result,) = run.evaluate(
+            closed.jaxpr, closed.consts, [*unshared(values), *args], self.held.place
+        )
+        return run.formed(result, self.held.place)
 
 
 class Capture(Messenger):
@@ -249,7 +262,7 @@ def _emit(run: Run, eqn: Any, *values: Any) -> list[Any]:
             )
     return [
         value
-        if jax.dtypes.issubdtype(expected.dtype, jax.dtypes.prng_key)
+        if jnp.issubdtype(expected.dtype, jax.dtypes.prng_key)
         else jnp.asarray(value, expected.dtype)
         for value, expected in zip(found, site.empty, strict=True)
     ]

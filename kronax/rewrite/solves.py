@@ -10,7 +10,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
-from kronax.rewrite.masks import is_identity
+from kronax.rewrite.masks import is_identity, multiple_of_identity
 from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
 from kronax.rewrite.values.algebra import contract
 from kronax.rewrite.values.matrices import (
@@ -117,24 +117,26 @@ def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
         return None
     op = asked(operator_of, matrix, definite=definite)
     rank = len(matrix.groups)
-    if is_identity(b) and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
+    multiple, scale = multiple_of_identity(b)
+    if multiple and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
         turned = transposed != (axes[-1] == rank - 1)
-        return [_inverse(run, eqn, list(values), matrix, op, turned)]
+        return [_inverse(run, eqn, list(values), matrix, op, turned, scale)]
     columns = prod(b.shape) // prod(b.shape[a] for a in axes)
     note_solve(run, matrix, op, "kx.solve", columns)
     return [_solved(run, matrix, op, b, axes, transposed)]
 
 
 def _inverse(
-    run: Run, eqn: Any, values: list[Any], matrix: Tensor, op: Operator, turned: bool
+    run: Run, eqn: Any, values: list[Any], matrix: Tensor, op: Operator, turned: bool, scale: Any
 ) -> Any:
     """The inverse or its transpose as a product, or as what it means."""
     if isinstance(op, Kronecker):
         note_solve(run, matrix, op, "an inverse per factor", matrix.shape[-1])
         found = per_factor(matrix, op, jnp.linalg.inv)
+        found = found if scale is None else found.scaled(scale)
         rank = len(found.groups)
         return found.transpose((*range(rank - 2), rank - 1, rank - 2)) if turned else found
-    return Deferred(Equation(eqn, values), Inverse(op, matrix))
+    return Deferred(Equation(eqn, values), Inverse(op, matrix, scale))
 
 
 def _orientation(matvec: Any) -> tuple[bool, tuple[int, ...]] | None:

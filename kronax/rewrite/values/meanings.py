@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.functions.logdet import inv_quad, logdet, normal_logpdf
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.roots import apply_root
 from kronax.rewrite.values.matrices import Operator, along
 from kronax.rewrite.values.tensors import Tensor
@@ -104,8 +105,10 @@ class Whitened:
 
 def another_root_times(root: Root, vectors: Array, axes: tuple[int, ...]) -> Array:
     """Vectors times another root `R` with `R Rᵀ = G Gᵀ`, or its transpose or inverse."""
-    options = {"transposed": root.transposed, "inverted": root.inverted}
-    return along(partial(apply_root, root.op, **options), root.op, vectors, axes)
+    op = root.op
+    assert isinstance(op, KroneckerPlusNoise), "of a product the Cholesky factor is one"
+    function = partial(apply_root, op, transposed=root.transposed, inverted=root.inverted)
+    return along(function, op, vectors, axes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,10 +174,15 @@ class Lu:
 
 @dataclass(frozen=True, eq=False)
 class Inverse:
-    """The inverse of a symmetric matrix that is no product."""
+    """A number times the inverse of a symmetric matrix that is no product."""
 
     op: Operator
     matrix: Tensor
+    scale: Any = None
+
+    def times(self, array: Array) -> Array:
+        """What the inverse alone gives, times the number."""
+        return array if self.scale is None else array * jnp.asarray(self.scale, array.dtype)
 
 
 @dataclass(frozen=True, eq=False)
