@@ -15,6 +15,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.rewrite.report import Log, Place, is_library
 from kronax.rewrite.values.matrices import describe
+from kronax.rewrite.values.meanings import Density
 from kronax.rewrite.values.tensors import Tensor, Unstructured, identity
 
 # Calls of which the body may be run in place.
@@ -175,6 +176,8 @@ class Run:
         if isinstance(value, Deferred):
             if not self.same_draws and hasattr(value.meaning, "by_another_root"):
                 return value.meaning.by_another_root()
+            if isinstance(value.meaning, Density):
+                return value.meaning.value().astype(value.dtype)
             return value.equation.computed(self, place)[value.index]
         return value
 

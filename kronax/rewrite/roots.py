@@ -2,18 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.linalg.functions.logdet import inv_quad, logdet
 from kronax.rewrite.interpreter import Deferred, Equation, Run, bind, is_number
 from kronax.rewrite.values.algebra import multiply
 from kronax.rewrite.values.matrices import along, cost_of, describe, solved_along
 from kronax.rewrite.values.meanings import (
+    Density,
     Inverse,
     Root,
     RootDiagonal,
@@ -62,6 +65,8 @@ def whitened_moved(eqn: Any, value: Any, place: Callable[[int], int]) -> Any:
 def whitened_arithmetic(run: Run, eqn: Any, *values: Any) -> Any:
     """Multiples of whitened vectors, their sums, and their squares."""
     meanings = [v.meaning if isinstance(v, Deferred) else None for v in values]
+    if any(isinstance(m, Density) for m in meanings):
+        return density_arithmetic(eqn, values, meanings)
     whitened = [m for m in meanings if isinstance(m, Whitened)]
     if not whitened or any(m.squared for m in whitened):
         return None
@@ -82,6 +87,42 @@ def whitened_arithmetic(run: Run, eqn: Any, *values: Any) -> Any:
     if vectors.shape != first.vectors.shape:
         return None
     return [Deferred(Equation(eqn, values), dataclasses.replace(first, vectors=vectors))]
+
+
+def deferred_density(eqn: Any, values: Sequence[Any], density: Density) -> Deferred:
+    """A term of a log density, which is computed together with the others."""
+    return Deferred(Equation(eqn, values), density)
+
+
+def density_arithmetic(eqn: Any, values: Sequence[Any], meanings: list[Any]) -> Any:
+    """Multiples of terms of a log density, and their sums with each other and with numbers."""
+    name = eqn.primitive.name
+    if eqn.outvars[0].aval.shape != ():
+        return None
+    plain = [v for v in values if not isinstance(v, Deferred | Tensor)]
+    found = [m for m in meanings if isinstance(m, Density)]
+    if name == "neg":
+        result: Density | None = found[0].times(-1.0)
+    elif name in ("mul", "div"):
+        if (
+            len(plain) != 1
+            or not is_concrete(plain)
+            or not (name == "mul" or values[1] is plain[0])
+        ):
+            return None
+        number = float(np.asarray(plain[0]).item())
+        result = found[0].times(1 / number if name == "div" else number)
+    else:
+        sign = -1.0 if name == "sub" else 1.0
+        first, second = (m or v for m, v in zip(meanings, values, strict=True))
+        if len(plain) + len(found) != 2:
+            return None
+        if isinstance(second, Density):
+            second = second.times(sign)
+            result = second.plus(first)
+        else:
+            result = first.plus(sign * second)
+    return None if result is None else [deferred_density(eqn, values, result)]
 
 
 def alike(first: Whitened, second: Whitened) -> bool:
@@ -134,10 +175,12 @@ def summed(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
         if not meaning.log or axes != (len(value.shape) - 1,):
             return None
         root = meaning.root
-        total = asked(logdet, root.op)
         note_solve(run, root.matrix, root.op, "kx.logdet / 2")
+        half = -0.5 if root.inverted else 0.5
         shape = eqn.outvars[0].aval.shape
-        return [jnp.broadcast_to(total / (-2 if root.inverted else 2), shape)]
+        if shape == () and not is_concrete(root.op):
+            return [deferred_density(eqn, [value], Density(root.op, half, 0.0))]
+        return [jnp.broadcast_to(half * asked(logdet, root.op), shape)]
     if isinstance(meaning, RootSquares):
         return _summed_squares(run, eqn, value, meaning.root, axes)
     if not isinstance(meaning, Whitened):
@@ -147,6 +190,8 @@ def summed(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
     along = meaning.axes[-1]
     if not meaning.squared or along not in axes:
         return None
+    if eqn.outvars[0].aval.shape == () and meaning.vectors.size == prod(meaning.root.op.grid_shape):
+        return [quadratic_form(run, eqn, [value], meaning)]
     forms = quadratic_forms(run, meaning)
     others = tuple(a - (a > along) for a in axes if a != along)
     return [jnp.sum(forms, axis=others) if others else forms]
@@ -160,6 +205,16 @@ def _summed_squares(run: Run, eqn: Any, value: Deferred, root: Root, axes: Any) 
     run.log.note(run.here, describe(root.matrix), "its diagonal", 0.0, 0.0)
     flat = diagonal.reshape(*root.op.batch_shape, -1)
     return [jnp.broadcast_to(flat, eqn.outvars[0].aval.shape)]
+
+
+def quadratic_form(run: Run, eqn: Any, values: Sequence[Any], whitened: Whitened) -> Any:
+    """Of one vector; where it is traced, to be computed with the rest of a density."""
+    root = whitened.root
+    if not root.inverted or is_concrete(root.op):
+        return quadratic_forms(run, whitened).reshape(())
+    note_solve(run, root.matrix, root.op, "kx.inv_quad")
+    y = whitened.vectors.reshape(root.op.grid_shape)
+    return deferred_density(eqn, values, Density(root.op, 0.0, 1.0, y))
 
 
 def quadratic_forms(run: Run, whitened: Whitened) -> Array:
@@ -254,7 +309,7 @@ def whitened_product(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     if one.root.inverted != two.root.inverted:
         return bind(eqn, [one.vectors, two.vectors])
     if one is two and one.vectors.ndim == 1:
-        return [quadratic_forms(run, one)]
+        return [quadratic_form(run, eqn, [first, second], one)]
     if not two.root.inverted:
         return bind(eqn, [one.vectors, multiplied(run, two.root, two.vectors, two.axes)])
     note_solve(run, one.root.matrix, one.root.op, "kx.solve")

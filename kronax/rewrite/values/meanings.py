@@ -3,11 +3,13 @@
 import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from math import log, pi, prod
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kronax.linalg.functions.logdet import inv_quad, logdet, normal_logpdf
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.roots import apply_root
 from kronax.rewrite.values.matrices import Operator, along
@@ -107,6 +109,60 @@ def another_root_times(root: Root, vectors: Array, axes: tuple[int, ...]) -> Arr
     assert isinstance(op, KroneckerPlusNoise), "of a product the Cholesky factor is one"
     function = partial(apply_root, op, transposed=root.transposed, inverted=root.inverted)
     return along(function, op, vectors, axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """`a log det S + b yᵀ S⁻¹ y + c`, a number that is computed as one: both share a derivative.
+
+    Args:
+        op: `S`, traced.
+        on_logdet: `a`.
+        on_form: `b`.
+        y: over the grid; None where `b` is zero.
+        rest: `c`.
+    """
+
+    op: Operator
+    on_logdet: float
+    on_form: float
+    y: Array | None = None
+    rest: Any = 0.0
+
+    def times(self, number: float) -> "Density":
+        """A multiple."""
+        return Density(
+            self.op,
+            number * self.on_logdet,
+            number * self.on_form,
+            self.y,
+            number * self.rest,
+        )
+
+    def plus(self, other: Any) -> "Density | None":
+        """With another of the same `S` and no other `y`, or with a number; None if it is none."""
+        if not isinstance(other, Density):
+            return dataclasses.replace(self, rest=self.rest + other)
+        if self.op is not other.op or (self.y is not None and other.y is not None):
+            return None
+        return Density(
+            self.op,
+            self.on_logdet + other.on_logdet,
+            self.on_form + other.on_form,
+            other.y if self.y is None else self.y,
+            self.rest + other.rest,
+        )
+
+    def value(self) -> Array:
+        """The number; of a Gaussian density both terms at once."""
+        if self.y is not None and self.on_logdet == self.on_form:
+            constant = prod(self.op.grid_shape) * log(2 * pi) / 2
+            found = normal_logpdf(self.y, 0.0, self.op) + constant
+            return -2 * self.on_logdet * found + self.rest
+        total = jnp.asarray(self.rest, self.op.dtype)
+        if self.on_logdet:
+            total = total + self.on_logdet * logdet(self.op)
+        return total if self.y is None else total + self.on_form * inv_quad(self.op, self.y)
 
 
 @dataclass(frozen=True, eq=False)
