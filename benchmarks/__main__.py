@@ -23,6 +23,7 @@ WORKLOADS = (
     "precision",
     "markov",
     "nongaussian",
+    "rewrite",
 )
 
 

@@ -56,6 +56,7 @@ from kronax.gp.likelihoods.continuous import StudentT as StudentT
 from kronax.gp.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from kronax.gp.likelihoods.counts import Poisson as Poisson
 from kronax.gp.likelihoods.distribution import DistributionLikelihood as DistributionLikelihood
+from kronax.gp.likelihoods.ordered import OrderedLogistic as OrderedLogistic
 from kronax.gp.means.covariates import CovariateMean as CovariateMean
 from kronax.gp.means.means import ConstantMean as ConstantMean
 from kronax.gp.means.means import Mean as Mean
@@ -68,8 +69,12 @@ from kronax.gp.numpyro.guide import LatentGuide as LatentGuide
 from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior
+from kronax.gp.sites.batches import LikelihoodPosteriors as LikelihoodPosteriors
 from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
+from kronax.gp.sites.filter import LikelihoodFilter as LikelihoodFilter
+from kronax.gp.sites.filter import LikelihoodSurprise as LikelihoodSurprise
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
+from kronax.gp.sites.leave_slice_out import LikelihoodLeaveSliceOut as LikelihoodLeaveSliceOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
 from kronax.gp.sites.response import Response as Response
 from kronax.linalg.arrays.precision import PrecisionWarning as PrecisionWarning
@@ -112,6 +117,7 @@ from kronax.linalg.operators.kronecker import Kronecker as Kronecker
 from kronax.linalg.operators.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise as KroneckerPlusNoise
 from kronax.linalg.state_spaces.state_space import StateSpace as StateSpace
+from kronax.lineax.conversion import as_lineax as as_lineax
 from kronax.names import public_names as __dir__  # noqa: F401
 from kronax.plotting import plot_kernels as plot_kernels
 from kronax.plotting import plot_losses as plot_losses
@@ -178,8 +184,12 @@ __all__ = [
     "LatentPosterior",
     "LeaveOneOut",
     "LeaveSliceOut",
+    "LikelihoodFilter",
     "LikelihoodLeaveOneOut",
+    "LikelihoodLeaveSliceOut",
     "LikelihoodPosterior",
+    "LikelihoodPosteriors",
+    "LikelihoodSurprise",
     "Linear",
     "LinearMean",
     "LowRank",
@@ -194,6 +204,7 @@ __all__ = [
     "Mean",
     "NegativeBinomial",
     "NotMarkovError",
+    "OrderedLogistic",
     "Outliers",
     "ParameterArray",
     "Periodic",
@@ -215,6 +226,7 @@ __all__ = [
     "White",
     "ZeroMean",
     "__version__",
+    "as_lineax",
     "circle",
     "compare",
     "dates",

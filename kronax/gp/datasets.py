@@ -37,7 +37,7 @@ def to_dataset(
     about = _About(post, include_noise)
     variables: dict[str, Any] = {
         MEAN: ((*batch, *dims), mean, about.values("posterior mean")),
-        SD: (dims, np.broadcast_to(sd, mean.shape[len(batch) :]), about.spread()),
+        SD: (*_shared(sd, mean.shape, (*batch, *dims)), about.spread()),
     }
     coordinates = coordinates_of(post, new)
     if levels:
@@ -60,6 +60,14 @@ def to_dataset(
         coordinates["draw"] = ("draw", np.arange(num_samples))
     check_names((*variables, "quantile", "draw"), (*dims, *batch), post)
     return package.Dataset(variables, coordinates, about.title())
+
+
+def _shared(
+    sd: np.ndarray, shape: tuple[int, ...], dims: tuple[str, ...]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Deviations that all data sets of a batch share have the dimensions of the grid alone."""
+    lead = 0 if sd.ndim == len(shape) else len(shape) - sd.ndim
+    return dims[lead:], np.broadcast_to(sd, shape[lead:])
 
 
 def to_dataarray(post: AbstractPosterior, values: Any, axes: Any, name: str | None) -> Any:

@@ -46,7 +46,7 @@ from kronax.gp.numpyro.sites import NumpyroSites
 from kronax.gp.posterior.posterior import Posterior, posterior_of
 from kronax.gp.posterior.prior import prior_draws
 from kronax.gp.sites import evidence
-from kronax.gp.sites.posterior import approximated
+from kronax.gp.sites.batches import posteriors
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
@@ -273,7 +273,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
     def condition(self, y: Any) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
 
-        Its results are on the grid, in whichever form the data come.
+        Its results are on the grid, in whichever form the data come. With a likelihood it is a
+        `kx.LikelihoodPosterior`, and of a batch `kx.LikelihoodPosteriors`.
 
         Args:
             y: as for `log_marginal_likelihood`.
@@ -287,7 +288,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         seen.check_model()
         seen, template = seen.measuring(grid), template_of(y, self.axis_names)
         if self.likelihood is not None:
-            return approximated(seen, grid, template)
+            found: Any = posteriors(seen, grid, template)
+            return found
         return posterior_of(seen, grid, template)
 
     def sample(

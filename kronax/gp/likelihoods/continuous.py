@@ -13,7 +13,13 @@ from numpyro.distributions import constraints
 
 from kronax.annotations import ParameterArray
 from kronax.domains import data, parameter
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, refuse_labels
+from kronax.gp.likelihoods.base import (
+    AbstractLikelihood,
+    Moments,
+    Support,
+    cells_like,
+    refuse_labels,
+)
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
 POSITIVE = Support(0.0, jnp.inf, False, "positive", is_open=True)
@@ -224,6 +230,25 @@ class Gamma(AbstractLikelihood):
         log_y = jnp.log(y)
         return a * (jnp.log(a) + log_y - f - jnp.exp(log_y - f)) - gammaln(a) - log_y
 
+    def expected(self, y: Array, mean: Array, variance: Array) -> Array:
+        """In closed form: `exp(−f)` is log-normal."""
+        a = self.concentration.astype(mean.dtype)
+        log_ratio = jnp.log(y) - mean
+        return self.log_density(y, mean) - a * jnp.exp(log_ratio) * jnp.expm1(variance / 2)
+
+    def expected_derivatives(self, y: Array, mean: Array, variance: Array) -> tuple[Array, Array]:
+        """In closed form."""
+        a = self.concentration.astype(mean.dtype)
+        log_ratio = jnp.log(y) - mean + variance / 2
+        return a * jnp.expm1(log_ratio), a * jnp.exp(log_ratio)
+
+    def moments(self, mean: Array, variance: Array) -> Moments:
+        """In closed form: means are log-normal, of which nodes miss the tail."""
+        own, excess = jnp.exp(mean + variance / 2), jnp.expm1(variance)
+        noise = (1 + excess) / self.concentration.astype(mean.dtype)
+        spread = jnp.square(own) * excess
+        return Moments(own, spread, own, spread + jnp.square(own) * noise)
+
     def response(self, f: Array) -> Array:
         """The mean."""
         return jnp.exp(f)
@@ -284,7 +309,10 @@ class Beta(AbstractLikelihood):
     def log_density(self, y: Array, f: Array) -> Array:
         """`(a − 1) log y + (b − 1) log(1 − y) − log B(a, b)`."""
         a, b = self._parameters(f)
-        constant = gammaln(self.concentration.astype(f.dtype)) - gammaln(a) - gammaln(b)
+        size = self.concentration.astype(f.dtype)
+        # log Γ(a) of what one adds to a: at a mean near zero its derivatives leave the precision.
+        one = [jnp.log(size) + jax.nn.log_sigmoid(x) - gammaln(1 + p) for x, p in ((f, a), (-f, b))]
+        constant = gammaln(size) + one[0] + one[1]
         return constant + (a - 1) * jnp.log(y) + (b - 1) * jnp.log1p(-y)
 
     def response(self, f: Array) -> Array:

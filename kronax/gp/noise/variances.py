@@ -187,12 +187,9 @@ class SiteNoise(AbstractPerCell):
         return None if self.precisions is None else self.precisions > 0
 
     def longer(self, slices: Slices, dtype: Any) -> "SiteNoise":
-        """Not defined: new data move all sites.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("The sites of a likelihood are known for their own data only.")
+        """Nothing is known of it: further data move all sites."""
+        slices.refuse_noise()
+        return SiteNoise()
 
 
 def checked_cells(value: Any) -> Array:

@@ -5,7 +5,16 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from kronax.gp.datasets import DRAWS, MEAN, QUANTILES, SD, check_names, coordinates_of, grid_dims
+from kronax.gp.datasets import (
+    DRAWS,
+    MEAN,
+    QUANTILES,
+    SD,
+    batch_dims,
+    check_names,
+    coordinates_of,
+    grid_dims,
+)
 from kronax.gp.labelled.packages import xarray
 from kronax.gp.labelled.templates import UNLABELLED
 from kronax.gp.model.process import AbstractPosterior
@@ -31,7 +40,7 @@ def response_dataset(
 
     New observations have the attributes of the data, units included; a rate has other units.
     """
-    package, dims = xarray(), grid_dims(post.gp)
+    package, dims = xarray(), (*batch_dims(post), *grid_dims(post.gp))
     data = (post.template and post.template.data) or UNLABELLED
     coordinates = coordinates_of(post, post.gp.new_axes(axes))
 
