@@ -183,7 +183,8 @@ class SummarisedPosterior(AbstractPosterior):
                 "include_noise=True."
             )
         mean = self.mean(axes, covariates=covariates)
-        variance = self.variance(axes, *noise, covariates=covariates)
+        include_noise, level = noise
+        variance = self.variance(axes, include_noise, level, covariates=covariates)
         columns = {MEAN: mean, SD: safe_sqrt(variance)}
         for q in quantiles:
             columns[quantile_name(q)] = quantiles_of(q, mean, variance)
