@@ -20,9 +20,11 @@ from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.gp.sites.response import Response
 from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
 from kronax.gp.sites.sites import Sites, gaussian
+from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import ConvergenceError
+from kronax.linalg.factors.square_roots import safe_sqrt
 
 
 class LikelihoodPosteriors(eqx.Module):
@@ -84,6 +86,22 @@ class LikelihoodPosteriors(eqx.Module):
         """Posterior variances of the function, `(*batch, …)`; as of one data set."""
         at = {"axes": axes, "points": points, **options}
         return self._each(lambda post: post.variance(**at), points)
+
+    def std(self, axes: Any = None, points: Any = None, **options: Any) -> Array:
+        """Posterior standard deviations of the function; as of one data set."""
+        return safe_sqrt(self.variance(axes, points, **options))
+
+    def quantile(self, q: Any, axes: Any = None, points: Any = None, **options: Any) -> Array:
+        """Posterior quantiles of the function; several probabilities lead the batch."""
+        mean = self.mean(axes, points, options.get("covariates"))
+        return quantiles_of(q, mean, self.variance(axes, points, **options))
+
+    def interval(
+        self, level: float = 0.95, axes: Any = None, points: Any = None, **options: Any
+    ) -> tuple[Array, Array]:
+        """The central interval of the function: its lower and its upper end; as of one data set."""
+        ends = self.quantile(tails(level), axes, points, **options)
+        return ends[0], ends[1]
 
     def response(
         self,
