@@ -66,6 +66,7 @@ from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
 from kronax.gp.sites.response import Response as Response
+from kronax.linalg.arrays.early_errors import debug_nans as debug_nans
 from kronax.linalg.arrays.precision import PrecisionWarning as PrecisionWarning
 from kronax.linalg.arrays.primitives import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.estimates.certificates import ConvergenceError as ConvergenceError

@@ -32,6 +32,7 @@ from kronax.gp.model.description import description
 from kronax.gp.model.least_noise import LeastNoise
 from kronax.gp.model.method import (
     checked_data,
+    checksums_of,
     gaps_of,
     mask_of,
     observing,
@@ -49,7 +50,6 @@ from kronax.gp.posterior.prior import prior_draws
 from kronax.gp.sites import evidence
 from kronax.gp.sites.posterior import approximated
 from kronax.gp.start.starts import initialise, random_start
-from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
@@ -333,7 +333,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         if self.likelihood is not None:
             return approximated(seen, grid, template)
         operator, found = marginal_likelihood.conditioned(seen, grid)
-        made_of = fingerprint_of_tree((seen, grid))
+        made_of = checksums_of(seen, grid)
         return Posterior(
             seen, grid, operator, found.value, found.regression, template, found.estimate, made_of
         )

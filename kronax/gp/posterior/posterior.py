@@ -16,7 +16,8 @@ from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.process import AbstractProcess, of_its_model
+from kronax.gp.model.marginal_likelihood import of_its_model
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.numpyro.guide import LatentGiven
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict, scattered

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.criticism.held_out import HeldOut
+from kronax.gp.criticism.held_out import HeldOut, sum_of_observed
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
 from kronax.gp.sites.predictive import log_predictive, probability
 from kronax.gp.sites.sites import Sites
@@ -51,7 +51,7 @@ class LikelihoodLeaveOneOut(HeldOut):
     @property
     def log_score(self) -> Float[Array, ""]:
         """Their sum."""
-        return jnp.nansum(self.log_density())
+        return sum_of_observed(self.log_density())
 
     def probability_integral_transform(self, key: PRNGKeyArray) -> Float[Array, "..."]:
         """Where every observation lies in its predictive distribution: uniform under the model.

@@ -14,7 +14,8 @@ from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.datasets import check_draws_have_a_key
 from kronax.gp.labelled.templates import Template, of_function
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
-from kronax.gp.model.marginal_likelihood import conditioned
+from kronax.gp.model.marginal_likelihood import conditioned, of_its_model
+from kronax.gp.model.method import UNKNOWN_GAPS, has_unknown_gaps
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.posterior import Posterior
@@ -27,8 +28,11 @@ from kronax.gp.sites.response import Response, response
 from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
 from kronax.gp.sites.sites import Sites, gaussian
 from kronax.linalg.arrays.checks import is_concrete, shape_of
+from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
+
+MUST_CONVERGE = "The search for the sites must converge"
 
 
 class LikelihoodPosterior(Posterior):
@@ -50,6 +54,12 @@ class LikelihoodPosterior(Posterior):
 
     def __repr__(self) -> str:
         return f"Posterior of the function given data of shape {self.y.shape}:\n{self.model!r}"
+
+    def explain(self) -> None:
+        """Raise if its data or its search are to blame that it is NaN."""
+        if has_unknown_gaps(self.model, self.data):
+            raise ValueError(UNKNOWN_GAPS)
+        _check_converged(self.sites)
 
     def response(
         self,
@@ -224,6 +234,7 @@ class LikelihoodPosterior(Posterior):
             draws = self.sample(key, axes, (num_samples,), response=True, **at)
         return response_dataset(self, found, axes, draws)
 
+    @of_its_model
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
         """Every observation as predicted from all the others, with the same parameters.
 
@@ -247,6 +258,7 @@ class LikelihoodPosterior(Posterior):
             likelihood=self._likelihood,
         )
 
+    @of_its_model
     def check_approximation(self, key: PRNGKeyArray, num_draws: int = 1000) -> ApproximationCheck:
         """How far the normal approximation may be trusted; `print` says it.
 
@@ -376,18 +388,24 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
         )
     y = filled(gp, y)
     sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
-    if is_concrete(sites) and not bool(sites.converged):
-        raise ConvergenceError(
-            f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
-            f"steps a step still moved the function by {float(sites.change):.2g} standard "
-            f"deviations. {OTHER_START}"
-        )
+    failed = ~sites.converged
+    if is_concrete(sites):
+        _check_converged(sites)
+    sites = raising_if(lambda: failed, sites, f"{MUST_CONVERGE}, and did not. {OTHER_START}")
     target = jnp.where(sites.converged, sites.target, jnp.nan)
     process = gaussian(gp, sites.precision)
     operator, found = conditioned(process, target)
-    made_of = fingerprint_of_tree((process, target))
+    made_of = fingerprint_of_tree((process, target), is_void=failed)
     parts = (found.value, found.regression, of_function(template), found.estimate, made_of)
     return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
+
+
+def _check_converged(sites: Sites) -> None:
+    if not bool(sites.converged):
+        raise ConvergenceError(
+            f"{MUST_CONVERGE}; after {int(sites.num_steps)} of {MOST_STEPS} steps a step still "
+            f"moved the function by {float(sites.change):.2g} standard deviations. {OTHER_START}"
+        )
 
 
 _find = eqx.filter_jit(find)
