@@ -202,10 +202,9 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
         message = f"The iterations of {what} must reach their tolerance, and did not. {LONGER}"
         estimate = raising_if(lambda: ~estimate.converged, estimate, message)
         # A factor, so that derivatives are NaN as well.
-        doubt = jnp.where(estimate.converged, 1, jnp.nan)
-        return eqx.tree_at(
-            lambda e: e.value, estimate, doubt.astype(estimate.value.dtype) * estimate.value
-        )
+        one = jnp.ones((), estimate.value.dtype)
+        doubt = jnp.where(estimate.converged, one, jnp.nan)
+        return eqx.tree_at(lambda e: e.value, estimate, doubt * estimate.value)
     if not bool(np.all(np.asarray(estimate.converged))):
         raise ConvergenceError(
             f"The iterations of {what} must reach their tolerance; after "
