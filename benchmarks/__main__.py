@@ -23,6 +23,7 @@ WORKLOADS = (
     "precision",
     "markov",
     "nongaussian",
+    "rewrite",
 )
 # What is run by name alone.
 BY_NAME = ("report", "gpu")

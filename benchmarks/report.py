@@ -13,7 +13,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks import gap_tables, markov, markov_accuracy, pictures, precision, start, tables
+from benchmarks import (
+    gap_tables,
+    markov,
+    markov_accuracy,
+    pictures,
+    precision,
+    rewrite,
+    start,
+    tables,
+)
 from benchmarks.measure import ROOT, results_folder
 from benchmarks.nongaussian import accuracy, calibration, others, speed
 
@@ -83,6 +92,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         },
         "whitening": {"whitening": tables.whitening_table},
         "start": {"start": start.start_table},
+        "rewrite": {"rewrite": rewrite.rewrite_table},
         "posterior": {"posterior": tables.posterior_table},
         "gaps": {"gaps": gap_tables.gaps_table},
         "preconditioners": {"preconditioners": gap_tables.preconditioners_table},

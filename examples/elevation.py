@@ -10,7 +10,6 @@
 
 # %%
 import time
-from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
@@ -22,7 +21,6 @@ from scipy.interpolate import RegularGridInterpolator
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "elevation.png"
 
 # %% [markdown]
 # ## Data
@@ -120,7 +118,9 @@ image = panels[1, 1].imshow(
     cmap="magma",
 )
 panels[1, 1].set_title("Standard deviation, a corner of 2 km")
-figure.colorbar(image, ax=panels[1, 1], label="m")
+figure.colorbar(image, ax=panels[1, 1], label="standard deviation, m")
+heights = plt.cm.ScalarMappable(plt.Normalize(shade["vmin"], shade["vmax"]), shade["cmap"])
+figure.colorbar(heights, ax=panels[0, 1], label="height, m")
 figure.supxlabel("km")
 figure.supylabel("km")
-figure.savefig(picture, dpi=100)
+figure.savefig("elevation.png", dpi=100)

@@ -12,7 +12,6 @@
 # `pip install kronax matplotlib`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import equinox as eqx
@@ -25,7 +24,6 @@ import optax
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "neural_mean.png"
 
 # %% [markdown]
 # ## The data
@@ -195,7 +193,7 @@ for k, (place, (title, values)) in enumerate(zip(places, pictures.items(), stric
     image = ax.pcolormesh(km, minutes / 60, values, cmap="RdBu_r", vmin=-4.5, vmax=4.5)
     ax.set(xlabel="km", ylabel="hour" if k == 0 else "")
     ax.set_title(title, fontsize=10)
-figure.colorbar(image, ax=figure.axes, location="right", shrink=0.9)
+figure.colorbar(image, ax=figure.axes, location="right", shrink=0.9, label="y")
 
 ax = figure.add_subplot(grid[1, :7])
 k = int(np.argmin(np.abs(minutes[held_out] - 45)))
@@ -205,14 +203,13 @@ for name, colour in (("plain process", "tab:orange"), ("five networks", "tab:blu
     ax.plot(km, mean, color=colour, lw=2, label=f"{name}, 95 % band")
 ax.plot(km, truth[held_out][k], "k--", lw=1.5, label="truth")
 ax.plot(km, y[held_out][k], "o", color="0.4", ms=4, label="held-out measurements")
-ax.set(title=f"Minute {minutes[held_out][k]:.0f}, in the middle of a gap", xlabel="km")
+ax.set(title=f"Minute {minutes[held_out][k]:.0f}, in the middle of a gap", xlabel="km", ylabel="y")
 ax.legend(frameon=False)
 
 ax = figure.add_subplot(grid[1, 7:])
 ax.plot(losses.T, color="tab:blue", alpha=0.6, lw=1)
 ax.axhline(plain.loss, color="tab:orange", label="plain process")
 ax.plot([], color="tab:blue", label="five networks")
-ax.set(title="Negative log marginal likelihood", xlabel="step", ylim=(-550, 900))
+ax.set(title="Negative log marginal likelihood", xlabel="step", ylabel="nats", ylim=(-550, 900))
 ax.legend(frameon=False)
-picture.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(picture, dpi=110)
+figure.savefig("neural_mean.png", dpi=110)

@@ -107,6 +107,7 @@ from kronax.linalg.operators.kronecker import Kronecker as Kronecker
 from kronax.linalg.operators.kronecker import KroneckerSum as KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise as KroneckerPlusNoise
 from kronax.linalg.state_spaces.state_space import StateSpace as StateSpace
+from kronax.lineax.conversion import as_lineax as as_lineax
 from kronax.parameters import parameter as parameter
 from kronax.parameters import parameters as parameters
 from kronax.parameters import replace as replace
