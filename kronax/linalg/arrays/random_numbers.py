@@ -22,4 +22,4 @@ def random_signs(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array
     JAX draws those in float64 wherever that is enabled.
     """
     is_plus = jax.random.uniform(key, (prod(shape),), dtype) < 0.5
-    return (2 * is_plus - 1).astype(dtype).reshape(shape)
+    return (2 * is_plus.astype(dtype) - 1).reshape(shape)
