@@ -18,10 +18,18 @@ from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut
 from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.gp.sites.response import Response
-from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
+from kronax.gp.sites.search import (
+    MUST_CONVERGE,
+    OTHER_START,
+    check_converged,
+    filled,
+    find,
+    no_hint,
+)
 from kronax.gp.sites.sites import Sites, gaussian
 from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, is_concrete
+from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import ConvergenceError
 from kronax.linalg.factors.square_roots import safe_sqrt
@@ -229,12 +237,10 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
     """
     y = filled(gp, y)
     sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
-    if is_concrete(sites) and not bool(sites.converged):
-        raise ConvergenceError(
-            f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
-            f"steps a step still moved the function by {float(sites.change):.2g} standard "
-            f"deviations. {OTHER_START}"
-        )
+    failed = ~sites.converged
+    if is_concrete(sites):
+        check_converged(sites)
+    sites = raising_if(lambda: failed, sites, f"{MUST_CONVERGE}, and did not. {OTHER_START}")
     return posterior_of_sites(gp, y, of_function(template), sites)
 
 
@@ -245,7 +251,7 @@ def posterior_of_sites(
     target = jnp.where(sites.converged, sites.target, jnp.nan)
     process = gaussian(gp, sites.precision)
     operator, found = conditioned(process, target)
-    made_of = fingerprint_of_tree((process, target))
+    made_of = fingerprint_of_tree((process, target), is_void=~sites.converged)
     parts = (found.value, found.regression, template, found.estimate, made_of)
     return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
 

@@ -14,6 +14,8 @@ from kronax.gp.datasets import check_draws_have_a_key
 from kronax.gp.forecasts.filter import filter_of
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.likelihoods.predictive import log_predictive
+from kronax.gp.model.marginal_likelihood import of_its_model
+from kronax.gp.model.method import UNKNOWN_GAPS, has_unknown_gaps
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.append import append_observed
 from kronax.gp.posterior.covariance import PosteriorCovariance
@@ -27,6 +29,7 @@ from kronax.gp.sites.filter import likelihood_filter
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
 from kronax.gp.sites.leave_slice_out import leave_slice_out
 from kronax.gp.sites.response import Response, response
+from kronax.gp.sites.search import check_converged
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete, shape_of
 from kronax.linalg.estimates.certificates import Estimate
@@ -52,6 +55,12 @@ class LikelihoodPosterior(Posterior):
 
     def __repr__(self) -> str:
         return f"Posterior of the function given data of shape {self.y.shape}:\n{self.model!r}"
+
+    def explain(self) -> None:
+        """Raise if its data or its search are to blame that it is NaN."""
+        if has_unknown_gaps(self.model, self.data):
+            raise ValueError(UNKNOWN_GAPS)
+        check_converged(self.sites)
 
     def response(
         self,
@@ -236,6 +245,7 @@ class LikelihoodPosterior(Posterior):
     def _data(self) -> Array:
         return jnp.where(self.sites.precision > 0, self.data, jnp.nan)
 
+    @of_its_model
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
         """Every observation as predicted from all the others, with the same parameters.
 
@@ -259,6 +269,7 @@ class LikelihoodPosterior(Posterior):
             function_variance_error=function[2],
         )
 
+    @of_its_model
     def check_approximation(self, key: PRNGKeyArray, num_draws: int = 1000) -> ApproximationCheck:
         """How far the normal approximation may be trusted; `print` says it.
 
