@@ -231,6 +231,7 @@ __all__ = [
     "circle",
     "compare",
     "dates",
+    "debug_nans",
     "decompose",
     "fit",
     "gradient_estimate",
