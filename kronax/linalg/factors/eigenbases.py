@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.fibres import Fibrewise
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, same_rank
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
@@ -64,6 +65,11 @@ class SymmetricBlocks(eqx.Module):
 
     def apply(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x` (no batch)."""
+        leaves, tree = jax.tree.flatten(self)
+        return _multiply(axis, *leaves, x, grids=(len(leaves),), tree=tree)[0]
+
+    def apply_to_fibres(self, x: Array, axis: int) -> Array:
+        """The same, where every fibre is on one device."""
         pieces = []
         x = self.transform.forward(x, axis)
         for a, ndim, piece in zip(
@@ -75,6 +81,14 @@ class SymmetricBlocks(eqx.Module):
                 pieces.append(piece * (a if ndim == 0 else along(a, axis, piece.ndim)))
         joined = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
         return self.transform.backward(joined, axis)
+
+
+def _multiply_fibres(axis: int, *operands: Array, tree: Any) -> list[Array]:
+    *leaves, x = operands
+    return [jax.tree.unflatten(tree, leaves).apply_to_fibres(x, axis)]
+
+
+_multiply = Fibrewise("kronax_blocks", _multiply_fibres)
 
 
 def full_block(matrix: Array) -> SymmetricBlocks:
@@ -123,12 +137,11 @@ class Eigenbasis(eqx.Module):
 
     def rotate(self, x: Array, axis: int) -> Array:
         """`Wᵀ` along `axis < 0` of `x` (no batch)."""
-        x = self.transform.forward(x, axis)
-        return self._apply(x, axis, transpose=True)
+        return self._turned(x, axis, transpose=True)
 
     def unrotate(self, x: Array, axis: int) -> Array:
         """`W` along `axis < 0` of `x` (no batch)."""
-        return self.transform.backward(self._apply(x, axis), axis)
+        return self._turned(x, axis, transpose=False)
 
     @property
     def is_identity(self) -> bool:
@@ -145,14 +158,35 @@ class Eigenbasis(eqx.Module):
             return self.blocks[0]
         return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
-    def _apply(self, x: Array, axis: int, *, transpose: bool = False) -> Array:
-        if all(w is None for w in self.blocks):
+    def _turned(self, x: Array, axis: int, *, transpose: bool) -> Array:
+        if self.is_identity:
             return x
+        blocks, tree = jax.tree.flatten(self.blocks)
+        settings = {"tree": tree, "sizes": self.sizes, "transform": self.transform}
+        return _turn(axis, *blocks, x, grids=(len(blocks),), transpose=transpose, **settings)[0]
+
+
+def _turn_fibres(
+    axis: int,
+    *operands: Array,
+    tree: Any,
+    sizes: tuple[int, ...],
+    transform: Transform,
+    transpose: bool,
+) -> list[Array]:
+    *leaves, x = operands
+    blocks = jax.tree.unflatten(tree, leaves)
+    x = transform.forward(x, axis) if transpose else x
+    if leaves:
         pieces = [
             piece if w is None else apply_along(w, piece, axis, transpose=transpose)
-            for w, piece in zip(self.blocks, split_blocks(x, self.sizes, axis), strict=True)
+            for w, piece in zip(blocks, split_blocks(x, sizes, axis), strict=True)
         ]
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+        x = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+    return [x if transpose else transform.backward(x, axis)]
+
+
+_turn = Fibrewise("kronax_turn", _turn_fibres)
 
 
 def split_blocks(x: Array, sizes: tuple[int, ...], axis: int) -> list[Array]:
