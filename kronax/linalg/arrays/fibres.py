@@ -37,7 +37,7 @@ class Fibrewise(Batched):
 
     def __call__(
         self,
-        axis: int,
+        axis: int | None,
         *operands: Array,
         grids: tuple[int, ...],
         results: tuple[bool, ...] = (True,),
@@ -46,7 +46,7 @@ class Fibrewise(Batched):
         """Evaluate.
 
         Args:
-            axis: negative.
+            axis: negative, or none, where nothing has to be whole.
             operands: arrays.
             grids: which of them are on the grid.
             results: which of the results are.
@@ -69,14 +69,14 @@ class Fibrewise(Batched):
     def _apply(self, *operands: Any, **params: Any) -> Any:
         return _compiled(self, tuple(sorted(params.items(), key=lambda p: p[0])))(*operands)
 
-    def _evaluate(self, *operands: Any, axis: int, batch: tuple, static: tuple, **_: Any) -> list:
+    def _evaluate(self, *operands: Any, axis: int | None, batch: tuple, static: tuple, **_: Any) -> list:
         def run(*arrays: Any) -> list[Array]:
             return list(self.function(axis, *arrays, **dict(static)))
 
         return nested_vmap(run, batch)(*operands)
 
-    def _partitioned(self, *operands: Any, axis: int, **params: Any) -> list:
-        def run(axis: int, *arrays: Any) -> list:
+    def _partitioned(self, *operands: Any, axis: int | None, **params: Any) -> list:
+        def run(axis: int | None, *arrays: Any) -> list:
             return self._evaluate(*arrays, axis=axis, **params)
 
         found = jax.eval_shape(partial(run, axis), *operands)
@@ -209,3 +209,18 @@ def _pullback(
         return list(jax.linear_transpose(forward, *targets)(list(arrays[-num_results:])))
 
     return Fibrewise(f"{fibrewise.name}_transpose", function)
+
+
+def _as_it_is(axis: None, x: Array, like: Array) -> list[Array]:
+    return [x]
+
+
+_shared_like = Fibrewise("kronax_shared_like", _as_it_is)
+
+
+def shared_like(x: Array, like: Array) -> Array:
+    """`x`, shared out over devices as `like` is, whose last axes are those of `x`, of any sizes.
+
+    For what does not come from data on the grid, and would be whole on every device.
+    """
+    return _shared_like(None, x, jax.lax.stop_gradient(like), grids=(0, 1))[0]

@@ -6,6 +6,7 @@ every array of its factors. It is compared where the decomposition is used, also
 traced.
 """
 
+from math import prod
 from typing import Any
 
 import equinox as eqx
@@ -103,13 +104,23 @@ def _checksum(array: Any, ndim: int, xp: Any) -> Any:
     # −0 is 0, and so is a subnormal number, which compiled programs take for zero.
     is_zero = xp.abs(array) < xp.finfo(array.dtype).tiny
     array = xp.where(is_zero, xp.zeros_like(array), array)
-    bits = _words(array, xp).reshape(*batch, -1)
-    places = xp.arange(bits.shape[-1], dtype=np.uint32) * SPREAD
-    mixed = (bits ^ places.reshape((1,) * len(batch) + places.shape)) * FIRST
+    words = _words(array, xp)
+    places = _places(words.shape[len(batch) :], xp) * SPREAD
+    mixed = (words ^ places.reshape((1,) * len(batch) + places.shape)) * FIRST
     mixed = (mixed ^ (mixed >> np.uint32(15))) * SECOND
-    total = xp.sum(mixed ^ (mixed >> np.uint32(13)), axis=-1, dtype=np.uint32)
+    own = tuple(range(len(batch), words.ndim))
+    total = xp.sum(mixed ^ (mixed >> np.uint32(13)), axis=own, dtype=np.uint32)
     # As many bits as a number of this precision holds exactly.
     return (total >> np.uint32(8 if array.dtype.itemsize >= 4 else 24)).astype(array.dtype)
+
+
+def _places(shape: tuple[int, ...], xp: Any) -> Any:
+    """`0, 1, …` in C order; not as a row, which could not be shared out over devices as a grid."""
+    total = xp.zeros((1,) * len(shape), np.uint32)
+    for axis, size in enumerate(shape):
+        step = xp.arange(size, dtype=np.uint32) * np.uint32(prod(shape[axis + 1 :]))
+        total = total + step.reshape((size,) + (1,) * (len(shape) - axis - 1))
+    return total
 
 
 def _words(array: Any, xp: Any) -> Any:

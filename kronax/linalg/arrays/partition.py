@@ -51,7 +51,7 @@ class Form(NamedTuple):
     levels: tuple[int, ...]
     ndim: int
 
-    def labels(self, place: int, axis: int) -> Labels:
+    def labels(self, place: int, axis: int | None) -> Labels:
         """One per axis: equal ones are shared out in the same way."""
         own = range(len(self.levels) - self.ndim, 0)
         levels = [f"level_{k}" for k in self.levels]
@@ -62,14 +62,14 @@ class Form(NamedTuple):
 
 def partitioned(
     function: Callable[..., Sequence[Array]],
-    axis: int,
+    axis: int | None,
     operands: Sequence[Form],
     results: Sequence[Form],
 ) -> Callable[..., Sequence[Array]]:
     """`function(axis, *arrays)`, as a call that the partitioner runs on whole fibres.
 
     Args:
-        function: works along `axis < 0`, fibre by fibre; its small results are sums over fibres.
+        function: works along `axis < 0`, fibre by fibre, or cell by cell if that is none; its small results are sums over fibres.
         axis: of all arrays on the grid.
         operands: their forms.
         results: their forms.
@@ -196,7 +196,7 @@ def _padded(x: Array, axis: int, count: int) -> Array:
 
 def _local(
     function: Callable[..., Sequence[Array]],
-    axis: int,
+    axis: int | None,
     given: tuple[Any, Sequence[Form]],
     found: tuple[Any, Sequence[Form]],
     sharing: _Sharing,
