@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.linalg.arrays.host import bounds
 from kronax.parameters import (
     Parameter,
     ParameterTable,
@@ -341,12 +342,11 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
     # Equal counts of unequal exposures vary.
     likelihood = getattr(model, "likelihood", None)
     varying = grid if likelihood is None else likelihood.start(grid)
-    members = np.asarray(varying).reshape(len(grid) if independent else 1, -1)
-    spread = np.nanmax(members, axis=1) - np.nanmin(members, axis=1)
-    constant = np.flatnonzero(spread == 0)
-    if constant.size and members.shape[1] > 1:
+    least, largest = bounds(varying, 1 if independent else 0)
+    constant = np.flatnonzero(largest - least == 0)
+    if constant.size and grid.size > largest.size:
         which = f" (data set {constant[0]})" if independent else ""
-        value = np.nanmax(np.asarray(grid).reshape(members.shape)[constant[0]])
+        value = np.ravel(bounds(grid, 1 if independent else 0)[1])[constant[0]]
         raise ValueError(
             f"Data must vary, so that there is something to fit; got {value} in every cell{which}."
         )

@@ -6,6 +6,7 @@ every array of its factors. It is compared where the decomposition is used, also
 traced.
 """
 
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.host import on_device
+from kronax.linalg.arrays.host import is_spread, numbers, on_device
 
 # Odd numbers without a pattern (those of Murmur3's final mix, and 2³² over the golden ratio).
 SPREAD, FIRST, SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
@@ -73,8 +74,19 @@ def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -
 
 def _checksums(sources: list[tuple[Array, int]]) -> list[Any]:
     # On the host where there are values: nothing is compiled for it.
-    xp = np if is_concrete(sources) else jnp
-    return [_checksum(xp.asarray(leaf), ndim, xp) for leaf, ndim in sources]
+    if not is_concrete(sources):
+        return [_checksum(jnp.asarray(leaf), ndim, jnp) for leaf, ndim in sources]
+    return [
+        numbers(_on_devices(leaf, ndim))
+        if is_spread(leaf)
+        else _checksum(np.asarray(leaf), ndim, np)
+        for leaf, ndim in sources
+    ]
+
+
+@partial(jax.jit, static_argnums=1)
+def _on_devices(array: Array, ndim: int) -> Array:
+    return _checksum(array, ndim, jnp)
 
 
 def _leaves(tree: Any) -> list[tuple[Array, int]]:

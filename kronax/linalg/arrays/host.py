@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 
@@ -34,9 +35,63 @@ def numpy_of(x: Any) -> Any:
     return np if isinstance(x, np.ndarray | np.generic) else jnp
 
 
+def is_spread(x: Any) -> bool:
+    """Whether a concrete array is on several devices, so that it is looked at where it is."""
+    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+        return False
+    return not x.is_fully_replicated
+
+
+def numbers(x: Any) -> np.ndarray:
+    """A concrete array in NumPy, also where parts of it are on devices of other processes."""
+    if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+        x = jax.jit(_itself, out_shardings=_everywhere(x))(x)
+    return np.asarray(x)
+
+
+def count(test: Callable[[Any], Any], x: Any, among: Any = True) -> int:
+    """In how many places of a concrete array a NumPy function is true, of those in a mask.
+
+    Args:
+        test: `numpy.isnan`, for one.
+        x: an array.
+        among: a NumPy mask that broadcasts to it.
+    """
+    if not is_spread(x):
+        return int((test(np.asarray(x)) & among).sum())
+    like_in_jax: Any = getattr(jnp, test.__name__)
+    return int(jax.jit(lambda x, among: jnp.sum(like_in_jax(x) & among))(x, among))
+
+
+def bounds(x: Any, keep: int) -> tuple[np.ndarray, np.ndarray]:
+    """The least and the largest number, NaN aside, per entry of the first `keep` axes."""
+    if not is_spread(x):
+        return _bounds(np.asarray(x), keep, np)
+    return tuple(map(numbers, jax.jit(lambda x: _bounds(x, keep, jnp))(x)))  # type: ignore
+
+
 def is_finite(tree: Any) -> bool:
     """Whether no leaf is known to have NaN or infinities; traced ones pass."""
     return all(
-        isinstance(leaf, jax.core.Tracer) or bool(np.isfinite(np.asarray(leaf)).all())
+        isinstance(leaf, jax.core.Tracer) or count(np.isfinite, leaf) == np.size(leaf)
         for leaf in jax.tree.leaves(tree)
     )
+
+
+def _itself(x: Array) -> Array:
+    return x
+
+
+def _everywhere(x: Array) -> Any:
+    mesh = getattr(x.sharding, "mesh", None)
+    if mesh is None:
+        raise TypeError(
+            "An array on devices of several processes must have a jax.sharding.NamedSharding; got "
+            f"{x.sharding}. Make it by jax.make_array_from_process_local_data."
+        )
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _bounds(x: Any, keep: int, xp: Any) -> tuple[Any, Any]:
+    rest = tuple(range(keep, x.ndim))
+    return xp.nanmin(x, axis=rest), xp.nanmax(x, axis=rest)
