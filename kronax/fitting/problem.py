@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.linalg.arrays.host import bounds
+from kronax.linalg.arrays.host import bounds, is_spread
 from kronax.parameters import (
     Parameter,
     ParameterTable,
@@ -62,6 +63,8 @@ class Problem(eqx.Module):
     measured: Any = eqx.field(static=True, default=None)
     # Whether the noise stays above what the precision carries.
     has_floor: bool = eqx.field(static=True, default=False)
+    # The mesh of devices, and those of its axes, over which independent data are shared out.
+    fits_per_device: Any = eqx.field(static=True, default=None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -188,7 +191,8 @@ class Problem(eqx.Module):
         """One of the independent problems, by itself."""
         assert self.y is not None
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Problem(**{**kept, "y": self.y[index], "independent": False})
+        alone = {"y": self.y[index], "independent": False, "fits_per_device": None}
+        return Problem(**{**kept, **alone})
 
 
 def sees_double(process: Any) -> bool:
@@ -276,6 +280,7 @@ def make_problem(
         independent,
         observed=observed,
         has_floor=has_floor,
+        fits_per_device=_by_member(grid) if independent else None,
     )
     for path in prepared:
         if not rows[path].trainable:
@@ -287,6 +292,14 @@ def make_problem(
     if loss is not None:
         _check_precision(loss, model, precision(problem.unconstrained()[0]))
     return eqx.tree_at(lambda p: p.priors, problem, prepared)
+
+
+def _by_member(grid: Any) -> tuple[Mesh, Any] | None:
+    """The mesh, and those of its axes, over which the first axis of data is shared out."""
+    sharding = grid.sharding if is_spread(grid) else None
+    if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+        return None
+    return sharding.mesh, sharding.spec[0]
 
 
 def _may_floor(model: Any, frozen: Any, domains: Any, shared: Any) -> bool:

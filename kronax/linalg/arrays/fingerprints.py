@@ -84,9 +84,9 @@ def _checksums(sources: list[tuple[Array, int]]) -> list[Any]:
     ]
 
 
-@partial(jax.jit, static_argnums=1)
 def _on_devices(array: Array, ndim: int) -> Array:
-    return _checksum(array, ndim, jnp)
+    with jax.ensure_compile_time_eval():
+        return jax.jit(partial(_checksum, ndim=ndim, xp=jnp))(array)
 
 
 def _leaves(tree: Any) -> list[tuple[Array, int]]:

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
@@ -37,16 +38,37 @@ def numpy_of(x: Any) -> Any:
 
 def is_spread(x: Any) -> bool:
     """Whether a concrete array is on several devices, so that it is looked at where it is."""
-    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
-        return False
-    return not x.is_fully_replicated
+    return isinstance(x, jax.Array) and not is_traced(x) and not x.is_fully_replicated
 
 
 def numbers(x: Any) -> np.ndarray:
     """A concrete array in NumPy, also where parts of it are on devices of other processes."""
     if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
-        x = jax.jit(_itself, out_shardings=_everywhere(x))(x)
+        with jax.ensure_compile_time_eval():
+            x = jax.jit(_itself, out_shardings=everywhere(x))(x)
     return np.asarray(x)
+
+
+def is_shared(x: Any) -> bool:
+    """Whether parts of an array are on devices of other processes, which then work on it as well."""
+    return isinstance(x, jax.Array) and not is_traced(x) and not x.is_fully_addressable
+
+
+def of_all_processes(values: Any) -> np.ndarray:
+    """A NumPy array of every process, stacked; all of them have to ask."""
+    return np.asarray(multihost_utils.process_allgather(np.asarray(values)))
+
+
+def of_first_process(content: bytes) -> bytes:
+    """What the first process has; all of them have to ask."""
+    size = int(multihost_utils.broadcast_one_to_all(np.asarray(len(content), np.int32)))
+    given = np.frombuffer(content.ljust(size, b"\0")[:size], np.uint8)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(given)).astype(np.uint8))
+
+
+def is_traced(x: Any) -> bool:
+    """Whether an array has no value now."""
+    return isinstance(x, jax.core.Tracer)
 
 
 def count(test: Callable[[Any], Any], x: Any, among: Any = True) -> int:
@@ -60,14 +82,17 @@ def count(test: Callable[[Any], Any], x: Any, among: Any = True) -> int:
     if not is_spread(x):
         return int((test(np.asarray(x)) & among).sum())
     like_in_jax: Any = getattr(jnp, test.__name__)
-    return int(jax.jit(lambda x, among: jnp.sum(like_in_jax(x) & among))(x, among))
+    with jax.ensure_compile_time_eval():
+        return int(jax.jit(lambda x, among: jnp.sum(like_in_jax(x) & among))(x, among))
 
 
 def bounds(x: Any, keep: int) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest number, NaN aside, per entry of the first `keep` axes."""
     if not is_spread(x):
         return _bounds(np.asarray(x), keep, np)
-    return tuple(map(numbers, jax.jit(lambda x: _bounds(x, keep, jnp))(x)))  # type: ignore
+    with jax.ensure_compile_time_eval():
+        least, largest = jax.jit(lambda x: _bounds(x, keep, jnp))(x)
+    return numbers(least), numbers(largest)
 
 
 def is_finite(tree: Any) -> bool:
@@ -82,7 +107,8 @@ def _itself(x: Array) -> Array:
     return x
 
 
-def _everywhere(x: Array) -> Any:
+def everywhere(x: Array) -> NamedSharding:
+    """The sharding by which every device of an array has all of it."""
     mesh = getattr(x.sharding, "mesh", None)
     if mesh is None:
         raise TypeError(
