@@ -211,11 +211,24 @@ def _pullback(
     return Fibrewise(f"{fibrewise.name}_transpose", function)
 
 
-def _as_it_is(axis: None, x: Array, like: Array) -> list[Array]:
-    return [x]
+class _SharedLike(Fibrewise):
+    """The identity in its first operand."""
+
+    def __init__(self) -> None:
+        super().__init__("kronax_shared_like", lambda axis, x, like: [x])
+
+    def _jvp(self, primals: Any, tangents: Any, **params: Any) -> Any:
+        moved = ad.instantiate_zeros(tangents[0])
+        values = self._bind(*primals, **params)
+        return values, self._bind(moved, primals[1], **params)
+
+    def _transpose(self, cotangents: Any, *flat: Any, **params: Any) -> Any:
+        if any(level[0] is None for level in params["batch"]):
+            return super()._transpose(cotangents, *flat, **params)
+        return [*self._bind(ad.instantiate_zeros(cotangents[0]), flat[1], **params), None]
 
 
-_shared_like = Fibrewise("kronax_shared_like", _as_it_is)
+_shared_like = _SharedLike()
 
 
 def shared_like(x: Array, like: Array) -> Array:

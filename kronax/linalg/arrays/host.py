@@ -7,17 +7,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import (
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    reshard,
+)
 from jaxtyping import Array
 
 
 def on_device(values: Any) -> Array:
-    """NumPy's numbers as a JAX array, without the program that `jnp.asarray` compiles for it."""
+    """NumPy's numbers as a JAX array, without the program that `jnp.asarray` compiles for it.
+
+    One that is shared out over devices by its type is by its values instead.
+    """
     if not isinstance(values, np.ndarray | np.generic):
-        return jnp.asarray(values)
+        return _by_value(jnp.asarray(values))
     # In memory of its own: JAX may keep what it is given, which its owner may change.
     values = np.array(values, jax.dtypes.canonicalize_dtype(values.dtype))
     return jnp.asarray(values, values.dtype)
+
+
+def _by_value(x: Array) -> Array:
+    """`x` over axes of a mesh that are `Auto`: XLA finds how to share out what is made of it.
+
+    With `Explicit` ones, which `jax.make_mesh` makes, every operation would have to be told.
+    """
+    sharding: Any = jax.typeof(x).sharding if is_traced(x) else x.sharding
+    mesh = getattr(sharding, "mesh", None)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return x
+    if isinstance(mesh, Mesh):
+        return jax.device_put(x, NamedSharding(Mesh(mesh.devices, mesh.axis_names), sharding.spec))
+    plain = AbstractMesh(mesh.axis_sizes, mesh.axis_names)
+    x = reshard(x, NamedSharding(plain, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(plain, sharding.spec))
 
 
 def on_host(function: Callable[..., Any], *arrays: Any) -> Array:
