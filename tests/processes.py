@@ -3,10 +3,11 @@
 import json
 import os
 import sys
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 import kronax as kx
@@ -39,8 +40,9 @@ def numbers(num_steps: int, checkpoint: str | None) -> dict:
     """What is to be the same with any number of processes."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("devices",))
     gp, key = model(), jax.random.key(1)
-    y = shared(data()[0], PartitionSpec("devices"), mesh) if len(jax.devices()) > 1 else data()[0]
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    y: Any = data()[0]
+    if len(jax.devices()) > 1:
+        y = shared(y, PartitionSpec("devices"), mesh)
     value = gp.log_marginal_likelihood(y)
     slope = jax.jit(jax.grad(lambda gp, y: gp.log_marginal_likelihood(y)))(gp, y)
     fit = kx.fit(gp, y, num_steps=num_steps, checkpoint=checkpoint, checkpoint_every=2)
@@ -49,7 +51,7 @@ def numbers(num_steps: int, checkpoint: str | None) -> dict:
         "value": float(value),
         "slope": [np.asarray(x).tolist() for x in jax.tree.leaves(slope)],
         "losses": fit.losses.tolist(),
-        "draw": np.asarray(whole(draw)).tolist() if len(jax.devices()) > 1 else np.asarray(draw).tolist(),
+        "draw": multihost_utils.process_allgather(draw, tiled=True).tolist(),
     }
 
 
@@ -62,6 +64,9 @@ if __name__ == "__main__":
         )
     if what == "numbers":
         print(json.dumps(numbers(4, path or None)))
+    elif what == "continued":
+        fit = kx.fit(model(), data()[0], num_steps=6, checkpoint=path)
+        print(json.dumps({"losses": fit.losses.tolist()}))
     elif what == "killed":
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
         y = shared(data()[0], PartitionSpec("devices"), mesh)
