@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import kronax as kx
+from benchmarks.markdown import grid, table
 from benchmarks.measure import ROOT, save
 
 SHAPES = [(1000, 320, 320), (1024, 1000, 960), (2048, 2560, 1920)]
@@ -78,6 +79,29 @@ def plan(shape: tuple[int, ...]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def devices_table(rows: list[dict[str, Any]]) -> str:
+    """What a device holds and is sent, with the data of the whole grid beside it."""
+    body = []
+    for row in rows:
+        whole = 4 * prod(row["shape"])
+        held = sum(row[f"{part}_bytes"] for part in ("data", "result", "between"))
+        moved = row["sent_bytes"]
+        body.append(
+            [
+                f"{prod(row['shape']):,}",
+                grid(row),
+                f"{whole / 2**30:.3g}",
+                "value and gradient" if row["program"] == "likelihood" else "posterior mean",
+                str(row["devices"]),
+                f"{held / 2**30:.3g}",
+                f"{moved.get('all-to-all', 0) / 2**30:.3g}",
+                f"{sum(n for kind, n in moved.items() if kind != 'all-to-all') / 2**30:.2g}",
+            ]
+        )
+    header = ["cells", "grid", "data, GiB", "", "devices", "held by each, GiB"]
+    return table([*header, "all-to-all", "other collectives"], body)
 
 
 def run(quick: bool) -> None:

@@ -13,7 +13,16 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from benchmarks import gap_tables, markov, markov_accuracy, pictures, precision, start, tables
+from benchmarks import (
+    devices,
+    gap_tables,
+    markov,
+    markov_accuracy,
+    pictures,
+    precision,
+    start,
+    tables,
+)
 from benchmarks.measure import ROOT, results_folder
 from benchmarks.nongaussian import accuracy, calibration, others, speed
 
@@ -23,6 +32,7 @@ PAGES = (
     "docs/missing.md",
     "docs/precision.md",
     "docs/long_axes.md",
+    "docs/devices.md",
 )
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
@@ -75,6 +85,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "solve": {"solve": partial(tables.solve_table, published=results.get("published"))},
         "matvec": {"matvec": tables.matvec_table},
         "scale": {"scale": tables.scale_table},
+        "devices": {"devices": devices.devices_table},
         "mcmc": {"mcmc": tables.mcmc_table, "nuts-peers": tables.nuts_peers_table},
         "fitting": {
             "fitting": tables.fitting_table,

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections import Counter
 from math import prod
 from typing import Any
 
@@ -26,7 +25,9 @@ COLLECTIVE = re.compile(
 def model(shape: tuple[int, ...]) -> kx.GridGP:
     """Regular, irregular and again irregular axes."""
     kernels = (kx.RBF(0.3), kx.Matern32(0.5), kx.Matern12(0.4))[: len(shape)]
-    return kx.GridGP(kernels, [np.linspace(0, 1, n) ** (1 + i / 9) for i, n in enumerate(shape)], 0.1)
+    return kx.GridGP(
+        kernels, [np.linspace(0, 1, n) ** (1 + i / 9) for i, n in enumerate(shape)], 0.1
+    )
 
 
 def data(*shape: int) -> np.ndarray:
@@ -53,7 +54,9 @@ def planned(compiled: Any) -> int:
 
 def everything(gp: kx.GridGP, y: Any) -> dict[str, Any]:
     """Likelihood, derivatives, prediction, draws and leave-one-out of a grid."""
-    slope = jax.grad(lambda noise, y: kx.replace(gp, {"noise": noise}).log_marginal_likelihood(y), (0, 1))
+    slope = jax.grad(
+        lambda noise, y: kx.replace(gp, {"noise": noise}).log_marginal_likelihood(y), (0, 1)
+    )
     post = gp.condition(y)
     left_out = post.leave_one_out()
     return {
@@ -92,7 +95,9 @@ def run() -> dict[str, Any]:
     sets = jax.device_put(data(BATCH, *GRID), NamedSharding(mesh, P(("a", "b"))))
     batch = jax.jit(lambda y: of_batch(gp, y)).lower(sets).compile()
     explicit = jax.make_mesh((8,), ("a",), axis_types=(AxisType.Explicit,))
-    eager = gp.log_marginal_likelihood(jax.device_put(data(BATCH, *GRID), NamedSharding(explicit, P("a"))))
+    eager = gp.log_marginal_likelihood(
+        jax.device_put(data(BATCH, *GRID), NamedSharding(explicit, P("a")))
+    )
     return {
         "grid": told(grid(y)),
         "grid communicated": communicated(grid),
@@ -106,9 +111,13 @@ def run() -> dict[str, Any]:
 def plans(mesh: Mesh) -> dict[str, Any]:
     """Memory and communication of value and gradient on a larger grid, by XLA's plan."""
     gp = model(LARGE)
-    function = jax.jit(jax.value_and_grad(lambda n, y: kx.replace(gp, {"noise": n}).log_marginal_likelihood(y)))
+    function = jax.jit(
+        jax.value_and_grad(lambda n, y: kx.replace(gp, {"noise": n}).log_marginal_likelihood(y))
+    )
     whole = jax.ShapeDtypeStruct(LARGE, jnp.float64)
-    spread = jax.ShapeDtypeStruct(LARGE, jnp.float64, sharding=NamedSharding(mesh, P("a", None, "b")))
+    spread = jax.ShapeDtypeStruct(
+        LARGE, jnp.float64, sharding=NamedSharding(mesh, P("a", None, "b"))
+    )
     one, eight = (function.lower(gp.noise, y).compile() for y in (whole, spread))
     return {"one": planned(one), "eight": planned(eight), "large communicated": communicated(eight)}
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests import devices, processes
+from tests import devices
 
 ROOT = Path(__file__).parents[1]
 

@@ -69,7 +69,9 @@ class Fibrewise(Batched):
     def _apply(self, *operands: Any, **params: Any) -> Any:
         return _compiled(self, tuple(sorted(params.items(), key=lambda p: p[0])))(*operands)
 
-    def _evaluate(self, *operands: Any, axis: int | None, batch: tuple, static: tuple, **_: Any) -> list:
+    def _evaluate(
+        self, *operands: Any, axis: int | None, batch: tuple, static: tuple, **_: Any
+    ) -> list:
         def run(*arrays: Any) -> list[Array]:
             return list(self.function(axis, *arrays, **dict(static)))
 
