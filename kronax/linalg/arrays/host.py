@@ -76,7 +76,7 @@ def numbers(x: Any) -> np.ndarray:
 
 
 def is_shared(x: Any) -> bool:
-    """Whether parts of an array are on devices of other processes, which then work on it as well."""
+    """Whether parts of an array are on devices of other processes, which work on it as well."""
     return isinstance(x, jax.Array) and not is_traced(x) and not x.is_fully_addressable
 
 

@@ -69,7 +69,8 @@ def partitioned(
     """`function(axis, *arrays)`, as a call that the partitioner runs on whole fibres.
 
     Args:
-        function: works along `axis < 0`, fibre by fibre, or cell by cell if that is none; its small results are sums over fibres.
+        function: works along `axis < 0`, fibre by fibre, or cell by cell if that is none; its
+            small results are sums over fibres.
         axis: of all arrays on the grid.
         operands: their forms.
         results: their forms.
