@@ -10,8 +10,6 @@
 # Needs `pip install kronax statsmodels matplotlib`.
 
 # %%
-from pathlib import Path
-
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,7 +18,6 @@ from statsmodels.datasets import co2
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "carbon_dioxide.png"
 
 # %% [markdown]
 # ## The data
@@ -171,4 +168,4 @@ ax.plot(t.ravel(), naive.ravel(), "k--", lw=1, label="last year and the mean ris
 ax.set(title="Two years ahead", xlim=(1997, 2002), ylabel="ppm", xticks=range(1997, 2003))
 ax.set(yticks=range(360, 377, 4))
 ax.legend(frameon=False, loc="upper left")
-figure.savefig(picture, dpi=100)
+figure.savefig("carbon_dioxide.png", dpi=100)

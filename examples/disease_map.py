@@ -13,7 +13,6 @@
 # Needs `pip install kronax matplotlib scipy`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import jax
@@ -25,7 +24,6 @@ from scipy.stats import norm
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "disease_map.png"
 
 # %% [markdown]
 # ## The data
@@ -146,4 +144,4 @@ figure.suptitle(
     "dashed: districts without reports; the thick line: a probability of 95 %",
     fontsize=12,
 )
-figure.savefig(picture, dpi=100)
+figure.savefig("disease_map.png", dpi=100)

@@ -10,7 +10,6 @@
 
 # %%
 import warnings
-from pathlib import Path
 
 import arviz as az
 import jax
@@ -27,7 +26,6 @@ from statsmodels.datasets import elnino
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-pictures = Path(__file__).resolve().parents[1] / "docs" / "images"
 
 # %% [markdown]
 # ## The data, and where to cut a year
@@ -194,7 +192,7 @@ plot_trace(data, var_names=list(sites), labeller=az.labels.MapLabeller(var_name_
 figure = plt.gcf()
 figure.set_size_inches(10, 13)
 figure.set_layout_engine("constrained")
-figure.savefig(pictures / "el_nino_trace.png", dpi=70)
+figure.savefig("el_nino_trace.png", dpi=70)
 plt.close(figure)
 
 # %% [markdown]
@@ -386,4 +384,4 @@ figure.suptitle(
     f"{errors['year × month grid']:.2f} °C (climatology: {errors['climatology']:.2f} °C)",
     fontsize=13,
 )
-figure.savefig(pictures / "el_nino.png", dpi=110)
+figure.savefig("el_nino.png", dpi=110)

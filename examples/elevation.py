@@ -10,7 +10,6 @@
 
 # %%
 import time
-from pathlib import Path
 
 import jax
 import matplotlib.pyplot as plt
@@ -22,7 +21,6 @@ from scipy.interpolate import RegularGridInterpolator
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "elevation.png"
 
 # %% [markdown]
 # ## Data
@@ -123,4 +121,4 @@ panels[1, 1].set_title("Standard deviation, a corner of 2 km")
 figure.colorbar(image, ax=panels[1, 1], label="m")
 figure.supxlabel("km")
 figure.supylabel("km")
-figure.savefig(picture, dpi=100)
+figure.savefig("elevation.png", dpi=100)

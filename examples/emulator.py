@@ -11,7 +11,6 @@
 
 # %%
 from functools import partial
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -30,7 +29,6 @@ import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
 numpyro.set_host_device_count(2)  # one core per chain
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "emulator.png"
 
 # %% [markdown]
 # ## The simulator
@@ -324,5 +322,4 @@ figure.suptitle(
     f"{100 * rmse:.0f} %; {100 * coverage:.0f} % of their readings lie in the 95 % band",
     fontsize=13,
 )
-picture.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(picture, dpi=110)
+figure.savefig("emulator.png", dpi=110)

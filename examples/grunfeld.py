@@ -9,8 +9,6 @@
 # Needs `pip install kronax statsmodels matplotlib`.
 
 # %%
-from pathlib import Path
-
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -19,7 +17,6 @@ from statsmodels.datasets import grunfeld
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "grunfeld.png"
 
 # %% [markdown]
 # ## Data
@@ -112,4 +109,4 @@ right.set_xticks([1935, 1940, 1945, 1950])
 right.set_title(f"{firms[firm]}, each year left out in turn")
 right.set_ylabel("log investment, standardised")
 right.legend(frameon=False)
-figure.savefig(picture, dpi=110)
+figure.savefig("grunfeld.png", dpi=110)

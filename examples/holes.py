@@ -8,7 +8,6 @@
 # Needs `pip install kronax scipy matplotlib`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import jax
@@ -20,7 +19,6 @@ from scipy.interpolate import griddata
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "holes.png"
 
 # %% [markdown]
 # ## Data
@@ -113,4 +111,4 @@ for panel, (title, values, colours) in zip(panels.ravel(), pictures, strict=True
     image = panel.imshow(values, **colours)
     figure.colorbar(image, ax=panel, label="m", shrink=0.9)
     panel.set(title=title, xlabel="km", ylabel="km")
-figure.savefig(picture, dpi=100)
+figure.savefig("holes.png", dpi=100)

@@ -14,7 +14,6 @@
 # Needs `pip install kronax matplotlib`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import jax
@@ -24,7 +23,6 @@ import numpy as np
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "hourly_stations.png"
 rng = np.random.default_rng(3)
 
 # %% [markdown]
@@ -277,4 +275,4 @@ figure.suptitle(
     f"{rmse((filled - whole)[is_out]):.1f} °C, {in_band:.0%} in the 95 % band",
     fontsize=13,
 )
-figure.savefig(picture, dpi=100)
+figure.savefig("hourly_stations.png", dpi=100)

@@ -6,8 +6,6 @@
 # Needs `pip install kronax matplotlib`.
 
 # %%
-from pathlib import Path
-
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +13,6 @@ import numpy as np
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "kernels.png"
 
 # %%
 kernels = {
@@ -57,5 +54,4 @@ for panel, (name, kernel) in zip(panels.flat, kernels.items(), strict=True):
         draws.plot(x, path, color=colour, **marks)
     draws.set(ylabel="draws", xlim=(-5, 5), ylim=(-3.4, 3.4))
     panel.align_ylabels()
-picture.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(picture, dpi=110)
+figure.savefig("kernels.png", dpi=110)

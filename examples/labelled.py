@@ -20,7 +20,6 @@ import xarray as xr
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "xarray.png"
 
 # %% [markdown]
 # ## The data
@@ -101,5 +100,4 @@ sd.set_title("standard deviation")
 for one, name in zip(kx.plot_kernels(result.model, ax=kernels), anomaly.dims, strict=True):
     one.set_title(f"plot_kernels: {name}")
 kx.plot_spectra(result.model, ax=spectra).set_title("plot_spectra")
-picture.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(picture, dpi=100)
+figure.savefig("xarray.png", dpi=100)

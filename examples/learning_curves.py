@@ -12,8 +12,6 @@
 # Needs `pip install kronax scipy matplotlib`.
 
 # %%
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -25,7 +23,6 @@ from scipy.stats import norm
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "learning_curves.png"
 num_settings, num_epochs = 40, 30
 epochs = np.arange(1.0, num_epochs + 1)
 noise = 0.006
@@ -203,4 +200,4 @@ figure.suptitle(
     f"last reading: {rmse['last reading']:.3f})",
     fontsize=13,
 )
-figure.savefig(picture, dpi=100)
+figure.savefig("learning_curves.png", dpi=100)

@@ -13,7 +13,6 @@
 # Needs `pip install kronax matplotlib`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import jax
@@ -24,7 +23,6 @@ from matplotlib.colors import LogNorm
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "mortality.png"
 
 # %% [markdown]
 # ## The data
@@ -197,4 +195,4 @@ figure.suptitle(
     "years to come lie in their 95 % intervals",
     fontsize=13,
 )
-figure.savefig(picture, dpi=100)
+figure.savefig("mortality.png", dpi=100)

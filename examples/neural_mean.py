@@ -12,7 +12,6 @@
 # `pip install kronax matplotlib`.
 
 # %%
-from pathlib import Path
 from time import perf_counter
 
 import equinox as eqx
@@ -25,7 +24,6 @@ import optax
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "neural_mean.png"
 
 # %% [markdown]
 # ## The data
@@ -214,5 +212,4 @@ ax.axhline(plain.loss, color="tab:orange", label="plain process")
 ax.plot([], color="tab:blue", label="five networks")
 ax.set(title="Negative log marginal likelihood", xlabel="step", ylim=(-550, 900))
 ax.legend(frameon=False)
-picture.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(picture, dpi=110)
+figure.savefig("neural_mean.png", dpi=110)

@@ -26,7 +26,6 @@ from scipy.interpolate import griddata
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "ocean.png"
 
 # %% [markdown]
 # ## The data
@@ -183,4 +182,4 @@ figure.suptitle(
     f"{linear_rmse:.2f} °C), {100 * in_band:.0f} % in the 95 % band",
     fontsize=13,
 )
-figure.savefig(picture, dpi=100)
+figure.savefig("ocean.png", dpi=100)

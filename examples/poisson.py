@@ -10,8 +10,6 @@
 # Needs `pip install kronax matplotlib`.
 
 # %%
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
@@ -25,7 +23,6 @@ import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
 numpyro.set_host_device_count(2)  # one chain per core
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "poisson.png"
 
 # %% [markdown]
 # ## The data
@@ -151,5 +148,4 @@ figure.suptitle(
     f"held-out weeks: {inside:.0%} of the counts in their 95 % interval",
     fontsize=13,
 )
-picture.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(picture, dpi=100)
+figure.savefig("poisson.png", dpi=100)

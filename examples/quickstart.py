@@ -22,7 +22,6 @@ import xarray as xr
 import kronax as kx
 
 jax.config.update("jax_enable_x64", True)
-picture = Path(__file__).resolve().parents[1] / "docs" / "images" / "quickstart.png"
 
 # %% [markdown]
 # ## The data
@@ -157,5 +156,4 @@ figure.suptitle(
     f"{100 * coverage:.0f} % of the held-out cells lie in the 95 % band",
     fontsize=13,
 )
-picture.parent.mkdir(parents=True, exist_ok=True)
-figure.savefig(picture, dpi=110)
+figure.savefig("quickstart.png", dpi=110)

@@ -1,6 +1,7 @@
 """Every example in the documentation runs as it stands."""
 
 import doctest
+import inspect
 import re
 from contextlib import chdir
 from pathlib import Path
@@ -48,6 +49,8 @@ RETURNED = {
 }
 
 
+# Executed when the site is built as well.
+CELLS = {"{code-cell}": "python"}
 # Pages of more than ten seconds.
 LONG = {"fitting.md", "guide.md", "missing.md", "nongaussian.md", "numpyro.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
@@ -69,7 +72,7 @@ def blocks(page: Path) -> list[tuple[int, str, str]]:
             found.append((start, language, "\n".join(kept)))
             start, kept = 0, []
         elif fence:
-            start, language = number + 1, fence[1]
+            start, language = number + 1, CELLS.get(fence[1], fence[1])
         elif start:
             kept.append(line)
     return found
@@ -138,6 +141,18 @@ def test_the_code_of_a_page_runs_with_default_settings(page, tmp_path, capsys):
                 printed = capsys.readouterr().out
     finally:
         jax.config.update("jax_enable_x64", before)
+
+
+def test_the_site_reads_no_type_in_a_property():
+    """Before a colon in the first line it would."""
+    lines = {
+        f"{name}.{key}": (member.__doc__ or "").split("\n")[0]
+        for name, value in OBJECTS.items()
+        for key, member in inspect.getmembers(value, lambda m: isinstance(m, property))
+        if not key.startswith("_") and (member.fget.__module__ or "").startswith("kronax")
+    }
+    assert lines
+    assert not {key: line for key, line in lines.items() if ":" in re.sub(r"`[^`]*`", "", line)}
 
 
 def examples_of(name):

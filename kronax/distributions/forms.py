@@ -46,7 +46,7 @@ class AbstractForm(eqx.Module):
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """Leading axes: one matrix per entry."""
+        """Leading axes, with one matrix per entry."""
         return self.operator.batch_shape
 
     @property

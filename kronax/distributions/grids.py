@@ -106,7 +106,7 @@ class GridDistribution(dist.Distribution):
 
     @property
     def noise(self) -> Array | Kronecker | None:
-        """The noise: variances, a Kronecker product, or `None`."""
+        """Variances of the noise, a Kronecker product, or `None`."""
         operator = self.form.operator
         return operator.noise if isinstance(operator, KroneckerPlusNoise) else None
 

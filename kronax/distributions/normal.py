@@ -41,7 +41,7 @@ class GridNormal(GridDistribution):
 
     @property
     def covariance_matrix(self) -> Array:
-        """The dense `(*batch, N, N)` covariance: for small grids only."""
+        """The dense `(*batch, N, N)` covariance, for small grids only."""
         dense = self.covariance.to_dense()
         return jnp.broadcast_to(dense, (*self._lead(), *dense.shape[-2:]))
 

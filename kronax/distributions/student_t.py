@@ -134,7 +134,7 @@ class KroneckerStudentT(GridDistribution):
 
     @property
     def covariance_matrix(self) -> Array:
-        """The dense `(*batch, N, N)` covariance: for small grids only."""
+        """The dense `(*batch, N, N)` covariance, for small grids only."""
         dense = jnp.multiply(*same_rank(self._ratio()[..., None, None], self.scale.to_dense()))
         return jnp.broadcast_to(dense, (*self._lead(), *dense.shape[-2:]))
 

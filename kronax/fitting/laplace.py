@@ -72,7 +72,7 @@ class LaplaceApproximation(eqx.Module):
 
     @property
     def standard_errors(self) -> dict[str, Array]:
-        """In natural units, by path: to first order, as the delta method has it."""
+        """In natural units, by path, to first order, as the delta method has it."""
         deviations = self._deviations()
         return {
             path: on_host(_error, _slope(transform, self.raw[path]), deviations[path])

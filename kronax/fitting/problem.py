@@ -79,7 +79,7 @@ class Problem(eqx.Module):
 
     @property
     def num_cells(self) -> int:
-        """What the gradient is judged by: the cells of a GridGP's data, 1 for another loss."""
+        """What the gradient is judged by, the cells of a GridGP's data, 1 for another loss."""
         if self.y is None:
             return 1
         cells = self.y.size // self.num_members

@@ -54,7 +54,7 @@ def legend_above(ax: Any, **options: Any) -> None:
     if not names:
         return
     # A letter takes some 6 points, what stands before a name as much as six, a row 16 points.
-    width = ax.get_position().width * ax.figure.get_figwidth() * 72
+    width = ax.bbox.width / ax.figure.dpi * 72
     letters = max(MIN_LETTERS, int(width / 6))
     names = [textwrap.fill(name, letters - 6) for name in names]
     longest = max(len(line) for name in names for line in name.splitlines())

@@ -113,6 +113,13 @@ def test_given_axes_are_used_and_names_may_be_numbers(post):
     assert (ax.get_title(), ax.get_xlabel(), ax.get_ylabel()) == ("", "axis_0", "")
 
 
+def test_axes_may_be_part_of_a_figure(post):
+    part = plt.figure().subfigures(2, 1)[0]
+    ax = kx.plot_series(post, "latitude", at={"longitude": 2.0}, ax=part.subplots())
+    assert ax.figure is part
+    assert kx.plot_maps(post, ax=part.subplots(1, 2))[0].figure is part
+
+
 def test_noise_that_varies_is_that_of_the_cells_that_are_drawn():
     variances = np.array([0.1, 0.5, 2.0])
     gp = kx.GridGP.from_xarray(field(), KERNELS, {"latitude": variances})

@@ -40,7 +40,7 @@ class HeldOut(eqx.Module):
 
     @property
     def standardised(self) -> Float[Array, "..."]:
-        """The errors in standard deviations: standard normal, one by one, under the model.
+        """The errors in standard deviations, standard normal, one by one, under the model.
 
         They are correlated. For independent ones see `post.diagnostics().decorrelated`.
         """

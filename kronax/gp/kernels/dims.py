@@ -59,7 +59,7 @@ class ActiveDims(Kernel):
 
     @property
     def takes_labels(self) -> bool:
-        """Never: labels have one dimension."""
+        """Never, as labels have one dimension."""
         return False
 
     def split_scale(self) -> tuple[Kernel, Array | None]:

@@ -54,7 +54,7 @@ class Linear(Kernel):
 
     @property
     def takes_labels(self) -> bool:
-        """Never: codes have no order."""
+        """Never, as codes have no order."""
         return False
 
     def check_coordinates(self, x: np.ndarray, name: str) -> None:

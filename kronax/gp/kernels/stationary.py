@@ -102,7 +102,7 @@ class Matern12(Isotropic):
 
     @property
     def has_slope(self) -> bool:
-        """Never: predictions have a kink at every observation."""
+        """Never, as predictions have a kink at every observation."""
         return False
 
     def evaluate(self, x: Array, z: Array) -> Array:
@@ -371,7 +371,7 @@ class Indicator(Exchangeable):
 
     @property
     def has_slope(self) -> bool:
-        """Never: predictions jump at every observation."""
+        """Never, as predictions jump at every observation."""
         return False
 
     @property
@@ -410,7 +410,7 @@ class White(Exchangeable):
 
     @property
     def has_slope(self) -> bool:
-        """Never: predictions jump at every observation."""
+        """Never, as predictions jump at every observation."""
         return False
 
     @property

@@ -141,7 +141,7 @@ class CensoredNormal(AbstractLikelihood):
 
     @property
     def support(self) -> Support:
-        """All real numbers: those beyond a limit count as at it."""
+        """All real numbers, those beyond a limit count as at it."""
         return REALS
 
     def start(self, y: Array) -> Array:

@@ -53,7 +53,7 @@ class Regression(eqx.Module):
 
     @property
     def covariance(self) -> Float[Array, "p p"]:
-        """Of the coefficients: `A⁻¹`, in their units."""
+        """Of the coefficients, `A⁻¹`, in their units."""
         units = jnp.diag(jnp.asarray(self.units, self.root.dtype))
         inverse = jax.scipy.linalg.solve_triangular(self.root, units, lower=True)
         return matmul(inverse.T, inverse)

@@ -47,7 +47,7 @@ class PosteriorCovariance(AbstractOperator):
 
     @property
     def batch_shape(self) -> tuple[int, ...]:
-        """None: the covariance does not depend on the data."""
+        """None, as the covariance does not depend on the data."""
         return ()
 
     @property
@@ -57,7 +57,7 @@ class PosteriorCovariance(AbstractOperator):
 
     @property
     def T(self) -> "PosteriorCovariance":
-        """Itself: it is symmetric."""
+        """Itself, being symmetric."""
         return self
 
     def mv_grid(self, x: Array) -> Array:

@@ -59,7 +59,7 @@ class Posterior(CriticisedPosterior, LatentGiven):
     @property
     @of_its_model
     def terms(self) -> TermPosteriors:
-        """The terms of an additive model by name: each has a mean, a variance and draws."""
+        """The terms of an additive model by name, each with a mean, a variance and draws."""
         names = () if self.gp.terms is None else self.gp.terms.names
         return TermPosteriors({name: TermPosterior(self, name) for name in names})
 

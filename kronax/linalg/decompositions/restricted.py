@@ -48,7 +48,7 @@ class AbstractRestricted(AbstractObserved):
 
     @property
     def T(self) -> "AbstractRestricted":
-        """Itself: it is symmetric."""
+        """Itself, being symmetric."""
         return self
 
     def mv_grid(self, x: Array) -> Array:

@@ -47,7 +47,7 @@ class AbstractOperator(eqx.Module):
     @property
     @abc.abstractmethod
     def batch_shape(self) -> tuple[int, ...]:
-        """Leading axes: one operator per entry."""
+        """Leading axes, with one operator per entry."""
 
     @property
     @abc.abstractmethod

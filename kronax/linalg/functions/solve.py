@@ -73,7 +73,7 @@ class Inverse(AbstractOperator):
 
     @property
     def factors(self) -> tuple:
-        """Not available: an inverse of a sum is no Kronecker product."""
+        """Not available, as an inverse of a sum is no Kronecker product."""
         raise AttributeError("kx.inverse(op) has no factors; use kx.inverse(op).op.factors.")
 
     @property

@@ -95,7 +95,7 @@ class KroneckerPlusDiagonal(AbstractObserved):
 
     @property
     def T(self) -> "KroneckerPlusDiagonal":
-        """Itself: it is symmetric."""
+        """Itself, being symmetric."""
         return self
 
     @property

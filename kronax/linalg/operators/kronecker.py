@@ -82,7 +82,7 @@ class Kronecker(AbstractOperator):
 
     @property
     def T(self) -> "Kronecker":
-        """The transpose: that of every factor."""
+        """The transpose, that of every factor."""
         return Kronecker(*(f.T for f in self.factors))
 
     def mv_grid(self, x: Array) -> Array:
@@ -250,7 +250,7 @@ class KroneckerSum(AbstractOperator):
 
     @property
     def T(self) -> "KroneckerSum":
-        """The transpose: that of every factor."""
+        """The transpose, that of every factor."""
         return KroneckerSum(*(f.T for f in self.factors))
 
     def mv_grid(self, x: Array) -> Array:

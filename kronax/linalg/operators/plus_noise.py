@@ -84,7 +84,7 @@ class KroneckerPlusNoise(AbstractOperator):
 
     @property
     def T(self) -> "KroneckerPlusNoise":
-        """Itself: it is symmetric."""
+        """Itself, being symmetric."""
         return self
 
     def mv_grid(self, x: Array) -> Array:

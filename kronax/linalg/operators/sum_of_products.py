@@ -62,7 +62,7 @@ class KroneckerTerms(AbstractOperator):
 
     @property
     def T(self) -> "KroneckerTerms":
-        """The transpose: that of every term."""
+        """The transpose, that of every term."""
         return KroneckerTerms([term.T for term in self.terms])
 
     def mv_grid(self, x: Array) -> Array:
