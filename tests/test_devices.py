@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests import devices
+import kronax as kx
+from tests import devices, processes
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,7 +54,7 @@ def dense(shape: tuple[int, ...], y: np.ndarray) -> dict[str, Any]:
     own = 1 / np.diagonal(inverse)
     slope = (np.sum(np.square(weights)) - np.trace(inverse)) / 2
     return {
-        "value": (log_det - quadratic - y[..., 0, 0].size ** 0 * len(k) * np.log(2 * np.pi)) / 2,
+        "value": (log_det - quadratic - len(k) * np.log(2 * np.pi)) / 2,
         "slopes": [slope, -weights.reshape(y.shape)],
         "slope": -weights.reshape(y.shape),
         "mean": (weights @ k).reshape(y.shape),
@@ -109,54 +111,50 @@ def test_memory_of_a_device(found: dict[str, Any]) -> None:
     assert found["eight"] <= 1.5 * found["one"] / 8 + 6 * matrices
 
 
-def started(count: int, what: str, path: str = "", port: int | None = None) -> list[Any]:
-    if port is None:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-    num_devices = 1 if count == 1 else 4
+def started(what: str, path: str = "") -> list[Any]:
+    """Two processes with four devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, "-W", "ignore", "-m", "tests.processes"]
     return [
         subprocess.Popen(
-            [*command, str(i), str(count), str(port), what, path],
-            env=environment(num_devices),
+            [*command, str(i), "2", str(port), what, path],
+            env=environment(4),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(count)
+        for i in range(2)
     ]
-
-
-def answers(running: list[Any]) -> list[Any]:
-    found = []
-    for process in running:
-        out, err = process.communicate(timeout=300)
-        assert not process.returncode, err[-3000:]
-        found.append(json.loads(out.splitlines()[-1]))
-    return found
 
 
 @pytest.mark.slow
 def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    """Likelihood, gradient, fit and draw; one goes on from the checkpoint of the other two."""
-    first, second = answers(started(2, "numbers", str(tmp_path / "fit")))
-    assert first == second
+    """And one goes on from the checkpoint of the two."""
+    found = []
+    for process in started("numbers", str(tmp_path / "fit")):
+        out, err = process.communicate(timeout=300)
+        assert not process.returncode, err[-3000:]
+        found.append(json.loads(out.splitlines()[-1]))
+    assert found[0] == found[1]
     assert [p.name for p in tmp_path.iterdir()] == ["fit"]
-    (alone,) = answers(started(1, "numbers"))
-    (continued,) = answers(started(1, "continued", str(tmp_path / "fit")))
-    for name in alone:
-        value = np.asarray(alone[name])
-        np.testing.assert_allclose(first[name], value, rtol=1e-10, atol=1e-11, err_msg=name)
-    np.testing.assert_allclose(continued["losses"][:5], first["losses"], rtol=1e-12)
-    assert continued["losses"][-1] < first["losses"][-1]
+    gp, y = processes.model(), processes.data()
+    alone = kx.fit(gp, y, num_steps=6)
+    continued = kx.fit(gp, y, num_steps=6, checkpoint=tmp_path / "fit")
+    draw = gp.condition(y).sample(jax.random.key(1))
+    np.testing.assert_allclose(found[0]["losses"], alone.losses[:5], rtol=1e-11)
+    np.testing.assert_allclose(found[0]["norms"], alone.gradient_norms[:5], rtol=1e-8)
+    np.testing.assert_allclose(continued.losses, alone.losses, rtol=1e-10)
+    np.testing.assert_allclose(found[0]["draw"], draw, atol=1e-11)
 
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_others() -> None:
-    survivor, killed = started(2, "killed")
-    assert killed.wait(300) == -9
+    """What waits for its numbers ends with an error, soon."""
+    survivor, killed = started("killed")
+    assert killed.wait(300) == -signal.SIGKILL
     assert survivor.wait(60) != 0
     for process in (survivor, killed):
         process.communicate()
