@@ -213,6 +213,30 @@ def _pullback(
     return Fibrewise(f"{fibrewise.name}_transpose", function)
 
 
+def _called(axis: int, *operands: Array, tree: Any, method: Callable, **options: Any) -> list:
+    *leaves, x = operands
+    return [method(jax.tree.unflatten(tree, leaves), x, axis, **options)]
+
+
+_of_held = Fibrewise("kronax_of_fibres", _called)
+
+
+def on_fibres(method: Callable, held: Any, x: Array, axis: int, **options: Any) -> Array:
+    """`method(held, x, axis, **options)`, for whole fibres of `x` along `axis < 0`.
+
+    Args:
+        method: a function of a module, whose result is on the grid.
+        held: a pytree of small arrays.
+        x: on the grid.
+        axis: along which it works.
+        options: hashable.
+    """
+    if jax.device_count() == 1:
+        return method(held, x, axis, **options)
+    leaves, tree = jax.tree.flatten(held)
+    return _of_held(axis, *leaves, x, grids=(len(leaves),), tree=tree, method=method, **options)[0]
+
+
 class _SharedLike(Fibrewise):
     """The identity in its first operand."""
 
