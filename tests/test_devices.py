@@ -21,8 +21,14 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(num_devices: int) -> dict[str, str]:
-    flags = f"--xla_force_host_platform_device_count={num_devices}"
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        # Without host callbacks, which run on one device.
+        "EQX_ON_ERROR": "nan",
+    }
 
 
 @pytest.fixture(scope="module")

@@ -131,7 +131,7 @@ def _places(shape: tuple[int, ...], xp: Any) -> Any:
     total = xp.zeros((1,) * len(shape), np.uint32)
     for axis, size in enumerate(shape):
         step = xp.arange(size, dtype=np.uint32) * np.uint32(prod(shape[axis + 1 :]))
-        total = total + step.reshape((size,) + (1,) * (len(shape) - axis - 1))
+        total = total + step.reshape((1,) * axis + (size,) + (1,) * (len(shape) - axis - 1))
     return total
 
 
