@@ -249,9 +249,11 @@ class _SharedLike(Fibrewise):
         return values, self._bind(moved, primals[1], **params)
 
     def _transpose(self, cotangents: Any, *flat: Any, **params: Any) -> Any:
-        if any(level[0] is None for level in params["batch"]):
-            return super()._transpose(cotangents, *flat, **params)
-        return [*self._bind(ad.instantiate_zeros(cotangents[0]), flat[1], **params), None]
+        levels = params["batch"]
+        every = {**params, "batch": tuple((0, like) for _, like in levels)}
+        (found,) = self._bind(ad.instantiate_zeros(cotangents[0]), flat[1], **every)
+        alone = tuple(k for k, level in enumerate(reversed(levels)) if level[0] is None)
+        return [jnp.sum(found, axis=alone) if alone else found, None]
 
 
 _shared_like = _SharedLike()
