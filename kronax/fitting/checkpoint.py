@@ -206,8 +206,9 @@ def _fingerprint(problem: Problem, states: State, optimizer: Any) -> str:
     digest.update(str(name).encode())
     digest.update(repr(list(_settings_of(getattr(optimizer, "update", optimizer)))).encode())
     # Data may be on devices of several processes: of them a checksum.
-    data = () if problem.y is None else fingerprint_of_tree(problem.y)
-    digest.update(repr((jnp.shape(problem.y), [np.asarray(x).tolist() for x in data])).encode())
+    shape = None if problem.y is None else problem.y.shape
+    data = fingerprint_of_tree(problem.y)
+    digest.update(repr((shape, [np.asarray(x).tolist() for x in data])).encode())
     kept = (problem.model, problem.priors, states.raw, states.member)
     leaves, tree = jax.tree.flatten(eqx.filter(kept, eqx.is_array))
     for structure in (tree, jax.tree.structure(states.optimizer)):

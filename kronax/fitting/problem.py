@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
@@ -294,7 +294,7 @@ def make_problem(
     return eqx.tree_at(lambda p: p.priors, problem, prepared)
 
 
-def _by_member(grid: Any) -> tuple[Mesh, Any] | None:
+def _by_member(grid: Any) -> tuple[Any, Any] | None:
     """The mesh, and those of its axes, over which the first axis of data is shared out."""
     sharding = grid.sharding if is_spread(grid) else None
     if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:

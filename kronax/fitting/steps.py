@@ -192,7 +192,8 @@ def _advanced_by_device(fixed: tuple[Problem, Any, Any], states: State, until: A
         check_vma=False,
     )
     grouped = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), states)
-    moved = run(problem.y, arrays, threshold, grouped, until)
+    data: Any = problem.y
+    moved = run(data, arrays, threshold, grouped, until)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moved)
 
 

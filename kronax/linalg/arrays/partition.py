@@ -156,7 +156,7 @@ class _Sharing(NamedTuple):
         return self.names.get(AXIS, ())
 
     @property
-    def count(self) -> int:
+    def ways(self) -> int:
         """Among how many devices the axis is shared out."""
         return _count(self.mesh, self.along)
 
@@ -174,13 +174,13 @@ class _Sharing(NamedTuple):
         """Some of the fibres of what is held of an array, whole: `(*levels, size, columns)`."""
         x = jnp.moveaxis(x, axis, levels)
         x = x.reshape(*x.shape[: levels + 1], -1)
-        x = _padded(x, levels + 1, self.count)
+        x = _padded(x, levels + 1, self.ways)
         x = lax.all_to_all(x, self.along, levels + 1, levels, tiled=True)
         return lax.slice_in_dim(x, 0, size, axis=levels)
 
     def cells(self, x: Array, axis: int, levels: int, shape: tuple[int, ...]) -> Array:
         """And back, to what a device holds of an array: `shape`, its length along the axis any."""
-        x = _padded(x, levels, self.count)
+        x = _padded(x, levels, self.ways)
         x = lax.all_to_all(x, self.along, levels, levels + 1, tiled=True)
         others = list(shape)
         del others[axis]
@@ -204,7 +204,7 @@ def _local(
 ) -> Callable[..., Sequence[Array]]:
     """What one device does with what it holds."""
 
-    def on_fibres(*arrays: Array) -> Sequence[Array]:
+    def on_fibres(axis: int, *arrays: Array) -> Sequence[Array]:
         lent = [
             sharing.columns(x, axis, len(form.levels), like.shape[axis]) if form.is_grid else x
             for x, like, form in zip(arrays, *given, strict=True)
@@ -216,7 +216,10 @@ def _local(
         ]
 
     def local(*arrays: Array) -> Sequence[Array]:
-        values = on_fibres(*arrays) if sharing.along else function(axis, *arrays)
+        if axis is None or not sharing.along:
+            values = function(axis, *arrays)
+        else:
+            values = on_fibres(axis, *arrays)
         names = sharing.over_fibres
         return tuple(
             v if form.is_grid or not names else lax.psum(v, names)

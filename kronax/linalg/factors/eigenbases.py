@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
-from kronax.linalg.arrays.fibres import Fibrewise
+from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, same_rank
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
@@ -65,11 +65,9 @@ class SymmetricBlocks(eqx.Module):
 
     def apply(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x` (no batch)."""
-        leaves, tree = jax.tree.flatten(self)
-        return _multiply(axis, *leaves, x, grids=(len(leaves),), tree=tree)[0]
+        return on_fibres(SymmetricBlocks._applied, self, x, axis)
 
-    def apply_to_fibres(self, x: Array, axis: int) -> Array:
-        """The same, where every fibre is on one device."""
+    def _applied(self, x: Array, axis: int) -> Array:
         pieces = []
         x = self.transform.forward(x, axis)
         for a, ndim, piece in zip(
@@ -81,14 +79,6 @@ class SymmetricBlocks(eqx.Module):
                 pieces.append(piece * (a if ndim == 0 else along(a, axis, piece.ndim)))
         joined = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
         return self.transform.backward(joined, axis)
-
-
-def _multiply_fibres(axis: int, *operands: Array, tree: Any) -> list[Array]:
-    *leaves, x = operands
-    return [jax.tree.unflatten(tree, leaves).apply_to_fibres(x, axis)]
-
-
-_multiply = Fibrewise("kronax_blocks", _multiply_fibres)
 
 
 def full_block(matrix: Array) -> SymmetricBlocks:
@@ -161,32 +151,27 @@ class Eigenbasis(eqx.Module):
     def _turned(self, x: Array, axis: int, *, transpose: bool) -> Array:
         if self.is_identity:
             return x
-        blocks, tree = jax.tree.flatten(self.blocks)
-        settings = {"tree": tree, "sizes": self.sizes, "transform": self.transform}
-        return _turn(axis, *blocks, x, grids=(len(blocks),), transpose=transpose, **settings)[0]
+        settings = {"sizes": self.sizes, "transform": self.transform, "transpose": transpose}
+        return on_fibres(_turned, self.blocks, x, axis, **settings)
 
 
-def _turn_fibres(
+def _turned(
+    blocks: tuple[Array | None, ...],
+    x: Array,
     axis: int,
-    *operands: Array,
-    tree: Any,
+    *,
     sizes: tuple[int, ...],
     transform: Transform,
     transpose: bool,
-) -> list[Array]:
-    *leaves, x = operands
-    blocks = jax.tree.unflatten(tree, leaves)
+) -> Array:
     x = transform.forward(x, axis) if transpose else x
-    if leaves:
+    if any(w is not None for w in blocks):
         pieces = [
             piece if w is None else apply_along(w, piece, axis, transpose=transpose)
             for w, piece in zip(blocks, split_blocks(x, sizes, axis), strict=True)
         ]
         x = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
-    return [x if transpose else transform.backward(x, axis)]
-
-
-_turn = Fibrewise("kronax_turn", _turn_fibres)
+    return x if transpose else transform.backward(x, axis)
 
 
 def split_blocks(x: Array, sizes: tuple[int, ...], axis: int) -> list[Array]:
