@@ -22,7 +22,7 @@ import kronax as kx
 from benchmarks.markdown import grid, table
 from benchmarks.measure import ROOT, save
 
-SHAPES = [(1000, 320, 320), (1024, 1000, 960), (2048, 2560, 1920)]
+SHAPES = [(1024, 320, 320), (1024, 1000, 960), (2048, 2560, 1920)]
 QUICK_SHAPES = [(64, 48, 40)]
 NUM_DEVICES = (1, 8, 64)
 COLLECTIVE = re.compile(
