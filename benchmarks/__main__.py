@@ -24,6 +24,7 @@ WORKLOADS = (
     "precision",
     "markov",
     "nongaussian",
+    "rewrite",
 )
 
 

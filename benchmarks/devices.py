@@ -32,7 +32,7 @@ SIZES = {"f64": 8, "f32": 4, "u32": 4, "s32": 4, "pred": 1, "u8": 1, "u64": 8, "
 
 
 def model(shape: tuple[int, ...]) -> kx.GridGP:
-    """In the default precision, on axes without structure: every matrix is dense."""
+    """In float64, on axes without structure: every matrix is dense."""
     axes = [np.linspace(0, 1, n) ** 1.1 for n in shape]
     return kx.GridGP((kx.Matern32(0.3), kx.RBF(0.2), kx.Matern52(0.2)), axes, noise=0.1)
 
@@ -62,7 +62,7 @@ def plan(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     """One row per program, for all devices of this process and data shared out along one axis."""
     mesh = Mesh(np.array(jax.devices()), ("devices",))
     sharding = NamedSharding(mesh, PartitionSpec("devices")) if mesh.size > 1 else None
-    y = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    y = jax.ShapeDtypeStruct(shape, jnp.float64, sharding=sharding)
     gp, rows = model(shape), []
     for function in (likelihood, mean):
         compiled = jax.jit(function).lower(gp, y).compile()
@@ -85,7 +85,7 @@ def devices_table(rows: list[dict[str, Any]]) -> str:
     """What a device holds and is sent, with the data of the whole grid beside it."""
     body = []
     for row in rows:
-        whole = 4 * prod(row["shape"])
+        whole = 8 * prod(row["shape"])
         held = sum(row[f"{part}_bytes"] for part in ("data", "result", "between"))
         moved = row["sent_bytes"]
         body.append(

@@ -20,6 +20,7 @@ from benchmarks import (
     markov_accuracy,
     pictures,
     precision,
+    rewrite,
     start,
     tables,
 )
@@ -30,6 +31,7 @@ PAGES = (
     "README.md",
     "docs/benchmarks.md",
     "docs/missing.md",
+    "docs/nongaussian.md",
     "docs/precision.md",
     "docs/long_axes.md",
     "docs/devices.md",
@@ -94,6 +96,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         },
         "whitening": {"whitening": tables.whitening_table},
         "start": {"start": start.start_table},
+        "rewrite": {"rewrite": rewrite.rewrite_table},
         "posterior": {"posterior": tables.posterior_table},
         "gaps": {"gaps": gap_tables.gaps_table},
         "preconditioners": {"preconditioners": gap_tables.preconditioners_table},
@@ -105,8 +108,14 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "markov-gaps": markov.gaps_table,
             "markov-accuracy": markov_accuracy.accuracy_table,
         },
-        "nongaussian.accuracy": {"nongaussian-accuracy": accuracy.accuracy_table},
-        "nongaussian.calibration": {"nongaussian-calibration": calibration.calibration_table},
+        "nongaussian.accuracy": {
+            "nongaussian-accuracy": accuracy.accuracy_table,
+            "nongaussian-errors": accuracy.short_table,
+        },
+        "nongaussian.calibration": {
+            "nongaussian-calibration": calibration.calibration_table,
+            "nongaussian-bands": calibration.short_table,
+        },
         "nongaussian.speed": {"nongaussian-speed": speed.speed_table},
         "nongaussian.others": {"nongaussian-others": others.others_table},
     }
@@ -138,12 +147,21 @@ def _picture(workload: str) -> str:
 
 def _source(results: dict[str, Any]) -> str:
     hardware, versions = results["hardware"], results["versions"]
-    commit = results["commit"][:7] + (" with changes" if "-" in results["commit"] else "")
+    peers = dict(results.get("peers", {}))
+    for row in results["rows"]:
+        peers |= row.get("versions", {})
     return (
-        f"*`python -m benchmarks {results['workload']}`, {results['date']}, commit {commit}, "
+        f"*`python -m benchmarks {results['workload']}`, {results['date']}, {_commits(results)}, "
         f"JAX {versions['jax']}, Python {versions['python']}, {hardware['cores']} cores of "
-        f"{hardware['cpu']}{_peers(results.get('peers', {}))}.*"
+        f"{hardware['cpu']}{_peers(peers)}.*"
     )
+
+
+def _commits(results: dict[str, Any]) -> str:
+    """What was measured: parts of a workload may have commits of their own."""
+    found = dict.fromkeys(row.get("commit", results["commit"]) for row in results["rows"])
+    named = [c[:7] + (" with changes" if "-" in c else "") for c in found or [results["commit"]]]
+    return ("commits " if len(named) > 1 else "commit ") + ", ".join(named)
 
 
 def _peers(versions: dict[str, dict[str, str]]) -> str:

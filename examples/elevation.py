@@ -118,7 +118,9 @@ image = panels[1, 1].imshow(
     cmap="magma",
 )
 panels[1, 1].set_title("Standard deviation, a corner of 2 km")
-figure.colorbar(image, ax=panels[1, 1], label="m")
+figure.colorbar(image, ax=panels[1, 1], label="standard deviation, m")
+heights = plt.cm.ScalarMappable(plt.Normalize(shade["vmin"], shade["vmax"]), shade["cmap"])
+figure.colorbar(heights, ax=panels[0, 1], label="height, m")
 figure.supxlabel("km")
 figure.supylabel("km")
 figure.savefig("elevation.png", dpi=100)

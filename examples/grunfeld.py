@@ -90,7 +90,7 @@ image = left.imshow(correlation[np.ix_(order, order)], vmin=-1, vmax=1, cmap="Rd
 left.set_xticks(range(11), [firms[k] for k in order], rotation=60, ha="right")
 left.set_yticks(range(11), [firms[k] for k in order])
 left.set_title("Correlation between firms")
-figure.colorbar(image, ax=left, shrink=0.7)
+figure.colorbar(image, ax=left, shrink=0.7, label="correlation")
 
 names = list(fits)
 middle.barh(names, [-comparison[name].loo / y.size for name in names], color="#4878a8")
@@ -107,6 +107,6 @@ for name, colour in (("independent", "#999999"), ("both", "#c44e52")):
 right.plot(years, y[0, firm], "k.", label="observed")
 right.set_xticks([1935, 1940, 1945, 1950])
 right.set_title(f"{firms[firm]}, each year left out in turn")
-right.set_ylabel("log investment, standardised")
+right.set(xlabel="year", ylabel="log investment, standardised")
 right.legend(frameon=False)
 figure.savefig("grunfeld.png", dpi=110)

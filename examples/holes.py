@@ -105,7 +105,7 @@ pictures = (
     ("Seen: what is missing is white", seen, shade),
     ("Posterior mean", mean, shade),
     ("Truth", height, shade),
-    ("Standard deviation", sd, {"extent": km, "cmap": "magma", "vmin": 0}),
+    ("Standard deviation", sd, {"extent": km, "cmap": "magma", "norm": "log"}),
 )
 for panel, (title, values, colours) in zip(panels.ravel(), pictures, strict=True):
     image = panel.imshow(values, **colours)

@@ -151,7 +151,7 @@ maps = (
     ("Seen in December 2007: land is grey, hidden patches are white", seen.values, degrees, "°C"),
     ("Posterior mean", mean, degrees, "°C"),
     ("Held out", truth, degrees, "°C"),
-    ("Half-width of the 95 % band", 1.96 * sd, {"cmap": "magma", "vmin": 0, "vmax": 2}, "°C"),
+    ("Half-width of the 95 % band", 1.96 * sd, {"cmap": "magma", "norm": "log"}, "°C"),
 )
 for ax, (title, values, colours, unit) in zip(panels, maps, strict=False):
     shown = np.where(land, np.nan, values[month])

@@ -22,10 +22,14 @@ VAGUE_NAMES = {"utils", "helpers", "misc", "core", "common"}
 OPTIONAL_EXTRAS = {
     "matplotlib": "plotting",
     "xarray": "gp/labelled",
-    "pandas": None,
-    "cftime": None,
+    "lineax": "lineax",
+    "pandas": "gp/labelled",
+    "cftime": "gp/labelled",
     "netCDF4": None,
 }
+# Extras whose classes are subclassed: a module of their room that imports one at its top is itself
+# imported inside functions, or by its like.
+SUBCLASSED_EXTRAS = {"lineax"}
 TRACED_LOOPS = {"scan", "fori_loop", "map"}
 # (module, loop): why this one is not a loop over factors.
 # Along one axis, from place to place: no loop over factors.
@@ -258,23 +262,54 @@ def busy_inits(package: Path, order: Order) -> list[str]:
     return problems
 
 
+def optional_modules(package: Path) -> set[str]:
+    """The modules that cannot be imported without an extra that they subclass."""
+    modules = read_modules(package)
+    names = {module.name for module in modules}
+    found = {
+        module.name
+        for module in modules
+        for entry in imports_of(module, package.name)
+        if entry.at_top and entry.top_level_package in SUBCLASSED_EXTRAS
+    }
+    while True:
+        more = {
+            module.name
+            for module in modules
+            if module.name.split("/")[0] in SUBCLASSED_EXTRAS and module.name not in found
+            for entry in imports_of(module, package.name)
+            if entry.at_top and resolve(entry.target, package.name, names) in found
+        }
+        if not more:
+            return found
+        found |= more
+
+
 def hidden_imports(package: Path, order: Order) -> list[str]:
+    modules = read_modules(package)
+    names, optional = {module.name for module in modules}, optional_modules(package)
     return [
         f"{module.name}:{found.line} imports {found.target} inside a function"
-        for module in read_modules(package)
+        for module in modules
         for found in imports_of(module, package.name)
-        if found.inside_function and found.top_level_package not in OPTIONAL_EXTRAS
+        if found.inside_function
+        and found.top_level_package not in OPTIONAL_EXTRAS
+        and resolve(found.target, package.name, names) not in optional
     ]
 
 
 def extras_outside(package: Path, order: Order) -> list[str]:
     problems = []
-    for module in read_modules(package):
+    modules = read_modules(package)
+    names, optional = {module.name for module in modules}, optional_modules(package)
+    for module in modules:
         for found in imports_of(module, package.name):
             extra = found.top_level_package
+            target = resolve(found.target, package.name, names)
             if extra not in OPTIONAL_EXTRAS:
-                continue
-            if found.at_top:
+                if found.at_top and target in optional and module.name not in optional:
+                    problems.append(f"{module.name}:{found.line} cannot do without {target}")
+            elif found.at_top and extra not in SUBCLASSED_EXTRAS:
                 problems.append(f"{module.name}:{found.line} cannot be imported without {extra}")
             elif place_of(module.name, order) != OPTIONAL_EXTRAS[extra]:
                 problems.append(f"{module.name}:{found.line} imports {extra} outside its room")
@@ -421,6 +456,7 @@ BAD_FILES: list[tuple[Check, str, str, str]] = [
     (extras_outside, "top.py", "import xarray as xr", "without xarray"),
     (extras_outside, "plotting/maps.py", "from matplotlib import pyplot", "without matplotlib"),
     (extras_outside, "top.py", "def f():\n    import matplotlib", "outside its room"),
+    (extras_outside, "plotting/maps.py", "import lineax as lx", "imports lineax outside its room"),
     (long_files, "top.py", "x = 1\n" * (MAX_FILE_LINES + 1), f"top has {MAX_FILE_LINES + 1} lines"),
     (
         long_functions,

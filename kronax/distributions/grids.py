@@ -216,7 +216,8 @@ class GridDistribution(dist.Distribution):
         batch_shape = jnp.broadcast_shapes(self.batch_shape, lead, self.form.batch_shape)
         return (*checks.shape_of(sample_shape), *batch_shape)
 
-    def _residual(self, value: Any) -> Array:
+    def residual(self, value: Any) -> Array:
+        """A checked value on the grid, less the location."""
         dtype, event = self.form.dtype, self.event_shape
         checks.check_precision(value, "The value", dtype)
         array = checks.array_of_reals(value, "The value", finite=False).astype(dtype)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.files import written_whole
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
@@ -41,7 +42,7 @@ class Checkpoint:
         self.fingerprint = _fingerprint(problem, states, optimizer)
 
     def save(self, states: State, seconds: float) -> None:
-        """Write beside the old file, to the disk, and only then in its place.
+        """Write the whole file, or leave the old one.
 
         Of processes that work together the first one writes.
         """
@@ -58,15 +59,7 @@ class Checkpoint:
         }
         body = json.dumps(header).encode() + b"\n" + content
         checksum = hashlib.sha256(body).hexdigest().encode()
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
-            with open(beside, "wb") as file:
-                file.write(checksum + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        written_whole(self.path, checksum + b"\n" + body)
 
     def load(self, like: State, problem: Problem) -> tuple[Problem, State, float] | None:
         """The problem as it was solved, the saved states and the seconds they took, if any.

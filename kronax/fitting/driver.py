@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,10 @@ from kronax.linalg.arrays.host import everywhere, is_shared, of_all_processes
 SECONDS_PER_CHUNK = 0.25
 # A fit that is over sooner shows no bar: drawing it would take longer than some fits.
 SECONDS_TO_BAR = 0.1
+# Where no bar can be drawn, a line says where the fit is after so many seconds, and again whenever
+# the time has grown by this factor: a log of a night has a dozen of them.
+SECONDS_TO_LINE = 10.0
+LINE_GROWTH = 2.0
 INTERRUPTED = "it was interrupted"
 
 Fixed = tuple[Problem, Any, Any]
@@ -54,23 +59,30 @@ class Interruption:
 
 
 class Bar:
-    """The progress bar of a fit that takes its time, in a terminal or a notebook."""
+    """The progress bar of a fit that takes its time; in a file or a pipe lines, ever fewer."""
 
     def __init__(self, num_steps: int, wanted: bool) -> None:
         # Processes that work together are at the same step.
         self.num_steps, self.wanted = num_steps, wanted and jax.process_index() == 0
         self.began = time.perf_counter()
         self._drawn: Any = None
+        self._next_line = SECONDS_TO_LINE
+        self._compiling = threading.Timer(SECONDS_TO_LINE, self._announce)
+        self._compiling.daemon = True
 
     def __enter__(self) -> "Bar":
+        if self.wanted and not sys.stderr.isatty():
+            self._compiling.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._compiling.cancel()
         if self._drawn is not None:
             self._drawn.close()
 
     def show(self, states: State) -> None:
         """Draw ten times a second at most, and once more at the end."""
+        self._compiling.cancel()
         if not self.wanted or time.perf_counter() - self.began < SECONDS_TO_BAR:
             return
         if self._drawn is None:
@@ -78,13 +90,31 @@ class Bar:
             if not self._drawn.disable:
                 self._drawn.start_t -= time.perf_counter() - self.began
         if self._drawn.disable:
-            return
+            return self._write_line(states)
         shown = {"loss": f"{float(np.asarray(states.best_loss).min()):.6g}"}
         if states.step.size > 1:
             running = int(np.sum(np.asarray(states.status) == RUNNING))
             shown = {"running": f"{running} of {states.step.size}", **shown}
         self._drawn.set_postfix(shown, refresh=False)
         self._drawn.update(min(_furthest(states), self.num_steps) - self._drawn.n)
+
+    def _write_line(self, states: State) -> None:
+        seconds = time.perf_counter() - self.began
+        if seconds < self._next_line:
+            return
+        self._next_line = LINE_GROWTH * seconds
+        loss = float(np.asarray(states.best_loss).min())
+        step = min(_furthest(states), self.num_steps)
+        print(
+            f"fit: step {step} of at most {self.num_steps}, loss {loss:.6g}, {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _announce(self) -> None:
+        seconds = time.perf_counter() - self.began
+        line = f"fit: compiling, or in its first step, for {seconds:.0f} s"
+        print(line, file=sys.stderr, flush=True)
 
 
 def drive(

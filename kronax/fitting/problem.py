@@ -13,14 +13,9 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import parameters, unconstrain
 from kronax.linalg.arrays.host import bounds, is_spread
-from kronax.parameters import (
-    Parameter,
-    ParameterTable,
-    describe_domain,
-    parameters,
-    unconstrain,
-)
+from kronax.parameter_table import Parameter, ParameterTable, describe_domain
 from kronax.paths import frozen_paths, is_meant, numbered, shared_paths
 from kronax.priors import prepare
 

@@ -26,7 +26,7 @@ def observing(gp: Process, y: Any) -> Process:
     y = without_mask(y)
     if isinstance(y, list | tuple):
         y = np.asarray(y)
-    y = in_grid_order(y, gp.axes, gp.axis_names)
+    y = in_grid_order(y, gp.axes, gp.axis_names, table=gp.table)
     kind = getattr(getattr(y, "dtype", None), "kind", "")
     if kind == "b":
         return with_observed(gp, Mask.of(y, gp.grid_shape))
@@ -114,7 +114,7 @@ def checked_data(gp: AbstractProcess, y: Any) -> Array:
     """`y` in the grid layout, finite where there are data."""
     if gp.likelihood is not None:
         y = as_floats(y, gp.dtype)  # counts are whole numbers
-    y = in_grid_order(y, gp.axes, gp.axis_names)
+    y = in_grid_order(y, gp.axes, gp.axis_names, table=gp.table)
     grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
     # What y holds at gaps does not count.
     among = True if gp.observed is None else gp.observed.array

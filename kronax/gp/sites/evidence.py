@@ -131,8 +131,8 @@ def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     target, precision, mean, variance = held
     marginals = (mean, variance if is_variational else None)
     density = marginal_likelihood.log_density_traced(gaussian(gp, precision), target)
-    fit = expected_log_density(gp, y, *marginals) - _of_sites(target, precision, *marginals)
-    return density + jnp.sum(fit)
+    of_sites = log_density_of_sites(target, precision, *marginals)
+    return density + jnp.sum(expected_log_density(gp, y, *marginals) - of_sites)
 
 
 def _followed(
@@ -171,7 +171,9 @@ def _bends_upwards(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     return jnp.any((bend < sites.precision / 2) & (sites.precision > 0))
 
 
-def _of_sites(target: Array, precision: Array, mean: Array, variance: Array | None) -> Array:
+def log_density_of_sites(
+    target: Array, precision: Array, mean: Array, variance: Array | None
+) -> Array:
     """`E log N(z; f, 1/W)` at every cell, zero at gaps."""
     is_site = precision > 0
     square = jnp.square(target - mean) + (0 if variance is None else variance)
@@ -186,7 +188,7 @@ def bound_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     """
     marginals = sites.mean, sites.variance
     density = marginal_likelihood.log_density_traced(gaussian(gp, sites.precision), sites.target)
-    of_sites = _of_sites(sites.target, sites.precision, *marginals)
+    of_sites = log_density_of_sites(sites.target, sites.precision, *marginals)
     return density + jnp.sum(expected_log_density(gp, y, *marginals) - of_sites)
 
 

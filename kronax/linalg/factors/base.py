@@ -178,6 +178,13 @@ class AbstractFactor(AbstractOperator):
         """
         return symmetric_roots(self.blocks())
 
+    def as_dtype(self, dtype: Any) -> "AbstractFactor":
+        """The factor with its parameters in another floating-point type."""
+        return jax.tree.map(
+            lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
+            self,
+        )
+
     def thin_root(self) -> Array | None:
         """`L` `(*batch, n, r)` with `L Lᵀ` equal to this one and `r < n`, where there is one."""
         return None
@@ -243,6 +250,10 @@ class Scaled(AbstractFactor):
         root = self.factor.thin_root()
         return None if root is None else safe_sqrt(self.scalar) * root
 
+    def as_dtype(self, dtype: Any) -> "Scaled":
+        """That of the factor and the number."""
+        return Scaled(self.factor.as_dtype(dtype), self.scalar.astype(dtype))
+
 
 class Shifted(AbstractFactor):
     """A factor plus a multiple of the identity: the same in the coordinates of its blocks."""
@@ -289,6 +300,10 @@ class Shifted(AbstractFactor):
         """That of the factor."""
         self.factor.check_covariance(name)
 
+    def as_dtype(self, dtype: Any) -> "Shifted":
+        """That of the factor and the number."""
+        return Shifted(self.factor.as_dtype(dtype), self.scalar.astype(dtype))
+
 
 def _multiple(scalar: Array, ndim: int, size: int) -> Array:
     """`scalar · I` as a block with `ndim` axes."""
@@ -299,7 +314,4 @@ def _multiple(scalar: Array, ndim: int, size: int) -> Array:
 
 def cast(factor: AbstractFactor, dtype: Any) -> AbstractFactor:
     """The factor with its parameters in another floating-point type."""
-    return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf,
-        factor,
-    )
+    return factor.as_dtype(dtype)

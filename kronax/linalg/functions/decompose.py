@@ -101,6 +101,9 @@ def _with_axis(op: KroneckerPlusNoise, held: Any, i: int) -> Any:
 def _is_positive_definite(factor: AbstractFactor) -> bool:
     if not is_concrete(factor):
         return False
-    matrix = np.asarray(factor.to_dense())
+    dense = factor.to_dense()
+    if not is_concrete(dense):  # a factor without leaves, inside of a trace
+        return False
+    matrix = np.asarray(dense)
     symmetric = np.array_equal(matrix, np.swapaxes(matrix, -1, -2))
     return symmetric and bool(jnp.isfinite(jnp.linalg.cholesky(matrix)).all())

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import same_rank
@@ -36,7 +37,7 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
     return value
 
 
-def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*batch"]:
+def inv_quad(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Float[Array, "*batch"]:
     """`bᵀ op⁻¹ b`; with noise it takes half the products of a solve.
 
     Args:
@@ -60,7 +61,7 @@ def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*bat
     return value
 
 
-def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Array:
+def normal_logpdf(y: Float[ArrayLike, "..."], mean: Any, op: AbstractOperator) -> Array:
     """Log density of `N(mean, op)` at `y`, in nats.
 
     Value and gradient take one `eigh` per dense factor (with noise) or one Cholesky (without);

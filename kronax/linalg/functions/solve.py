@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kronax.linalg.decompositions.abstract import AbstractDecomposition
@@ -18,7 +19,7 @@ from kronax.linalg.functions.choice import (
 from kronax.linalg.operators.diagnose import explain_not_finite
 
 
-def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
+def solve(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Array:
     """`op⁻¹ b`, exact.
 
     With noise: one `eigh` per dense factor and `4 N Σ n_i` operations. Without: LU of general

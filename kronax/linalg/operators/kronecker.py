@@ -15,6 +15,7 @@ from kronax.linalg.factors.base import AbstractFactor, cast
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.factorizations import AbstractFactorization
+from kronax.linalg.lineax_factor import lineax_operator
 
 
 class Kronecker(AbstractOperator):
@@ -25,6 +26,7 @@ class Kronecker(AbstractOperator):
     Args:
         *factors: operators on one axis, or arrays (an array means `kx.Dense`), in the order of
             the axes; leading batch axes broadcast. A Kronecker product among them is flattened.
+            Operators of lineax are taken with the structure that they are known to have.
 
     Raises:
         ValueError: without factors, or if their batch shapes do not broadcast.
@@ -354,6 +356,7 @@ def _mv_sum(factors: tuple[AbstractFactor, ...], x: Array) -> Array:
 
 
 def _as_factors(value: Any, k: int) -> list[AbstractFactor]:
+    value = lineax_operator(value) or value
     if isinstance(value, AbstractFactor):
         return [value]
     if isinstance(value, Kronecker):

@@ -1,0 +1,1 @@
+"""kronax's operators in lineax's words."""
