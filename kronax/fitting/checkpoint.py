@@ -66,12 +66,13 @@ class Checkpoint:
 
         Not everything about a loss can be compared, so its value at the saved point is.
         """
-        whole = self.path.read_bytes() if self.path.exists() else b""
+        # A first byte tells a file that is empty from one that is not there.
+        found = b"+" + self.path.read_bytes() if self.path.exists() else b""
         if is_shared(problem.y):
-            whole = of_first_process(whole)
-        if not whole:
+            found = of_first_process(found)
+        if not found:
             return None
-        header, content = _parts(self.path, whole)
+        header, content = _parts(self.path, found[1:])
         other = ValueError(
             f"The checkpoint {str(self.path)!r} belongs to another fit: model, data, loss, "
             "starting values, priors, settings or optimiser differ. Give another path, or remove "
