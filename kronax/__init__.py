@@ -77,6 +77,7 @@ from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLea
 from kronax.gp.sites.leave_slice_out import LikelihoodLeaveSliceOut as LikelihoodLeaveSliceOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
 from kronax.gp.sites.response import Response as Response
+from kronax.linalg.arrays.early_errors import debug_nans as debug_nans
 from kronax.linalg.arrays.precision import PrecisionWarning as PrecisionWarning
 from kronax.linalg.arrays.primitives import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.estimates.certificates import ConvergenceError as ConvergenceError

@@ -80,7 +80,7 @@ MAPPED = {
         (2, 0, 0),
     ),
 }
-EVERY_DAY = ("solve, noise", "one factor", "columns", "determinant", "inverse", "density")
+EVERY_DAY = ("one factor", "determinant", "inverse", "density")
 
 
 @pytest.mark.parametrize("name", everyday(MAPPED, EVERY_DAY))
@@ -129,9 +129,7 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", everyday(BATCHES, ("rows and columns", "factors broadcast", "density"))
-)
+@pytest.mark.parametrize("name", everyday(BATCHES, ("rows and columns", "density")))
 def test_products_written_with_a_batch(name):
     program, args = BATCHES[name]
     with jax.numpy_rank_promotion("allow"):
@@ -163,7 +161,7 @@ SUMS = {
 }
 
 
-@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("name", everyday(SUMS, ("density", "eigenvalues")))
 def test_sums_along_axes_stay_structured(name):
     program, args = SUMS[name], (A[0], B[0])
     jax.tree.map(assert_close, kx.rewrite(program, strict=True)(*args), program(*args))
@@ -264,7 +262,7 @@ DERIVATIVES = {
 }
 
 
-@pytest.mark.parametrize("name", everyday(DERIVATIVES, ("value_and_grad", "hessian")))
+@pytest.mark.parametrize("name", everyday(DERIVATIVES, ("hessian",)))
 def test_a_derivative_of_a_function_is_that_of_the_rewritten_one(name):
     derivative = DERIVATIVES[name](lambda s: _density(Y[0], _noisy(s * A[0], B[0])))
     point = jnp.array([1.2, 1.3]) if name == "mapped" else jnp.asarray(1.2)

@@ -21,6 +21,7 @@ from kronax.fitting.problem import Problem, Raw, precision
 from kronax.fitting.steps import Layout, Loop, gradients_by
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.linalg.arrays.host import numpy_of, on_device, on_host
+from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.precision import LOST, to_have_float64
 from kronax.linalg.arrays.primitives import DerivativeOrderError
 from kronax.parameter_table import ParameterTable, describe_domain
@@ -104,9 +105,9 @@ class LaplaceApproximation(eqx.Module):
         root = jnp.linalg.cholesky(self.covariance)
         white = jax.random.normal(key, (num_samples, mean.size), mean.dtype)
         build = self.problem.unconstrained()[1]
-        return eqx.filter_vmap(lambda z: build(unravel(mean + root @ z)), out_axes=eqx.if_array(0))(
-            white
-        )
+        return eqx.filter_vmap(
+            lambda z: build(unravel(mean + matmul(root, z))), out_axes=eqx.if_array(0)
+        )(white)
 
     def table(self, parameters: ParameterTable) -> str:
         """The parameters with standard errors and 95 % intervals, in plain text."""

@@ -17,6 +17,7 @@ from jaxtyping import Array
 from kronax.fitting.lbfgs import LBFGS, afresh, looked, narrower, turned
 from kronax.fitting.problem import Problem, Raw
 from kronax.linalg.arrays.host import numpy_of
+from kronax.linalg.arrays.mode_products import matmul
 
 # L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
 STALLED_STEPS = 5
@@ -404,7 +405,7 @@ def _judge(
 
 def _promised(optimizer: Any, moved: Array, grad: Array) -> Promise:
     """What the gradient promises of a step, and of the whole step that a search shortened."""
-    slope = moved @ grad
+    slope = matmul(moved, grad)
     share = optax.tree_utils.tree_get(optimizer, "learning_rate", default=None)
     gain = jnp.abs(slope) / (jnp.ones_like(slope) if share is None else share.astype(slope.dtype))
     return Promise(moved, slope, gain)
@@ -416,7 +417,7 @@ def _lost(state: State, promise: Promise, change: Array, grad: Array) -> tuple[A
     The trapezoidal rule is right to third order in the step, and gradients keep digits where
     losses, sums of many large numbers, have lost them. A step that was not taken tells nothing.
     """
-    along = (promise.move @ grad).astype(change.dtype)
+    along = matmul(promise.move, grad).astype(change.dtype)
     missed = jnp.abs(change - (promise.slope + along) / 2)
     is_lost = (promise.gain <= missed) & (state.step > 0)
     is_idle = (missed == 0) | ~jnp.isfinite(missed)

@@ -146,6 +146,7 @@ class SummarisedPosterior(AbstractPosterior):
         include_noise: bool = False,
         noise: Any = None,
         covariates: Any = None,
+        **response: Any,
     ) -> Any:
         """The posterior as a long pandas table, a row per cell, in the names of the data.
 
@@ -158,6 +159,9 @@ class SummarisedPosterior(AbstractPosterior):
             include_noise: of new observations.
             noise: the noise variance there, where the model's is not defined on new coordinates.
             covariates: of the mean there, as for `mean`.
+            response: with a likelihood `response=True`, and as keywords what it has at new places:
+                then `mean` and the next are of the rate or probability, and behind them come those
+                of new observations, with `observation_` in front of their names.
 
         Raises:
             ImportError: if pandas is not installed.
@@ -166,12 +170,25 @@ class SummarisedPosterior(AbstractPosterior):
             ValueError: as in `variance`; if a probability is not between 0 and 1, or an axis or the
                 data are called as one of the columns.
         """
+        at = {"covariates": covariates, **response}
+        columns = self._columns(axes, quantiles, (include_noise, noise), at)
+        return to_frame(self, axes, columns, self._data())
+
+    def _columns(self, axes: Any, quantiles: Sequence[float], noise: Any, at: Any) -> Any:
+        """What a table has of the function or of new observations."""
+        covariates = at.pop("covariates")
+        if at:
+            raise TypeError(
+                f"{next(iter(at))!r} belongs to a likelihood; for normal data pass "
+                "include_noise=True."
+            )
         mean = self.mean(axes, covariates=covariates)
-        variance = self.variance(axes, include_noise, noise, covariates=covariates)
+        include_noise, level = noise
+        variance = self.variance(axes, include_noise, level, covariates=covariates)
         columns = {MEAN: mean, SD: safe_sqrt(variance)}
         for q in quantiles:
             columns[quantile_name(q)] = quantiles_of(q, mean, variance)
-        return to_frame(self, axes, columns, self._data())
+        return columns
 
     def _data(self) -> Array:
         """The data on the grid, NaN in gaps."""

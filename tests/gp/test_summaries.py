@@ -111,6 +111,14 @@ def test_the_function_behind_counts(counts):
             ask(include_noise=True)
 
 
+def test_a_batch_of_counts(counts):
+    both = counts.model.condition(np.stack([COUNTS, COUNTS]))
+    lower, upper = both.interval(0.8)
+    assert_close(upper, np.stack([np.asarray(counts.quantile(0.9))] * 2))
+    assert_close(lower, both.quantile(0.1))
+    assert_close(both.std()[1], counts.std())
+
+
 def test_a_term_has_them_as_well():
     x, z = np.linspace(0, 1, 6), np.linspace(0, 2, 4)
     trend, wave, space = kx.RBF(0.8), kx.RBF(0.1), kx.RBF(0.7)

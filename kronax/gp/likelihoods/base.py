@@ -17,7 +17,7 @@ from scipy.special import roots_hermitenorm
 from kronax.display import Shown
 from kronax.gp.axes.indexes import is_labelled
 from kronax.linalg.arrays.checks import array_of_reals
-from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.mode_products import HIGHEST, same_rank
 from kronax.paths import nearest
 
 # Averages over a normal distribution by Gauss and Hermite: exact for polynomials up to twice as
@@ -276,7 +276,7 @@ def average(function: Callable[[Array], Any], mean: Array, variance: Array) -> A
     """`E function(f)` for `f ~ N(mean, variance)`, by Gauss and Hermite; cell by cell."""
     weights = jnp.asarray(_WEIGHTS, mean.dtype)
     values = _at_nodes(function, mean, variance)
-    return jax.tree.map(lambda v: jnp.tensordot(weights, v, 1), values)
+    return jax.tree.map(lambda v: jnp.tensordot(weights, v, 1, precision=HIGHEST), values)
 
 
 def log_average(function: Callable[[Array], Array], mean: Array, variance: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -14,9 +13,16 @@ from kronax.gp.model.process import AbstractProcess, Process, with_fields
 from kronax.gp.model.solver_choice import settled
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
+from kronax.linalg.arrays.early_errors import raising_if
+from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.arrays.host import count, numbers
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
+
+UNKNOWN_GAPS = (
+    "y must have a value at every cell that the model takes for observed; got NaN. Inside jax.jit "
+    "gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or gp.observing(mask)."
+)
 
 
 def observing(gp: Process, y: Any) -> Process:
@@ -96,18 +102,21 @@ def gaps_of(gp: AbstractProcess, y: Array) -> Mask | None:
     return Mask.of(seen, gp.grid_shape)
 
 
+def has_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
+    """Whether data are NaN where the model is observed, `()`."""
+    xp = np if is_concrete(y) else jnp
+    cells = xp.isnan(y)
+    return xp.any(cells if gp.observed is None else cells & gp.observed.array)
+
+
 def without_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
-    """Traced data that raise at run time if they are NaN where the model is observed."""
-    if is_concrete(y):
-        return y
-    cells = jnp.isnan(y) if gp.observed is None else jnp.isnan(y) & gp.observed.array
-    return eqx.error_if(
-        y,
-        jnp.any(cells),
-        "y must have a value at every cell that the model takes for observed; got NaN. Inside "
-        "jax.jit gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or "
-        "gp.observing(mask).",
-    )
+    """The data, of which traced ones raise at run time, if asked to, where they have such gaps."""
+    return raising_if(lambda: has_unknown_gaps(gp, y), y, UNKNOWN_GAPS)
+
+
+def checksums_of(gp: AbstractProcess, y: Array) -> tuple[Array, ...]:
+    """Checksums of model and data; of traced data with gaps that are not known those of none."""
+    return fingerprint_of_tree((gp, y), False if is_concrete(y) else has_unknown_gaps(gp, y))
 
 
 def checked_data(gp: AbstractProcess, y: Any) -> Array:

@@ -26,19 +26,13 @@ from kronax.gp.model.additive import Terms
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.gp.noise.reading import noise_of
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.fingerprints import held, made_of_tree
+from kronax.linalg.arrays.fingerprints import held
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.names import Named, words
-
-STALE = (
-    "This posterior was made of another model or other data: its leaves have been replaced since "
-    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
-    "model, and condition it again."
-)
 
 
 class AbstractProcess(Named, eqx.Module):
@@ -268,6 +262,9 @@ class AbstractPosterior(Named, eqx.Module):
         "save": "kx.save(path, post)",
     }
 
+    def explain(self) -> None:
+        """Raise if what it was made of is to blame that it is NaN; nothing is, beside the data."""
+
     @property
     def on_grid(self) -> KroneckerPlusNoise:
         """The operator, of data without gaps."""
@@ -317,17 +314,6 @@ class AbstractPosterior(Named, eqx.Module):
     @abc.abstractmethod
     def certain(self, estimate: Estimate, what: str = "Posterior variances") -> Array:
         """The value of an estimate, with a warning where draws leave it uncertain."""
-
-
-def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
-
-    @functools.wraps(method)
-    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
-        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
-        return method(own, *args, **options)
-
-    return call
 
 
 def compiled(function: Callable[..., Any], *, returns_operator: bool = False) -> Callable[..., Any]:

@@ -14,8 +14,9 @@ from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.marginal_likelihood import conditioned
-from kronax.gp.model.process import AbstractProcess, of_its_model
+from kronax.gp.model.marginal_likelihood import conditioned, of_its_model
+from kronax.gp.model.method import checksums_of
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.numpyro.guide import LatentGiven
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict, scattered
@@ -27,7 +28,6 @@ from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
 from kronax.gp.summaries import SummarisedPosterior
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
-from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
@@ -413,6 +413,6 @@ class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
 def posterior_of(gp: AbstractProcess, y: Array, template: Template | None) -> Posterior:
     """The posterior of a process that knows its gaps, given checked data."""
     operator, found = conditioned(gp, y)
-    made_of = fingerprint_of_tree((gp, y))
+    made_of = checksums_of(gp, y)
     parts = found.value, found.regression, template, found.estimate, made_of
     return Posterior(gp, y, operator, *parts)

@@ -18,11 +18,21 @@ from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut
 from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.gp.sites.response import Response
-from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
+from kronax.gp.sites.search import (
+    MUST_CONVERGE,
+    OTHER_START,
+    check_converged,
+    filled,
+    find,
+    no_hint,
+)
 from kronax.gp.sites.sites import Sites, gaussian
+from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, is_concrete
+from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import ConvergenceError
+from kronax.linalg.factors.square_roots import safe_sqrt
 
 
 class LikelihoodPosteriors(eqx.Module):
@@ -84,6 +94,22 @@ class LikelihoodPosteriors(eqx.Module):
         """Posterior variances of the function, `(*batch, …)`; as of one data set."""
         at = {"axes": axes, "points": points, **options}
         return self._each(lambda post: post.variance(**at), points)
+
+    def std(self, axes: Any = None, points: Any = None, **options: Any) -> Array:
+        """Posterior standard deviations of the function; as of one data set."""
+        return safe_sqrt(self.variance(axes, points, **options))
+
+    def quantile(self, q: Any, axes: Any = None, points: Any = None, **options: Any) -> Array:
+        """Posterior quantiles of the function; several probabilities lead the batch."""
+        mean = self.mean(axes, points, options.get("covariates"))
+        return quantiles_of(q, mean, self.variance(axes, points, **options))
+
+    def interval(
+        self, level: float = 0.95, axes: Any = None, points: Any = None, **options: Any
+    ) -> tuple[Array, Array]:
+        """The central interval of the function: its lower and its upper end; as of one data set."""
+        ends = self.quantile(tails(level), axes, points, **options)
+        return ends[0], ends[1]
 
     def response(
         self,
@@ -211,12 +237,10 @@ def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> Li
     """
     y = filled(gp, y)
     sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
-    if is_concrete(sites) and not bool(sites.converged):
-        raise ConvergenceError(
-            f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
-            f"steps a step still moved the function by {float(sites.change):.2g} standard "
-            f"deviations. {OTHER_START}"
-        )
+    failed = ~sites.converged
+    if is_concrete(sites):
+        check_converged(sites)
+    sites = raising_if(lambda: failed, sites, f"{MUST_CONVERGE}, and did not. {OTHER_START}")
     return posterior_of_sites(gp, y, of_function(template), sites)
 
 
@@ -227,7 +251,7 @@ def posterior_of_sites(
     target = jnp.where(sites.converged, sites.target, jnp.nan)
     process = gaussian(gp, sites.precision)
     operator, found = conditioned(process, target)
-    made_of = fingerprint_of_tree((process, target))
+    made_of = fingerprint_of_tree((process, target), is_void=~sites.converged)
     parts = (found.value, found.regression, template, found.estimate, made_of)
     return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
 

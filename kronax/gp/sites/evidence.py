@@ -35,11 +35,17 @@ from kronax.gp.sites.search import (
 )
 from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.early_errors import raising_unless_finite
 from kronax.linalg.arrays.primitives import once_differentiable
 from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
 
 # Each step leaves about a third of what the one before left of the derivative of the sites.
 FOLLOWED = 12
+
+MUST_CONVERGE = (
+    "The search for the sites of a likelihood must converge; it did not, or the covariance is not "
+    "finite"
+)
 
 
 def evidence(gp: AbstractProcess, y: Array) -> Array:
@@ -51,11 +57,11 @@ def evidence(gp: AbstractProcess, y: Array) -> Array:
         ConvergenceError: if that of concrete ones does not.
     """
     value, _ = evidence_from(gp, y, no_hint(y.shape, gp.dtype))
+    value = raising_unless_finite(value, f"{MUST_CONVERGE}. {OTHER_START}")
     if is_concrete(value) and not np.isfinite(np.asarray(value)).all():
         gp.check_model()  # says what is wrong with the model, if that is it
         raise ConvergenceError(
-            "The search for the sites of a likelihood must converge; it did not, or the covariance "
-            f"is not finite. gp.condition(y) tells how far it came. {OTHER_START}"
+            f"{MUST_CONVERGE}. gp.condition(y) tells how far it came. {OTHER_START}"
         )
     return value
 

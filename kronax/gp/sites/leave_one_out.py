@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.criticism.held_out import HeldOut
+from kronax.gp.criticism.held_out import HeldOut, sum_of_observed
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.likelihoods.predictive import log_predictive, probability
@@ -61,7 +61,7 @@ class LikelihoodLeaveOneOut(HeldOut):
     @property
     def log_score(self) -> Float[Array, "..."]:
         """Their sum, one per data set."""
-        return jnp.nansum(self.log_density(), axis=self._cells)
+        return sum_of_observed(self.log_density(), self._cells)
 
     def probability_integral_transform(self, key: PRNGKeyArray) -> Float[Array, "..."]:
         """Where every observation lies in its predictive distribution: uniform under the model.

@@ -10,10 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.criticism.held_out import axis_labels, axis_number
-from kronax.gp.datasets import check_draws_have_a_key, to_frame
+from kronax.gp.datasets import check_draws_have_a_key
 from kronax.gp.forecasts.filter import filter_of
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.likelihoods.predictive import log_predictive
+from kronax.gp.model.marginal_likelihood import of_its_model
+from kronax.gp.model.method import UNKNOWN_GAPS, has_unknown_gaps
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.append import append_observed
 from kronax.gp.posterior.covariance import PosteriorCovariance
@@ -27,6 +29,7 @@ from kronax.gp.sites.filter import likelihood_filter
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
 from kronax.gp.sites.leave_slice_out import leave_slice_out
 from kronax.gp.sites.response import Response, response
+from kronax.gp.sites.search import check_converged
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete, shape_of
 from kronax.linalg.estimates.certificates import Estimate
@@ -52,6 +55,12 @@ class LikelihoodPosterior(Posterior):
 
     def __repr__(self) -> str:
         return f"Posterior of the function given data of shape {self.y.shape}:\n{self.model!r}"
+
+    def explain(self) -> None:
+        """Raise if its data or its search are to blame that it is NaN."""
+        if has_unknown_gaps(self.model, self.data):
+            raise ValueError(UNKNOWN_GAPS)
+        check_converged(self.sites)
 
     def response(
         self,
@@ -227,45 +236,16 @@ class LikelihoodPosterior(Posterior):
             draws = self.sample(key, axes, (num_samples,), response=True, **at)
         return response_dataset(self, found, axes, draws)
 
-    def to_frame(
-        self,
-        axes: Any = None,
-        quantiles: Sequence[float] = (0.025, 0.975),
-        include_noise: bool = False,
-        noise: Any = None,
-        covariates: Any = None,
-        response: bool = False,
-        **given: Any,
-    ) -> Any:
-        """The latent function as a long table, or with `response=True` what is predicted.
-
-        Its columns are then those of the rate or probability, and behind them, with `observation_`
-        in front of their names, those of new observations.
-
-        Args:
-            axes: new coordinates; by default the grid itself.
-            quantiles: their probabilities; `()` for none.
-            include_noise: false; new observations are a response.
-            noise: none.
-            covariates: of the mean at the new places, as for `mean`.
-            response: of rates or probabilities, and of new observations.
-            given: as for `response`.
-
-        Raises:
-            ImportError: if pandas is not installed.
-            KeyError: as in `response`.
-            TypeError: as in `response`.
-            ValueError: as in `response`; or if an axis or the data are called as a column.
-        """
-        self._refuse_noise(include_noise, noise)
-        if not response:
-            return super().to_frame(axes, quantiles, covariates=covariates)
-        found = self.response(axes, quantiles, covariates=covariates, **given)
-        return to_frame(self, axes, response_columns(found), self._data())
+    def _columns(self, axes: Any, quantiles: Sequence[float], noise: Any, at: Any) -> Any:
+        self._refuse_noise(*noise)
+        if at.pop("response", False):
+            return response_columns(self.response(axes, quantiles, **at))
+        return super()._columns(axes, quantiles, noise, at)
 
     def _data(self) -> Array:
         return jnp.where(self.sites.precision > 0, self.data, jnp.nan)
 
+    @of_its_model
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
         """Every observation as predicted from all the others, with the same parameters.
 
@@ -289,6 +269,7 @@ class LikelihoodPosterior(Posterior):
             function_variance_error=function[2],
         )
 
+    @of_its_model
     def check_approximation(self, key: PRNGKeyArray, num_draws: int = 1000) -> ApproximationCheck:
         """How far the normal approximation may be trusted; `print` says it.
 
@@ -436,10 +417,6 @@ class LikelihoodPosterior(Posterior):
         covariates: Any = None,
         points: Any = None,
     ) -> PosteriorCovariance | Dense:
-        """Posterior covariance of the function, as an operator; a `kx.Dense` at points.
-
-        Raises:
-            TypeError: if noise is asked for.
-        """
+        """Posterior covariance of the function, an operator; noise raises a `TypeError`."""
         self._refuse_noise(include_noise, noise)
         return super().covariance(axes, covariates=covariates, points=points)

@@ -25,9 +25,11 @@ from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.sites.sites import Sites, given, moments
+from kronax.linalg.estimates.certificates import ConvergenceError
 
 MOST_STEPS = 100
 OTHER_START = "Start at other parameters: gp.initialise(y)."
+MUST_CONVERGE = "The search for the sites must converge"
 # Rounding, not the search, is what is left of changes that no longer fall: after so many steps that
 # do not lower the smallest change, one of at most so many tolerances is the end.
 MOST_STALLED, ROUNDED = 8, 50
@@ -333,3 +335,16 @@ def _step_size(objective: Any) -> Array:
 
     one = jnp.ones((), start.dtype)
     return lax.while_loop(too_long, halved, (one, objective(one)))[0]
+
+
+def check_converged(sites: Sites) -> None:
+    """Refuse sites that are concrete and not found.
+
+    Raises:
+        ConvergenceError: with how far the search came.
+    """
+    if not bool(sites.converged):
+        raise ConvergenceError(
+            f"{MUST_CONVERGE}; after {int(sites.num_steps)} of {MOST_STEPS} steps a step still "
+            f"moved the function by {float(sites.change):.2g} standard deviations. {OTHER_START}"
+        )

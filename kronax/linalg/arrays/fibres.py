@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.interpreters import ad, mlir
 from jaxtyping import Array
 
-from kronax.linalg.arrays.partition import Form, devices_wanted, partitioned
 from kronax.linalg.arrays.primitives import Batched, nested_vmap
+from kronax.linalg.devices.partition import Form, devices_wanted, partitioned
 
 
 class Fibrewise(Batched):

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.host import is_spread, numbers, on_device
 
 # Odd numbers without a pattern (those of Murmur3's final mix, and 2³² over the golden ratio).
@@ -35,9 +36,15 @@ def fingerprint(op: Any) -> tuple[Array, ...]:
     return tuple(map(on_device, _checksums(_sources(op))))
 
 
-def fingerprint_of_tree(tree: Any) -> tuple[Array, ...]:
-    """A checksum of every floating-point array of a pytree."""
-    return tuple(map(on_device, _checksums(_leaves(tree))))
+def fingerprint_of_tree(tree: Any, is_void: Any = False) -> tuple[Array, ...]:
+    """A checksum of every floating-point array of a pytree.
+
+    It is NaN, and so that of no tree, where something traced says that nothing was made of it.
+    """
+    found = tuple(map(on_device, _checksums(_leaves(tree))))
+    if is_concrete(is_void):
+        return found
+    return tuple(jnp.where(is_void, jnp.nan, x).astype(x.dtype) for x in found)
 
 
 def held(op: Any, decomposition: Any) -> Any:
@@ -67,6 +74,7 @@ def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -
             raise ValueError(refusal)
         return result
     is_own = jnp.all(jnp.stack([jnp.all(new == old) for new, old in pairs]))
+    result = raising_if(lambda: ~is_own, result, refusal)
     return jax.tree.map(
         lambda x: jnp.where(is_own, x, jnp.nan) if eqx.is_inexact_array(x) else x, result
     )

@@ -19,7 +19,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
-from kronax.linalg.arrays.partition import devices_wanted
+from kronax.linalg.devices.partition import devices_wanted
 
 
 class DerivativeOrderError(NotImplementedError):

@@ -18,8 +18,12 @@ def normal_numbers(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Arr
 
 
 def random_signs(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-    """`jax.random.rademacher`, number by number."""
-    return jax.random.rademacher(key, _drawn_as(shape), dtype).reshape(shape)
+    """`jax.random.rademacher`, number by number, from uniform numbers of the same precision.
+
+    JAX draws those in float64 wherever that is enabled.
+    """
+    is_plus = jax.random.uniform(key, _drawn_as(shape), dtype) < 0.5
+    return (2 * is_plus.astype(dtype) - 1).reshape(shape)
 
 
 def _drawn_as(shape: tuple[int, ...]) -> tuple[int, ...]:

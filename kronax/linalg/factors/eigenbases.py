@@ -207,9 +207,7 @@ def eigenbases(
     pairs = list(pairs)
     held = lax.stop_gradient(pairs)
     blocks = [block for signal, noise in held for block in _Block.of(signal, noise)]
-    together = jax.default_backend() != "cpu"
-    decompose = _decompose_together if together else _decompose_in_turn
-    found = iter(decompose(blocks, batched))
+    found = iter(_decomposed(blocks, batched))
     return tuple(_assembled(*pair, [next(found) for _ in pair[0].arrays]) for pair in pairs)
 
 
@@ -255,22 +253,40 @@ class _Block(NamedTuple):
         return _block_basis(self._replace(signal=signal, noise=noise, scales=scales))
 
 
-def _decompose_in_turn(blocks: list[_Block], batched: bool) -> list[tuple]:
-    items = [(i, block.arrays) for i, block in enumerate(blocks)]
-    return in_sequence(lambda item: blocks[item[0]].basis(item[1]), items, batched=batched)
+def _decomposed(blocks: list[_Block], batched: bool) -> list[tuple]:
+    """By what the program is compiled for, which need not be where it was traced."""
+    groups = _alike(blocks)
+    in_turn = functools.partial(_decompose_in_turn, blocks, batched)
+    arrays = [block.arrays for block in blocks]
+    if len(groups) == len(blocks):
+        return in_turn(arrays)
+    together = functools.partial(_decompose_together, blocks, groups)
+    return lax.platform_dependent(arrays, cpu=in_turn, default=together)
 
 
-def _decompose_together(blocks: list[_Block], batched: bool) -> list[tuple]:
+def _alike(blocks: list[_Block]) -> list[list[int]]:
+    """The numbers of the blocks that can share a call, group by group."""
     groups: dict[tuple, list[int]] = {}
     for i, block in enumerate(blocks):
         groups.setdefault(block.form if block.needs_decomposition else (i,), []).append(i)
+    return list(groups.values())
+
+
+def _decompose_in_turn(blocks: list[_Block], batched: bool, arrays: list[tuple]) -> list[tuple]:
+    items = list(enumerate(arrays))
+    return in_sequence(lambda item: blocks[item[0]].basis(item[1]), items, batched=batched)
+
+
+def _decompose_together(
+    blocks: list[_Block], groups: list[list[int]], arrays: list[tuple]
+) -> list[tuple]:
     found: dict[int, tuple] = {}
-    for members in groups.values():
+    for members in groups:
         first = blocks[members[0]]
         if len(members) == 1:
-            found[members[0]] = first.basis(first.arrays)
+            found[members[0]] = first.basis(arrays[members[0]])
             continue
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(blocks[i].arrays for i in members))
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(arrays[i] for i in members))
         together = jax.vmap(first.basis)(stacked)
         for place, i in enumerate(members):
             found[i] = tuple(None if part is None else part[place] for part in together)

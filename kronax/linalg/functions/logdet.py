@@ -10,7 +10,7 @@ from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.decompositions.abstract import AbstractDecomposition
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.functions.choice import Solvable, asked, solvable, watched
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.diagnose import explained
 from kronax.linalg.operators.kronecker import Kronecker
 
 
@@ -33,8 +33,7 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
     """
     op = solvable(op, "logdet")
     value = watched(_logdet, "The log-determinant may be wrong", op)
-    explain_not_finite(value, op)
-    return value
+    return explained(value, op)
 
 
 def inv_quad(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Float[Array, "*batch"]:
@@ -57,8 +56,7 @@ def inv_quad(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Float[Array, "
     op = solvable(op, "inv_quad")
     grid, _ = op.vector(b, "b")
     value = watched(_inv_quad, "The quadratic form may be wrong", op, grid)
-    explain_not_finite(value, op)
-    return value
+    return explained(value, op)
 
 
 def normal_logpdf(y: Float[ArrayLike, "..."], mean: Any, op: AbstractOperator) -> Array:
@@ -88,8 +86,7 @@ def normal_logpdf(y: Float[ArrayLike, "..."], mean: Any, op: AbstractOperator) -
         op.check_covariance("normal_logpdf")
     residual = jnp.subtract(*same_rank(op.vector(y, "y")[0], op.mean_vector(mean)))
     value = watched_logpdf(residual, op)
-    explain_not_finite(value, op, covariance=True)
-    return value
+    return explained(value, op, covariance=True)
 
 
 def watched_logpdf(residual: Array, op: Any) -> Array:

@@ -16,7 +16,7 @@ from kronax.linalg.functions.choice import (
     solvable,
     watched,
 )
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.diagnose import explained
 
 
 def solve(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Array:
@@ -45,8 +45,7 @@ def solve(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Array:
     """
     op = solvable(op, "solve")
     grid, flat = op.vector(b, "b")
-    solution = watched(_solve, "The solution may be wrong", op, grid)
-    explain_not_finite(solution, op)
+    solution = explained(watched(_solve, "The solution may be wrong", op, grid), op)
     if not flat:
         return solution
     return solution.reshape(*solution.shape[: solution.ndim - len(op.grid_shape)], op.shape[-1])

@@ -188,12 +188,13 @@ def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: I
     columns = jnp.concatenate([held.filtered_transpose(precisions[None] * y), white])
     energy = jnp.concatenate([jnp.sum(precisions[None] * y**2, axes), jnp.sum(white**2, axes)])
     is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
+    share = jnp.where(is_solve, jnp.ones((), y.dtype), PROBES)
     return conjugate_gradients(
         held.mv,
         columns,
         energy=energy,
         num_solves=y.shape[0],
-        tolerance=iteration.tolerance_of(y.dtype) * jnp.where(is_solve, 1, PROBES),
+        tolerance=iteration.tolerance_of(y.dtype) * share,
         max_steps=iteration.max_steps,
         bound=held.bound,
         least=held.least,
