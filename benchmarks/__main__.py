@@ -11,6 +11,7 @@ WORKLOADS = (
     "solve",
     "matvec",
     "scale",
+    "devices",
     "mcmc",
     "fitting",
     "start",

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks import (
+    devices,
     gap_tables,
     markov,
     markov_accuracy,
@@ -33,6 +34,7 @@ PAGES = (
     "docs/nongaussian.md",
     "docs/precision.md",
     "docs/long_axes.md",
+    "docs/devices.md",
 )
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
@@ -85,6 +87,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "solve": {"solve": partial(tables.solve_table, published=results.get("published"))},
         "matvec": {"matvec": tables.matvec_table},
         "scale": {"scale": tables.scale_table},
+        "devices": {"devices": devices.devices_table},
         "mcmc": {"mcmc": tables.mcmc_table, "nuts-peers": tables.nuts_peers_table},
         "fitting": {
             "fitting": tables.fitting_table,

@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.problem import Problem
 from kronax.fitting.steps import CONVERGED, RUNNING, State, advance, begun, owned
+from kronax.linalg.arrays.host import everywhere, is_shared, of_all_processes
 
 # Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
 # many seconds; the steps in between are one compiled loop.
@@ -61,7 +62,8 @@ class Bar:
     """The progress bar of a fit that takes its time; in a file or a pipe lines, ever fewer."""
 
     def __init__(self, num_steps: int, wanted: bool) -> None:
-        self.num_steps, self.wanted = num_steps, wanted
+        # Processes that work together are at the same step.
+        self.num_steps, self.wanted = num_steps, wanted and jax.process_index() == 0
         self.began = time.perf_counter()
         self._drawn: Any = None
         self._next_line = SECONDS_TO_LINE
@@ -155,8 +157,11 @@ def drive(
             until = min(at + chunk, num_steps + 1)
             if checkpoint is not None:
                 until = min(until, (at // every + 1) * every)
+            until = _agreed(states, until)[0]
             since = time.perf_counter()
-            states = jax.block_until_ready(advance(fixed, states, np.asarray(until, np.int32)))
+            states = jax.block_until_ready(
+                _everywhere(advance(fixed, states, np.asarray(until, np.int32)))
+            )
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
             if until % every == 0:
                 save(states)
@@ -165,13 +170,27 @@ def drive(
                 stopped = "the callback asked to stop"
             if interruption.asked:
                 stopped = INTERRUPTED
-            if stopped is not None:
+            if _agreed(states, stopped is not None).any():
+                stopped = stopped or "another process asked to stop"
                 break
             if _furthest(states) > measure_at or _position(states) is None:
                 measure_at = 2 * _furthest(states)
                 fixed, states = remeasured(fixed, states)
             chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))
     return fixed[0], states, stopped, elapsed()
+
+
+def _everywhere(states: State) -> State:
+    """States that every process can read, where several work together."""
+    shared = [x for x in jax.tree.leaves(states) if is_shared(x) and not x.is_fully_replicated]
+    if not shared:
+        return states
+    return jax.jit(lambda x: x, out_shardings=everywhere(shared[0]))(states)
+
+
+def _agreed(states: State, value: int | bool) -> np.ndarray:
+    """A number of every process that works on these states, that of the first one first."""
+    return of_all_processes(value) if is_shared(states.step) else np.asarray([value])
 
 
 def remeasured(fixed: Fixed, states: State) -> tuple[Fixed, State]:

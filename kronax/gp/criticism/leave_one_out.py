@@ -17,6 +17,7 @@ from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.criticism.held_out import HeldOut, axis_labels, sum_of_observed
 from kronax.gp.model.process import AbstractPosterior, compiled
 from kronax.linalg.arrays.checks import check_plain, is_concrete
+from kronax.linalg.arrays.fibres import shared_like
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
@@ -117,6 +118,7 @@ def _predicted(
 ) -> tuple[Array, Array, Array]:
     """Mean and variance, and the diagonal of the inverse that they come from."""
     diagonal = inverse_diagonal(post.operator) if estimate is None else estimate
+    diagonal = shared_like(diagonal, post.y)
     regression = post.regression
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)

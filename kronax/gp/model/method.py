@@ -15,6 +15,7 @@ from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
+from kronax.linalg.arrays.host import count, numbers
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
 
@@ -72,9 +73,9 @@ def gaps_of(gp: AbstractProcess, y: Array) -> Mask | None:
     if gp.observed is not None and is_told and gp.noise_model.is_per_cell:
         is_told = not gp.observed.array.all()  # as it is for variances that are all finite
     known = told if gp.observed is None else mask_of(gp.observed, gp.noise_model, gp.grid_shape)
-    missing = np.isnan(np.asarray(y))
-    if not missing.any():
+    if not count(np.isnan, y):
         return known
+    missing = np.isnan(numbers(y))
     if missing.all():
         raise ValueError(
             f"y must have a value in some cell; got NaN in all {missing.size}. Without data there "
@@ -124,18 +125,18 @@ def checked_data(gp: AbstractProcess, y: Any) -> Array:
         y = as_floats(y, gp.dtype)  # counts are whole numbers
     y = in_grid_order(y, gp.axes, gp.axis_names, table=gp.table)
     grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
-    infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
-    if gp.observed is not None:  # what y holds at gaps does not count
-        infinite = infinite & gp.observed.array
-    count = int(infinite.sum())
-    if count:
+    # What y holds at gaps does not count.
+    among = True if gp.observed is None else gp.observed.array
+    infinite = count(np.isinf, grid, among) if is_concrete(grid) else 0
+    if infinite:
         raise ValueError(
-            f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
+            f"y must be finite, or NaN where a cell is missing; got {infinite} infinite values. "
             "Mark them as missing, numpy.nan, or correct them."
         )
     if gp.likelihood is not None and is_concrete(grid, gp.likelihood):
-        seen = ~np.isnan(np.asarray(grid))
+        values = numbers(grid)
+        seen = ~np.isnan(values)
         if gp.observed is not None:
             seen = seen & gp.observed.array
-        gp.likelihood.check(np.asarray(grid), seen)
+        gp.likelihood.check(values, seen)
     return grid

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, same_rank
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
@@ -64,6 +65,9 @@ class SymmetricBlocks(eqx.Module):
 
     def apply(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x` (no batch)."""
+        return on_fibres(SymmetricBlocks._applied, self, x, axis)
+
+    def _applied(self, x: Array, axis: int) -> Array:
         pieces = []
         x = self.transform.forward(x, axis)
         for a, ndim, piece in zip(
@@ -123,12 +127,11 @@ class Eigenbasis(eqx.Module):
 
     def rotate(self, x: Array, axis: int) -> Array:
         """`Wᵀ` along `axis < 0` of `x` (no batch)."""
-        x = self.transform.forward(x, axis)
-        return self._apply(x, axis, transpose=True)
+        return self._turned(x, axis, transpose=True)
 
     def unrotate(self, x: Array, axis: int) -> Array:
         """`W` along `axis < 0` of `x` (no batch)."""
-        return self.transform.backward(self._apply(x, axis), axis)
+        return self._turned(x, axis, transpose=False)
 
     @property
     def is_identity(self) -> bool:
@@ -145,14 +148,30 @@ class Eigenbasis(eqx.Module):
             return self.blocks[0]
         return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
-    def _apply(self, x: Array, axis: int, *, transpose: bool = False) -> Array:
-        if all(w is None for w in self.blocks):
+    def _turned(self, x: Array, axis: int, *, transpose: bool) -> Array:
+        if self.is_identity:
             return x
+        settings = {"sizes": self.sizes, "transform": self.transform, "transpose": transpose}
+        return on_fibres(_turned, self.blocks, x, axis, **settings)
+
+
+def _turned(
+    blocks: tuple[Array | None, ...],
+    x: Array,
+    axis: int,
+    *,
+    sizes: tuple[int, ...],
+    transform: Transform,
+    transpose: bool,
+) -> Array:
+    x = transform.forward(x, axis) if transpose else x
+    if any(w is not None for w in blocks):
         pieces = [
             piece if w is None else apply_along(w, piece, axis, transpose=transpose)
-            for w, piece in zip(self.blocks, split_blocks(x, self.sizes, axis), strict=True)
+            for w, piece in zip(blocks, split_blocks(x, sizes, axis), strict=True)
         ]
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+        x = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+    return x if transpose else transform.backward(x, axis)
 
 
 def split_blocks(x: Array, sizes: tuple[int, ...], axis: int) -> list[Array]:
