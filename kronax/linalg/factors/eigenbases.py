@@ -148,21 +148,8 @@ class Eigenbasis(eqx.Module):
             return self.blocks[0]
         return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
-    def _turned(self, x: Array, axis: int, *, transpose: bool) -> Array:
-        if self.is_identity:
-            return x
-        settings = {"sizes": self.sizes, "transform": self.transform, "transpose": transpose}
-        return on_fibres(_turned, self.blocks, x, axis, **settings)
-
-
-def _turned(
-    blocks: tuple[Array | None, ...],
-    x: Array,
-    axis: int,
-    *,
-    sizes: tuple[int, ...],
-    transform: Transform,
-    transpose: bool,
+    def _turned(
+    blocks: Any, x: Array, axis: int, *, sizes: Any, transform: Transform, transpose: bool
 ) -> Array:
     x = transform.forward(x, axis) if transpose else x
     if any(w is not None for w in blocks):
