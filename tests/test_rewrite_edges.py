@@ -1,0 +1,56 @@
+"""What might deceive a rewrite: references, indices, indefinite matrices, empty arrays."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import kronax as kx
+from tests.tolerances import assert_close
+
+M, N = 5, 8
+SIZE = M * N
+RNG = np.random.default_rng(31)
+G, H, Y = (jnp.asarray(RNG.normal(size=shape)) for shape in ((M, M), (N, N), SIZE))
+A, B = G @ G.T + jnp.eye(M), H @ H.T + jnp.eye(N)
+X, EYE = jnp.asarray(RNG.normal(size=(SIZE, 2))), jnp.eye(SIZE)
+
+
+def _once(a):
+    return a
+
+
+def _twice(a):
+    return 2.0 * a
+
+
+class Choice:
+    """What a program refers to."""
+
+    table = (_once, _twice)
+    function = staticmethod(_once)
+    scale = 1.0
+
+
+def test_what_takes_the_place_of_another_reference_is_seen(monkeypatch):
+    _once.shift = 0.0
+    nested = [3.0, [2.0]]
+
+    def program(a, b):
+        weight = nested[0] if isinstance(nested[0], float) else nested[0][0] + nested[1]
+        factor = Choice.function(a) + 0.0 * Choice.table[1](a)
+        return Choice.scale * weight * (jnp.kron(factor, b) @ Y) + _once.shift
+
+    fast = kx.rewrite(program)
+
+    def check():
+        assert_close(fast(G, H), program(G, H))
+        assert_close(fast(G, H), program(G, H))
+
+    check()
+    monkeypatch.setattr(Choice, "function", staticmethod(_twice))
+    check()
+    monkeypatch.setattr(Choice, "scale", 3.0)
+    check()
+    monkeypatch.setattr(_once, "shift", 1.0)
+    check()
+    nested[:] = [[3.0], 2.0]
+    check()
