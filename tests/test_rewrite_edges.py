@@ -54,3 +54,23 @@ def test_what_takes_the_place_of_another_reference_is_seen(monkeypatch):
     check()
     nested[:] = [[3.0], 2.0]
     check()
+
+
+class Field:
+    """A class with a rewritten method."""
+
+    def __init__(self, scale):
+        self.scale = scale
+
+    @kx.rewrite
+    def times(self, a, b):
+        return self.scale * (jnp.kron(a, b) @ Y)
+
+
+def test_a_method_is_rewritten():
+    field, expected = Field(2.0), jnp.kron(G, H) @ Y
+    assert_close(field.times(G, H), 2.0 * expected)
+    field.scale = 3.0
+    assert_close(field.times(G, H), 3.0 * expected)
+    assert_close(Field.times(field, G, H), 3.0 * expected)
+    assert "axis by axis" in field.times.explain(G, H)
