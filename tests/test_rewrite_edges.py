@@ -1,7 +1,9 @@
 """What might deceive a rewrite: references, indices, indefinite matrices, empty arrays."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import kronax as kx
 from tests.tolerances import assert_close
@@ -74,3 +76,14 @@ def test_a_method_is_rewritten():
     assert_close(field.times(G, H), 3.0 * expected)
     assert_close(Field.times(field, G, H), 3.0 * expected)
     assert "axis by axis" in field.times.explain(G, H)
+
+
+@pytest.mark.parametrize(("dtype", "shift"), [(jnp.int8, 0), (jnp.float32, 0.5)])
+def test_indices_that_are_not_exact_make_no_identity(dtype, shift):
+    def program(v):
+        rows, columns = (jax.lax.broadcasted_iota(dtype, (300, 300), k) for k in (0, 1))
+        mask = rows + jnp.asarray(shift, dtype) == columns
+        return jnp.where(mask, 1.0, 0.0) @ v
+
+    v = jnp.arange(300.0)
+    assert_close(kx.rewrite(program)(v), program(v))
