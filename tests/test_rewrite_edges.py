@@ -87,3 +87,23 @@ def test_indices_that_are_not_exact_make_no_identity(dtype, shift):
 
     v = jnp.arange(300.0)
     assert_close(kx.rewrite(program)(v), program(v))
+
+
+def _indefinite(a, b):
+    shift = 2.5 * EYE
+    return jnp.kron(a, b) - shift, jnp.kron(a, jnp.eye(N)) + jnp.kron(jnp.eye(M), b) - shift
+
+
+def test_a_matrix_that_is_solved_need_not_be_definite():
+    def program(a, b):
+        product, total = _indefinite(a + a.T, b + b.T)
+        return (
+            jnp.linalg.solve(product, Y).sum()
+            + jnp.linalg.solve(total, X)[3].sum()
+            + (jnp.linalg.inv(total) @ X[:, 1])[2]
+        )
+
+    args = G, H
+    both = jax.jit(jax.value_and_grad(kx.rewrite(program, strict=True), (0, 1)))
+    expected = jax.value_and_grad(program, (0, 1))(*args)
+    jax.tree.map(lambda got, want: assert_close(got, want, order=1), both(*args), expected)
