@@ -107,3 +107,13 @@ def test_a_matrix_that_is_solved_need_not_be_definite():
     both = jax.jit(jax.value_and_grad(kx.rewrite(program, strict=True), (0, 1)))
     expected = jax.value_and_grad(program, (0, 1))(*args)
     jax.tree.map(lambda got, want: assert_close(got, want, order=1), both(*args), expected)
+
+
+def test_the_determinant_of_a_traced_indefinite_sum_has_no_sign():
+    def program(a, b):
+        return jnp.linalg.slogdet(_indefinite(a, b)[0])
+
+    found = jax.jit(kx.rewrite(program, strict=True))(A, B)
+    assert jnp.isnan(jnp.stack([found.sign, found.logabsdet])).all()
+    with pytest.warns(kx.DenseProductWarning):
+        jax.tree.map(assert_close, kx.rewrite(program)(A, B), program(A, B))
