@@ -117,3 +117,17 @@ def test_the_determinant_of_a_traced_indefinite_sum_has_no_sign():
     assert jnp.isnan(jnp.stack([found.sign, found.logabsdet])).all()
     with pytest.warns(kx.DenseProductWarning):
         jax.tree.map(assert_close, kx.rewrite(program)(A, B), program(A, B))
+
+
+def test_arrays_without_entries():
+    def program(a, b, empty):
+        product, nothing = jnp.kron(a, b), jnp.kron(empty, b)
+        return (
+            product @ jnp.zeros((SIZE, 0)),
+            jnp.linalg.solve(product, jnp.zeros((SIZE, 0))),
+            nothing.sum() + jnp.trace(nothing),
+            nothing @ jnp.zeros(0) + jnp.zeros(0),
+        )
+
+    args = G, H, jnp.zeros((0, 0))
+    jax.tree.map(assert_close, kx.rewrite(program, strict=True)(*args), program(*args))
