@@ -131,3 +131,13 @@ def test_arrays_without_entries():
 
     args = G, H, jnp.zeros((0, 0))
     jax.tree.map(assert_close, kx.rewrite(program, strict=True)(*args), program(*args))
+
+
+def test_integers_are_divided_with_a_remainder():
+    a, b = jnp.arange(1, 5).reshape(2, 2), jnp.arange(3, 12).reshape(3, 3)
+
+    def program(a, b):
+        product = jnp.kron(a, b)
+        return jax.lax.div(product, 2), product // 3, product % 3, (product / 2) @ jnp.ones(6)
+
+    jax.tree.map(np.testing.assert_array_equal, kx.rewrite(program)(a, b), program(a, b))
