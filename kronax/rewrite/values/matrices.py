@@ -312,9 +312,9 @@ def solved_along(
     op: Operator, b: Array, axes: Sequence[int], transpose: bool = False, definite: bool = True
 ) -> Array:
     """`op⁻¹ b` along the last of `axes`; `definite` where others have no solution."""
-    with_noise = isinstance(op, KroneckerPlusNoise) and not isinstance(op.noise, Kronecker)
-    if with_noise and not definite and not is_concrete(op):
-        return along(partial(_symmetric_solve, op), op, b, axes)
+    traced = not definite and not is_concrete(op)
+    if traced and isinstance(op, KroneckerPlusNoise) and not isinstance(op.noise, Kronecker):
+        return along(partial(_symmetric_solve, op, op.noise), op, b, axes)
     return along(lambda vectors: solve(op.T if transpose else op, vectors), op, b, axes)
 
 
@@ -328,17 +328,16 @@ def eigenvalues(signal: Kronecker | KroneckerSum, own: Sequence[Array]) -> Array
     return values
 
 
-def _symmetric_solve(op: KroneckerPlusNoise, b: Array) -> Array:
+def _symmetric_solve(op: KroneckerPlusNoise, noise: Array, b: Array) -> Array:
     """`op⁻¹ b` in the grid layout, where `op` may be indefinite, right to every derivative.
 
     `kx.solve` is for covariances: of others that are traced it gives NaN.
     """
-    held = lax.stop_gradient(op)
-    signal = held.kronecker
+    signal, noise = lax.stop_gradient((op.kronecker, noise))
     pairs = [jnp.linalg.eigh(factor.to_dense()) for factor in signal.factors]
     basis = Kronecker(*(Dense(vectors) for _, vectors in pairs))
     values = eigenvalues(signal, [values for values, _ in pairs])
-    values = jnp.add(*same_rank(values, held.noise[..., None]))
+    values = jnp.add(*same_rank(values, noise[..., None]))
     grid = values.reshape(*values.shape[:-1], *op.grid_shape)
 
     def solved(_: Any, right: Array) -> Array:
