@@ -198,7 +198,7 @@ class Run:
             return [jnp.zeros(out.aval.shape, out.aval.dtype) for out in eqn.outvars]
         why = None
         rule = self.rules.get(_called(eqn)) or self.rules.get(name)
-        filled = all(0 not in getattr(atom.aval, "shape", ()) for atom in eqn.invars)
+        filled = name in KEPT or all(0 not in getattr(a.aval, "shape", ()) for a in eqn.invars)
         if rule is not None and filled and (structured or name in self.starters):
             # A product that was left apart goes on as its parts.
             parts = [
