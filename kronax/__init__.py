@@ -95,7 +95,7 @@ from kronax.linalg.gaps.masked import Masked as Masked
 from kronax.linalg.krylov.density import iterative_logdet as iterative_logdet
 from kronax.linalg.krylov.density import iterative_logpdf as iterative_logpdf
 from kronax.linalg.krylov.operator import Iterative as Iterative
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal as KroneckerPlusDiagonal
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal as KroneckerPlusDiagonal
 from kronax.linalg.krylov.solve import iterative_solve as iterative_solve
 from kronax.linalg.krylov.variances import iterative_inverse_at as iterative_inverse_at
 from kronax.linalg.krylov.variances import (

@@ -10,7 +10,7 @@ from numpyro.distributions import constraints
 
 from kronax.gp.noise.abstract import AbstractVariances, NoiseInTime, Slices
 from kronax.linalg.arrays.checks import array_of_reals, is_concrete
-from kronax.linalg.krylov.plus_diagonal import check_variances
+from kronax.linalg.operators.plus_diagonal import check_variances
 from kronax.parameters import data, parameter
 
 

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool
 
 from kronax.linalg.arrays.mode_products import same_rank
@@ -25,8 +26,10 @@ from kronax.linalg.estimates.certificates import (
 )
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.density import density_estimate, iterative_logdet
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.krylov.solve import solve_estimate
+from kronax.linalg.markov.lanes import markov_axis
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
+from kronax.linalg.krylov.solve import prepared, solve_estimate
 from kronax.linalg.krylov.variances import (
     covariance_estimate,
     explained_estimate,
@@ -171,8 +174,21 @@ class Iterations(AbstractSignalPlusNoise):
         signal, noise = self.op.op.kronecker, self.op.op.variances
         noise = jnp.where(self.op.observed, noise, jnp.nan)
         trace = jnp.sum(self.op.held(signal.diagonal()))
-        largest = jnp.minimum(largest_eigenvalue(signal), trace)
+        axis = markov_axis(self.op.op)
+        whole = largest_eigenvalue(signal) if axis is None else largest_along(signal, axis)
+        largest = jnp.minimum(whole, trace)
         return Ends(largest + jnp.nanmax(noise), jnp.nanmin(noise))
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the even grid that the iterations start from is filtered along a Markov axis."""
+        return markov_axis(self.op.op) is not None
+
+    def reference(self) -> MarkovReference:
+        """That even grid."""
+        held = prepared(lax.stop_gradient(self.op.op), self.op.iteration)
+        assert isinstance(held, MarkovReference)
+        return held
 
     def solved(self, b: Array) -> Estimate:
         """`S⁻¹ b`, whether it converged or not."""

@@ -19,7 +19,7 @@ over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ
 Nothing is left to the probes where the box is the whole grid.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -28,6 +28,11 @@ from kronax.linalg.arrays.mode_products import HIGHEST, apply_all, matmul
 from kronax.linalg.estimates.certificates import ROUNDING, trace_error
 from kronax.linalg.krylov.boxed_sum import BoxedSum
 from kronax.linalg.krylov.conjugate_gradients import Krylov
+from kronax.linalg.krylov.markov_reference import (
+    MarkovDerivative,
+    MarkovReference,
+    markov_derivative,
+)
 from kronax.linalg.krylov.preconditioner import Reference, remainder_squares
 from kronax.linalg.operators.kronecker import Kronecker
 
@@ -171,21 +176,27 @@ class ProbedLogdet(NamedTuple):
     standard_error: Array
     left: Array
     inverse: Array
-    derivative: ProbeDerivative
+    derivative: ProbeDerivative | MarkovDerivative
 
 
-def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet:
-    """From probes over the spectrum and what the iteration found for each."""
-    size = white[0].size
+def probed_logdet(
+    held: Reference | MarkovReference, white: Array, krylov: Krylov
+) -> ProbedLogdet:
+    """From probes in the coordinates of `held.mv` and what the iteration found for each."""
+    if isinstance(held, MarkovReference):
+        size: Any = jnp.sum(white[0] ** 2)
+        derivative: Any = markov_derivative(held, white, krylov.solution)
+    else:
+        size, derivative = white[0].size, probe_derivative(held, white, krylov.solution)
     forms = size * (krylov.log_form - (krylov.first - 1))
-    error, spread = trace_error(forms, remainder_squares(held, krylov, white), size)
+    error, spread = trace_error(forms, remainder_squares(held.mv, krylov, white), size)
     return ProbedLogdet(
         forms=forms,
         error=error,
         standard_error=spread,
         left=size * jnp.mean(krylov.log_left),
         inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
-        derivative=probe_derivative(held, white, krylov.solution),
+        derivative=derivative,
     )
 
 

@@ -21,7 +21,7 @@ from kronax.linalg.decompositions.restricted import AbstractMasked
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.markov import full_state, square_root
 from kronax.linalg.markov.full_state import FullState
 from kronax.linalg.markov.kalman import AbstractKalman

@@ -24,6 +24,8 @@ CHUNK = 1_000_000
 class AbstractKalman(AbstractSignalPlusNoise):
     """Signal plus noise by a Kalman filter along a Markov axis."""
 
+    is_filtered = True
+
     @property
     @abc.abstractmethod
     def axis(self) -> int:
