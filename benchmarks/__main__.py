@@ -22,6 +22,7 @@ WORKLOADS = (
     "coverage",
     "precision",
     "markov",
+    "many_gaps",
     "nongaussian",
     "rewrite",
 )

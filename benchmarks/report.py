@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks import (
     gap_tables,
+    many_gaps,
     markov,
     markov_accuracy,
     pictures,
@@ -104,6 +105,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "markov-gaps": markov.gaps_table,
             "markov-accuracy": markov_accuracy.accuracy_table,
         },
+        "many_gaps": {"many-gaps": many_gaps.many_gaps_table},
         "nongaussian.accuracy": {"nongaussian-accuracy": accuracy.accuracy_table},
         "nongaussian.calibration": {"nongaussian-calibration": calibration.calibration_table},
         "nongaussian.speed": {"nongaussian-speed": speed.speed_table},

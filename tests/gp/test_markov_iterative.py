@@ -33,7 +33,8 @@ def posteriors():
 def test_the_complete_grid_is_filtered(posteriors):
     text = posteriors[0].gp.describe()
     assert "from the complete grid, filtered along time" in text
-    assert posteriors[0].gp.is_iterative and not posteriors[1].gp.is_iterative
+    assert posteriors[0].gp.is_iterative
+    assert not posteriors[1].gp.is_iterative
 
 
 @pytest.mark.parametrize("axes", [None, NEW, {"place": NEW["place"]}])
@@ -60,5 +61,6 @@ def test_long_axes_are_filtered_unasked():
     gp = kx.GridGP(kernels, {"time": times, "place": places}, noise=0.1).observing(
         jnp.asarray(np.where(seen, 0.0, np.nan))
     )
-    assert "iterative" in gp.describe() and "filtered along time" in gp.describe()
+    assert "iterative" in gp.describe()
+    assert "filtered along time" in gp.describe()
     assert gp.structures[0].kind == "markov"

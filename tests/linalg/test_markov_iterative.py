@@ -157,4 +157,5 @@ def test_the_log_density_has_its_error_and_derivatives(case):
 def test_the_reference_is_the_filter():
     op = operator(draw_case("an outage").variances, jnp.asarray(START))
     held = prepared(op, TIGHT)
-    assert isinstance(held, MarkovReference) and held.axis == 1
+    assert isinstance(held, MarkovReference)
+    assert held.axis == 1

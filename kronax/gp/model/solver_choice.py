@@ -24,11 +24,11 @@ from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.gaps.plan import dense_cost, plan_gaps
 from kronax.linalg.krylov.operator import Iterative
-from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.preconditioner import balanced_box
 from kronax.linalg.markov.at_observed import MarkovAtObserved, misses_whole_times
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
@@ -55,8 +55,8 @@ WORTH_EXACT = 10.0
 LEAST_STEP = 1.2e6
 # The operations of a step with its gradient, in `m³ (d² + d + 1)` of `m` places and `d` numbers.
 FILTER_STEP = 20.0
-# What a cell costs that a filter passes forward and back, as rotations of an axis of this size: some
-# 40 ns for a state of two numbers.
+# What a cell costs that a filter passes forward and back, as the rotation of an axis of this size:
+# some 40 ns for a state of two numbers.
 FILTERED = 320
 # Up to these, about a minute, an exact way stands in where iterations turn out to be no good.
 MOST_MEASURED = 6e12

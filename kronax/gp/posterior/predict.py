@@ -43,7 +43,8 @@ from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.operator import Iterations
-from kronax.linalg.krylov.variances import by_draws, twins, values_only
+from kronax.linalg.krylov.solve import twins
+from kronax.linalg.krylov.variances import by_draws, values_only
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_diagonal import draw_signal
 

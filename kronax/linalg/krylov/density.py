@@ -33,7 +33,6 @@ from kronax.linalg.estimates.certificates import (
     settled,
 )
 from kronax.linalg.krylov.conjugate_gradients import Krylov
-from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.markov_reference import (
     MarkovDerivative,
     MarkovReference,
@@ -44,6 +43,7 @@ from kronax.linalg.krylov.preconditioner import Reference, even
 from kronax.linalg.krylov.probes import (
     ProbeDerivative,
     ProbedLogdet,
+    probed_along,
     probed_logdet,
     rounding_of,
     trace_surrogate,
@@ -52,6 +52,7 @@ from kronax.linalg.krylov.solve import prepared, refuse_if_failed, run
 from kronax.linalg.krylov.terms_density import terms_both
 from kronax.linalg.krylov.terms_preconditioner import TermsReference
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
@@ -183,17 +184,19 @@ def _iterate(
     krylov = run(held, precisions, y, white, iteration)
     num = y.shape[0]
     smooth, weights, quadratics = held.finished(precisions, y, krylov.solution[:num])
-    probed = probed_logdet(held, white, jax.tree.map(lambda a: a[num:], krylov))
-    found = _Found(quadratics, probed.forms, y - smooth, weights, probed.derivative)
-    squares = jnp.sum((precisions[None] * found.residuals) ** 2, tuple(range(1, y.ndim)))
+    probes = jax.tree.map(lambda a: a[num:], krylov)
+    squares = jnp.sum((precisions[None] * (y - smooth)) ** 2, tuple(range(1, y.ndim)))
     if isinstance(held, MarkovReference):
+        probed = probed_along(held, white, probes)
         rounding = held.rounding(precisions, y, quadratics, (squares, probed.inverse))
     else:
+        probed = probed_logdet(held, white, probes)
         # The inverse of a part is below the part of the inverse.
         inverses = 1 / (held.spectrum + 1 / jnp.max(precisions))
         trace = jnp.minimum(jnp.sum(precisions), jnp.sum(inverses))
         sizes = squares, trace, probed.inverse
         rounding = rounding_of(held, precisions, y, quadratics, sizes)
+    found = _Found(quadratics, probed.forms, y - smooth, weights, probed.derivative)
     return found, _certificate(krylov, num, probed, rounding, iteration)
 
 

@@ -33,14 +33,14 @@ from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.markov.factor import Markov
 from kronax.linalg.markov.filter import Gain, Lanes
 from kronax.linalg.markov.lanes import KalmanLanes
-from kronax.linalg.markov.smoother import gains
+from kronax.linalg.markov.smoother import gains, solved_columns
+from kronax.linalg.markov.value_and_rules import lanes_of
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import Places
 from kronax.linalg.spectral.conditioning import row_sum
 from kronax.linalg.spectral.value_and_rules import rotate, unrotate
-from kronax.linalg.state_spaces.state_space import times
 
 # A time without data has this share of the largest precision, so that it is no case of its own.
 LEAST_PRECISION = 1e-8
@@ -80,35 +80,15 @@ class MarkovReference(eqx.Module):
 
     def given(self, x: Array) -> tuple[Array, Array]:
         """`J x` and `T x = K J x` for columns `(k, *grid)`: a filter forward and one back."""
-        space, signal = self.factor.space, self.lanes.signal[None]
-        nugget = jnp.zeros((), x.dtype) if space.nugget is None else space.nugget
-        nugget = jnp.broadcast_to(nugget, self.factor.size)
-        first, precision = self.at.first, self.at.precision
         front = self.factor.sorted(jnp.moveaxis(x / self.whole[None], self.axis + 1, 0))
         turned = rotate(self.bases, front)
-        b = turned.reshape(*turned.shape[:2], -1)
-        zero, steps = jnp.zeros((space.order, *b.shape[1:]), x.dtype), space.steps()
-
-        def forward(m: Array, step: Any) -> tuple[Array, tuple[Array, Array]]:
-            value, p, g, steps = step
-            white = (value - signal * m[0]) * g[None]
-            return times(space.step(steps)[0], m + p[:, None] * white[None]), (white, m[0])
-
-        def backward(r: Array, step: Any) -> tuple[Array, tuple[Array, Array]]:
-            (white, mean), p, g, nugget, steps = step
-            r = times(space.step(steps)[0].T, r)
-            weight = white - signal * g[None] * jnp.sum(p[:, None] * r, axis=0)
-            r = r.at[0].add(weight)
-            return r, (weight, signal * (mean + jnp.sum(p[:, None] * r, axis=0) + nugget * weight))
-
-        found = lax.scan(forward, zero, (b, first, precision, steps))[1]
-        over = (found, first, precision, nugget, steps)
-        weights, values = lax.scan(backward, zero, over, reverse=True)[1]
+        columns = turned.reshape(*turned.shape[:2], -1)
 
         def back(y: Array) -> Array:
             there = self.factor.unsorted(unrotate(self.bases, y.reshape(turned.shape)))
             return jnp.moveaxis(there, 0, self.axis + 1)
 
+        weights, values = solved_columns(self.factor.space, self.lanes, self.at, columns)
         return back(weights), back(values)
 
     def mv(self, x: Array) -> Array:
@@ -136,9 +116,7 @@ class MarkovReference(eqx.Module):
         energy = jnp.sum(precisions[None] * y * (y - known), tuple(range(1, y.ndim)))
         return self.lacking[None] * known, energy
 
-    def finished(
-        self, precisions: Array, y: Array, solution: Array
-    ) -> tuple[Array, Array, Array]:
+    def finished(self, precisions: Array, y: Array, solution: Array) -> tuple[Array, Array, Array]:
         """`f`, `K⁻¹ f`, and `(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f`, one number per column."""
         filled = precisions[None] * y + self.lacking[None] * solution
         weights, smooth = self.given(filled)
@@ -169,7 +147,9 @@ class MarkovReference(eqx.Module):
             sizes: `αᵀ α` per column with `α = A⁻¹ y`, and `tr C⁻¹` without its ones.
         """
         squares, inverse = sizes
-        signal = largest_along(self.kronecker, self.axis) * (jnp.max(squares, initial=0.0) + jnp.sum(precisions))
+        signal = largest_along(self.kronecker, self.axis) * (
+            jnp.max(squares, initial=0.0) + jnp.sum(precisions)
+        )
         scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
         data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
         logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
@@ -211,8 +191,9 @@ def markov_reference(op: KroneckerPlusDiagonal, axis: int) -> MarkovReference:
     others = tuple(i for i in range(precisions.ndim) if i != axis)
     whole = jnp.max(precisions, axis=others, keepdims=True)
     whole = jnp.maximum(whole, LEAST_PRECISION * jnp.max(whole))
-    bases, lanes = KalmanLanes(whole_grid(kronecker, whole, axis)).taken_apart()
     factor: Any = kronecker.factors[axis]
+    bases = KalmanLanes(whole_grid(kronecker, whole, axis)).computed().bases
+    lanes = lanes_of(bases, factor.sorted(1 / whole.ravel()))
     lacking = jnp.sqrt(jnp.maximum(whole - precisions, 0))
     at = gains(factor.space, lanes, factor.size)
     return MarkovReference(kronecker, axis, bases, lanes, at, whole, lacking)

@@ -26,8 +26,6 @@ from kronax.linalg.estimates.certificates import (
 )
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.density import density_estimate, iterative_logdet
-from kronax.linalg.markov.lanes import markov_axis
-from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
 from kronax.linalg.krylov.solve import prepared, solve_estimate
 from kronax.linalg.krylov.variances import (
@@ -39,6 +37,8 @@ from kronax.linalg.krylov.variances import (
     posterior_estimate,
     term_posterior_estimate,
 )
+from kronax.linalg.markov.lanes import markov_axis
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, rows_of
 from kronax.linalg.spectral.conditioning import largest_eigenvalue

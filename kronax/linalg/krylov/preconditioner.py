@@ -13,7 +13,7 @@ for `W` itself: for scattered gaps and for noise that varies from cell to cell t
 of the spectrum, a box of `r_1 × … × r_d` eigenvectors, `C` is therefore built and factorised.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from math import prod
 from typing import Any
@@ -258,14 +258,14 @@ def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
     )
 
 
-def remainder_squares(mv: Callable[[Array], Array], krylov: Krylov, white: Array) -> Array:
+def remainder_squares(held: Reference, krylov: Krylov, white: Array) -> Array:
     """`gᵀ [log M − (M − I)]² g` per probe.
 
     Close to the identity the quadrature is rounding; there it is at most `‖(M − I)² g‖²`.
     """
     axes = tuple(range(1, white.ndim))
-    once = mv(white) - white
-    twice = mv(once) - once
+    once = held.mv(white) - white
+    twice = held.mv(once) - once
     size = jnp.sum(white**2, axes)
     # Where no probe sees more than this, an eigenvalue below a third would escape each by chance.
     is_close = jnp.max(jnp.sum(once**2, axes)) < 1e-3

@@ -19,7 +19,7 @@ over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ
 Nothing is left to the probes where the box is the whole grid.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -179,24 +179,42 @@ class ProbedLogdet(NamedTuple):
     derivative: ProbeDerivative | MarkovDerivative
 
 
-def probed_logdet(
-    held: Reference | MarkovReference, white: Array, krylov: Krylov
-) -> ProbedLogdet:
-    """From probes in the coordinates of `held.mv` and what the iteration found for each."""
-    if isinstance(held, MarkovReference):
-        size: Any = jnp.sum(white[0] ** 2)
-        derivative: Any = markov_derivative(held, white, krylov.solution)
-    else:
-        size, derivative = white[0].size, probe_derivative(held, white, krylov.solution)
+def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet:
+    """From probes over the spectrum and what the iteration found for each."""
+    size = white[0].size
     forms = size * (krylov.log_form - (krylov.first - 1))
-    error, spread = trace_error(forms, remainder_squares(held.mv, krylov, white), size)
+    error, spread = trace_error(forms, remainder_squares(held, krylov, white), size)
     return ProbedLogdet(
         forms=forms,
         error=error,
         standard_error=spread,
         left=size * jnp.mean(krylov.log_left),
         inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
-        derivative=derivative,
+        derivative=probe_derivative(held, white, krylov.solution),
+    )
+
+
+def probed_along(held: MarkovReference, white: Array, krylov: Krylov) -> ProbedLogdet:
+    """`log det C` less the known trace of `C − I`, from probes at the cells that lack something.
+
+    The logarithm is compared with the multiple of `C − I` that is closest over the spectrum that
+    the probes saw: all of it lies below one.
+    """
+    size = jnp.sum(white[0] ** 2)
+    cross, second = jnp.sum(krylov.cross), jnp.sum(krylov.second)
+    seen = second > jnp.finfo(white.dtype).eps ** 0.5
+    share = jnp.where(seen, jnp.maximum(cross / jnp.where(seen, second, 1), 1), 1)
+    forms = size * (krylov.log_form - share * (krylov.first - 1))
+    squares = krylov.log_square - 2 * share * krylov.cross + share**2 * krylov.second
+    squares = size * jnp.where(seen, jnp.maximum(squares, 0), krylov.second)
+    error, spread = trace_error(forms, squares, size)
+    return ProbedLogdet(
+        forms=forms + (share - 1) * held.known_logdet,
+        error=error,
+        standard_error=spread,
+        left=size * jnp.mean(krylov.log_left),
+        inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
+        derivative=markov_derivative(held, white, krylov.solution),
     )
 
 

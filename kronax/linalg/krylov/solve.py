@@ -1,13 +1,14 @@
 """Solves with gaps and uneven noise, by conjugate gradients, with a certificate."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
     Certificate,
@@ -18,11 +19,11 @@ from kronax.linalg.estimates.certificates import (
 )
 from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.krylov.markov_reference import MarkovReference, markov_reference
-from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.preconditioner import Reference, balanced_box, even, reference
 from kronax.linalg.krylov.terms_preconditioner import TermsReference, solve_terms, terms_reference
 from kronax.linalg.markov.lanes import markov_axis
 from kronax.linalg.operators.diagnose import refuse_indefinite
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal, draw_signal
 from kronax.linalg.operators.sum_of_products import KroneckerTerms, products_of
 
 # Solves for what a solve has left, at most.
@@ -209,6 +210,57 @@ def run(
         bound=held.bound,
         least=held.least,
     )
+
+
+class Twins(NamedTuple):
+    """Fields given data with gaps and uneven noise, and given twins of these without.
+
+    Args:
+        weights: `A⁻¹ d`, `(count, *grid)`.
+        smooth: `K A⁻¹ d`, likewise.
+        even_weights: `S⁻¹ d'`, likewise.
+        even_smooth: `K S⁻¹ d'`, likewise.
+        krylov: what the iteration found.
+    """
+
+    weights: Array
+    smooth: Array
+    even_weights: Array
+    even_smooth: Array
+    krylov: Krylov
+
+
+def twins(
+    held: MarkovReference, precisions: Array, fields: Array, noise: Array, iteration: Iteration
+) -> Twins:
+    """Of draws `(count, *grid)` of the signal and of white noise."""
+    seen = precisions > 0
+    scale = jnp.where(seen, 1 / jnp.sqrt(jnp.where(seen, precisions, 1)), 0)
+    data = jnp.where(seen[None], fields + scale[None] * noise, 0)
+    columns, energy = held.started(precisions, data)
+    krylov = conjugate_gradients(
+        held.mv,
+        columns,
+        energy=energy,
+        num_solves=0,
+        tolerance=iteration.tolerance_of(columns.dtype),
+        max_steps=iteration.max_steps,
+        bound=held.bound,
+        least=held.least,
+    )
+    smooth, weights, _ = held.finished(precisions, data, krylov.solution)
+    even = held.given(held.whole[None] * fields + jnp.sqrt(held.whole)[None] * noise)
+    return Twins(weights, smooth, *even, krylov)
+
+
+def drawn_twins(
+    held: MarkovReference, op: KroneckerPlusDiagonal, iteration: Iteration, key: Array, count: int
+) -> tuple[Array, Array, Twins]:
+    """Fields, noise, and what data say of them."""
+    field_key, noise_key = jax.random.split(key)
+    fields = draw_signal(field_key, op.kronecker, (count,))
+    noise = normal_numbers(noise_key, fields.shape, fields.dtype)
+    return fields, noise, twins(held, op.precisions, fields, noise, iteration)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -24,14 +24,14 @@ from kronax.linalg.estimates.certificates import (
     skew_quantile,
 )
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.markov.lanes import markov_axis
-from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal, draw_signal
-from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
+from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.markov_reference import MarkovReference
 from kronax.linalg.krylov.preconditioner import Reference, even, solve_white
-from kronax.linalg.krylov.solve import prepared, refuse_if_failed, solve_columns
+from kronax.linalg.krylov.solve import drawn_twins, prepared, refuse_if_failed, solve_columns
 from kronax.linalg.krylov.terms_preconditioner import TermsReference
 from kronax.linalg.krylov.terms_variances import terms_posterior
+from kronax.linalg.markov.lanes import markov_axis
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.linalg.spectral.khatri_rao import CHUNK, mv_rows
 
@@ -270,57 +270,6 @@ def _inverse_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     return by_draws(op, iteration, op.grid_shape, draw, known)
 
 
-class Twins(NamedTuple):
-    """Fields given data with gaps and uneven noise, and given twins of these without.
-
-    Args:
-        weights: `A⁻¹ d`, `(count, *grid)`.
-        smooth: `K A⁻¹ d`, likewise.
-        even_weights: `S⁻¹ d'`, likewise.
-        even_smooth: `K S⁻¹ d'`, likewise.
-        krylov: what the iteration found.
-    """
-
-    weights: Array
-    smooth: Array
-    even_weights: Array
-    even_smooth: Array
-    krylov: Krylov
-
-
-def twins(
-    held: MarkovReference, precisions: Array, fields: Array, noise: Array, iteration: Iteration
-) -> Twins:
-    """Of draws `(count, *grid)` of the signal and of white noise."""
-    seen = precisions > 0
-    scale = jnp.where(seen, 1 / jnp.sqrt(jnp.where(seen, precisions, 1)), 0)
-    data = jnp.where(seen[None], fields + scale[None] * noise, 0)
-    columns, energy = held.started(precisions, data)
-    krylov = conjugate_gradients(
-        held.mv,
-        columns,
-        energy=energy,
-        num_solves=0,
-        tolerance=iteration.tolerance_of(columns.dtype),
-        max_steps=iteration.max_steps,
-        bound=held.bound,
-        least=held.least,
-    )
-    smooth, weights, _ = held.finished(precisions, data, krylov.solution)
-    even = held.given(held.whole[None] * fields + jnp.sqrt(held.whole)[None] * noise)
-    return Twins(weights, smooth, *even, krylov)
-
-
-def _drawn_twins(
-    held: MarkovReference, op: KroneckerPlusDiagonal, iteration: Iteration, key: Array, count: int
-) -> tuple[Array, Array, Twins]:
-    """Fields, noise, and what data say of them."""
-    field_key, noise_key = jax.random.split(key)
-    fields = draw_signal(field_key, op.kronecker, (count,))
-    noise = normal_numbers(noise_key, fields.shape, fields.dtype)
-    return fields, noise, twins(held, op.precisions, fields, noise, iteration)
-
-
 def _along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     """The posterior variances along a Markov axis, or what data explain of places with `rows`.
 
@@ -332,7 +281,7 @@ def _along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     assert isinstance(held, MarkovReference)
 
     def draw(key: Array, count: int) -> tuple[Array, Krylov]:
-        fields, _, found = _drawn_twins(held, op, iteration, key, count)
+        fields, _, found = drawn_twins(held, op, iteration, key, count)
         if rows is None:
             here, there = fields - found.smooth, fields - found.even_smooth
         else:
@@ -349,14 +298,14 @@ def _along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
 
 
 def _inverse_along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
-    """`diag(op⁻¹)` as `W − W² diag(E)` by the twins of `_along_value`, or the mean of `(op⁻¹ d)²`."""
+    """`diag(op⁻¹)` as `W − W² diag(E)` by twins as above, or as the mean of `(op⁻¹ d)²`."""
     (op,) = operands
     held = prepared(op, iteration)
     assert isinstance(held, MarkovReference)
     precisions = op.precisions
 
     def draw(key: Array, count: int) -> tuple[Array, Krylov]:
-        fields, noise, found = _drawn_twins(held, op, iteration, key, count)
+        fields, noise, found = drawn_twins(held, op, iteration, key, count)
         here, there = fields - found.smooth, fields - found.even_smooth
         # `W (d − f)`, which is no difference of large numbers.
         weights = precisions[None] * here + jnp.sqrt(precisions)[None] * noise
@@ -399,7 +348,7 @@ def by_draws(
     draw: Callable[[Array, int], tuple[Array, Krylov]],
     known: Array,
 ) -> Estimate:
-    """`known` plus the mean of what is drawn, `(2, count, *shape)`: of two ways the more certain."""
+    """`known` plus the mean of draws, `(2, count, *shape)`: of two ways the more certain."""
     size = max(prod(shape), prod(op.grid_shape))
     num_chunks = -(-iteration.num_draws * size // MOST_NUMBERS)
     count = -(-iteration.num_draws // num_chunks)

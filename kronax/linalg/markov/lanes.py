@@ -283,11 +283,6 @@ class KalmanLanes(AbstractKalman):
         log_det = jnp.sum(jnp.log(weights), axis=across) - whole
         return one(fields), jnp.moveaxis(diagonal, 0, self.axis), log_det
 
-    def taken_apart(self) -> tuple[Bases, Lanes]:
-        """The bases of the other axes, and the lanes of their modes, of an operator without a batch."""
-        piece = self._pieces()
-        return piece.bases, self._lanes(piece)
-
     def computed(self) -> OtherBases:
         """One eigenbasis per axis beside the Markov one."""
         return OtherBases(self._bases())
