@@ -222,7 +222,8 @@ def _filtered(gp: AbstractProcess) -> Choice | None:
 def settled(gp: Process) -> Process:
     """The same process, an axis of which is Markov where its data are to be filtered along it."""
     structures = own_structures(gp)
-    axis = iterated_axis(gp) if gp.gaps == "iterative" else choice(gp).axis
+    is_asked = gp.gaps == "iterative" and _has_choice(gp)
+    axis = iterated_axis(gp) if is_asked else None if gp.gaps == "iterative" else choice(gp).axis
     if axis is not None and structures[axis].kind != "markov":
         structures = _with_markov(gp, structures, axis)
         if not all(map(is_known, gp.kernels[axis].all_terms())):

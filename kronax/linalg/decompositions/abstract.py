@@ -66,8 +66,10 @@ class AbstractDecomposition(eqx.Module):
 class AbstractSignalPlusNoise(AbstractDecomposition):
     """The covariance of data, a signal `K` plus noise `N` at the observed cells of a grid."""
 
-    # Whether places along a Markov axis are given as the process that goes on to them.
-    is_filtered = False
+    @property
+    def is_filtered(self) -> bool:
+        """Whether places along a Markov axis are given as the process that goes on to them."""
+        return False
 
     @abc.abstractmethod
     def explained(self, rows: Rows, others: Rows | None = None) -> Array:

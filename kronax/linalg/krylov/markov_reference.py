@@ -187,13 +187,14 @@ def whole_grid(kronecker: Kronecker, whole: Array, axis: int) -> KroneckerPlusNo
 
 def markov_reference(op: KroneckerPlusDiagonal, axis: int) -> MarkovReference:
     """The reference of an operator one axis of which is Markov."""
+    kronecker: Any
     kronecker, precisions = lax.stop_gradient((op.kronecker, op.precisions))
     others = tuple(i for i in range(precisions.ndim) if i != axis)
     whole = jnp.max(precisions, axis=others, keepdims=True)
     whole = jnp.maximum(whole, LEAST_PRECISION * jnp.max(whole))
     factor: Any = kronecker.factors[axis]
     bases = KalmanLanes(whole_grid(kronecker, whole, axis)).computed().bases
-    lanes = lanes_of(bases, factor.sorted(1 / whole.ravel()))
+    lanes = lanes_of(bases, factor.sorted(1 / whole.ravel()), None)
     lacking = jnp.sqrt(jnp.maximum(whole - precisions, 0))
     at = gains(factor.space, lanes, factor.size)
     return MarkovReference(kronecker, axis, bases, lanes, at, whole, lacking)
@@ -204,7 +205,8 @@ def exact_part(op: KroneckerPlusDiagonal, held: MarkovReference) -> Array:
     precisions, observed = op.precisions, op.observed
     logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
     most = precisions.size / held.factor.size * jnp.sum(jnp.log(held.whole))
-    even = KalmanLanes(whole_grid(op.kronecker, held.whole, held.axis))
+    kronecker: Any = op.kronecker
+    even = KalmanLanes(whole_grid(kronecker, held.whole, held.axis))
     return even.logdet() + most - logs
 
 

@@ -38,6 +38,7 @@ from kronax.linalg.krylov.variances import (
     term_posterior_estimate,
 )
 from kronax.linalg.markov.lanes import markov_axis
+from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, rows_of
@@ -175,7 +176,11 @@ class Iterations(AbstractSignalPlusNoise):
         noise = jnp.where(self.op.observed, noise, jnp.nan)
         trace = jnp.sum(self.op.held(signal.diagonal()))
         axis = markov_axis(self.op.op)
-        whole = largest_eigenvalue(signal) if axis is None else largest_along(signal, axis)
+        if axis is None:
+            whole = largest_eigenvalue(signal)
+        else:
+            assert isinstance(signal, Kronecker)
+            whole = largest_along(signal, axis)
         largest = jnp.minimum(whole, trace)
         return Ends(largest + jnp.nanmax(noise), jnp.nanmin(noise))
 

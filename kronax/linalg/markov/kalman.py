@@ -24,7 +24,10 @@ CHUNK = 1_000_000
 class AbstractKalman(AbstractSignalPlusNoise):
     """Signal plus noise by a Kalman filter along a Markov axis."""
 
-    is_filtered = True
+    @property
+    def is_filtered(self) -> bool:
+        """It is."""
+        return True
 
     @property
     @abc.abstractmethod
