@@ -11,6 +11,7 @@ WORKLOADS = (
     "solve",
     "matvec",
     "scale",
+    "devices",
     "mcmc",
     "fitting",
     "start",
@@ -26,6 +27,8 @@ WORKLOADS = (
     "nongaussian",
     "rewrite",
 )
+# What is run by name alone.
+BY_NAME = ("report", "gpu")
 
 
 def main() -> None:
@@ -35,8 +38,8 @@ def main() -> None:
         "names",
         nargs="*",
         metavar="name",
-        help=f"what to run, of {', '.join(WORKLOADS)} and report, or WORKLOAD.SECTION of one that "
-        "has sections; all of them by default",
+        help=f"what to run, of {', '.join((*WORKLOADS, *BY_NAME))}, or WORKLOAD.SECTION of one "
+        "that has sections; all but gpu by default",
     )
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, few rounds; results are kept apart"
@@ -48,7 +51,7 @@ def main() -> None:
         help="of a section: this part alone, the rows of the others are kept",
     )
     options = parser.parse_args()
-    known = {*WORKLOADS, "report", *(f"nongaussian.{section}" for section in SECTIONS)}
+    known = {*WORKLOADS, *BY_NAME, *(f"nongaussian.{section}" for section in SECTIONS)}
     unknown = set(options.names) - known
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 
 from benchmarks import (
+    devices,
     gap_tables,
     many_gaps,
     markov,
@@ -31,8 +32,10 @@ PAGES = (
     "README.md",
     "docs/benchmarks.md",
     "docs/missing.md",
+    "docs/nongaussian.md",
     "docs/precision.md",
     "docs/long_axes.md",
+    "docs/devices.md",
 )
 IMAGES = ROOT / "docs" / "images"
 # By workload. A caption stands for a picture that is placed above the table.
@@ -85,6 +88,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "solve": {"solve": partial(tables.solve_table, published=results.get("published"))},
         "matvec": {"matvec": tables.matvec_table},
         "scale": {"scale": tables.scale_table},
+        "devices": {"devices": devices.devices_table},
         "mcmc": {"mcmc": tables.mcmc_table, "nuts-peers": tables.nuts_peers_table},
         "fitting": {
             "fitting": tables.fitting_table,
@@ -106,8 +110,14 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "markov-accuracy": markov_accuracy.accuracy_table,
         },
         "many_gaps": {"many-gaps": many_gaps.many_gaps_table},
-        "nongaussian.accuracy": {"nongaussian-accuracy": accuracy.accuracy_table},
-        "nongaussian.calibration": {"nongaussian-calibration": calibration.calibration_table},
+        "nongaussian.accuracy": {
+            "nongaussian-accuracy": accuracy.accuracy_table,
+            "nongaussian-errors": accuracy.short_table,
+        },
+        "nongaussian.calibration": {
+            "nongaussian-calibration": calibration.calibration_table,
+            "nongaussian-bands": calibration.short_table,
+        },
         "nongaussian.speed": {"nongaussian-speed": speed.speed_table},
         "nongaussian.others": {"nongaussian-others": others.others_table},
     }
@@ -139,12 +149,21 @@ def _picture(workload: str) -> str:
 
 def _source(results: dict[str, Any]) -> str:
     hardware, versions = results["hardware"], results["versions"]
-    commit = results["commit"][:7] + (" with changes" if "-" in results["commit"] else "")
+    peers = dict(results.get("peers", {}))
+    for row in results["rows"]:
+        peers |= row.get("versions", {})
     return (
-        f"*`python -m benchmarks {results['workload']}`, {results['date']}, commit {commit}, "
+        f"*`python -m benchmarks {results['workload']}`, {results['date']}, {_commits(results)}, "
         f"JAX {versions['jax']}, Python {versions['python']}, {hardware['cores']} cores of "
-        f"{hardware['cpu']}{_peers(results.get('peers', {}))}.*"
+        f"{hardware['cpu']}{_peers(peers)}.*"
     )
+
+
+def _commits(results: dict[str, Any]) -> str:
+    """What was measured: parts of a workload may have commits of their own."""
+    found = dict.fromkeys(row.get("commit", results["commit"]) for row in results["rows"])
+    named = [c[:7] + (" with changes" if "-" in c else "") for c in found or [results["commit"]]]
+    return ("commits " if len(named) > 1 else "commit ") + ", ".join(named)
 
 
 def _peers(versions: dict[str, dict[str, str]]) -> str:

@@ -89,14 +89,14 @@ series = fitted  # the last one
 
 # %%
 class Cycle(kx.Mean):
-    values: jax.Array = kx.parameter(constraints.real)
+    values: kx.ParameterArray = kx.parameter(constraints.real)
 
     def __call__(self, year, month):
         return self.values[month.astype(int)]
 
 
 class Amplitude(kx.Kernel):
-    values: jax.Array = kx.parameter(constraints.positive)
+    values: kx.ParameterArray = kx.parameter(constraints.positive)
 
     def evaluate(self, x, z):
         return self.values[x.astype(int)] * self.values[z.astype(int)]

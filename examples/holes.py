@@ -99,13 +99,14 @@ for name, where in {"scattered": scattered & ~squares, "squares": squares}.items
 plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"})
 km = (0, np.ptp(east[whole[1]]), 0, np.ptp(north[whole[0]]))
 shade = {"extent": km, "cmap": "gist_earth"}
+spread = {"extent": km, "cmap": "magma_r", "vmin": 0}
 shade |= {"vmin": height.min() - 60, "vmax": height.max() + 60}
 figure, panels = plt.subplots(2, 2, figsize=(11, 9), layout="constrained")
 pictures = (
     ("Seen: what is missing is white", seen, shade),
     ("Posterior mean", mean, shade),
     ("Truth", height, shade),
-    ("Standard deviation", sd, {"extent": km, "cmap": "magma", "norm": "log"}),
+    ("Standard deviation of what is missing", np.where(known, np.nan, sd), spread),
 )
 for panel, (title, values, colours) in zip(panels.ravel(), pictures, strict=True):
     image = panel.imshow(values, **colours)

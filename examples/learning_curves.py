@@ -66,8 +66,8 @@ print(
 
 # %%
 class Fall(kx.Mean):
-    drop: jax.Array = kx.parameter(constraints.positive)
-    rate: jax.Array = kx.parameter(constraints.positive)
+    drop: kx.ParameterArray = kx.parameter(constraints.positive)
+    rate: kx.ParameterArray = kx.parameter(constraints.positive)
 
     def __call__(self, setting, epoch):
         return self.drop * jnp.exp(-self.rate * epoch)  # of the logarithm

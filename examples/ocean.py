@@ -146,12 +146,13 @@ figure, panels = plt.subplots(
     5, 1, figsize=(12, 10.5), layout="constrained", height_ratios=[1] * 4 + [1.8]
 )
 degrees = {"cmap": "RdYlBu_r", "vmin": 20, "vmax": 31}
+band, spread = np.where(held_out, 1.96 * sd, np.nan), {"cmap": "magma_r", "vmin": 0}
 land = np.isnan(truth[month])
 maps = (
     ("Seen in December 2007: land is grey, hidden patches are white", seen.values, degrees, "°C"),
     ("Posterior mean", mean, degrees, "°C"),
     ("Held out", truth, degrees, "°C"),
-    ("Half-width of the 95 % band", 1.96 * sd, {"cmap": "magma", "norm": "log"}, "°C"),
+    ("Half-width of the 95 % band where nothing was seen", band, spread, "°C"),
 )
 for ax, (title, values, colours, unit) in zip(panels, maps, strict=False):
     shown = np.where(land, np.nan, values[month])

@@ -1,10 +1,16 @@
 """Kronecker-structured Gaussian processes for JAX."""
 
+from kronax.annotations import ParameterArray as ParameterArray
 from kronax.distributions import KroneckerCholeskyTransform as KroneckerCholeskyTransform
 from kronax.distributions import KroneckerNormal as KroneckerNormal
 from kronax.distributions import KroneckerReparam as KroneckerReparam
 from kronax.distributions import KroneckerStudentT as KroneckerStudentT
 from kronax.distributions import MaskedKroneckerNormal as MaskedKroneckerNormal
+from kronax.distributions import pointwise_log_likelihood as pointwise_log_likelihood
+from kronax.domains import parameter as parameter
+from kronax.domains import parameters as parameters
+from kronax.domains import replace as replace
+from kronax.domains import unconstrain as unconstrain
 from kronax.fitting import FitResult as FitResult
 from kronax.fitting import LaplaceApproximation as LaplaceApproximation
 from kronax.fitting import ProfileLikelihood as ProfileLikelihood
@@ -50,6 +56,7 @@ from kronax.gp.likelihoods.continuous import StudentT as StudentT
 from kronax.gp.likelihoods.counts import NegativeBinomial as NegativeBinomial
 from kronax.gp.likelihoods.counts import Poisson as Poisson
 from kronax.gp.likelihoods.distribution import DistributionLikelihood as DistributionLikelihood
+from kronax.gp.likelihoods.ordered import OrderedLogistic as OrderedLogistic
 from kronax.gp.means.covariates import CovariateMean as CovariateMean
 from kronax.gp.means.means import ConstantMean as ConstantMean
 from kronax.gp.means.means import Mean as Mean
@@ -63,9 +70,14 @@ from kronax.gp.numpyro.latent import LatentPosterior as LatentPosterior
 from kronax.gp.posterior.posterior import Posterior as Posterior
 from kronax.gp.posterior.term_posterior import TermPosterior as TermPosterior
 from kronax.gp.sites.certificate import ApproximationCheck as ApproximationCheck
+from kronax.gp.sites.conditioned import LikelihoodPosteriors as LikelihoodPosteriors
+from kronax.gp.sites.filter import LikelihoodFilter as LikelihoodFilter
+from kronax.gp.sites.filter import LikelihoodSurprise as LikelihoodSurprise
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut as LikelihoodLeaveOneOut
+from kronax.gp.sites.leave_slice_out import LikelihoodLeaveSliceOut as LikelihoodLeaveSliceOut
 from kronax.gp.sites.posterior import LikelihoodPosterior as LikelihoodPosterior
 from kronax.gp.sites.response import Response as Response
+from kronax.linalg.arrays.early_errors import debug_nans as debug_nans
 from kronax.linalg.arrays.precision import PrecisionWarning as PrecisionWarning
 from kronax.linalg.arrays.primitives import DerivativeOrderError as DerivativeOrderError
 from kronax.linalg.estimates.certificates import ConvergenceError as ConvergenceError
@@ -107,10 +119,7 @@ from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal as Krone
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise as KroneckerPlusNoise
 from kronax.linalg.state_spaces.state_space import StateSpace as StateSpace
 from kronax.lineax.conversion import as_lineax as as_lineax
-from kronax.parameters import parameter as parameter
-from kronax.parameters import parameters as parameters
-from kronax.parameters import replace as replace
-from kronax.parameters import unconstrain as unconstrain
+from kronax.names import public_names as __dir__  # noqa: F401
 from kronax.plotting import plot_kernels as plot_kernels
 from kronax.plotting import plot_losses as plot_losses
 from kronax.plotting import plot_maps as plot_maps
@@ -121,3 +130,139 @@ from kronax.priors import sample_parameters as sample_parameters
 from kronax.rewrite import DenseProductError as DenseProductError
 from kronax.rewrite import DenseProductWarning as DenseProductWarning
 from kronax.rewrite import rewrite as rewrite
+from kronax.saving import load as load
+from kronax.saving import save as save
+
+__version__ = "0.1.0"
+__all__ = [
+    "RBF",
+    "SHO",
+    "AbstractFactor",
+    "AbstractOperator",
+    "ActiveDims",
+    "ApproximationCheck",
+    "Bernoulli",
+    "Beta",
+    "Binomial",
+    "Categorical",
+    "CensoredNormal",
+    "Centrosymmetric",
+    "Circulant",
+    "Comparison",
+    "Constant",
+    "ConstantMean",
+    "ConvergenceError",
+    "Cosine",
+    "CovariateMean",
+    "Dense",
+    "DenseProductError",
+    "DenseProductWarning",
+    "DerivativeOrderError",
+    "Diagnostics",
+    "Diagonal",
+    "DistributionLikelihood",
+    "Estimate",
+    "Filter",
+    "FitResult",
+    "Forecast",
+    "Gamma",
+    "GradientEstimate",
+    "GridGP",
+    "HarmonicMean",
+    "Iteration",
+    "Iterative",
+    "Kernel",
+    "Kronecker",
+    "KroneckerCholeskyTransform",
+    "KroneckerNormal",
+    "KroneckerPlusDiagonal",
+    "KroneckerPlusNoise",
+    "KroneckerReparam",
+    "KroneckerStudentT",
+    "KroneckerSum",
+    "LaplaceApproximation",
+    "LatentGuide",
+    "LatentPosterior",
+    "LeaveOneOut",
+    "LeaveSliceOut",
+    "LikelihoodFilter",
+    "LikelihoodLeaveOneOut",
+    "LikelihoodLeaveSliceOut",
+    "LikelihoodPosterior",
+    "LikelihoodPosteriors",
+    "LikelihoodSurprise",
+    "Linear",
+    "LinearMean",
+    "LowRank",
+    "LowerTriangular",
+    "MarginalMean",
+    "Markov",
+    "Masked",
+    "MaskedKroneckerNormal",
+    "Matern12",
+    "Matern32",
+    "Matern52",
+    "Mean",
+    "NegativeBinomial",
+    "NotMarkovError",
+    "OrderedLogistic",
+    "Outliers",
+    "ParameterArray",
+    "Periodic",
+    "Poisson",
+    "PolynomialMean",
+    "Posterior",
+    "PrecisionWarning",
+    "ProfileLikelihood",
+    "RationalQuadratic",
+    "Response",
+    "ScaledIdentity",
+    "SpectralMixture",
+    "SquaredExponential",
+    "StateSpace",
+    "StudentT",
+    "Surprise",
+    "TermPosterior",
+    "Toeplitz",
+    "White",
+    "ZeroMean",
+    "__version__",
+    "as_lineax",
+    "circle",
+    "compare",
+    "dates",
+    "debug_nans",
+    "decompose",
+    "fit",
+    "gradient_estimate",
+    "inv_quad",
+    "inverse",
+    "inverse_diagonal",
+    "iterative_inverse_at",
+    "iterative_logdet",
+    "iterative_logpdf",
+    "iterative_posterior_variances",
+    "iterative_solve",
+    "load",
+    "logdet",
+    "normal_logpdf",
+    "parameter",
+    "parameters",
+    "plot_kernels",
+    "plot_losses",
+    "plot_maps",
+    "plot_profile",
+    "plot_series",
+    "plot_spectra",
+    "pointwise_log_likelihood",
+    "profile_likelihood",
+    "regular",
+    "replace",
+    "rewrite",
+    "sample_normal",
+    "sample_parameters",
+    "save",
+    "solve",
+    "sphere",
+    "unconstrain",
+]

@@ -21,9 +21,16 @@ def nearest(name: Any, known: Collection[Any]) -> str:
             " Kernels are counted in the order of the axes, kernels[0] first, whatever the names. "
             f"Known: {', '.join(map(repr, known))}."
         )
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.0)
-    hint = f" Did you mean {names[close[0]]!r}?" if close else ""
+    close = closest(str(name), list(names))
+    hint = f" Did you mean {names[close]!r}?" if close is not None else ""
     return f"{hint} Known: {', '.join(map(repr, known)) or 'none'}."
+
+
+def closest(name: str, known: Collection[str], cutoff: float = 0.0) -> str | None:
+    """The name that is most like another, whatever the case of their letters."""
+    folded = {k.casefold(): k for k in reversed(list(known))}
+    close = difflib.get_close_matches(name.casefold(), list(folded), n=1, cutoff=cutoff)
+    return folded[close[0]] if close else None
 
 
 def path_of(key_path: tuple) -> str:

@@ -10,7 +10,8 @@ import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import biject_to
 
-from kronax.parameters import Parameter, describe_domain, parameters, replace
+from kronax.domains import parameters, replace
+from kronax.parameter_table import Parameter, describe_domain
 from kronax.paths import nearest, numbered
 
 Model = TypeVar("Model")

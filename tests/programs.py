@@ -33,3 +33,44 @@ def num_eigh(function, *args) -> int:
     """How many calls of LAPACK's symmetric eigensolver the compiled function has."""
     program = jax.jit(function).lower(*args).compile().as_text()
     return len(re.findall(r"custom_call_target=\"[^\"]*syevd", program))
+
+
+def for_cuda(function, *args) -> str:
+    """The program that a GPU would compile, of arguments that stand for their shapes."""
+    shapes = jax.tree.map(jax.typeof, args)
+    return jax.export.export(jax.jit(function), platforms=["cuda"])(*shapes).mlir_module()
+
+
+def host_callbacks(text: str) -> list[str]:
+    """The calls out of a program to Python."""
+    return [call for call in custom_calls(text) if "callback" in call]
+
+
+def custom_calls(text: str) -> list[str]:
+    """The names of library functions in a program."""
+    return re.findall(r"custom_call @([\w.$]+)", text)
+
+
+def rounded_products(text: str) -> list[str]:
+    """Products of float32 that a GPU may do in TF32, with three digits."""
+    products = [
+        line
+        for line in text.splitlines()
+        if re.search(r"stablehlo\.(dot_general|convolution)", line)
+    ]
+    return [line for line in products if "xf32>" in line and "HIGHEST, HIGHEST" not in line]
+
+
+def float64_numbers(text: str) -> list[str]:
+    """Where a program of float32 computes in float64.
+
+    Python's own numbers are float64 constants until they meet an array, where they are converted:
+    a constant that is only handed on is none of them.
+    """
+    handed = r"stablehlo\.(constant|convert)|func\.func|call @|return"
+    return [
+        line
+        for line in text.splitlines()
+        if re.search(r"x(f64|complex<f64>)>", line)
+        or ("f64" in line and not re.search(handed, line))
+    ]

@@ -23,8 +23,8 @@ OPTIONAL_EXTRAS = {
     "matplotlib": "plotting",
     "xarray": "gp/labelled",
     "lineax": "lineax",
-    "pandas": None,
-    "cftime": None,
+    "pandas": "gp/labelled",
+    "cftime": "gp/labelled",
     "netCDF4": None,
 }
 # Extras whose classes are subclassed: a module of their room that imports one at its top is itself

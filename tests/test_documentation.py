@@ -18,10 +18,15 @@ PUBLIC = {name: value for name, value in vars(kx).items() if not name.startswith
 OBJECTS = {name: value for name, value in PUBLIC.items() if callable(value)}
 # What no call of a user makes: it is shown where it is returned, subclassed or raised.
 RETURNED = {
+    "ParameterArray",
     "FitResult",
     "Posterior",
     "TermPosterior",
     "LikelihoodPosterior",
+    "LikelihoodPosteriors",
+    "LikelihoodFilter",
+    "LikelihoodSurprise",
+    "LikelihoodLeaveSliceOut",
     "Response",
     "LikelihoodLeaveOneOut",
     "ApproximationCheck",

@@ -93,12 +93,18 @@ def test_what_the_model_draws_is_where_it_should_be():
 
 def test_a_part_is_measured_again_and_the_others_are_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    monkeypatch.setattr(measure, "_commit", lambda: "first")
     calls = {"a": lambda: [{"x": 1}], "b": lambda: [{"x": 2}, {"x": 3}]}
     parts.measured("some", calls, str, True)
     calls["a"] = lambda: [{"x": 4}]
+    monkeypatch.setattr(measure, "_commit", lambda: "later")
     parts.measured("some", calls, str, True, only=["a"])
     found = parts.stored("nongaussian.some", True)
-    assert found == {"a": [{"x": 4, "part": "a"}], "b": [{"x": n, "part": "b"} for n in (2, 3)]}
+    assert {name: [row["x"] for row in rows] for name, rows in found.items()} == {
+        "a": [4],
+        "b": [2, 3],
+    }
+    assert [found[name][0]["commit"] for name in "ab"] == ["later", "first"]
     assert list(found) == ["a", "b"]
 
 
@@ -136,6 +142,10 @@ def test_errors_of_an_approximation_are_shown_beside_those_of_the_truth():
     cells = accuracy.accuracy_table([row]).splitlines()[-1].split(" | ")
     assert cells[2:5] == ["0.094 ± 0.003", "+0.091", "0.997"]
     assert cells[6:9] == ["-0.059 ± 0.001", "+0.019 ± 0.014", "86%"]
+    better = {**row, "method": "variational", "mean_rms": 0.003, "first_order_error": -0.0698}
+    cells = accuracy.short_table([row, better]).splitlines()[-1].strip("| ").split(" | ")
+    assert cells[:5] == ["Poisson", "0.003", "0.094", "0.997", "0.997"]
+    assert cells[5:] == ["-0.070", "+0.019", "-0.059", "+0.019"]
 
 
 def test_coverage_of_rates_and_data_is_shown():
@@ -151,6 +161,9 @@ def test_coverage_of_rates_and_data_is_shown():
     row = {"likelihood": "Poisson", "method": "Laplace", "parameters": "true", "num_fields": 30}
     last = calibration.calibration_table([{**row, **found}]).splitlines()[-1]
     assert last.startswith("| Poisson | Laplace | true | 30 | 9")
+    short = calibration.short_table([{**row, **found}]).splitlines()[-1]
+    assert short.startswith("| Poisson | – | 9")
+    assert short.endswith(" | – | – | – |")
 
 
 def test_fits_and_other_libraries_are_shown_or_why_not():

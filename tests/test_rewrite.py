@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 import pytest
 
 import kronax as kx
+from tests.everyday import everyday
 from tests.tolerances import assert_close
 
 # Large enough that kronax does not merge neighbours into one matrix.
@@ -414,6 +415,11 @@ def test_explain_says_what_where_and_at_what_cost():
     assert "dense" in text
 
 
+def _inverse_root(k, y):
+    values, vectors = jnp.linalg.eigh(k)
+    return (vectors / jnp.sqrt(values)[None, :]) @ (vectors.T @ y)
+
+
 STEPS = {
     "transposed": lambda k, rng: k.T,
     "scaled": lambda k, rng: rng.uniform(0.5, 2.0) * k,
@@ -421,6 +427,7 @@ STEPS = {
     "noise": lambda k, rng: k + rng.uniform(0.1, 1.0) * jnp.eye(len(k)),
     "symmetrised": lambda k, rng: (k + k.T) / 2,
     "negated twice": lambda k, rng: -jnp.negative(k),
+    "turned": lambda k, rng: k[::-1, ::-1],
 }
 STARTS = {
     "two": (lambda a, b, c: jnp.kron(a, b), 2 * 3),
@@ -429,6 +436,7 @@ STARTS = {
     "sum": (lambda a, b, c: jnp.kron(a, b) + jnp.kron(c, 2.0 * b), 2 * 3),
     "squared": (lambda a, b, c: jnp.kron(a, b) @ jnp.kron(a, b).T, 2 * 3),
     "Hadamard": (lambda a, b, c: jnp.kron(a, b) * jnp.kron(c, b), 2 * 3),
+    "along axes": (lambda a, b, c: jnp.kron(a, jnp.eye(3)) + jnp.kron(jnp.eye(2), b), 2 * 3),
 }
 ENDS = {
     "solve": lambda k, y: jnp.linalg.solve(k, y),
@@ -438,10 +446,18 @@ ENDS = {
     "columns": lambda k, y: k @ jnp.outer(y, y[:2]),
     "trace": lambda k, y: jnp.trace(k) + jnp.diag(k) @ y,
     "corner": lambda k, y: k[:2, 0],
+    "normal": lambda k, y: dist.MultivariateNormal(0 * y, k).log_prob(y),
+    "precision": lambda k, y: dist.MultivariateNormal(0 * y, precision_matrix=k).log_prob(y),
+    "variance": lambda k, y: dist.MultivariateNormal(0 * y, k).variance,
+    "draw": lambda k, y: dist.MultivariateNormal(0 * y, k).sample(jax.random.key(0)),
+    "rows": lambda k, y: jax.vmap(lambda s: jnp.linalg.solve(s * k, y))(y[:2] ** 2 + 1.0),
+    "gradient": lambda k, y: jax.grad(lambda s: y @ jnp.linalg.solve(s * k, y))(1.3),
+    "eigenvalues": lambda k, y: jnp.linalg.eigvalsh(k),
+    "function of it": _inverse_root,
 }
 
 
-@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.parametrize("seed", everyday(range(500), range(16)))
 def test_random_compositions_give_the_dense_values(seed):
     rng = np.random.default_rng(seed)
     start, size = STARTS[rng.choice(list(STARTS))]
@@ -459,3 +475,31 @@ def test_random_compositions_give_the_dense_values(seed):
 
     value, _ = _quiet(kx.rewrite(program), a, b, c, y)
     assert_close(value, program(a, b, c, y))
+
+
+@pytest.mark.parametrize("density", [_density, _sci_density, _pyro_density])
+def test_a_density_takes_as_many_products_as_one_by_hand(density):
+    """Its two terms share what is computed for their derivatives."""
+
+    def by_hand(a, b):
+        return kx.normal_logpdf(B_VECTOR, 0.5, kx.Kronecker(a, b) + 0.3)
+
+    texts = [
+        jax.jit(jax.value_and_grad(f, (0, 1))).lower(A, B).as_text()
+        for f in (kx.rewrite(lambda a, b: density(_noisy(a, b))), by_hand)
+    ]
+    ours, theirs = (text.count("stablehlo.dot_general") for text in texts)
+    assert 0 < ours <= theirs
+
+
+def test_the_terms_of_a_density_may_be_used_in_other_ways():
+    def terms(a, b):
+        root = jnp.linalg.cholesky(_noisy(a, b))
+        white = jsp.linalg.solve_triangular(root, B_VECTOR, lower=True)
+        form, log_det = white @ white, jnp.log(jnp.diag(root)).sum()
+        mixed = 3.0 - 2.0 * (form / 4.0 - log_det) + form * a[0, 0]
+        return form, log_det, mixed, -log_det - form, jnp.exp(-form), form + form
+
+    fast = kx.rewrite(terms, strict=True)
+    for got, expected in zip(jax.jit(fast)(A, B), terms(A, B), strict=True):
+        assert_close(got, expected)

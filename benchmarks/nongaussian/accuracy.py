@@ -176,6 +176,22 @@ def accuracy_table(rows: list[dict[str, Any]]) -> str:
     return table([*header, "to second order", "draws that count", "`check_approximation`"], body)
 
 
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """What a reader wants to know of either approximation, by exact linear algebra."""
+    found = {(row["likelihood"], row["method"]): row for row in rows if "error" not in row}
+    body = []
+    for name in dict.fromkeys(name for name, _ in found):
+        first, second = (found.get((name, method)) for method in ("variational", "Laplace"))
+        cells = [f"{row['mean_rms']:.3f}" if row else "–" for row in (first, second)]
+        cells += [f"{row['sd_ratio']:.3f}" if row else "–" for row in (first, second)]
+        evidence = ("first_order_error", "second_order_error")
+        cells += [f"{row[key]:+.3f}" if row else "–" for row in (first, second) for key in evidence]
+        body.append([name, *cells])
+    header = ["likelihood", "mean off, in deviations", "Laplace", "deviation over the true one"]
+    header += ["Laplace", "log evidence off, nats", "to second order"]
+    return table([*header, "Laplace", "to second order"], body)
+
+
 def run(quick: bool, only: Sequence[str] = ()) -> None:
     """Every likelihood."""
     sizes = (QUICK_SHAPE, QUICK_NUM_DRAWS) if quick else (SHAPE, NUM_DRAWS)

@@ -147,13 +147,32 @@ def calibration_table(rows: list[dict[str, Any]]) -> str:
             row["method"],
             row["parameters"],
             str(row["num_fields"]),
-            *(f"{row['coverage'][k]:.1%} ± {row['standard_error'][k]:.1%}" for k in keys),
+            *(_share(row, key) for key in keys),
         ]
         for row in rows
     ]
     header = ["likelihood", "method", "parameters", "fields", "rates in the 95 % band"]
     header += ["at held-out cells", "rates in the 50 % band", "held-out data in the middle 95 %"]
     return table([*header, "in the middle 50 %"], body)
+
+
+def short_table(rows: list[dict[str, Any]]) -> str:
+    """Bands of rates, of the variational approximation and of Laplace's, and those of new data."""
+    found = {(row["likelihood"], row["method"], row["parameters"]): row for row in rows}
+    body = []
+    for name in dict.fromkeys(row["likelihood"] for row in rows):
+        ways = ("variational", "true"), ("Laplace", "true"), ("variational", "fitted")
+        own = [found.get((name, *way)) for way in ways]
+        cells = [_share(row, "rate 0.95") for row in own]
+        body.append([name, *cells, _share(own[0], "data 0.95"), _share(own[2], "data 0.95")])
+    header = ["likelihood", "rates in the 95 % band", "Laplace", "with fitted parameters"]
+    return table([*header, "held-out data in the middle 95 %", "with fitted parameters"], body)
+
+
+def _share(row: dict[str, Any] | None, key: str) -> str:
+    if row is None:
+        return "–"
+    return f"{row['coverage'][key]:.1%} ± {row['standard_error'][key]:.1%}"
 
 
 def run(quick: bool, only: Sequence[str] = ()) -> None:

@@ -45,8 +45,12 @@ PEERS = {
         "scikit-learn": ("sklearn", "classify"),
         "GPyTorch, variational": ("gpytorch", "classify"),
         "GPJax, variational": ("gpjax", "classify"),
+        "PyMC, Laplace": ("pymc", "classify"),
     },
-    "counts": {"GPJax, variational": ("gpjax", "count")},
+    "counts": {
+        "GPJax, variational": ("gpjax", "count"),
+        "PyMC, Laplace": ("pymc", "count"),
+    },
 }
 START = (3.0, 3.0, 1.0)
 LIMIT_S = 1200

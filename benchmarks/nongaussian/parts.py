@@ -1,12 +1,16 @@
-"""Workloads in parts, of which some may be measured again while the rows of the others are kept."""
+"""Workloads in parts, of which some may be measured again while the rows of the others are kept.
+
+Every row has the commit and the date of its own measurement.
+"""
 
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.measure import results_folder, save
+from benchmarks.measure import results_folder, save, surroundings
 
 Row = dict[str, Any]
+STAMPS = ("commit", "date", "load_average")
 
 
 def measured(
@@ -32,7 +36,8 @@ def measured(
     for name, measure in parts.items():
         if only and name not in only:
             continue
-        rows[name] = measure()
+        here = surroundings()
+        rows[name] = [{**row, **{key: here[key] for key in STAMPS}} for row in measure()]
         for row in rows[name]:
             print(described(row), flush=True)
         in_order = [{**row, "part": part} for part in parts for row in rows.get(part, ())]
@@ -43,6 +48,9 @@ def stored(workload: str, quick: bool) -> dict[str, list[Row]]:
     """Rows by part, none where nothing is stored."""
     path = results_folder(quick) / f"{workload}.json"
     rows: dict[str, list[Row]] = {}
-    for row in json.loads(path.read_text())["rows"] if path.exists() else ():
-        rows.setdefault(row["part"], []).append(row)
+    if path.exists():
+        results = json.loads(path.read_text())
+        known = {key: results[key] for key in STAMPS}
+        for row in results["rows"]:
+            rows.setdefault(row["part"], []).append({**known, **row})
     return rows

@@ -12,9 +12,9 @@ OURS = "kronax"
 
 # pykronecker takes NumPy unless JAX is there, so that its two backends are two environments. luas
 # is on no package index: `LUAS_CHECKOUT` names a checkout. What its examples need stays out. PyMC
-# can sample by NumPyro.
+# can sample by NumPyro; its Laplace approximation is in pymc-extras.
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
-    "pymc": ("pymc>=5.28", "jax>=0.10", "numpyro>=0.22", "numpy>=2"),
+    "pymc": ("pymc>=5.28", "pymc-extras>=0.10", "jax>=0.10", "numpyro>=0.22", "numpy>=2"),
     "gpytorch": ("gpytorch==1.15.*", "linear_operator==0.6.*", "torch>=2.9", "numpy>=2"),
     "botorch": ("botorch==0.18.*", "torch==2.13.*", "numpy>=2"),
     "pykronecker": ("pykronecker==0.1.3", "numpy>=2"),
@@ -26,7 +26,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
 }
 # What a result names of each environment.
 PACKAGES: dict[str, tuple[str, ...]] = {
-    "pymc": ("pymc", "pytensor", "numpyro", "jax"),
+    "pymc": ("pymc", "pymc-extras", "pytensor", "numpyro", "jax"),
     "gpytorch": ("gpytorch", "linear_operator", "torch"),
     "botorch": ("botorch", "gpytorch", "linear_operator", "torch"),
     "pykronecker": ("pykronecker", "numpy"),

@@ -19,16 +19,17 @@ from benchmarks.peers.gpytorch_variational import classify
 from benchmarks.peers.stages import Stages
 
 torch.set_num_threads(len(os.sched_getaffinity(0)))
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def likelihood(
     kernel: str, axes: list[np.ndarray], parameters: np.ndarray, y: np.ndarray
 ) -> Callable:
     """Value and gradient of the log density in `(log ℓ_1, …, log σ²)`."""
-    points = [torch.from_numpy(x).unsqueeze(-1) for x in axes]
-    data = torch.from_numpy(y).reshape(-1)
-    kernels = [_kernel(kernel, data.dtype, t) for t in parameters[:-1]]
-    log_noise = torch.tensor(parameters[-1], dtype=data.dtype, requires_grad=True)
+    points = [torch.from_numpy(x).unsqueeze(-1).to(DEVICE) for x in axes]
+    data = torch.from_numpy(y).reshape(-1).to(DEVICE)
+    kernels = [_kernel(kernel, data.dtype, t).to(DEVICE) for t in parameters[:-1]]
+    log_noise = torch.tensor(parameters[-1], dtype=data.dtype, device=DEVICE, requires_grad=True)
     leaves = [k.raw_lengthscale for k in kernels] + [log_noise]
 
     def call() -> tuple[float, np.ndarray]:
@@ -60,12 +61,12 @@ def fit(
     Parameters are the logarithms of lengthscales, variance and noise; the loss that the optimiser
     sees is per cell, as that of GPyTorch's own exact marginal likelihood is.
     """
-    points = [torch.from_numpy(x) for x in places]
-    data = torch.from_numpy(y).reshape(-1)
+    points = [torch.from_numpy(x).to(DEVICE) for x in places]
+    data = torch.from_numpy(y).reshape(-1).to(DEVICE)
 
     def call() -> tuple[np.ndarray, ...]:
-        parts = [_matern(nu, t) for nu, t in zip(kernels, start, strict=False)]
-        scales = [torch.tensor(t, requires_grad=True) for t in start[len(parts) :]]
+        parts = [_matern(nu, t).to(DEVICE) for nu, t in zip(kernels, start, strict=False)]
+        scales = [torch.tensor(t, device=DEVICE, requires_grad=True) for t in start[len(parts) :]]
         leaves = [k.raw_lengthscale for k in parts] + scales
         trace: list[tuple[float, float]] = []
         began = perf_counter()

@@ -7,6 +7,7 @@ import pymc as pm
 import pytensor
 import pytensor.tensor as pt
 
+from benchmarks.peers import pymc_laplace
 from benchmarks.peers.pymc_nuts import nuts
 
 KERNELS = {"RBF": pm.gp.cov.ExpQuad, "Matérn-3/2": pm.gp.cov.Matern32}
@@ -35,4 +36,4 @@ def solve(kind: str, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callable:
     return lambda: function(a, b, y.ravel()).reshape(y.shape)
 
 
-TASKS = {"likelihood": likelihood, "solve": solve, "nuts": nuts}
+TASKS = {"likelihood": likelihood, "solve": solve, "nuts": nuts, **pymc_laplace.TASKS}

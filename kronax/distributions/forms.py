@@ -28,7 +28,7 @@ from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.logdet import inv_quad, logdet, watched_logpdf
 from kronax.linalg.functions.solve import solve_grid
-from kronax.linalg.operators.diagnose import explain_not_finite, refuse_indefinite
+from kronax.linalg.operators.diagnose import explain_not_finite, explained, refuse_indefinite
 from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.kronecker import Kronecker, as_kronecker, num_cells
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, as_products
@@ -140,9 +140,7 @@ class CovarianceForm(AbstractForm):
 
     def draw(self, key: PRNGKeyArray, lead: tuple[int, ...]) -> Array:
         """Symmetric roots per axis, which exist where Cholesky gives NaN."""
-        draw = draw_normal(key, self.operator, lead)
-        explain_not_finite(draw, self.operator)
-        return draw
+        return explained(draw_normal(key, self.operator, lead), self.operator)
 
     def check_values(self) -> None:
         """Refuse indefinite factors; singular ones are left to the functions that cannot."""

@@ -22,8 +22,10 @@ from kronax.distributions.forms import (
     form_of,
 )
 from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.operators.diagnose import NOT_FINITE
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
@@ -216,7 +218,8 @@ class GridDistribution(dist.Distribution):
         batch_shape = jnp.broadcast_shapes(self.batch_shape, lead, self.form.batch_shape)
         return (*checks.shape_of(sample_shape), *batch_shape)
 
-    def _residual(self, value: Any) -> Array:
+    def residual(self, value: Any) -> Array:
+        """A checked value on the grid, less the location."""
         dtype, event = self.form.dtype, self.event_shape
         checks.check_precision(value, "The value", dtype)
         array = checks.array_of_reals(value, "The value", finite=False).astype(dtype)
@@ -227,8 +230,9 @@ class GridDistribution(dist.Distribution):
 
     def _explained(self, log_density: Array, residual: Array) -> Array:
         """The log density; raises if it is not finite for another reason than the value's own."""
-        self.form.explain(jnp.where(jnp.isfinite(residual).all(), log_density, 0.0))
-        return log_density
+        kept = jnp.where(jnp.isfinite(residual).all(), log_density, 0.0)
+        self.form.explain(kept)
+        return raising_if(lambda: ~jnp.isfinite(kept), log_density, NOT_FINITE)
 
     def _layout_message(self, shape: tuple[int, ...]) -> str:
         event = self.event_shape

@@ -104,24 +104,25 @@ class MaskedKroneckerNormal(GridNormal):
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """Log density of the observed cells, in nats."""
-        residual = self._residual(value)
-        return self._explained(watched_logpdf(residual, self._part()), residual)
+        residual = self.residual(value)
+        return self._explained(watched_logpdf(residual, self.part()), residual)
 
     def entropy(self) -> Array:
         """Differential entropy of the observed cells in nats: one log-determinant."""
         size = int(self.observed.sum())
-        value = 0.5 * logdet(self._part()) + size * (1 + log(2 * pi)) / 2
+        value = 0.5 * logdet(self.part()) + size * (1 + log(2 * pi)) / 2
         return jnp.broadcast_to(value, self._lead())
 
-    def _part(self) -> Masked:
+    def part(self) -> Masked:
+        """The covariance of the observed cells."""
         return Masked(self.covariance, self._mask)
 
-    def _residual(self, value: Any) -> Array:
+    def residual(self, value: Any) -> Array:
         """Zero at the gaps, by a choice: a product with zero would keep their NaN."""
         if isinstance(value, np.ma.MaskedArray):
             value = without_mask(value)
             self._refuse_missing(np.isnan(value).reshape(-1, prod(self.event_shape)))
-        residual = super()._residual(value)
+        residual = super().residual(value)
         cells = jnp.broadcast_to(self.observed, residual.shape)
         return jnp.where(cells, residual, jnp.zeros((), residual.dtype))
 

@@ -100,7 +100,7 @@ class KroneckerNormal(GridNormal):
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """Log density, in nats."""
-        residual = self._residual(value)
+        residual = self.residual(value)
         return self._explained(self.form.normal_logpdf(residual), residual)
 
     def entropy(self) -> Array:

@@ -105,7 +105,7 @@ class KroneckerStudentT(GridDistribution):
     @validate_sample
     def log_prob(self, value: Array) -> Array:
         """Log density, in nats."""
-        residual = self._residual(value)
+        residual = self.residual(value)
         value = self.form.watched(_log_density, residual, self.df)
         return self._explained(value, residual)
 

@@ -15,10 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.files import written_whole
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import RUNNING, State
+from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
+from kronax.linalg.arrays.host import is_shared, of_first_process
 
-FORMAT = "kronax fit 5"
+FORMAT = "kronax fit 6"
 
 
 class Checkpoint:
@@ -39,7 +42,12 @@ class Checkpoint:
         self.fingerprint = _fingerprint(problem, states, optimizer)
 
     def save(self, states: State, seconds: float) -> None:
-        """Write beside the old file, to the disk, and only then in its place."""
+        """Write the whole file, or leave the old one.
+
+        Of processes that work together the first one writes.
+        """
+        if is_shared(states.step) and jax.process_index():
+            return
         payload = io.BytesIO()
         eqx.tree_serialise_leaves(payload, _plain(states))
         content = payload.getvalue()
@@ -51,24 +59,20 @@ class Checkpoint:
         }
         body = json.dumps(header).encode() + b"\n" + content
         checksum = hashlib.sha256(body).hexdigest().encode()
-        beside = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
-            with open(beside, "wb") as file:
-                file.write(checksum + b"\n" + body)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, self.path)
-        finally:
-            beside.unlink(missing_ok=True)
+        written_whole(self.path, checksum + b"\n" + body)
 
     def load(self, like: State, problem: Problem) -> tuple[Problem, State, float] | None:
         """The problem as it was solved, the saved states and the seconds they took, if any.
 
         Not everything about a loss can be compared, so its value at the saved point is.
         """
-        if not self.path.exists():
+        # A first byte tells a file that is empty from one that is not there.
+        found = b"+" + self.path.read_bytes() if self.path.exists() else b""
+        if is_shared(problem.y):
+            found = of_first_process(found)
+        if not found:
             return None
-        header, content = _parts(self.path)
+        header, content = _parts(self.path, found[1:])
         other = ValueError(
             f"The checkpoint {str(self.path)!r} belongs to another fit: model, data, loss, "
             "starting values, priors, settings or optimiser differ. Give another path, or remove "
@@ -120,10 +124,10 @@ def _value(problem: Problem, raw: Raw, member: Array) -> Array:
     return problem.value(raw, member)
 
 
-def _parts(path: Path) -> tuple[dict[str, Any], bytes]:
+def _parts(path: Path, whole_file: bytes) -> tuple[dict[str, Any], bytes]:
     """Header and content: what follows the checksum of both, a line each."""
-    checksum, _, body = path.read_bytes().partition(b"\n")
-    if b"kronax fit 1" in checksum or re.search(rb'"kronax fit [23]"', body.partition(b"\n")[0]):
+    checksum, _, body = whole_file.partition(b"\n")
+    if b"kronax fit 1" in checksum or re.search(rb'"kronax fit [2-5]"', body.partition(b"\n")[0]):
         raise ValueError(
             f"The checkpoint {str(path)!r} is of an earlier version of kronax, whose fits cannot "
             "be continued. Give another path, or remove the file to start from the beginning."
@@ -195,7 +199,11 @@ def _fingerprint(problem: Problem, states: State, optimizer: Any) -> str:
     name = getattr(problem.loss, "__qualname__", type(problem.loss).__name__)
     digest.update(str(name).encode())
     digest.update(repr(list(_settings_of(getattr(optimizer, "update", optimizer)))).encode())
-    kept = (problem.model, problem.y, problem.priors, states.raw, states.member)
+    # Data may be on devices of several processes: of them a checksum.
+    shape = None if problem.y is None else problem.y.shape
+    data = fingerprint_of_tree(problem.y)
+    digest.update(repr((shape, [np.asarray(x).tolist() for x in data])).encode())
+    kept = (problem.model, problem.priors, states.raw, states.member)
     leaves, tree = jax.tree.flatten(eqx.filter(kept, eqx.is_array))
     for structure in (tree, jax.tree.structure(states.optimizer)):
         # Addresses of functions differ from process to process.

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +17,17 @@ from tqdm.auto import tqdm
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.problem import Problem
 from kronax.fitting.steps import CONVERGED, RUNNING, State, advance, begun, owned
+from kronax.linalg.arrays.host import everywhere, is_shared, of_all_processes
 
 # Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
 # many seconds; the steps in between are one compiled loop.
 SECONDS_PER_CHUNK = 0.25
 # A fit that is over sooner shows no bar: drawing it would take longer than some fits.
 SECONDS_TO_BAR = 0.1
+# Where no bar can be drawn, a line says where the fit is after so many seconds, and again whenever
+# the time has grown by this factor: a log of a night has a dozen of them.
+SECONDS_TO_LINE = 10.0
+LINE_GROWTH = 2.0
 INTERRUPTED = "it was interrupted"
 
 Fixed = tuple[Problem, Any, Any]
@@ -53,22 +59,30 @@ class Interruption:
 
 
 class Bar:
-    """The progress bar of a fit that takes its time, in a terminal or a notebook."""
+    """The progress bar of a fit that takes its time; in a file or a pipe lines, ever fewer."""
 
     def __init__(self, num_steps: int, wanted: bool) -> None:
-        self.num_steps, self.wanted = num_steps, wanted
+        # Processes that work together are at the same step.
+        self.num_steps, self.wanted = num_steps, wanted and jax.process_index() == 0
         self.began = time.perf_counter()
         self._drawn: Any = None
+        self._next_line = SECONDS_TO_LINE
+        self._compiling = threading.Timer(SECONDS_TO_LINE, self._announce)
+        self._compiling.daemon = True
 
     def __enter__(self) -> "Bar":
+        if self.wanted and not sys.stderr.isatty():
+            self._compiling.start()
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self._compiling.cancel()
         if self._drawn is not None:
             self._drawn.close()
 
     def show(self, states: State) -> None:
         """Draw ten times a second at most, and once more at the end."""
+        self._compiling.cancel()
         if not self.wanted or time.perf_counter() - self.began < SECONDS_TO_BAR:
             return
         if self._drawn is None:
@@ -76,13 +90,31 @@ class Bar:
             if not self._drawn.disable:
                 self._drawn.start_t -= time.perf_counter() - self.began
         if self._drawn.disable:
-            return
+            return self._write_line(states)
         shown = {"loss": f"{float(np.asarray(states.best_loss).min()):.6g}"}
         if states.step.size > 1:
             running = int(np.sum(np.asarray(states.status) == RUNNING))
             shown = {"running": f"{running} of {states.step.size}", **shown}
         self._drawn.set_postfix(shown, refresh=False)
         self._drawn.update(min(_furthest(states), self.num_steps) - self._drawn.n)
+
+    def _write_line(self, states: State) -> None:
+        seconds = time.perf_counter() - self.began
+        if seconds < self._next_line:
+            return
+        self._next_line = LINE_GROWTH * seconds
+        loss = float(np.asarray(states.best_loss).min())
+        step = min(_furthest(states), self.num_steps)
+        print(
+            f"fit: step {step} of at most {self.num_steps}, loss {loss:.6g}, {seconds:.0f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _announce(self) -> None:
+        seconds = time.perf_counter() - self.began
+        line = f"fit: compiling, or in its first step, for {seconds:.0f} s"
+        print(line, file=sys.stderr, flush=True)
 
 
 def drive(
@@ -125,8 +157,11 @@ def drive(
             until = min(at + chunk, num_steps + 1)
             if checkpoint is not None:
                 until = min(until, (at // every + 1) * every)
+            until = _agreed(states, until)[0]
             since = time.perf_counter()
-            states = jax.block_until_ready(advance(fixed, states, np.asarray(until, np.int32)))
+            states = jax.block_until_ready(
+                _everywhere(advance(fixed, states, np.asarray(until, np.int32)))
+            )
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
             if until % every == 0:
                 save(states)
@@ -135,13 +170,27 @@ def drive(
                 stopped = "the callback asked to stop"
             if interruption.asked:
                 stopped = INTERRUPTED
-            if stopped is not None:
+            if _agreed(states, stopped is not None).any():
+                stopped = stopped or "another process asked to stop"
                 break
             if _furthest(states) > measure_at or _position(states) is None:
                 measure_at = 2 * _furthest(states)
                 fixed, states = remeasured(fixed, states)
             chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))
     return fixed[0], states, stopped, elapsed()
+
+
+def _everywhere(states: State) -> State:
+    """States that every process can read, where several work together."""
+    shared = [x for x in jax.tree.leaves(states) if is_shared(x) and not x.is_fully_replicated]
+    if not shared:
+        return states
+    return jax.jit(lambda x: x, out_shardings=everywhere(shared[0]))(states)
+
+
+def _agreed(states: State, value: int | bool) -> np.ndarray:
+    """A number of every process that works on these states, that of the first one first."""
+    return of_all_processes(value) if is_shared(states.step) else np.asarray([value])
 
 
 def remeasured(fixed: Fixed, states: State) -> tuple[Fixed, State]:

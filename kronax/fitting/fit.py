@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from kronax.domains import Model
 from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.driver import drive
 from kronax.fitting.floors import told_of_floor, warn_of_end, warn_of_start
@@ -37,7 +38,7 @@ _LBFGS = LBFGS()
 
 
 def fit(
-    model: Any,
+    model: Model,
     y: Any = None,
     *,
     loss: Callable[[Any], Array] | None = None,
@@ -52,10 +53,10 @@ def fit(
     key: PRNGKeyArray | None = None,
     independent: bool = False,
     progress: bool = True,
-    callback: Callable[[FitResult], Any] | None = None,
+    callback: Callable[[FitResult[Model]], Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 10,
-) -> FitResult:
+) -> FitResult[Model]:
     """Maximise the marginal likelihood of a `GridGP`, or minimise any loss of a module.
 
     Parameters move in unconstrained space, so that a positive one stays positive. The best point
@@ -83,7 +84,8 @@ def fit(
         key: of the random starts; by default `jax.random.key(0)`.
         independent: one fit for each entry of the leading axis of `y`, each with parameters of
             its own, in one compiled loop.
-        progress: show a bar in a terminal or notebook, if the fit takes over a tenth of a second.
+        progress: show a bar in a terminal or notebook, if the fit takes over a tenth of a second;
+            elsewhere write a line to the standard error after 10 s, and at growing intervals.
         callback: called about four times a second with the `FitResult` so far; the fit ends if it
             returns a true boolean.
         checkpoint: path of a file that holds the running fit. If it is there already, the fit goes

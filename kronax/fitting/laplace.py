@@ -15,13 +15,16 @@ from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import ExpTransform
 from scipy.special import ndtri
 
+from kronax.display import aligned
+from kronax.domains import natural_by
 from kronax.fitting.problem import Problem, Raw, precision
 from kronax.fitting.steps import Layout, Loop, gradients_by
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.linalg.arrays.host import numpy_of, on_device, on_host
+from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.precision import LOST, to_have_float64
 from kronax.linalg.arrays.primitives import DerivativeOrderError
-from kronax.parameters import ParameterTable, aligned, describe_domain, natural_by
+from kronax.parameter_table import ParameterTable, describe_domain
 
 # Curvature below this share of the largest (the root of the precision's rounding) is none.
 FLAT = 0.5
@@ -102,9 +105,9 @@ class LaplaceApproximation(eqx.Module):
         root = jnp.linalg.cholesky(self.covariance)
         white = jax.random.normal(key, (num_samples, mean.size), mean.dtype)
         build = self.problem.unconstrained()[1]
-        return eqx.filter_vmap(lambda z: build(unravel(mean + root @ z)), out_axes=eqx.if_array(0))(
-            white
-        )
+        return eqx.filter_vmap(
+            lambda z: build(unravel(mean + matmul(root, z))), out_axes=eqx.if_array(0)
+        )(white)
 
     def table(self, parameters: ParameterTable) -> str:
         """The parameters with standard errors and 95 % intervals, in plain text."""

@@ -16,6 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.mode_products import matmul
+
 DECREASE, CURVATURE = 1e-4, 0.9
 # Below this share of the loss the search goes by slopes.
 NEAR = 1e-4
@@ -102,7 +104,7 @@ def looked(search: Search, before: Array, value: Array, grad: Array) -> tuple[Se
 
     `before` is the loss at the origin of the line.
     """
-    slope = grad @ search.direction
+    slope = matmul(grad, search.direction)
     falls = value <= before + DECREASE * search.share * search.slope
     is_near = value <= before + NEAR * jnp.abs(before)
     seems_to_fall = is_near & (slope <= (2 * DECREASE - 1) * search.slope)
@@ -142,12 +144,12 @@ def turned(memory: Any, point: Array, grad: Array) -> Search:
     with jax.numpy_dtype_promotion("standard"):
         step, memory = _DIRECTION.update(grad, memory, point)
         direction = -step.astype(grad.dtype)
-        falls = grad @ direction < 0
+        falls = matmul(grad, direction) < 0
         # Stale or rounded curvature may point upwards: it is forgotten.
         steepest = -grad * jnp.minimum(1.0, 1.0 / jnp.linalg.norm(grad))
         weights = jnp.where(falls, memory.weights_memory, 0.0)
     direction = jnp.where(falls, direction, steepest)
-    return _along(direction, grad @ direction, memory._replace(weights_memory=weights), 1)
+    return _along(direction, matmul(grad, direction), memory._replace(weights_memory=weights), 1)
 
 
 def afresh(memory: Any) -> Search:

@@ -9,16 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from jax.sharding import NamedSharding
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
-from kronax.parameters import (
-    Parameter,
-    ParameterTable,
-    describe_domain,
-    parameters,
-    unconstrain,
-)
+from kronax.domains import parameters, unconstrain
+from kronax.linalg.arrays.host import bounds, is_spread
+from kronax.parameter_table import Parameter, ParameterTable, describe_domain
 from kronax.paths import frozen_paths, is_meant, numbered, shared_paths
 from kronax.priors import prepare
 
@@ -61,6 +58,8 @@ class Problem(eqx.Module):
     measured: Any = eqx.field(static=True, default=None)
     # Whether the noise stays above what the precision carries.
     has_floor: bool = eqx.field(static=True, default=False)
+    # The mesh of devices, and those of its axes, over which independent data are shared out.
+    fits_per_device: Any = eqx.field(static=True, default=None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -187,7 +186,8 @@ class Problem(eqx.Module):
         """One of the independent problems, by itself."""
         assert self.y is not None
         kept = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return Problem(**{**kept, "y": self.y[index], "independent": False})
+        alone = {"y": self.y[index], "independent": False, "fits_per_device": None}
+        return Problem(**{**kept, **alone})
 
 
 def sees_double(process: Any) -> bool:
@@ -275,6 +275,7 @@ def make_problem(
         independent,
         observed=observed,
         has_floor=has_floor,
+        fits_per_device=_by_member(grid) if independent else None,
     )
     for path in prepared:
         if not rows[path].trainable:
@@ -286,6 +287,14 @@ def make_problem(
     if loss is not None:
         _check_precision(loss, model, precision(problem.unconstrained()[0]))
     return eqx.tree_at(lambda p: p.priors, problem, prepared)
+
+
+def _by_member(grid: Any) -> tuple[Any, Any] | None:
+    """The mesh, and those of its axes, over which the first axis of data is shared out."""
+    sharding = grid.sharding if is_spread(grid) else None
+    if not isinstance(sharding, NamedSharding) or not sharding.spec or sharding.spec[0] is None:
+        return None
+    return sharding.mesh, sharding.spec[0]
 
 
 def _may_floor(model: Any, frozen: Any, domains: Any, shared: Any) -> bool:
@@ -341,12 +350,11 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
     # Equal counts of unequal exposures vary.
     likelihood = getattr(model, "likelihood", None)
     varying = grid if likelihood is None else likelihood.start(grid)
-    members = np.asarray(varying).reshape(len(grid) if independent else 1, -1)
-    spread = np.nanmax(members, axis=1) - np.nanmin(members, axis=1)
-    constant = np.flatnonzero(spread == 0)
-    if constant.size and members.shape[1] > 1:
+    least, largest = bounds(varying, 1 if independent else 0)
+    constant = np.flatnonzero(largest - least == 0)
+    if constant.size and grid.size > largest.size:
         which = f" (data set {constant[0]})" if independent else ""
-        value = np.nanmax(np.asarray(grid).reshape(members.shape)[constant[0]])
+        value = np.ravel(bounds(grid, 1 if independent else 0)[1])[constant[0]]
         raise ValueError(
             f"Data must vary, so that there is something to fit; got {value} in every cell{which}."
         )

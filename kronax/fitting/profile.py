@@ -13,12 +13,14 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to
 from tqdm.auto import tqdm
 
+from kronax.display import aligned
+from kronax.domains import as_parameter
 from kronax.fitting.driver import INTERRUPTED
 from kronax.fitting.fit import fit
 from kronax.fitting.laplace import quick_laplace
 from kronax.fitting.problem import Problem, Raw, default_tolerance, is_at_floor
 from kronax.fitting.result import SAME_LOSS, FitResult
-from kronax.parameters import Parameter, aligned, as_parameter, describe_domain
+from kronax.parameter_table import Parameter, describe_domain
 from kronax.paths import nearest, numbered
 
 # Without values of the user's a profile is followed outwards by half a standard error at a time,

@@ -1,15 +1,19 @@
 """What a fit returns."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, Generic
 
 import equinox as eqx
 import numpy as np
 
+from kronax.display import aligned, html_lines, html_table
+from kronax.domains import Model
 from kronax.fitting.laplace import LaplaceApproximation, laplace, quick_laplace
 from kronax.fitting.problem import Problem, Raw
 from kronax.fitting.steps import Loop
-from kronax.parameters import ParameterTable, aligned
+from kronax.names import Named, words
+from kronax.parameter_table import ParameterTable
 
 # Starts that end this near to the best loss, in nats, have reached it.
 SAME_LOSS = 1e-3
@@ -40,17 +44,23 @@ class RestartTable(tuple[Restart, ...]):
         losses = np.array([r.loss for r in self])
         return int(np.sum(losses <= losses.min() + SAME_LOSS))
 
-    def __repr__(self) -> str:
-        rows = [("start", "loss", "steps", "")]
+    def _cells(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [("start", "loss", "steps", "")]
         for k, r in enumerate(self):
             state = "converged" if r.converged else f"not converged: {r.reason}"
             rows.append(
                 ("as given" if k == 0 else str(k), f"{r.loss:.6g}", str(r.num_steps), state)
             )
-        return aligned(rows)
+        return rows
+
+    def __repr__(self) -> str:
+        return aligned(self._cells())
+
+    def _repr_html_(self) -> str:
+        return html_table(self._cells())
 
 
-class FitResult(eqx.Module):
+class FitResult(Named, eqx.Module, Generic[Model]):
     """What `kx.fit` returns.
 
     With `independent=True` the arrays below have a leading axis of fits, `result[i]` is one of
@@ -68,7 +78,23 @@ class FitResult(eqx.Module):
         restarts: how the fits from all starts ended; the best one is what all the rest is about.
     """
 
-    model: Any
+    _internal: ClassVar[frozenset[str]] = words("loop problem raw")
+    _guesses: ClassVar[Mapping[str, str]] = {
+        "gp": "result.model",
+        "best_model": "result.model",
+        "params": "result.parameters",
+        "success": "result.converged",
+        "message": "result.reason",
+        "nit": "result.num_steps",
+        "fun": "result.loss",
+        "history": "result.losses",
+        "condition": "result.model.condition(y)",
+        "predict": "result.model.condition(y), then .mean(axes=…) and .std(axes=…)",
+        "standard_errors": "result.laplace(), and in words result.summary()",
+        "save": "kx.save(path, result)",
+    }
+
+    model: Model
     losses: np.ndarray
     gradient_norms: np.ndarray
     converged: Any
@@ -91,7 +117,7 @@ class FitResult(eqx.Module):
     def __len__(self) -> int:
         return self.problem.num_members
 
-    def __getitem__(self, index: int) -> "FitResult":
+    def __getitem__(self, index: int) -> "FitResult[Model]":
         """One of the fits of `independent=True`.
 
         Raises:
@@ -191,6 +217,10 @@ class FitResult(eqx.Module):
                 f"best of {len(self.restarts)} starts; {self.restarts.num_best} of them reached it"
             )
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        lines, table = repr(self), repr(self.parameters)
+        return html_lines(lines.removesuffix(table).rstrip()) + self.parameters._repr_html_()
 
     def __repr__(self) -> str:
         if not self.problem.independent:

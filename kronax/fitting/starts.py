@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.domains import parameters, replace
 from kronax.fitting.problem import Problem, Raw, precision
 from kronax.linalg.arrays.checks import check_key
-from kronax.parameters import parameters, replace
 
 
 def starting_points(

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array
 
 from kronax.fitting.lbfgs import LBFGS, afresh, looked, narrower, turned
 from kronax.fitting.problem import Problem, Raw
 from kronax.linalg.arrays.host import numpy_of
+from kronax.linalg.arrays.mode_products import matmul
 
 # L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
 STALLED_STEPS = 5
@@ -159,9 +161,44 @@ def advance(fixed: tuple[Problem, Any, Any], states: State, until: Any) -> State
     """Steps of every fit until a count, convergence or a fault; the buffers are used again.
 
     On a CPU the fits go one after another: there is nothing to gain from a batch of
-    decompositions, and each stops at its own step. Elsewhere they go side by side.
+    decompositions, and each stops at its own step. Elsewhere they go side by side. Fits of data
+    that are shared out over devices go where their data are.
     """
+    if fixed[0].fits_per_device is None:
+        return _advanced(fixed, states, until)
+    return _advanced_by_device(fixed, states, until)
 
+
+def _advanced_by_device(fixed: tuple[Problem, Any, Any], states: State, until: Any) -> State:
+    """Every device has some of the independent data sets, all fits of these, and no other."""
+    problem, optimizer, threshold = fixed
+    mesh, names = problem.fits_per_device
+    count = problem.num_members
+    arrays, rest = eqx.partition(eqx.tree_at(lambda p: p.y, problem, None), eqx.is_array)
+
+    def local(y: Array, arrays: Any, threshold: Any, states: State, until: Any) -> State:
+        here = eqx.combine(arrays, rest)
+        here = dataclasses.replace(here, y=y, fits_per_device=None)
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), states)
+        own = flat._replace(member=flat.member % len(y))
+        new = _advanced((here, optimizer, threshold), own, until)._replace(member=flat.member)
+        return jax.tree.map(lambda x: x.reshape(-1, len(y), *x.shape[1:]), new)
+
+    everywhere, by_data, by_member = P(), P(names), P(None, names)
+    run = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(by_data, everywhere, everywhere, by_member, everywhere),
+        out_specs=by_member,
+        check_vma=False,
+    )
+    grouped = jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), states)
+    data: Any = problem.y
+    moved = run(data, arrays, threshold, grouped, until)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moved)
+
+
+def _advanced(fixed: tuple[Problem, Any, Any], states: State, until: Any) -> State:
     def one(state: State) -> State:
         return _one(*fixed, state, until)
 
@@ -368,7 +405,7 @@ def _judge(
 
 def _promised(optimizer: Any, moved: Array, grad: Array) -> Promise:
     """What the gradient promises of a step, and of the whole step that a search shortened."""
-    slope = moved @ grad
+    slope = matmul(moved, grad)
     share = optax.tree_utils.tree_get(optimizer, "learning_rate", default=None)
     gain = jnp.abs(slope) / (jnp.ones_like(slope) if share is None else share.astype(slope.dtype))
     return Promise(moved, slope, gain)
@@ -380,7 +417,7 @@ def _lost(state: State, promise: Promise, change: Array, grad: Array) -> tuple[A
     The trapezoidal rule is right to third order in the step, and gradients keep digits where
     losses, sums of many large numbers, have lost them. A step that was not taken tells nothing.
     """
-    along = (promise.move @ grad).astype(change.dtype)
+    along = matmul(promise.move, grad).astype(change.dtype)
     missed = jnp.abs(change - (promise.slope + along) / 2)
     is_lost = (promise.gain <= missed) & (state.step > 0)
     is_idle = (missed == 0) | ~jnp.isfinite(missed)

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.display import aligned
+from kronax.domains import parameters
 from kronax.fitting.result import FitResult
 from kronax.gp.axes.indexes import is_labelled
 from kronax.gp.grid import GridGP
@@ -16,7 +18,6 @@ from kronax.gp.labelled.data_arrays import in_order_of
 from kronax.gp.means.regression import MarginalMean
 from kronax.linalg.arrays.checks import check_plain, refuse_traced
 from kronax.linalg.arrays.nested_lists import without_mask
-from kronax.parameters import aligned, parameters
 
 # What orders the rows, and whether the largest comes first.
 ORDERS = {"loo": True, "log_marginal_likelihood": True, "bic": False, "aic": False}

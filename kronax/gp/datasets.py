@@ -1,6 +1,6 @@
 """Predictions as an xarray Dataset: with the coordinates, names and units that the data came in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import is_dates, plain
 from kronax.gp.axes.labels import is_labels
-from kronax.gp.labelled.templates import xarray
+from kronax.gp.labelled.packages import pandas, xarray
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 
 MEAN, SD, QUANTILES, DRAWS = "mean", "standard_deviation", "quantiles", "draws"
@@ -37,7 +37,7 @@ def to_dataset(
     about = _About(post, include_noise)
     variables: dict[str, Any] = {
         MEAN: ((*batch, *dims), mean, about.values("posterior mean")),
-        SD: (dims, np.broadcast_to(sd, mean.shape[len(batch) :]), about.spread()),
+        SD: (*_shared(sd, mean.shape, (*batch, *dims)), about.spread()),
     }
     coordinates = coordinates_of(post, new)
     if levels:
@@ -62,6 +62,14 @@ def to_dataset(
     return package.Dataset(variables, coordinates, about.title())
 
 
+def _shared(
+    sd: np.ndarray, shape: tuple[int, ...], dims: tuple[str, ...]
+) -> tuple[tuple[str, ...], np.ndarray]:
+    """Deviations that all data sets of a batch share have the dimensions of the grid alone."""
+    lead = 0 if sd.ndim == len(shape) else len(shape) - sd.ndim
+    return dims[lead:], np.broadcast_to(sd, shape[lead:])
+
+
 def to_dataarray(post: AbstractPosterior, values: Any, axes: Any, name: str | None) -> Any:
     """The body of `Posterior.to_dataarray`."""
     array, new = np.asarray(values), post.gp.new_axes(axes)
@@ -81,6 +89,52 @@ def to_dataarray(post: AbstractPosterior, values: Any, axes: Any, name: str | No
     coordinates = coordinates_of(post, new)
     known = {k: v for k, v in coordinates.items() if set(_dims_of(v)) <= set(found)}
     return xarray().DataArray(array, known, found, name)
+
+
+def to_frame(post: AbstractPosterior, axes: Any, columns: Mapping[str, Any], data: Any) -> Any:
+    """A long table with a row per cell: where it is, the data if it is on their grid, `columns`."""
+    package, new = pandas(), post.gp.new_axes(axes)
+    dims, batch = grid_dims(post.gp), batch_dims(post)
+    table, template = post.gp.table, post.template
+    names = dims if table is None else table.index
+    shape = (*post.y.shape[: len(batch)], *post.grid_shape(axes))
+    places = [index.ravel() for index in np.indices(shape)]
+    known = {} if template is None else {c.name: c.values.values for c in template.coordinates}
+    found: dict[Any, np.ndarray] = {}
+    for dim, size, place in zip(batch, shape, places, strict=False):
+        found[dim] = known.get(dim, np.arange(size))[place]
+    for name, axis, old, place in zip(names, new, post.gp.axes, places[len(batch) :], strict=True):
+        found.update({key: x[place] for key, x in _labels_of(name, axis or old).items()})
+    if not any(new):
+        own: Any = None if template is None else (template.data or template).name
+        own = table.value if own is None and table is not None else own
+        columns = {"y" if own is None else own: data, **columns}
+    for name, values in columns.items():
+        if name in found:
+            raise ValueError(
+                f"The name {name!r} is that of a column of the posterior, and of an axis or the "
+                "data. Rename that and build the model with the new name."
+            )
+        found[name] = np.broadcast_to(values, shape).ravel()
+    return package.DataFrame(found).infer_objects()
+
+
+def _labels_of(name: Any, axis: Axis) -> dict[Any, np.ndarray]:
+    """The coordinates of one axis as columns: as they were given, zones of time included."""
+    index, given = axis.index, axis.given
+    places = None if axis.static is None else axis.static.values
+    found: dict[Any, np.ndarray] = {}
+    if index is not None and index.values is not None and index.values.values.ndim == 1:
+        found[name] = index.values.values
+    elif given is not None:
+        found[name] = given.values
+    elif places is None or places.ndim == 1:
+        found[name] = np.arange(axis.size) if places is None else places
+    if places is not None and places.ndim == 2:
+        called = () if index is None else index.columns
+        for k, column in enumerate(places.T):
+            found[called[k] if called else f"{name}_{k}"] = column
+    return found
 
 
 def _dims_of(coordinate: Any) -> tuple[str, ...]:

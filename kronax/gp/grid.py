@@ -9,17 +9,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.axes.alignment import refuse_mesh
 from kronax.gp.axes.axis import Axis, as_axis, new_axes, ordered
 from kronax.gp.axes.structure import Structure, check_kernel, factor
-from kronax.gp.kernels.base import Kernel, dtype_of
+from kronax.gp.from_data import FromData
+from kronax.gp.kernels.base import dtype_of
+from kronax.gp.kernels.named import Kernels
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.labelled.data_arrays import (
-    grid_of_data_array,
-    in_grid_order,
-    mean_by_axis,
-    noise_by_axis,
-)
+from kronax.gp.labelled.data_arrays import in_grid_order, mean_by_axis, noise_by_axis
+from kronax.gp.labelled.tables import Table
 from kronax.gp.labelled.templates import template_of
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.likelihoods.distribution import as_likelihood
@@ -44,12 +43,11 @@ from kronax.gp.model.trial import log_likelihood, solved_by
 from kronax.gp.noise.reading import as_noise
 from kronax.gp.noise.variances import SiteNoise
 from kronax.gp.numpyro.sites import NumpyroSites
-from kronax.gp.posterior.posterior import Posterior
+from kronax.gp.posterior.posterior import Posterior, posterior_of
 from kronax.gp.posterior.prior import prior_draws
 from kronax.gp.sites import evidence
-from kronax.gp.sites.posterior import approximated
+from kronax.gp.sites.conditioned import posteriors
 from kronax.gp.start.starts import initialise, random_start
-from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
@@ -57,10 +55,9 @@ from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
-from kronax.parameters import parameter
 
 
-class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
+class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
     """`y ~ N(mean, variance · k_1(x_1, x_1) ⊗ … ⊗ k_d(x_d, x_d) + noise)` on the grid of the axes.
 
     The kernels' outermost scales are gathered in one amplitude `variance`, so that it is
@@ -115,7 +112,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         (2.0, ())
     """
 
-    kernels: tuple[Kernel, ...]
+    kernels: Kernels
     joined: TermSum | None
     axes: tuple[Axis, ...]
     mean: Mean
@@ -131,6 +128,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
     noise: Any = parameter(constraints.positive)
     likelihood: AbstractLikelihood | None = None
     approximation: str = eqx.field(static=True, default="variational")
+    table: Table | None = eqx.field(static=True, default=None)
 
     def __init__(
         self,
@@ -162,14 +160,15 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         observed = in_grid_order(observed, self.axes, self.axis_names, "observed")
         self.observed = mask_of(observed, self.noise_model, self.grid_shape)
         self.gaps, self.iteration = gaps, solver_choice.check_choice(gaps, iteration)
-        self.measured = None
+        self.measured, self.table = None, None
         self.joined, self.terms, self.joined_structure = None, None, None
         if terms is None:
-            self.kernels, self.variance = given[None]
+            found, self.variance = given[None]
         else:
-            self.terms, self.kernels, self.joined, self.variance = merge(
+            self.terms, found, self.joined, self.variance = merge(
                 given, self.axes, self.noise_model, labels
             )
+        self.kernels = Kernels(found, self.axis_names)
         mean = mean_by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
@@ -183,49 +182,6 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
             )
         self.structures = settled(self).structures
         warn_of_lost_digits(self)
-
-    @classmethod
-    def from_xarray(
-        cls,
-        data: Any,
-        kernels: Mapping[str, Any],
-        noise: Any = None,
-        mean: Any = None,
-        structure: Mapping[str, str | int] | None = None,
-        axes: Mapping[str, Any] | None = None,
-        batch_dims: Sequence[str] = (),
-        gaps: str = "auto",
-        iteration: Iteration | None = None,
-        likelihood: Any = None,
-        approximation: str = "variational",
-    ) -> "GridGP":
-        """A process on the grid of a DataArray; its values are not looked at.
-
-        Axes have the order of the dimensions. Data may then be a DataArray with dimensions in any
-        order, and `post.to_dataset()` has the same coordinates, names and units.
-
-        Args:
-            data: the DataArray.
-            kernels: one per dimension, by name.
-            noise: as for a GridGP; a DataArray as well. By default 0.1, where a fit begins.
-            mean: as for a GridGP; a DataArray as well.
-            structure: by name.
-            axes: for some dimensions, what their coordinates do not show: `kx.circle`, `kx.sphere`,
-                `kx.dates`, `kx.regular`, or other coordinates.
-            batch_dims: dimensions without a kernel, which count replicates.
-            gaps: as for a GridGP, as is `iteration`.
-            iteration: settings of the iterations.
-            likelihood: as for a GridGP, as is `approximation`.
-            approximation: of the posterior.
-
-        Raises:
-            KeyError: if a dimension has no kernel, or a name is unknown.
-            ValueError: as for a GridGP.
-        """
-        axes = grid_of_data_array(data, kernels, axes, batch_dims)
-        noise = 0.1 if noise is None and likelihood is None else noise
-        options = {"gaps": gaps, "iteration": iteration, "likelihood": likelihood}
-        return cls(kernels, axes, noise, mean, structure, approximation=approximation, **options)
 
     def covariance(
         self, include_noise: bool = True
@@ -270,7 +226,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """The covariance of the observations, at the cells that have some."""
         return solver_choice.data_covariance(self)
 
-    def log_marginal_likelihood(self, y: Float[Array, "..."]) -> Array:
+    def log_marginal_likelihood(self, y: Any) -> Array:
         """Log density of the data in nats, right to second order in every parameter.
 
         One `eigh` per axis and `2 N Σ n_i` operations; one value per entry of a leading batch. By
@@ -300,7 +256,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         marginal_likelihood.explain(self, grid, value)
         return value
 
-    def log_marginal_likelihood_estimate(self, y: Float[Array, "..."]) -> Estimate:
+    def log_marginal_likelihood_estimate(self, y: Any) -> Estimate:
         """The same with its certificate: error, standard error, residual and iterations.
 
         Exact models have errors of zero. With a likelihood it is that of the approximate evidence.
@@ -314,10 +270,11 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         room: Any = marginal_likelihood if self.likelihood is None else evidence
         return room.estimate(seen.measuring(grid), grid)
 
-    def condition(self, y: Float[Array, "..."]) -> Posterior:
+    def condition(self, y: Any) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
 
-        Its results are on the grid, in whichever form the data come.
+        Its results are on the grid, in whichever form the data come. With a likelihood it is a
+        `kx.LikelihoodPosterior`, and of a batch `kx.LikelihoodPosteriors`.
 
         Args:
             y: as for `log_marginal_likelihood`.
@@ -331,12 +288,9 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         seen.check_model()
         seen, template = seen.measuring(grid), template_of(y, self.axis_names)
         if self.likelihood is not None:
-            return approximated(seen, grid, template)
-        operator, found = marginal_likelihood.conditioned(seen, grid)
-        made_of = fingerprint_of_tree((seen, grid))
-        return Posterior(
-            seen, grid, operator, found.value, found.regression, template, found.estimate, made_of
-        )
+            found: Any = posteriors(seen, grid, template)
+            return found
+        return posterior_of(seen, grid, template)
 
     def sample(
         self,
@@ -353,7 +307,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         checks.check_ranks(self)
         return prior_draws(self, key, sample_shape, include_noise)
 
-    def initialise(self, y: Float[Array, "..."], freeze: Any = ()) -> "GridGP":
+    def initialise(self, y: Any, freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
 
         A constant mean is that of the data, and the coefficients of a mean that has others are
@@ -383,7 +337,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """
         return initialise(self, y, freeze)
 
-    def random_start(self, key: PRNGKeyArray, y: Float[Array, "..."]) -> "GridGP":
+    def random_start(self, key: PRNGKeyArray, y: Any) -> "GridGP":
         """The model at a random place around `initialise(y)`, as `kx.fit(restarts=…)` uses it.
 
         Positive parameters move by a factor that is log-normal with standard deviation 1, others by
@@ -436,7 +390,7 @@ class GridGP(NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """The process that knows the gaps of the data, and the data, checked."""
         if self.likelihood is not None:
             y = as_floats(y, self.dtype)
-        y = in_grid_order(y, self.axes, self.axis_names)
+        y = in_grid_order(y, self.axes, self.axis_names, table=self.table)
         grid = self.check_data(y)
         # Constants keep their values inside jit as long as they are not converted.
         seen = with_observed(self, gaps_of(self, y))

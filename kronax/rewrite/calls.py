@@ -1,5 +1,6 @@
 """Rules of library functions as a whole, where their primitives say too little."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 
 from kronax.linalg.functions.logdet import logdet
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.rewrite.interpreter import Run
-from kronax.rewrite.matrices import operator_of
+from kronax.rewrite.interpreter import Run, closed_of
 from kronax.rewrite.roots import asked, note_solve
-from kronax.rewrite.tensors import Tensor
+from kronax.rewrite.values.matrices import operator_of
+from kronax.rewrite.values.tensors import Tensor
 
 
 def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
@@ -19,7 +20,8 @@ def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
     matrix = values[0]
     if len(values) != 1 or not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    if str(eqn.params["jaxpr"]) != _reference(matrix.shape, matrix.dtype):
+    body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+    if str(body) not in _references(matrix.shape, matrix.dtype):
         return None
     op = asked(operator_of, matrix)
     value = asked(logdet, op)
@@ -36,10 +38,28 @@ def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _reference(shape: tuple[int, ...], dtype: Any) -> str:
-    """The program of JAX's own function of that name."""
-    closed = jax.make_jaxpr(jnp.linalg.slogdet)(jax.ShapeDtypeStruct(shape, dtype))
-    return str(closed.jaxpr.eqns[0].params["jaxpr"]) if len(closed.jaxpr.eqns) == 1 else ""
+def _references(shape: tuple[int, ...], dtype: Any) -> tuple[str, ...]:
+    """The programs of JAX's own function of that name, for a batch and mapped over one."""
+    mapped: Any = jnp.linalg.slogdet
+    found: list[str] = []
+    for function in (jnp.linalg.slogdet, None)[: len(shape) - 1]:
+        if function is None:
+            for _ in shape[:-2]:
+                mapped = jax.vmap(mapped)
+        closed = jax.make_jaxpr(function or mapped)(jax.ShapeDtypeStruct(shape, dtype))
+        found += map(str, _bodies(closed.jaxpr, len(closed.jaxpr.outvars)))
+    return tuple(found)
 
 
-CALL_RULES: dict[str, Any] = {"call:slogdet": _slogdet}
+def _bodies(jaxpr: Any, results: int) -> Iterator[Any]:
+    """The bodies of a call that is all there is, and of the call inside of it."""
+    if len(jaxpr.eqns) != 1 or len(jaxpr.eqns[0].outvars) != results:
+        return
+    params = jaxpr.eqns[0].params
+    body = params.get("jaxpr", params.get("call_jaxpr"))
+    if body is not None:
+        yield body
+        yield from _bodies(closed_of(body).jaxpr, results)
+
+
+CALL_RULES: dict[str, Any] = {"call:slogdet": _slogdet, "call:_slogdet_lu": _slogdet}

@@ -1,5 +1,6 @@
 """A traced program run again, equation by equation, with products that are not formed."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -12,9 +13,10 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.rewrite.matrices import describe
 from kronax.rewrite.report import Log, Place, is_library
-from kronax.rewrite.tensors import Tensor, Unstructured, identity
+from kronax.rewrite.values.matrices import describe
+from kronax.rewrite.values.meanings import Density
+from kronax.rewrite.values.tensors import Tensor, Unstructured, identity
 
 # Calls of which the body may be run in place.
 CALLS = {
@@ -27,6 +29,8 @@ CALLS = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
+# What acts on the world outside of the program although nobody uses its results.
+KEPT = ("numpyro_site",)
 # Those with derivative rules of their own, which stay the user's.
 WITH_RULES = ("custom_jvp_call", "custom_vjp_call")
 
@@ -62,6 +66,39 @@ class Deferred:
         """Of the array that it stands for."""
         return self.equation.eqn.outvars[self.index].aval.shape
 
+    @property
+    def dtype(self) -> Any:
+        """Of the array that it stands for."""
+        return self.equation.eqn.outvars[self.index].aval.dtype
+
+
+def unshared(values: Sequence[Any]) -> list[Any]:
+    """The same values for another trace: what is formed there must not be used outside of it."""
+    made: dict[int, Any] = {}
+
+    def copied(value: Any) -> Any:
+        if id(value) in made:
+            return made[id(value)]
+        if isinstance(value, Tensor):
+            copy: Any = dataclasses.replace(value)
+        elif isinstance(value, Deferred):
+            copy = Deferred(equation(value.equation), copied(value.meaning), value.index)
+        else:
+            return value
+        made[id(value)] = copy
+        return copy
+
+    def equation(old: Equation) -> Equation:
+        if id(old) not in made:
+            new = Equation(old.eqn, old.values)
+            if old.results is None:
+                new.values = [copied(value) for value in old.values]
+            new.results = old.results
+            made[id(old)] = new
+        return made[id(old)]
+
+    return [copied(value) for value in values]
+
 
 Rule = Callable[..., list[Any] | None]
 
@@ -73,10 +110,18 @@ class Run:
         log: of what happens.
         rules: by primitive; a rule returns the results, or None where it has none.
         starters: the primitives whose rules are asked although all values are plain arrays.
+        same_draws: whether a Cholesky factor is to be the dense code's own, not any root.
     """
 
-    def __init__(self, log: Log, rules: dict[str, Rule], starters: frozenset[str]):
+    def __init__(
+        self,
+        log: Log,
+        rules: dict[str, Rule],
+        starters: frozenset[str],
+        same_draws: bool = True,
+    ):
         self.log, self.rules, self.starters = log, rules, starters
+        self.same_draws = same_draws
         self._eqn: Any = None
         self._outer: Place | None = None
         # Which results of the present equation somebody uses.
@@ -129,6 +174,10 @@ class Run:
                 self.log.formed(place, describe(value), value.shape, why)
             return value.dense
         if isinstance(value, Deferred):
+            if not self.same_draws and hasattr(value.meaning, "by_another_root"):
+                return value.meaning.by_another_root()
+            if isinstance(value.meaning, Density):
+                return value.meaning.value().astype(value.dtype)
             return value.equation.computed(self, place)[value.index]
         return value
 
@@ -148,8 +197,13 @@ class Run:
         why = None
         rule = self.rules.get(_called(eqn)) or self.rules.get(name)
         if rule is not None and (structured or name in self.starters):
+            # A product that was left apart goes on as its parts.
+            parts = [
+                v.meaning if isinstance(v, Deferred) and isinstance(v.meaning, Tensor) else v
+                for v in values
+            ]
             try:
-                results = rule(self, eqn, *values)
+                results = rule(self, eqn, *parts)
             except Unstructured as error:
                 why, results = str(error), None
             if results is not None and _fit(results, eqn):
@@ -196,7 +250,7 @@ def _live(jaxpr: Any, wanted: Sequence[bool]) -> list[tuple[Any, list[bool]]]:
     kept = []
     for eqn in reversed(jaxpr.eqns):
         used = [v in needed for v in eqn.outvars]
-        if any(used) or eqn.effects:
+        if any(used) or eqn.effects or eqn.primitive.name in KEPT:
             kept.append((eqn, used))
             needed.update(v for v in eqn.invars if not isinstance(v, Literal))
     return kept[::-1]
@@ -214,7 +268,8 @@ def _in_context(eqn: Any) -> Any:
 
 def _called(eqn: Any) -> str:
     """The name of a library function that is called, which its rule has to verify."""
-    return f"call:{eqn.params.get('name')}" if eqn.primitive.name in ("jit", "pjit") else ""
+    named = eqn.primitive.name in ("jit", "pjit", "custom_jvp_call")
+    return f"call:{eqn.params.get('name')}" if named else ""
 
 
 def _is_from_library(closed: Any) -> bool:

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 from jax import lax
 
-from kronax.rewrite.interpreter import Deferred, Run, closed_of, may_hold_product
+from kronax.rewrite.interpreter import Deferred, Run, closed_of, may_hold_product, unshared
 from kronax.rewrite.report import DenseProductError, Log
-from kronax.rewrite.tensors import Tensor
+from kronax.rewrite.values.tensors import Tensor
 
 
 def _structured(values: Any) -> bool:
@@ -24,7 +24,7 @@ def _cond(run: Run, eqn: Any, index: Any, *operands: Any) -> Any:
 
     def one(branch: Any) -> Any:
         def body() -> list[Any]:
-            results = run.evaluate(branch.jaxpr, branch.consts, operands)
+            results = run.evaluate(branch.jaxpr, branch.consts, unshared(operands))
             return [run.formed(r, place) for r in results]
 
         return body
@@ -38,7 +38,7 @@ def _any_platform(run: Run, eqn: Any, branches: Any, operands: Any) -> Any:
         return None
     place = run.here
     for branch in branches:
-        trial = Run(Log(strict=True), run.rules, run.starters)
+        trial = Run(Log(strict=True), run.rules, run.starters, run.same_draws)
         try:
             results = trial.evaluate(branch.jaxpr, branch.consts, operands, place)
         except DenseProductError:
@@ -58,7 +58,7 @@ def _scan(run: Run, eqn: Any, *values: Any) -> Any:
     rest = [run.formed(v, place) for v in values[num_consts:]]
 
     def step(carry: Any, x: Any) -> Any:
-        results = run.evaluate(body.jaxpr, body.consts, (*consts, *carry, *x))
+        results = run.evaluate(body.jaxpr, body.consts, (*unshared(consts), *carry, *x))
         arrays = [run.formed(r, place) for r in results]
         return tuple(arrays[:carried]), tuple(arrays[carried:])
 
@@ -93,11 +93,13 @@ def _while(run: Run, eqn: Any, *values: Any) -> Any:
     condition, body = closed_of(params["cond_jaxpr"]), closed_of(params["body_jaxpr"])
 
     def holds(carry: Any) -> jax.Array:
-        (result,) = run.evaluate(condition.jaxpr, condition.consts, (*of_condition, *carry))
+        (result,) = run.evaluate(
+            condition.jaxpr, condition.consts, (*unshared(of_condition), *carry)
+        )
         return run.formed(result, place)
 
     def step(carry: Any) -> Any:
-        results = run.evaluate(body.jaxpr, body.consts, (*of_body, *carry))
+        results = run.evaluate(body.jaxpr, body.consts, (*unshared(of_body), *carry))
         return tuple(run.formed(r, place) for r in results)
 
     return list(lax.while_loop(holds, step, start))

@@ -1,34 +1,65 @@
 """Functions with dense Kronecker products, rewritten."""
 
 import functools
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from types import CellType, FunctionType
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from kronax.rewrite.calls import CALL_RULES
 from kronax.rewrite.interpreter import Run
 from kronax.rewrite.loops import LOOP_RULES
+from kronax.rewrite.programs import Programs, is_array
 from kronax.rewrite.report import Log, Place
 from kronax.rewrite.rules import STARTERS, TENSOR_RULES
+from kronax.rewrite.sites import SITE, SITE_RULES, seen
 from kronax.rewrite.solves import SOLVE_RULES
 
-RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES}
+RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES, **SITE_RULES}
+# What JAX calls the functions that `grad`, `value_and_grad`, `jacfwd` and `jacrev` return.
+DERIVATIVES = ("grad_f", "value_and_grad_f", "jacfun", "reraise_with_filtered_traceback")
+JAX = os.path.dirname(jax.__file__) + os.sep
+ASKED_ALWAYS = STARTERS | {SITE.name}
 
 
 class Rewritten:
     """A function of which the Kronecker products are not formed; see `kx.rewrite`."""
 
-    def __init__(self, function: Callable[..., Any], strict: bool):
+    def __init__(self, function: Callable[..., Any], strict: bool, same_draws: bool):
         functools.update_wrapper(self, function, updated=())
-        self.function, self.strict = function, strict
+        self.function, self.strict, self.same_draws = function, strict, same_draws
+        self.programs = Programs(function)
+        # Where the function is a transformation of JAX: that of the rewritten function, and this.
+        self.inner: list[Rewritten] = []
+        self.transformed = _transformed(function, self._within)
+        self.log: Log | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the function returns."""
-        return self._run(Log(strict=self.strict), args, kwargs)
+        if self.transformed is not None:
+            return self.transformed(*args, **kwargs)
+        return self._run(self.log or Log(strict=self.strict), args, kwargs)
+
+    def _within(self, function: Callable[..., Any]) -> "Rewritten":
+        self.inner.append(Rewritten(function, self.strict, self.same_draws))
+        return self.inner[-1]
+
+    @contextmanager
+    def _telling(self, log: Log) -> Iterator[None]:
+        """What happens, here and inside, goes into `log`."""
+        with ExitStack() as stack:
+            for each in self.inner:
+                stack.enter_context(each._telling(log))
+            self.log = log
+            try:
+                yield
+            finally:
+                self.log = None
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """A table of what is found in the function, where, and what becomes of it.
@@ -41,47 +72,44 @@ class Rewritten:
             **kwargs: the same.
         """
         log = Log(quiet=True)
-        dynamic, static = eqx.partition((args, kwargs), _is_array)
+        dynamic, static = eqx.partition((args, kwargs), is_array)
 
         def abstract(arrays: Any) -> Any:
             own_args, own_kwargs = eqx.combine(arrays, static)
-            result = self._run(log, own_args, own_kwargs)
-            return eqx.filter(result, _is_array)
+            with seen(), self._telling(log):
+                result = self(*own_args, **own_kwargs)
+            return eqx.filter(result, is_array)
 
         jax.eval_shape(abstract, dynamic)
         return str(log)
 
     def _run(self, log: Log, args: Any, kwargs: Any) -> Any:
-        dynamic, static = eqx.partition((args, kwargs), _is_array)
-        leaves, treedef = jax.tree.flatten(dynamic)
-        rest: list[Any] = []
-
-        def flat(*arrays: Any) -> Any:
-            own_args, own_kwargs = eqx.combine(jax.tree.unflatten(treedef, arrays), static)
-            results, others = eqx.partition(self.function(*own_args, **own_kwargs), _is_array)
-            rest[:] = [others, jax.tree.structure(results)]
-            return jax.tree.leaves(results)
-
-        closed = jax.make_jaxpr(flat)(*leaves)
-        others, structure = rest
-        run = Run(log, RULES, STARTERS)
-        results = run.evaluate(closed.jaxpr, closed.consts, leaves)
-        arrays = [jnp.asarray(run.formed(value, _returned(self.function))) for value in results]
-        return eqx.combine(jax.tree.unflatten(structure, arrays), others)
+        program, leaves = self.programs.of(args, kwargs)
+        run = Run(log, RULES, ASKED_ALWAYS, self.same_draws)
+        results = run.evaluate(program.closed.jaxpr, program.closed.consts, leaves)
+        place = _returned(self.function)
+        return program.returned([jnp.asarray(run.formed(value, place)) for value in results])
 
 
-def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
+def rewrite(
+    function: Callable[..., Any], *, strict: bool = False, same_draws: bool = True
+) -> Rewritten:
     """`function` with the same arguments and results, and without dense Kronecker products.
 
     The program is traced, and `jnp.kron` with what is done to it is recognised: products of any
     number of factors, multiples, transposes, sums of two, and `+ c * jnp.eye(n)`; then `solve`,
     `inv`, `det`, `slogdet`, `cholesky` with triangular solves and the logarithms of its diagonal,
     `cho_solve`, `@`, `einsum`, `trace`, `diagonal`, and what is made of these: the log densities of
-    SciPy and of NumPyro's `MultivariateNormal`. What is computed then is kronax's, derivatives
-    included. What is not recognised is computed as written, with a warning that says where.
+    SciPy and of NumPyro's `MultivariateNormal`, with batches. What is computed then is kronax's,
+    derivatives included. What is not recognised is computed as written, with a warning that says
+    where.
+
+    A NumPyro model is rewritten as a whole, `@kx.rewrite` above it: it is a model then as before,
+    for `NUTS`, `SVI`, `Predictive` and every handler.
 
     The result composes with `jax.jit`, `grad`, `hessian` and `vmap`, on either side. Python
-    numbers among the arguments are constants, as in `eqx.filter_jit`.
+    numbers among the arguments are constants, as in `eqx.filter_jit`. It is traced once for the
+    same shapes, and again when what the function refers to has changed.
 
     Where an exact rule needs symmetric factors (with noise, in a sum, after `cholesky`), concrete
     factors that are not are computed densely, with the warning; traced ones give NaN.
@@ -89,6 +117,10 @@ def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
     Args:
         function: of arrays or pytrees of them.
         strict: raise where a product would be formed.
+        same_draws: whether `L @ ε` with a Cholesky factor `L` is to be the number of the dense
+            code. The factor of a product plus noise, or of a sum, is no product. With False another
+            root of the same matrix takes its place, `R Rᵀ = L Lᵀ`, without a dense array: draws are
+            equal in distribution then, and so are residuals `L⁻¹ y` that are handed out.
 
     Raises:
         DenseProductError: with `strict`, when it is called, naming the line.
@@ -100,7 +132,40 @@ def rewrite(function: Callable[..., Any], *, strict: bool = False) -> Rewritten:
         >>> kx.rewrite(f)(jnp.eye(3), jnp.eye(2), jnp.ones(6)).sum().round(3).item()
         4.0
     """
-    return Rewritten(function, strict)
+    return Rewritten(function, strict, same_draws)
+
+
+def _transformed(function: Any, rewritten: Callable[..., Any]) -> Any:
+    """`jax.grad(f)` and the like with `rewritten(f)` in place of `f`; None for other functions.
+
+    What a derivative is made of is harder to recognise than the program, and kronax has its own.
+    """
+    code = getattr(function, "__code__", None)
+    if code is None or not code.co_filename.startswith(JAX) or function.__closure__ is None:
+        return None
+    cells, changed = [], False
+    for name, cell in zip(code.co_freevars, function.__closure__, strict=True):
+        if name in ("fun", "f") or name.endswith("_f"):
+            inside = cell.cell_contents
+            if callable(inside):
+                found = _transformed(inside, rewritten)
+                if found is None and code.co_name in DERIVATIVES and not _is_jax(inside):
+                    found = rewritten(inside)
+                if found is not None:
+                    cell, changed = CellType(found), True
+        cells.append(cell)
+    if not changed:
+        return None
+    made = FunctionType(
+        code, function.__globals__, function.__name__, function.__defaults__, tuple(cells)
+    )
+    made.__kwdefaults__ = function.__kwdefaults__
+    return made
+
+
+def _is_jax(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    return code is not None and code.co_filename.startswith(JAX)
 
 
 def _returned(function: Callable[..., Any]) -> Place:
@@ -109,7 +174,3 @@ def _returned(function: Callable[..., Any]) -> Place:
     if code is None:
         return Place(name, "<unknown>", 0)
     return Place(name, code.co_filename, code.co_firstlineno)
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, jax.Array | np.ndarray | np.generic)

@@ -1,6 +1,7 @@
 """Rules of single primitives on tensors: what keeps the structure of a Kronecker product."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from typing import Any, NamedTuple
 
@@ -9,10 +10,19 @@ import numpy as np
 from jax import lax
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.rewrite.interpreter import Deferred, Equation, Run, is_number, settled
-from kronax.rewrite.matrices import describe
-from kronax.rewrite.meanings import (
+from kronax.rewrite.masks import MASK_RULES, is_identity, summed_mask
+from kronax.rewrite.roots import (
+    asked,
+    deferred_times,
+    summed,
+    whitened_arithmetic,
+    whitened_moved,
+    whitened_product,
+)
+from kronax.rewrite.values.algebra import add, apart, contract, multiply
+from kronax.rewrite.values.matrices import describe, operator_of
+from kronax.rewrite.values.meanings import (
     Index,
     Inverse,
     Masked,
@@ -21,26 +31,10 @@ from kronax.rewrite.meanings import (
     TriangleMask,
     Whitened,
 )
-from kronax.rewrite.roots import (
-    asked,
-    inverse_times,
-    root_times_root,
-    summed,
-    whitened_arithmetic,
-    whitened_moved,
-    whitened_product,
-)
-from kronax.rewrite.tensors import Tensor, Unstructured, add, contract, identity, lift, multiply
+from kronax.rewrite.values.tensors import LARGE, Tensor, Unstructured, lift
 
 # Asked also where no value has structure yet: products begin here.
 STARTERS = frozenset({"iota", "broadcast_in_dim", "dot_general", "cond", "scan", "while"})
-
-
-def _iota(run: Run, eqn: Any) -> Any:
-    shape = eqn.params["shape"]
-    if len(shape) != 2 or shape[0] != shape[1]:
-        return None
-    return [Deferred(Equation(eqn, []), Index(eqn.params["dimension"]))]
 
 
 def _broadcast_in_dim(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
@@ -48,27 +42,48 @@ def _broadcast_in_dim(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
     if dynamic:
         return None
     if isinstance(value, Deferred):
-        return whitened_moved(eqn, value, lambda axis: dimensions[axis])
+        if isinstance(value.meaning, Whitened):
+            return whitened_moved(eqn, value, lambda axis: dimensions[axis])
+        return _repeated(eqn, value, tuple(dimensions))
     tensor = value if isinstance(value, Tensor) else lift(value)
     return [tensor.broadcast(shape, dimensions)]
 
 
-def _moved(method: Callable[[Any, Tensor], Tensor], place: Callable[[Any, Any, int], int]) -> Any:
-    """A rule of what moves axes alone; `place` says where an axis of whitened vectors goes."""
+def _repeated(eqn: Any, value: Deferred, dimensions: tuple[int, ...]) -> Any:
+    """What has a meaning in its last axes, with others in front."""
+    ahead = len(_shape(eqn)) - len(value.shape)
+    own = 2 - isinstance(value.meaning, RootDiagonal)
+    if ahead < 0 or dimensions != tuple(range(ahead, ahead + len(value.shape))):
+        return None
+    if _shape(eqn)[-own:] != value.shape[-own:]:
+        return None
+    if not isinstance(value.meaning, TriangleMask | Root | RootDiagonal | Inverse):
+        return None
+    return [Deferred(Equation(eqn, [value]), value.meaning)]
 
-    def rule(run: Run, eqn: Any, value: Any, *rest: Any) -> Any:
-        if rest:
-            return None
-        if isinstance(value, Tensor):
-            return [method(eqn, value)]
-        return whitened_moved(eqn, value, lambda axis: place(eqn, value, axis))
 
-    return rule
-
-
-def _squeezed(eqn: Any, value: Any, axis: int) -> int:
+def _squeeze(run: Run, eqn: Any, value: Any) -> Any:
     gone = eqn.params["dimensions"]
-    return axis - sum(d < axis for d in gone)
+    if isinstance(value, Tensor):
+        return [value.reshape(_shape(eqn))]
+    if isinstance(value.meaning, Whitened):
+        return whitened_moved(eqn, value, lambda axis: axis - sum(d < axis for d in gone))
+    return _same_matrix(eqn, value)
+
+
+def _same_matrix(eqn: Any, value: Deferred) -> Any:
+    """What has a meaning in its last axes, of which the batch is reshaped."""
+    shape, meaning = _shape(eqn), value.meaning
+    if shape[-2:] != value.shape[-2:]:
+        return None
+    ahead = len(shape) - len(value.shape)
+    if ahead >= 0 and shape == (*(1,) * ahead, *value.shape):
+        return _repeated(eqn, value, tuple(range(ahead, len(shape))))
+    if not isinstance(meaning, Root):
+        return None
+    matrix = meaning.matrix
+    places = range(len(value.shape) - len(matrix.groups), len(value.shape))
+    return [_root_of(eqn, value, meaning, matrix.broadcast(value.shape, places).reshape(shape))]
 
 
 def _reshaped(eqn: Any, value: Any, axis: int) -> int:
@@ -83,13 +98,32 @@ def _transpose(run: Run, eqn: Any, value: Any) -> Any:
     permutation = eqn.params["permutation"]
     if isinstance(value, Tensor):
         return [value.transpose(permutation)]
-    meaning = value.meaning
-    swaps = permutation == (1, 0)
+    meaning, rank = value.meaning, len(permutation)
+    swaps = tuple(permutation) == (*range(rank - 2), rank - 1, rank - 2)
     if isinstance(meaning, Root) and swaps:
         return [Deferred(Equation(eqn, [value]), meaning.transpose())]
     if isinstance(meaning, Inverse) and swaps:
         return [value]
     return whitened_moved(eqn, value, permutation.index)
+
+
+def _rev(run: Run, eqn: Any, value: Any) -> Any:
+    dimensions, rank = eqn.params["dimensions"], len(_shape(eqn))
+    if isinstance(value, Tensor):
+        return [value.reverse(dimensions)] if value.has_structure else None
+    meaning = value.meaning
+    if not isinstance(meaning, Root) or {*dimensions} != {rank - 2, rank - 1}:
+        return None
+    turned = meaning.matrix.reverse([len(meaning.matrix.groups) - k for k in (2, 1)])
+    triangle = "upper" if meaning.triangle == "lower" else "lower"
+    root = replace(meaning, triangle=triangle)
+    return [_root_of(eqn, value, root, turned)]
+
+
+def _root_of(eqn: Any, value: Deferred, root: Root, matrix: Tensor) -> Deferred:
+    """The same root of the matrix in another shape."""
+    op = asked(operator_of, matrix, definite=True)
+    return Deferred(Equation(eqn, [value]), replace(root, op=op, matrix=matrix))
 
 
 def _same(run: Run, eqn: Any, value: Any) -> Any:
@@ -123,7 +157,9 @@ def _convert(run: Run, eqn: Any, value: Any) -> Any:
 def _negative(run: Run, eqn: Any, value: Any) -> Any:
     if isinstance(value, Deferred):
         return whitened_arithmetic(run, eqn, value)
-    if not value.has_structure or not jnp.issubdtype(value.dtype, jnp.floating):
+    if not (value.has_structure or value.is_apart):
+        return None
+    if not jnp.issubdtype(value.dtype, jnp.floating):
         return None
     return [value.scaled(np.asarray(-1, value.dtype))]
 
@@ -165,22 +201,13 @@ def _mul_deferred(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     for value, other in ((first, second), (second, first)):
         if not isinstance(value, Deferred):
             continue
-        if isinstance(value.meaning, Root | Inverse) and _is_identity(other):
+        if isinstance(value.meaning, Root | Inverse) and is_identity(other):
             return [Deferred(Equation(eqn, [first, second]), Masked(value.meaning))]
     return whitened_arithmetic(run, eqn, first, second)
 
 
 def _shape(eqn: Any) -> tuple[int, ...]:
     return eqn.outvars[0].aval.shape
-
-
-def _is_identity(value: Any) -> bool:
-    """Whether it is the identity matrix itself."""
-    if not isinstance(value, Tensor) or len(value.groups) != 2 or len(value.terms) != 1:
-        return False
-    (term,) = value.terms
-    pairs = set(zip(value.axes_of(0), value.axes_of(1), strict=False))
-    return all(p.array is None for p in term) and {tuple(sorted(p.axes)) for p in term} == pairs
 
 
 def _div(run: Run, eqn: Any, first: Any, second: Any) -> Any:
@@ -204,81 +231,24 @@ def _add(sign: int) -> Callable[..., Any]:
             return whitened_arithmetic(run, eqn, first, second)
         if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
             return None
-        if not (first.has_structure and second.has_structure):
+        if not all(t.has_structure or t.is_apart for t in (first, second)):
             return None
-        if first.shape != second.shape or not jnp.issubdtype(dtype, jnp.floating):
+        if not jnp.issubdtype(dtype, jnp.floating):
             return None
         return [add(first, second if sign > 0 else second.scaled(np.asarray(-1, dtype)), dtype)]
 
     return rule
 
 
-def _compare(run: Run, eqn: Any, first: Any, second: Any) -> Any:
-    rows, columns = (v.meaning if isinstance(v, Deferred) else None for v in (first, second))
-    if not (isinstance(rows, Index) and isinstance(columns, Index)):
-        return None
-    name, shape = eqn.primitive.name, _shape(eqn)
-    dims = (rows.dimension, columns.dimension)
-    if rows.offset != columns.offset or set(dims) != {0, 1}:
-        return None
-    if name == "eq":
-        return [identity(shape[0], jnp.bool_)]
-    lower = (name == "ge") == (dims == (0, 1))
-    mask = TriangleMask("lower" if lower else "upper")
-    return [Deferred(Equation(eqn, [first, second]), mask)]
-
-
-def _select_n(run: Run, eqn: Any, which: Any, *cases: Any) -> Any:
-    """Of an identity mask its diagonal, of a triangular mask what is triangular already."""
-    if len(cases) != 2 or not _is_zero(cases[0]):
-        return None
-    case = cases[1]
-    mask = _triangle(which)
-    if mask is not None:
-        if isinstance(case, Deferred):
-            if not isinstance(case.meaning, Root) or case.meaning.triangle != mask:
-                return None
-            # Formed, it needs the mask: the primitive leaves anything in the other triangle.
-            return [Deferred(Equation(eqn, [which, *cases]), case.meaning)]
-        return [case] if getattr(case, "triangle", None) == mask else None
-    if not _is_identity(which):
-        return None
-    if isinstance(case, Deferred):
-        if isinstance(case.meaning, Root | Inverse):
-            return [Deferred(Equation(eqn, [which, *cases]), Masked(case.meaning))]
-        return None
-    tensor = case if isinstance(case, Tensor) else lift(case)
-    return [multiply(which.cast(tensor.dtype), tensor, tensor.dtype)]
-
-
-def _is_zero(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return value.is_zero
-    return not isinstance(value, Deferred) and is_concrete(value) and not np.asarray(value).any()
-
-
-def _triangle(which: Any) -> str | None:
-    """Which triangle a mask keeps, from its equation or from its values."""
-    if isinstance(which, Deferred):
-        return which.meaning.kept if isinstance(which.meaning, TriangleMask) else None
-    if isinstance(which, Tensor) or not is_concrete(which) or jnp.ndim(which) != 2:
-        return None
-    values = np.asarray(which)
-    for kept, of in (("lower", np.tril), ("upper", np.triu)):
-        if np.array_equal(values, of(np.ones(values.shape, bool))):
-            return kept
-    return None
-
-
 def _reduce_sum(run: Run, eqn: Any, value: Any) -> Any:
     axes = tuple(eqn.params["axes"])
     if isinstance(value, Deferred):
         if isinstance(value.meaning, Masked):
-            return _summed_mask(run, eqn, value, axes)
+            return summed_mask(run, eqn, value, axes)
         return summed(run, eqn, value, axes)
     if not axes:
         return [value]
-    if not value.has_structure:
+    if not (value.has_structure or value.is_apart):
         return None
     kept = [k for k in range(len(value.groups)) if k not in axes]
     result = settled(contract([(value, range(len(value.groups)))], kept))
@@ -286,46 +256,6 @@ def _reduce_sum(run: Run, eqn: Any, value: Any) -> Any:
         cost = prod(value.shape)
         run.log.note(run.here, describe(value), "factor by factor", cost, sum(value.sizes))
     return [result]
-
-
-def _summed_mask(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> Any:
-    of = value.meaning.of
-    if isinstance(of, Root):
-        if len(axes) != 1:
-            return None
-        return [Deferred(Equation(eqn, [value]), RootDiagonal(of))]
-    return [
-        _diagonal_of_inverse(run, of) if len(axes) == 1 else _diagonal_of_inverse(run, of).sum()
-    ]
-
-
-def _diagonal_of_inverse(run: Run, of: Inverse) -> Any:
-    found = asked(inverse_diagonal, of.op).reshape(-1)
-    run.log.note(run.here, describe(of.matrix), "kx.inverse_diagonal", 0.0, 0.0)
-    return found
-
-
-def _gather(run: Run, eqn: Any, value: Any, indices: Any) -> Any:
-    """The diagonal, where the indices are known and are those of one."""
-    numbers = eqn.params["dimension_numbers"]
-    if isinstance(indices, Tensor | Deferred) or not is_concrete(indices):
-        return None
-    n = value.shape[-1]
-    if (
-        value.shape != (n, n)
-        or tuple(numbers.collapsed_slice_dims) != (0, 1)
-        or tuple(numbers.start_index_map) != (0, 1)
-        or not np.array_equal(np.asarray(indices), np.stack([np.arange(n)] * 2, -1))
-    ):
-        return None
-    if isinstance(value, Tensor):
-        both = [(value, "ij"), (identity(n, value.dtype), "ij")]
-        return [settled(contract(both, "i"))]
-    if isinstance(value.meaning, Root):
-        return [Deferred(Equation(eqn, [value, indices]), RootDiagonal(value.meaning))]
-    if isinstance(value.meaning, Inverse):
-        return [_diagonal_of_inverse(run, value.meaning)]
-    return None
 
 
 def _pad(run: Run, eqn: Any, value: Any, fill: Any) -> Any:
@@ -351,20 +281,15 @@ def _labels(eqn: Any, first: Any, second: Any) -> _Labels:
 
 def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     deferred = [v.meaning if isinstance(v, Deferred) else None for v in (first, second)]
-    if any(isinstance(m, Whitened) for m in deferred):
+    if all(isinstance(m, Whitened) for m in deferred):
         return whitened_product(run, eqn, first, second)
-    if any(isinstance(m, Inverse) for m in deferred):
-        return inverse_times(run, eqn, first, second)
-    one, two = deferred
-    if isinstance(one, Root) and isinstance(two, Root):
-        return root_times_root(eqn, one, two)
     if any(deferred):
-        return None
+        return deferred_times(run, eqn, first, second)
     tensors = [v if isinstance(v, Tensor) else lift(v) for v in (first, second)]
     labels = _labels(eqn, *tensors)
     begins = not set(labels.left) & set(labels.right) and min(len(t.groups) for t in tensors) > 1
-    if not (begins or any(t.has_structure for t in tensors)):
-        return None
+    if not (begins or any(t.has_structure or t.is_apart for t in tensors)):
+        return _apart(eqn, tensors, labels)
     options = {"precision": eqn.params["precision"]}
     pairs = [(tensors[0], labels.left), (tensors[1], labels.right)]
     result = contract(pairs, labels.result, **options)
@@ -379,15 +304,42 @@ def _dot_general(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     return [result if begins else settled(result)]
 
 
+def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
+    if dynamic or eqn.params["dimensions"] is not None:
+        return None
+    if not isinstance(value, Tensor):
+        if not isinstance(value.meaning, Whitened):
+            return _same_matrix(eqn, value)
+        return whitened_moved(eqn, value, lambda axis: _reshaped(eqn, value, axis))
+    result = value.reshape(eqn.params["new_sizes"])
+    if result.is_product and not value.is_product:
+        run.log.note(run.here, describe(result), "kept as its factors", 0.0, 0.0)
+    return [result]
+
+
+def _apart(eqn: Any, tensors: list[Tensor], labels: _Labels) -> Any:
+    """A large product of thin arrays, as gradients have: what is done with it may need no array."""
+    dtype, entries = eqn.outvars[0].aval.dtype, sum(prod(t.shape) for t in tensors)
+    batch = eqn.params["dimension_numbers"][1][0]
+    plain = all(len(t.terms) == 1 and not t.sums for t in tensors)
+    if batch or not plain or not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    if prod(_shape(eqn)) <= LARGE * entries:
+        return None
+    pairs = [(tensors[0], labels.left), (tensors[1], labels.right)]
+    whole = apart(pairs, labels.result, dtype)
+    return [Deferred(Equation(eqn, [t.dense for t in tensors]), whole)]
+
+
 TENSOR_RULES: dict[str, Any] = {
-    "iota": _iota,
+    **MASK_RULES,
     "broadcast_in_dim": _broadcast_in_dim,
     "transpose": _transpose,
-    "reshape": None,
-    "squeeze": _moved(lambda eqn, t: t.reshape(_shape(eqn)), _squeezed),
+    "rev": _rev,
+    "reshape": _reshape,
+    "squeeze": _squeeze,
     "copy": _same,
     "copy_p": _same,
-    "optimization_barrier": None,
     "stop_gradient": _stop_gradient,
     "convert_element_type": _convert,
     "neg": _negative,
@@ -396,27 +348,7 @@ TENSOR_RULES: dict[str, Any] = {
     "add": _add(1),
     "add_any": _add(1),
     "sub": _add(-1),
-    "eq": _compare,
-    "ge": _compare,
-    "le": _compare,
-    "select_n": _select_n,
     "reduce_sum": _reduce_sum,
-    "gather": _gather,
     "pad": _pad,
     "dot_general": _dot_general,
 }
-
-
-def _reshape(run: Run, eqn: Any, value: Any, *dynamic: Any) -> Any:
-    if dynamic or eqn.params["dimensions"] is not None:
-        return None
-    if not isinstance(value, Tensor):
-        return whitened_moved(eqn, value, lambda axis: _reshaped(eqn, value, axis))
-    result = value.reshape(eqn.params["new_sizes"])
-    if result.is_product and not value.is_product:
-        run.log.note(run.here, describe(result), "kept as its factors", 0.0, 0.0)
-    return [result]
-
-
-TENSOR_RULES["reshape"] = _reshape
-del TENSOR_RULES["optimization_barrier"]

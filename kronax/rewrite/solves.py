@@ -1,23 +1,27 @@
 """Rules of factorisations and of what solves with them."""
 
+from dataclasses import replace
+from math import prod
 from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
-from kronax.rewrite.matrices import (
+from kronax.rewrite.masks import is_identity, multiple_of_identity
+from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
+from kronax.rewrite.values.algebra import contract
+from kronax.rewrite.values.matrices import (
     Operator,
     operator_of,
     per_factor,
     solved_along,
     triangular_of,
 )
-from kronax.rewrite.meanings import Inverse, Lu, Root, Whitened
-from kronax.rewrite.roots import ROOT_RULES, asked, note_solve
-from kronax.rewrite.rules import _is_identity
-from kronax.rewrite.tensors import Tensor, Unstructured, contract
+from kronax.rewrite.values.meanings import Inverse, Lu, Root
+from kronax.rewrite.values.tensors import Tensor, Unstructured, other_triangle
 
 
 def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:
@@ -27,7 +31,7 @@ def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:
     matrix = matrix.symmetric_of or matrix
     op = asked(operator_of, matrix, definite=True)
     if not isinstance(op, Kronecker):
-        return [Deferred(Equation(eqn, [matrix]), Root(op, matrix))]
+        return [Deferred(Equation(eqn, [matrix]), Root(op, matrix, "lower"))]
     found = per_factor(matrix, op, _lower)
     note_solve(run, matrix, op, "a Cholesky factor per axis")
     return [Tensor(found.groups, found.terms, found.dtype, "lower")]
@@ -51,49 +55,43 @@ def _triangular_solve(run: Run, eqn: Any, matrix: Any, b: Any) -> Any:
     transposed = params["transpose_a"] == params["left_side"]
     triangle = "lower" if params["lower"] else "upper"
     rank = len(eqn.outvars[0].aval.shape)
-    axis = rank - 2 if params["left_side"] else rank - 1
+    axes = (*range(rank - 2), rank - 2 if params["left_side"] else rank - 1)
     if isinstance(matrix, Deferred):
         root = matrix.meaning
         if not isinstance(root, Root) or root.triangle != triangle:
             return None
-        return _root_solve(run, eqn, [matrix, b], axis, transposed != root.transposed)
-    if not isinstance(matrix, Tensor) or not matrix.is_product or matrix.triangle != triangle:
+        if is_identity(b):
+            inverse = root.transpose().inverse() if params["transpose_a"] else root.inverse()
+            return [Deferred(Equation(eqn, [matrix, b]), inverse)]
+        way = (root.transpose() if transposed else root).inverse()
+        other = b.meaning if isinstance(b, Deferred) else None
+        if isinstance(other, Root):
+            on_left = params["left_side"]
+            pair = (way, other.transpose()) if on_left else (other, way)
+            return sandwich(eqn, [matrix, b], *pair)
+        result = rooted(run, eqn, [matrix, b], way, b, axes)
+        return None if result is None else [result]
+    if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    op = asked(triangular_of, matrix)
-    if rank > 2:
-        raise Unstructured("a batch of triangular solves")
+    op = asked(triangular_of, matrix, triangle)
     note_solve(run, matrix, op, "a triangular solve per axis")
-    return [_solved(run, matrix, op, b, axis, transposed)]
+    result = _solved(run, matrix, op, b, axes, transposed)
+    if not isinstance(result, Tensor) or not is_identity(b):
+        return [result]
+    kept = other_triangle(triangle) if params["transpose_a"] else triangle
+    return [replace(result, triangle=kept)]
 
 
-def _root_solve(run: Run, eqn: Any, values: list[Any], axis: int, transposed: bool) -> Any:
-    """`L⁻¹ b`, or `L⁻ᵀ` of that, which is a solve with the matrix."""
-    matrix, b = values
-    root = matrix.meaning
-    if len(eqn.outvars[0].aval.shape) > 2:
-        return None
-    if not transposed:
-        # The transpose of a root keeps the meaning of the whole: only `b` is whitened.
-        original = root.transpose() if root.transposed else root
-        return [Deferred(Equation(eqn, values), Whitened(original, run.plain(b), axis))]
-    inner = b.meaning if isinstance(b, Deferred) else None
-    if not isinstance(inner, Whitened) or inner.root.op is not root.op:
-        return None
-    if inner.squared or inner.axis != axis:
-        return None
-    note_solve(run, root.matrix, root.op, "kx.solve")
-    return [asked(solved_along, root.op, inner.vectors, axis)]
-
-
-def _solved(run: Run, matrix: Tensor, op: Operator, b: Any, axis: int, transposed: bool) -> Any:
-    """`op⁻¹ b` along an axis, of vectors or of another product."""
-    if isinstance(b, Tensor) and (b.is_product or _is_identity(b)) and isinstance(op, Kronecker):
+def _solved(run: Run, matrix: Tensor, op: Operator, b: Any, axes: Any, transposed: bool) -> Any:
+    """`op⁻¹ b` along the last of `axes`, of vectors or of another product."""
+    if isinstance(b, Tensor) and (b.is_product or is_identity(b)) and isinstance(op, Kronecker):
         inverse = per_factor(matrix, op, jnp.linalg.inv)
         labels: list[Any] = list(range(len(b.groups)))
-        out = ["new" if k == axis else k for k in labels]
-        pair = (axis, "new") if transposed else ("new", axis)
-        return settled(contract([(inverse, pair), (b, labels)], out))
-    return asked(solved_along, op, run.plain(b), axis, transposed)
+        out = ["new" if k == axes[-1] else k for k in labels]
+        pair = (axes[-1], "new") if transposed else ("new", axes[-1])
+        lead = [axes[:-1][k] for k in range(len(matrix.groups) - 2)]
+        return settled(contract([(inverse, (*lead, *pair)), (b, labels)], out))
+    return asked(solved_along, op, run.plain(b), axes, transposed)
 
 
 def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
@@ -104,12 +102,12 @@ def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
     matrix, b = values[0], values[-1]
     start = lengths.matvec + lengths.vecmat
     held = values[start : start + lengths.solve]
-    if not isinstance(matrix, Tensor) or not matrix.is_product or len(matrix.groups) != 2:
+    if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
     found = _orientation(jaxprs.matvec.jaxpr)
     if found is None:
         return None
-    transposed, axis = found
+    transposed, axes = found
     definite = any(
         (isinstance(v, Tensor) and v.triangle is not None)
         or (isinstance(v, Deferred) and isinstance(v.meaning, Root))
@@ -118,44 +116,56 @@ def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
     if not definite and not any(isinstance(getattr(v, "meaning", None), Lu) for v in held):
         return None
     op = asked(operator_of, matrix, definite=definite)
-    if _is_identity(b):
-        return [_inverse(run, eqn, list(values), matrix, op, transposed != (axis == 1))]
-    columns = b.shape[0] if len(b.shape) > 1 else 1
+    rank = len(matrix.groups)
+    multiple, scale = multiple_of_identity(b)
+    if multiple and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
+        turned = transposed != (axes[-1] == rank - 1)
+        return [_inverse(run, eqn, list(values), matrix, op, turned, scale)]
+    columns = prod(b.shape) // prod(b.shape[a] for a in axes)
     note_solve(run, matrix, op, "kx.solve", columns)
-    return [_solved(run, matrix, op, b, axis, transposed)]
+    return [_solved(run, matrix, op, b, axes, transposed)]
 
 
 def _inverse(
-    run: Run, eqn: Any, values: list[Any], matrix: Tensor, op: Operator, turned: bool
+    run: Run, eqn: Any, values: list[Any], matrix: Tensor, op: Operator, turned: bool, scale: Any
 ) -> Any:
     """The inverse or its transpose as a product, or as what it means."""
     if isinstance(op, Kronecker):
         note_solve(run, matrix, op, "an inverse per factor", matrix.shape[-1])
         found = per_factor(matrix, op, jnp.linalg.inv)
-        return found.transpose((1, 0)) if turned else found
-    return Deferred(Equation(eqn, values), Inverse(op, matrix))
+        found = found if scale is None else found.scaled(scale)
+        rank = len(found.groups)
+        return found.transpose((*range(rank - 2), rank - 1, rank - 2)) if turned else found
+    return Deferred(Equation(eqn, values), Inverse(op, matrix, scale))
 
 
-def _orientation(matvec: Any) -> tuple[bool, int] | None:
-    """Whether a program of a matrix and vectors is `Mᵀ x` or `M x`, and along which axis of `x`.
+def _orientation(matvec: Any) -> tuple[bool, tuple[int, ...]] | None:
+    """Whether a program of a matrix and vectors is `Mᵀ x` or `M x`, and along which axes of `x`.
 
-    None where it is neither.
+    The axes of the batch come first; None where it is neither.
     """
-    if len(matvec.invars) != 2 or len(matvec.invars[0].aval.shape) != 2:
+    rank = len(matvec.invars[0].aval.shape)
+    if len(matvec.invars) != 2 or rank < 2:
         return None
     matrix, vectors = matvec.invars
-    names: dict[Any, list[Any]] = {matrix: ["rows", "columns"]}
-    names[vectors] = list(range(len(vectors.aval.shape)))
+    names: dict[Any, list[Any]] = {vectors: list(range(len(vectors.aval.shape)))}
+    names[matrix] = [*(("batch", k) for k in range(rank - 2)), "rows", "columns"]
+    same: dict[Any, Any] = {}
     summed: list[Any] = []
     for eqn in matvec.eqns:
         name, (out,) = eqn.primitive.name, eqn.outvars
         if name == "dot_general" and not summed:
             first, second = (names.get(v) for v in eqn.invars)
-            (left, right), (batch, _) = eqn.params["dimension_numbers"]
-            if first is None or second is None or len(left) != 1 or batch:
+            (left, right), batch = eqn.params["dimension_numbers"]
+            if first is None or second is None or len(left) != 1:
                 return None
+            for i, j in zip(*batch, strict=True):
+                pair = sorted((first[i], second[j]), key=lambda n: isinstance(n, int))
+                same[pair[0]] = pair[1]
             summed = [first[left[0]], second[right[0]]]
-            names[out] = [n for n in (*first, *second) if n not in summed]
+            lead = [same.get(first[i], first[i]) for i in batch[0]]
+            rest = [n for n in (*first, *second) if same.get(n, n) not in (*lead, *summed)]
+            names[out] = [*lead, *rest]
         elif name == "transpose" and eqn.invars[0] in names:
             names[out] = [names[eqn.invars[0]][k] for k in eqn.params["permutation"]]
         elif name == "reduce_sum" and not eqn.params["axes"] and eqn.invars[0] in names:
@@ -164,34 +174,46 @@ def _orientation(matvec: Any) -> tuple[bool, int] | None:
             return None
     axis = next((label for label in summed if isinstance(label, int)), None)
     over = next((label for label in summed if isinstance(label, str)), None)
-    if axis is None or over is None:
+    lead = [same.get(("batch", k)) for k in range(rank - 2)]
+    if axis is None or over is None or not all(isinstance(label, int) for label in lead):
         return None
     other = "rows" if over == "columns" else "columns"
     expected = [other if k == axis else k for k in names[vectors]]
-    return (over == "rows", axis) if names.get(matvec.outvars[0]) == expected else None
+    if names.get(matvec.outvars[0]) != expected:
+        return None
+    return over == "rows", (*lead, axis)
 
 
 def _eigh(run: Run, eqn: Any, matrix: Any) -> Any:
-    """The eigenvalues of a product, plus a multiple of the identity; vectors stay as they are."""
-    if not isinstance(matrix, Tensor) or not matrix.is_product or len(matrix.groups) != 2:
+    """The eigenvalues of a product or of a sum that shares its eigenvectors, sorted."""
+    if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
     if run.used[0] or not eqn.params.get("sort_eigenvalues", True):
         return None
     if eqn.params.get("subset_by_index") is not None:
         return None
     matrix = matrix.symmetric_of or matrix
-    op = asked(operator_of, matrix)
+    op = asked(operator_of, matrix, definite=True)
     signal = op if isinstance(op, Kronecker) else op.kronecker
-    noise = 0.0 if isinstance(op, Kronecker) else op.noise
-    if isinstance(noise, Kronecker) or not isinstance(signal, Kronecker):
+    noise = None if isinstance(op, Kronecker) else op.noise
+    if isinstance(noise, Kronecker):
         raise Unstructured("eigenvalues of a sum of two products")
-    values = jnp.ones((1,), op.dtype)
-    for factor in asked(operator_of, matrix, definite=True).factors:
+    values = None
+    for factor in signal.factors:
         own = jnp.linalg.eigvalsh(factor.to_dense())
-        values = (values[:, None] * own[None, :]).reshape(-1)
+        if values is None:
+            values = own
+            continue
+        left, right = same_rank(values[..., :, None], own[..., None, :])
+        values = left + right if isinstance(signal, KroneckerSum) else left * right
+        values = values.reshape(*values.shape[:-2], -1)
+    assert values is not None
     note_solve(run, matrix, op, "eigenvalues per factor")
-    vectors = Deferred(Equation(eqn, [matrix]), None)
-    return [vectors, jnp.sort(values) + noise]
+    ordered = jnp.sort(values, axis=-1)
+    if noise is not None:
+        ordered = jnp.add(*same_rank(ordered, noise[..., None]))
+    shape = eqn.outvars[1].aval.shape
+    return [Deferred(Equation(eqn, [matrix]), None), jnp.broadcast_to(ordered, shape)]
 
 
 SOLVE_RULES: dict[str, Any] = {

@@ -369,27 +369,99 @@ def test_bad_input_raises(call, error, match):
         call()
 
 
-def test_a_traced_gap_that_the_model_does_not_know_raises():
+KERNELS = kx.Matern52(0.4), kx.RBF(0.7)
+UNKNOWN = "value at every cell .*observed=mask"
+WAYS = {
+    "no gaps": {},
+    "gaps": {"observed": ~MASKS["scattered"]},
+    "slices apart": {"observed": ~MASKS["scattered"], "kernels": (kx.Matern52(0.4), kx.White())},
+    "iterations": {"observed": ~MASKS["scattered"], "gaps": "iterative"},
+    "a filter": {"observed": ~MASKS["scattered"], "structure": ("markov", None)},
+    "counts": {"observed": ~MASKS["scattered"], "noise": None, "likelihood": kx.Poisson()},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_traced_gap_that_the_model_does_not_know_is_nan_and_explained(way):
+    gp = kx.GridGP(**{"kernels": KERNELS, "axes": (X, Z), "noise": NOISE, **WAYS[way]})
+    y = np.round(np.abs(np.nan_to_num(holed(MASKS["scattered"]))))
+    beyond = y.copy()
+    beyond[tuple(np.argwhere(~MASKS["scattered"])[0])] = np.nan
+
+    def everything(v):
+        post = gp.condition(v)
+        results = gp.log_marginal_likelihood(v), post.mean(), post.variance()
+        return results, post
+
+    program = jax.jit(everything)
+    assert "callback" not in program.lower(y).as_text()
+    (value, mean, _), post = program(y)
+    assert np.isfinite(value)
+    close(post.mean(), mean)
+    for result in jax.tree.leaves(program(beyond)[0]):
+        assert np.isnan(result).all()
+    post = program(beyond)[1]
+    for verb in (post.mean, post.variance, post.leave_one_out):
+        with pytest.raises(ValueError, match=UNKNOWN):
+            verb()
+
+
+def test_gradients_and_batches_with_a_gap_that_the_model_does_not_know():
     mask = MASKS["scattered"]
     y = jnp.asarray(holed(mask))
     beyond = y.at[tuple(np.argwhere(~mask)[0])].set(jnp.nan)
     told = process(observed=~mask)
-    value = jax.jit(told.log_marginal_likelihood)
-    close(value(y), told.log_marginal_likelihood(y))
-    batched = jax.jit(jax.vmap(told.log_marginal_likelihood))
-    calls = {
-        "a gap of the model alone": lambda: jax.jit(process().log_marginal_likelihood)(y),
-        "beyond the mask": lambda: value(beyond),
-        "in a batch": lambda: batched(jnp.stack([y, beyond])),
-        "a posterior": lambda: jax.jit(lambda v: told.condition(v).mean())(beyond),
-        "a gradient": lambda: jax.jit(jax.grad(lambda v: told.log_marginal_likelihood(v)))(beyond),
-    }
-    for call in calls.values():
-        # What jax.jit makes of an error in a callback depends on how it was called.
-        with pytest.raises(
-            (RuntimeError, ValueError), match=r"value at every cell .*observed=mask"
-        ):
-            jax.block_until_ready(call())
+
+    def density(noise, y):
+        return kx.replace(told, {"noise": noise}).log_marginal_likelihood(y)
+
+    found = jax.jit(jax.vmap(jax.value_and_grad(density, (0, 1)), (None, 0)))
+    value, (slope, slopes) = found(jnp.asarray(NOISE), jnp.stack([y, beyond]))
+    np.testing.assert_array_equal(np.isnan(value), [False, True])
+    np.testing.assert_array_equal(np.isnan(slope), [False, True])
+    assert np.isfinite(slopes[0]).all()
+    assert np.isnan(slopes[1][~mask]).all()
+    score = jax.jit(lambda v: told.condition(v).leave_one_out().log_score)
+    np.testing.assert_array_equal([np.isnan(score(y)), np.isnan(score(beyond))], [False, True])
+
+
+SLOW = process(
+    observed=~MASKS["scattered"],
+    gaps="iterative",
+    iteration=kx.Iteration(max_steps=1, box_size=1),
+)
+
+
+def test_a_posterior_of_a_compiled_program_says_why_it_is_not_finite():
+    post = jax.jit(SLOW.condition)(np.nan_to_num(holed(MASKS["scattered"])))
+    with pytest.raises(kx.ConvergenceError, match="must reach their tolerance"):
+        post.mean()
+
+
+def test_compiled_programs_raise_early_if_asked_to():
+    told = process(observed=~MASKS["scattered"])
+    beyond = np.full((7, 5), np.nan)
+    indefinite = -np.eye(3)
+
+    def logdet(a):
+        return kx.logdet(kx.Kronecker(a, a) + 0.1)
+
+    calls = (
+        (told.log_marginal_likelihood, beyond, UNKNOWN),
+        (jax.grad(told.log_marginal_likelihood), beyond, UNKNOWN),
+        (jax.vmap(told.log_marginal_likelihood), beyond[None], UNKNOWN),
+        (SLOW.log_marginal_likelihood, np.zeros((7, 5)), "must reach their tolerance"),
+        (logdet, indefinite, "indefinite or singular"),
+        (jax.grad(logdet), indefinite, "indefinite or singular"),
+    )
+    for function, argument, match in calls:
+        program = eqx.filter_jit(lambda v, function=function: function(v))
+        assert np.isnan(program(argument)).any()
+        with kx.debug_nans():
+            with pytest.raises(RuntimeError, match=match):
+                jax.block_until_ready(program(argument))
+            with kx.debug_nans(False):
+                assert np.isnan(program(argument)).any()
 
 
 def test_mcmc_with_data_as_an_argument():

@@ -183,3 +183,22 @@ def test_a_bad_jitter_raises(jitter):
 def test_a_field_of_another_grid_raises():
     with pytest.raises(ValueError, match=r"\(4, 6\)"):
         PROCESSES["dense"].latent_condition(np.zeros((4, 6)))
+
+
+def test_a_lengthscale_that_needs_more_columns_has_no_density():
+    rank = kx.LowRank.from_kernel(kx.RBF(0.3), REGULAR).rank
+    kernels = kx.RBF(0.4), kx.Matern32(0.7)
+    gp = kx.GridGP(kernels, (REGULAR, Z), noise=0.1, structure=(rank, None))
+    path = "kernels[0].lengthscale"
+
+    def model():
+        f = kx.sample_parameters("gp", gp, {path: dist.LogNormal(-1.0, 0.3)}).latent("f")
+        numpyro.sample("y", dist.Poisson(jnp.exp(f)).to_event(2), obs=jnp.ones((20, 4)))
+
+    def density(lengthscale):
+        values = {f"gp.{path}": lengthscale, "f_white": jnp.full((rank, 4), 0.1)}
+        return numpyro.infer.util.log_density(model, (), {}, values)[0]
+
+    found = jax.jit(jax.vmap(jax.value_and_grad(density)))(jnp.array([0.5, 0.31, 0.1]))
+    for part in found:
+        np.testing.assert_array_equal(np.isnan(part), [False, False, True])

@@ -12,7 +12,7 @@ import scipy.stats
 
 import kronax as kx
 from kronax.gp.likelihoods.counts import upper_gamma
-from kronax.gp.sites.predictive import log_predictive, probability
+from kronax.gp.likelihoods.predictive import log_predictive, probability
 from kronax.gp.sites.response import response
 
 assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-10)
@@ -22,6 +22,29 @@ EXPOSURE = np.array([[0.5, 1.0, 2.0], [3.0, 10.0, 1.5]])
 COUNTS = np.array([[0.0, 1.0, 3.0], [30.0, 4.0, 2.0]])
 P = scipy.special.expit(F)
 SHARES = np.array([[0.1, 0.5, 0.9], [0.8, 0.3, 0.45]])
+CUTPOINTS = np.array([-1.5, 0.2, 0.3])
+
+
+class Categories:
+    """Ordered ones at the latent function, in the words of SciPy."""
+
+    def __init__(self):
+        ends = [np.ones(F.shape), *(scipy.special.expit(F - c) for c in CUTPOINTS), 0 * F]
+        self.dist, self.p = self, -np.diff(ends, axis=0)
+
+    def logpmf(self, y):
+        return np.log(np.take_along_axis(self.p, y[None].astype(int), axis=0)[0])
+
+    def cdf(self, y):
+        return np.take_along_axis(np.cumsum(self.p, axis=0), y[None].astype(int), axis=0)[0]
+
+    def mean(self):
+        return np.tensordot(np.arange(4.0), self.p, 1)
+
+    def var(self):
+        return np.tensordot(np.arange(4.0) ** 2, self.p, 1) - self.mean() ** 2
+
+
 REALS = np.array([[-0.9, 3.0, 0.4], [2.0, -7.0, 0.1]])
 
 # What SciPy calls it, at the latent function, and data.
@@ -42,6 +65,7 @@ CASES = {
     "binomial": (kx.Binomial(40), scipy.stats.binom(40, P), COUNTS),
     "Student": (kx.StudentT(4.0, 0.5), scipy.stats.t(4.0, F, 0.5), REALS),
     "gamma": (kx.Gamma(3.0), scipy.stats.gamma(3.0, scale=np.exp(F) / 3.0), COUNTS + 0.5),
+    "categories": (kx.OrderedLogistic(CUTPOINTS), Categories(), COUNTS % 4),
     "beta": (kx.Beta(7.0), scipy.stats.beta(7.0 * P, 7.0 * (1 - P)), SHARES),
 }
 CALLABLES = {
@@ -112,6 +136,16 @@ def test_draws_have_the_moments(likelihood, truth, y):
     np.testing.assert_array_less(np.abs(draws.mean(axis=0) - truth.mean()), 5 * error)
 
 
+def test_categories_share_out_all_probability():
+    like = kx.OrderedLogistic(CUTPOINTS)
+    assert_close(like.cutpoints, CUTPOINTS)
+    found = response(like, jnp.asarray(F), jnp.zeros(F.shape), (0.5,))
+    assert_close(found.category_probabilities, Categories().p)
+    far = like.log_density(jnp.asarray([0.0, 3.0]), jnp.asarray([500.0, -500.0]))
+    assert_close(far, [-501.5, -500.3])
+    assert response(kx.Poisson(), jnp.zeros(1), jnp.zeros(1), ()).category_probabilities is None
+
+
 def test_censored_data_are_only_known_to_lie_beyond():
     like = kx.CensoredNormal(0.25, lower=0.0, upper=np.array([2.0, 2.0, 5.0]))
     y = np.array([[-1.0, 1.0, 5.0], [0.0, 2.5, 4.0]])
@@ -133,6 +167,7 @@ WRONG_DATA = [
     (kx.Bernoulli(), [[2.0, 1.0]], "0 or 1; got 2"),
     (kx.Binomial(3), [[4.0, 1.0]], "0 to `total_count`; got 4"),
     (kx.Gamma(), [[0.0, 1.0]], "positive; got 0"),
+    (kx.OrderedLogistic([0.0, 1.0]), [[3.0, 1.0]], "categories: 0, 1, …, 2; got 3"),
     (kx.Beta(), [[1.0, 0.5]], "between 0 and 1, both left out; got 1"),
     (lambda f: dist.Poisson(jnp.exp(f)), [[1.5, 1.0]], "in its support"),
 ]
@@ -151,6 +186,8 @@ WRONG = [
     (lambda: kx.Binomial(2.5), ValueError, "whole numbers"),
     (lambda: kx.Bernoulli(link="cloglog"), ValueError, "'logit' or 'probit'"),
     (lambda: kx.StudentT(scale=-1.0), ValueError, "scale must be positive"),
+    (lambda: kx.OrderedLogistic([1.0, 0.0]), ValueError, "rising"),
+    (lambda: kx.OrderedLogistic([]), ValueError, "rising"),
     (lambda: kx.CensoredNormal(0.1, lower=1.0, upper=0.0), ValueError, "below"),
     (lambda: kx.DistributionLikelihood(3.0), TypeError, "kx.Poisson"),
 ]
@@ -175,6 +212,31 @@ WRONG_MODELS = [
 def test_models_that_make_no_sense_are_refused(options, error, message):
     with pytest.raises(error, match=message):
         kx.GridGP((kx.RBF(1.0), kx.RBF(1.0)), ([0.0], [0.0, 1.0]), **options)
+
+
+CLOSED = "Poisson", "Poisson, no exposure", "negative binomial", "gamma"
+
+
+@pytest.mark.parametrize(
+    ("name", "sd"), [*((name, 0.5) for name in CASES), *((name, 5.0) for name in CLOSED)]
+)
+def test_moments_of_responses(name, sd):
+    """Beside fine sums, which reach where the square of a log-normal rate is."""
+    likelihood, *_ = CASES[name]
+    x = np.linspace(-30, 30, 6001)[:, None, None]
+    weights = np.exp(-(x**2) / 2) / np.exp(-(x**2) / 2).sum()
+    each = likelihood.response, likelihood.mean, likelihood.variance
+    rate, mean, noise = jax.vmap(lambda f: [one(f) for one in each])(jnp.asarray(F + sd * x))
+    found = likelihood.moments(jnp.asarray(F), jnp.full(F.shape, sd**2))
+    for average, variance, value, own in (
+        (found.response, found.response_variance, rate, 0),
+        (found.observation, found.observation_variance, mean, noise),
+    ):
+        value = np.asarray(value)
+        true = (weights * value).sum(axis=0)
+        assert_close(average, true, rtol=1e-6, atol=1e-12)
+        spread = (weights * (np.square(value - true) + np.asarray(own))).sum(axis=0)
+        assert_close(variance, spread, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["Poisson, no exposure", "binomial", "Student"])
@@ -262,3 +324,28 @@ def test_densities_of_many_counts(dtype, tolerance):
     excess = rate * np.expm1(variance.astype(float) / 2)
     found = kx.Poisson().expected(jnp.asarray(y), jnp.asarray(f), jnp.asarray(variance))
     assert_close(found, truth - excess, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 4e-3), (np.float64, 1e-8)])
+def test_densities_of_many_trials_and_of_uneven_counts(dtype, tolerance):
+    """Their terms are of the order of the counts as well."""
+    y = np.array([0.0, 1.0, 15.0, 1e4, 1e6], dtype)
+    f = np.array([-2.0, 0.3, 2.5, 9.2, 13.8], dtype)
+    for r in (dtype(0.01), dtype(3.0), dtype(1e4)):
+        truth = scipy.stats.nbinom.logpmf(y, float(r), 1 / (1 + np.exp(f.astype(float)) / float(r)))
+        found = kx.NegativeBinomial(r).log_density(jnp.asarray(y), jnp.asarray(f))
+        assert_close(found, truth, rtol=tolerance / 100, atol=tolerance)
+    f = np.array([-14.0, -14.0, -12.0, -5.3, 0.001], dtype)
+    truth = scipy.stats.binom.logpmf(y, 2_000_000, scipy.special.expit(f.astype(float)))
+    found = kx.Binomial(dtype(2_000_000)).log_density(jnp.asarray(y), jnp.asarray(f))
+    assert_close(found, truth, rtol=tolerance / 100, atol=tolerance)
+    slope, bend = kx.Beta(dtype(10)).derivatives(
+        jnp.asarray(dtype([1e-12])), jnp.asarray(dtype([-60]))
+    )
+    assert np.isfinite(slope).all()
+    assert np.isfinite(bend).all()
+    assert np.isfinite(
+        jax.grad(lambda r: kx.NegativeBinomial(r).log_density(*map(jnp.asarray, (y, f))).sum())(
+            jnp.asarray(dtype(3))
+        )
+    )

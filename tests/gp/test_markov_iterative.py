@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from tests.everyday import full
 
 ITERATION = kx.Iteration(tolerance=1e-10, num_probes=64, num_draws=1024)
 TIMES = np.cumsum(np.random.default_rng(0).exponential(size=30))
@@ -37,7 +38,7 @@ def test_the_complete_grid_is_filtered(posteriors):
     assert not posteriors[1].gp.is_iterative
 
 
-@pytest.mark.parametrize("axes", [None, NEW, {"place": NEW["place"]}])
+@pytest.mark.parametrize("axes", [None, NEW, full({"place": NEW["place"]})])
 def test_means_and_variances(posteriors, axes):
     found, exact = posteriors
     np.testing.assert_allclose(found.mean(axes), exact.mean(axes), rtol=0, atol=1e-6)

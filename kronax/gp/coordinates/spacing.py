@@ -123,7 +123,7 @@ class Coordinates(FrozenArray):
         self.origin = origin_of(self.values) if origin is None else origin
         self.counted = less(self.values, self.origin) if counted is None else np.array(counted)
         self.counted.setflags(write=False)
-        self._is_exact = is_exact
+        self.is_fixed = is_exact
 
     @cached_property
     def offsets(self) -> np.ndarray:
@@ -131,7 +131,7 @@ class Coordinates(FrozenArray):
 
         Regular ones are meant without the rounding of their dtype.
         """
-        if self._is_exact or not self.is_regular:
+        if self.is_fixed or not self.is_regular:
             return self.counted
         return snapped(self.counted)
 
@@ -187,7 +187,7 @@ class Coordinates(FrozenArray):
             isinstance(other, Coordinates)
             and super().__eq__(other)
             and self.origin == other.origin
-            and self._is_exact == other._is_exact
+            and self.is_fixed == other.is_fixed
             and np.array_equal(self.counted, other.counted)
         )
 

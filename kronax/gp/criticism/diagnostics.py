@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kronax.display import aligned
 from kronax.gp.criticism.held_out import covered
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.means.gls import fitted
@@ -16,7 +17,6 @@ from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.spectral.whiten import decorrelate
-from kronax.parameters import aligned
 
 LEVELS = (0.5, 0.8, 0.95, 0.99)
 # How many outliers are printed, and beyond how many standard deviations they are.

@@ -102,6 +102,12 @@ class HeldOut(eqx.Module):
         return tuple(range(-len(self.axes), 0))
 
 
+def sum_of_observed(values: Array, axes: tuple[int, ...] | None = None) -> Array:
+    """The sum over the cells with data; NaN if there is none, as when the posterior is NaN."""
+    missing = jnp.isnan(values)
+    return jnp.where(missing.all(axes), jnp.nan, jnp.sum(jnp.where(missing, 0, values), axes))
+
+
 def covered(z: Array, level: float | Sequence[float], num_axes: int) -> Float[Array, "..."]:
     """The share of standardised errors inside the central interval of a standard normal."""
     levels = np.asarray(level, float)

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_labelled
-from kronax.gp.criticism.held_out import HeldOut, axis_labels
+from kronax.gp.criticism.held_out import HeldOut, axis_labels, sum_of_observed
 from kronax.gp.model.process import AbstractPosterior, compiled
 from kronax.linalg.arrays.checks import check_plain, is_concrete
+from kronax.linalg.arrays.fibres import shared_like
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
@@ -76,7 +77,7 @@ class LeaveOneOut(HeldOut):
     @property
     def log_score(self) -> Float[Array, "..."]:
         """The sum of the log predictive densities, in nats; one per data set."""
-        return jnp.nansum(self.log_density(), axis=self._cells)
+        return sum_of_observed(self.log_density(), self._cells)
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.y.shape))
@@ -117,6 +118,7 @@ def _predicted(
 ) -> tuple[Array, Array, Array]:
     """Mean and variance, and the diagonal of the inverse that they come from."""
     diagonal = inverse_diagonal(post.operator) if estimate is None else estimate
+    diagonal = shared_like(diagonal, post.y)
     regression = post.regression
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)

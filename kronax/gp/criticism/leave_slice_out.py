@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kronax.display import aligned
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import HeldOut, axis_labels
 from kronax.gp.criticism.outliers import shown
@@ -25,7 +26,6 @@ from kronax.linalg.arrays.mode_products import HIGHEST, same_rank
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.gaps.slices import slices_given_others
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-from kronax.parameters import aligned
 
 # How many slices are printed, the most surprising ones.
 MOST_ROWS = 12

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from kronax.display import aligned
 from kronax.gp.axes.axis import Axis
 from kronax.gp.coordinates.spacing import written
-from kronax.parameters import aligned
 
 
 @dataclasses.dataclass(frozen=True)

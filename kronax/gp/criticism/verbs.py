@@ -4,7 +4,8 @@ from kronax.gp.criticism.diagnostics import Diagnostics, diagnostics
 from kronax.gp.criticism.held_out import axis_number
 from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
 from kronax.gp.criticism.leave_slice_out import LeaveSliceOut, leave_slice_out
-from kronax.gp.model.process import AbstractPosterior, of_its_model
+from kronax.gp.model.marginal_likelihood import of_its_model
+from kronax.gp.model.process import AbstractPosterior
 
 
 class CriticisedPosterior(AbstractPosterior):

@@ -171,7 +171,7 @@ def told(state: State, given: Values) -> tuple[State, Evidence]:
         evidence = _evidence(state.mean[..., 0, :], total, v, lower, seen)
         return State(mean, left, None), evidence
     assert design is not None
-    forecast, whole = _with_coefficients(state, design, total)
+    forecast, whole = expected(state, design, total)
     root = _root(whole, pair)
     miss = jnp.where(_like(seen, values), _less(values, forecast), 0)
     evidence = _evidence(forecast, whole, _whitened(root, miss), root, seen)
@@ -202,10 +202,18 @@ def forecast(
     return mean + matmul(estimates, beyond), variance + jnp.sum(jnp.square(spread), axis=0)
 
 
-def _with_coefficients(state: State, design: Array, total: Array) -> tuple[Array, Array]:
-    """Mean and covariance of values with what is not known of the coefficients."""
+def expected(state: State, design: Array | None, total: Array) -> tuple[Array, Array]:
+    """Mean and covariance of values with what is not known of coefficients, if there are some.
+
+    Args:
+        state: at their time.
+        design: the functions of the regressors.
+        total: their covariance without that.
+    """
     found = state.regressors
-    assert found is not None
+    if found is None:
+        return state.mean[..., 0, :], total
+    assert design is not None
     beyond = design - found.states[:, 0]
     estimates, spread = _coefficients(found, beyond)
     return state.mean[..., 0, :] + matmul(estimates, beyond), total + matmul(spread.T, spread)

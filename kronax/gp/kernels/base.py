@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
+from kronax.domains import data, parameter, refuse_plain_numbers
 from kronax.gp.kernels import adapters
 from kronax.gp.kernels.markov import checked_gaps, not_markov
 from kronax.gp.kernels.points import Points
@@ -19,10 +21,10 @@ from kronax.linalg.arrays.checks import whole
 from kronax.linalg.arrays.host import on_device, on_host
 from kronax.linalg.state_spaces import algebra
 from kronax.linalg.state_spaces.state_space import StateSpace
-from kronax.parameters import data, parameter, refuse_plain_numbers
+from kronax.names import Named, words
 
 
-class Kernel(eqx.Module):
+class Kernel(Named, eqx.Module):
     """A covariance function: subclass it with `evaluate` on one pair of points.
 
     Kernels add and multiply; `number * kernel` scales the variance. Calling one gives the matrix
@@ -36,7 +38,7 @@ class Kernel(eqx.Module):
         >>> import jax.numpy as jnp, kronax as kx
         >>> from numpyro.distributions import constraints
         >>> class Triangle(kx.Kernel):
-        ...     width: object = kx.parameter(constraints.positive)
+        ...     width: kx.ParameterArray = kx.parameter(constraints.positive)
         ...
         ...     def evaluate(self, x, z):
         ...         return jnp.maximum(1 - jnp.abs(x - z) / self.width, 0)
@@ -44,10 +46,13 @@ class Kernel(eqx.Module):
         (3, 2)
     """
 
-    # NumPy numbers leave `number * kernel` to the kernel, and so keep their precision.
-    __array_ufunc__: ClassVar[None] = None
+    __array_ufunc__: ClassVar[None] = None  # NumPy numbers leave `number * kernel` to the kernel
     # Why it has no state space, where it has none.
     not_markov: ClassVar[str] = "it does not say what its `state_space` is"
+    _internal: ClassVar[frozenset[str]] = words(
+        "all_terms check_coordinates form_of has_slope matrix_at not_markov split_scale "
+        "takes_labels uncorrelated variances_at"
+    )
 
     def __check_init__(self) -> None:
         """Refuse Python numbers in fields that are neither parameters nor static."""
@@ -326,7 +331,7 @@ class Scale(Kernel):
     """`variance · kernel`: what `number * kernel` makes."""
 
     kernel: Kernel
-    variance: Array = parameter(constraints.positive, start=1.0)
+    variance: ParameterArray = parameter(constraints.positive, start=1.0)
 
     @property
     def stationary(self) -> bool:

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.kernels.base import Kernel, as_points
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.parameters import parameter
 
 
 class Categorical(Kernel):
@@ -29,9 +29,12 @@ class Categorical(Kernel):
         shares: `κ`, `(n,)`, positive, of sum one: how they divide what is not shared. Without
             them, or with zeros alone, categories have nothing of their own, and `W Wᵀ` is singular
             unless `r = n`.
+        rank: for a start of a fit, with the number of categories in place of the weights:
+            `Categorical(3, rank=1)` is `Categorical.with_rank(3, 1)`.
 
     Raises:
         ValueError: if the shapes do not match, or the shares are neither of sum one nor all zero.
+        TypeError: if a rank comes with shares.
 
     Examples:
         >>> import kronax as kx
@@ -51,7 +54,11 @@ class Categorical(Kernel):
     weights: Float[Array, "n r"] = parameter(constraints.real)
     shares: Float[Array, " n"] | None = parameter(constraints.simplex, default=None)
 
-    def __init__(self, weights: Any, shares: Any = None):
+    def __init__(self, weights: Any, shares: Any = None, *, rank: int | None = None):
+        if rank is not None:
+            if shares is not None:
+                raise TypeError("A rank makes a start of a fit, which has shares of its own.")
+            weights, shares = start(weights, rank)
         nothing = shares is not None and is_concrete(shares) and not np.any(shares)
         self.weights, self.shares = weights, None if nothing else shares
 
@@ -72,13 +79,7 @@ class Categorical(Kernel):
         Columns of cosines: one that all share, then contrasts. (Weights of zero would be a saddle
         of the likelihood, equal columns as well.)
         """
-        for name, number in (("num_categories", num_categories), ("rank", rank)):
-            if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
-                raise ValueError(f"{name} must be a whole number, at least 1; got {number!r}.")
-        place = (np.arange(num_categories)[:, None] + 0.5) / num_categories
-        waves = np.cos(np.pi * np.arange(rank) * place)
-        weights = waves / np.sqrt(np.square(waves).sum(axis=1, keepdims=True))
-        return cls(weights, np.full(num_categories, 1 / num_categories))
+        return cls(*start(num_categories, rank))
 
     @property
     def num_categories(self) -> int:
@@ -119,3 +120,14 @@ class Categorical(Kernel):
         known = (x == code) & (code >= 0) & (code < self.num_categories)
         rows = values[jnp.where(known, code, 0).astype(int)]
         return jnp.where(jnp.reshape(known, known.shape + (1,) * (values.ndim - 1)), rows, jnp.nan)
+
+
+def start(num_categories: Any, rank: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Weights and shares of `Categorical.with_rank`."""
+    for name, number in (("num_categories", num_categories), ("rank", rank)):
+        if not isinstance(number, int | np.integer) or isinstance(number, bool) or number < 1:
+            raise ValueError(f"{name} must be a whole number, at least 1; got {number!r}.")
+    place = (np.arange(num_categories)[:, None] + 0.5) / num_categories
+    waves = np.cos(np.pi * np.arange(rank) * place)
+    weights = waves / np.sqrt(np.square(waves).sum(axis=1, keepdims=True))
+    return weights, np.full(num_categories, 1 / num_categories)

@@ -7,12 +7,13 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
+from kronax.domains import parameter
 from kronax.gp.kernels.base import Kernel, as_points
 from kronax.gp.kernels.markov import checked_gaps, single
 from kronax.gp.kernels.radial import bounded, mismatch
 from kronax.linalg.state_spaces.oscillator import FURTHEST, oscillation, oscillator
 from kronax.linalg.state_spaces.state_space import StateSpace
-from kronax.parameters import parameter
 
 
 class SHO(Kernel):
@@ -37,8 +38,8 @@ class SHO(Kernel):
         0.939
     """
 
-    omega0: Array = parameter(constraints.positive, start="as given")
-    quality: Array = parameter(constraints.positive)
+    omega0: ParameterArray = parameter(constraints.positive, start="as given")
+    quality: ParameterArray = parameter(constraints.positive)
 
     @property
     def stationary(self) -> bool:

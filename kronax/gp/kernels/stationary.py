@@ -9,6 +9,8 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
+from kronax.domains import parameter
 from kronax.gp.kernels.base import Exchangeable, Kernel, Ones, as_points
 from kronax.gp.kernels.markov import are_apart, checked_gaps, not_markov, single
 from kronax.gp.kernels.radial import (
@@ -27,7 +29,6 @@ from kronax.linalg.state_spaces import algebra
 from kronax.linalg.state_spaces.cosines import cosine_series, enough_terms
 from kronax.linalg.state_spaces.matern import RATES, matern
 from kronax.linalg.state_spaces.state_space import StateSpace
-from kronax.parameters import parameter
 
 
 def check_per_dimension(what: str, shape: tuple[int, ...], x: np.ndarray, name: str) -> None:
@@ -76,7 +77,7 @@ class SquaredExponential(Isotropic):
         0.6065
     """
 
-    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
+    lengthscale: ParameterArray = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -98,7 +99,7 @@ class Matern12(Isotropic):
         0.3679
     """
 
-    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
+    lengthscale: ParameterArray = parameter(constraints.positive, start="lengthscale")
 
     @property
     def has_slope(self) -> bool:
@@ -126,7 +127,7 @@ class Matern32(Isotropic):
         0.4834
     """
 
-    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
+    lengthscale: ParameterArray = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -149,7 +150,7 @@ class Matern52(Isotropic):
         0.524
     """
 
-    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
+    lengthscale: ParameterArray = parameter(constraints.positive, start="lengthscale")
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -173,8 +174,8 @@ class RationalQuadratic(Isotropic):
         0.6667
     """
 
-    lengthscale: Array = parameter(constraints.positive, start="lengthscale")
-    alpha: Array = parameter(constraints.positive, start=1.0)
+    lengthscale: ParameterArray = parameter(constraints.positive, start="lengthscale")
+    alpha: ParameterArray = parameter(constraints.positive, start=1.0)
 
     def evaluate(self, x: Array, z: Array) -> Array:
         """The formula."""
@@ -205,8 +206,8 @@ class Periodic(Kernel):
         1.0
     """
 
-    period: Array = parameter(constraints.positive, start="as given")
-    lengthscale: Array = parameter(constraints.positive, start=1.0)
+    period: ParameterArray = parameter(constraints.positive, start="as given")
+    lengthscale: ParameterArray = parameter(constraints.positive, start=1.0)
     num_terms: int = eqx.field(static=True, default=16)
 
     def __check_init__(self) -> None:
@@ -253,7 +254,7 @@ class Cosine(Kernel):
         -1.0
     """
 
-    period: Array = parameter(constraints.positive, start="as given")
+    period: ParameterArray = parameter(constraints.positive, start="as given")
 
     @property
     def stationary(self) -> bool:
@@ -301,9 +302,9 @@ class SpectralMixture(Kernel):
     not_markov: ClassVar[str] = (
         "its components are infinitely smooth, so that no state of finite length tells its future"
     )
-    weights: Array = parameter(constraints.simplex)
-    means: Array = parameter(constraints.positive)
-    scales: Array = parameter(constraints.positive)
+    weights: ParameterArray = parameter(constraints.simplex)
+    means: ParameterArray = parameter(constraints.positive)
+    scales: ParameterArray = parameter(constraints.positive)
 
     def __check_init__(self) -> None:
         """Refuse shapes that do not match."""
@@ -351,7 +352,7 @@ class Constant(Exchangeable):
         2.0
     """
 
-    variance: Array = parameter(constraints.positive, default=1.0, start=1.0)
+    variance: ParameterArray = parameter(constraints.positive, default=1.0, start=1.0)
 
     def split_scale(self) -> tuple[Kernel, Array | None]:
         """It is nothing but a scale."""
@@ -406,7 +407,7 @@ class White(Exchangeable):
         [[0.0], [2.0]]
     """
 
-    variance: Array = parameter(constraints.positive, default=1.0, start=1.0)
+    variance: ParameterArray = parameter(constraints.positive, default=1.0, start=1.0)
 
     @property
     def has_slope(self) -> bool:

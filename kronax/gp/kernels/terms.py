@@ -7,11 +7,11 @@ import equinox as eqx
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.kernels.base import Kernel, as_points
 from kronax.gp.kernels.points import Points
 from kronax.linalg.state_spaces import algebra
 from kronax.linalg.state_spaces.state_space import StateSpace
-from kronax.parameters import parameter
 
 
 class TermSum(Kernel):

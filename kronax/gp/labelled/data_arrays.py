@@ -27,24 +27,30 @@ from kronax.gp.axes.indexes import (
 from kronax.gp.axes.labels import is_labels
 from kronax.gp.coordinates.spacing import are_same
 from kronax.gp.coordinates.static_arrays import FrozenAttributes
+from kronax.gp.labelled.tables import Table, long_series
 from kronax.linalg.arrays.checks import plain
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.paths import nearest
 
 
 def in_grid_order(
-    y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str = "y"
+    y: Any,
+    axes: Sequence[Axis],
+    names: tuple[str, ...] | None,
+    what: str = "y",
+    table: Table | None = None,
 ) -> Any:
     """Values of a DataArray or pandas object in the order of the axes, NaN where `y` is masked.
 
-    Batches of a DataArray come first. Other arrays stay as they are.
+    Batches of a DataArray come first. Other arrays stay as they are. The table of the process says
+    which column of a long one has the data.
 
     Raises:
         TypeError: if a DataArray meets a model without names for its axes, or `y` is a Dataset.
         ValueError: if a dimension is missing, or coordinates are not those of the model.
     """
     if is_frame(y):
-        return _by_labels(y, axes, names, what)
+        return _by_labels(long_series(y, names, what, table), axes, names, what)
     if not is_labelled(y):
         return plain(without_mask(y), what)
     _check_is_data_array(y, what)
@@ -96,7 +102,8 @@ def _by_labels(y: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what
         return np.transpose(_numbers_of(y, what), order)[np.ix_(*places)]
     raise ValueError(
         f"{refused[0]} The labels of a {type(y).__name__} say which cell is which; where they do "
-        f"not, pass {_values_of(what)}."
+        f"not, pass {_values_of(what)}; of a long table, with a row per cell, the column of the "
+        "data by its axes: `frame.set_index([…])[column]`."
     ) from refused[0]
 
 

@@ -78,6 +78,15 @@ def without_axis(template: Template | None, name: str) -> Template | None:
     return dataclasses.replace(template, coordinates=kept)
 
 
+def without_batches(template: Template | None) -> Template | None:
+    """The template of one data set of a batch."""
+    if template is None:
+        return None
+    batches = set(template.batch_dims)
+    kept = tuple(c for c in template.coordinates if not batches.intersection(c.dims))
+    return dataclasses.replace(template, batch_dims=(), coordinates=kept)
+
+
 def check_data_units(y: Any, template: Template | None, what: str) -> None:
     """Refuse data in other units than those that the posterior was given."""
     known = None if template is None else template.attributes.units
@@ -87,18 +96,3 @@ def check_data_units(y: Any, template: Template | None, what: str) -> None:
             f"{what} must be in the units of the data, {known!r}; got {units!r}. Convert it, or "
             "correct its attribute `units`."
         )
-
-
-def xarray() -> Any:
-    """The package, which is an optional extra.
-
-    Raises:
-        ImportError: if it is not installed.
-    """
-    try:
-        import xarray
-    except ImportError as error:
-        raise ImportError(
-            'Datasets need xarray, which is not installed: pip install "kronax[xarray]".'
-        ) from error
-    return xarray

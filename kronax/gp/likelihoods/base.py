@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Mapping
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,9 +14,10 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Array, PRNGKeyArray
 from scipy.special import roots_hermitenorm
 
+from kronax.display import Shown
 from kronax.gp.axes.indexes import is_labelled
 from kronax.linalg.arrays.checks import array_of_reals
-from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.mode_products import HIGHEST, same_rank
 from kronax.paths import nearest
 
 # Averages over a normal distribution by Gauss and Hermite: exact for polynomials up to twice as
@@ -26,7 +27,23 @@ _NODES, _WEIGHTS = roots_hermitenorm(NUM_NODES)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
 
 
-class AbstractLikelihood(eqx.Module):
+class Moments(NamedTuple):
+    """Of the response and of an observation, cell by cell, where the function is normal.
+
+    Args:
+        response: its mean.
+        response_variance: its variance.
+        observation: its mean.
+        observation_variance: its variance.
+    """
+
+    response: Array
+    response_variance: Array
+    observation: Array
+    observation_variance: Array
+
+
+class AbstractLikelihood(Shown, eqx.Module):
     """The distribution of an observation given the latent function `f` at its cell.
 
     Cells are independent given `f`. A new one gives its log density, where a search for `f` may
@@ -72,6 +89,10 @@ class AbstractLikelihood(eqx.Module):
     def cdf(self, y: Array, f: Array) -> Array:
         """The probability of an observation of at most `y` given `f`."""
 
+    def category_probabilities(self, f: Array) -> Array | None:
+        """Of every category, first, where observations are categories; else `None`."""
+        return None
+
     @property
     @abc.abstractmethod
     def support(self) -> "Support":
@@ -113,6 +134,18 @@ class AbstractLikelihood(eqx.Module):
         """Their averages for `f ~ N(mean, variance)`."""
         return average(lambda f: self.derivatives(y, f), mean, variance)
 
+    def moments(self, mean: Array, variance: Array) -> Moments:
+        """Those of the response and of an observation for `f ~ N(mean, variance)`."""
+        rate, own = average(lambda f: (self.response(f), self.mean(f)), mean, variance)
+
+        def spreads(f: Array) -> tuple[Array, Array]:
+            # About the means, which may be far from zero.
+            rest, own_rest = self.response(f) - rate, self.mean(f) - own
+            return jnp.square(rest), jnp.square(own_rest) + self.variance(f)
+
+        spread, own_spread = average(spreads, mean, variance)
+        return Moments(rate, spread, own, own_spread)
+
     def at(self, given: Mapping[str, Any], shape: tuple[int, ...], grid: tuple[int, ...]) -> Any:
         """The same likelihood at other places, of which `given` has what varies by the cell.
 
@@ -147,6 +180,44 @@ class AbstractLikelihood(eqx.Module):
                 value = own
             found = eqx.tree_at(attrgetter(name), found, value, is_leaf=lambda leaf: leaf is None)
         return found
+
+    def longer(
+        self,
+        given: Mapping[str, Any],
+        axis: int,
+        sizes: tuple[tuple[int, ...], tuple[int, ...]],
+        in_front: bool,
+    ) -> Any:
+        """The same likelihood on a grid with further places along one axis.
+
+        Args:
+            given: values of `cell_fields` there; fields that are the same along the axis stay so.
+            axis: its number.
+            sizes: the shapes of the grid and of the new places.
+            in_front: whether these come first.
+
+        Raises:
+            KeyError: as in `at`, as are the others.
+            TypeError: if something is missing.
+            ValueError: if a shape does not fit.
+        """
+        own = {name: getattr(self, name) for name in self.cell_fields}
+        behind = axis - len(sizes[0])
+        stay = {
+            name: value
+            for name, value in own.items()
+            if name not in given
+            and value is not None
+            and (jnp.ndim(value) < -behind or jnp.shape(value)[behind] == 1)
+        }
+        ahead = self.at({**stay, **given}, sizes[1], ())
+        for name in set(given):
+            old = 1.0 if own[name] is None else own[name]
+            both = zip((old, getattr(ahead, name)), sizes, strict=True)
+            pair = [jnp.broadcast_to(x, shape) for x, shape in both]
+            longer = jnp.concatenate(pair[::-1] if in_front else pair, axis=axis)
+            ahead = eqx.tree_at(attrgetter(name), ahead, longer)
+        return ahead
 
     def starts(self, noise: float) -> dict[str, float]:
         """Starting values of fields, from how much of the variance of `start(y)` is no signal."""
@@ -205,7 +276,7 @@ def average(function: Callable[[Array], Any], mean: Array, variance: Array) -> A
     """`E function(f)` for `f ~ N(mean, variance)`, by Gauss and Hermite; cell by cell."""
     weights = jnp.asarray(_WEIGHTS, mean.dtype)
     values = _at_nodes(function, mean, variance)
-    return jax.tree.map(lambda v: jnp.tensordot(weights, v, 1), values)
+    return jax.tree.map(lambda v: jnp.tensordot(weights, v, 1, precision=HIGHEST), values)
 
 
 def log_average(function: Callable[[Array], Array], mean: Array, variance: Array) -> Array:

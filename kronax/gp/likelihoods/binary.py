@@ -9,11 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc, gammaln, log_ndtr, ndtr, ndtri
+from jax.scipy.special import betainc, log_ndtr, ndtr, ndtri
 from jaxtyping import Array, PRNGKeyArray
 
+from kronax.domains import data
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
-from kronax.parameters import data
+from kronax.gp.likelihoods.counts import log_excess, log_factorial_excess
 
 Link = Literal["logit", "probit"]
 LINKS = ("logit", "probit")
@@ -48,8 +49,14 @@ class _Trials(AbstractLikelihood):
         """`y log p + (n − y) log(1 − p)`, and how many orders there are."""
         n = cells_like(self.trials, f)
         log_cdf = log_ndtr if self.link == "probit" else jax.nn.log_sigmoid
-        orders = gammaln(n + 1) - gammaln(y + 1) - gammaln(n - y + 1)
-        return orders + y * log_cdf(f) + (n - y) * log_cdf(-f)
+        yes, no = log_cdf(f), log_cdf(-f)
+        # Beside a probability that equals the share: terms of many trials are large, and cancel.
+        is_some = (y > 0) & (y < n)
+        share, rest = (jnp.where(is_some, x / n, 0.5) for x in (y, n - y))
+        away = yes - no - jnp.log(share) + jnp.log(rest)
+        orders = [log_factorial_excess(x) for x in (n, y, n - y)]
+        some = orders[0] - orders[1] - orders[2] - n * log_excess(share, rest, away)
+        return jnp.where(is_some, some, y * yes + (n - y) * no)
 
     def response(self, f: Array) -> Array:
         """The probability of success."""

@@ -11,8 +11,15 @@ from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, refuse_labels
-from kronax.parameters import data, parameter
+from kronax.annotations import ParameterArray
+from kronax.domains import data, parameter
+from kronax.gp.likelihoods.base import (
+    AbstractLikelihood,
+    Moments,
+    Support,
+    cells_like,
+    refuse_labels,
+)
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
 POSITIVE = Support(0.0, jnp.inf, False, "positive", is_open=True)
@@ -40,8 +47,8 @@ class StudentT(AbstractLikelihood):
 
     response_name: ClassVar[str] = "location"
 
-    df: Array = parameter(constraints.positive, default=4.0, start=4.0)
-    scale: Array = parameter(constraints.positive, default=1.0)
+    df: ParameterArray = parameter(constraints.positive, default=4.0, start=4.0)
+    scale: ParameterArray = parameter(constraints.positive, default=1.0)
 
     @property
     def support(self) -> Support:
@@ -126,7 +133,7 @@ class CensoredNormal(AbstractLikelihood):
     is_log_concave: ClassVar[bool] = True
     response_name: ClassVar[str] = "value"
 
-    noise: Array = parameter(constraints.positive)
+    noise: ParameterArray = parameter(constraints.positive)
     lower: Array = data()
     upper: Array = data()
 
@@ -206,7 +213,7 @@ class Gamma(AbstractLikelihood):
 
     is_log_concave: ClassVar[bool] = True
 
-    concentration: Array = parameter(constraints.positive, default=1.0, start=1.0)
+    concentration: ParameterArray = parameter(constraints.positive, default=1.0, start=1.0)
 
     @property
     def support(self) -> Support:
@@ -222,6 +229,25 @@ class Gamma(AbstractLikelihood):
         a = self.concentration.astype(f.dtype)
         log_y = jnp.log(y)
         return a * (jnp.log(a) + log_y - f - jnp.exp(log_y - f)) - gammaln(a) - log_y
+
+    def expected(self, y: Array, mean: Array, variance: Array) -> Array:
+        """In closed form: `exp(−f)` is log-normal."""
+        a = self.concentration.astype(mean.dtype)
+        log_ratio = jnp.log(y) - mean
+        return self.log_density(y, mean) - a * jnp.exp(log_ratio) * jnp.expm1(variance / 2)
+
+    def expected_derivatives(self, y: Array, mean: Array, variance: Array) -> tuple[Array, Array]:
+        """In closed form."""
+        a = self.concentration.astype(mean.dtype)
+        log_ratio = jnp.log(y) - mean + variance / 2
+        return a * jnp.expm1(log_ratio), a * jnp.exp(log_ratio)
+
+    def moments(self, mean: Array, variance: Array) -> Moments:
+        """In closed form: means are log-normal, of which nodes miss the tail."""
+        own, excess = jnp.exp(mean + variance / 2), jnp.expm1(variance)
+        noise = (1 + excess) / self.concentration.astype(mean.dtype)
+        spread = jnp.square(own) * excess
+        return Moments(own, spread, own, spread + jnp.square(own) * noise)
 
     def response(self, f: Array) -> Array:
         """The mean."""
@@ -263,7 +289,7 @@ class Beta(AbstractLikelihood):
 
     response_name: ClassVar[str] = "share"
 
-    concentration: Array = parameter(constraints.positive, default=10.0, start=10.0)
+    concentration: ParameterArray = parameter(constraints.positive, default=10.0, start=10.0)
 
     @property
     def support(self) -> Support:
@@ -283,7 +309,10 @@ class Beta(AbstractLikelihood):
     def log_density(self, y: Array, f: Array) -> Array:
         """`(a − 1) log y + (b − 1) log(1 − y) − log B(a, b)`."""
         a, b = self._parameters(f)
-        constant = gammaln(self.concentration.astype(f.dtype)) - gammaln(a) - gammaln(b)
+        size = self.concentration.astype(f.dtype)
+        # log Γ(a) of what one adds to a: at a mean near zero its derivatives leave the precision.
+        one = [jnp.log(size) + jax.nn.log_sigmoid(x) - gammaln(1 + p) for x, p in ((f, a), (-f, b))]
+        constant = gammaln(size) + one[0] + one[1]
         return constant + (a - 1) * jnp.log(y) + (b - 1) * jnp.log1p(-y)
 
     def response(self, f: Array) -> Array:

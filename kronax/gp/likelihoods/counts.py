@@ -1,5 +1,6 @@
 """Likelihoods of counts."""
 
+import abc
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -11,8 +12,15 @@ from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
-from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
-from kronax.parameters import data, parameter
+from kronax.annotations import OptionalArray, ParameterArray
+from kronax.domains import data, parameter
+from kronax.gp.likelihoods.base import (
+    AbstractLikelihood,
+    Moments,
+    Support,
+    cells_like,
+    per_cell,
+)
 
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.
@@ -63,6 +71,24 @@ class _Counts(AbstractLikelihood):
         """The expected count."""
         return jnp.exp(f + self.log_exposure(f))
 
+    def moments(self, mean: Array, variance: Array) -> Moments:
+        """In closed form: rates are log-normal, of which nodes miss the tail."""
+        middle, excess = mean + variance / 2, jnp.expm1(variance)
+        rate, own = self.response(middle), self.mean(middle)
+        # Given f the variance is a polynomial of the mean, whose square has this average.
+        noise = own + self.dispersion(mean) * jnp.square(own) * (1 + excess)
+        spread = jnp.square(own) * excess + noise
+        return Moments(rate, jnp.square(rate) * excess, own, spread)
+
+    @abc.abstractmethod
+    def dispersion(self, f: Array) -> Array:
+        """By how many squares of the mean the variance is more than the mean."""
+
+    def variance(self, f: Array) -> Array:
+        """That of the mean, or more."""
+        mean = self.mean(f)
+        return mean + self.dispersion(f) * jnp.square(mean)
+
 
 class Poisson(_Counts):
     """Counts that are Poisson distributed with mean `exposure · exp(f)`.
@@ -82,7 +108,7 @@ class Poisson(_Counts):
         [1.0, 100.0]
     """
 
-    exposure: Array | None = _exposure()
+    exposure: OptionalArray = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`y log λ − λ − log y!`."""
@@ -103,6 +129,10 @@ class Poisson(_Counts):
         """In closed form."""
         rate = self.mean(mean + variance / 2)
         return y - rate, rate
+
+    def dispersion(self, f: Array) -> Array:
+        """None."""
+        return jnp.zeros_like(f)
 
     def variance(self, f: Array) -> Array:
         """That of the mean."""
@@ -134,20 +164,23 @@ class NegativeBinomial(_Counts):
         1.5
     """
 
-    concentration: Array = parameter(constraints.positive, default=1.0)
-    exposure: Array | None = _exposure()
+    concentration: ParameterArray = parameter(constraints.positive, default=1.0)
+    exposure: OptionalArray = _exposure()
 
     def log_density(self, y: Array, f: Array) -> Array:
         """`log Γ(y + r) / (Γ(r) y!) − r log(1 + μ/r) − y log(1 + r/μ)`."""
+        # Beside a mean that equals the count: its terms are large, and cancel.
         r = self.concentration.astype(f.dtype)
-        log_ratio = f + self.log_exposure(f) - jnp.log(r)
-        constant = gammaln(y + r) - gammaln(r) - gammaln(y + 1)
-        return constant - r * jax.nn.softplus(log_ratio) - y * jax.nn.softplus(-log_ratio)
+        log_mean, one = f + self.log_exposure(f), jnp.maximum(y, 1)
+        orders = log_gamma_excess(y + r) - log_gamma_excess(r) - log_factorial_excess(y)
+        largest = jnp.where(y > 0, orders, 0)
+        shares, away = (one / (one + r), r / (one + r)), log_mean - jnp.log(one)
+        below = -r * jax.nn.softplus(log_mean - jnp.log(r))
+        return jnp.where(y > 0, largest - (y + r) * log_excess(*shares, away), below)
 
-    def variance(self, f: Array) -> Array:
-        """More than the mean."""
-        mean = self.mean(f)
-        return mean + jnp.square(mean) / self.concentration.astype(f.dtype)
+    def dispersion(self, f: Array) -> Array:
+        """The less, the larger the concentration."""
+        return 1 / self.concentration.astype(f.dtype)
 
     def sample(self, key: PRNGKeyArray, f: Array) -> Array:
         """Poisson counts whose rates are Gamma distributed."""
@@ -170,6 +203,26 @@ def log_factorial_excess(y: Array) -> Array:
     direct = gammaln(jnp.minimum(y, STIRLING) + 1) - jnp.minimum(y, STIRLING) * jnp.log(few) + few
     series = 1 / (12 * many) - 1 / (360 * many**3) + 1 / (1260 * many**5)
     return jnp.where(y < STIRLING, direct, jnp.log(2 * jnp.pi * many) / 2 + series)
+
+
+def log_gamma_excess(x: Array) -> Array:
+    """`log Γ(x) − x log x + x`, of which large numbers keep all digits; for positive ones."""
+    few, many = jnp.minimum(x, STIRLING), jnp.maximum(x, STIRLING)
+    direct = gammaln(few) - few * jnp.log(few) + few
+    return jnp.where(x < STIRLING, direct, log_factorial_excess(many) - jnp.log(many))
+
+
+def log_excess(share: Array, rest: Array, away: Array) -> Array:
+    """`log(p eᵈ + 1 − p) − p d` for a share `p`, of order `d²` about zero, and its rest `1 − p`.
+
+    It is the same for the rest and `−d`: the smaller share has all its digits.
+    """
+    small = jnp.minimum(share, rest)
+    d = jnp.where(share <= rest, away, -away)
+    near = jnp.clip(d, -1, 1)
+    close = jnp.log1p(small * jnp.expm1(near)) - small * near
+    far = jnp.logaddexp(jnp.log1p(-small), jnp.log(small) + d) - small * d
+    return jnp.where(jnp.abs(d) < 1, close, far)
 
 
 def upper_gamma(a: Array, x: Array) -> Array:

@@ -9,8 +9,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jaxtyping import Array, PRNGKeyArray
 
+from kronax.domains import data
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support
-from kronax.parameters import data
 
 # Among these a search looks for what suits the data of a cell best, beside the data themselves.
 CANDIDATES = np.sinh(np.linspace(-7, 7, 141))

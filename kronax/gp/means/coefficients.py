@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
 from kronax.gp.means.means import Mean
 from kronax.linalg.arrays.host import on_device
 from kronax.linalg.arrays.mode_products import along
-from kronax.parameters import parameter
 
 
 class Term(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from kronax.domains import as_parameter, data, parameter
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_frame, is_labelled
 from kronax.gp.coordinates.static_arrays import FrozenArray
@@ -20,7 +21,6 @@ from kronax.gp.means.means import Mean, fits
 from kronax.linalg.arrays.checks import is_concrete, plain
 from kronax.linalg.arrays.host import on_device
 from kronax.linalg.arrays.nested_lists import without_mask
-from kronax.parameters import as_parameter, data, parameter
 from kronax.paths import nearest
 
 

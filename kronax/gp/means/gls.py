@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from kronax.display import aligned
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.functions.logdet import normal_logpdf_grid
 from kronax.linalg.functions.solve import solve_grid
-from kronax.parameters import aligned
 
 
 class Regression(eqx.Module):

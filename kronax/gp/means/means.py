@@ -11,15 +11,17 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
+from kronax.display import Shown
+from kronax.domains import data, parameter, refuse_plain_numbers
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.kernels.base import Kernel
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import check_finite, check_plain, plain, whole
 from kronax.linalg.arrays.host import on_device
-from kronax.parameters import data, parameter, refuse_plain_numbers
 
 
-class Mean(eqx.Module):
+class Mean(Shown, eqx.Module):
     """A mean function: called with the coordinates of every axis, it broadcasts to the grid."""
 
     def __check_init__(self) -> None:
@@ -74,7 +76,7 @@ class ConstantMean(Mean):
         0.5
     """
 
-    value: Array = parameter(constraints.real, start="mean")
+    value: ParameterArray = parameter(constraints.real, start="mean")
 
     def __call__(self, *axes: Array) -> Array:
         """The number."""

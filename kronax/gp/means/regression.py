@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from kronax.domains import parameter
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
 from kronax.gp.means.coefficients import RegressionMean, Term
 from kronax.gp.means.means import ConstantMean, Mean, SumMean, ZeroMean
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.parameters import parameter
 
 
 class MarginalMean(Mean):

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpyro.distributions import constraints
 
+from kronax.domains import as_parameter, parameter
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.dates import Dates, place_of
 from kronax.gp.coordinates.spacing import difference
@@ -19,7 +20,6 @@ from kronax.gp.kernels.points import Points
 from kronax.gp.means.coefficients import RegressionMean, Term
 from kronax.gp.means.means import Mean
 from kronax.linalg.arrays.checks import whole
-from kronax.parameters import as_parameter, parameter
 from kronax.paths import nearest
 
 

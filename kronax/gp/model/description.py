@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from kronax.domains import parameters
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.markov import why_not_markov
 from kronax.gp.axes.structure import Structure
@@ -26,7 +27,6 @@ from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import described
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.precision import FELT, LOST
-from kronax.parameters import parameters
 
 # By NumPy, of the distance in lengthscales, so that a description compiles nothing. Where one is
 # not known, its largest value bounds it.
@@ -60,6 +60,8 @@ def description(gp: AbstractProcess) -> str:
         lines.append(f"  likelihood {type(gp.likelihood).__name__}, {gp.approximation}")
     if gp.noise_model.is_none:
         lines.append("  no noise: the data are interpolated")
+    if gp.table is not None:
+        lines.append(f"  {gp.table.describe(prod(gp.grid_shape))}")
     lines += described(gp) + _rounding(gp)
     lines += [f"  {line}" for line in gp.remarks()]
     table = repr(parameters(gp)).splitlines()

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kronax.domains import replace
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
 from kronax.gp.model.method import with_observed
@@ -19,7 +20,6 @@ from kronax.linalg.arrays.precision import Conditioning, Ends, least_noise
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.spectral.conditioning import largest_eigenvalue, row_sum
-from kronax.parameters import replace
 
 
 class NoiseLevel(NamedTuple):

@@ -1,5 +1,7 @@
 """The marginal likelihood of a grid GP and the weights of its posterior, compiled."""
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -9,8 +11,11 @@ from jaxtyping import Array
 from kronax.gp.means.gls import Regression, fitted, integrated, marginal_logpdf, regress
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.checks import refuse_joined
-from kronax.gp.model.process import AbstractProcess
+from kronax.gp.model.method import UNKNOWN_GAPS, has_unknown_gaps
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.early_errors import raising_unless_finite
+from kronax.linalg.arrays.fingerprints import made_of_tree
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import Conditioning, warn_of_ratio
@@ -19,7 +24,13 @@ from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.functions.decompose import decompose, with_checksum, without_checksum
 from kronax.linalg.functions.logdet import normal_logpdf_grid
 from kronax.linalg.gaps.masked import Masked
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.diagnose import NOT_FINITE, explain_not_finite
+
+STALE = (
+    "This posterior was made of another model or other data: its leaves have been replaced since "
+    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
+    "model, and condition it again."
+)
 
 
 class Weights(NamedTuple):
@@ -39,7 +50,7 @@ class Weights(NamedTuple):
 def log_marginal_likelihood(gp: AbstractProcess, y: Array) -> Array:
     """Log density of checked data on the grid; warns where concrete values lose it."""
     if not is_concrete(gp, y):
-        return _log_density(gp, y)
+        return raising_unless_finite(_log_density(gp, y), NOT_FINITE)
     value, found = _log_density_with_ends(gp, y)
     warn_of_ratio(found, "The log likelihood may be wrong")
     return value
@@ -160,3 +171,28 @@ def explain(gp: AbstractProcess, y: Array, value: Any) -> None:
     if not decomposition_of(gp.data_covariance()).is_exact:
         estimate(gp, y)
     explain_not_finite(value, gp.covariance())
+
+
+def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that refuses a posterior whose model or data were replaced; NaN if traced.
+
+    It also says why one is NaN that was made by a compiled program.
+    """
+
+    @functools.wraps(method)
+    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
+        if not is_finite((post.weights, post.made_of)) and is_concrete(post):
+            explain_posterior(post)
+        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
+        return method(own, *args, **options)
+
+    return call
+
+
+def explain_posterior(post: AbstractPosterior) -> None:
+    """Raise, as conditioning outside of compiled programs does, with what has made it NaN."""
+    post.explain()
+    if has_unknown_gaps(post.gp, post.y):
+        raise ValueError(UNKNOWN_GAPS)
+    if post.estimate is None or post.gp.iteration.on_failure == "raise":
+        explain(post.gp, post.y, post.weights)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -14,8 +13,16 @@ from kronax.gp.model.process import AbstractProcess, Process, with_fields
 from kronax.gp.model.solver_choice import settled
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import grid_of, is_concrete
+from kronax.linalg.arrays.early_errors import raising_if
+from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
+from kronax.linalg.arrays.host import count, numbers
 from kronax.linalg.arrays.nested_lists import without_mask
 from kronax.linalg.operators.gap_geometry import Mask
+
+UNKNOWN_GAPS = (
+    "y must have a value at every cell that the model takes for observed; got NaN. Inside jax.jit "
+    "gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or gp.observing(mask)."
+)
 
 
 def observing(gp: Process, y: Any) -> Process:
@@ -25,7 +32,7 @@ def observing(gp: Process, y: Any) -> Process:
     y = without_mask(y)
     if isinstance(y, list | tuple):
         y = np.asarray(y)
-    y = in_grid_order(y, gp.axes, gp.axis_names)
+    y = in_grid_order(y, gp.axes, gp.axis_names, table=gp.table)
     kind = getattr(getattr(y, "dtype", None), "kind", "")
     if kind == "b":
         return with_observed(gp, Mask.of(y, gp.grid_shape))
@@ -66,9 +73,9 @@ def gaps_of(gp: AbstractProcess, y: Array) -> Mask | None:
     if gp.observed is not None and is_told and gp.noise_model.is_per_cell:
         is_told = not gp.observed.array.all()  # as it is for variances that are all finite
     known = told if gp.observed is None else mask_of(gp.observed, gp.noise_model, gp.grid_shape)
-    missing = np.isnan(np.asarray(y))
-    if not missing.any():
+    if not count(np.isnan, y):
         return known
+    missing = np.isnan(numbers(y))
     if missing.all():
         raise ValueError(
             f"y must have a value in some cell; got NaN in all {missing.size}. Without data there "
@@ -95,38 +102,41 @@ def gaps_of(gp: AbstractProcess, y: Array) -> Mask | None:
     return Mask.of(seen, gp.grid_shape)
 
 
+def has_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
+    """Whether data are NaN where the model is observed, `()`."""
+    xp = np if is_concrete(y) else jnp
+    cells = xp.isnan(y)
+    return xp.any(cells if gp.observed is None else cells & gp.observed.array)
+
+
 def without_unknown_gaps(gp: AbstractProcess, y: Array) -> Array:
-    """Traced data that raise at run time if they are NaN where the model is observed."""
-    if is_concrete(y):
-        return y
-    cells = jnp.isnan(y) if gp.observed is None else jnp.isnan(y) & gp.observed.array
-    return eqx.error_if(
-        y,
-        jnp.any(cells),
-        "y must have a value at every cell that the model takes for observed; got NaN. Inside "
-        "jax.jit gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or "
-        "gp.observing(mask).",
-    )
+    """The data, of which traced ones raise at run time, if asked to, where they have such gaps."""
+    return raising_if(lambda: has_unknown_gaps(gp, y), y, UNKNOWN_GAPS)
+
+
+def checksums_of(gp: AbstractProcess, y: Array) -> tuple[Array, ...]:
+    """Checksums of model and data; of traced data with gaps that are not known those of none."""
+    return fingerprint_of_tree((gp, y), False if is_concrete(y) else has_unknown_gaps(gp, y))
 
 
 def checked_data(gp: AbstractProcess, y: Any) -> Array:
     """`y` in the grid layout, finite where there are data."""
     if gp.likelihood is not None:
         y = as_floats(y, gp.dtype)  # counts are whole numbers
-    y = in_grid_order(y, gp.axes, gp.axis_names)
+    y = in_grid_order(y, gp.axes, gp.axis_names, table=gp.table)
     grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
-    infinite = np.isinf(np.asarray(grid)) if is_concrete(grid) else np.zeros((), bool)
-    if gp.observed is not None:  # what y holds at gaps does not count
-        infinite = infinite & gp.observed.array
-    count = int(infinite.sum())
-    if count:
+    # What y holds at gaps does not count.
+    among = True if gp.observed is None else gp.observed.array
+    infinite = count(np.isinf, grid, among) if is_concrete(grid) else 0
+    if infinite:
         raise ValueError(
-            f"y must be finite, or NaN where a cell is missing; got {count} infinite values. "
+            f"y must be finite, or NaN where a cell is missing; got {infinite} infinite values. "
             "Mark them as missing, numpy.nan, or correct them."
         )
     if gp.likelihood is not None and is_concrete(grid, gp.likelihood):
-        seen = ~np.isnan(np.asarray(grid))
+        values = numbers(grid)
+        seen = ~np.isnan(values)
         if gp.observed is not None:
             seen = seen & gp.observed.array
-        gp.likelihood.check(np.asarray(grid), seen)
+        gp.likelihood.check(values, seen)
     return grid

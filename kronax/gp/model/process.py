@@ -3,8 +3,8 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, PRNGKeyArray
@@ -14,6 +14,7 @@ from kronax.gp.axes.structure import Structure
 from kronax.gp.kernels.base import Kernel, dtype_of
 from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.kernels.terms import TermSum
+from kronax.gp.labelled.tables import Table
 from kronax.gp.labelled.templates import Template
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.means.covariates import Covariate, with_covariates
@@ -25,21 +26,16 @@ from kronax.gp.model.additive import Terms
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.gp.noise.reading import noise_of
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.fingerprints import held, made_of_tree
+from kronax.linalg.arrays.fingerprints import held
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-
-STALE = (
-    "This posterior was made of another model or other data: its leaves have been replaced since "
-    "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
-    "model, and condition it again."
-)
+from kronax.names import Named, words
 
 
-class AbstractProcess(eqx.Module):
+class AbstractProcess(Named, eqx.Module):
     """Kernels and axes, a mean, and noise; `kx.GridGP` reads them and adds the verbs.
 
     Attributes:
@@ -57,6 +53,7 @@ class AbstractProcess(eqx.Module):
         measured: the way of solving that a trial found.
         variance: the amplitude; by name for terms without an exact decomposition.
         noise: a variance, or noise of another kind.
+        table: of pandas, for which it was made.
         likelihood: of data that are not normal; their noise is then what its sites bring.
         approximation: how the function is approximated then: "variational" or "laplace".
     """
@@ -75,8 +72,32 @@ class AbstractProcess(eqx.Module):
     measured: eqx.AbstractVar[Any]
     variance: eqx.AbstractVar[Any]
     noise: eqx.AbstractVar[Any]
+    table: eqx.AbstractVar[Table | None]
     likelihood: eqx.AbstractVar[AbstractLikelihood | None]
     approximation: eqx.AbstractVar[str]
+
+    _internal: ClassVar[frozenset[str]] = words(
+        "additive check_data check_model checked_log_likelihood conditioning data_covariance "
+        "design_on first_hints joined joined_structure log_likelihood_from lowered_noise "
+        "marginal mean_ahead mean_on measured measuring new_axes new_covariates noise_level "
+        "noise_model noise_parameter noise_term points_on raised_noise remarks solved_by"
+    )
+    _guesses: ClassVar[Mapping[str, str]] = {
+        "fit": "kx.fit(gp, y): its result has the fitted `model`, and gp stays as it is",
+        "train": "kx.fit(gp, y)",
+        "optimize": "kx.fit(gp, y)",
+        "predict": "gp.condition(y), then .mean(axes=…), .std(axes=…) or .interval(0.95, axes=…)",
+        "posterior": "gp.condition(y)",
+        "log_likelihood": "gp.log_marginal_likelihood(y)",
+        "log_prob": "gp.log_marginal_likelihood(y), and of new data post.log_prob(y_new)",
+        "logp": "gp.log_marginal_likelihood(y)",
+        "kernel": "gp.kernels, one per axis",
+        "parameters": "kx.parameters(gp)",
+        "shape": "gp.grid_shape",
+        "summary": "gp.describe(), and of a fit result.summary()",
+        "plot": "kx.plot_kernels(gp); of predictions kx.plot_series(post) or kx.plot_maps(post)",
+        "save": "kx.save(path, gp)",
+    }
 
     @property
     def grid_shape(self) -> tuple[int, ...]:
@@ -191,7 +212,7 @@ def with_fields(gp: Process, **changes: Any) -> Process:
     return other
 
 
-class AbstractPosterior(eqx.Module):
+class AbstractPosterior(Named, eqx.Module):
     """A process given data; `kx.GridGP.condition` makes one, with the verbs.
 
     Attributes:
@@ -213,6 +234,36 @@ class AbstractPosterior(eqx.Module):
     template: eqx.AbstractVar[Template | None]
     estimate: eqx.AbstractVar[Estimate | None]
     made_of: eqx.AbstractVar[tuple[Array, ...] | None]
+
+    _internal: ClassVar[frozenset[str]] = words("certain made_of on_grid operator settled template")
+    _guesses: ClassVar[Mapping[str, str]] = {
+        "predict": "post.mean(axes=…), with post.std(axes=…) or post.interval(0.95, axes=…)",
+        "samples": "post.sample(key, sample_shape=100)",
+        "draw": "post.sample(key)",
+        "draws": "post.sample(key, sample_shape=100)",
+        "rsample": "post.sample(key)",
+        "sd": "post.std()",
+        "stddev": "post.std()",
+        "standard_deviation": "post.std()",
+        "var": "post.variance()",
+        "cov": "post.covariance()",
+        "quantiles": "post.quantile([0.025, 0.975])",
+        "credible_interval": "post.interval(0.95)",
+        "confidence_interval": "post.interval(0.95)",
+        "confidence_region": "post.interval(0.95)",
+        "hdi": "post.interval(0.95)",
+        "residuals": "post.residual()",
+        "loo": "post.leave_one_out()",
+        "model": "post.gp",
+        "plot": "kx.plot_series(post) or kx.plot_maps(post)",
+        "to_xarray": "post.to_dataset()",
+        "to_pandas": "post.to_frame()",
+        "to_dataframe": "post.to_frame()",
+        "save": "kx.save(path, post)",
+    }
+
+    def explain(self) -> None:
+        """Raise if what it was made of is to blame that it is NaN; nothing is, beside the data."""
 
     @property
     def on_grid(self) -> KroneckerPlusNoise:
@@ -263,17 +314,6 @@ class AbstractPosterior(eqx.Module):
     @abc.abstractmethod
     def certain(self, estimate: Estimate, what: str = "Posterior variances") -> Array:
         """The value of an estimate, with a warning where draws leave it uncertain."""
-
-
-def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that refuses a posterior whose model or data were replaced; NaN if traced."""
-
-    @functools.wraps(method)
-    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
-        own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
-        return method(own, *args, **options)
-
-    return call
 
 
 def compiled(function: Callable[..., Any], *, returns_operator: bool = False) -> Callable[..., Any]:

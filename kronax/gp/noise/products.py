@@ -10,12 +10,12 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import data, parameter
 from kronax.gp.noise.abstract import AbstractProduct, Slices
 from kronax.linalg.arrays.checks import array_of_reals, is_concrete
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.spectral.low_rank import is_diagonal
-from kronax.parameters import data, parameter
 
 
 class AxisNoise(AbstractProduct):

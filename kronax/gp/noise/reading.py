@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.domains import as_parameter
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.gp.noise.products import AxisNoise, FullNoise
 from kronax.gp.noise.variances import CellNoise, NoNoise, ScalarNoise, checked_cells
@@ -17,7 +18,6 @@ from kronax.linalg.arrays.host import on_device, on_host
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.parameters import as_parameter
 from kronax.paths import nearest
 
 

@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Array
 from numpyro.distributions import constraints
 
+from kronax.annotations import ParameterArray
+from kronax.domains import data, parameter
 from kronax.gp.noise.abstract import AbstractVariances, NoiseInTime, Slices
 from kronax.linalg.arrays.checks import array_of_reals, is_concrete
 from kronax.linalg.operators.plus_diagonal import check_variances
-from kronax.parameters import data, parameter
 
 
 class AbstractWhite(AbstractVariances):
@@ -102,7 +103,7 @@ class CellNoise(AbstractPerCell):
     """
 
     variances: Array = data()
-    scale: Array = parameter(constraints.positive)
+    scale: ParameterArray = parameter(constraints.positive)
 
     def operator(self, dtype: Any) -> Array:
         """The variances on the grid: a product over the axes or not."""
@@ -186,12 +187,9 @@ class SiteNoise(AbstractPerCell):
         return None if self.precisions is None else self.precisions > 0
 
     def longer(self, slices: Slices, dtype: Any) -> "SiteNoise":
-        """Not defined: new data move all sites.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("The sites of a likelihood are known for their own data only.")
+        """Nothing is known of it: further data move all sites."""
+        slices.refuse_noise()
+        return SiteNoise()
 
 
 def checked_cells(value: Any) -> Array:

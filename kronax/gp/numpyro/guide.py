@@ -20,12 +20,8 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 
 from kronax.gp.model import checks
-from kronax.gp.model.process import (
-    AbstractPosterior,
-    AbstractProcess,
-    of_its_model,
-    with_fields,
-)
+from kronax.gp.model.marginal_likelihood import of_its_model
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
 from kronax.gp.model.solver_choice import data_covariance, is_iterative
 from kronax.gp.numpyro.latent import check_jitter, latent_covariance, latent_roots, white_site
 from kronax.linalg.arrays.checks import check_key, is_concrete, shape_of

@@ -16,12 +16,14 @@ from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.model.components import amplitude
 from kronax.gp.model.process import AbstractProcess
+from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, grid_of, shape_of
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.arrays.transforms import Transform
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
+from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.linalg.markov.factor import Markov
 from kronax.linalg.operators.draws import apply_roots
 from kronax.linalg.operators.kronecker import Kronecker
@@ -174,6 +176,29 @@ class LatentPosterior(eqx.Module):
     def variance(self, axes: Any) -> Float[Array, "..."]:
         """Variance of the field on a new grid, which does not depend on its mean."""
         return _variance(self, self._new(axes))
+
+    def std(self, axes: Any) -> Float[Array, "..."]:
+        """Standard deviation of the field on a new grid."""
+        return safe_sqrt(self.variance(axes))
+
+    def quantile(self, q: Any, axes: Any, covariates: Any = None) -> Float[Array, "..."]:
+        """Quantiles of the field on a new grid; several probabilities lead.
+
+        Raises:
+            TypeError: if `q` holds no real numbers.
+            ValueError: as in `mean`; or if a probability is not between 0 and 1.
+        """
+        return quantiles_of(q, self.mean(axes, covariates), self.variance(axes))
+
+    def interval(self, level: float, axes: Any, covariates: Any = None) -> tuple[Array, Array]:
+        """The central interval of the field with some probability: its lower and its upper end.
+
+        Raises:
+            TypeError: if `level` is no number.
+            ValueError: as in `mean`; or if the level is not between 0 and 1.
+        """
+        ends = self.quantile(tails(level), axes, covariates)
+        return ends[0], ends[1]
 
     def sample(
         self,

@@ -1,5 +1,7 @@
 """A grid GP inside NumPyro models: likelihoods and latent fields."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -72,7 +74,7 @@ class NumpyroSites(AbstractProcess):
         checks.refuse_sums(self, "gp.latent() is")
         return sample_latent(self, name, jitter)
 
-    def latent_condition(self, f: Float[Array, "..."], jitter: float = 1e-6) -> LatentPosterior:
+    def latent_condition(self, f: Any, jitter: float = 1e-6) -> LatentPosterior:
         """The process given its values `f` on the whole grid, such as a draw of `latent`.
 
         Args:

@@ -1,7 +1,8 @@
 """A posterior given further slices along one axis: the other axes are not decomposed again."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,8 @@ from kronax.gp.coordinates.spacing import SHARE, Coordinates, less, spacing
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.criticism.held_out import axis_labels
 from kronax.gp.labelled.data_arrays import in_grid_order
-from kronax.gp.labelled.templates import check_data_units, without_axis
+from kronax.gp.labelled.templates import Template, check_data_units, without_axis
+from kronax.gp.likelihoods.base import as_floats
 from kronax.gp.means.new_covariates import continued
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
@@ -28,36 +30,69 @@ from kronax.linalg.functions.decompose import decompose_axis
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
-def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariates: Any) -> Any:
-    """The posterior of the same process on the longer grid."""
-    gp = post.gp
-    i, new = _new_axis(gp, axes)
+class Longer(NamedTuple):
+    """A process and data with further slices.
+
+    Args:
+        gp: the process on the longer grid, with the likelihood that it had.
+        y: the data there.
+        template: what is remembered of the data.
+        slices: the new ones.
+    """
+
+    gp: AbstractProcess
+    y: Array
+    template: Template | None
+    slices: Slices
+
+
+def longer(
+    gp: AbstractProcess, y: Array, template: Template | None, y_new: Any, at: Mapping[str, Any]
+) -> Longer:
+    """The same process on a grid with further slices, and old and new data on it.
+
+    Args:
+        gp: the process.
+        y: its data, NaN at gaps.
+        template: of which new ones must have the units.
+        y_new: as users give them.
+        at: their `axes`, `noise` and `covariates`, likewise.
+    """
+    i, new = _new_axis(gp, at["axes"])
     old = gp.axes[i] if new.coding is None else dataclasses.replace(gp.axes[i], coding=new.coding)
     in_front = _is_in_front(new, old)
     shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
-    check_data_units(y_new, post.template, "y_new")
-    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new")
+    check_data_units(y_new, template, "y_new")
+    y_new = y_new if gp.likelihood is None else as_floats(y_new, gp.dtype)
+    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new", gp.table)
     ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype, finite=False)
-    _check_batches(post.y, ahead, len(shape))
+    _check_batches(y, ahead, len(shape))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
-    slices = Slices(i, axis_labels(gp)[i], new.size, in_front, noise)
-    longer = _longer(gp, axis, slices)
+    slices = Slices(i, axis_labels(gp)[i], new.size, in_front, at["noise"])
+    further = _longer(gp, axis, slices)
+    covariates = at["covariates"]
     known = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
     mean = continued(gp.mean, known, covariates, i, (old.size, new.size), in_front)
-    longer = with_fields(longer, mean=mean)
+    further = with_fields(further, mean=mean)
+    both = slices.beside(y, ahead, i - len(shape))
+    return Longer(further, both, without_axis(template, axis_labels(gp)[i]), slices)
+
+
+def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariates: Any) -> Any:
+    """The posterior of the same process on the longer grid."""
+    gp, at = post.gp, {"axes": axes, "noise": noise, "covariates": covariates}
     old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
-    parts = [ahead, old_y] if in_front else [old_y, ahead]
-    y = longer.check_data(jnp.concatenate(parts, axis=i - len(shape)))
-    template = without_axis(post.template, axis_labels(gp)[i])
-    if gaps_of(longer, y) is not None or not isinstance(post.operator, KroneckerPlusNoise):
-        return dataclasses.replace(longer.condition(y), template=template)
-    longer.check_model()
-    operator = decompose_axis(longer.covariance(), post.operator, i)
-    found = marginal_likelihood.weights(longer, operator, y)
-    made_of = fingerprint_of_tree((longer, y))
+    further, y, template, slices = longer(gp, old_y, post.template, y_new, at)
+    y = further.check_data(y)
+    if gaps_of(further, y) is not None or not isinstance(post.operator, KroneckerPlusNoise):
+        return dataclasses.replace(further.condition(y), template=template)
+    further.check_model()
+    operator = decompose_axis(further.covariance(), post.operator, slices.axis)
+    found = marginal_likelihood.weights(further, operator, y)
+    made_of = fingerprint_of_tree((further, y))
     return dataclasses.replace(
         post,
-        gp=longer,
+        gp=further,
         y=y,
         operator=operator,
         weights=found.value,
@@ -66,6 +101,30 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariate
         estimate=None,
         made_of=made_of,
     )
+
+
+def append_observed(
+    post: Any, y_new: Any, axes: Any, covariates: Any, given: Mapping[str, Any]
+) -> Any:
+    """The posterior of a process with a likelihood on the longer grid, from scratch.
+
+    Args:
+        post: with its `model` and `data`.
+        y_new: on the grid of the new slices.
+        axes: their coordinates.
+        covariates: of the mean there.
+        given: fields of the likelihood there.
+    """
+    gp = post.model
+    y = post.data if gp.observed is None else jnp.where(gp.observed.array, post.data, jnp.nan)
+    template = None if post.template is None else post.template.data
+    at = {"axes": axes, "noise": None, "covariates": covariates}
+    further, y, _, slices = longer(gp, y, template, y_new, at)
+    shape, i = gp.grid_shape, slices.axis
+    sizes = shape, (*shape[:i], slices.size, *shape[i + 1 :])
+    likelihood = gp.likelihood.longer(given, i, sizes, slices.in_front)
+    found = with_fields(further, likelihood=likelihood).condition(y)
+    return dataclasses.replace(found, template=without_axis(post.template, slices.name))
 
 
 def _new_axis(gp: AbstractProcess, axes: Any) -> tuple[int, Axis]:
@@ -174,7 +233,7 @@ def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> AbstractProcess:
     if gp.joined is not None:
         joined = joined_structure(gp.additive, gp.joined, axes, axis_labels(gp), structures)
     noise = gp.noise_model.longer(slices, gp.dtype)
-    longer = with_fields(
+    further = with_fields(
         gp,
         measured=None,
         axes=axes,
@@ -183,7 +242,7 @@ def _longer(gp: AbstractProcess, axis: Axis, slices: Slices) -> AbstractProcess:
         noise=gp.noise if noise.is_white else noise,
         observed=mask_of(None, noise, tuple(x.size for x in axes)),
     )
-    return settled(longer)
+    return settled(further)
 
 
 def _check_batches(y: Array, ahead: Array, num_axes: int) -> None:

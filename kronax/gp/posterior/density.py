@@ -162,6 +162,24 @@ def check_number(count: int) -> None:
         )
 
 
+def places_on(
+    post: AbstractPosterior, new: tuple[Axis | None, ...], covariates: Mapping[str, Array]
+) -> tuple[tuple[int, ...], Any]:
+    """The shape of a grid, and its cells as a list of places.
+
+    Raises:
+        ValueError: if there are too many for a dense covariance.
+    """
+    axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
+    shape = tuple(axis.size for axis in axes)
+    indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
+    check_number(indices[0].size)
+    lines = [k.reshape(-1) for k in indices]
+    each = (axis.points(post.gp.dtype)[k] for axis, k in zip(axes, lines, strict=True))
+    known = {name: jnp.broadcast_to(x, shape).reshape(-1) for name, x in covariates.items()}
+    return shape, NewPoints(each, known)
+
+
 def _on_places(
     post: AbstractPosterior,
     y_new: Array,
@@ -169,15 +187,7 @@ def _on_places(
     noise: Any,
     covariates: Mapping[str, Array],
 ) -> Density:
-    axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
-    shape = tuple(axis.size for axis in axes)
-    indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
-    count = indices[0].size
-    check_number(count)
-    places: Any = NewPoints(
-        (axis.points(post.gp.dtype)[k.reshape(-1)] for axis, k in zip(axes, indices, strict=True)),
-        {name: jnp.broadcast_to(x, shape).reshape(-1) for name, x in covariates.items()},
-    )
+    shape, places = places_on(post, new, covariates)
     levels = noise_on(post, new, noise)
     if is_concrete(levels) and bool(jnp.isposinf(levels).any()):
         count = int(jnp.isposinf(levels).sum())
@@ -185,7 +195,7 @@ def _on_places(
             f"New observations need a finite noise variance; that of {count} cells is infinite. "
             "Pass `noise=` with the variances of the new observations."
         )
-    flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], count)
+    flat = y_new.reshape(*y_new.shape[: y_new.ndim - len(shape)], -1)
     return _at(post, flat, places, jnp.broadcast_to(levels, shape).reshape(-1))
 
 

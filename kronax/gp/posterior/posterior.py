@@ -1,6 +1,5 @@
 """A grid GP given data: mean, variance and draws, at the grid and on a new one."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -10,13 +9,14 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import axis_number
 from kronax.gp.criticism.verbs import CriticisedPosterior
-from kronax.gp.datasets import to_dataarray, to_dataset
 from kronax.gp.forecasts.filter import Filter, filter_of
 from kronax.gp.kernels.points import NewPoints, Points
 from kronax.gp.labelled.data_arrays import in_grid_order
 from kronax.gp.labelled.templates import Template, check_data_units
 from kronax.gp.means.gls import Regression
-from kronax.gp.model.process import AbstractProcess, of_its_model
+from kronax.gp.model.marginal_likelihood import conditioned, of_its_model
+from kronax.gp.model.method import checksums_of
+from kronax.gp.model.process import AbstractProcess
 from kronax.gp.numpyro.guide import LatentGiven
 from kronax.gp.numpyro.predictive import PosteriorNormal
 from kronax.gp.posterior import noise_levels, predict, scattered
@@ -26,13 +26,15 @@ from kronax.gp.posterior.density import check_number, log_density, log_density_a
 from kronax.gp.posterior.draws import function_draws
 from kronax.gp.posterior.slopes import slope_of_mean
 from kronax.gp.posterior.term_posterior import TermPosterior, TermPosteriors
+from kronax.gp.summaries import SummarisedPosterior
 from kronax.linalg.arrays.checks import check_finite, check_key, grid_of, is_concrete, shape_of
 from kronax.linalg.estimates.certificates import Estimate, warn_if_uncertain
+from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.krylov.operator import Iterative, check_draws
 
 
-class Posterior(CriticisedPosterior, LatentGiven):
+class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
     """What `gp.condition(y)` returns; it carries the decomposition that predictions need.
 
     `axes` in its methods is a list with one entry per axis, or a dictionary by name: new
@@ -194,7 +196,8 @@ class Posterior(CriticisedPosterior, LatentGiven):
         include_noise: bool = False,
         noise: Any = None,
         covariates: Any = None,
-    ) -> PosteriorCovariance:
+        points: Any = None,
+    ) -> PosteriorCovariance | Dense:
         """Posterior covariance on a grid, as an operator: it multiplies, and knows its diagonal.
 
         Args:
@@ -202,6 +205,8 @@ class Posterior(CriticisedPosterior, LatentGiven):
             include_noise: of new observations.
             noise: the noise variance there, where the model's is not defined on new coordinates.
             covariates: of the mean there, as for `mean`.
+            points: scattered places instead, as for `mean`: a `kx.Dense`, `(m, m)`, at
+                `2 m² N` operations, for up to 5 000 of them; values only.
 
         Raises:
             KeyError: if an axis name is unknown.
@@ -209,17 +214,23 @@ class Posterior(CriticisedPosterior, LatentGiven):
             ValueError: as in `variance`; or if noise that is correlated is to be included.
         """
         noise_levels.check_used(noise, include_noise)
+        if include_noise:
+            noise_levels.check_independent(self.gp, noise)
+        if points is not None:
+            places = self._scattered(axes, points, covariates)
+            check_number(places[0].raw.shape[0])
+            levels = noise_levels.noise_at(self, places, noise) if include_noise else None
+            return Dense(scattered.covariance_at(self, places, None, levels))
         new = self.gp.new_axes(axes)
         levels = None
         if include_noise:
-            noise_levels.check_independent(self.gp, noise)
             levels = noise_levels.noise_on(self, new, noise)
         return predict.covariance(self, self._points(new, covariates), levels)
 
     @of_its_model
     def log_prob(
         self,
-        y_new: Float[Array, "..."],
+        y_new: Any,
         axes: Any = None,
         points: Any = None,
         noise: Any = None,
@@ -253,7 +264,7 @@ class Posterior(CriticisedPosterior, LatentGiven):
         new = self.gp.new_axes(axes)
         check_data_units(y_new, self.template, "y_new")
         moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
-        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new")
+        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new", self.gp.table)
         grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
         return log_density(self, grid, new, noise, self._points(new, covariates).covariates)
 
@@ -311,59 +322,9 @@ class Posterior(CriticisedPosterior, LatentGiven):
             check_draws(draws, self.operator)
         return draws
 
-    def to_dataset(
-        self,
-        axes: Any = None,
-        quantiles: Sequence[float] = (0.025, 0.975),
-        num_samples: int = 0,
-        key: PRNGKeyArray | None = None,
-        include_noise: bool = False,
-        noise: Any = None,
-        covariates: Any = None,
-    ) -> Any:
-        """The posterior as an xarray Dataset, with the coordinates, names and units of the data.
-
-        Its variables are `mean`, `standard_deviation`, `quantiles` (those of the normal
-        distribution, not of draws) and `draws`. `ds.to_netcdf(path)` writes it. Coordinates along
-        a new axis are those given; others that belong to its old places are left out.
-
-        Args:
-            axes: new coordinates; by default the grid itself.
-            quantiles: their probabilities; `()` for none.
-            num_samples: number of joint draws.
-            key: a JAX random key for them.
-            include_noise: of new observations.
-            noise: the noise variance there, where the model's is not defined on new coordinates.
-            covariates: of the mean there, as for `mean`.
-
-        Raises:
-            ImportError: if xarray is not installed.
-            KeyError: if an axis name is unknown.
-            TypeError: as in `variance`; or if draws are asked for without a key.
-            ValueError: as in `variance`; if a probability is not between 0 and 1, or the data have
-                a dimension called as one of the variables.
-        """
-        drawn = (num_samples, key)
-        return to_dataset(self, axes, quantiles, drawn, include_noise, noise, covariates)
-
-    def to_dataarray(self, values: Array, axes: Any = None, name: str | None = None) -> Any:
-        """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.
-
-        Args:
-            values: grid-shaped; batches of the data lead, and before them an axis of draws may.
-            axes: the coordinates of the values; by default the grid itself.
-            name: of the DataArray.
-
-        Raises:
-            ImportError: if xarray is not installed.
-            KeyError: if an axis name is unknown.
-            ValueError: if the values do not lie on this grid.
-        """
-        return to_dataarray(self, values, axes, name)
-
     @of_its_model
     def append(
-        self, y_new: Float[Array, "..."], axes: Any, noise: Any = None, covariates: Any = None
+        self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None
     ) -> "Posterior":
         """The posterior given further slices along one axis as well: a new year of data.
 
@@ -447,3 +408,11 @@ class Posterior(CriticisedPosterior, LatentGiven):
     def _scattered(self, axes: Any, points: Any, covariates: Any = None) -> tuple[Points, ...]:
         found = scattered.scattered_axes(self.gp, points, axes)
         return scattered.with_covariates(self.gp, found, covariates)
+
+
+def posterior_of(gp: AbstractProcess, y: Array, template: Template | None) -> Posterior:
+    """The posterior of a process that knows its gaps, given checked data."""
+    operator, found = conditioned(gp, y)
+    made_of = checksums_of(gp, y)
+    parts = found.value, found.regression, template, found.estimate, made_of
+    return Posterior(gp, y, operator, *parts)

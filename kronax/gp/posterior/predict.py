@@ -34,6 +34,7 @@ from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance, signal_places
+from kronax.linalg.arrays.fibres import shared_like
 from kronax.linalg.arrays.mode_products import along, same_rank
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.arrays.random_numbers import normal_numbers
@@ -233,6 +234,8 @@ def variance_estimate(
 ) -> Estimate:
     """The posterior variance with its certificate, whether it converged or not; plus noise."""
     found = _variance_estimate(post, new, name)
+    # Data share out what is computed from them; this is not.
+    found = jax.tree.map(lambda x: shared_like(x, post.y) if x.ndim == len(new) else x, found)
     return found if levels is None else found.shifted(levels)
 
 

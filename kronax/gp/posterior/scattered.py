@@ -19,7 +19,7 @@ from kronax.gp.posterior.predict import are_known, at_data_among, exact_value, m
 from kronax.linalg.arrays.mode_products import matmul, same_rank
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
-from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, turned_about
 from kronax.linalg.spectral.khatri_rao import mv_rows
@@ -169,7 +169,8 @@ def variance_at(
 
     With its certificate, whether it converged or not.
     """
-    found, root = _known(post, new, name), _regressed(post, new, name)
+    found = decomposition_of(_operator(post, name)).variance_at(*_places(post, new, name))
+    root = _regressed(post, new, name)
     if decomposition_of(post.operator).is_exact and are_known(new):
         on_grid = exact_value(post, (None,) * len(new), name)
         cells = tuple(x.cells for x in new if x.cells is not None)
@@ -178,13 +179,13 @@ def variance_at(
     return found if root is None else found.shifted(jnp.sum(jnp.square(root), axis=0))
 
 
-def _known(post: AbstractPosterior, new: tuple[Points, ...], name: str | None = None) -> Estimate:
-    """The variance with known coefficients."""
+def _operator(post: AbstractPosterior, name: str | None) -> DataCovariance:
+    """The covariance of the data, with the function or a term in the place of the signal."""
     op = post.operator
     is_joined = name is not None and post.gp.joined is not None and name in post.gp.additive.joined
     if is_joined and isinstance(op, KroneckerPlusNoise):  # the term stands where the noise does
-        op = turned_about(op)
-    return decomposition_of(op).variance_at(*_places(post, new, name))
+        return turned_about(op)
+    return op
 
 
 def _places(
@@ -207,32 +208,39 @@ def _places(
 
 
 @compiled
-def covariance_at(post: AbstractPosterior, new: tuple[Points, ...]) -> Float[Array, "m m"]:
+def covariance_at(
+    post: AbstractPosterior,
+    new: tuple[Points, ...],
+    name: str | None = None,
+    levels: Array | None = None,
+) -> Float[Array, "m m"]:
     """Posterior covariance between all places; `2 m² N` operations, values only.
 
-    Its diagonal is that of `variance_at`.
+    Its diagonal is that of `variance_at`, plus the noise `levels` of new observations.
     """
-    decomposition = decomposition_of(post.operator)
-    priors = [_prior_matrices(post, part, new) for part in parts(post.gp, None)]
-    pairs = zip(_places(post, new), priors, strict=True)
+    decomposition = decomposition_of(_operator(post, name))
+    priors = [_prior_matrices(post, part, new, name) for part in parts(post.gp, name)]
+    pairs = zip(_places(post, new, name), priors, strict=True)
     covariance = decomposition.covariance_at(*pairs)
-    root = _regressed(post, new)
+    root = _regressed(post, new, name)
     if root is not None:
         covariance = covariance + matmul(root.T, root)
+    own = jnp.arange(covariance.shape[0])
     if decomposition.is_exact:  # by iterations, variances have a solve each as well
-        own = jnp.arange(covariance.shape[0])
-        covariance = covariance.at[own, own].set(variance_at(post, new).value)
-    return (covariance + covariance.T) / 2
+        covariance = covariance.at[own, own].set(variance_at(post, new, name).value)
+    covariance = (covariance + covariance.T) / 2
+    return covariance if levels is None else covariance.at[own, own].add(levels)
 
 
 def _prior_matrices(
-    post: AbstractPosterior, part: Component, new: tuple[Points, ...]
+    post: AbstractPosterior, part: Component, new: tuple[Points, ...], name: str | None
 ) -> list[Array]:
-    """The prior covariances between all places, axis by axis."""
-    dtype = post.operator.dtype
+    """The prior covariances between all places, axis by axis, scaled as the rows of `_places`."""
+    dtype, scaled = post.operator.dtype, axis_with_variance(post.gp, name)
     pairs = zip(part.kernels, new, strict=True)
-    first, *rest = (kernel.matrix_at(place, place).astype(dtype) for kernel, place in pairs)
-    return [part.variance.astype(dtype) * first, *rest]
+    matrices = [kernel.matrix_at(place, place).astype(dtype) for kernel, place in pairs]
+    matrices[scaled] = part.variance.astype(dtype) * matrices[scaled]
+    return matrices
 
 
 @compiled

@@ -9,11 +9,15 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.posterior import predict
 from kronax.gp.posterior.covariance import PosteriorCovariance
+from kronax.gp.posterior.density import check_number
 from kronax.gp.posterior.draws import posterior_draws
-from kronax.gp.posterior.scattered import mean_at, scattered_points, variance_at
+from kronax.gp.posterior.scattered import covariance_at, mean_at, scattered_points, variance_at
 from kronax.gp.posterior.slopes import slope_of_mean
+from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.estimates.certificates import Estimate
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.paths import nearest
 
 
@@ -94,14 +98,52 @@ class TermPosterior(eqx.Module):
         new = predict.new_points(post, axes)
         return post.settled(predict.variance_estimate(post, new, self.name))
 
-    def covariance(self, axes: Any = None) -> PosteriorCovariance:
-        """Posterior covariance of the term on a grid, as an operator.
+    def std(self, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
+        """Posterior standard deviation of the term: the root of `variance`.
+
+        Raises:
+            KeyError: as in `variance`.
+            TypeError: as in `variance`.
+            ValueError: as in `variance`.
+        """
+        return safe_sqrt(self.variance(axes, points))
+
+    def quantile(self, q: Any, axes: Any = None, points: Any = None) -> Float[Array, "..."]:
+        """Posterior quantiles of the term, as for a posterior; several probabilities lead.
+
+        Raises:
+            KeyError: as in `variance`.
+            TypeError: as in `variance`; or if `q` holds no real numbers.
+            ValueError: as in `variance`; or if a probability is not between 0 and 1.
+        """
+        return quantiles_of(q, self.mean(axes, points), self.variance(axes, points))
+
+    def interval(
+        self, level: float = 0.95, axes: Any = None, points: Any = None
+    ) -> tuple[Array, Array]:
+        """The central interval of the term with some probability: its lower and its upper end.
+
+        Raises:
+            KeyError: as in `variance`.
+            TypeError: as in `variance`; or if `level` is no number.
+            ValueError: as in `variance`; or if the level is not between 0 and 1.
+        """
+        ends = self.quantile(tails(level), axes, points)
+        return ends[0], ends[1]
+
+    def covariance(self, axes: Any = None, points: Any = None) -> PosteriorCovariance | Dense:
+        """Posterior covariance of the term on a grid, as an operator; a `kx.Dense` at points.
 
         Raises:
             KeyError: if an axis name is unknown.
+            TypeError: if both `axes` and `points` are given.
             ValueError: if there is not one entry per axis, or coordinates have another form.
         """
         post = self.posterior
+        if points is not None:
+            places = scattered_points(post.gp, points, axes)
+            check_number(places[0].raw.shape[0])
+            return Dense(covariance_at(post, places, self.name))
         return predict.covariance(post, predict.new_points(post, axes), None, self.name)
 
     def sample(

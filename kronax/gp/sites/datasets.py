@@ -5,10 +5,32 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array
 
-from kronax.gp.datasets import DRAWS, MEAN, QUANTILES, SD, check_names, coordinates_of, grid_dims
-from kronax.gp.labelled.templates import UNLABELLED, xarray
+from kronax.gp.datasets import (
+    DRAWS,
+    MEAN,
+    QUANTILES,
+    SD,
+    batch_dims,
+    check_names,
+    coordinates_of,
+    grid_dims,
+)
+from kronax.gp.labelled.packages import xarray
+from kronax.gp.labelled.templates import UNLABELLED
 from kronax.gp.model.process import AbstractPosterior
 from kronax.gp.sites.response import Response
+from kronax.gp.summaries import quantile_name
+
+
+def response_columns(found: Response) -> dict[str, Array]:
+    """The columns of a long table."""
+    columns = {MEAN: found.mean, SD: found.std}
+    own = {MEAN: found.observation_mean, SD: found.observation_std}
+    for k, q in enumerate(found.probabilities):
+        columns[quantile_name(q)] = found.quantiles[k]
+        if found.observation_quantiles is not None:
+            own[quantile_name(q)] = found.observation_quantiles[k]
+    return {**columns, **{f"observation_{name}": values for name, values in own.items()}}
 
 
 def response_dataset(
@@ -18,7 +40,7 @@ def response_dataset(
 
     New observations have the attributes of the data, units included; a rate has other units.
     """
-    package, dims = xarray(), grid_dims(post.gp)
+    package, dims = xarray(), (*batch_dims(post), *grid_dims(post.gp))
     data = (post.template and post.template.data) or UNLABELLED
     coordinates = coordinates_of(post, post.gp.new_axes(axes))
 

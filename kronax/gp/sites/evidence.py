@@ -35,11 +35,17 @@ from kronax.gp.sites.search import (
 )
 from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.early_errors import raising_unless_finite
 from kronax.linalg.arrays.primitives import once_differentiable
 from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
 
 # Each step leaves about a third of what the one before left of the derivative of the sites.
 FOLLOWED = 12
+
+MUST_CONVERGE = (
+    "The search for the sites of a likelihood must converge; it did not, or the covariance is not "
+    "finite"
+)
 
 
 def evidence(gp: AbstractProcess, y: Array) -> Array:
@@ -51,11 +57,11 @@ def evidence(gp: AbstractProcess, y: Array) -> Array:
         ConvergenceError: if that of concrete ones does not.
     """
     value, _ = evidence_from(gp, y, no_hint(y.shape, gp.dtype))
+    value = raising_unless_finite(value, f"{MUST_CONVERGE}. {OTHER_START}")
     if is_concrete(value) and not np.isfinite(np.asarray(value)).all():
         gp.check_model()  # says what is wrong with the model, if that is it
         raise ConvergenceError(
-            "The search for the sites of a likelihood must converge; it did not, or the covariance "
-            f"is not finite. gp.condition(y) tells how far it came. {OTHER_START}"
+            f"{MUST_CONVERGE}. gp.condition(y) tells how far it came. {OTHER_START}"
         )
     return value
 
@@ -131,8 +137,8 @@ def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     target, precision, mean, variance = held
     marginals = (mean, variance if is_variational else None)
     density = marginal_likelihood.log_density_traced(gaussian(gp, precision), target)
-    fit = expected_log_density(gp, y, *marginals) - _of_sites(target, precision, *marginals)
-    return density + jnp.sum(fit)
+    of_sites = log_density_of_sites(target, precision, *marginals)
+    return density + jnp.sum(expected_log_density(gp, y, *marginals) - of_sites)
 
 
 def _followed(
@@ -171,7 +177,9 @@ def _bends_upwards(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     return jnp.any((bend < sites.precision / 2) & (sites.precision > 0))
 
 
-def _of_sites(target: Array, precision: Array, mean: Array, variance: Array | None) -> Array:
+def log_density_of_sites(
+    target: Array, precision: Array, mean: Array, variance: Array | None
+) -> Array:
     """`E log N(z; f, 1/W)` at every cell, zero at gaps."""
     is_site = precision > 0
     square = jnp.square(target - mean) + (0 if variance is None else variance)
@@ -186,7 +194,7 @@ def bound_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:
     """
     marginals = sites.mean, sites.variance
     density = marginal_likelihood.log_density_traced(gaussian(gp, sites.precision), sites.target)
-    of_sites = _of_sites(sites.target, sites.precision, *marginals)
+    of_sites = log_density_of_sites(sites.target, sites.precision, *marginals)
     return density + jnp.sum(expected_log_density(gp, y, *marginals) - of_sites)
 
 

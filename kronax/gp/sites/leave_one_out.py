@@ -2,8 +2,11 @@
 
 The sites of the others stay. What they say of the function at a cell is its *cavity*: of the
 marginal `N(m, v)` the site `N(z; f, 1/W)` is taken off, which leaves `v' = v / (1 − W v)` and
-`m' = m − v' W (z − m)`.
+`m' = m − v' W (z − m)`. Where the site says nearly all that is known, nothing is left of `1 − W v`:
+there `v' = C − 1/W`, with mean and variance `C` of its target given the others, in closed form.
 """
+
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -12,12 +15,16 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
-from kronax.gp.criticism.held_out import HeldOut
-from kronax.gp.likelihoods.base import AbstractLikelihood, average
-from kronax.gp.sites.predictive import log_predictive, probability
+from kronax.gp.criticism.held_out import HeldOut, sum_of_observed
+from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
+from kronax.gp.likelihoods.base import AbstractLikelihood
+from kronax.gp.likelihoods.predictive import log_predictive, probability
+from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.solver_choice import is_iterative
+from kronax.gp.posterior import predict
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import check_key, is_concrete
-from kronax.linalg.estimates.certificates import ConvergenceError
+from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
 
 
 class LikelihoodLeaveOneOut(HeldOut):
@@ -32,6 +39,8 @@ class LikelihoodLeaveOneOut(HeldOut):
         axes: of the grid.
         axis_names: of the axes.
         likelihood: of an observation given the function.
+        function_variance_error: standard error of that variance where it comes from the draws of
+            iterations, else `None`.
     """
 
     mean: Float[Array, "..."]
@@ -42,6 +51,7 @@ class LikelihoodLeaveOneOut(HeldOut):
     axes: tuple[Axis, ...]
     axis_names: tuple[str, ...] = eqx.field(static=True)
     likelihood: AbstractLikelihood
+    function_variance_error: Float[Array, "..."] | None = None
 
     def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
         """Log predictive density, or probability, of every cell: of the data, or of another `y`."""
@@ -49,9 +59,9 @@ class LikelihoodLeaveOneOut(HeldOut):
         return log_predictive(self.likelihood, y, self.function_mean, self.function_variance)
 
     @property
-    def log_score(self) -> Float[Array, ""]:
-        """Their sum."""
-        return jnp.nansum(self.log_density())
+    def log_score(self) -> Float[Array, "..."]:
+        """Their sum, one per data set."""
+        return sum_of_observed(self.log_density(), self._cells)
 
     def probability_integral_transform(self, key: PRNGKeyArray) -> Float[Array, "..."]:
         """Where every observation lies in its predictive distribution: uniform under the model.
@@ -74,6 +84,8 @@ class LikelihoodLeaveOneOut(HeldOut):
 
     def __repr__(self) -> str:
         count = int(jnp.sum(~jnp.isnan(self.mean)))
+        if self.y.ndim > len(self.axes):
+            return f"Leave-one-out of {count} observations in several data sets"
         return (
             f"Leave-one-out of {count} observations: log score {float(self.log_score):.2f} nats, "
             f"root mean square error {float(self.rmse):.4g}"
@@ -102,13 +114,34 @@ def check_cavities(sites: Sites, variance: Array) -> None:
         )
 
 
-@eqx.filter_jit
-def left_out(like: AbstractLikelihood, sites: Sites) -> tuple[Array, ...]:
-    """Mean and variance of every observation given all others, and those of the function."""
+def left_out(post: AbstractPosterior, like: AbstractLikelihood, sites: Sites) -> tuple[Any, ...]:
+    """Mean and variance of every observation given all others, those of the function, its error.
+
+    Raises:
+        ConvergenceError: if the variances are too uncertain to take the site of a cell off.
+    """
     mean, variance = cavity(sites)
-    own = average(like.mean, mean, variance)
+    error = None
+    if is_iterative(post.gp):
+        spread = predict.variance_estimate(post, (None,) * len(post.gp.axes)).standard_error
+        error = spread / jnp.square(1 - sites.precision * sites.variance)
+    else:
+        mean, variance = _of_targets(leave_one_out(post), sites, mean, variance)
+    check_cavities(sites, variance)
+    if error is not None:
+        warn_if_uncertain(variance, error, post.gp.iteration, "Leave-one-out variances")
+    return *_moments(like, mean, variance), mean, variance, error
 
-    def spreads(f: Array) -> Array:
-        return jnp.square(like.mean(f) - own) + like.variance(f)
 
-    return own, average(spreads, mean, variance), mean, variance
+def _of_targets(
+    found: LeaveOneOut, sites: Sites, mean: Array, variance: Array
+) -> tuple[Array, Array]:
+    says_most = sites.precision * sites.variance > 0.5
+    own = found.variance - 1 / jnp.where(sites.precision > 0, sites.precision, 1)
+    return jnp.where(says_most, found.mean, mean), jnp.where(says_most, own, variance)
+
+
+@eqx.filter_jit
+def _moments(like: AbstractLikelihood, mean: Array, variance: Array) -> tuple[Array, Array]:
+    found = like.moments(mean, variance)
+    return found.observation, found.observation_variance

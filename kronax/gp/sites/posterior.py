@@ -7,28 +7,33 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import logsumexp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from kronax.gp.criticism.held_out import axis_labels
+from kronax.gp.criticism.held_out import axis_labels, axis_number
 from kronax.gp.datasets import check_draws_have_a_key
-from kronax.gp.labelled.templates import Template, of_function
+from kronax.gp.forecasts.filter import filter_of
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
-from kronax.gp.model.marginal_likelihood import conditioned
+from kronax.gp.likelihoods.predictive import log_predictive
+from kronax.gp.model.marginal_likelihood import of_its_model
+from kronax.gp.model.method import UNKNOWN_GAPS, has_unknown_gaps
 from kronax.gp.model.process import AbstractProcess
+from kronax.gp.posterior.append import append_observed
 from kronax.gp.posterior.covariance import PosteriorCovariance
+from kronax.gp.posterior.density import check_number, places_on
 from kronax.gp.posterior.posterior import Posterior
 from kronax.gp.sites.certificate import ApproximationCheck, check, log_weights
-from kronax.gp.sites.datasets import response_dataset
+from kronax.gp.sites.datasets import response_columns, response_dataset
 from kronax.gp.sites.evidence import bound_given, evidence_given
-from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, check_cavities, left_out
-from kronax.gp.sites.predictive import log_predictive
+from kronax.gp.sites.few import FewCells, Seen, certain_evidence, joint_evidence
+from kronax.gp.sites.filter import likelihood_filter
+from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
+from kronax.gp.sites.leave_slice_out import leave_slice_out
 from kronax.gp.sites.response import Response, response
-from kronax.gp.sites.search import MOST_STEPS, OTHER_START, filled, find, no_hint
-from kronax.gp.sites.sites import Sites, gaussian
+from kronax.gp.sites.search import check_converged
+from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete, shape_of
-from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
-from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
+from kronax.linalg.estimates.certificates import Estimate
+from kronax.linalg.factors.dense import Dense
 
 
 class LikelihoodPosterior(Posterior):
@@ -50,6 +55,12 @@ class LikelihoodPosterior(Posterior):
 
     def __repr__(self) -> str:
         return f"Posterior of the function given data of shape {self.y.shape}:\n{self.model!r}"
+
+    def explain(self) -> None:
+        """Raise if its data or its search are to blame that it is NaN."""
+        if has_unknown_gaps(self.model, self.data):
+            raise ValueError(UNKNOWN_GAPS)
+        check_converged(self.sites)
 
     def response(
         self,
@@ -126,7 +137,7 @@ class LikelihoodPosterior(Posterior):
 
     def log_prob(
         self,
-        y_new: Float[Array, "..."],
+        y_new: Any,
         axes: Any = None,
         points: Any = None,
         noise: Any = None,
@@ -139,45 +150,46 @@ class LikelihoodPosterior(Posterior):
     ) -> Array:
         """Log density in nats of new observations, given the data.
 
+        Jointly, the function is integrated out by draws that know the observations, weighted by
+        what they leave out; where that leaves more than 0.1 nats, it warns. It takes the dense
+        covariance of the function there: `2 m² N + m³` operations, for up to 5 000 observations.
+
         Args:
-            y_new: on the grid of the prediction, `(m,)` at scattered points.
+            y_new: on the grid of the prediction, `(m,)` at scattered points; NaN for none.
             axes: new coordinates; by default the grid itself.
             points: scattered places instead, as for `mean`.
             noise: none.
-            covariates: of the mean at the new places, as for `mean`.
-            pointwise: of every observation by itself, by quadrature; else of all jointly, the
-                function integrated out by draws, for which a few observations are best: the spread
-                of the draws grows with their number.
-            key: a JAX random key for the draws.
+            covariates: of the mean there, as for `mean`.
+            pointwise: of every observation by itself, by quadrature; else of all jointly.
+            key: a JAX random key for the draws; by default always the same.
             num_draws: how many.
             given: as for `response`.
 
         Raises:
             KeyError: as in `response`.
-            TypeError: as in `response`; or if draws have no key.
-            ValueError: if `y_new` has another shape, or the likelihood excludes it.
+            TypeError: as in `response`.
+            ValueError: if `y_new` has another shape, or the likelihood excludes it; or if there
+                are too many observations for a dense covariance.
         """
         self._refuse_noise(False, noise)
-        mean, variance = self._moments(axes, points, covariates)
-        shape = mean.shape
-        y_new = jnp.asarray(as_floats(y_new, self.operator.dtype))
-        if y_new.shape != shape:
-            raise ValueError(
-                f"y_new must have one observation per place, shape {shape}; got {y_new.shape}."
-            )
-        likelihood = self._likelihood_at(given, axes, points, shape)
-        if is_concrete(y_new, likelihood):
-            likelihood.check(np.asarray(y_new), np.ones(shape, bool))
         if pointwise:
-            return log_predictive(likelihood, y_new, mean, variance)
-        if key is None:
-            raise TypeError(
-                "The joint density of new observations needs draws of the function: pass "
-                "key=jax.random.key(0), or ask for pointwise=True."
-            )
-        draws = super().sample(key, axes, (num_draws,), points=points, covariates=covariates)
-        logs = jax.vmap(lambda f: jnp.sum(likelihood.log_density(y_new, f)))(draws)
-        return logsumexp(logs) - jnp.log(jnp.asarray(num_draws, logs.dtype))
+            mean, variance = self._moments(axes, points, covariates)
+            likelihood = self._likelihood_at(given, axes, points, mean.shape)
+            y_new, seen = self._checked(y_new, likelihood, mean.shape)
+            return jnp.where(seen, log_predictive(likelihood, y_new, mean, variance), jnp.nan)
+        if points is not None:
+            places: Any = self._scattered(axes, points, covariates)
+            shape: tuple[int, ...] = (places[0].raw.shape[0],)
+            check_number(*shape)
+        else:
+            new = self.gp.new_axes(axes)
+            shape, places = places_on(self, new, self._points(new, covariates).covariates)
+        likelihood = self._likelihood_at(given, axes, points, shape)
+        y_new, seen = self._checked(y_new, likelihood, shape)
+        cells = FewCells(likelihood, self.model.approximation, Seen(seen))
+        key = jax.random.key(0) if key is None else key
+        found = joint_evidence(self, cells, y_new, places, key, num_draws)
+        return certain_evidence(found, num_draws)
 
     def to_dataset(
         self,
@@ -224,29 +236,40 @@ class LikelihoodPosterior(Posterior):
             draws = self.sample(key, axes, (num_samples,), response=True, **at)
         return response_dataset(self, found, axes, draws)
 
+    def _columns(self, axes: Any, quantiles: Sequence[float], noise: Any, at: Any) -> Any:
+        self._refuse_noise(*noise)
+        if at.pop("response", False):
+            return response_columns(self.response(axes, quantiles, **at))
+        return super()._columns(axes, quantiles, noise, at)
+
+    def _data(self) -> Array:
+        return jnp.where(self.sites.precision > 0, self.data, jnp.nan)
+
+    @of_its_model
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
         """Every observation as predicted from all the others, with the same parameters.
 
         `means, variances = post.leave_one_out()`; log scores, probability integral transforms and
         standardised errors are in the same object. The sites of the others stay, at no further
-        cost; by iterations the variances come from draws.
+        cost; by iterations the variances come from draws, with `function_variance_error`.
 
         Raises:
             ConvergenceError: if the variances are too uncertain to take the site of a cell off.
         """
-        mean, variance, *function = left_out(self._likelihood, self.sites)
-        check_cavities(self.sites, function[1])
+        mean, variance, *function = left_out(self, self._likelihood, self.sites)
         return LikelihoodLeaveOneOut(
             mean=mean,
             variance=variance,
             function_mean=function[0],
             function_variance=function[1],
-            y=jnp.where(self.sites.precision > 0, self.data, jnp.nan),
+            y=self._data(),
             axes=self.model.axes,
             axis_names=axis_labels(self.model),
             likelihood=self._likelihood,
+            function_variance_error=function[2],
         )
 
+    @of_its_model
     def check_approximation(self, key: PRNGKeyArray, num_draws: int = 1000) -> ApproximationCheck:
         """How far the normal approximation may be trusted; `print` says it.
 
@@ -273,37 +296,63 @@ class LikelihoodPosterior(Posterior):
             "log scores and probability_integral_transform(key), and post.check_approximation(key)."
         )
 
-    def append(self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None) -> Posterior:
-        """Not with a likelihood: the sites of the old data change.
+    def append(
+        self, y_new: Any, axes: Any, noise: Any = None, covariates: Any = None, **given: Any
+    ) -> Posterior:
+        """The posterior given further slices along one axis as well, with the same parameters.
+
+        They move the sites of the old data: all are found anew, as from scratch.
+
+        Args:
+            y_new: on the grid of the new slices.
+            axes: new coordinates of one axis, in its form.
+            noise: none.
+            covariates: of the mean at the new slices, as for `mean`.
+            given: what the likelihood has at every cell, such as `exposure=`, at the new slices;
+                what is the same along the axis stays so.
 
         Raises:
-            NotImplementedError: always.
+            ConvergenceError: if the search for the sites does not converge.
+            KeyError: if an axis name is unknown, or the likelihood has no such field.
+            TypeError: if a field of the likelihood varies along the axis and is not given; or if
+                noise is.
+            ValueError: if not one axis is given, or `y_new` does not lie on its grid.
         """
-        raise NotImplementedError(
-            "With a likelihood further data move the sites of the old ones: condition the model on "
-            "the longer grid."
-        )
+        self._refuse_noise(False, noise)
+        return append_observed(self, y_new, axes, covariates, given)
 
-    def filter(self, axis: Any = None) -> Any:
-        """Not with a likelihood.
+    def filter(self, axis: int | str | None = None) -> Any:
+        """A forecast service that takes in new slices along one axis, by assumed densities.
+
+        It begins at this posterior. Of new slices it finds the sites given their forecast and
+        leaves older ones as they are; `append` finds all of them anew.
+
+        Args:
+            axis: the time, as for normal data.
 
         Raises:
-            NotImplementedError: always.
+            KeyError: if the axis is unknown.
+            NotMarkovError: if the process is not Markov along it.
+            ValueError: if several axes may be meant, or the mean or a covariate of it is known on
+                the grid only.
         """
-        raise NotImplementedError(
-            "A filter takes in normal data; with a likelihood condition on the longer grid."
-        )
+        found = filter_of(self, None if axis is None else axis_number(self.gp, axis))
+        return likelihood_filter(found, self._likelihood, self.model.approximation)
 
-    def leave_slice_out(self, axis: Any) -> Any:
-        """Not with a likelihood.
+    def leave_slice_out(self, axis: int | str) -> Any:
+        """Every slice along an axis, a year or a station, as predicted from all the others.
+
+        The parameters stay; the sites of the others are found anew for every slice, which takes
+        about as long as conditioning `n_i` times.
+
+        Args:
+            axis: its name or number.
 
         Raises:
-            NotImplementedError: always.
+            ConvergenceError: if a search for the sites does not converge.
+            KeyError: if the axis is unknown.
         """
-        raise NotImplementedError(
-            "Whole slices are left out of normal data; with a likelihood mark them as missing, "
-            "condition again and take log_prob(pointwise=True) there."
-        )
+        return leave_slice_out(self, self.data, self.sites, axis_number(self.gp, axis))
 
     @property
     def _likelihood(self) -> AbstractLikelihood:
@@ -316,6 +365,20 @@ class LikelihoodPosterior(Posterior):
         is_grid = points is None and not any(self.gp.new_axes(axes))
         grid = self.gp.grid_shape if is_grid else ()
         return self._likelihood.at(given, shape, grid)
+
+    def _checked(
+        self, y_new: Any, likelihood: AbstractLikelihood, shape: tuple[int, ...]
+    ) -> tuple[Array, Array]:
+        """New observations with something possible in the gaps, and where there are some."""
+        y_new = jnp.asarray(as_floats(y_new, self.operator.dtype))
+        if y_new.shape != shape:
+            raise ValueError(
+                f"y_new must have one observation per place, shape {shape}; got {y_new.shape}."
+            )
+        seen = ~jnp.isnan(y_new)
+        if is_concrete(y_new, likelihood):
+            likelihood.check(np.asarray(y_new), np.asarray(seen))
+        return jnp.where(seen, y_new, likelihood.filler), seen
 
     def _refuse_noise(self, include_noise: bool, noise: Any) -> None:
         if include_noise or noise is not None:
@@ -352,42 +415,8 @@ class LikelihoodPosterior(Posterior):
         include_noise: bool = False,
         noise: Any = None,
         covariates: Any = None,
-    ) -> PosteriorCovariance:
-        """Posterior covariance of the function, as an operator.
-
-        Raises:
-            TypeError: if noise is asked for.
-        """
+        points: Any = None,
+    ) -> PosteriorCovariance | Dense:
+        """Posterior covariance of the function, an operator; noise raises a `TypeError`."""
         self._refuse_noise(include_noise, noise)
-        return super().covariance(axes, covariates=covariates)
-
-
-def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> LikelihoodPosterior:
-    """The approximate posterior of checked data.
-
-    Raises:
-        ValueError: for a batch of data sets.
-        ConvergenceError: if the search for the sites does not converge.
-    """
-    if y.ndim > len(gp.axes):
-        raise ValueError(
-            "With a likelihood every data set has sites of its own; got a batch of shape "
-            f"{y.shape[: y.ndim - len(gp.axes)]}. Condition on one at a time."
-        )
-    y = filled(gp, y)
-    sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
-    if is_concrete(sites) and not bool(sites.converged):
-        raise ConvergenceError(
-            f"The search for the sites must converge; after {int(sites.num_steps)} of {MOST_STEPS} "
-            f"steps a step still moved the function by {float(sites.change):.2g} standard "
-            f"deviations. {OTHER_START}"
-        )
-    target = jnp.where(sites.converged, sites.target, jnp.nan)
-    process = gaussian(gp, sites.precision)
-    operator, found = conditioned(process, target)
-    made_of = fingerprint_of_tree((process, target))
-    parts = (found.value, found.regression, of_function(template), found.estimate, made_of)
-    return LikelihoodPosterior(process, target, operator, *parts, model=gp, data=y, sites=sites)
-
-
-_find = eqx.filter_jit(find)
+        return super().covariance(axes, covariates=covariates, points=points)

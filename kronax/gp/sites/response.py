@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
-from kronax.gp.sites.predictive import probability
+from kronax.gp.likelihoods.predictive import probability
 
 # Doublings of a bracket and halvings of it, together.
 MOST_PROBES = 300
@@ -28,6 +28,8 @@ class Response(eqx.Module):
         observation_std: its standard deviation.
         observation_quantiles: its quantiles; `None` where NumPyro has no distribution function,
             for which draws serve.
+        category_probabilities: of every category, `(K, …)`, where observations are categories;
+            else `None`.
         probabilities: of the quantiles.
         name: what the response is: a rate, a probability, …
     """
@@ -38,6 +40,7 @@ class Response(eqx.Module):
     observation_mean: Float[Array, "..."]
     observation_std: Float[Array, "..."]
     observation_quantiles: Float[Array, "..."] | None
+    category_probabilities: Float[Array, "..."] | None
     probabilities: tuple[float, ...] = eqx.field(static=True)
     name: str = eqx.field(static=True)
 
@@ -64,28 +67,19 @@ def response(
 def _response(
     likelihood: AbstractLikelihood, mean: Array, variance: Array, levels: tuple[float, ...]
 ) -> Response:
-    def means(f: Array) -> tuple[Array, Array]:
-        return likelihood.response(f), likelihood.mean(f)
-
-    rate, own = average(means, mean, variance)
-
-    def spreads(f: Array) -> tuple[Array, Array]:
-        # About the means, which may be far from zero.
-        rest, own_rest = likelihood.response(f) - rate, likelihood.mean(f) - own
-        return jnp.square(rest), jnp.square(own_rest) + likelihood.variance(f)
-
-    spread, own_spread = average(spreads, mean, variance)
+    found = likelihood.moments(mean, variance)
     sd = jnp.sqrt(variance)
     scores = [NormalDist().inv_cdf(p) for p in levels]
     quantiles = [likelihood.response(mean + score * sd) for score in scores]
     empty = jnp.zeros((0, *mean.shape), mean.dtype)
     return Response(
-        mean=rate,
-        std=jnp.sqrt(spread),
+        mean=found.response,
+        std=jnp.sqrt(found.response_variance),
         quantiles=jnp.stack(quantiles) if levels else empty,
-        observation_mean=own,
-        observation_std=jnp.sqrt(own_spread),
+        observation_mean=found.observation,
+        observation_std=jnp.sqrt(found.observation_variance),
         observation_quantiles=_observed(likelihood, mean, variance, levels, empty),
+        category_probabilities=average(likelihood.category_probabilities, mean, variance),
         probabilities=levels,
         name=likelihood.response_name,
     )

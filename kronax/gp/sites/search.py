@@ -11,7 +11,8 @@ likelihood, and makes it safe from any start. The variances follow one step behi
 change or, where that swings, by the share that Aitken's relaxation finds from the last two changes.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import equinox as eqx
 import jax
@@ -20,12 +21,15 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.sites.sites import Sites, given, moments
+from kronax.linalg.estimates.certificates import ConvergenceError
 
 MOST_STEPS = 100
 OTHER_START = "Start at other parameters: gp.initialise(y)."
+MUST_CONVERGE = "The search for the sites must converge"
 # Rounding, not the search, is what is left of changes that no longer fall: after so many steps that
 # do not lower the smallest change, one of at most so many tolerances is the end.
 MOST_STALLED, ROUNDED = 8, 50
@@ -35,6 +39,22 @@ MOST_HALVINGS = 12
 UPWARDS = 1e-4
 # Of their change the variances move by at least and at most so much.
 LEAST_SHARE, MOST_SHARE = 0.05, 1.5
+
+
+class Cells(Protocol):
+    """What a search asks of a process: how its cells depend on the function."""
+
+    @property
+    def likelihood(self) -> AbstractLikelihood | None:
+        """Of an observation given the function."""
+
+    @property
+    def approximation(self) -> str:
+        """How derivatives are taken: "variational" or "laplace"."""
+
+    @property
+    def observed(self) -> Any:
+        """Where there are data, in its `array`; `None` for everywhere."""
 
 
 class Hint(NamedTuple):
@@ -57,26 +77,13 @@ def find(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Sites, Hint]:
     """
     arrays, rest = eqx.partition((gp, y, hint), eqx.is_array)
     gp, y, hint = eqx.combine(lax.stop_gradient(arrays), rest)
-    search = _Search.of(gp, y)
-    end = lax.while_loop(search.goes_on, search.step, search.first(hint))
-    converged = (end.change <= search.tolerance) | search.is_rounded(end)
-    sites = Sites(
-        target=end.target,
-        precision=end.precision,
-        mean=end.given_mean,
-        variance=end.given_variance,
-        num_steps=end.num_steps,
-        change=end.change,
-        converged=converged,
-    )
-    known = Hint(end.mean, end.variance)
-    return sites, jax.tree.map(lambda new, old: jnp.where(converged, new, old), known, hint)
+    return Search.of(gp, y).run(hint)
 
 
 @eqx.filter_jit
 def first_sites(gp: AbstractProcess, y: Array) -> tuple[Array, Array]:
     """Targets and precisions that a search for checked data starts from."""
-    return _Search.of(gp, filled(gp, y)).sites_at_data()
+    return Search.of(gp, filled(gp, y)).sites_at_data()
 
 
 def filled(gp: AbstractProcess, y: Array) -> Array:
@@ -91,13 +98,16 @@ def tolerance_of(gp: AbstractProcess, dtype: Any) -> float:
     The evidence is stationary in them, so that its error is of the order of the square. Variances
     by draws are not known better.
     """
-    if is_iterative(gp):
-        return 1e-4
+    return 1e-4 if is_iterative(gp) else tolerance_for(dtype)
+
+
+def tolerance_for(dtype: Any) -> float:
+    """The same on exact routes."""
     return 1e-6 if jnp.finfo(dtype).eps < 1e-10 else 1e-3
 
 
 def site_of(
-    gp: AbstractProcess, y: Array, mean: Array, variance: Array | None, prior: Array
+    gp: Cells, y: Array, mean: Array, variance: Array | None, prior: Array
 ) -> tuple[Array, Array]:
     """Targets and precisions of the sites, zero at gaps; without variances, of a Laplace one.
 
@@ -120,9 +130,7 @@ def site_of(
     return jnp.where(seen, target, 0), jnp.where(seen, precision, 0)
 
 
-def expected_log_density(
-    gp: AbstractProcess, y: Array, mean: Array, variance: Array | None
-) -> Array:
+def expected_log_density(gp: Cells, y: Array, mean: Array, variance: Array | None) -> Array:
     """`E log p(y|f)` at every cell, zero at gaps; without variances, at the mean."""
     assert gp.likelihood is not None
     mean, variance = _finite_at_gaps(gp, mean, variance)
@@ -133,15 +141,13 @@ def expected_log_density(
     return jnp.where(_seen(gp), value, 0)
 
 
-def _finite_at_gaps(
-    gp: AbstractProcess, mean: Array, variance: Array | None
-) -> tuple[Array, Array | None]:
+def _finite_at_gaps(gp: Cells, mean: Array, variance: Array | None) -> tuple[Array, Array | None]:
     """Marginals that are harmless at gaps: what overflows has no derivative, masked or not."""
     spread = None if variance is None else jnp.where(_seen(gp), variance, 1)
     return jnp.where(_seen(gp), mean, 0), spread
 
 
-def _seen(gp: AbstractProcess) -> Any:
+def _seen(gp: Cells) -> Any:
     return True if gp.observed is None else jnp.asarray(gp.observed.array)
 
 
@@ -167,22 +173,45 @@ class _Place(NamedTuple):
     num_steps: Array
 
 
-class _Search(NamedTuple):
+class Search(NamedTuple):
     """A process and data, and what stays the same from step to step."""
 
-    gp: AbstractProcess
+    gp: "Cells"
     y: Array
     prior_mean: Array
     prior_variance: Array
     tolerance: float
+    # From targets and precisions of sites to mean, variance and weights given them.
+    conditioned: Callable[[Array, Array], tuple[Array, Array, Array]]
 
     @classmethod
-    def of(cls, gp: AbstractProcess, y: Array) -> "_Search":
+    def of(cls, gp: AbstractProcess, y: Array) -> "Search":
         """For checked data that are filled in the gaps."""
         prior = gp.covariance(include_noise=False).diagonal()
         mean = gp.mean_on((None,) * len(gp.axes))
         mean, prior = (jnp.broadcast_to(x, y.shape) for x in (mean, prior))
-        return cls(gp, y, mean, prior, tolerance_of(gp, y.dtype))
+
+        def conditioned(target: Array, precision: Array) -> tuple[Array, Array, Array]:
+            post = given(gp, target, precision)
+            return *moments(post), post.weights
+
+        return cls(gp, y, mean, prior, tolerance_of(gp, y.dtype), conditioned)
+
+    def run(self, hint: Hint) -> tuple[Sites, Hint]:
+        """The sites, and where another search may start."""
+        end = lax.while_loop(self.goes_on, self.step, self.first(hint))
+        converged = (end.change <= self.tolerance) | self.is_rounded(end)
+        sites = Sites(
+            target=end.target,
+            precision=end.precision,
+            mean=end.given_mean,
+            variance=end.given_variance,
+            num_steps=end.num_steps,
+            change=end.change,
+            converged=converged,
+        )
+        known = Hint(end.mean, end.variance)
+        return sites, jax.tree.map(lambda new, old: jnp.where(converged, new, old), known, hint)
 
     def first(self, hint: Hint) -> _Place:
         """From the data, or from where another search ended: a whole step."""
@@ -268,11 +297,6 @@ class _Search(NamedTuple):
         averaged = variance if self.is_variational else None
         return site_of(self.gp, self.y, mean, averaged, self.prior_variance)
 
-    def conditioned(self, target: Array, precision: Array) -> tuple[Array, Array, Array]:
-        """Mean, variance and weights given sites."""
-        post = given(self.gp, target, precision)
-        return *moments(post), post.weights
-
     def objective(self, mean: Array, weights: Array, variance: Array) -> Array:
         """What the mean maximises for fixed variances."""
         averaged = variance if self.is_variational else None
@@ -285,12 +309,14 @@ class _Search(NamedTuple):
 
 
 def _relaxed(share: Array, before: Array, now: Array) -> Array:
-    """Aitken's relaxation: the share at which the last change would have led to none now."""
+    """Aitken's relaxation: the share at which the last change would have led to none now.
+
+    Changes that grow, as those of the mean drive them, tell of no such share: all of it then.
+    """
     difference = now - before
     square = jnp.sum(jnp.square(difference))
     found = -share * jnp.sum(before * difference) / jnp.where(square > 0, square, 1)
-    is_first = jnp.sum(jnp.square(before)) == 0
-    return jnp.where(is_first, 1.0, jnp.clip(found, LEAST_SHARE, MOST_SHARE))
+    return jnp.where(found <= 0, 1.0, jnp.clip(found, LEAST_SHARE, MOST_SHARE))
 
 
 def _step_size(objective: Any) -> Array:
@@ -309,3 +335,16 @@ def _step_size(objective: Any) -> Array:
 
     one = jnp.ones((), start.dtype)
     return lax.while_loop(too_long, halved, (one, objective(one)))[0]
+
+
+def check_converged(sites: Sites) -> None:
+    """Refuse sites that are concrete and not found.
+
+    Raises:
+        ConvergenceError: with how far the search came.
+    """
+    if not bool(sites.converged):
+        raise ConvergenceError(
+            f"{MUST_CONVERGE}; after {int(sites.num_steps)} of {MOST_STEPS} steps a step still "
+            f"moved the function by {float(sites.change):.2g} standard deviations. {OTHER_START}"
+        )

@@ -5,12 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from kronax.domains import replace
 from kronax.gp.means.coefficients import RegressionMean
 from kronax.gp.means.covariates import CovariateMean
 from kronax.gp.means.means import ConstantMean, Mean, SumMean
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.process import AbstractProcess
-from kronax.parameters import replace
 
 # Directions of the functions that are smaller than this share of the largest have no say.
 SMALLEST = 1e-10

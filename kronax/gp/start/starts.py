@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import biject_to, constraints
 
+from kronax.domains import AS_GIVEN, DATA_MEAN, LENGTH_POWERS, parameters, replace
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.labels import Labels
 from kronax.gp.kernels.base import Kernel, Sum
@@ -27,7 +28,7 @@ from kronax.gp.model.process import AbstractProcess
 from kronax.gp.start.correlogram import Correlogram, Products
 from kronax.gp.start.least_squares import least_squares
 from kronax.linalg.arrays.checks import check_key, is_concrete
-from kronax.parameters import AS_GIVEN, DATA_MEAN, LENGTH_POWERS, Parameter, parameters, replace
+from kronax.parameter_table import Parameter
 from kronax.paths import frozen_paths
 
 Dims = int | tuple[int, ...] | None

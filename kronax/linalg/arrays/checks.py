@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from kronax.linalg.arrays.host import on_device
+from kronax.linalg.arrays.host import is_finite, is_spread, numbers, on_device
 from kronax.linalg.arrays.nested_lists import parts
 from kronax.linalg.arrays.precision import to_have_float64
 
@@ -210,7 +210,9 @@ def shape_of(sample_shape: Any) -> tuple[int, ...]:
 
 def check_finite(array: Any, name: str) -> None:
     """Refuse concrete NaN and infinity, naming the first place."""
-    values = np.asarray(array)
+    if is_spread(array) and is_finite(array):
+        return
+    values = numbers(array)
     bad = ~np.isfinite(values)
     if bad.any():
         place = tuple(int(i) for i in np.argwhere(bad)[0])

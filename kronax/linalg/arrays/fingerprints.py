@@ -6,6 +6,8 @@ every array of its factors. It is compared where the decomposition is used, also
 traced.
 """
 
+from functools import partial
+from math import prod
 from typing import Any
 
 import equinox as eqx
@@ -15,7 +17,8 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.host import on_device
+from kronax.linalg.arrays.early_errors import raising_if
+from kronax.linalg.arrays.host import is_spread, numbers, on_device
 
 # Odd numbers without a pattern (those of Murmur3's final mix, and 2³² over the golden ratio).
 SPREAD, FIRST, SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
@@ -33,9 +36,15 @@ def fingerprint(op: Any) -> tuple[Array, ...]:
     return tuple(map(on_device, _checksums(_sources(op))))
 
 
-def fingerprint_of_tree(tree: Any) -> tuple[Array, ...]:
-    """A checksum of every floating-point array of a pytree."""
-    return tuple(map(on_device, _checksums(_leaves(tree))))
+def fingerprint_of_tree(tree: Any, is_void: Any = False) -> tuple[Array, ...]:
+    """A checksum of every floating-point array of a pytree.
+
+    It is NaN, and so that of no tree, where something traced says that nothing was made of it.
+    """
+    found = tuple(map(on_device, _checksums(_leaves(tree))))
+    if is_concrete(is_void):
+        return found
+    return tuple(jnp.where(is_void, jnp.nan, x).astype(x.dtype) for x in found)
 
 
 def held(op: Any, decomposition: Any) -> Any:
@@ -65,6 +74,7 @@ def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -
             raise ValueError(refusal)
         return result
     is_own = jnp.all(jnp.stack([jnp.all(new == old) for new, old in pairs]))
+    result = raising_if(lambda: ~is_own, result, refusal)
     return jax.tree.map(
         lambda x: jnp.where(is_own, x, jnp.nan) if eqx.is_inexact_array(x) else x, result
     )
@@ -72,8 +82,19 @@ def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -
 
 def _checksums(sources: list[tuple[Array, int]]) -> list[Any]:
     # On the host where there are values: nothing is compiled for it.
-    xp = np if is_concrete(sources) else jnp
-    return [_checksum(xp.asarray(leaf), ndim, xp) for leaf, ndim in sources]
+    if not is_concrete(sources):
+        return [_checksum(jnp.asarray(leaf), ndim, jnp) for leaf, ndim in sources]
+    return [
+        numbers(_on_devices(leaf, ndim))
+        if is_spread(leaf)
+        else _checksum(np.asarray(leaf), ndim, np)
+        for leaf, ndim in sources
+    ]
+
+
+def _on_devices(array: Array, ndim: int) -> Array:
+    with jax.ensure_compile_time_eval():
+        return jax.jit(partial(_checksum, ndim=ndim, xp=jnp))(array)
 
 
 def _leaves(tree: Any) -> list[tuple[Array, int]]:
@@ -103,13 +124,23 @@ def _checksum(array: Any, ndim: int, xp: Any) -> Any:
     # −0 is 0, and so is a subnormal number, which compiled programs take for zero.
     is_zero = xp.abs(array) < xp.finfo(array.dtype).tiny
     array = xp.where(is_zero, xp.zeros_like(array), array)
-    bits = _words(array, xp).reshape(*batch, -1)
-    places = xp.arange(bits.shape[-1], dtype=np.uint32) * SPREAD
-    mixed = (bits ^ places.reshape((1,) * len(batch) + places.shape)) * FIRST
+    words = _words(array, xp)
+    places = _places(words.shape[len(batch) :], xp) * SPREAD
+    mixed = (words ^ places.reshape((1,) * len(batch) + places.shape)) * FIRST
     mixed = (mixed ^ (mixed >> np.uint32(15))) * SECOND
-    total = xp.sum(mixed ^ (mixed >> np.uint32(13)), axis=-1, dtype=np.uint32)
+    own = tuple(range(len(batch), words.ndim))
+    total = xp.sum(mixed ^ (mixed >> np.uint32(13)), axis=own, dtype=np.uint32)
     # As many bits as a number of this precision holds exactly.
     return (total >> np.uint32(8 if array.dtype.itemsize >= 4 else 24)).astype(array.dtype)
+
+
+def _places(shape: tuple[int, ...], xp: Any) -> Any:
+    """`0, 1, …` in C order; not as a row, which could not be shared out over devices as a grid."""
+    total = xp.zeros((1,) * len(shape), np.uint32)
+    for axis, size in enumerate(shape):
+        step = xp.arange(size, dtype=np.uint32) * np.uint32(prod(shape[axis + 1 :]))
+        total = total + step.reshape((1,) * axis + (size,) + (1,) * (len(shape) - axis - 1))
+    return total
 
 
 def _words(array: Any, xp: Any) -> Any:

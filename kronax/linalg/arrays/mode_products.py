@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.fibres import Fibrewise
+
 HIGHEST = lax.Precision.HIGHEST
 # Neighbouring matrices whose Kronecker product has at most this size are one matrix: a pass over
 # the array costs more than the operations that it saves (2 cores, float32 and float64).
@@ -31,12 +33,19 @@ def apply_along(matrix: Array, x: Array, axis: int, *, transpose: bool = False) 
     The last axis is a right product, the first a left one, any other a batched left one. With
     `transpose` the rows are contracted instead, faster than with `matrix.T`.
     """
+    return _along(axis, matrix, x, grids=(1,), transpose=transpose)[0]
+
+
+def _apply_along(axis: int, matrix: Array, x: Array, *, transpose: bool) -> list[Array]:
     if axis == -1:
-        return matmul(x, matrix if transpose else matrix.T)
+        return [matmul(x, matrix if transpose else matrix.T)]
     lead, size, trail = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
     shape = (size, prod(trail)) if prod(lead) == 1 else (prod(lead), size, prod(trail))
     product = left_product(matrix, x.reshape(shape), transpose=transpose)
-    return product.reshape(*lead, matrix.shape[1 if transpose else 0], *trail)
+    return [product.reshape(*lead, matrix.shape[1 if transpose else 0], *trail)]
+
+
+_along = Fibrewise("kronax_along", _apply_along)
 
 
 def apply_all(matrices: Sequence[Array], x: Array) -> Array:
@@ -46,6 +55,10 @@ def apply_all(matrices: Sequence[Array], x: Array) -> Array:
     after a full round every axis is back in its place: no middle axis and no copy.
     """
     batch, rows = x.shape[: x.ndim - len(matrices)], tuple(m.shape[0] for m in matrices)
+    if jax.device_count() > 1:  # an axis that is shared out must not change its place
+        for i in best_order([m.shape for m in matrices]):
+            x = apply_along(matrices[i], x, i - len(matrices))
+        return x
     merged = _merge_small(matrices)
     shapes = [m.shape for m in merged]
     order = best_order(shapes)
@@ -161,10 +174,19 @@ def gram(x: Array, y: Array, axis: int) -> Array:
 
     With `x` and `y` the same array there is one unfolded copy, else two.
     """
+    operands = (x,) if y is x else (x, y)
+    return _gram(axis, *operands, grids=tuple(range(len(operands))), results=(False,))[0]
+
+
+def _gram_of(axis: int, x: Array, *others: Array) -> list[Array]:
+    (y,) = others or (x,)
     if axis == -1 and x.ndim == 2:
-        return left_product(x, y, transpose=True)
+        return [left_product(x, y, transpose=True)]
     unfolded = [jnp.moveaxis(v, axis, 0).reshape(v.shape[axis], -1) for v in (x, y)]
-    return jnp.einsum("am,bm->ab", *unfolded, precision=HIGHEST)
+    return [jnp.einsum("am,bm->ab", *unfolded, precision=HIGHEST)]
+
+
+_gram = Fibrewise("kronax_gram", _gram_of)
 
 
 def sum_others(x: Array, axis: int) -> Array:

@@ -19,6 +19,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array
 
+from kronax.linalg.devices.partition import devices_wanted
+
 
 class DerivativeOrderError(NotImplementedError):
     """A derivative of an order for which no exact rule exists was asked for."""
@@ -31,8 +33,8 @@ def nested_vmap(function: Callable, batch: tuple[tuple[int | None, ...], ...]) -
     return function
 
 
-class _Batched:
-    """What both kinds share: evaluation, shapes, lowering and the stack of mapped axes.
+class Batched:
+    """What all kinds share: evaluation, shapes, lowering and the stack of mapped axes.
 
     The flat operands of the underlying primitive are mapped by the static parameter `batch`, one
     tuple of `in_axes` per level of `vmap`; so a batched call is the same primitive again, and an
@@ -81,7 +83,7 @@ def _compiled(evaluate: Callable, params: tuple) -> Callable:
     return jax.jit(partial(evaluate, **dict(params)))
 
 
-class RulePrimitive(_Batched):
+class RulePrimitive(Batched):
     """A function with a derivative rule that every transformation keeps.
 
     Args:
@@ -111,11 +113,16 @@ class RulePrimitive(_Batched):
         )
         flat_static = tuple(sorted(static.items()))
         outputs = self.primitive.bind(
-            *flat, tree=tree, num_operands=num_operands, static=flat_static, batch=()
+            *flat,
+            tree=tree,
+            num_operands=num_operands,
+            static=flat_static,
+            batch=(),
+            devices=devices_wanted(),
         )
         return jax.tree.unflatten(out_tree, outputs)
 
-    def _evaluate(self, *flat, tree, num_operands, static, batch):
+    def _evaluate(self, *flat, tree, num_operands, static, batch, devices):
         def run(*leaves):
             operands, constants = jax.tree.unflatten(tree, leaves)
             return jax.tree.leaves(self.function(operands, constants, **dict(static)))
@@ -143,7 +150,7 @@ class RulePrimitive(_Batched):
         return values, nested_vmap(run, stack)(*primals, *(tangents[i] for i in moving))
 
 
-class LinearPrimitive(_Batched):
+class LinearPrimitive(Batched):
     """A function that is linear in its tangents; differentiating its coefficients raises.
 
     Args:
@@ -176,13 +183,14 @@ class LinearPrimitive(_Batched):
             num_coefficients=len(jax.tree.leaves(coefficients)),
             static=tuple(sorted(static.items())),
             batch=(),
+            devices=devices_wanted(),
         )
         return jax.tree.unflatten(out_tree, outputs)
 
     def _evaluate(self, *flat, **params):
         return self.applied(self.checked, *flat, **params)
 
-    def applied(self, function, *flat, tree, num_coefficients, static, batch):
+    def applied(self, function, *flat, tree, num_coefficients, static, batch, devices):
         """`function` of flat arguments, which is `self.function` or `self.checked`."""
 
         def run(*leaves):

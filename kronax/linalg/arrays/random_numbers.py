@@ -2,6 +2,7 @@
 
 Every round of JAX's generator asks for the place of a number in its array. In a row that is a
 count; with more axes it is a division for each of them, and takes three times as long to compile.
+But a row cannot be shared out over devices as any axis may be.
 """
 
 from math import prod
@@ -13,9 +14,17 @@ from jaxtyping import Array, PRNGKeyArray
 
 def normal_numbers(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
     """`jax.random.normal`, number by number."""
-    return jax.random.normal(key, (prod(shape),), dtype).reshape(shape)
+    return jax.random.normal(key, _drawn_as(shape), dtype).reshape(shape)
 
 
 def random_signs(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
-    """`jax.random.rademacher`, number by number."""
-    return jax.random.rademacher(key, (prod(shape),), dtype).reshape(shape)
+    """`jax.random.rademacher`, number by number, from uniform numbers of the same precision.
+
+    JAX draws those in float64 wherever that is enabled.
+    """
+    is_plus = jax.random.uniform(key, _drawn_as(shape), dtype) < 0.5
+    return (2 * is_plus.astype(dtype) - 1).reshape(shape)
+
+
+def _drawn_as(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (prod(shape),) if jax.device_count() == 1 else shape

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from scipy.special import chdtri, stdtrit
 
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import level_of_caller
 
@@ -88,6 +89,11 @@ DEFAULT = Iteration()
 # may be beyond it before there is a warning.
 USUAL_ERROR = 0.05
 BEYOND = 0.1
+
+LONGER = (
+    "Raise `max_steps` or `box_size` of kx.Iteration, loosen its `tolerance`, or take the result "
+    "as it is with `on_failure='flag'`. A signal that is indefinite, or not finite, gives NaN here."
+)
 
 
 class Estimate(eqx.Module):
@@ -193,18 +199,17 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
     if iteration.on_failure == "flag":
         return estimate
     if not is_concrete(estimate.converged):
+        message = f"The iterations of {what} must reach their tolerance, and did not. {LONGER}"
+        estimate = raising_if(lambda: ~estimate.converged, estimate, message)
         # A factor, so that derivatives are NaN as well.
-        doubt = jnp.where(estimate.converged, 1, jnp.nan)
-        return eqx.tree_at(
-            lambda e: e.value, estimate, doubt.astype(estimate.value.dtype) * estimate.value
-        )
+        one = jnp.ones((), estimate.value.dtype)
+        doubt = jnp.where(estimate.converged, one, jnp.nan)
+        return eqx.tree_at(lambda e: e.value, estimate, doubt * estimate.value)
     if not bool(np.all(np.asarray(estimate.converged))):
         raise ConvergenceError(
             f"The iterations of {what} must reach their tolerance; after "
             f"{int(np.max(np.asarray(estimate.num_steps)))} steps the relative residual is "
-            f"{float(np.max(np.asarray(estimate.residual))):.2g}. Raise `max_steps` or `box_size` "
-            "of kx.Iteration, loosen its `tolerance`, or take the result as it is with "
-            "`on_failure='flag'`. A signal that is indefinite, or not finite, gives NaN here."
+            f"{float(np.max(np.asarray(estimate.residual))):.2g}. {LONGER}"
         )
     return estimate
 

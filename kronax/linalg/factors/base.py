@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.mode_products import apply_along, map_batch, same_rank
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.eigenbases import SymmetricBlocks, full_block
@@ -112,6 +113,9 @@ class AbstractFactor(AbstractOperator):
 
     def mv_along(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x`; the factor has no batch here."""
+        return on_fibres(AbstractFactor._by_last_axis, self, x, axis)
+
+    def _by_last_axis(self, x: Array, axis: int) -> Array:
         moved = jnp.moveaxis(x, axis, -1)
         product = self.mv(moved)
         expected = (*moved.shape[:-1], self.output_grid_shape[0])

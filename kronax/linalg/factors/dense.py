@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
@@ -80,6 +81,9 @@ class Dense(AbstractFactor):
     def to_dense(self) -> Array:
         """The matrix."""
         return self.matrix
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.matrix, dtype, copy=copy)
 
     def symmetrised(self) -> "Dense":
         """The symmetric part of a traced matrix, of which value and gradient are then those."""

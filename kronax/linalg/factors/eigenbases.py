@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, same_rank
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
@@ -64,6 +65,9 @@ class SymmetricBlocks(eqx.Module):
 
     def apply(self, x: Array, axis: int) -> Array:
         """Multiply along `axis < 0` of `x` (no batch)."""
+        return on_fibres(SymmetricBlocks._applied, self, x, axis)
+
+    def _applied(self, x: Array, axis: int) -> Array:
         pieces = []
         x = self.transform.forward(x, axis)
         for a, ndim, piece in zip(
@@ -123,12 +127,11 @@ class Eigenbasis(eqx.Module):
 
     def rotate(self, x: Array, axis: int) -> Array:
         """`Wᵀ` along `axis < 0` of `x` (no batch)."""
-        x = self.transform.forward(x, axis)
-        return self._apply(x, axis, transpose=True)
+        return self._turned(x, axis, transpose=True)
 
     def unrotate(self, x: Array, axis: int) -> Array:
         """`W` along `axis < 0` of `x` (no batch)."""
-        return self.transform.backward(self._apply(x, axis), axis)
+        return self._turned(x, axis, transpose=False)
 
     @property
     def is_identity(self) -> bool:
@@ -145,14 +148,21 @@ class Eigenbasis(eqx.Module):
             return self.blocks[0]
         return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
-    def _apply(self, x: Array, axis: int, *, transpose: bool = False) -> Array:
-        if all(w is None for w in self.blocks):
-            return x
-        pieces = [
-            piece if w is None else apply_along(w, piece, axis, transpose=transpose)
-            for w, piece in zip(self.blocks, split_blocks(x, self.sizes, axis), strict=True)
-        ]
-        return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+    def _turned(self, x: Array, axis: int, *, transpose: bool) -> Array:
+        held = {"sizes": self.sizes, "transform": self.transform, "transpose": transpose}
+        return x if self.is_identity else on_fibres(_turned, self.blocks, x, axis, **held)
+
+
+def _turned(
+    blocks: Any, x: Array, axis: int, *, sizes: Any, transform: Transform, transpose: bool
+) -> Array:
+    x = transform.forward(x, axis) if transpose else x
+    if any(w is not None for w in blocks):
+        turn = functools.partial(apply_along, axis=axis, transpose=transpose)
+        parts = split_blocks(x, sizes, axis)
+        pieces = [p if w is None else turn(w, p) for w, p in zip(blocks, parts, strict=True)]
+        x = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
+    return x if transpose else transform.backward(x, axis)
 
 
 def split_blocks(x: Array, sizes: tuple[int, ...], axis: int) -> list[Array]:
@@ -188,9 +198,7 @@ def eigenbases(
     pairs = list(pairs)
     held = lax.stop_gradient(pairs)
     blocks = [block for signal, noise in held for block in _Block.of(signal, noise)]
-    together = jax.default_backend() != "cpu"
-    decompose = _decompose_together if together else _decompose_in_turn
-    found = iter(decompose(blocks, batched))
+    found = iter(_decomposed(blocks, batched))
     return tuple(_assembled(*pair, [next(found) for _ in pair[0].arrays]) for pair in pairs)
 
 
@@ -236,22 +244,40 @@ class _Block(NamedTuple):
         return _block_basis(self._replace(signal=signal, noise=noise, scales=scales))
 
 
-def _decompose_in_turn(blocks: list[_Block], batched: bool) -> list[tuple]:
-    items = [(i, block.arrays) for i, block in enumerate(blocks)]
-    return in_sequence(lambda item: blocks[item[0]].basis(item[1]), items, batched=batched)
+def _decomposed(blocks: list[_Block], batched: bool) -> list[tuple]:
+    """By what the program is compiled for, which need not be where it was traced."""
+    groups = _alike(blocks)
+    in_turn = functools.partial(_decompose_in_turn, blocks, batched)
+    arrays = [block.arrays for block in blocks]
+    if len(groups) == len(blocks):
+        return in_turn(arrays)
+    together = functools.partial(_decompose_together, blocks, groups)
+    return lax.platform_dependent(arrays, cpu=in_turn, default=together)
 
 
-def _decompose_together(blocks: list[_Block], batched: bool) -> list[tuple]:
+def _alike(blocks: list[_Block]) -> list[list[int]]:
+    """The numbers of the blocks that can share a call, group by group."""
     groups: dict[tuple, list[int]] = {}
     for i, block in enumerate(blocks):
         groups.setdefault(block.form if block.needs_decomposition else (i,), []).append(i)
+    return list(groups.values())
+
+
+def _decompose_in_turn(blocks: list[_Block], batched: bool, arrays: list[tuple]) -> list[tuple]:
+    items = list(enumerate(arrays))
+    return in_sequence(lambda item: blocks[item[0]].basis(item[1]), items, batched=batched)
+
+
+def _decompose_together(
+    blocks: list[_Block], groups: list[list[int]], arrays: list[tuple]
+) -> list[tuple]:
     found: dict[int, tuple] = {}
-    for members in groups.values():
+    for members in groups:
         first = blocks[members[0]]
         if len(members) == 1:
-            found[members[0]] = first.basis(first.arrays)
+            found[members[0]] = first.basis(arrays[members[0]])
             continue
-        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(blocks[i].arrays for i in members))
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *(arrays[i] for i in members))
         together = jax.vmap(first.basis)(stacked)
         for place, i in enumerate(members):
             found[i] = tuple(None if part is None else part[place] for part in together)
@@ -409,8 +435,7 @@ def _concatenate(pieces: list[Array]) -> Array:
 
 def _zero_of(blocks: SymmetricBlocks) -> Array:
     """A zero that carries the derivative of the blocks: what the guard watches."""
-    first = blocks.arrays[0]
-    return jnp.zeros((), first.dtype) * first.ravel()[0]
+    return 0 * blocks.arrays[0].ravel()[0]
 
 
 def _refuse(operands, constants, tangents) -> NoReturn:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.lapack_order import in_sequence, matrix_by_matrix
 from kronax.linalg.arrays.mode_products import along, left_product, map_batch, matmul
 from kronax.linalg.arrays.primitives import RulePrimitive
@@ -206,6 +207,9 @@ class BlockFactorization(AbstractFactorization):
 
     def solve_along(self, b: Array, axis: int, transpose: bool = False) -> Array:
         """Solve along `axis < 0` of `b`, block by block."""
+        return on_fibres(BlockFactorization._solved, self, b, axis, transpose=transpose)
+
+    def _solved(self, b: Array, axis: int, transpose: bool) -> Array:
         parts = split_blocks(self.transform.forward(b, axis), self.sizes, axis)
         solved = [
             piece.solve_along(part, axis, transpose)

@@ -121,7 +121,7 @@ class LowRank(AbstractFactor):
         error = jnp.maximum(error, lax.stop_gradient(_left_out(kernel, points, root)))
         if not checks.is_concrete(error):
             # A factor, not a choice: so the gradient is NaN as well.
-            root = root * jnp.where(error <= tolerance, 1.0, jnp.nan).astype(error.dtype)
+            root = root * jnp.where(error <= tolerance, jnp.ones_like(error), jnp.nan)
         elif not error <= tolerance:
             raise ValueError(_not_reached(float(error), tolerance, places.shape[0], points))
         return cls(root, lax.stop_gradient(error))

@@ -51,7 +51,7 @@ def choose_pivots(
         root, left, places, remainders = state
         place = jnp.argmax(left)
         top = left[place]
-        column = kernel_of(points, points[place][None])[:, 0] - root @ root[place]
+        column = kernel_of(points, points[place][None])[:, 0] - matmul(root, root[place])
         count = (k + 1).astype(top.dtype)
         useful = top > EXHAUSTED * count * unit
         column = jnp.where(useful, column / jnp.sqrt(jnp.where(useful, top, 1)), 0)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.mode_products import along, apply_along
 from kronax.linalg.arrays.transforms import EvenOdd, RealFourier
 from kronax.linalg.factors.abstract_operator import AbstractOperator
@@ -76,7 +77,10 @@ class Toeplitz(AbstractFactor):
         few = x.size <= FEW_CELLS * self.size
         if self.size < (FFT_SIZE_FEW_CELLS if few else FFT_SIZE):
             return self.blocks().apply(x, axis)
-        # Embedded in a circulant matrix of at least twice the size, of a length that FFT likes.
+        return on_fibres(Toeplitz._by_fft, self, x, axis)
+
+    def _by_fft(self, x: Array, axis: int) -> Array:
+        """Embedded in a circulant matrix of twice the size or more, of a length that FFT likes."""
         length = _smooth_length(2 * self.size - 1)
         padding = jnp.zeros(length - 2 * self.size + 1, self.dtype)
         wrapped = jnp.concatenate([self.column, padding, self.column[:0:-1]])

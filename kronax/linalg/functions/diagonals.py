@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 from kronax.linalg.decompositions.abstract import AbstractDecomposition
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.functions.choice import solvable, watched
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.diagnose import explained
 
 
 def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
@@ -27,8 +27,7 @@ def inverse_diagonal(op: AbstractOperator) -> Float[Array, "..."]:
     """
     op = solvable(op, "inverse_diagonal")
     value = watched(_inverse_diagonal, "The diagonal of the inverse may be wrong", op)
-    explain_not_finite(value, op)
-    return value
+    return explained(value, op)
 
 
 def _inverse_diagonal(found: AbstractDecomposition) -> Array:

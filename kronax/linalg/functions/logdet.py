@@ -3,13 +3,14 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.decompositions.abstract import AbstractDecomposition
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.functions.choice import Solvable, asked, solvable, watched
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.diagnose import explained
 from kronax.linalg.operators.kronecker import Kronecker
 
 
@@ -32,11 +33,10 @@ def logdet(op: AbstractOperator) -> Float[Array, "*batch"]:
     """
     op = solvable(op, "logdet")
     value = watched(_logdet, "The log-determinant may be wrong", op)
-    explain_not_finite(value, op)
-    return value
+    return explained(value, op)
 
 
-def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*batch"]:
+def inv_quad(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Float[Array, "*batch"]:
     """`bᵀ op⁻¹ b`; with noise it takes half the products of a solve.
 
     Args:
@@ -56,11 +56,10 @@ def inv_quad(op: AbstractOperator, b: Float[Array, "..."]) -> Float[Array, "*bat
     op = solvable(op, "inv_quad")
     grid, _ = op.vector(b, "b")
     value = watched(_inv_quad, "The quadratic form may be wrong", op, grid)
-    explain_not_finite(value, op)
-    return value
+    return explained(value, op)
 
 
-def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Array:
+def normal_logpdf(y: Float[ArrayLike, "..."], mean: Any, op: AbstractOperator) -> Array:
     """Log density of `N(mean, op)` at `y`, in nats.
 
     Value and gradient take one `eigh` per dense factor (with noise) or one Cholesky (without);
@@ -87,8 +86,7 @@ def normal_logpdf(y: Float[Array, "..."], mean: Any, op: AbstractOperator) -> Ar
         op.check_covariance("normal_logpdf")
     residual = jnp.subtract(*same_rank(op.vector(y, "y")[0], op.mean_vector(mean)))
     value = watched_logpdf(residual, op)
-    explain_not_finite(value, op, covariance=True)
-    return value
+    return explained(value, op, covariance=True)
 
 
 def watched_logpdf(residual: Array, op: Any) -> Array:

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.decompositions.restricted import AbstractRestricted
 from kronax.linalg.factors.abstract_operator import AbstractOperator
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.diagnose import explained
 from kronax.linalg.operators.draws import draw_normal
 from kronax.linalg.operators.kronecker import as_kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, with_noise
@@ -45,5 +45,4 @@ def sample_normal(
         op = as_kronecker(op)
         op.check_covariance("sampling")
     draw = draw_normal(key, op, (*shape, *op.batch_shape))
-    explain_not_finite(draw, op, covariance=True)
-    return draw
+    return explained(draw, op, covariance=True)

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
 from kronax.linalg.decompositions.abstract import AbstractDecomposition
@@ -15,10 +16,10 @@ from kronax.linalg.functions.choice import (
     solvable,
     watched,
 )
-from kronax.linalg.operators.diagnose import explain_not_finite
+from kronax.linalg.operators.diagnose import explained
 
 
-def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
+def solve(op: AbstractOperator, b: Float[ArrayLike, "..."]) -> Array:
     """`op⁻¹ b`, exact.
 
     With noise: one `eigh` per dense factor and `4 N Σ n_i` operations. Without: LU of general
@@ -44,8 +45,7 @@ def solve(op: AbstractOperator, b: Float[Array, "..."]) -> Array:
     """
     op = solvable(op, "solve")
     grid, flat = op.vector(b, "b")
-    solution = watched(_solve, "The solution may be wrong", op, grid)
-    explain_not_finite(solution, op)
+    solution = explained(watched(_solve, "The solution may be wrong", op, grid), op)
     if not flat:
         return solution
     return solution.reshape(*solution.shape[: solution.ndim - len(op.grid_shape)], op.shape[-1])

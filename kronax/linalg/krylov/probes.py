@@ -110,7 +110,8 @@ def _predicted(held: Reference, sides: Array, solution: Array) -> Array:
     both = both / jnp.where(norms > 0, norms, 1)
     # A ridge, for where the one is a multiple of the other.
     gram = matmul(both, both.T) + 1e3 * jnp.finfo(both.dtype).eps * jnp.eye(2, dtype=both.dtype)
-    share = jnp.linalg.solve(gram, both @ solution.ravel()) / jnp.where(norms > 0, norms, 1)[:, 0]
+    found = jnp.linalg.solve(gram, matmul(both, solution.ravel()))
+    share = found / jnp.where(norms > 0, norms, 1)[:, 0]
     return share[0] * sides + share[1] * moved
 
 

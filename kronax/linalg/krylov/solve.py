@@ -200,12 +200,13 @@ def run(
     columns = jnp.concatenate([started, white])
     squares = jnp.sum(white**2, tuple(range(1, white.ndim)))
     is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
+    share = jnp.where(is_solve, jnp.ones((), y.dtype), PROBES)
     return conjugate_gradients(
         held.mv,
         columns,
         energy=jnp.concatenate([energy, squares]),
         num_solves=y.shape[0],
-        tolerance=iteration.tolerance_of(y.dtype) * jnp.where(is_solve, 1, PROBES),
+        tolerance=iteration.tolerance_of(y.dtype) * share,
         max_steps=iteration.max_steps,
         bound=held.bound,
         least=held.least,

@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.primitives import by_surrogate
 from kronax.linalg.arrays.random_numbers import random_signs
 from kronax.linalg.estimates.certificates import (
@@ -211,7 +212,7 @@ def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Ar
         spread = jnp.sqrt(2 * jnp.mean(squares) / num)
         return forms, spread, trace_quantile(num) * spread
     _, slopes, spread = _regressed(forms, controls)
-    return forms - controls @ slopes, spread, skew_quantile(num - count) * spread
+    return forms - matmul(controls, slopes), spread, skew_quantile(num - count) * spread
 
 
 def _derivative_controls(
@@ -285,13 +286,13 @@ def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
     scaled = centred / scale[None]
     ridge = 16 * jnp.finfo(forms.dtype).eps * jnp.eye(count, dtype=forms.dtype)
     identity = jnp.diag(jnp.where(jnp.isinf(scale), 1, 0).astype(forms.dtype))
-    gram = scaled.T @ scaled + ridge + identity
-    coefficients = jnp.linalg.solve(gram, scaled.T @ (forms - jnp.mean(forms)))
-    rest = forms - jnp.mean(forms) - scaled @ coefficients
+    gram = matmul(scaled.T, scaled) + ridge + identity
+    coefficients = jnp.linalg.solve(gram, matmul(scaled.T, forms - jnp.mean(forms)))
+    rest = forms - jnp.mean(forms) - matmul(scaled, coefficients)
     variance = jnp.sum(rest**2) / (num - 1 - count)
     # Along the controls the mean is off as well: their distance enters as in any regression.
-    distance = (means / scale) @ jnp.linalg.solve(gram, means / scale)
-    mean = jnp.mean(forms) - (means / scale) @ coefficients
+    distance = matmul(means / scale, jnp.linalg.solve(gram, means / scale))
+    mean = jnp.mean(forms) - matmul(means / scale, coefficients)
     return mean, coefficients / scale, jnp.sqrt(variance * (1 / num + distance))
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kronax.linalg.arrays.mode_products import apart, gram, matmul, outer, sum_others
+from kronax.linalg.arrays.mode_products import HIGHEST, apart, gram, matmul, outer, sum_others
 from kronax.linalg.arrays.primitives import (
     LinearPrimitive,
     RulePrimitive,
@@ -304,7 +304,7 @@ def _couplings(
 
         def pairs(x: Array, y: Array, i: int = i) -> Array:
             x, y = (v.reshape(v.shape[0], -1, shape[i]) for v in (x, y))
-            return jnp.einsum("nga,ngc->gac", x, y)
+            return jnp.einsum("nga,ngc->gac", x, y, precision=HIGHEST)
 
         levels = lanes.levels.reshape(-1, 1) if lanes.levels.ndim else lanes.levels
         nugget = space.nugget

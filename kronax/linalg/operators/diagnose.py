@@ -3,20 +3,33 @@
 from typing import Any
 
 import numpy as np
+from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.early_errors import raising_unless_finite
 from kronax.linalg.arrays.fingerprints import held
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.precision import to_have_float64
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 
+NOT_FINITE = (
+    "The result must be finite, and is not: a factor is indefinite or singular, or what the "
+    "operator or the data hold is not finite. The same call outside of jax.jit says which."
+)
+
+
+def explained(result: Array, op: Any, *, covariance: bool = False) -> Array:
+    """The result; raises if a concrete one is not finite.
+
+    Traced ones pass, unless they are to raise at run time: NaN lets a sampler reject a proposal.
+    """
+    explain_not_finite(result, op, covariance=covariance)
+    return raising_unless_finite(result, NOT_FINITE)
+
 
 def explain_not_finite(result: Any, op: Any, *, covariance: bool = False) -> None:
-    """Raise if a concrete result has NaN or infinities, with the factor that is to blame.
-
-    Traced values pass: there NaN lets a sampler reject a proposal.
-    """
+    """Raise if concrete results have NaN or infinities, with the factor that is to blame."""
     if is_finite(result) or not is_concrete(result, op):
         return
     whole = getattr(op, "op", op)  # that of a Masked

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from kronax.linalg.arrays.fibres import shared_like
 from kronax.linalg.arrays.mode_products import (
     along,
     apart,
@@ -298,6 +299,7 @@ def _surrogate(
     total = jnp.zeros((), d0.dtype)
     if on_logdet:
         d = _signal(signal, adds) + outer(noise)
+        d = d if start is None else shared_like(d, start)
         total += on_logdet * jnp.sum(jnp.log(d))
         slopes = signal_slopes(signal, adds)
         for i in range(len(signal)):

@@ -5,7 +5,7 @@ domain is declared on the field, and optimisers see it through NumPyro's `biject
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -16,8 +16,10 @@ from jaxtyping import Array
 from numpyro.distributions import biject_to, constraints
 from numpyro.distributions.transforms import ExpTransform
 
+from kronax.display import short
 from kronax.linalg.arrays.checks import check_plain, is_concrete, plain
 from kronax.linalg.arrays.host import numpy_of, on_device, on_host
+from kronax.parameter_table import Parameter, ParameterTable, describe_domain
 from kronax.paths import check_known, frozen_paths, matching, numbered, path_of, shared_paths
 
 Model = TypeVar("Model")
@@ -37,7 +39,8 @@ def parameter(
 ) -> Any:
     """Declare a field of an Equinox module as a parameter with a domain.
 
-    Python numbers become arrays, so that they train. Concrete values outside the domain raise.
+    Python numbers become arrays, so that they train. Concrete values outside the domain raise. With
+    the annotation `kx.ParameterArray`, an array, checkers of types know that numbers may be given.
 
     Args:
         constraint: a NumPyro constraint, such as `numpyro.distributions.constraints.positive`.
@@ -54,7 +57,7 @@ def parameter(
         >>> import equinox as eqx, kronax as kx
         >>> from numpyro.distributions import constraints
         >>> class Decay(eqx.Module):
-        ...     rate: object = kx.parameter(constraints.positive)
+        ...     rate: kx.ParameterArray = kx.parameter(constraints.positive)
         >>> Decay(2).rate.item()
         2.0
     """
@@ -160,69 +163,6 @@ def _advice(values: np.ndarray, constraint: Any) -> str:
     return "Give it in natural units, not as a logarithm."
 
 
-def describe_domain(constraint: Any) -> str:
-    """A constraint in words."""
-    if constraint is constraints.positive:
-        return "positive"
-    if constraint is constraints.real:
-        return "real"
-    low, high = (getattr(constraint, f"{end}_bound", None) for end in ("lower", "upper"))
-    bounds = [end for end in (low, high) if end is not None]
-    if not bounds or any(isinstance(b, jax.core.Tracer) or np.ndim(b) for b in bounds):
-        return str(constraint)
-    if len(bounds) == 2:
-        return f"between {float(bounds[0]):g} and {float(bounds[1]):g}"
-    return f"{'above' if high is None else 'below'} {float(bounds[0]):g}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """One row of `kx.parameters`: where it is, what it is, and what may become of it.
-
-    A shared parameter takes its value from the path `source`.
-    """
-
-    path: str
-    value: Array
-    domain: Any
-    trainable: bool
-    source: str | None = None
-
-
-class ParameterTable(tuple[Parameter, ...]):
-    """The parameters of a model; prints as a table."""
-
-    def __repr__(self) -> str:
-        rows = [("parameter", "value", "domain", "trainable")]
-        for p in self:
-            domain = "unknown" if p.domain is None else describe_domain(p.domain)
-            trained = "yes" if p.trainable else "no"
-            if p.source is not None:
-                trained = f"as {p.source}"
-            rows.append((p.path, _short(p.value), domain, trained))
-        return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """A table in plain text, columns aligned to the left."""
-    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, jax.core.Tracer):
-        return f"traced {value.dtype}{list(value.shape)}"
-    array = np.asarray(value)
-    if array.ndim == 0 and 0 < abs(array) < 1e-3:  # NumPy would print decimals that are zeros
-        return f"{array:.4g}"
-    if array.size <= 4:
-        return " ".join(np.array2string(array, precision=4, separator=", ").split())
-    return f"{array.dtype}{list(array.shape)} in [{array.min():.4g}, {array.max():.4g}]"
-
-
 def parameters(
     model: Any,
     *,
@@ -270,7 +210,7 @@ def parameters(
         for path in others:
             _check_alike(rows[first], rows[path])
             rows[path] = dataclasses.replace(rows[path], trainable=False, source=first)
-    return ParameterTable(rows.values())
+    return ParameterTable.of(rows.values(), getattr(model, "axis_names", None))
 
 
 def _check_alike(first: Parameter, other: Parameter) -> None:
@@ -435,6 +375,6 @@ def _put(model: Model, values: Mapping[str, Any]) -> Model:
 def _check_inside(p: Parameter, raw: Array) -> None:
     if not isinstance(raw, jax.core.Tracer) and not np.isfinite(raw).all():
         raise ValueError(
-            f"{p.path} must be {describe_domain(p.domain)} to be trained; got {_short(p.value)}. "
+            f"{p.path} must be {describe_domain(p.domain)} to be trained; got {short(p.value)}. "
             "Move it inside its domain, or freeze it."
         )

@@ -10,14 +10,16 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.functions.solve import solve
-from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-from kronax.rewrite.tensors import Groups, Part, Tensor, Term, Unstructured, einsum
+from kronax.rewrite.values.algebra import einsum
+from kronax.rewrite.values.tensors import Groups, Part, Tensor, Term, Unstructured
 
 Operator = Kronecker | KroneckerPlusNoise
 
@@ -35,6 +37,8 @@ def operator_of(tensor: Tensor, *, definite: bool = False) -> Operator:
     """
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise Unstructured(f"entries of type {tensor.dtype}")
+    if tensor.sums:
+        raise Unstructured("a product that is still to be summed")
     axes = _grid_axes(tensor)
     if len(axes) < 2:
         raise Unstructured("nothing that is a product on the whole grid")
@@ -43,19 +47,52 @@ def operator_of(tensor: Tensor, *, definite: bool = False) -> Operator:
         if m != n:
             raise Unstructured(f"a factor of {m}×{n}, which is not square")
     products = [_product(tensor, term, axes) for term in tensor.terms]
-    products = _merged(products)
     if len(products) == 1:
         return Kronecker(*_definite(products[0])) if definite else Kronecker(*products[0])
-    if len(products) > 2:
-        raise Unstructured(f"a sum of {len(products)} products")
-    signal, noise = sorted(products, key=_is_identity)
-    signal = [_symmetric(factor) for factor in signal]
-    if not _is_identity(noise):
-        return KroneckerPlusNoise(
-            Kronecker(*signal), Kronecker(*(_symmetric(factor) for factor in noise))
+    return _sum_of([[_symmetric(factor) for factor in product] for product in products])
+
+
+def _sum_of(products: list[list[AbstractFactor]]) -> Operator:
+    """A sum of symmetric products as one operator.
+
+    Raises:
+        Unstructured: if it is none.
+    """
+    identities = [product for product in products if _is_identity(product)]
+    signals = [product for product in products if not _is_identity(product)]
+    noise = _added([_scale(product) for product in identities]) if identities else None
+    sizes = [factor.size for factor in products[0]]
+    if not signals:
+        one = jnp.ones((), products[0][0].dtype)
+        return Kronecker(
+            *(ScaledIdentity(noise if k == 0 else one, n) for k, n in enumerate(sizes))
         )
-    scales = [factor.scale for factor in noise if isinstance(factor, ScaledIdentity)]
-    return KroneckerPlusNoise(Kronecker(*signal), _multiplied(scales))
+    if len(signals) == 1:
+        assert noise is not None
+        return KroneckerPlusNoise(Kronecker(*signals[0]), noise)
+    if len(signals) == 2 and noise is None:
+        first, second = signals
+        return KroneckerPlusNoise(Kronecker(*first), Kronecker(*second))
+    own = [[k for k, f in enumerate(p) if not isinstance(f, ScaledIdentity)] for p in signals]
+    if any(len(axes) != 1 for axes in own):
+        raise Unstructured(f"a sum of {len(signals) + (noise is not None)} products")
+    return KroneckerPlusNoise(
+        _along_axes(signals, [k for (k,) in own], sizes), 0.0 if noise is None else noise
+    )
+
+
+def _along_axes(products: Any, own: list[int], sizes: list[int]) -> KroneckerSum:
+    """`A ⊗ I + I ⊗ B + …`, of which the terms `own` along the same axis are one matrix."""
+    factors: list[AbstractFactor] = []
+    for k, size in enumerate(sizes):
+        parts = []
+        for product, axis in zip(products, own, strict=True):
+            if axis == k:
+                scale = _scale(product)
+                parts.append(_scaled(product[k], scale).to_dense())
+        zero = jnp.zeros((), products[0][0].dtype)
+        factors.append(Dense(_added(parts)) if parts else ScaledIdentity(zero, size))
+    return KroneckerSum(*factors)
 
 
 def _grid_axes(tensor: Tensor) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -182,29 +219,19 @@ def _multiplied(scalars: Sequence[Any]) -> Array:
 
 
 def _times(first: Array, second: Array) -> Array:
-    rank = max(first.ndim, second.ndim)
-    first, second = (a.reshape((1,) * (rank - a.ndim) + a.shape) for a in (first, second))
-    return first * second
+    return jnp.multiply(*same_rank(first, second))
 
 
-def _merged(products: list[list[AbstractFactor]]) -> list[list[AbstractFactor]]:
-    """All multiples of the identity as one."""
-    identities = [product for product in products if _is_identity(product)]
-    if len(identities) < 2:
-        return products
-    scales = [
-        _multiplied([f.scale for f in p if isinstance(f, ScaledIdentity)]) for p in identities
-    ]
-    total = scales[0]
-    for scale in scales[1:]:
-        total = jnp.add(total, scale)
-    first, *rest = identities[0]
-    one = jnp.ones((), first.dtype)
-    merged: list[AbstractFactor] = [
-        ScaledIdentity(total, first.size),
-        *(ScaledIdentity(one, f.size) for f in rest),
-    ]
-    return [*(product for product in products if not _is_identity(product)), merged]
+def _scale(product: Sequence[AbstractFactor]) -> Array:
+    """The numbers of all multiples of the identity in a product, multiplied."""
+    return _multiplied([f.scale for f in product if isinstance(f, ScaledIdentity)])
+
+
+def _added(arrays: Sequence[Array]) -> Array:
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = jnp.add(*same_rank(total, array))
+    return total
 
 
 def _is_identity(product: Sequence[AbstractFactor]) -> bool:
@@ -216,13 +243,14 @@ def _symmetric(factor: AbstractFactor) -> AbstractFactor:
     if not isinstance(factor, Dense):
         return factor
     matrix = factor.matrix
-    gap = jnp.max(jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2)))
-    holds = gap <= 64 * jnp.finfo(matrix.dtype).eps * jnp.max(jnp.abs(matrix))
+    gap = jnp.max(jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2)), axis=(-2, -1))
+    largest = jnp.max(jnp.abs(matrix), axis=(-2, -1))
+    holds = gap <= 64 * jnp.finfo(matrix.dtype).eps * largest
     if is_concrete(holds):
-        if not bool(holds):
+        if not bool(jnp.all(holds)):
             raise Unstructured("a factor that is not symmetric")
         return factor
-    return Dense(jnp.where(holds, matrix, jnp.nan))
+    return Dense(jnp.where(holds[..., None, None], matrix, jnp.nan))
 
 
 def _definite(product: Sequence[AbstractFactor]) -> list[AbstractFactor]:
@@ -268,29 +296,46 @@ def per_factor(tensor: Tensor, op: Kronecker, function: Callable[[Array], Array]
     return Tensor(groups, (tuple(parts),), tensor.dtype)
 
 
-def solved_along(op: Operator, b: Array, axis: int, transpose: bool = False) -> Array:
-    """`op⁻¹` along one axis of `b`; the batch of `op`, if any, is in the axes before the last two.
+def along(function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequence[int]) -> Array:
+    """A function of vectors on the grid of `op`, along the last of `axes`.
 
-    For a batch the axis must be the last and the batch axes must come right before it.
+    The other axes are those of the batch of `op`; more may be anywhere.
     """
-    vectors = jnp.moveaxis(b, axis, -1)
-    grid = vectors.reshape(*vectors.shape[:-1], *op.grid_shape)
-    result = solve(op.T if transpose else op, grid).reshape(vectors.shape)
-    return jnp.moveaxis(result, -1, axis)
+    places = range(-len(axes), 0)
+    vectors = jnp.moveaxis(b, axes, places)
+    result = function(vectors.reshape(*vectors.shape[:-1], *op.grid_shape))
+    return jnp.moveaxis(result.reshape(vectors.shape), places, axes)
 
 
-def triangular_of(tensor: Tensor) -> Kronecker:
-    """A triangular tensor as a product of triangular factors."""
+def solved_along(op: Operator, b: Array, axes: Sequence[int], transpose: bool = False) -> Array:
+    """`op⁻¹ b` along the last of `axes`."""
+    return along(lambda vectors: solve(op.T if transpose else op, vectors), op, b, axes)
+
+
+def triangular_of(tensor: Tensor, triangle: str) -> Kronecker:
+    """A triangular tensor as a product of triangular factors; of a traced one that is not, NaN.
+
+    Raises:
+        Unstructured: if it is none.
+    """
     op = operator_of(tensor)
     if not isinstance(op, Kronecker):
         raise Unstructured("a triangular matrix that is no product")
-    lower = tensor.triangle == "lower"
-    return Kronecker(
-        *(
-            LowerTriangular(f.to_dense(), lower=lower) if isinstance(f, Dense) else f
-            for f in op.factors
-        )
-    )
+    known = tensor.triangle == triangle
+    lower = triangle == "lower"
+
+    def one(factor: AbstractFactor) -> AbstractFactor:
+        if not isinstance(factor, Dense):
+            return factor
+        kept = jnp.tril(factor.matrix) if lower else jnp.triu(factor.matrix)
+        if not known:
+            holds = jnp.all(kept == factor.matrix, axis=(-2, -1))
+            if is_concrete(holds) and not bool(jnp.all(holds)):
+                raise Unstructured("a factor that is not triangular")
+            kept = jnp.where(holds[..., None, None], kept, jnp.nan)
+        return LowerTriangular(kept, lower=lower)
+
+    return Kronecker(*map(one, op.factors))
 
 
 def cost_of(op: Operator) -> float:

@@ -7,7 +7,7 @@ axes 0 and 2, `B` over axes 1 and 3.
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-# More terms than this have no use that stays structured.
-MAX_TERMS = 6
+# A product of parts is kept where the array has more than so many times their entries.
+LARGE = 4
 
 
 class Unstructured(Exception):
@@ -43,7 +43,8 @@ class Tensor:
 
     Args:
         groups: per visible axis the sizes of its fine axes, none of them 1.
-        terms: the parts name fine axes by their position in all groups.
+        terms: the parts name fine axes by their position in all groups. An axis with another name
+            is summed over, where the array is needed.
         dtype: of the entries.
         triangle: "lower" or "upper" where a matrix is known to be triangular.
         symmetric_of: the matrix of which this is the symmetric part; equal to it if that matrix
@@ -88,6 +89,17 @@ class Tensor:
     @property
     def _has_parts(self) -> bool:
         return any(sum(bool(part.axes) for part in term) > 1 for term in self.terms)
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the parts of every term have far fewer entries than the array."""
+        entries = max(sum(np.size(p.array) for p in term if p.axes) for term in self.terms)
+        return (self._has_parts or self.sums) and prod(self.shape) > LARGE * entries
+
+    @property
+    def sums(self) -> bool:
+        """Whether axes are still to be summed over."""
+        return any(not isinstance(a, int) for term in self.terms for p in term for a in p.axes)
 
     @property
     def is_zero(self) -> bool:
@@ -150,15 +162,19 @@ class Tensor:
             for k in range(len(self.groups))
         )
 
-        def places(axis: int) -> range:
-            return range(starts[axis], starts[axis + 1])
+        def places(axis: Any) -> Sequence[Any]:
+            whole = isinstance(axis, int)
+            return range(starts[axis], starts[axis + 1]) if whole else [axis]
 
         def one(part: Part) -> list[Part]:
             if part.array is None:
                 i, j = part.axes
                 return [Part(None, pair) for pair in zip(places(i), places(j), strict=True)]
             axes = tuple(itertools.chain(*(places(axis) for axis in part.axes)))
-            sizes = tuple(itertools.chain(*(cuts[axis] for axis in part.axes)))
+            own = zip(part.axes, jnp.shape(part.array), strict=True)
+            sizes = tuple(
+                itertools.chain(*(cuts[a] if isinstance(a, int) else (n,) for a, n in own))
+            )
             return [Part(jnp.reshape(part.array, sizes) if part.axes else part.array, axes)]
 
         terms = tuple(tuple(p for part in term for p in one(part)) for term in self.terms)
@@ -190,15 +206,35 @@ class Tensor:
         order = [axis for k in permutation for axis in self.axes_of(k)]
         place = {axis: new for new, axis in enumerate(order)}
         terms = tuple(
-            tuple(Part(part.array, tuple(place[a] for a in part.axes)) for part in term)
+            tuple(Part(part.array, tuple(place.get(a, a) for a in part.axes)) for part in term)
             for term in self.terms
         )
         groups = tuple(self.groups[k] for k in permutation)
         swaps = tuple(permutation) == (*range(len(groups) - 2), len(groups) - 1, len(groups) - 2)
         if not swaps:
             return Tensor(groups, terms, self.dtype)
-        triangle = {"lower": "upper", "upper": "lower", None: None}[self.triangle]
+        triangle = other_triangle(self.triangle)
         return Tensor(groups, terms, self.dtype, triangle, self.symmetric_of, self)
+
+    def reverse(self, dimensions: Sequence[int]) -> "Tensor":
+        """Turn visible axes round; an identity stays one if both of its axes are turned."""
+        turned = {axis for k in dimensions for axis in self.axes_of(k)}
+
+        def one(part: Part) -> Part:
+            places = [k for k, axis in enumerate(part.axes) if axis in turned]
+            if part.array is None:
+                if len(places) == 1:
+                    raise Unstructured("an identity of which one axis is turned round")
+                return part
+            return Part(jnp.flip(part.array, places), part.axes) if places else part
+
+        terms = tuple(tuple(one(part) for part in term) for term in self.terms)
+        rank = len(self.groups)
+        if {*dimensions} & {rank - 2, rank - 1} != {rank - 2, rank - 1}:
+            return Tensor(self.groups, terms, self.dtype)
+        of = self.symmetric_of
+        turned_of = None if of is None else of.reverse(dimensions)
+        return Tensor(self.groups, terms, self.dtype, other_triangle(self.triangle), turned_of)
 
     def broadcast(self, shape: Sequence[int], dimensions: Sequence[int]) -> "Tensor":
         """Give visible axes new places, and repeat along the others."""
@@ -213,10 +249,15 @@ class Tensor:
             for i, axis in enumerate(self.axes_of(k))
         }
         terms = tuple(
-            tuple(Part(part.array, tuple(place[a] for a in part.axes)) for part in term)
+            tuple(Part(part.array, tuple(place.get(a, a) for a in part.axes)) for part in term)
             for term in self.terms
         )
         return Tensor(tuple(groups), terms, self.dtype)
+
+
+def other_triangle(triangle: str | None) -> str | None:
+    """Where the entries of the transpose are."""
+    return {"lower": "upper", "upper": "lower", None: None}[triangle]
 
 
 def lift(array: Any) -> Tensor:
@@ -263,168 +304,11 @@ def regroup(fine: Sequence[int], targets: Sequence[int]) -> Groups:
     return tuple(groups)
 
 
-def aligned(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of equal rank over the same fine axes; where one has size 1 it is repeated."""
-    groups = []
-    for each in zip(*(tensor.groups for tensor in tensors), strict=True):
-        cut: tuple[int, ...] = ()
-        for group in each:
-            cut = common_cuts(cut, group) if cut and group else cut or group
-        groups.append(cut)
-    # An identity passes the cuts of one of its axes on to the other.
-    while True:
-        fine = tuple(_with_groups(tensor, groups) for tensor in tensors)
-        finer = [max((t.groups[k] for t in fine), key=len) for k in range(len(groups))]
-        if finer == groups:
-            break
-        groups = finer
-    shape = tuple(prod(group) for group in groups)
-    out = []
-    for tensor in fine:
-        full = tensor.broadcast(shape, range(len(groups)))
-        out.append(full.split(_cuts_to(full.groups, groups)))
-    return tuple(out)
-
-
-def _with_groups(tensor: Tensor, groups: Sequence[tuple[int, ...]]) -> Tensor:
-    wanted = tuple(g if own else () for own, g in zip(tensor.groups, groups, strict=True))
-    return tensor.split(_cuts_to(tensor.groups, wanted))
-
-
-def _cuts_to(own: Groups, wanted: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Per fine axis its cuts, so that the groups become the wanted ones."""
-    pairs = zip(own, wanted, strict=True)
-    return [cut for have, want in pairs for cut in regroup(common_cuts(want, have), have)]
-
-
-def multiply(first: Tensor, second: Tensor, dtype: Any) -> Tensor:
-    """The elementwise product."""
-    first, second = aligned(first, second)
-    terms = tuple((*a, *b) for a, b in itertools.product(first.terms, second.terms))
-    return _checked(Tensor(first.groups, terms, dtype))
-
-
-def add(first: Tensor, second: Tensor, dtype: Any) -> Tensor:
-    """The sum; of a matrix and its transpose twice the symmetric part."""
-    of = next((a for a, b in ((first, second), (second, first)) if b.transpose_of is a), None)
-    left, right = aligned(first, second)
-    total = _checked(Tensor(left.groups, (*left.terms, *right.terms), dtype))
-    if of is not None:
-        hint = (of.symmetric_of or of).scaled(np.asarray(2, dtype))
-    elif first.symmetric_of or second.symmetric_of:
-        hint = add(first.symmetric_of or first, second.symmetric_of or second, dtype)
-    else:
-        return total
-    return dataclasses.replace(total, symmetric_of=hint)
-
-
-def _checked(tensor: Tensor) -> Tensor:
-    if len(tensor.terms) > MAX_TERMS:
-        raise Unstructured(f"a sum of {len(tensor.terms)} products")
-    return tensor
-
-
-def contract(
-    operands: Sequence[tuple[Tensor, Sequence[Any]]], result: Sequence[Any], **options: Any
-) -> Tensor:
-    """`einsum` of tensors: one label per visible axis; labels not in the result are summed over.
-
-    Small arrays meet only where they share an axis that is summed over.
-    """
-    cuts: dict[Any, tuple[int, ...]] = {}
-    split = [(tensor, labels) for tensor, labels in operands]
-    while True:
-        before = dict(cuts)
-        for tensor, labels in split:
-            for label, group in zip(labels, tensor.groups, strict=True):
-                cuts[label] = common_cuts(cuts.get(label, group), group)
-        split = [
-            (t.split(_cuts_to(t.groups, [cuts[label] for label in labels])), labels)
-            for t, labels in split
-        ]
-        if before == cuts:
-            break
-    sizes = {(label, i): n for label, cut in cuts.items() for i, n in enumerate(cut)}
-    kept = [(label, i) for label in result for i in range(len(cuts[label]))]
-    named = [[_renamed(term, _labels(t, labels)) for term in t.terms] for t, labels in split]
-    place = {label: k for k, label in enumerate(kept)}
-    terms = tuple(
-        _renamed(eliminated(list(itertools.chain(*each)), kept, sizes, **options), place)
-        for each in itertools.product(*named)
-    )
-    dtype = jnp.result_type(*(t.dtype for t, _ in operands))
-    return _checked(Tensor(tuple(cuts[label] for label in result), terms, dtype))
-
-
-def _labels(tensor: Tensor, labels: Sequence[Any]) -> dict[int, Any]:
-    return {
-        axis: (label, i)
-        for k, label in enumerate(labels)
-        for i, axis in enumerate(tensor.axes_of(k))
-    }
-
-
-def _renamed(term: Term, names: Mapping[Any, Any]) -> Term:
-    return tuple(Part(part.array, tuple(names[axis] for axis in part.axes)) for part in term)
-
-
-def eliminated(
-    parts: list[Part], kept: Sequence[Any], sizes: Mapping[Any, int], **options: Any
-) -> Term:
-    """Sum a product of parts over all axes that are not kept."""
-    parts, gone = _without_identities(parts, kept, sizes)
-    result: list[Part] = []
-    for label in [g for g in gone if not any(g in part.axes for part in parts)]:
-        result.append(Part(np.asarray(sizes[label]), ()))
-    while parts:
-        group, axes = [parts.pop(0)], set()
-        while True:
-            axes = {a for part in group for a in part.axes if a in gone}
-            more = [part for part in parts if axes & set(part.axes)]
-            if not more:
-                break
-            group += more
-            parts = [part for part in parts if not any(part is other for other in more)]
-        order = {label: k for k, label in enumerate(kept)}
-        own = sorted({a for p in group for a in p.axes if a not in axes}, key=order.__getitem__)
-        repeats = any(len(set(p.axes)) < len(p.axes) for p in group)
-        result.append(einsum(group, own, **options) if axes or repeats else group[0])
-    return tuple(result)
-
-
-def _without_identities(
-    parts: list[Part], kept: Sequence[Any], sizes: Mapping[Any, int]
-) -> tuple[list[Part], set[Any]]:
-    """Replace an axis that is summed over by the one that an identity ties it to."""
-    gone = {label for part in parts for label in part.axes} | set(sizes)
-    gone -= set(kept)
-    while True:
-        tie = next((p for p in parts if p.array is None and set(p.axes) & gone), None)
-        if tie is None:
-            break
-        i, j = tie.axes
-        lost, stays = (i, j) if i in gone else (j, i)
-        rest = [part for part in parts if part is not tie]
-        parts = [Part(p.array, tuple(stays if a == lost else a for a in p.axes)) for p in rest]
-        parts = [p for p in parts if not (p.array is None and p.axes[0] == p.axes[1])]
-        if lost != stays:
-            gone.discard(lost)
-    return parts, gone
-
-
-def einsum(parts: Sequence[Part], axes: Sequence[Any], **options: Any) -> Part:
-    """The product of parts with arrays, summed over what is not in `axes`."""
-    numbers: dict[Any, int] = {}
-    operands: list[Any] = []
-    for part in parts:
-        operands += [part.array, [numbers.setdefault(a, len(numbers)) for a in part.axes]]
-    result = jnp.einsum(*operands, [numbers[a] for a in axes], optimize="optimal", **options)
-    return Part(result, tuple(axes))
-
-
 def _form(term: Term, sizes: tuple[int, ...], dtype: Any) -> Array:
     """One term over all fine axes, multiplied from left to right."""
     total: Any = None
+    if any(not isinstance(axis, int) for part in term for axis in part.axes):
+        term = (_summed(term, sizes, dtype),)
     for part in term:
         if part.array is None:
             i, j = sorted(part.axes)
@@ -437,3 +321,19 @@ def _form(term: Term, sizes: tuple[int, ...], dtype: Any) -> Array:
         wide = array.reshape([n if k in axes else 1 for k, n in enumerate(sizes)])
         total = wide if total is None else total * wide
     return jnp.broadcast_to(total, sizes)
+
+
+def _summed(term: Term, sizes: tuple[int, ...], dtype: Any) -> Part:
+    """A term as one part, summed over what is no axis of the array."""
+    names: dict[Any, int] = {}
+    operands: list[Any] = []
+    for part in term:
+        array = part.array
+        if array is None:
+            array = jnp.eye(sizes[part.axes[0]], dtype=dtype)
+        operands += [array, [names.setdefault(a, len(names)) for a in part.axes]]
+    axes = sorted(axis for axis in names if isinstance(axis, int))
+    result = jnp.einsum(
+        *operands, [names[a] for a in axes], optimize="optimal", precision="highest"
+    )
+    return Part(result, tuple(axes))

@@ -1,0 +1,1 @@
+"""What devices share out, and how."""

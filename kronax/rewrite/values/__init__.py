@@ -1,0 +1,1 @@
+"""What a value of a rewritten program is, where it is no array."""

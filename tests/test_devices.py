@@ -1,0 +1,166 @@
+"""Data that are shared out over devices, and over processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import kronax as kx
+from tests import devices, processes
+
+ROOT = Path(__file__).parents[1]
+
+
+def environment(num_devices: int) -> dict[str, str]:
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        # Without host callbacks, which run on one device.
+        "EQX_ON_ERROR": "nan",
+    }
+
+
+@pytest.fixture(scope="module")
+def found() -> dict[str, Any]:
+    """What eight devices compute."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.devices"]
+    done = subprocess.run(
+        command, env=environment(8), cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    return json.loads(done.stdout)
+
+
+def dense(shape: tuple[int, ...], y: np.ndarray) -> dict[str, Any]:
+    """The same by the dense covariance, in NumPy."""
+    gp = devices.model(shape)
+    axes = [np.linspace(0, 1, n) ** (1 + i / 9) for i, n in enumerate(shape)]
+    lags = [np.abs(x[:, None] - x) for x in axes]
+    first = np.exp(-np.square(lags[0] / 0.3) / 2)
+    scaled = np.sqrt(3) * lags[1] / 0.5
+    second = (1 + scaled) * np.exp(-scaled)
+    k, noise = np.kron(first, second), float(gp.noise)
+    inverse = np.linalg.inv(k + noise * np.eye(len(k)))
+    weights = y.reshape(*y.shape[: y.ndim - 2], -1) @ inverse
+    quadratic = np.sum(weights * y.reshape(weights.shape), -1)
+    _, log_det = np.linalg.slogdet(inverse)
+    ahead = np.exp(-np.square((devices.NEW[:, None] - axes[0]) / 0.3) / 2)
+    variance = np.diagonal(k - k @ inverse @ k).reshape(shape)
+    own = 1 / np.diagonal(inverse)
+    slope = (np.sum(np.square(weights)) - np.trace(inverse)) / 2
+    return {
+        "value": (log_det - quadratic - len(k) * np.log(2 * np.pi)) / 2,
+        "slopes": [slope, -weights.reshape(y.shape)],
+        "slope": -weights.reshape(y.shape),
+        "mean": (weights @ k).reshape(y.shape),
+        "variance": variance,
+        "ahead": (weights @ np.kron(ahead, second).T).reshape(*y.shape[:-2], 8, shape[1]),
+        "left out": [y - (weights * own).reshape(y.shape), own.reshape(shape)],
+    }
+
+
+def check(found: Any, truth: Any, spec: str, names: list[str]) -> None:
+    for name in names:
+        entries = found[name] if isinstance(truth[name], list) else [found[name]]
+        values = truth[name] if isinstance(truth[name], list) else [truth[name]]
+        for (numbers, own), value in zip(entries, values, strict=True):
+            error = np.max(np.abs(np.asarray(numbers) - value)) / np.max(np.abs(value))
+            assert error < 1e-11, (name, error)
+            if np.ndim(value):
+                assert own == spec, (name, own)
+
+
+def test_one_grid_over_two_of_its_axes(found: dict[str, Any]) -> None:
+    truth = dense(devices.GRID, devices.data(*devices.GRID))
+    names = ["value", "slopes", "mean", "variance", "ahead", "left out"]
+    check(found["grid"], truth, "P('a', 'b')", names)
+    assert found["grid"]["draw"][1] == "P('a', 'b')"
+
+
+def test_draws_are_those_of_one_device(found: dict[str, Any]) -> None:
+    y = devices.data(*devices.GRID)
+    draw = devices.model(devices.GRID).condition(y).sample(jax.random.key(0))
+    np.testing.assert_allclose(found["grid"]["draw"][0], draw, atol=1e-12)
+
+
+def test_data_sets_stay_where_they_are(found: dict[str, Any]) -> None:
+    y = devices.data(devices.BATCH, *devices.GRID)
+    truth = dense(devices.GRID, y)
+    check(found["batch"], truth, "P(('a', 'b'),)", ["value", "slope", "mean"])
+    assert found["batch"]["draw"][1] == "P(('a', 'b'),)"
+    check({"value": found["eager"]}, truth, "P('a',)", ["value"])
+    moved = found["batch communicated"]
+    assert max((n for kind in moved.values() for n in kind), default=0) <= prod(devices.GRID), moved
+
+
+def test_no_device_is_sent_a_whole_grid(found: dict[str, Any]) -> None:
+    moved, num_cells = found["large communicated"], prod(devices.LARGE)
+    assert max(moved["all-to-all"]) <= 1.1 * num_cells / 8
+    small = sum(n**2 for n in devices.LARGE)
+    assert max(n for kind in moved.values() for n in kind) <= max(num_cells / 8 * 1.1, small)
+
+
+def test_memory_of_a_device(found: dict[str, Any]) -> None:
+    """Of the grid an eighth; the matrices of the axes, with room to decompose them, are whole."""
+    matrices = 8 * sum(n**2 for n in devices.LARGE)
+    assert found["eight"] <= 1.5 * found["one"] / 8 + 6 * matrices
+
+
+def started(what: str, path: str = "") -> list[Any]:
+    """Two processes with four devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.processes"]
+    return [
+        subprocess.Popen(
+            [*command, str(i), "2", str(port), what, path],
+            env=environment(4),
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_two_processes_are_as_one(tmp_path: Path) -> None:
+    """And one goes on from the checkpoint of the two."""
+    found = []
+    for process in started("numbers", str(tmp_path / "fit")):
+        out, err = process.communicate(timeout=300)
+        assert not process.returncode, err[-3000:]
+        found.append(json.loads(out.splitlines()[-1]))
+    assert found[0] == found[1]
+    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+    gp, y = processes.model(), processes.data()
+    alone = kx.fit(gp, y, num_steps=6)
+    continued = kx.fit(gp, y, num_steps=6, checkpoint=tmp_path / "fit")
+    draw = gp.condition(y).sample(jax.random.key(1))
+    np.testing.assert_allclose(found[0]["losses"], alone.losses[:5], rtol=1e-11)
+    np.testing.assert_allclose(found[0]["norms"], alone.gradient_norms[:5], rtol=1e-8)
+    np.testing.assert_allclose(continued.losses, alone.losses, rtol=1e-10)
+    np.testing.assert_allclose(found[0]["draw"], draw, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_others() -> None:
+    """What waits for its numbers ends with an error, soon."""
+    survivor, killed = started("killed")
+    assert killed.wait(300) == -signal.SIGKILL
+    assert survivor.wait(60) != 0
+    for process in (survivor, killed):
+        process.communicate()
