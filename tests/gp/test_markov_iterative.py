@@ -8,7 +8,7 @@ import pytest
 import kronax as kx
 from tests.everyday import full
 
-ITERATION = kx.Iteration(tolerance=1e-10, num_probes=64, num_draws=1024)
+ITERATION = kx.Iteration(tolerance=1e-10, num_probes=64, num_draws=256)
 TIMES = np.cumsum(np.random.default_rng(0).exponential(size=30))
 PLACES = np.arange(4.0)
 NEW = {"time": np.array([-1.0, 3.3, TIMES[4], 40.0]), "place": np.array([0.5, 2.0])}
@@ -46,13 +46,6 @@ def test_means_and_variances(posteriors, axes):
     off = np.abs(np.asarray(estimate.value) - truth)
     assert np.mean(off <= 3 * np.asarray(estimate.standard_error) + 1e-9) > 0.95
     assert np.max(np.asarray(estimate.standard_error) / truth) < 0.15
-
-
-def test_leaving_one_out(posteriors):
-    found, exact = (post.leave_one_out() for post in posteriors)
-    seen = np.isfinite(np.asarray(exact.mean))
-    off = np.abs(np.asarray(found.variance) - np.asarray(exact.variance))[seen]
-    assert np.mean(off <= 3 * np.asarray(found.variance_error)[seen] + 1e-9) > 0.95
 
 
 def test_long_axes_are_filtered_unasked():

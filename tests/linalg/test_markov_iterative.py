@@ -11,6 +11,7 @@ import kronax as kx
 from kronax.linalg.krylov.markov_reference import MarkovReference
 from kronax.linalg.krylov.operator import Iterations
 from kronax.linalg.krylov.solve import prepared
+from tests.everyday import everyday
 
 SHAPE = (5, 14)
 TIGHT = kx.Iteration(tolerance=1e-11, num_probes=256, num_draws=512, on_failure="flag")
@@ -135,8 +136,9 @@ def test_solves_and_variances(case):
     close_within(posterior, (np.diag(whole) - known).reshape(SHAPE))
 
 
-@pytest.mark.full
-def test_further_variances(case):
+@pytest.mark.parametrize("field", everyday(FIELDS, ["uneven noise"]))
+def test_further_variances(field):
+    case = draw_case(field)
     whole, matrix, cells = case.dense(START)
     inverse, explained = further_variances(case.variances)
     full = np.zeros(whole.shape[0])
