@@ -389,3 +389,10 @@ def test_densities_of_many_trials_and_of_uneven_counts(dtype, tolerance):
             jnp.asarray(dtype(3))
         )
     )
+
+
+def test_scores_of_none_by_a_callable():
+    like = kx.DistributionLikelihood(lambda f: dist.Poisson(jnp.exp(f)))
+    y, mean = jnp.asarray([0.0, 3.0]), jnp.asarray([0.5, 1.0])
+    found = log_predictive(like, y, mean, jnp.full(2, 0.1))
+    assert_close(found, log_predictive(kx.Poisson(), y, mean, jnp.full(2, 0.1)), rtol=1e-8)

@@ -14,6 +14,8 @@ from kronax.gp.likelihoods.base import AbstractLikelihood, Support
 
 # Among these a search looks for what suits the data of a cell best, beside the data themselves.
 CANDIDATES = np.sinh(np.linspace(-7, 7, 141))
+# Nats that do not tell one candidate from another.
+FLAT = 0.01
 
 
 class DistributionLikelihood(AbstractLikelihood):
@@ -79,11 +81,15 @@ class DistributionLikelihood(AbstractLikelihood):
         return ~np.broadcast_to(np.asarray(constraint(y)), y.shape)
 
     def start(self, y: Array) -> Array:
-        """Of many candidates the one of the largest density, cell by cell."""
+        """Of many candidates one of about the largest density, cell by cell."""
         several = [jnp.full_like(y, candidate) for candidate in CANDIDATES]
         candidates = jnp.stack([*several, y])
         density = jax.vmap(lambda f: self.log_density(y, f))(candidates)
-        best = jnp.argmax(jnp.where(jnp.isfinite(density), density, -jnp.inf), axis=0)
+        density = jnp.where(jnp.isfinite(density), density, -jnp.inf)
+        # The nearest to zero of those: a count of none is surest at a rate of zero, where its
+        # distribution has no derivatives.
+        is_best = density >= density.max(axis=0, keepdims=True) - FLAT
+        best = jnp.argmin(jnp.where(is_best, jnp.abs(candidates), jnp.inf), axis=0)
         return jnp.take_along_axis(candidates, best[None], axis=0)[0]
 
     def log_density(self, y: Array, f: Array) -> Array:

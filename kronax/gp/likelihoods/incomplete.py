@@ -16,8 +16,7 @@ STIRLING = 16.0
 LARGE, LARGE_SINGLE = 1000.0, 20.0
 # Its first two corrections about no deviation (Temme 1979), in powers of the deviation.
 CORRECTION = (-139 / 777600, 1 / 2835, 1 / 864, -2 / 135, 1 / 12, -1 / 3)
-SECOND = (7.64916e-6, -1.809855033e-5, -4.0188e-7, 2.0576131687e-4, -9.9022633745e-4)
-SECOND = (*SECOND, 1 / 378, -1 / 288, -1 / 540)
+SECOND = (7.649e-6, -1.81e-5, -4.019e-7, 2.05761e-4, -9.902263e-4, 1 / 378, -1 / 288, -1 / 540)
 # The fraction of the incomplete beta function ends sooner: after some 100 terms at 1 000.
 MOST_TERMS = 500
 # Log odds beyond are those of zero and one.
@@ -102,8 +101,8 @@ def lower_beta(a: Array, b: Array, log_odds: Array) -> Array:
     a, b = jnp.where(is_upper, b, a), jnp.where(is_upper, a, b)
     away = -jnp.abs(away)
     is_large = jnp.minimum(a, b) >= LARGE
-    ones = (jnp.where(is_large, 1, x) for x in (a, b))
-    tail = jnp.where(is_large, _beta_expansion(a, b, away), _beta_fraction(*ones, away))
+    few, rest = (jnp.where(is_large, 1, x) for x in (a, b))
+    tail = jnp.where(is_large, _beta_expansion(a, b, away), _beta_fraction(few, rest, away))
     return jnp.where(is_upper, 1 - tail, tail)
 
 
@@ -152,7 +151,7 @@ def _beta_fraction(a: Array, b: Array, away: Array) -> Array:
         return (n < MOST_TERMS) & jnp.any(is_open)
 
     one = jnp.ones((), x.dtype)
-    start = (one, 0 * x, 1 / first, 1 / first, jnp.full_like(x, jnp.inf))
+    start: tuple[Array, ...] = (one, 0 * x, 1 / first, 1 / first, jnp.full_like(x, jnp.inf))
     *_, fraction, _ = lax.while_loop(goes_on, term, start)
     orders = log_gamma_excess(a + b) - log_gamma_excess(a) - log_gamma_excess(b)
     return fraction * jnp.exp(orders - (a + b) * log_excess(p, q, away))
