@@ -121,8 +121,7 @@ def _room(name: str) -> Any:
         if error.name != name:
             raise
         raise ImportError(
-            f"kx.{name} needs {ROOMS[name]}, which is not installed: "
-            f'pip install "kronax[{name}]".'
+            f'kx.{name} needs {ROOMS[name]}, which is not installed: pip install "kronax[{name}]".'
         ) from error
 
 

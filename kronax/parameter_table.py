@@ -1,6 +1,7 @@
 """The parameters of a model as rows of a table."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -85,7 +86,19 @@ class ParameterTable(tuple[Parameter, ...]):
             if p.source is not None:
                 trained = f"as {p.source}"
             rows.append((p.path, short(p.value), domain, trained))
-        return rows
+        return self.with_axes(rows)
+
+    def with_axes(self, rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """A head and a row per parameter, with names of axes beside the paths of kernels."""
+        axes = [self._axis_of(p.path) for p in self]
+        if not any(axes):
+            return rows
+        column = ["axis", *axes]
+        return [(row[0], axis, *row[1:]) for row, axis in zip(rows, column, strict=True)]
+
+    def _axis_of(self, path: str) -> str:
+        found = re.match(r"kernels\[(\d+)\]", path)
+        return str(self.axis_names[int(found[1])]) if found and self.axis_names else ""
 
     def __repr__(self) -> str:
         return aligned(self._cells())

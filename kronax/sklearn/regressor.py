@@ -135,13 +135,14 @@ class GridRegressor(RegressorMixin, BaseEstimator):
         count, cells = len(rows.index[0]), rows.num_cells
         chosen = self.layout
         if chosen == "auto":
-            can_be_grid = rows.fill_a_grid or MOST_ROWS < count and cells <= MOST_CELLS
+            can_be_grid = rows.fill_a_grid or (count > MOST_ROWS and cells <= MOST_CELLS)
             chosen = "grid" if can_be_grid else "points"
         shape = " × ".join(map(str, rows.shape))
         if chosen == "grid" and cells > MOST_CELLS:
             raise ValueError(
-                f"The {count} rows have {shape} different coordinates, a grid of {cells:.3g} cells; "
-                f"there must be at most {MOST_CELLS:.0e}. Round the coordinates, or take layout='points'."
+                f"The {count} rows have {shape} different coordinates, a grid of {cells:.3g} "
+                f"cells; there must be at most {MOST_CELLS:.0e}. Round the coordinates, or take "
+                "layout='points'."
             )
         if chosen == "points" and count > MOST_ROWS:
             raise ValueError(
