@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -78,7 +78,7 @@ class ParameterTable(tuple[Parameter, ...]):
         rows = [p for p in self if p.path in found]
         return rows[0] if rows[0].path == numbered(self, key) else self.of(rows, self.axis_names)
 
-    def _cells(self) -> list[tuple[str, ...]]:
+    def _cells(self) -> Sequence[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("parameter", "value", "domain", "trainable")]
         for p in self:
             domain = "unknown" if p.domain is None else describe_domain(p.domain)
@@ -88,7 +88,7 @@ class ParameterTable(tuple[Parameter, ...]):
             rows.append((p.path, short(p.value), domain, trained))
         return self.with_axes(rows)
 
-    def with_axes(self, rows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    def with_axes(self, rows: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
         """A head and a row per parameter, with names of axes beside the paths of kernels."""
         axes = [self._axis_of(p.path) for p in self]
         if not any(axes):

@@ -42,7 +42,7 @@ def draw_report(post: Any, x: Any = None, y: Any = None, at: Any = None) -> Any:
     axes = figure.subplot_mosaic([top, below])
     if is_map:
         # With a likelihood its function is on another scale than the data.
-        options = {"show_data": True, "include_noise": isinstance(post, LikelihoodPosterior)}
+        options: Any = {"show_data": True, "include_noise": isinstance(post, LikelihoodPosterior)}
         plot_maps(post, x, y, at, ax=[axes[name] for name in top], **options)
         _map_of_errors(post, axes["residuals"], found, z)
     else:

@@ -132,7 +132,7 @@ class GridRegressor(RegressorMixin, BaseEstimator):
     def _layout(self, rows: Rows) -> str:
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {LAYOUTS}; got {self.layout!r}.")
-        count, cells = len(rows.index[0]), rows.num_cells
+        count, cells = len(rows.cells[0]), rows.num_cells
         chosen = self.layout
         if chosen == "auto":
             can_be_grid = rows.fill_a_grid or (count > MOST_ROWS and cells <= MOST_CELLS)
@@ -160,7 +160,7 @@ class GridRegressor(RegressorMixin, BaseEstimator):
         if len(rows.axes) > len(kernels):
             kernels = [*kernels, Constant()]
         data = np.full(rows.shape, np.nan)
-        data[rows.index] = y
+        data[rows.cells] = y
         return self._model(kernels, rows.axes, self.mean or 0.0), jnp.asarray(data)
 
     def _at_points(self, X: np.ndarray, kernels: list[Any]) -> GridGP:
@@ -267,7 +267,8 @@ class Places:
             return np.asarray(ask(points=self.points))
         grid = np.asarray(ask(axes=self.axes))
         grid = grid.reshape(*grid.shape[: grid.ndim - len(self.axes)], *self.rows.shape)
-        return grid[(..., *self.rows.index)]
+        index: Any = (..., *self.rows.cells)
+        return grid[index]
 
 
 def _columns(X: np.ndarray, group: list[int]) -> np.ndarray:

@@ -21,11 +21,11 @@ class Rows(NamedTuple):
 
     Attributes:
         axes: ascending coordinates `(n_i,)` or `(n_i, p_i)` per axis.
-        index: of every row, which of these it has.
+        cells: of every row, which of these it has.
     """
 
     axes: tuple[np.ndarray, ...]
-    index: tuple[np.ndarray, ...]
+    cells: tuple[np.ndarray, ...]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     @property
     def places(self) -> tuple[np.ndarray, ...]:
         """Coordinates of every row, axis by axis."""
-        return tuple(axis[at] for axis, at in zip(self.axes, self.index, strict=True))
+        return tuple(axis[at] for axis, at in zip(self.axes, self.cells, strict=True))
 
     @property
     def num_cells(self) -> int:
@@ -45,11 +45,11 @@ class Rows(NamedTuple):
     @property
     def fill_a_grid(self) -> bool:
         """Whether the rows are at least a quarter of its cells."""
-        return len(self.index[0]) >= LEAST_FILLED * self.num_cells
+        return len(self.cells[0]) >= LEAST_FILLED * self.num_cells
 
     def with_replicates(self) -> "Rows":
         """With one more axis, which counts the rows of a cell, if some have several."""
-        cell = np.ravel_multi_index(self.index, self.shape)
+        cell = np.ravel_multi_index(self.cells, self.shape)
         order = np.argsort(cell, kind="stable")
         ahead = cell[order]
         first = np.searchsorted(ahead, ahead)  # where the rows of this cell begin
@@ -57,7 +57,7 @@ class Rows(NamedTuple):
         number[order] = np.arange(len(cell)) - first
         if not number.any():
             return self
-        return Rows((*self.axes, np.arange(number.max() + 1.0)), (*self.index, number))
+        return Rows((*self.axes, np.arange(number.max() + 1.0)), (*self.cells, number))
 
 
 def rows_of(X: np.ndarray, groups: Sequence[Sequence[int]]) -> Rows:
