@@ -149,27 +149,18 @@ class Eigenbasis(eqx.Module):
         return self.right(jnp.eye(self.values.shape[-1], dtype=self.values.dtype))
 
     def _turned(self, x: Array, axis: int, *, transpose: bool) -> Array:
-        if self.is_identity:
-            return x
-        settings = {"sizes": self.sizes, "transform": self.transform, "transpose": transpose}
-        return on_fibres(_turned, self.blocks, x, axis, **settings)
+        held = {"sizes": self.sizes, "transform": self.transform, "transpose": transpose}
+        return x if self.is_identity else on_fibres(_turned, self.blocks, x, axis, **held)
 
 
 def _turned(
-    blocks: tuple[Array | None, ...],
-    x: Array,
-    axis: int,
-    *,
-    sizes: tuple[int, ...],
-    transform: Transform,
-    transpose: bool,
+    blocks: Any, x: Array, axis: int, *, sizes: Any, transform: Transform, transpose: bool
 ) -> Array:
     x = transform.forward(x, axis) if transpose else x
     if any(w is not None for w in blocks):
-        pieces = [
-            piece if w is None else apply_along(w, piece, axis, transpose=transpose)
-            for w, piece in zip(blocks, split_blocks(x, sizes, axis), strict=True)
-        ]
+        turn = functools.partial(apply_along, axis=axis, transpose=transpose)
+        parts = split_blocks(x, sizes, axis)
+        pieces = [p if w is None else turn(w, p) for w, p in zip(blocks, parts, strict=True)]
         x = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)
     return x if transpose else transform.backward(x, axis)
 
@@ -444,8 +435,7 @@ def _concatenate(pieces: list[Array]) -> Array:
 
 def _zero_of(blocks: SymmetricBlocks) -> Array:
     """A zero that carries the derivative of the blocks: what the guard watches."""
-    first = blocks.arrays[0]
-    return jnp.zeros((), first.dtype) * first.ravel()[0]
+    return 0 * blocks.arrays[0].ravel()[0]
 
 
 def _refuse(operands, constants, tangents) -> NoReturn:
