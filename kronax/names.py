@@ -118,7 +118,7 @@ def _room(name: str) -> Any:
     try:
         return importlib.import_module(f"{_PACKAGE}.{name}")
     except ModuleNotFoundError as error:
-        if error.name != name:
+        if (error.name or "").partition(".")[0] != name:
             raise
         raise ImportError(
             f'kx.{name} needs {ROOMS[name]}, which is not installed: pip install "kronax[{name}]".'
