@@ -185,7 +185,7 @@ def run(quick: bool) -> None:
             methods = ["kronax", "regular"]
             rows += _said(measure(case, scale.problem(shape), methods, peers, rounds))
         versions = peers.versions()
-    save("gpu", rows, quick, peers=versions, device=jax.devices()[0].device_kind)
+    save("gpu", rows, quick, peers=versions)
 
 
 def _said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

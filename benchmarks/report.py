@@ -149,7 +149,8 @@ def _picture(workload: str) -> str:
 
 def _source(results: dict[str, Any]) -> str:
     hardware, versions = results["hardware"], results["versions"]
-    device = f"{results['device']}, " if "device" in results else ""
+    device = hardware.get("device", "cpu")
+    device = "" if device == "cpu" else f"{device}, "
     peers = dict(results.get("peers", {}))
     for row in results["rows"]:
         peers |= row.get("versions", {})
