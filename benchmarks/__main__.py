@@ -23,6 +23,7 @@ WORKLOADS = (
     "coverage",
     "precision",
     "markov",
+    "many_gaps",
     "nongaussian",
     "rewrite",
 )

@@ -17,6 +17,7 @@ from benchmarks import (
     devices,
     gap_tables,
     gpu,
+    many_gaps,
     markov,
     markov_accuracy,
     pictures,
@@ -110,6 +111,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
             "markov-gaps": markov.gaps_table,
             "markov-accuracy": markov_accuracy.accuracy_table,
         },
+        "many_gaps": {"many-gaps": many_gaps.many_gaps_table},
         "nongaussian.accuracy": {
             "nongaussian-accuracy": accuracy.accuracy_table,
             "nongaussian-errors": accuracy.short_table,

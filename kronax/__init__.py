@@ -107,7 +107,6 @@ from kronax.linalg.gaps.masked import Masked as Masked
 from kronax.linalg.krylov.density import iterative_logdet as iterative_logdet
 from kronax.linalg.krylov.density import iterative_logpdf as iterative_logpdf
 from kronax.linalg.krylov.operator import Iterative as Iterative
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal as KroneckerPlusDiagonal
 from kronax.linalg.krylov.solve import iterative_solve as iterative_solve
 from kronax.linalg.krylov.variances import iterative_inverse_at as iterative_inverse_at
 from kronax.linalg.krylov.variances import (
@@ -116,6 +115,7 @@ from kronax.linalg.krylov.variances import (
 from kronax.linalg.markov.factor import Markov as Markov
 from kronax.linalg.operators.kronecker import Kronecker as Kronecker
 from kronax.linalg.operators.kronecker import KroneckerSum as KroneckerSum
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal as KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise as KroneckerPlusNoise
 from kronax.linalg.state_spaces.state_space import StateSpace as StateSpace
 from kronax.lineax.conversion import as_lineax as as_lineax

@@ -1,5 +1,6 @@
 """Names: those that are for users, which completion lists, and those that they may try instead."""
 
+import importlib
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,7 +13,8 @@ ELSEWHERE = {
     "GP": "kx.GridGP",
     "GaussianProcess": "kx.GridGP",
     "GPRegression": "kx.GridGP",
-    "GaussianProcessRegressor": "kx.GridGP",
+    "GaussianProcessRegressor": "kx.GridGP, or kx.sklearn.GridRegressor in pipelines",
+    "GridRegressor": "kx.sklearn.GridRegressor",
     "MultitaskGP": "kx.GridGP with kx.Categorical on the axis of the tasks",
     "Matern": "kx.Matern12, kx.Matern32 or kx.Matern52, by its smoothness",
     "Exponential": "kx.Matern12",
@@ -55,6 +57,9 @@ ELSEWHERE = {
     "MatrixNormal": "kx.KroneckerNormal",
     "plot": "kx.plot_series, kx.plot_maps, kx.plot_kernels, …",
 }
+
+# Packages that are imported when they are asked for, as they subclass classes of an extra.
+ROOMS = {"sklearn": "scikit-learn"}
 
 
 class Named(Shown):
@@ -99,12 +104,25 @@ def public_names() -> list[str]:
 def _unknown(name: str) -> Any:
     """What becomes of a name that the package does not have."""
     known = vars(sys.modules[_PACKAGE]).get("__all__", ())
+    if name in ROOMS:
+        return _room(name)
     if name in ELSEWHERE:
         hint = f" It is {ELSEWHERE[name]}."
     else:
         found = None if name.startswith("_") else closest(name, known, cutoff=0.6)
         hint = f" Did you mean kx.{found}?" if found else ""
     raise AttributeError(f"kronax has no {name!r}.{hint}")
+
+
+def _room(name: str) -> Any:
+    try:
+        return importlib.import_module(f"{_PACKAGE}.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != name:
+            raise
+        raise ImportError(
+            f'kx.{name} needs {ROOMS[name]}, which is not installed: pip install "kronax[{name}]".'
+        ) from error
 
 
 _PACKAGE = __name__.partition(".")[0]

@@ -1,7 +1,8 @@
 """The parameters of a model as rows of a table."""
 
 import dataclasses
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -77,7 +78,7 @@ class ParameterTable(tuple[Parameter, ...]):
         rows = [p for p in self if p.path in found]
         return rows[0] if rows[0].path == numbered(self, key) else self.of(rows, self.axis_names)
 
-    def _cells(self) -> list[tuple[str, ...]]:
+    def _cells(self) -> Sequence[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [("parameter", "value", "domain", "trainable")]
         for p in self:
             domain = "unknown" if p.domain is None else describe_domain(p.domain)
@@ -85,7 +86,19 @@ class ParameterTable(tuple[Parameter, ...]):
             if p.source is not None:
                 trained = f"as {p.source}"
             rows.append((p.path, short(p.value), domain, trained))
-        return rows
+        return self.with_axes(rows)
+
+    def with_axes(self, rows: Sequence[tuple[str, ...]]) -> Sequence[tuple[str, ...]]:
+        """A head and a row per parameter, with names of axes beside the paths of kernels."""
+        axes = [self._axis_of(p.path) for p in self]
+        if not any(axes):
+            return rows
+        column = ["axis", *axes]
+        return [(row[0], axis, *row[1:]) for row, axis in zip(rows, column, strict=True)]
+
+    def _axis_of(self, path: str) -> str:
+        found = re.match(r"kernels\[(\d+)\]", path)
+        return str(self.axis_names[int(found[1])]) if found and self.axis_names else ""
 
     def __repr__(self) -> str:
         return aligned(self._cells())

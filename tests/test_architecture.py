@@ -23,13 +23,14 @@ OPTIONAL_EXTRAS = {
     "matplotlib": "plotting",
     "xarray": "gp/labelled",
     "lineax": "lineax",
+    "sklearn": "sklearn",
     "pandas": "gp/labelled",
     "cftime": "gp/labelled",
     "netCDF4": None,
 }
 # Extras whose classes are subclassed: a module of their room that imports one at its top is itself
 # imported inside functions, or by its like.
-SUBCLASSED_EXTRAS = {"lineax"}
+SUBCLASSED_EXTRAS = {"lineax", "sklearn"}
 TRACED_LOOPS = {"scan", "fori_loop", "map"}
 # (module, loop): why this one is not a loop over factors.
 # Along one axis, from place to place: no loop over factors.

@@ -20,6 +20,7 @@ from benchmarks import (  # noqa: E402
     gap_tables,
     gaps,
     likelihood,
+    many_gaps,
     markov,
     markov_accuracy,
     matvec,
@@ -136,6 +137,15 @@ def test_long_axes_are_shown_beside_the_filter():
     assert "| 50 × |" in other
     *_, gaps = markov.gaps_table(rows).splitlines()
     assert gaps == "| hills | kronax, Markov | 0.5 | – | – | 0.200 | – | – |"
+
+
+def test_many_gaps_are_shown_by_way():
+    row = {"shape": [1000, 100], "noise": 0.1, "outage": 1, "method": "filtered"}
+    table = many_gaps.many_gaps_table([{**row, "steps": 12, "seconds": 1.2, "error": 2.0}])
+    shown = "| 100 × 1,000 | single cells | 0.1 | filtered | 12 | 1.2 | 2 |"
+    assert table.splitlines()[-1] == shown
+    _, y = many_gaps.data_of((120, 6), 0.1, 20)
+    assert 0.15 < np.isnan(y).mean() < 0.4
 
 
 def test_outages_and_single_cells_are_missing():

@@ -348,3 +348,21 @@ def test_kernels_go_by_the_names_of_their_axes():
             kx.profile_likelihood(result, "kernels['space'].lengthscale")
         with pytest.raises(KeyError, match=r"There is no parameter .*tine"):
             kx.replace(gp, {"kernels['tine'].lengthscale": 1.0})
+
+
+def test_tables_name_the_axes_of_kernels():
+    x = np.linspace(0, 1, 4)
+    kernels = {"time": kx.RBF(0.5), "site": kx.RBF(0.4) + kx.White(0.1)}
+    gp = kx.GridGP(kernels, {"time": x, "site": x}, noise=0.1)
+    table = kx.parameters(gp)
+    rows = [line.split()[:2] for line in repr(table).splitlines()]
+    assert rows[:3] == [
+        ["parameter", "axis"],
+        ["kernels[0].lengthscale", "time"],
+        ["kernels[1].first.lengthscale", "site"],
+    ]
+    assert repr(table["noise"]).startswith("noise = 0.1")
+    assert "<td>site</td>" in table._repr_html_()
+    assert "axis" not in repr(kx.parameters(gp.kernels[0]))
+    unnamed = kx.GridGP(tuple(gp.kernels), (x, x), noise=0.1)
+    assert "axis" not in repr(kx.parameters(unnamed))

@@ -18,16 +18,15 @@ from kronax.fitting.checkpoint import Checkpoint
 from kronax.fitting.problem import Problem
 from kronax.fitting.steps import CONVERGED, RUNNING, State, advance, begun, owned
 from kronax.linalg.arrays.host import everywhere, is_shared, of_all_processes
+from kronax.progress import LINE_GROWTH, SECONDS_TO_LINE, is_wanted, steps_left
 
 # Between two looks at a running fit (for the progress bar, Ctrl-C and callbacks) pass about this
 # many seconds; the steps in between are one compiled loop.
 SECONDS_PER_CHUNK = 0.25
 # A fit that is over sooner shows no bar: drawing it would take longer than some fits.
 SECONDS_TO_BAR = 0.1
-# Where no bar can be drawn, a line says where the fit is after so many seconds, and again whenever
-# the time has grown by this factor: a log of a night has a dozen of them.
-SECONDS_TO_LINE = 10.0
-LINE_GROWTH = 2.0
+# Without the time that is left by the limit of steps, which few fits come to.
+BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
 INTERRUPTED = "it was interrupted"
 
 Fixed = tuple[Problem, Any, Any]
@@ -61,10 +60,12 @@ class Interruption:
 class Bar:
     """The progress bar of a fit that takes its time; in a file or a pipe lines, ever fewer."""
 
-    def __init__(self, num_steps: int, wanted: bool) -> None:
+    def __init__(self, num_steps: int, wanted: bool, threshold: Any = 0.0) -> None:
         # Processes that work together are at the same step.
-        self.num_steps, self.wanted = num_steps, wanted and jax.process_index() == 0
+        self.num_steps, self.wanted = num_steps, wanted and is_wanted()
+        self.threshold = float(np.min(np.asarray(threshold)))
         self.began = time.perf_counter()
+        self._first: tuple[int, float] | None = None
         self._drawn: Any = None
         self._next_line = SECONDS_TO_LINE
         self._compiling = threading.Timer(SECONDS_TO_LINE, self._announce)
@@ -83,10 +84,12 @@ class Bar:
     def show(self, states: State) -> None:
         """Draw ten times a second at most, and once more at the end."""
         self._compiling.cancel()
+        if self._first is None:  # what comes before has been compiling as well
+            self._first = _furthest(states), time.perf_counter()
         if not self.wanted or time.perf_counter() - self.began < SECONDS_TO_BAR:
             return
         if self._drawn is None:
-            self._drawn = tqdm(total=self.num_steps, desc="fit", disable=None)
+            self._drawn = tqdm(total=self.num_steps, desc="fit", disable=None, bar_format=BAR)
             if not self._drawn.disable:
                 self._drawn.start_t -= time.perf_counter() - self.began
         if self._drawn.disable:
@@ -95,6 +98,8 @@ class Bar:
         if states.step.size > 1:
             running = int(np.sum(np.asarray(states.status) == RUNNING))
             shown = {"running": f"{running} of {states.step.size}", **shown}
+        if left := self._left(states):
+            shown["left"] = left
         self._drawn.set_postfix(shown, refresh=False)
         self._drawn.update(min(_furthest(states), self.num_steps) - self._drawn.n)
 
@@ -105,16 +110,34 @@ class Bar:
         self._next_line = LINE_GROWTH * seconds
         loss = float(np.asarray(states.best_loss).min())
         step = min(_furthest(states), self.num_steps)
-        print(
-            f"fit: step {step} of at most {self.num_steps}, loss {loss:.6g}, {seconds:.0f} s",
-            file=sys.stderr,
-            flush=True,
-        )
+        line = f"fit: step {step} of at most {self.num_steps}, loss {loss:.6g}, {seconds:.0f} s"
+        left = self._left(states)
+        print(f"{line}, {left} left" if left else line, file=sys.stderr, flush=True)
+
+    def _left(self, states: State) -> str:
+        """How long it may still take, by how the gradients have fallen; of the slowest start."""
+        first, since = self._first or (0, self.began)
+        step, ends = _furthest(states), np.asarray(states.step)
+        going = np.flatnonzero(np.asarray(states.status) == RUNNING)
+        if step <= first or not going.size:
+            return ""
+        per_step = (time.perf_counter() - since) / (step - first)
+        norms = np.asarray(states.norms)
+        found = [steps_left(norms[k, : ends[k]], self.threshold) for k in going]
+        most = float(self.num_steps - step)
+        known = [most if left is None else left for left in found]
+        if max(known) >= most:
+            return f"at most {_duration(most * per_step)}"
+        return f"about {_duration(max(known) * per_step)}"
 
     def _announce(self) -> None:
         seconds = time.perf_counter() - self.began
         line = f"fit: compiling, or in its first step, for {seconds:.0f} s"
         print(line, file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 def drive(
@@ -149,7 +172,7 @@ def drive(
     num_steps = states.losses.shape[1] - 1
     chunk, stopped, measure_at = 1, None, 1
     with (
-        Bar(num_steps, progress) as bar,
+        Bar(num_steps, progress, fixed[2]) as bar,
         Interruption() as interruption,
         _saved_at_the_end(lambda: save(states)),
     ):

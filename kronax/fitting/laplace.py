@@ -127,7 +127,7 @@ class LaplaceApproximation(eqx.Module):
         remarks = self._undetermined()
         if self.by_differences:
             remarks.append("Standard errors by differences of the gradient.")
-        return "\n".join([aligned(rows), *remarks])
+        return "\n".join([aligned(parameters.with_axes(rows)), *remarks])
 
     def _undetermined(self) -> list[str]:
         """What the data hardly determine, in a sentence."""

@@ -29,6 +29,7 @@ from kronax.gp.model.additive import Terms, joined_structure, merge, read_kernel
 from kronax.gp.model.components import amplitude, are_exact, joined_noise, terms_covariance
 from kronax.gp.model.description import description
 from kronax.gp.model.least_noise import LeastNoise
+from kronax.gp.model.marginal_likelihood import watched
 from kronax.gp.model.method import (
     checked_data,
     gaps_of,
@@ -50,9 +51,9 @@ from kronax.gp.sites.conditioned import posteriors
 from kronax.gp.start.starts import initialise, random_start
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
@@ -287,10 +288,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         seen, grid = self._seen(y)
         seen.check_model()
         seen, template = seen.measuring(grid), template_of(y, self.axis_names)
-        if self.likelihood is not None:
-            found: Any = posteriors(seen, grid, template)
-            return found
-        return posterior_of(seen, grid, template)
+        make: Any = posterior_of if self.likelihood is None else posteriors
+        return watched("gp.condition", "", self, make, seen, grid, template)
 
     def sample(
         self,

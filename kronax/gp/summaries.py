@@ -1,6 +1,6 @@
 """What posteriors say in numbers of every place: deviations, quantiles, intervals, and tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -15,6 +15,9 @@ from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.factors.square_roots import safe_sqrt
 
+# How a report is drawn: the room of pictures, which is above this one, puts it here.
+PICTURES: dict[str, Callable[..., Any]] = {}
+
 
 class SummarisedPosterior(AbstractPosterior):
     """A posterior whose marginals are normal, by `mean` and `variance`.
@@ -22,6 +25,45 @@ class SummarisedPosterior(AbstractPosterior):
     With a likelihood they are those of the latent function; rates and new observations have theirs
     in `response`.
     """
+
+    def plot(
+        self,
+        x: str | int | None = None,
+        y: str | int | None = None,
+        at: Mapping[Any, Any] | None = None,
+    ) -> Any:
+        """A report on one page: data, mean, deviation, residuals, calibration; a figure.
+
+        Data, posterior mean and standard deviation are maps of two axes, or of places; with one
+        axis to draw they are a line with its band of new observations. Below are the errors of
+        every observation as predicted from all the others, in standard deviations: on the same
+        map, their distribution against a standard normal one, and how many of them are inside of
+        their central intervals. Errors of neighbours are correlated, so that the bands of what
+        chance allows are those of as many independent ones.
+
+        Args:
+            x: the axis from left to right, by name or number, as for `kx.plot_maps`.
+            y: the axis from bottom to top.
+            at: places on other axes by name, `{"time": "2000-01-16"}`; by default their middle
+                cell.
+
+        Returns:
+            A matplotlib Figure: `.savefig("report.pdf")`.
+
+        Raises:
+            ImportError: if matplotlib is not installed.
+            KeyError: if an axis name is unknown.
+            ValueError: if the posterior is of a batch of data.
+
+        Examples:
+            >>> import jax.numpy as jnp, kronax as kx
+            >>> x = jnp.linspace(0, 1, 8)
+            >>> gp = kx.GridGP({"a": kx.RBF(0.3), "b": kx.RBF(0.3)}, {"a": x, "b": x}, noise=0.1)
+            >>> figure = gp.condition(jnp.sin(6 * x)[:, None] * x).plot()
+            >>> [ax.get_title() for ax in figure.axes[:3]]
+            ['data', 'mean', 'standard deviation']
+        """
+        return PICTURES["report"](self, x, y, at)
 
     def std(
         self,

@@ -32,9 +32,9 @@ from kronax.linalg.decompositions.abstract import Rows as AnyRows
 from kronax.linalg.decompositions.restricted import AbstractMasked
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.factors.abstract_operator import AbstractOperator
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import products_of
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, rows_of

@@ -10,10 +10,10 @@ from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.lowrank import LowRank
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.functions.solve import Inverse
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.lineax_factor import LineaxFactor
 from kronax.linalg.markov.factor import Markov
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 

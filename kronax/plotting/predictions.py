@@ -280,7 +280,7 @@ def plot_maps(
         >>> [ax.get_title() for ax in axes]
         ['mean', 'standard deviation']
     """
-    drawn = _map_axes(post, x, y)
+    drawn = map_axes(post, x, y)
     new = {number_of(post, key): value for key, value in (coordinates or {}).items()}
     for i in new:
         if i not in drawn:
@@ -309,7 +309,7 @@ def plot_maps(
         style = {"cmap": "magma", "vmin": 0} if values is sd else {"cmap": "viridis", **scale}
         own = found if name != "data" else on_own_grid(post, found)
         units = data_units(post, of_data or name == "data")
-        _draw_map(post, one, own, values, style, units)
+        draw_map(post, one, own, values, style, units)
         one.set_title(name)
     if show_data and new:
         _frame_alike(axes[0], axes[1], post, found)
@@ -349,8 +349,8 @@ def _fit_height(ax: Any, width: float) -> None:
         ax.figure.set_figheight(float(np.clip(width * shape, 1.2, 8.0)) + 1.4)
 
 
-def _map_axes(post: AbstractPosterior, x: Any, y: Any) -> tuple[int, ...]:
-    """Numbers of the axes that are drawn: from left to right, then from bottom to top."""
+def map_axes(post: AbstractPosterior, x: Any, y: Any) -> tuple[int, ...]:
+    """Numbers of the axes that a map draws: from left to right, then from bottom to top."""
     axes = post.gp.axes
     places = [i for i, axis in enumerate(axes) if axis.num_dimensions == 2]
     lines = [i for i, axis in enumerate(axes) if axis.num_dimensions is None]
@@ -369,9 +369,10 @@ def _map_axes(post: AbstractPosterior, x: Any, y: Any) -> tuple[int, ...]:
     return i, k
 
 
-def _draw_map(
+def draw_map(
     post: AbstractPosterior, ax: Any, found: Cut, values: np.ndarray, style: dict, units: str
 ) -> None:
+    """Values on two axes, or at places in two dimensions, with a bar of their colours."""
     gp, drawn = post.gp, found.drawn
     if len(drawn) == 1:
         places = found.places[drawn[0]]

@@ -25,7 +25,8 @@ def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
         return None
     op = asked(operator_of, matrix)
     value = asked(logdet, op)
-    sign = jnp.ones((), op.dtype)
+    # What is no covariance has no logarithm here, so no sign either.
+    sign = jnp.where(jnp.isnan(value), value, jnp.ones((), op.dtype))
     if isinstance(op, Kronecker):
         size = matrix.shape[-1]
         for factor in op.factors:

@@ -194,9 +194,12 @@ class Run:
     def _equation(self, eqn: Any, values: list[Any], outer: Place | None) -> list[Any]:
         name = eqn.primitive.name
         structured = any(isinstance(v, Tensor | Deferred) for v in values)
+        if structured and _is_empty(eqn):
+            return [jnp.zeros(out.aval.shape, out.aval.dtype) for out in eqn.outvars]
         why = None
         rule = self.rules.get(_called(eqn)) or self.rules.get(name)
-        if rule is not None and (structured or name in self.starters):
+        filled = name in KEPT or all(0 not in getattr(a.aval, "shape", ()) for a in eqn.invars)
+        if rule is not None and filled and (structured or name in self.starters):
             # A product that was left apart goes on as its parts.
             parts = [
                 v.meaning if isinstance(v, Deferred) and isinstance(v.meaning, Tensor) else v
@@ -229,6 +232,14 @@ class Run:
 
         inside = jax.make_jaxpr(body)(*args)
         return bind(eqn, args, call_jaxpr=inside)
+
+
+def _is_empty(eqn: Any) -> bool:
+    """Whether results have no entries, so that nothing need be formed for them."""
+    if eqn.effects or eqn.primitive.name in KEPT:
+        return False
+    avals = [out.aval for out in eqn.outvars]
+    return all(jnp.issubdtype(a.dtype, jnp.number) and 0 in a.shape for a in avals)
 
 
 def bind(eqn: Any, args: Sequence[Any], **changed: Any) -> list[Any]:

@@ -24,8 +24,11 @@ from kronax.rewrite.values.tensors import Tensor, identity, lift
 
 
 def _iota(run: Run, eqn: Any) -> Any:
-    shape = eqn.params["shape"]
+    shape, dtype = eqn.params["shape"], eqn.params["dtype"]
     if len(shape) != 2 or shape[0] != shape[1]:
+        return None
+    # Others are rounded, or begin again from below where they are short.
+    if not jnp.issubdtype(dtype, jnp.signedinteger) or shape[0] > jnp.iinfo(dtype).max:
         return None
     return [Deferred(Equation(eqn, []), Index(eqn.params["dimension"]))]
 

@@ -35,7 +35,7 @@ class References:
 
     objects: list[Any] = field(default_factory=list)
     values: list[Any] = field(default_factory=list)
-    seen: set[int] = field(default_factory=set)
+    seen: dict[int, int] = field(default_factory=dict)
 
     def same_as(self, other: "References") -> bool:
         """Whether nothing has changed."""
@@ -59,11 +59,14 @@ class References:
             self.values.append((value.dtype, value.shape, value.tobytes()))
         elif isinstance(value, tuple | list | dict) and len(value) > MAX_ENTRIES // 100:
             raise Changeable(value)
-        elif id(value) not in self.seen:
-            self.seen.add(id(value))
-            self.objects.append(value if _is_kept(value) else type(value))
-            for part in _parts(value):
-                self.add(part)
+        else:
+            known = len(self.seen)
+            # Which of all objects stands here: one that was met before may take another's place.
+            self.values.append(self.seen.setdefault(id(value), known))
+            if len(self.seen) > known:
+                self.objects.append(value if _is_kept(value) else type(value))
+                for part in _parts(value):
+                    self.add(part)
 
 
 def references(*values: Any) -> References | None:
@@ -104,7 +107,8 @@ def _parts(value: Any) -> Iterator[Any]:
             raise Changeable(value)
     elif isinstance(value, type):
         if not is_library(_file_of(value)):
-            yield from (v for v in vars(value).values() if isinstance(v, types.FunctionType))
+            yield from value.__bases__
+            yield from _of_class(value)
     elif isinstance(value, dict):
         yield from (*value.keys(), *value.values())
     elif isinstance(value, tuple | list):
@@ -119,8 +123,25 @@ def _parts(value: Any) -> Iterator[Any]:
         raise Changeable(value)
 
 
+def _of_class(kind: type) -> Iterator[Any]:
+    """The functions of a class, and its attributes."""
+    for name, value in vars(kind).items():
+        if isinstance(value, property):
+            yield value.fget
+        elif isinstance(value, types.FunctionType | staticmethod | classmethod):
+            yield getattr(value, "__func__", value)
+        elif not name.startswith(("__", "_abc_")) and not _is_slot(value):
+            yield value
+
+
+def _is_slot(value: Any) -> bool:
+    """Whether a class has it for what its instances hold."""
+    return isinstance(value, types.MemberDescriptorType | types.GetSetDescriptorType)
+
+
 def _of_function(function: types.FunctionType) -> Iterator[Any]:
     yield from (function.__defaults__, function.__kwdefaults__)
+    yield from (v for k, v in vars(function).items() if not k.startswith("__"))
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents

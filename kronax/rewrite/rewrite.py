@@ -45,6 +45,14 @@ class Rewritten:
             return self.transformed(*args, **kwargs)
         return self._run(self.log or Log(strict=self.strict), args, kwargs)
 
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        """The method of an object, where a class has a rewritten function in its body."""
+        if instance is None:
+            return self
+        method: Any = functools.partial(self, instance)
+        method.explain = functools.partial(self.explain, instance)
+        return method
+
     def _within(self, function: Callable[..., Any]) -> "Rewritten":
         self.inner.append(Rewritten(function, self.strict, self.same_draws))
         return self.inner[-1]

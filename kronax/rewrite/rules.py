@@ -216,6 +216,8 @@ def _div(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     number = _number(second)
     if not isinstance(first, Tensor) or not first.has_structure or number is None:
         return None
+    if not jnp.issubdtype(first.dtype, jnp.inexact):  # integers are divided with a remainder
+        return None
     return [first.scaled(1 / number)] if first.shape == _shape(eqn) else None
 
 

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
+from kronax.linalg.operators.kronecker import Kronecker
 from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
 from kronax.rewrite.masks import is_identity, multiple_of_identity
 from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
 from kronax.rewrite.values.algebra import contract
 from kronax.rewrite.values.matrices import (
     Operator,
+    eigenvalues,
     operator_of,
     per_factor,
     solved_along,
@@ -82,7 +83,15 @@ def _triangular_solve(run: Run, eqn: Any, matrix: Any, b: Any) -> Any:
     return [replace(result, triangle=kept)]
 
 
-def _solved(run: Run, matrix: Tensor, op: Operator, b: Any, axes: Any, transposed: bool) -> Any:
+def _solved(
+    run: Run,
+    matrix: Tensor,
+    op: Operator,
+    b: Any,
+    axes: Any,
+    transposed: bool,
+    definite: bool = True,
+) -> Any:
     """`op⁻¹ b` along the last of `axes`, of vectors or of another product."""
     if isinstance(b, Tensor) and (b.is_product or is_identity(b)) and isinstance(op, Kronecker):
         inverse = per_factor(matrix, op, jnp.linalg.inv)
@@ -91,7 +100,7 @@ def _solved(run: Run, matrix: Tensor, op: Operator, b: Any, axes: Any, transpose
         pair = (axes[-1], "new") if transposed else ("new", axes[-1])
         lead = [axes[:-1][k] for k in range(len(matrix.groups) - 2)]
         return settled(contract([(inverse, (*lead, *pair)), (b, labels)], out))
-    return asked(solved_along, op, run.plain(b), axes, transposed)
+    return asked(solved_along, op, run.plain(b), axes, transposed, definite)
 
 
 def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
@@ -120,23 +129,22 @@ def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
     multiple, scale = multiple_of_identity(b)
     if multiple and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
         turned = transposed != (axes[-1] == rank - 1)
-        return [_inverse(run, eqn, list(values), matrix, op, turned, scale)]
+        if isinstance(op, Kronecker):
+            return [_inverse(run, matrix, op, turned, scale)]
+        meaning = Inverse(op, matrix, scale, definite)
+        return [Deferred(Equation(eqn, list(values)), meaning)]
     columns = prod(b.shape) // prod(b.shape[a] for a in axes)
     note_solve(run, matrix, op, "kx.solve", columns)
-    return [_solved(run, matrix, op, b, axes, transposed)]
+    return [_solved(run, matrix, op, b, axes, transposed, definite)]
 
 
-def _inverse(
-    run: Run, eqn: Any, values: list[Any], matrix: Tensor, op: Operator, turned: bool, scale: Any
-) -> Any:
-    """The inverse or its transpose as a product, or as what it means."""
-    if isinstance(op, Kronecker):
-        note_solve(run, matrix, op, "an inverse per factor", matrix.shape[-1])
-        found = per_factor(matrix, op, jnp.linalg.inv)
-        found = found if scale is None else found.scaled(scale)
-        rank = len(found.groups)
-        return found.transpose((*range(rank - 2), rank - 1, rank - 2)) if turned else found
-    return Deferred(Equation(eqn, values), Inverse(op, matrix, scale))
+def _inverse(run: Run, matrix: Tensor, op: Kronecker, turned: bool, scale: Any) -> Tensor:
+    """The inverse or its transpose, as a product."""
+    note_solve(run, matrix, op, "an inverse per factor", matrix.shape[-1])
+    found = per_factor(matrix, op, jnp.linalg.inv)
+    found = found if scale is None else found.scaled(scale)
+    rank = len(found.groups)
+    return found.transpose((*range(rank - 2), rank - 1, rank - 2)) if turned else found
 
 
 def _orientation(matvec: Any) -> tuple[bool, tuple[int, ...]] | None:
@@ -198,16 +206,8 @@ def _eigh(run: Run, eqn: Any, matrix: Any) -> Any:
     noise = None if isinstance(op, Kronecker) else op.noise
     if isinstance(noise, Kronecker):
         raise Unstructured("eigenvalues of a sum of two products")
-    values = None
-    for factor in signal.factors:
-        own = jnp.linalg.eigvalsh(factor.to_dense())
-        if values is None:
-            values = own
-            continue
-        left, right = same_rank(values[..., :, None], own[..., None, :])
-        values = left + right if isinstance(signal, KroneckerSum) else left * right
-        values = values.reshape(*values.shape[:-2], -1)
-    assert values is not None
+    own = [jnp.linalg.eigvalsh(factor.to_dense()) for factor in signal.factors]
+    values = eigenvalues(signal, own)
     note_solve(run, matrix, op, "eigenvalues per factor")
     ordered = jnp.sort(values, axis=-1)
     if noise is not None:

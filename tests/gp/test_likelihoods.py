@@ -11,7 +11,7 @@ import scipy.special
 import scipy.stats
 
 import kronax as kx
-from kronax.gp.likelihoods.counts import upper_gamma
+from kronax.gp.likelihoods.incomplete import lower_beta, lower_gamma, upper_gamma
 from kronax.gp.likelihoods.predictive import log_predictive, probability
 from kronax.gp.sites.response import response
 
@@ -300,15 +300,53 @@ def test_responses_far_from_zero(dtype):
     assert_close(found.observation_quantiles[0], np.exp(f), rtol=0.01)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 3e-6), (np.float64, 3e-8)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 1e-10)])
 def test_probabilities_of_many_counts(dtype, tolerance):
-    a = np.array([999.0, 1000.0, 1e4, 1e6])[:, None]
+    a = np.array([0.5, 19.0, 20.0, 100.0, 999.0, 1000.0, 1e4, 1e6])[:, None]
     deviations = np.array([-30.0, -5.0, -2.0, 0.0, 1e-3, 2.0, 7.0, 30.0])
-    x = (a + np.sqrt(a) * deviations).astype(dtype)
-    x = np.concatenate([x, np.full((4, 1), np.inf, dtype), np.zeros((4, 1), dtype)], axis=1)
-    found = upper_gamma(jnp.broadcast_to(jnp.asarray(a, dtype), x.shape), jnp.asarray(x))
-    assert_close(found[1:], scipy.special.gammaincc(a, x.astype(float))[1:], rtol=0, atol=tolerance)
-    assert np.isfinite(found).all()
+    x = np.maximum(a + np.sqrt(a) * deviations, 0).astype(dtype)
+    x = np.concatenate([x, np.full((8, 1), np.inf, dtype), np.zeros((8, 1), dtype)], axis=1)
+    truth = scipy.special.gammaincc(a, x.astype(float))
+    a = jnp.broadcast_to(jnp.asarray(a, dtype), x.shape)
+    assert_close(upper_gamma(a, jnp.asarray(x)), truth, rtol=0, atol=tolerance)
+    assert_close(lower_gamma(a, jnp.asarray(x)), 1 - truth, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-6), (np.float64, 3e-8)])
+def test_probabilities_of_many_trials(dtype, tolerance):
+    sizes = np.array([0.3, 0.5, 2.0, 30.0, 999.0, 1000.0, 1e4, 1e6, 1e8])
+    a, b = sizes[:, None, None], sizes[:, None]
+    deviation = np.sqrt(1 / a + 1 / b)
+    log_odds = np.log(a / b) + deviation * np.array([-30.0, -5.0, -2.0, 0.0, 1e-3, 2.0, 5.0, 30.0])
+    log_odds = log_odds.astype(dtype).astype(float)
+    low = scipy.special.betainc(a, b, scipy.special.expit(log_odds))
+    high = scipy.special.betainc(b, a, scipy.special.expit(-log_odds))
+    found = np.asarray(lower_beta(*(jnp.asarray(x, dtype) for x in (a, b, log_odds))))
+    error = np.abs(np.where(log_odds < 0, low, 1 - high) - found)
+    # Log odds themselves are rounded, to a part of their own deviation.
+    rounding = np.finfo(dtype).eps * np.abs(np.log(a / b)) / deviation
+    assert (error < tolerance + rounding).all()
+    ends = jnp.asarray([-np.inf, np.inf], dtype)
+    for shape in (0.3, 2.0, 1e4):
+        pair = jnp.full(2, shape, dtype), jnp.full(2, 0.5, dtype)
+        assert_close(lower_beta(*pair, ends), [0.0, 1.0], rtol=0)
+
+
+def test_quantiles_of_many_counts_in_single_precision():
+    f = jnp.zeros(1, jnp.float32)
+    cases = {
+        kx.Binomial(np.float32(1e6)): scipy.stats.binom(1e6, 0.5),
+        kx.NegativeBinomial(np.float32(1e6), np.float32(1e6)): scipy.stats.nbinom(1e6, 0.5),
+        kx.Gamma(np.float32(1e6)): scipy.stats.gamma(1e6, scale=1e-6),
+        kx.StudentT(np.float32(1e6), np.float32(1.0)): scipy.stats.t(1e6),
+    }
+    for likelihood, truth in cases.items():
+        y = truth.ppf(np.array([0.01, 0.6])).astype(np.float32)
+        found = likelihood.cdf(jnp.asarray(y), jnp.zeros(2, jnp.float32))
+        assert_close(found, truth.cdf(y.astype(float)), rtol=0, atol=3e-4)
+        quantiles = response(likelihood, f, jnp.full(1, 1e-12, jnp.float32), (0.01, 0.6))
+        off = (quantiles.observation_quantiles[:, 0] - y) / truth.std()
+        assert np.abs(off).max() < 1e-3
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 2e-3), (np.float64, 3e-8)])

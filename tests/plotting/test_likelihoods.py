@@ -118,3 +118,12 @@ def test_a_fit_measures_whether_iterations_serve():
     measured = gp.measuring(gp.check_data(y))
     assert measured.likelihood is not None
     assert "measured:" in measured.describe()
+
+
+def test_a_report_has_data_and_mean_on_one_scale(post):
+    seen = {ax.get_title(): ax.collections[0] for ax in post.plot().axes if ax.collections}
+    mean = kx.plot_maps(post, include_noise=True)[0].collections[0].get_array()
+    np.testing.assert_allclose(seen["mean"].get_array(), mean)
+    assert seen["mean"].get_clim() == seen["data"].get_clim()
+    errors = np.ma.filled(seen["leave-one-out errors"].get_array(), np.nan)
+    assert np.isfinite(errors).sum() == SEEN.sum()

@@ -9,12 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc, log_ndtr, ndtr, ndtri
+from jax.scipy.special import log_ndtr, ndtr, ndtri
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.domains import data
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
-from kronax.gp.likelihoods.counts import log_excess, log_factorial_excess
+from kronax.gp.likelihoods.incomplete import log_excess, log_factorial_excess, lower_beta
 
 Link = Literal["logit", "probit"]
 LINKS = ("logit", "probit")
@@ -76,9 +76,10 @@ class _Trials(AbstractLikelihood):
 
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
-        n, k, failure = cells_like(self.trials, f), jnp.floor(y), self.response(-f)
+        n, k = cells_like(self.trials, f), jnp.floor(y)
+        failure = log_ndtr(-f) - log_ndtr(f) if self.link == "probit" else -f  # its log odds
         inside = jnp.clip(k, 0, jnp.maximum(n - 1, 0))
-        value = betainc(jnp.maximum(n - inside, 1), inside + 1, failure)
+        value = lower_beta(jnp.maximum(n - inside, 1), inside + 1, failure)
         return jnp.where(k < 0, 0.0, jnp.where(k >= n, 1.0, value))
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import betainc, gammainc, gammaln, log_ndtr, ndtr
+from jax.scipy.special import gammaln, log_ndtr, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
@@ -20,6 +20,7 @@ from kronax.gp.likelihoods.base import (
     cells_like,
     refuse_labels,
 )
+from kronax.gp.likelihoods.incomplete import lower_beta, lower_gamma
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
 POSITIVE = Support(0.0, jnp.inf, False, "positive", is_open=True)
@@ -93,7 +94,8 @@ class StudentT(AbstractLikelihood):
         """By the incomplete beta function."""
         nu = self.df.astype(f.dtype)
         r = (y - f) / self.scale.astype(f.dtype)
-        tail = betainc(nu / 2, jnp.asarray(0.5, f.dtype), nu / (nu + jnp.square(r))) / 2
+        log_odds = jnp.log(nu) - 2 * jnp.log(jnp.abs(r))
+        tail = lower_beta(nu / 2, jnp.asarray(0.5, f.dtype), log_odds) / 2
         return jnp.where(r > 0, 1 - tail, tail)
 
 
@@ -269,7 +271,7 @@ class Gamma(AbstractLikelihood):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete gamma function."""
         a = self.concentration.astype(f.dtype)
-        return gammainc(a, a * jnp.maximum(y, 0) * jnp.exp(-f))
+        return lower_gamma(a, a * jnp.maximum(y, 0) * jnp.exp(-f))
 
 
 class Beta(AbstractLikelihood):
@@ -336,4 +338,5 @@ class Beta(AbstractLikelihood):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
         a, b = self._parameters(f)
-        return betainc(a, b, jnp.clip(y, 0, 1))
+        y = jnp.clip(y, 0, 1)
+        return lower_beta(a, b, jnp.log(y) - jnp.log1p(-y))

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import betainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array, PRNGKeyArray
 from numpyro.distributions import constraints
 
@@ -21,16 +20,17 @@ from kronax.gp.likelihoods.base import (
     cells_like,
     per_cell,
 )
+from kronax.gp.likelihoods.incomplete import (
+    log_excess,
+    log_factorial_excess,
+    log_gamma_excess,
+    lower_beta,
+    upper_gamma,
+)
 
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.
 HALF = 0.5
-# From this count on Stirling's series is right to 2e-12.
-STIRLING = 16.0
-# From this count on an expansion of the incomplete gamma function is right to 3e-8.
-LARGE = 1000.0
-# That of its correction about no deviation (Temme 1979).
-CORRECTION = (-139 / 777600, 1 / 2835, 1 / 864, -2 / 135, 1 / 12, -1 / 3)
 
 
 def _exposure() -> Any:
@@ -192,57 +192,5 @@ class NegativeBinomial(_Counts):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete beta function."""
         r = self.concentration.astype(f.dtype)
-        y, share = jnp.floor(y), r / (r + self.mean(f))
-        return jnp.where(y < 0, 0.0, betainc(r, jnp.maximum(y, 0) + 1, share))
-
-
-def log_factorial_excess(y: Array) -> Array:
-    """`log y! − y log y + y`, of which large counts keep all digits; for a count of zero, 1."""
-    few, many = jnp.clip(y, 1, STIRLING), jnp.maximum(y, STIRLING)
-    # With y itself under the factorial, which is 1 for none.
-    direct = gammaln(jnp.minimum(y, STIRLING) + 1) - jnp.minimum(y, STIRLING) * jnp.log(few) + few
-    series = 1 / (12 * many) - 1 / (360 * many**3) + 1 / (1260 * many**5)
-    return jnp.where(y < STIRLING, direct, jnp.log(2 * jnp.pi * many) / 2 + series)
-
-
-def log_gamma_excess(x: Array) -> Array:
-    """`log Γ(x) − x log x + x`, of which large numbers keep all digits; for positive ones."""
-    few, many = jnp.minimum(x, STIRLING), jnp.maximum(x, STIRLING)
-    direct = gammaln(few) - few * jnp.log(few) + few
-    return jnp.where(x < STIRLING, direct, log_factorial_excess(many) - jnp.log(many))
-
-
-def log_excess(share: Array, rest: Array, away: Array) -> Array:
-    """`log(p eᵈ + 1 − p) − p d` for a share `p`, of order `d²` about zero, and its rest `1 − p`.
-
-    It is the same for the rest and `−d`: the smaller share has all its digits.
-    """
-    small = jnp.minimum(share, rest)
-    d = jnp.where(share <= rest, away, -away)
-    near = jnp.clip(d, -1, 1)
-    close = jnp.log1p(small * jnp.expm1(near)) - small * near
-    far = jnp.logaddexp(jnp.log1p(-small), jnp.log(small) + d) - small * d
-    return jnp.where(jnp.abs(d) < 1, close, far)
-
-
-def upper_gamma(a: Array, x: Array) -> Array:
-    """The regularised upper incomplete gamma function, at large `a` by Temme's expansion.
-
-    The series of JAX takes time in proportion to the root of `a`, and loses its digits in `a`.
-    """
-    is_large = a >= LARGE
-    exact = gammaincc(jnp.where(is_large, 1, a), jnp.where(is_large, 1, x))
-    return jnp.where(is_large, _temme(jnp.maximum(a, LARGE), x), exact)
-
-
-def _temme(a: Array, x: Array) -> Array:
-    mu = (jnp.minimum(x, jnp.finfo(x.dtype).max) - a) / a
-    is_near = jnp.abs(mu) < 0.02
-    near, far = jnp.where(is_near, mu, 0), jnp.where(is_near, 1, mu)
-    root = jnp.sqrt(jnp.polyval(jnp.array([1 / 3, -2 / 5, 1 / 2, -2 / 3, 1], mu.dtype), near))
-    eta_far = jnp.sign(far) * jnp.sqrt(2 * (far - jnp.log1p(far)))
-    correction_near = jnp.polyval(jnp.array(CORRECTION, mu.dtype), near * root)
-    correction = jnp.where(is_near, correction_near, 1 / far - 1 / eta_far)
-    eta = jnp.where(is_near, near * root, eta_far)
-    density = jnp.exp(-a * jnp.square(eta) / 2) / jnp.sqrt(2 * jnp.pi * a)
-    return ndtr(-eta * jnp.sqrt(a)) + density * correction
+        y, log_odds = jnp.floor(y), jnp.log(r) - f - self.log_exposure(f)
+        return jnp.where(y < 0, 0.0, lower_beta(r, jnp.maximum(y, 0) + 1, log_odds))

@@ -2,9 +2,11 @@
 
 import functools
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -24,13 +26,17 @@ from kronax.linalg.functions.choice import DataCovariance, decomposition_of
 from kronax.linalg.functions.decompose import decompose, with_checksum, without_checksum
 from kronax.linalg.functions.logdet import normal_logpdf_grid
 from kronax.linalg.gaps.masked import Masked
+from kronax.linalg.krylov.operator import Iterative
 from kronax.linalg.operators.diagnose import NOT_FINITE, explain_not_finite
+from kronax.progress import WATCH
 
 STALE = (
     "This posterior was made of another model or other data: its leaves have been replaced since "
     "(kx.replace, eqx.tree_at, jax.tree.map, a cast to another precision). Change or cast the "
     "model, and condition it again."
 )
+# Of fewer cells, what is not compiling is over in no time.
+MANY_CELLS = 10_000
 
 
 class Weights(NamedTuple):
@@ -184,9 +190,23 @@ def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
         if not is_finite((post.weights, post.made_of)) and is_concrete(post):
             explain_posterior(post)
         own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
-        return method(own, *args, **options)
+        way = ", by iterations" if isinstance(own.operator, Iterative) else ""
+        return watched(f"post.{method.__name__}", way, own.gp, method, own, *args, **options)
 
     return call
+
+
+def watched(
+    name: str, way: str, gp: AbstractProcess, call: Callable[..., Any], *args: Any, **options: Any
+) -> Any:
+    """The result of a call, which says what it does if it takes long.
+
+    That of a large grid is waited for: else the call would be over before the work is done.
+    """
+    with WATCH.over(lambda: f"{name} on {' × '.join(map(str, gp.grid_shape))} cells{way}"):
+        found = call(*args, **options)
+        is_long = prod(gp.grid_shape) >= MANY_CELLS and is_concrete(found)
+        return jax.block_until_ready(found) if is_long else found
 
 
 def explain_posterior(post: AbstractPosterior) -> None:

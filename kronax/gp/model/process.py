@@ -255,7 +255,7 @@ class AbstractPosterior(Named, eqx.Module):
         "residuals": "post.residual()",
         "loo": "post.leave_one_out()",
         "model": "post.gp",
-        "plot": "kx.plot_series(post) or kx.plot_maps(post)",
+        "plot_report": "post.plot()",
         "to_xarray": "post.to_dataset()",
         "to_pandas": "post.to_frame()",
         "to_dataframe": "post.to_frame()",

@@ -24,11 +24,11 @@ from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.gaps.plan import dense_cost, plan_gaps
 from kronax.linalg.krylov.operator import Iterative
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.krylov.preconditioner import balanced_box
 from kronax.linalg.markov.at_observed import MarkovAtObserved, misses_whole_times
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
@@ -55,6 +55,9 @@ WORTH_EXACT = 10.0
 LEAST_STEP = 1.2e6
 # The operations of a step with its gradient, in `m³ (d² + d + 1)` of `m` places and `d` numbers.
 FILTER_STEP = 20.0
+# What a cell costs that a filter passes forward and back, as the rotation of an axis of this size:
+# some 40 ns for a state of two numbers.
+FILTERED = 320
 # Up to these, about a minute, an exact way stands in where iterations turn out to be no good.
 MOST_MEASURED = 6e12
 # An exact method that takes this many times as much is not chosen without being asked for.
@@ -73,7 +76,8 @@ class Choice:
         reason: in words.
         flops: operations of a value and gradient that is exact, in those of a matrix product.
         memory: its largest arrays, in bytes.
-        axis: of a filter, the axis along which.
+        axis: of a filter, the axis along which; of iterations, that along which the complete
+            grid that they start from is filtered.
         exact: of iterations, the exact way that stands in where they turn out to be no good, if
             it takes about a minute at most.
     """
@@ -112,12 +116,12 @@ def choice(gp: AbstractProcess) -> Choice:
             raise NotImplementedError(
                 f"gaps='iterative' is not available {refused}. Take gaps='exact'."
             )
-        return _iterative(exact, "'iterative' was asked for")
+        return _iterative(gp, exact, "'iterative' was asked for")
     if _is_whole(gp) or (exact.is_cheap and _is_worth(gp, exact)):
         return exact
     if refused:
         return _because(exact, f"{exact.reason}; {exact.cost}, and no iterations {refused}")
-    found = _iterative(exact, f"{exact.reason}; exactly it would take {exact.cost}")
+    found = _iterative(gp, exact, f"{exact.reason}; exactly it would take {exact.cost}")
     is_near = exact.flops <= MOST_MEASURED and exact.memory <= MOST_BYTES
     return dataclasses.replace(found, exact=exact) if is_near else found
 
@@ -126,8 +130,18 @@ def _because(found: Choice, reason: str) -> Choice:
     return dataclasses.replace(found, reason=reason)
 
 
-def _iterative(exact: Choice, reason: str) -> Choice:
-    return Choice("iterative", reason, exact.flops, exact.memory)
+def _iterative(gp: AbstractProcess, exact: Choice, reason: str) -> Choice:
+    return Choice("iterative", reason, exact.flops, exact.memory, iterated_axis(gp))
+
+
+def iterated_axis(gp: AbstractProcess) -> int | None:
+    """The Markov axis along which the complete grid that iterations start from is filtered."""
+    own = with_fields(gp, structures=own_structures(gp))
+    i = int(np.argmax(gp.grid_shape))
+    found = filtered_axis(own)
+    if found is not None or gp.grid_shape[i] < LONG:
+        return found
+    return None if _markov_along(own, i) is None else i
 
 
 def _has_choice(gp: AbstractProcess) -> bool:
@@ -208,7 +222,8 @@ def _filtered(gp: AbstractProcess) -> Choice | None:
 def settled(gp: Process) -> Process:
     """The same process, an axis of which is Markov where its data are to be filtered along it."""
     structures = own_structures(gp)
-    axis = None if gp.gaps == "iterative" else choice(gp).axis
+    is_asked = gp.gaps == "iterative" and _has_choice(gp)
+    axis = iterated_axis(gp) if is_asked else None if gp.gaps == "iterative" else choice(gp).axis
     if axis is not None and structures[axis].kind != "markov":
         structures = _with_markov(gp, structures, axis)
         if not all(map(is_known, gp.kernels[axis].all_terms())):
@@ -344,12 +359,16 @@ def described(gp: AbstractProcess) -> list[str]:
     if found.way != "iterative":
         cost = found.cost.replace(" and", ",")
         return [*lines, f"  exact: {found.reason}", f"  a value and gradient: {cost}"]
-    box = "×".join(map(str, balanced_box(gp.grid_shape, gp.iteration.box_size)))
+    if found.axis is None:
+        box = "×".join(map(str, balanced_box(gp.grid_shape, gp.iteration.box_size)))
+        known = f"exact on {box} eigenvectors"
+    else:
+        names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+        known = f"from the complete grid, filtered along {names[found.axis]}"
     lines += [
         f"  iterative: {found.reason}",
         f"  a value and gradient: {iterative_flops(gp, USUAL_STEPS):.1e} operations if "
-        f"{USUAL_STEPS} iterations do, {gp.iteration.num_probes} probes, exact on {box} "
-        "eigenvectors",
+        f"{USUAL_STEPS} iterations do, {gp.iteration.num_probes} probes, {known}",
     ]
     if found.exact is not None:
         lines.append("  the first use measures: where iterations are no good, the exact way is it")
@@ -380,7 +399,11 @@ def iterative_flops(gp: AbstractProcess, num_steps: int) -> float:
         # Every iteration holds others inside, for the gaps of one product.
         num_terms += USUAL_STEPS
     passes = 2 * num_steps * num_terms * (1 + gp.iteration.num_probes)
-    return passes * 2.0 * np.prod(gp.grid_shape, dtype=float) * sum(gp.grid_shape)
+    sizes = list(gp.grid_shape)
+    if (axis := iterated_axis(gp)) is not None:
+        order = state_length(gp.kernels[axis]) or 0
+        sizes[axis] = FILTERED * max(order, 1) // 2
+    return passes * 2.0 * np.prod(gp.grid_shape, dtype=float) * sum(sizes)
 
 
 def is_iterative(gp: AbstractProcess) -> bool:

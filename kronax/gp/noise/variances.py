@@ -12,7 +12,7 @@ from kronax.annotations import ParameterArray
 from kronax.domains import data, parameter
 from kronax.gp.noise.abstract import AbstractVariances, NoiseInTime, Slices
 from kronax.linalg.arrays.checks import array_of_reals, is_concrete
-from kronax.linalg.krylov.plus_diagonal import check_variances
+from kronax.linalg.operators.plus_diagonal import check_variances
 
 
 class AbstractWhite(AbstractVariances):

@@ -6,6 +6,7 @@ from math import prod
 from operator import and_
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
@@ -18,6 +19,7 @@ from kronax.gp.model.components import (
     New,
     amplitude,
     are_exact,
+    axis_with_variance,
     cross_covariance,
     cross_factor,
     kernel_matrix,
@@ -31,16 +33,21 @@ from kronax.gp.model.components import (
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
-from kronax.gp.posterior.variances import exact_variance
+from kronax.gp.posterior.variances import exact_variance, signal_places
 from kronax.linalg.arrays.fibres import shared_like, take_along
 from kronax.linalg.arrays.mode_products import along, same_rank
 from kronax.linalg.arrays.primitives import with_value
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.dense_covariance import Cholesky
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate, skew_quantile
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.operator import Iterations
+from kronax.linalg.krylov.solve import twins
+from kronax.linalg.krylov.variances import by_draws, values_only
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import draw_signal
 
 # How many plain draws are as certain as one with a twin of known variance, or more.
 PLAIN = 8
@@ -242,6 +249,8 @@ def _variance_estimate(post: AbstractPosterior, new: New, name: str | None) -> E
         return _variance_of_terms(post, new, name, found).shifted(added)
     if name is None and not any(new):
         return found.posterior().shifted(added)
+    if found.is_filtered:
+        return _variance_along(post, new, name, found).shifted(added)
     (part,) = parts(post.gp, name)
     rows = [factor.to_dense() for factor in cross_of(post, part, new).factors]
     prior = prior_variances(post.gp, part, new, found.op.dtype)
@@ -266,6 +275,41 @@ def _or_on_grid(post: AbstractPosterior, new: New, name: str | None, value: Arra
             is_old = is_old & along(x.cells >= 0, i, len(new))
     is_old, found, value = same_rank(is_old, found, value)
     return jnp.where(is_old, found, value)
+
+
+def _variance_along(
+    post: AbstractPosterior, new: New, name: str | None, found: Iterations
+) -> Estimate:
+    """Where iterations start from a filter: exact for the even grid, the rest by draws with twins.
+
+    The function is drawn at new coordinates as well; of a term, what data explain of it is drawn.
+    """
+    (part,) = parts(post.gp, name)
+    op, iteration, held = found.op.op, found.op.iteration, found.reference()
+    cross = cross_of(post, part, new)
+    certain = held.even.variance_given(
+        signal_places(post, part, new, axis_with_variance(post.gp, name))
+    )
+    roots = prior_roots(post, part, new) if name is None else None
+
+    def draw(key: PRNGKeyArray, count: int) -> tuple[Array, Krylov]:
+        field_key, noise_key = jax.random.split(key)
+        if roots is None:
+            old, ahead = draw_signal(field_key, op.kronecker, (count,)), None
+        else:
+            old, ahead = prior_fields(post, roots, field_key, new, (count,))
+        noise = normal_numbers(noise_key, old.shape, op.dtype)
+        pair = twins(held, op.precisions, old, noise, iteration)
+        here, there = (cross.mv_grid(x) for x in (pair.weights, pair.even_weights))
+        if ahead is None:
+            return jnp.stack([there**2 - here**2, -(here**2)]), pair.krylov
+        here, there = ahead - here, ahead - there
+        return jnp.stack([here**2 - there**2, here**2]), pair.krylov
+
+    prior = prior_variances(post.gp, part, new, op.dtype)
+    known = jnp.stack([certain, jnp.zeros_like(certain) if name is None else prior])
+    estimate = by_draws(op, iteration, certain.shape, draw, known)
+    return eqx.tree_at(lambda e: e.value, estimate, values_only(estimate.value))
 
 
 def _variance_of_terms(

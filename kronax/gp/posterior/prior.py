@@ -12,9 +12,9 @@ from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.functions.sample import sample_normal
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal, draw_signal
 from kronax.linalg.operators.draws import apply_roots
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal, draw_signal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 

@@ -119,7 +119,7 @@ def signal_places(
 ) -> list[Places]:
     """What is known of new coordinates, of a part of the signal; its variance goes to one axis."""
     gp, op = post.gp, post.operator
-    by_filter = isinstance(decomposition_of(op), AbstractKalman)
+    by_filter = decomposition_of(op).is_filtered
     places = []
     for i, (kernel, x, own) in enumerate(zip(part.kernels, new, op.factors, strict=True)):
         scale = part.variance.astype(op.dtype) if i == scaled else jnp.ones((), op.dtype)

@@ -66,6 +66,11 @@ class AbstractDecomposition(eqx.Module):
 class AbstractSignalPlusNoise(AbstractDecomposition):
     """The covariance of data, a signal `K` plus noise `N` at the observed cells of a grid."""
 
+    @property
+    def is_filtered(self) -> bool:
+        """Whether places along a Markov axis are given as the process that goes on to them."""
+        return False
+
     @abc.abstractmethod
     def explained(self, rows: Rows, others: Rows | None = None) -> Array:
         """`diag(C S⁻¹ Bᵀ)` for `C = ⊗rows[i]`, each `(*batch, m_i, n_i)`, and `B` alike or `C`.

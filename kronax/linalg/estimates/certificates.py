@@ -263,7 +263,7 @@ def trace_quantile(num_probes: int) -> float:
     return max(quantile(num_probes), (1 - low) / (2 * low / num_probes) ** 0.5)
 
 
-def trace_error(forms: Array, squares: Array, size: int) -> tuple[Array, Array]:
+def trace_error(forms: Array, squares: Array, size: int | Array) -> tuple[Array, Array]:
     """Half of a 99 % interval around the mean of `gᵀ F g`, and the standard error.
 
     With random signs, `gᵀg = n`, the variance is twice the squares off the diagonal, at most
@@ -277,7 +277,7 @@ def trace_error(forms: Array, squares: Array, size: int) -> tuple[Array, Array]:
         size: of `F`.
     """
     num = forms.shape[0]
-    variance = 2 * jnp.mean(jnp.maximum(squares - forms**2 / size, 0))
+    variance = 2 * jnp.mean(jnp.maximum(squares - forms**2 / jnp.maximum(size, 1), 0))
     bound, seen = jnp.sqrt(variance / num), jnp.std(forms, ddof=1) / num**0.5
     errors = trace_quantile(num) * bound, skew_quantile(num) * seen
     return jnp.minimum(*errors), jnp.where(errors[0] < errors[1], bound, seen)

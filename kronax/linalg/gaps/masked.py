@@ -33,9 +33,9 @@ from kronax.linalg.gaps.masked_variances import (
 from kronax.linalg.gaps.plan import GapPlan, plan_gaps, plan_uneven
 from kronax.linalg.gaps.rules import log_det_gaps, quadratic_with_gaps, solve_observed
 from kronax.linalg.gaps.schur import GapDecomposition, gap_roots
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.gap_geometry import Gaps, Mask
 from kronax.linalg.operators.kronecker import as_kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, as_products
 from kronax.linalg.spectral.conditional_variances import Places
 from kronax.linalg.spectral.conditioning import ends_on_grid

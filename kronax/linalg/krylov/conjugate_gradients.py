@@ -44,6 +44,8 @@ class Krylov(NamedTuple):
         log_square: `bᵀ log(A)² b / bᵀ b`, likewise.
         remainder_square: `bᵀ (log A − (A − I))² b / bᵀ b`, likewise.
         first: `bᵀ A b / bᵀ b`, likewise.
+        cross: `bᵀ log(A) (A − I) b / bᵀ b`, likewise.
+        second: `bᵀ (A − I)² b / bᵀ b`, likewise.
     """
 
     solution: Float[Array, "k *space"]
@@ -56,6 +58,8 @@ class Krylov(NamedTuple):
     log_square: Float[Array, " k"]
     remainder_square: Float[Array, " k"]
     first: Float[Array, " k"]
+    cross: Float[Array, " k"]
+    second: Float[Array, " k"]
 
     @property
     def relative_residual(self) -> Array:
@@ -268,6 +272,8 @@ def _quadrature(s: _Recurrence, least: Array) -> dict[str, Array]:
         "log_square": jnp.maximum(square, 0),
         "remainder_square": jnp.maximum(square - 2 * (product - log) + s.second, 0),
         "first": s.first,
+        "cross": product - log,
+        "second": s.second,
     }
 
 

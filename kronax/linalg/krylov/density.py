@@ -33,23 +33,26 @@ from kronax.linalg.estimates.certificates import (
     settled,
 )
 from kronax.linalg.krylov.conjugate_gradients import Krylov
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.krylov.preconditioner import (
-    Reference,
-    balanced_box,
-    even,
-    reference,
+from kronax.linalg.krylov.markov_reference import (
+    MarkovDerivative,
+    MarkovReference,
+    exact_part,
+    markov_surrogate,
 )
+from kronax.linalg.krylov.preconditioner import Reference, even
 from kronax.linalg.krylov.probes import (
     ProbeDerivative,
     ProbedLogdet,
+    probed_along,
     probed_logdet,
     rounding_of,
     trace_surrogate,
 )
-from kronax.linalg.krylov.solve import refuse_if_failed, run, upper_quadratics
+from kronax.linalg.krylov.solve import prepared, refuse_if_failed, run
 from kronax.linalg.krylov.terms_density import terms_both
+from kronax.linalg.krylov.terms_preconditioner import TermsReference
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
@@ -116,7 +119,7 @@ class _Found(NamedTuple):
     logdets: Array
     residuals: Array
     weights: Array
-    derivative: ProbeDerivative
+    derivative: ProbeDerivative | MarkovDerivative
 
 
 @partial(jax.jit, static_argnums=2)
@@ -144,14 +147,19 @@ def _both_terms(
     """`yᵀ op⁻¹ y` per column, `log det op` per probe, and the certificate of their sum."""
     if isinstance(op.kronecker, KroneckerTerms):
         return terms_both(op.kronecker, op.variances, y, iteration)
-    precisions = op.precisions
-    smooth = even(op.kronecker, precisions)
-    held = reference(smooth, precisions, balanced_box(op.grid_shape, iteration.box_size))
-    smooth = KroneckerPlusNoise(smooth.kronecker, smooth.noise, decomposition=held.bases)
+    held = prepared(op, iteration)
+    assert not isinstance(held, TermsReference)
     found, certificate = lax.stop_gradient(_iterate(held, op, y, iteration))
-    quadratics, rest = _estimate((op.kronecker, precisions, y), found)
-    exact = _exact_part(smooth, precisions)
-    return quadratics, exact + held.box_logdet + rest, certificate
+    quadratics, rest = _estimate((op.kronecker, op.precisions, y), found)
+    if isinstance(held, MarkovReference):
+        exact = exact_part(op, held)
+    else:
+        smooth = even(op.kronecker, op.precisions)
+        exact = _exact_part(
+            KroneckerPlusNoise(smooth.kronecker, smooth.noise, decomposition=held.bases),
+            op.precisions,
+        )
+    return quadratics, exact + held.known_logdet + rest, certificate
 
 
 def _exact_part(smooth: KroneckerPlusNoise, precisions: Array) -> Array:
@@ -166,32 +174,29 @@ def _exact_part(smooth: KroneckerPlusNoise, precisions: Array) -> Array:
 
 
 def _iterate(
-    held: Reference, op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
+    held: Reference | MarkovReference, op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
 ) -> tuple[_Found, Certificate]:
     """One pass for all columns: the data and the probes."""
     precisions = op.precisions
     shape = (iteration.num_probes, *op.grid_shape)
-    probes = random_signs(jax.random.key(iteration.seed), shape, op.dtype)
-    white = held.to_spectrum(probes)
+    signs = random_signs(jax.random.key(iteration.seed), shape, op.dtype)
+    white = held.probes(signs)
     krylov = run(held, precisions, y, white, iteration)
     num = y.shape[0]
-    whitened = held.filtered(krylov.solution[:num])
-    probed = probed_logdet(held, white, jax.tree.map(lambda a: a[num:], krylov))
-    found = _Found(
-        quadratics=upper_quadratics(held, precisions, y, whitened, krylov.solution[:num]),
-        logdets=probed.forms,
-        residuals=y - whitened,
-        weights=held.weighted(
-            krylov.solution[:num], precisions[None] * y - held.excess[None] * whitened
-        ),
-        derivative=probed.derivative,
-    )
-    axes, most = tuple(range(1, y.ndim)), jnp.max(precisions)
-    # The inverse of a part is below the part of the inverse.
-    trace = jnp.minimum(jnp.sum(precisions), jnp.sum(1 / (held.spectrum + 1 / most)))
-    weights = jnp.sum((precisions[None] * found.residuals) ** 2, axes)
-    sizes = weights, trace, probed.inverse
-    rounding = rounding_of(held, precisions, y, found.quadratics, sizes)
+    smooth, weights, quadratics = held.finished(precisions, y, krylov.solution[:num])
+    probes = jax.tree.map(lambda a: a[num:], krylov)
+    squares = jnp.sum((precisions[None] * (y - smooth)) ** 2, tuple(range(1, y.ndim)))
+    if isinstance(held, MarkovReference):
+        probed = probed_along(held, white, probes)
+        rounding = held.rounding(precisions, y, quadratics, (squares, probed.inverse))
+    else:
+        probed = probed_logdet(held, white, probes)
+        # The inverse of a part is below the part of the inverse.
+        inverses = 1 / (held.spectrum + 1 / jnp.max(precisions))
+        trace = jnp.minimum(jnp.sum(precisions), jnp.sum(inverses))
+        sizes = squares, trace, probed.inverse
+        rounding = rounding_of(held, precisions, y, quadratics, sizes)
+    found = _Found(quadratics, probed.forms, y - smooth, weights, probed.derivative)
     return found, _certificate(krylov, num, probed, rounding, iteration)
 
 
@@ -222,6 +227,8 @@ def _surrogate(kronecker: Kronecker, precisions: Array, y: Array, found: _Found)
     explained = jnp.sum(found.weights * kronecker.mv_grid(found.weights), axes)
     moved = y - lax.stop_gradient(y) + found.residuals
     quadratics = jnp.sum(precisions[None] * moved**2, axes) - explained
+    if isinstance(found.derivative, MarkovDerivative):
+        return quadratics, markov_surrogate(kronecker, precisions, found.derivative)
     return quadratics, trace_surrogate(kronecker, precisions, found.derivative)
 
 

@@ -9,6 +9,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool
 
 from kronax.linalg.arrays.mode_products import same_rank
@@ -25,8 +26,8 @@ from kronax.linalg.estimates.certificates import (
 )
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.density import density_estimate, iterative_logdet
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.krylov.solve import solve_estimate
+from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
+from kronax.linalg.krylov.solve import prepared, solve_estimate
 from kronax.linalg.krylov.variances import (
     covariance_estimate,
     explained_estimate,
@@ -36,6 +37,9 @@ from kronax.linalg.krylov.variances import (
     posterior_estimate,
     term_posterior_estimate,
 )
+from kronax.linalg.markov.lanes import markov_axis
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.linalg.spectral.conditional_variances import Places, priors_of, rows_of
 from kronax.linalg.spectral.conditioning import largest_eigenvalue
@@ -171,8 +175,25 @@ class Iterations(AbstractSignalPlusNoise):
         signal, noise = self.op.op.kronecker, self.op.op.variances
         noise = jnp.where(self.op.observed, noise, jnp.nan)
         trace = jnp.sum(self.op.held(signal.diagonal()))
-        largest = jnp.minimum(largest_eigenvalue(signal), trace)
+        axis = markov_axis(self.op.op)
+        if axis is None:
+            whole = largest_eigenvalue(signal)
+        else:
+            assert isinstance(signal, Kronecker)
+            whole = largest_along(signal, axis)
+        largest = jnp.minimum(whole, trace)
         return Ends(largest + jnp.nanmax(noise), jnp.nanmin(noise))
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether the even grid that the iterations start from is filtered along a Markov axis."""
+        return markov_axis(self.op.op) is not None
+
+    def reference(self) -> MarkovReference:
+        """That even grid."""
+        held = prepared(lax.stop_gradient(self.op.op), self.op.iteration)
+        assert isinstance(held, MarkovReference)
+        return held
 
     def solved(self, b: Array) -> Estimate:
         """`S⁻¹ b`, whether it converged or not."""

@@ -188,12 +188,33 @@ class Reference(eqx.Module):
         without = jnp.where(has_signal, 0, self.smooth[None] * self.to_spectrum(rest))
         return self.to_cells(solved + without)
 
+    def started(self, precisions: Array, y: Array) -> tuple[Array, Array]:
+        """What data are in the coordinates of `mv`, and `yᵀ W y`, which is iterated from."""
+        energy = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
+        return self.filtered_transpose(precisions[None] * y), energy
+
+    def finished(self, precisions: Array, y: Array, solution: Array) -> tuple[Array, Array, Array]:
+        """`f`, `K⁻¹ f`, and `(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f`, one number per column.
+
+        The sum is a minimum at the solution, so that its error is of second order, and a sum of
+        squares: nothing cancels.
+        """
+        axes = tuple(range(1, y.ndim))
+        smooth, prior = self.filtered(solution), self.divided(solution, transpose=True)
+        weights = self.weighted(solution, precisions[None] * y - self.excess[None] * smooth)
+        squares = jnp.sum(precisions[None] * (y - smooth) ** 2, axes)
+        return smooth, weights, squares + jnp.sum(self.smooth[None] * prior**2, axes)
+
     def filtered_transpose(self, x: Array) -> Array:
         """`L⁻¹ t Qᵀ`: from cells to the coordinates of `mv`."""
         return self.divided(self.filter[None] * self.to_spectrum(x))
 
+    def probes(self, signs: Array) -> Array:
+        """Random signs in the cells, in the coordinates of `mv`."""
+        return self.to_spectrum(signs)
+
     @property
-    def box_logdet(self) -> Array:
+    def known_logdet(self) -> Array:
         """`log det C` on the box, without the trace of `C − I` there."""
         return 2 * self.root_logdet - (jnp.sum(self.root**2) - self.root.shape[0])
 

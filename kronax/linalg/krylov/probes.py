@@ -19,7 +19,7 @@ over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ
 Nothing is left to the probes where the box is the whole grid.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -28,6 +28,10 @@ from kronax.linalg.arrays.mode_products import HIGHEST, apply_all, matmul
 from kronax.linalg.estimates.certificates import ROUNDING, trace_error
 from kronax.linalg.krylov.boxed_sum import BoxedSum
 from kronax.linalg.krylov.conjugate_gradients import Krylov
+from kronax.linalg.krylov.markov_reference import (
+    MarkovReference,
+    markov_derivative,
+)
 from kronax.linalg.krylov.preconditioner import Reference, remainder_squares
 from kronax.linalg.operators.kronecker import Kronecker
 
@@ -172,7 +176,7 @@ class ProbedLogdet(NamedTuple):
     standard_error: Array
     left: Array
     inverse: Array
-    derivative: ProbeDerivative
+    derivative: Any
 
 
 def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet:
@@ -187,6 +191,30 @@ def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet
         left=size * jnp.mean(krylov.log_left),
         inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
         derivative=probe_derivative(held, white, krylov.solution),
+    )
+
+
+def probed_along(held: MarkovReference, white: Array, krylov: Krylov) -> ProbedLogdet:
+    """`log det C` less the known trace of `C − I`, from probes at the cells that lack something.
+
+    The logarithm is compared with the multiple of `C − I` that is closest over the spectrum that
+    the probes saw: all of it lies below one.
+    """
+    size = jnp.sum(white[0] ** 2)
+    cross, second = jnp.sum(krylov.cross), jnp.sum(krylov.second)
+    seen = second > jnp.finfo(white.dtype).eps ** 0.5
+    share = jnp.where(seen, jnp.maximum(cross / jnp.where(seen, second, 1), 1), 1)
+    forms = size * (krylov.log_form - share * (krylov.first - 1))
+    squares = krylov.log_square - 2 * share * krylov.cross + share**2 * krylov.second
+    squares = size * jnp.where(seen, jnp.maximum(squares, 0), krylov.second)
+    error, spread = trace_error(forms, squares, size)
+    return ProbedLogdet(
+        forms=forms + (share - 1) * held.known_logdet,
+        error=error,
+        standard_error=spread,
+        left=size * jnp.mean(krylov.log_left),
+        inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
+        derivative=markov_derivative(held, white, krylov.solution),
     )
 
 

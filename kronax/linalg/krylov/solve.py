@@ -1,13 +1,14 @@
 """Solves with gaps and uneven noise, by conjugate gradients, with a certificate."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
     Certificate,
@@ -17,10 +18,12 @@ from kronax.linalg.estimates.certificates import (
     settled,
 )
 from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.krylov.markov_reference import MarkovReference, markov_reference
 from kronax.linalg.krylov.preconditioner import Reference, balanced_box, even, reference
 from kronax.linalg.krylov.terms_preconditioner import TermsReference, solve_terms, terms_reference
+from kronax.linalg.markov.lanes import markov_axis
 from kronax.linalg.operators.diagnose import refuse_indefinite
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal, draw_signal
 from kronax.linalg.operators.sum_of_products import KroneckerTerms, products_of
 
 # Solves for what a solve has left, at most.
@@ -75,16 +78,21 @@ def refuse_if_failed(estimate: Estimate, op: KroneckerPlusDiagonal) -> None:
             refuse_indefinite(product, f"signal's term {j}" if many else "signal")
 
 
-def prepared(op: KroneckerPlusDiagonal, iteration: Iteration) -> Reference | TermsReference:
+def prepared(
+    op: KroneckerPlusDiagonal, iteration: Iteration
+) -> Reference | MarkovReference | TermsReference:
     """The reference of an operator, for any number of solves."""
     if isinstance(op.kronecker, KroneckerTerms):
         return terms_reference(op.kronecker, op.variances, iteration)
+    axis = markov_axis(op)
+    if axis is not None:
+        return markov_reference(op, axis)
     box = balanced_box(op.grid_shape, iteration.box_size)
     return reference(even(op.kronecker, op.precisions), op.precisions, box)
 
 
 def solve_columns(
-    held: Reference | TermsReference,
+    held: Reference | MarkovReference | TermsReference,
     op: KroneckerPlusDiagonal,
     columns: Array,
     iteration: Iteration,
@@ -102,8 +110,7 @@ def solve_columns(
     precisions = op.precisions
     none = jnp.zeros((0, *op.grid_shape), op.dtype)
     krylov = run(held, precisions, columns, none, iteration)
-    smooth = held.filtered(krylov.solution)
-    quadratics = upper_quadratics(held, precisions, columns, smooth, krylov.solution)
+    smooth, weights, quadratics = held.finished(precisions, columns, krylov.solution)
     # The entries of `W b` round independently, and so reach every eigenvector of the operator.
     spread = jnp.sum(
         (precisions[None] * columns) ** 2 * op.diagonal()[None], tuple(range(1, columns.ndim))
@@ -127,9 +134,7 @@ def solve_columns(
     )
     return Solved(
         solution=solution,
-        weights=held.weighted(
-            krylov.solution, precisions[None] * columns - held.excess[None] * smooth
-        ),
+        weights=weights,
         quadratics=quadratics,
         errors=krylov.left + rounding * quadratics,
         certificate=certificate,
@@ -147,7 +152,7 @@ def _error(op: KroneckerPlusDiagonal, columns: Array, solution: Array, quadratic
 
 
 def _refined(
-    held: Reference,
+    held: Reference | MarkovReference,
     op: KroneckerPlusDiagonal,
     columns: Array,
     iteration: Iteration,
@@ -167,7 +172,8 @@ def _refined(
         solution, error, steps, _, count = state
         left = columns - op.mv_grid(solution)
         krylov = run(held, op.precisions, left, none, iteration)
-        moved = solution + op.precisions[None] * (left - held.filtered(krylov.solution))
+        smooth = held.finished(op.precisions, left, krylov.solution)[0]
+        moved = solution + op.precisions[None] * (left - smooth)
         new = _error(op, columns, moved, quadratics)
         better = new < error
         solution = jnp.where(better.reshape(-1, *(1,) * (columns.ndim - 1)), moved, solution)
@@ -182,17 +188,23 @@ def _ratio(a: Array, b: Array) -> Array:
     return a / jnp.where(b > 0, b, 1)
 
 
-def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: Iteration) -> Krylov:
-    """One pass for all columns: data over the cells, probes over the spectrum."""
-    axes = tuple(range(1, y.ndim))
-    columns = jnp.concatenate([held.filtered_transpose(precisions[None] * y), white])
-    energy = jnp.concatenate([jnp.sum(precisions[None] * y**2, axes), jnp.sum(white**2, axes)])
+def run(
+    held: Reference | MarkovReference,
+    precisions: Array,
+    y: Array,
+    white: Array,
+    iteration: Iteration,
+) -> Krylov:
+    """One pass for all columns: data over the cells, probes in the coordinates of `held.mv`."""
+    started, energy = held.started(precisions, y)
+    columns = jnp.concatenate([started, white])
+    squares = jnp.sum(white**2, tuple(range(1, white.ndim)))
     is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
     share = jnp.where(is_solve, jnp.ones((), y.dtype), PROBES)
     return conjugate_gradients(
         held.mv,
         columns,
-        energy=energy,
+        energy=jnp.concatenate([energy, squares]),
         num_solves=y.shape[0],
         tolerance=iteration.tolerance_of(y.dtype) * share,
         max_steps=iteration.max_steps,
@@ -201,18 +213,55 @@ def run(held: Reference, precisions: Array, y: Array, white: Array, iteration: I
     )
 
 
-def upper_quadratics(
-    held: Reference, precisions: Array, y: Array, smooth: Array, solution: Array
-) -> Array:
-    """`(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f` at the solution `f`, one number per column.
+class Twins(NamedTuple):
+    """Fields given data with gaps and uneven noise, and given twins of these without.
 
-    It is a minimum, so that its error is of second order, and a sum of squares: nothing cancels.
+    Args:
+        weights: `A⁻¹ d`, `(count, *grid)`.
+        smooth: `K A⁻¹ d`, likewise.
+        even_weights: `S⁻¹ d'`, likewise.
+        even_smooth: `K S⁻¹ d'`, likewise.
+        krylov: what the iteration found.
     """
-    axes = tuple(range(1, y.ndim))
-    prior = held.divided(solution, transpose=True)
-    return jnp.sum(precisions[None] * (y - smooth) ** 2, axes) + jnp.sum(
-        held.smooth[None] * prior**2, axes
+
+    weights: Array
+    smooth: Array
+    even_weights: Array
+    even_smooth: Array
+    krylov: Krylov
+
+
+def twins(
+    held: MarkovReference, precisions: Array, fields: Array, noise: Array, iteration: Iteration
+) -> Twins:
+    """Of draws `(count, *grid)` of the signal and of white noise."""
+    seen = precisions > 0
+    scale = jnp.where(seen, 1 / jnp.sqrt(jnp.where(seen, precisions, 1)), 0)
+    data = jnp.where(seen[None], fields + scale[None] * noise, 0)
+    columns, energy = held.started(precisions, data)
+    krylov = conjugate_gradients(
+        held.mv,
+        columns,
+        energy=energy,
+        num_solves=0,
+        tolerance=iteration.tolerance_of(columns.dtype),
+        max_steps=iteration.max_steps,
+        bound=held.bound,
+        least=held.least,
     )
+    smooth, weights, _ = held.finished(precisions, data, krylov.solution)
+    even = held.given(held.whole[None] * fields + jnp.sqrt(held.whole)[None] * noise)
+    return Twins(weights, smooth, *even, krylov)
+
+
+def drawn_twins(
+    held: MarkovReference, op: KroneckerPlusDiagonal, iteration: Iteration, key: Array, count: int
+) -> tuple[Array, Array, Twins]:
+    """Fields, noise, and what data say of them."""
+    field_key, noise_key = jax.random.split(key)
+    fields = draw_signal(field_key, op.kronecker, (count,))
+    noise = normal_numbers(noise_key, fields.shape, fields.dtype)
+    return fields, noise, twins(held, op.precisions, fields, noise, iteration)
 
 
 @partial(jax.jit, static_argnums=(2, 3))

@@ -24,11 +24,14 @@ from kronax.linalg.estimates.certificates import (
     skew_quantile,
 )
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.krylov.conjugate_gradients import Krylov
+from kronax.linalg.krylov.markov_reference import MarkovReference
 from kronax.linalg.krylov.preconditioner import Reference, even, solve_white
-from kronax.linalg.krylov.solve import prepared, refuse_if_failed, solve_columns
+from kronax.linalg.krylov.solve import drawn_twins, prepared, refuse_if_failed, solve_columns
 from kronax.linalg.krylov.terms_preconditioner import TermsReference
 from kronax.linalg.krylov.terms_variances import terms_posterior
+from kronax.linalg.markov.lanes import markov_axis
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 from kronax.linalg.spectral.khatri_rao import CHUNK, mv_rows
 
@@ -108,6 +111,8 @@ def posterior_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estim
     """`iterative_posterior_variances`, whether it converged or not."""
     if isinstance(op.kronecker, KroneckerTerms):
         return _by_twins((op,), iteration=iteration, term=None)
+    if markov_axis(op) is not None:
+        return _along((op, None), iteration=iteration)
     lacking = _lacking((op, [None] * len(op.grid_shape)), iteration=iteration)
     return _moved(
         lacking, signal_plus_noise(even(op.kronecker, op.precisions)).posterior_diagonal(), 1
@@ -130,6 +135,8 @@ def explained_estimate(
     itself for `None`.
     """
     assert not isinstance(op.kronecker, KroneckerTerms)
+    if markov_axis(op) is not None:
+        return _along((op, list(rows)), iteration=iteration)
     smooth = even(op.kronecker, op.precisions)
     full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
     lacking = _lacking((op, list(rows)), iteration=iteration)
@@ -139,6 +146,8 @@ def explained_estimate(
 @partial(jax.jit, static_argnums=1)
 def inverse_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
     """`diag(op⁻¹)`, zero at the gaps, whether it converged or not."""
+    if markov_axis(op) is not None:
+        return _inverse_along((op,), iteration=iteration)
     return _inverse((op,), iteration=iteration)
 
 
@@ -231,7 +240,7 @@ def _lacking_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     shape = tuple(root.shape[0] for root in roots)
     certain = apply_all([root**2 for root in roots], held.smooth)
     known = jnp.stack([_box_diagonal(held, roots, scale), -certain])
-    return _by_draws(held, op, iteration, shape, terms, known)
+    return by_draws(op, iteration, shape, _from_spectrum(held, op, iteration, terms), known)
 
 
 def _inverse_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
@@ -257,7 +266,55 @@ def _inverse_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
     variance = even_variance + _box_diagonal(held, roots, scale)
     first = precisions - precisions**2 * variance
     known = jnp.stack([first, jnp.zeros_like(first)])
-    return _by_draws(held, op, iteration, op.grid_shape, terms, known)
+    draw = _from_spectrum(held, op, iteration, terms)
+    return by_draws(op, iteration, op.grid_shape, draw, known)
+
+
+def _along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
+    """The posterior variances along a Markov axis, or what data explain of places with `rows`.
+
+    Those of the even grid are exact. What gaps and uneven noise change is the mean difference of
+    the squares of twins; where that is the less certain, the mean square itself stands in.
+    """
+    op, rows = operands
+    held = prepared(op, iteration)
+    assert isinstance(held, MarkovReference)
+
+    def draw(key: Array, count: int) -> tuple[Array, Krylov]:
+        fields, _, found = drawn_twins(held, op, iteration, key, count)
+        if rows is None:
+            here, there = fields - found.smooth, fields - found.even_smooth
+        else:
+            here, there = (apply_all(full, x) for x in (found.weights, found.even_weights))
+        return jnp.stack([here**2 - there**2, here**2]), found.krylov
+
+    if rows is None:
+        certain = held.variances()
+    else:
+        full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
+        certain = held.even.explained(full)
+    known = jnp.stack([certain, jnp.zeros_like(certain)])
+    return by_draws(op, iteration, certain.shape, draw, known)
+
+
+def _inverse_along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
+    """`diag(op⁻¹)` as `W − W² diag(E)` by twins as above, or as the mean of `(op⁻¹ d)²`."""
+    (op,) = operands
+    held = prepared(op, iteration)
+    assert isinstance(held, MarkovReference)
+    precisions = op.precisions
+
+    def draw(key: Array, count: int) -> tuple[Array, Krylov]:
+        fields, noise, found = drawn_twins(held, op, iteration, key, count)
+        here, there = fields - found.smooth, fields - found.even_smooth
+        # `W (d − f)`, which is no difference of large numbers.
+        weights = precisions[None] * here + jnp.sqrt(precisions)[None] * noise
+        squares = (precisions**2)[None] * (there**2 - here**2)
+        return jnp.stack([squares, weights**2]), found.krylov
+
+    first = precisions - precisions**2 * held.variances()
+    known = jnp.stack([first, jnp.zeros_like(first)])
+    return by_draws(op, iteration, op.grid_shape, draw, known)
 
 
 class _Drawn(NamedTuple):
@@ -268,23 +325,36 @@ class _Drawn(NamedTuple):
     solution: Array
 
 
-def _by_draws(
+def _from_spectrum(
     held: Reference,
     op: KroneckerPlusDiagonal,
     iteration: Iteration,
-    shape: tuple[int, ...],
     terms: Callable[[_Drawn], Array],
+) -> Callable[[Array, int], tuple[Array, Krylov]]:
+    """`terms` of draws with the covariance `M`."""
+
+    def draw(key: Array, count: int) -> tuple[Array, Krylov]:
+        white, noise = _with_covariance(held, op.precisions, key, count)
+        krylov = solve_white(held, white, iteration)
+        return terms(_Drawn(white, noise, krylov.solution)), krylov
+
+    return draw
+
+
+def by_draws(
+    op: KroneckerPlusDiagonal,
+    iteration: Iteration,
+    shape: tuple[int, ...],
+    draw: Callable[[Array, int], tuple[Array, Krylov]],
     known: Array,
 ) -> Estimate:
-    """`known` plus the mean of `terms`, `(2, count, *shape)`: of two ways the more certain."""
+    """`known` plus the mean of draws, `(2, count, *shape)`: of two ways the more certain."""
     size = max(prod(shape), prod(op.grid_shape))
     num_chunks = -(-iteration.num_draws * size // MOST_NUMBERS)
     count = -(-iteration.num_draws // num_chunks)
 
     def one(total: tuple[Array, Array], key: Array) -> Any:
-        white, noise = _with_covariance(held, op.precisions, key, count)
-        krylov = solve_white(held, white, iteration)
-        found = terms(_Drawn(white, noise, krylov.solution))
+        found, krylov = draw(key, count)
         total = (total[0] + jnp.sum(found, 1), total[1] + jnp.sum(found**2, 1))
         return total, (jnp.max(krylov.relative_residual), jnp.max(krylov.num_steps))
 
@@ -352,8 +422,12 @@ def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoRe
     )
 
 
+# `values_only(x)` is `x`; a derivative of it raises.
+values_only = RulePrimitive("kronax_values_only", lambda operands, _: operands, _refuse)
 _at_places = RulePrimitive("kronax_iterative_inverse_at", _at_places_value, _refuse)
 _between_places = RulePrimitive("kronax_iterative_between_places", _between_places_value, _refuse)
 _lacking = RulePrimitive("kronax_iterative_variances", _lacking_value, _refuse)
 _inverse = RulePrimitive("kronax_iterative_inverse_diagonal", _inverse_value, _refuse)
+_along = RulePrimitive("kronax_iterative_variances_along", _along_value, _refuse)
+_inverse_along = RulePrimitive("kronax_iterative_inverse_along", _inverse_along_value, _refuse)
 _by_twins = RulePrimitive("kronax_terms_variances", _by_twins_value, _refuse)

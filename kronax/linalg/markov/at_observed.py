@@ -21,13 +21,13 @@ from kronax.linalg.decompositions.restricted import AbstractMasked
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
-from kronax.linalg.krylov.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.markov import full_state, square_root
 from kronax.linalg.markov.full_state import FullState
 from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise, aligned
 from kronax.linalg.spectral.conditional_variances import (
     AxisModes,

@@ -25,6 +25,11 @@ class AbstractKalman(AbstractSignalPlusNoise):
     """Signal plus noise by a Kalman filter along a Markov axis."""
 
     @property
+    def is_filtered(self) -> bool:
+        """It is."""
+        return True
+
+    @property
     @abc.abstractmethod
     def axis(self) -> int:
         """The Markov axis."""

@@ -64,6 +64,29 @@ def solved(space: StateSpace, lanes: Lanes, at: Gain, b: Array) -> Array:
     return lax.scan(backward, zero, (white, first, precision, steps), reverse=True)[1]
 
 
+def solved_columns(space: StateSpace, lanes: Lanes, at: Gain, b: Array) -> tuple[Array, Array]:
+    """`S⁻¹ b` and `λ K S⁻¹ b`, which comes with it, for columns `(n, k, lanes)`."""
+    signal, zero = lanes.signal[None], jnp.zeros((space.order, *b.shape[1:]), b.dtype)
+    nugget = jnp.zeros((), b.dtype) if space.nugget is None else space.nugget
+    over = (at.first[:, :, None], at.precision[:, None], space.steps())
+
+    def forward(m: Array, step: Any) -> tuple[Array, tuple[Array, Array]]:
+        value, (p, g, steps) = step
+        white = (value - signal * m[0]) * g
+        return times(space.step(steps)[0], m + p * white[None]), (white, m[0])
+
+    def backward(r: Array, step: Any) -> tuple[Array, tuple[Array, Array]]:
+        (white, mean), nugget, (p, g, steps) = step
+        r = times(space.step(steps)[0].T, r)
+        weight = white - signal * g * jnp.sum(p * r, axis=0)
+        r = r.at[0].add(weight)
+        return r, (weight, signal * (mean + jnp.sum(p * r, axis=0) + nugget * weight))
+
+    found = lax.scan(forward, zero, (b, over))[1]
+    steps = (found, jnp.broadcast_to(nugget, len(b)), over)
+    return lax.scan(backward, zero, steps, reverse=True)[1]
+
+
 class Smoothed(NamedTuple):
     """Diagonals of all lanes, `(n, lanes)`, and what the entries beside them are made of.
 

@@ -1,6 +1,7 @@
 """Tensors as kronax operators."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -307,9 +308,42 @@ def along(function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequ
     return jnp.moveaxis(result.reshape(vectors.shape), places, axes)
 
 
-def solved_along(op: Operator, b: Array, axes: Sequence[int], transpose: bool = False) -> Array:
-    """`op⁻¹ b` along the last of `axes`."""
+def solved_along(
+    op: Operator, b: Array, axes: Sequence[int], transpose: bool = False, definite: bool = True
+) -> Array:
+    """`op⁻¹ b` along the last of `axes`; `definite` where others have no solution."""
+    traced = not definite and not is_concrete(op)
+    if traced and isinstance(op, KroneckerPlusNoise) and not isinstance(op.noise, Kronecker):
+        return along(partial(_symmetric_solve, op, op.noise), op, b, axes)
     return along(lambda vectors: solve(op.T if transpose else op, vectors), op, b, axes)
+
+
+def eigenvalues(signal: Kronecker | KroneckerSum, own: Sequence[Array]) -> Array:
+    """Of a product or a Kronecker sum, from those of its factors: `(*batch, N)`, not sorted."""
+    values = own[0]
+    for each in own[1:]:
+        left, right = same_rank(values[..., :, None], each[..., None, :])
+        values = left + right if isinstance(signal, KroneckerSum) else left * right
+        values = values.reshape(*values.shape[:-2], -1)
+    return values
+
+
+def _symmetric_solve(op: KroneckerPlusNoise, noise: Array, b: Array) -> Array:
+    """`op⁻¹ b` in the grid layout, where `op` may be indefinite, right to every derivative.
+
+    `kx.solve` is for covariances: of others that are traced it gives NaN.
+    """
+    signal, noise = lax.stop_gradient((op.kronecker, noise))
+    pairs = [jnp.linalg.eigh(factor.to_dense()) for factor in signal.factors]
+    basis = Kronecker(*(Dense(vectors) for _, vectors in pairs))
+    values = eigenvalues(signal, [values for values, _ in pairs])
+    values = jnp.add(*same_rank(values, noise[..., None]))
+    grid = values.reshape(*values.shape[:-1], *op.grid_shape)
+
+    def solved(_: Any, right: Array) -> Array:
+        return basis.mv_grid(jnp.divide(*same_rank(basis.T.mv_grid(right), grid)))
+
+    return lax.custom_linear_solve(op.mv_grid, b, solved, symmetric=True)
 
 
 def triangular_of(tensor: Tensor, triangle: str) -> Kronecker:

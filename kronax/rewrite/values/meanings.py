@@ -174,11 +174,16 @@ class Lu:
 
 @dataclass(frozen=True, eq=False)
 class Inverse:
-    """A number times the inverse of a symmetric matrix that is no product."""
+    """A number times the inverse of a symmetric matrix that is no product.
+
+    Args:
+        definite: only a positive definite one has an inverse.
+    """
 
     op: Operator
     matrix: Tensor
     scale: Any = None
+    definite: bool = True
 
     def times(self, array: Array) -> Array:
         """What the inverse alone gives, times the number."""

@@ -1,0 +1,238 @@
+"""The complete grid that an uneven one with a Markov axis is compared with, in linear time.
+
+Let `A = K + diag(1/W)` at the observed cells, with `W = 0` at gaps, and let `w` be the largest
+precision of every time: `S = K + diag(1/w)` has no gaps, and a filter solves it. What a cell lacks
+of the best of its time, `Δ = w − W`, is zero but at gaps and where the noise is uneven, and with
+`T = (K⁻¹ + w)⁻¹ = K S⁻¹ w⁻¹`
+
+    log det A = log det (I + w K) − Σ_observed log W + log det C,   C = I − Δ^½ T Δ^½,
+    A⁻¹ b = W (b − f),   f = T (W b + Δ^½ x),   C x = Δ^½ T W b.
+
+The eigenvalues of `C` lie between `1 / (1 + w Λ)` and one. Scattered gaps leave them near one, as
+little of a smooth field is in the gaps alone; long outages leave small ones. `reference` is closer
+where the noise is uneven and in its box, but decomposes all axes, and its products take the square
+of the longest.
+
+With `J = S⁻¹ w⁻¹ = K⁻¹ T` the derivatives are `dT = Jᵀ dK J` and, for `E = (K⁻¹ + W)⁻¹`,
+
+    d log det C = −tr [C⁻¹ Δ^½ dT Δ^½] + tr [E dW],   E = T + T Δ^½ C⁻¹ Δ^½ T.
+"""
+
+from functools import reduce
+from operator import mul
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array
+
+from kronax.linalg.estimates.certificates import ROUNDING
+from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
+from kronax.linalg.factors.eigenbases import Eigenbasis
+from kronax.linalg.markov.factor import Markov
+from kronax.linalg.markov.filter import Gain, Lanes
+from kronax.linalg.markov.lanes import KalmanLanes
+from kronax.linalg.markov.smoother import gains, solved_columns
+from kronax.linalg.markov.value_and_rules import lanes_of
+from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.spectral.conditional_variances import Places
+from kronax.linalg.spectral.conditioning import row_sum
+from kronax.linalg.spectral.value_and_rules import rotate, unrotate
+
+# A time without data has this share of the largest precision, so that it is no case of its own.
+LEAST_PRECISION = 1e-8
+
+
+class MarkovReference(eqx.Module):
+    """The reference of an uneven grid with a Markov axis, held constant.
+
+    Args:
+        kronecker: the signal.
+        axis: which of its axes is filtered.
+        bases: of the signal on the others.
+        lanes: one for each of their modes.
+        at: what a value tells of every lane, at every time.
+        whole: `w`, broadcasting to the grid.
+        lacking: `Δ^½`, a grid array.
+    """
+
+    kronecker: Kronecker
+    axis: int = eqx.field(static=True)
+    bases: tuple[Eigenbasis, ...]
+    lanes: Lanes
+    at: Gain
+    whole: Array
+    lacking: Array
+
+    @property
+    def factor(self) -> Markov:
+        """The Markov axis."""
+        factor: Any = self.kronecker.factors[self.axis]
+        return factor
+
+    @property
+    def even(self) -> KalmanLanes:
+        """`S`, and how it is solved."""
+        return KalmanLanes(whole_grid(self.kronecker, self.whole, self.axis))
+
+    def given(self, x: Array) -> tuple[Array, Array]:
+        """`J x` and `T x = K J x` for columns `(k, *grid)`: a filter forward and one back."""
+        front = self.factor.sorted(jnp.moveaxis(x / self.whole[None], self.axis + 1, 0))
+        turned = rotate(self.bases, front)
+        columns = turned.reshape(*turned.shape[:2], -1)
+
+        def back(y: Array) -> Array:
+            there = self.factor.unsorted(unrotate(self.bases, y.reshape(turned.shape)))
+            return jnp.moveaxis(there, 0, self.axis + 1)
+
+        weights, values = solved_columns(self.factor.space, self.lanes, self.at, columns)
+        return back(weights), back(values)
+
+    def mv(self, x: Array) -> Array:
+        """`C x` for columns `(k, *grid)`."""
+        return x - self.lacking[None] * self.given(self.lacking[None] * x)[1]
+
+    def bound(self, r: Array) -> Array:
+        """`rᵀ C⁻¹ r` per column from above: `C⁻¹ = I + Δ^½ E Δ^½` with `E` below `K`."""
+        axes, scaled = tuple(range(1, r.ndim)), self.lacking[None] * r
+        return jnp.sum(r**2 + scaled * self.kronecker.mv_grid(scaled), axes)
+
+    @property
+    def least(self) -> Array:
+        """A bound of the eigenvalues of `C` from below."""
+        return 1 / (1 + jnp.max(self.whole) * self.most)
+
+    @property
+    def most(self) -> Array:
+        """A bound of those of the signal from above, by the trace along the Markov axis."""
+        return _bound(self.kronecker, self.axis, jnp.sum(self.factor.diagonal()))
+
+    def started(self, precisions: Array, y: Array) -> tuple[Array, Array]:
+        """`Δ^½ T W y`, and what is iterated from: `yᵀ W (y − T W y)`."""
+        known = self.given(precisions[None] * y)[1]
+        energy = jnp.sum(precisions[None] * y * (y - known), tuple(range(1, y.ndim)))
+        return self.lacking[None] * known, energy
+
+    def finished(self, precisions: Array, y: Array, solution: Array) -> tuple[Array, Array, Array]:
+        """`f`, `K⁻¹ f`, and `(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f`, one number per column."""
+        filled = precisions[None] * y + self.lacking[None] * solution
+        weights, smooth = self.given(filled)
+        parts = precisions[None] * (y - smooth) ** 2 + smooth * weights
+        return smooth, weights, jnp.sum(parts, tuple(range(1, y.ndim)))
+
+    def probes(self, signs: Array) -> Array:
+        """Random signs in the cells where `C` is not the identity."""
+        return jnp.where(self.lacking[None] > 0, signs, 0)
+
+    @property
+    def known_logdet(self) -> Array:
+        """The trace of `C − I`."""
+        return -jnp.sum(self.lacking**2 * self.variances())
+
+    def rounding(
+        self, precisions: Array, y: Array, quadratics: Array, sizes: tuple[Array, Array]
+    ) -> Array:
+        """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
+
+        The filter itself loses no digits; the other axes are decomposed, that of a matrix within
+        rounding of the signal: see `rounding_of`.
+
+        Args:
+            precisions: of the noise, zero at the gaps.
+            y: the columns.
+            quadratics: `yᵀ A⁻¹ y`.
+            sizes: `αᵀ α` per column with `α = A⁻¹ y`, and `tr C⁻¹` without its ones.
+        """
+        squares, inverse = sizes
+        signal = largest_along(self.kronecker, self.axis) * (
+            jnp.max(squares, initial=0.0) + jnp.sum(precisions)
+        )
+        scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
+        data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
+        logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
+        ratios = self.whole * jnp.broadcast_to(self.kronecker.diagonal(), y.shape[1:])
+        sums = logs + jnp.sum(jnp.log1p(ratios)) + precisions.size
+        return ROUNDING * jnp.finfo(y.dtype).eps * (signal + inverse + jnp.sqrt(data) + sums)
+
+    def variances(self) -> Array:
+        """`diag(T)`, a grid array."""
+        return self.even.variance_given([Places(None)] * self.lacking.ndim)
+
+
+def largest_along(kronecker: Kronecker, axis: int) -> Array:
+    """The largest eigenvalue by row sums, a bound where covariances along the axis are positive.
+
+    No matrix of a Markov axis is made.
+    """
+    factor = kronecker.factors[axis]
+    sums = jnp.abs(factor.mv(jnp.ones(factor.size, factor.dtype)))
+    return _bound(kronecker, axis, jnp.maximum(jnp.max(sums), jnp.max(factor.diagonal())))
+
+
+def _bound(kronecker: Kronecker, axis: int, along: Array) -> Array:
+    others = (f for i, f in enumerate(kronecker.factors) if i != axis)
+    return reduce(mul, map(row_sum, others), along)
+
+
+def whole_grid(kronecker: Kronecker, whole: Array, axis: int) -> KroneckerPlusNoise:
+    """`S`, with the precisions `w` held constant."""
+    one = jnp.ones((), whole.dtype)
+    noise: list[Any] = [ScaledIdentity(one, f.size) for f in kronecker.factors]
+    noise[axis] = Diagonal(1 / lax.stop_gradient(whole).ravel())
+    return KroneckerPlusNoise(kronecker, Kronecker(*noise))
+
+
+def markov_reference(op: KroneckerPlusDiagonal, axis: int) -> MarkovReference:
+    """The reference of an operator one axis of which is Markov."""
+    kronecker: Any
+    kronecker, precisions = lax.stop_gradient((op.kronecker, op.precisions))
+    others = tuple(i for i in range(precisions.ndim) if i != axis)
+    whole = jnp.max(precisions, axis=others, keepdims=True)
+    whole = jnp.maximum(whole, LEAST_PRECISION * jnp.max(whole))
+    factor: Any = kronecker.factors[axis]
+    bases = KalmanLanes(whole_grid(kronecker, whole, axis)).computed().bases
+    lanes = lanes_of(bases, factor.sorted(1 / whole.ravel()), None)
+    lacking = jnp.sqrt(jnp.maximum(whole - precisions, 0))
+    at = gains(factor.space, lanes, factor.size)
+    return MarkovReference(kronecker, axis, bases, lanes, at, whole, lacking)
+
+
+def exact_part(op: KroneckerPlusDiagonal, held: MarkovReference) -> Array:
+    """`log det (I + w K) − Σ log W`, with derivatives."""
+    precisions, observed = op.precisions, op.observed
+    logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
+    most = precisions.size / held.factor.size * jnp.sum(jnp.log(held.whole))
+    kronecker: Any = op.kronecker
+    even = KalmanLanes(whole_grid(kronecker, held.whole, held.axis))
+    return even.logdet() + most - logs
+
+
+class MarkovDerivative(NamedTuple):
+    """What the differential of `log det C` is made of, per probe; all of it constant.
+
+    Args:
+        left: `J Δ^½ C⁻¹ g`, `(k, *grid)`.
+        right: `J Δ^½ g`, likewise.
+        variations: what multiplies `dW`, likewise.
+    """
+
+    left: Array
+    right: Array
+    variations: Array
+
+
+def markov_derivative(held: MarkovReference, white: Array, solution: Array) -> MarkovDerivative:
+    """From probes `g` and `C⁻¹ g`."""
+    left, found = held.given(held.lacking[None] * solution)
+    right, known = held.given(held.lacking[None] * white)
+    return MarkovDerivative(left, right, held.variances()[None] + found * known)
+
+
+def markov_surrogate(kronecker: Kronecker, precisions: Array, found: MarkovDerivative) -> Array:
+    """A function of the operands with the right derivative, per probe."""
+    axes = tuple(range(1, precisions.ndim + 1))
+    along = jnp.sum(found.left * kronecker.mv_grid(found.right), axes)
+    return jnp.sum(precisions[None] * found.variations, axes) - along
