@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import fitting, likelihood, models, scale
+from benchmarks.markdown import digits, grid, table
 from benchmarks.measure import alternate, relative_error, save, shown
 from benchmarks.peers.processes import Peers
 from benchmarks.real_data import DATA_SETS
@@ -134,6 +135,39 @@ def measure_peer_fits(name: str, peers: Peers) -> list[dict[str, Any]]:
     return rows
 
 
+def gpu_table(rows: list[dict[str, Any]]) -> str:
+    """Time, error and memory of each method.
+
+    The error of a likelihood is that of its gradient; that of a fit, in nats, is how far its loss
+    is above the least that any method found for the same data.
+    """
+    fits = [row for row in rows if row.get("loss") is not None]
+    least = {data: min(r["loss"] for r in fits if r["data"] == data) for data in _data_of(fits)}
+    body = []
+    for row in rows:
+        error = row.get("gradient_error")
+        if row.get("loss") is not None:
+            error = row["loss"] - least[row["data"]]
+        memory = row.get("peak_bytes") or row.get("planned_bytes")
+        seconds = row.get("seconds")
+        body.append(
+            [
+                f"{row['workload']} {row.get('data', '')}".strip(),
+                grid(row),
+                row["dtype"],
+                row["method"],
+                digits(None if seconds is None else 1e3 * seconds),
+                "–" if error is None else f"{error:.1g}",
+                "–" if memory is None else f"{memory / 2**20:,.0f}",
+            ]
+        )
+    return table(["workload", "grid", "precision", "method", "ms", "error", "MiB"], body)
+
+
+def _data_of(rows: list[dict[str, Any]]) -> set[str]:
+    return {row["data"] for row in rows}
+
+
 def run(quick: bool) -> None:
     """All three workloads."""
     rows: list[dict[str, Any]] = []
@@ -151,7 +185,7 @@ def run(quick: bool) -> None:
             methods = ["kronax", "regular"]
             rows += _said(measure(case, scale.problem(shape), methods, peers, rounds))
         versions = peers.versions()
-    save("gpu", rows, quick, peers=versions, platform=jax.default_backend())
+    save("gpu", rows, quick, peers=versions)
 
 
 def _said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import matplotlib.pyplot as plt
 from benchmarks import (
     devices,
     gap_tables,
+    gpu,
     many_gaps,
     markov,
     markov_accuracy,
@@ -89,6 +90,7 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "matvec": {"matvec": tables.matvec_table},
         "scale": {"scale": tables.scale_table},
         "devices": {"devices": devices.devices_table},
+        "gpu": {"gpu": gpu.gpu_table},
         "mcmc": {"mcmc": tables.mcmc_table, "nuts-peers": tables.nuts_peers_table},
         "fitting": {
             "fitting": tables.fitting_table,
@@ -149,12 +151,14 @@ def _picture(workload: str) -> str:
 
 def _source(results: dict[str, Any]) -> str:
     hardware, versions = results["hardware"], results["versions"]
+    device = hardware.get("device", "cpu")
+    device = "" if device == "cpu" else f"{device}, "
     peers = dict(results.get("peers", {}))
     for row in results["rows"]:
         peers |= row.get("versions", {})
     return (
         f"*`python -m benchmarks {results['workload']}`, {results['date']}, {_commits(results)}, "
-        f"JAX {versions['jax']}, Python {versions['python']}, {hardware['cores']} cores of "
+        f"JAX {versions['jax']}, Python {versions['python']}, {device}{hardware['cores']} cores of "
         f"{hardware['cpu']}{_peers(peers)}.*"
     )
 

@@ -119,7 +119,13 @@ def plans(mesh: Mesh) -> dict[str, Any]:
         LARGE, jnp.float64, sharding=NamedSharding(mesh, P("a", None, "b"))
     )
     one, eight = (function.lower(gp.noise, y).compile() for y in (whole, spread))
-    return {"one": planned(one), "eight": planned(eight), "large communicated": communicated(eight)}
+    ahead = jax.jit(lambda y: gp.condition(y).mean(axes=(NEW, None, None))).lower(spread).compile()
+    return {
+        "one": planned(one),
+        "eight": planned(eight),
+        "large communicated": communicated(eight),
+        "ahead communicated": communicated(ahead),
+    }
 
 
 if __name__ == "__main__":

@@ -39,10 +39,13 @@ def numbers(num_steps: int, checkpoint: str) -> dict:
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
     y = shared(data(), PartitionSpec("devices"), mesh)
     fit = kx.fit(model(), y, num_steps=num_steps, checkpoint=checkpoint, checkpoint_every=2)
+    # One that has converged is looked at once more.
+    ended = kx.fit(kx.replace(model(), {"noise": 1e-5}), y, num_steps=4, tolerance=1e9)
     draw = model().condition(y).sample(jax.random.key(1))
     return {
         "losses": fit.losses.tolist(),
         "norms": fit.gradient_norms.tolist(),
+        "converged": ended.converged or "noise" in ended.reason,
         "draw": multihost_utils.process_allgather(draw, tiled=True).tolist(),
     }
 

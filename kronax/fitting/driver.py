@@ -208,7 +208,11 @@ def _everywhere(states: State) -> State:
     shared = [x for x in jax.tree.leaves(states) if is_shared(x) and not x.is_fully_replicated]
     if not shared:
         return states
-    return jax.jit(lambda x: x, out_shardings=everywhere(shared[0]))(states)
+    return jax.jit(_itself, out_shardings=everywhere(shared[0]))(states)
+
+
+def _itself(states: State) -> State:
+    return states  # one function, so that one program is compiled for all steps
 
 
 def _agreed(states: State, value: int | bool) -> np.ndarray:

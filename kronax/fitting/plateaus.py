@@ -79,7 +79,7 @@ def _rises(found: FitResult) -> list[tuple[str, float]]:
     noise = next((p for p in found.parameters if p.path == "noise"), None)
     if noise is None or noise.value.shape != () or noise.domain is not constraints.positive:
         return []
-    level, share = float(noise.value), float(np.nanmean(np.square(found.problem.y)))
+    level, share = float(noise.value), float(jnp.nanmean(jnp.square(found.problem.y)))
     if not 0 < level < FAINT * share:
         return []
     # From where the optimiser has it, which is the logarithm of what is above the floor.

@@ -34,7 +34,7 @@ from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.covariance import PosteriorCovariance
 from kronax.gp.posterior.prior import DRAWN_AT_ONCE, prior_fields, prior_roots
 from kronax.gp.posterior.variances import exact_variance, signal_places
-from kronax.linalg.arrays.fibres import shared_like
+from kronax.linalg.arrays.fibres import shared_like, take_along
 from kronax.linalg.arrays.mode_products import along, same_rank
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.arrays.random_numbers import normal_numbers
@@ -173,7 +173,7 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
         if x is None:
             continue
         cell, is_old = x.found_in(axis.points(post.operator.dtype))
-        less, has_data = (jnp.take(grid, cell, axis=i) for grid in (less, has_data))
+        less, has_data = (take_along(grid, cell, i) for grid in (less, has_data))
         has_data = has_data & along(is_old, i, len(new))
     has_data, less, value = same_rank(has_data, less, value)
     found = jnp.where(has_data, less, value)
@@ -271,7 +271,7 @@ def _or_on_grid(post: AbstractPosterior, new: New, name: str | None, value: Arra
     for i, x in enumerate(new, -len(new)):
         if x is not None:
             assert x.cells is not None
-            found = jnp.take(found, x.cells, axis=i)
+            found = take_along(found, x.cells, i)
             is_old = is_old & along(x.cells >= 0, i, len(new))
     is_old, found, value = same_rank(is_old, found, value)
     return jnp.where(is_old, found, value)

@@ -237,6 +237,15 @@ def on_fibres(method: Callable, held: Any, x: Array, axis: int, **options: Any) 
     return _of_held(axis, *leaves, x, grids=(len(leaves),), tree=tree, method=method, **options)[0]
 
 
+def take_along(x: Array, places: Array, axis: int) -> Array:
+    """`jnp.take(x, places, axis)` for `axis < 0` of an array on the grid."""
+    return on_fibres(_taken, places, x, axis)
+
+
+def _taken(places: Array, x: Array, axis: int) -> Array:
+    return jnp.take(x, places, axis=axis)
+
+
 class _SharedLike(Fibrewise):
     """The identity in its first operand."""
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import Array
 
 AXIS = "axis"
@@ -84,20 +84,19 @@ def partitioned(
     def whole(*arrays: Array) -> Sequence[Array]:
         return tuple(function(axis, *arrays))
 
-    def shared(mesh: Mesh, arrays: Any, values: Any) -> "_Sharing":
+    def shared(arrays: Any, values: Any) -> "_Sharing":
+        mesh = _refined(arrays[0])
         pairs = [*zip(given, arrays, strict=True), *zip(found, values, strict=True)]
         return _Sharing(mesh, dict(_agreed(mesh, pairs, len(given), evenly)))
 
-    def partition(mesh: Mesh, arrays: Any, values: Any) -> Any:
-        sharing = shared(mesh, arrays, values)
+    def partition(_: Mesh, arrays: Any, values: Any) -> Any:
+        sharing = shared(arrays, values)
         local = _local(function, axis, (arrays, operands), (values, results), sharing)
         sides = ([sharing.over(labels) for labels in side] for side in (found, given))
-        return (mesh, local, *(tuple(side) for side in sides))
+        return (sharing.mesh, local, *(tuple(side) for side in sides))
 
-    def inferred(mesh: Mesh, arrays: Any, values: Any) -> Any:
-        unknown = [(labels, None) for labels in found]
-        pairs = [*zip(given, arrays, strict=True), *unknown]
-        sharing = _Sharing(mesh, dict(_agreed(mesh, pairs, len(given), evenly)))
+    def inferred(_: Mesh, arrays: Any, values: Any) -> Any:
+        sharing = shared(arrays, [None] * len(values))
         return tuple(sharing.over(labels) for labels in found)
 
     rule = " -> ".join(", ".join(" ".join(map(str, x)) for x in side) for side in (given, found))
@@ -107,10 +106,48 @@ def partitioned(
     call.def_partition(
         partition,
         infer_sharding_from_operands=inferred,
+        decode_shardings=False,
         sharding_rule=rule,
         need_replication_factors=small,
     )
     return call
+
+
+def _refined(array: Any) -> Mesh:
+    """The devices that an array is on, over axes whose lengths are primes.
+
+    The partitioner may share out two axes of an array over two parts of one axis of the mesh, where
+    an array was reshaped on its way; an axis of a prime length has no parts.
+    """
+    devices = list(array.sharding.devices_indices_map((array.sharding.num_devices,) * array.ndim))
+    lengths = list(_primes(len(devices)))
+    names = [f"devices_{i}" for i in range(len(lengths))]
+    return Mesh(np.array(devices).reshape(lengths), names)
+
+
+def _primes(number: int) -> Iterator[int]:
+    factor = 2
+    while number > 1:
+        if number % factor:
+            factor += 1
+        else:
+            yield factor
+            number //= factor
+
+
+def _spec(mesh: Mesh, sharding: Sharding, ndim: int) -> Sequence[Names]:
+    """Per axis of an array the axes of the mesh that share it out; none if they do not say it."""
+    places = sharding.devices_indices_map((mesh.size,) * ndim)
+    starts = np.array([[i.start or 0 for i in places[device]] for device in mesh.devices.flat])
+    starts = starts.reshape(*mesh.devices.shape, ndim)
+    units = np.eye(mesh.devices.ndim, dtype=int)
+    steps = {name: starts[tuple(unit)] for name, unit in zip(mesh.axis_names, units, strict=True)}
+    spec = [
+        tuple(sorted((name for name in steps if steps[name][k]), key=lambda name: -steps[name][k]))
+        for k in range(ndim)
+    ]
+    whole = NamedSharding(mesh, PartitionSpec(*spec))
+    return spec if whole.is_equivalent_to(sharding, ndim) else [()] * ndim
 
 
 def _agreed(
@@ -122,11 +159,13 @@ def _agreed(
     that operand had better come so.
     """
     entries = [
-        (i, label, size, names if isinstance(names, tuple) else (names,))
+        (i, label, size, names)
         for i, (labels, array) in enumerate(pairs)
         if array is not None
-        for label, size, names in zip(labels, array.shape, array.sharding.spec, strict=False)
-        if names is not None and not str(label).startswith("small")
+        for label, size, names in zip(
+            labels, array.shape, _spec(mesh, array.sharding, len(labels)), strict=True
+        )
+        if names and not str(label).startswith("small")
     ]
     on_axis = {name for i, label, _, names in entries if label == AXIS for name in names}
     first = [e for e in entries if e[0] >= num_given and e[1] != AXIS and on_axis & set(e[3])]
@@ -134,7 +173,7 @@ def _agreed(
     used: set[str] = set()
     for _, label, size, names in (*first, *entries):
         is_even = label == AXIS or not evenly or size % _count(mesh, names) == 0
-        if names and label not in known and not used & set(names) and is_even:
+        if label not in known and not used & set(names) and is_even:
             known.add(label)
             used |= set(names)
             yield label, names
