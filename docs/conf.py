@@ -4,6 +4,7 @@ The examples are its tutorials: notebooks in Python files, executed here with a 
 `-t everyday` three of them are, with `-t pages` none.
 """
 
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -53,6 +54,8 @@ nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+# Pages stand still: no bars of progress, nor the warning that a notebook could show better ones.
+os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
 if tags.has("pages"):
     nb_execution_mode = "off"
 elif tags.has("everyday"):

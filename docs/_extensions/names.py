@@ -61,6 +61,11 @@ def shorten_signature(app, what, name, obj, options, signature, returns):
     )
 
 
+def leave_out_scikit_learn(app, what, name, obj, skip, options):
+    """What an estimator has from scikit-learn is documented there, in labels of its own."""
+    return True if (getattr(obj, "__module__", None) or "").startswith("sklearn.") else None
+
+
 def public_addresses(package):
     """Where a name is defined, to where it is documented, for links in code."""
     found = {}
@@ -77,7 +82,8 @@ def public_addresses(package):
 
 
 def setup(app):
-    """Connect all three."""
+    """Connect them."""
+    app.connect("autodoc-skip-member", leave_out_scikit_learn)
     app.connect("doctree-read", link_names)
     app.connect("doctree-read", shorten_types)
     app.connect("autodoc-process-signature", shorten_signature)
