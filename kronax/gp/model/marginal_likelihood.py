@@ -186,7 +186,7 @@ def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(method)
-    def call(post: AbstractPosterior, *args: Any, **options: Any) -> Any:
+    def call(post: AbstractPosterior, /, *args: Any, **options: Any) -> Any:
         if not is_finite((post.weights, post.made_of)) and is_concrete(post):
             explain_posterior(post)
         own = made_of_tree(post, (post.gp, post.y), post.made_of, STALE)
@@ -197,7 +197,13 @@ def of_its_model(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def watched(
-    name: str, way: str, gp: AbstractProcess, call: Callable[..., Any], *args: Any, **options: Any
+    name: str,
+    way: str,
+    gp: AbstractProcess,
+    call: Callable[..., Any],
+    /,  # the call has options of these names
+    *args: Any,
+    **options: Any,
 ) -> Any:
     """The result of a call, which says what it does if it takes long.
 
