@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from numpyro.distributions import constraints
 
 from kronax.fitting.problem import Problem, Raw, losses_at
 from kronax.fitting.result import FitResult
+from kronax.linalg.arrays.host import is_shared
 
 # Where the loss is looked at from a place that may be flat, in unconstrained units: for what is
 # positive, logarithms. The two smallest steps say whether it is flat, the others where it is lower.
@@ -79,7 +81,9 @@ def _rises(found: FitResult) -> list[tuple[str, float]]:
     noise = next((p for p in found.parameters if p.path == "noise"), None)
     if noise is None or noise.value.shape != () or noise.domain is not constraints.positive:
         return []
-    level, share = float(noise.value), float(jnp.nanmean(jnp.square(found.problem.y)))
+    y = found.problem.y
+    xp: Any = jnp if is_shared(y) else np  # nothing is compiled for what is here
+    level, share = float(noise.value), float(xp.nanmean(xp.square(y)))
     if not 0 < level < FAINT * share:
         return []
     # From where the optimiser has it, which is the logarithm of what is above the floor.
