@@ -155,7 +155,10 @@ def _source(results: dict[str, Any]) -> str:
     device = "" if device == "cpu" else f"{device}, "
     peers = dict(results.get("peers", {}))
     for row in results["rows"]:
-        peers |= row.get("versions", {})
+        found = row.get("versions", {})
+        # A row of one peer has its packages, one of several those of each.
+        of_one = any(isinstance(number, str) for number in found.values())
+        peers |= {row["method"]: found} if of_one else found
     return (
         f"*`python -m benchmarks {results['workload']}`, {results['date']}, {_commits(results)}, "
         f"JAX {versions['jax']}, Python {versions['python']}, {device}{hardware['cores']} cores of "
