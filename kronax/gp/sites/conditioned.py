@@ -169,15 +169,16 @@ class LikelihoodPosteriors(eqx.Module):
         **given: Any,
     ) -> Any:
         """All as an xarray Dataset, with the dimensions of the batch; as of one data set."""
+        verbs: Any = self  # answers as one posterior does, though it is none
         if not response:
             drawn = (num_samples, key)
-            return to_dataset(self, axes, quantiles, drawn, False, None, covariates)  # type: ignore[arg-type]
+            return to_dataset(verbs, axes, quantiles, drawn, False, None, covariates)
         check_draws_have_a_key(num_samples, key)
         at = {"covariates": covariates, **given}
         found, draws = self.response(axes, quantiles, **at), None
         if key is not None and num_samples:
             draws = self.sample(key, axes, (num_samples,), response=True, **at)
-        return response_dataset(self, found, axes, draws)  # type: ignore[arg-type]
+        return response_dataset(verbs, found, axes, draws)
 
     def _keys(self, key: PRNGKeyArray | None) -> list[Any]:
         if key is None:

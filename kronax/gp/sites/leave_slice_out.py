@@ -108,7 +108,8 @@ def slices_without(
     place = jnp.broadcast_to(along, gp.grid_shape)
 
     def one(k: Array) -> tuple[Array, ...]:
-        held: Any = _Without(gp.likelihood, place != k)  # type: ignore[arg-type]
+        assert gp.likelihood is not None
+        held: Any = _Without(gp.likelihood, place != k)
         others = with_fields(gp, likelihood=held)
         found, _ = find(others, y, hint)
         own = [jnp.take(x, k, axis=axis) for x in (found.mean, found.variance)]
