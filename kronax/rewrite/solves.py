@@ -9,13 +9,15 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
 from kronax.rewrite.masks import is_identity, multiple_of_identity
 from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
 from kronax.rewrite.values.algebra import contract
+from kronax.rewrite.values.covariances import covariance_of
+from kronax.rewrite.values.general_sums import eigenvalues
 from kronax.rewrite.values.matrices import (
     Operator,
-    eigenvalues,
     operator_of,
     per_factor,
     solved_along,
@@ -29,13 +31,19 @@ def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:
     """Of a product the product of the factors' own; of a sum what is done with it decides."""
     if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    matrix = matrix.symmetric_of or matrix
-    op = asked(operator_of, matrix, definite=True)
+    op, matrix = _read(matrix)
     if not isinstance(op, Kronecker):
         return [Deferred(Equation(eqn, [matrix]), Root(op, matrix, "lower"))]
     found = per_factor(matrix, op, _lower)
     note_solve(run, matrix, op, "a Cholesky factor per axis")
     return [Tensor(found.groups, found.terms, found.dtype, "lower")]
+
+
+def _read(matrix: Tensor) -> tuple[Kronecker | KroneckerPlusNoise, Tensor]:
+    """A matrix as the covariance that a factorisation takes it for: its lower triangle is read."""
+    if matrix.symmetric_of is None:
+        return asked(covariance_of, matrix, "lower")
+    return asked(covariance_of, matrix.symmetric_of)
 
 
 def _lower(matrix: Array) -> Array:
@@ -90,7 +98,6 @@ def _solved(
     b: Any,
     axes: Any,
     transposed: bool,
-    definite: bool = True,
 ) -> Any:
     """`op⁻¹ b` along the last of `axes`, of vectors or of another product."""
     if isinstance(b, Tensor) and (b.is_product or is_identity(b)) and isinstance(op, Kronecker):
@@ -100,7 +107,7 @@ def _solved(
         pair = (axes[-1], "new") if transposed else ("new", axes[-1])
         lead = [axes[:-1][k] for k in range(len(matrix.groups) - 2)]
         return settled(contract([(inverse, (*lead, *pair)), (b, labels)], out))
-    return asked(solved_along, op, run.plain(b), axes, transposed, definite)
+    return asked(solved_along, op, run.plain(b), axes, transposed)
 
 
 def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
@@ -117,25 +124,29 @@ def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
     if found is None:
         return None
     transposed, axes = found
-    definite = any(
-        (isinstance(v, Tensor) and v.triangle is not None)
-        or (isinstance(v, Deferred) and isinstance(v.meaning, Root))
-        for v in held
-    )
-    if not definite and not any(isinstance(getattr(v, "meaning", None), Lu) for v in held):
+    read = next(filter(None, map(_triangle_of, held)), None)
+    if read is None and not any(isinstance(getattr(v, "meaning", None), Lu) for v in held):
         return None
-    op = asked(operator_of, matrix, definite=definite)
+    op: Any
+    op = asked(covariance_of, matrix, read)[0] if read else asked(operator_of, matrix)
     rank = len(matrix.groups)
     multiple, scale = multiple_of_identity(b)
     if multiple and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
         turned = transposed != (axes[-1] == rank - 1)
         if isinstance(op, Kronecker):
             return [_inverse(run, matrix, op, turned, scale)]
-        meaning = Inverse(op, matrix, scale, definite)
+        meaning = Inverse(op.T if turned else op, matrix, scale)
         return [Deferred(Equation(eqn, list(values)), meaning)]
     columns = prod(b.shape) // prod(b.shape[a] for a in axes)
     note_solve(run, matrix, op, "kx.solve", columns)
-    return [_solved(run, matrix, op, b, axes, transposed, definite)]
+    return [_solved(run, matrix, op, b, axes, transposed)]
+
+
+def _triangle_of(factor: Any) -> str | None:
+    """Which triangle of a matrix its Cholesky factor was made of; None for anything else."""
+    if isinstance(factor, Deferred):
+        return factor.meaning.triangle if isinstance(factor.meaning, Root) else None
+    return getattr(factor, "triangle", None)
 
 
 def _inverse(run: Run, matrix: Tensor, op: Kronecker, turned: bool, scale: Any) -> Tensor:
@@ -200,8 +211,7 @@ def _eigh(run: Run, eqn: Any, matrix: Any) -> Any:
         return None
     if eqn.params.get("subset_by_index") is not None:
         return None
-    matrix = matrix.symmetric_of or matrix
-    op = asked(operator_of, matrix, definite=True)
+    op, matrix = _read(matrix)
     signal = op if isinstance(op, Kronecker) else op.kronecker
     noise = None if isinstance(op, Kronecker) else op.noise
     if isinstance(noise, Kronecker):

@@ -174,16 +174,15 @@ class Lu:
 
 @dataclass(frozen=True, eq=False)
 class Inverse:
-    """A number times the inverse of a symmetric matrix that is no product.
-
-    Args:
-        definite: only a positive definite one has an inverse.
-    """
+    """A number times the inverse of a matrix that is no product."""
 
     op: Operator
     matrix: Tensor
     scale: Any = None
-    definite: bool = True
+
+    def transpose(self) -> "Inverse":
+        """The transpose."""
+        return dataclasses.replace(self, op=self.op.T)
 
     def times(self, array: Array) -> Array:
         """What the inverse alone gives, times the number."""
