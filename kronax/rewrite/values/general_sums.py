@@ -1,6 +1,6 @@
 """Sums of products whose factors need be neither symmetric nor definite, as LU takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.lapack_order import matrix_by_matrix
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.diagonals import inverse_diagonal
@@ -109,11 +110,14 @@ def general_solve(op: GeneralSum, b: Array) -> Array:
         except ValueError:
             return _by_schur(op, b)
     here = lax.stop_gradient(op)
-    pieces = _eigenbases(here)
+    bases, holds = definite_bases(here)
+    ndims = tuple(basis.event_ndims for basis in bases)
+    num_axes = len(op.grid_shape)
 
     def solved(which: GeneralSum, right: Array) -> Array:
-        by_basis, holds = pieces
-        return lax.cond(holds, by_basis, lambda r: _by_schur(which, r), right)
+        batch = jnp.broadcast_shapes(op.batch_shape, right.shape[: right.ndim - num_axes])
+        found = map_batch(_in_bases, batch, (bases, ndims), (right, num_axes))
+        return when(~holds, lambda: _by_schur(which, right), found)
 
     return lax.custom_linear_solve(
         op.mv_grid,
@@ -121,31 +125,6 @@ def general_solve(op: GeneralSum, b: Array) -> Array:
         lambda _, right: solved(here, right),
         transpose_solve=lambda _, right: solved(here.T, right),
     )
-
-
-def _eigenbases(op: GeneralSum) -> Any:
-    """A solve by eigenbases of both terms, and whether it holds."""
-    if isinstance(op.noise, Kronecker):
-        found, holds = definite_bases(op)
-
-        def by_bases(b: Array) -> Array:
-            batch = jnp.broadcast_shapes(op.batch_shape, b.shape[: b.ndim - len(op.grid_shape)])
-            ndims = tuple(basis.event_ndims for basis in found)
-            return map_batch(_in_bases, batch, (found, ndims), (b, len(op.grid_shape)))
-
-        return by_bases, holds
-    matrices, noise = op.matrices
-    pairs = [jnp.linalg.eigh(matrix) for matrix in matrices]
-    basis = Kronecker(*(Dense(vectors) for _, vectors in pairs))
-    values = eigenvalues(op.signal, [values for values, _ in pairs])
-    values = jnp.add(*same_rank(values, noise[..., None]))
-    grid = values.reshape(*values.shape[:-1], *op.grid_shape)
-
-    def by_eigenvectors(b: Array) -> Array:
-        result = basis.mv_grid(jnp.divide(*same_rank(basis.T.mv_grid(b), grid)))
-        return result.astype(b.dtype)
-
-    return by_eigenvectors, op.is_symmetric
 
 
 def definite_bases(op: GeneralSum) -> tuple[Any, Array]:
@@ -170,27 +149,55 @@ def eigenvalues(signal: Kronecker | KroneckerSum, own: Sequence[Array]) -> Array
     return values
 
 
-def mapped(function: Any, op: GeneralSum, *args: Any) -> Any:
-    """A function of the matrices of both terms and of grids, over batches."""
-    signal, noise = op.matrices
-    adds = isinstance(op.signal, KroneckerSum)
-    num_axes = len(op.grid_shape)
-    held = (signal, [2] * num_axes), (noise, [2] * num_axes if isinstance(noise, list) else 0)
-    lead = [arg.shape[: arg.ndim - num_axes] for arg in args]
-    batch = jnp.broadcast_shapes(op.batch_shape, *lead)
+def mapped(function: Any, op: GeneralSum) -> Any:
+    """A function of the matrices of both terms, and of whether they add, over batches."""
+    return over_batches(function, isinstance(op.signal, KroneckerSum), *op.matrices)
 
-    def one(signal: Any, noise: Any, *args: Any) -> Any:
-        return function(signal, noise, adds, *args)
 
-    return map_batch(one, batch, *held, *((arg, num_axes) for arg in args))
+def over_batches(function: Any, adds: bool, signal: Any, noise: Any, *columns: Array) -> Any:
+    """The same of the matrices themselves, `(*batch, n_i, n_i)`, and of columns over the grid.
+
+    One after another: batched decompositions could wait for each other.
+    """
+    num_axes = len(signal)
+    ndims = [2] * num_axes, [2] * num_axes if isinstance(noise, list) else 0
+    own = [x.shape[:-2] for x in (*signal, *(noise if isinstance(noise, list) else []))]
+    own += [] if isinstance(noise, list) else [noise.shape]
+    batch = jnp.broadcast_shapes(*own, *(c.shape[: c.ndim - num_axes - 1] for c in columns))
+    one = matrix_by_matrix(lambda terms, *columns: function(*terms, adds, *columns))
+    grids = ((each, num_axes + 1) for each in columns)
+    return map_batch(one, batch, ((signal, noise), ndims), *grids)
+
+
+def when(wanted: Array, function: Callable[[], Any], otherwise: Any = None) -> Any:
+    """What a function returns where that is wanted; otherwise zeros, or what is given.
+
+    A loop of one step or none. Unlike a branch it runs for none of a batch that is mapped where it
+    is not wanted for any. It has no derivative in reverse mode.
+    """
+    if otherwise is None:
+        shapes = jax.eval_shape(function)
+        otherwise = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+    def once(state: Any) -> Any:
+        return jnp.zeros((), bool), function()
+
+    return lax.while_loop(lambda state: state[0], once, (wanted, otherwise))[1]
 
 
 def _by_schur(op: GeneralSum, b: Array) -> Array:
-    return mapped(_schur_solve, op, b)
+    num_axes, own = len(op.grid_shape), op.batch_shape
+    lead = jnp.broadcast_shapes(b.shape[: b.ndim - num_axes], own)
+    others = lead[: len(lead) - len(own)]
+    grids = jnp.broadcast_to(b, (*lead, *op.grid_shape))
+    columns = grids.reshape(prod(others), *grids.shape[len(others) :])
+    adds = isinstance(op.signal, KroneckerSum)
+    solved = over_batches(_schur_solve, adds, *op.matrices, jnp.moveaxis(columns, 0, -1))
+    return jnp.moveaxis(solved, -1, 0).reshape(grids.shape)
 
 
 def _schur_solve(signal: list[Array], noise: Any, adds: bool, b: Array) -> Array:
-    """By Schur forms, in which both terms are triangular, and refined."""
+    """By Schur forms, in which both terms are triangular, and refined; `b` is `(*grid, k)`."""
     dtype = b.dtype
     if isinstance(noise, list):
         pencil, divisor = pencil_of(signal, noise)
@@ -237,19 +244,30 @@ def general_inverse_diagonal(op: GeneralSum) -> Array:
         except ValueError:
             return _by_columns(op)
     _, holds = definite_bases(lax.stop_gradient(op))
-    return lax.cond(
-        holds, lambda: inverse_diagonal(op.covariance()), lambda: _by_columns(op)
-    )
+    return _unless(holds, inverse_diagonal(op.covariance()), op)
+
+
+@jax.custom_jvp
+def _unless(holds: Array, diagonal: Array, op: GeneralSum) -> Array:
+    """The diagonal of the inverse of a covariance, or else of another sum."""
+    return when(~holds, lambda: _by_columns(op), diagonal)
+
+
+@_unless.defjvp
+def _(primals: Any, tangents: Any) -> Any:
+    """Of another sum there is no derivative: NaN."""
+    holds, moved = primals[0], tangents[1]
+    return _unless(*primals), jnp.where(holds, moved, jnp.nan)
 
 
 def _by_columns(op: GeneralSum) -> Array:
     shape = op.grid_shape
     num_cells = prod(shape)
 
-    @jax.checkpoint
     def entry(cell: Array) -> Array:
         column = jnp.zeros(num_cells, op.dtype).at[cell].set(1)
-        solved = general_solve(op, jnp.broadcast_to(column.reshape(shape), (*op.batch_shape, *shape)))
+        grid = jnp.broadcast_to(column.reshape(shape), (*op.batch_shape, *shape))
+        solved = general_solve(op, grid)
         return solved.reshape(*op.batch_shape, num_cells)[..., cell]
 
     entries = lax.map(entry, jnp.arange(num_cells))

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
@@ -215,6 +214,7 @@ def _over(scalars: list[Part], batch: list[int], lead: tuple[int, ...]) -> Array
 
 
 def multiplied(scalars: Sequence[Any]) -> Array:
+    """Numbers, or batches of them, multiplied."""
     total = jnp.asarray(scalars[0])
     for scalar in scalars[1:]:
         total = times(total, jnp.asarray(scalar))
@@ -222,6 +222,7 @@ def multiplied(scalars: Sequence[Any]) -> Array:
 
 
 def times(first: Array, second: Array) -> Array:
+    """The product, entry by entry."""
     return jnp.multiply(*same_rank(first, second))
 
 
@@ -242,6 +243,7 @@ def _is_identity(product: Sequence[AbstractFactor]) -> bool:
 
 
 def scaled(factor: AbstractFactor, scale: Array) -> AbstractFactor:
+    """A multiple of a factor, which stays diagonal where it is."""
     if isinstance(factor, ScaledIdentity):
         return ScaledIdentity(times(factor.scale, scale), factor.size)
     if isinstance(factor, Diagonal):

@@ -1,4 +1,4 @@
-"""Triangular matrices that are made of products: solved axis by axis, entry by entry of the first."""
+"""Triangular matrices that are made of products, solved row by row of the first factor."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +38,7 @@ def substituted(factors: Sequence[Array], shift: Any, b: Array, adds: bool = Fal
     Args:
         factors: `F_i`, `(n_i, n_i)`.
         shift: `c`.
-        b: over the grid.
+        b: `(n_1, …, n_d, k)`, columns over the grid.
         adds: whether it is `⊕F_i`.
     """
     first, *rest = factors
