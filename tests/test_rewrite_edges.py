@@ -125,8 +125,8 @@ def _what_lu_gives(k):
 
 
 def _total(function):
-    def one(a, b):
-        leaves = jax.tree.leaves(function(a, b)[:2])
+    def one(*args):
+        leaves = jax.tree.leaves(function(*args)[:2])
         return sum(jnp.cos(jnp.arange(x.size) + 1.0) @ x.reshape(-1) for x in leaves)
 
     return one
@@ -189,6 +189,30 @@ def test_one_factor_may_have_a_triangle_that_cholesky_does_not_read():
     fast = kx.rewrite(program, strict=True)
     for found in (jax.jit(fast)(skew, B), fast(skew, B)):
         jax.tree.map(assert_close, found, program(skew, B))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_the_triangle_of_a_product_need_not_be_the_product_of_triangles(lower):
+    third = jnp.asarray(RNG.normal(size=(2, 2))) + 3 * jnp.eye(2)
+    y = jnp.concatenate([Y, Y])
+
+    def program(a, b, c):
+        k = jnp.kron(jnp.kron(a, b), c)
+        one = jsp.linalg.solve_triangular(k, y, lower=lower)
+        return one, jsp.linalg.solve_triangular(k, X.repeat(2, 0), lower=lower, trans=1)
+
+    fast = kx.rewrite(program, strict=True)
+    both, truth = (
+        jax.jit(lambda *args, f=f: (f(*args), jax.grad(_total(f), (0, 1, 2))(*args)))
+        for f in (fast, program)
+    )
+    general = G + 3 * jnp.eye(M), H + 5 * jnp.eye(N), third
+    triangular = tuple(map(jnp.tril if lower else jnp.triu, general))
+    for args in (general, triangular, (general[0], *triangular[1:])):
+        got, want = both(*args), truth(*args)
+        jax.tree.map(assert_close, got[0], want[0])
+        jax.tree.map(lambda x, y: assert_close(x, y, order=1), got[1], want[1])
+        jax.tree.map(assert_close, fast(*args), want[0])
 
 
 def test_arrays_without_entries():

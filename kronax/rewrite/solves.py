@@ -1,6 +1,7 @@
 """Rules of factorisations and of what solves with them."""
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -9,7 +10,6 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
 from kronax.rewrite.masks import is_identity, multiple_of_identity
 from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
@@ -17,7 +17,10 @@ from kronax.rewrite.values.algebra import contract
 from kronax.rewrite.values.covariances import covariance_of
 from kronax.rewrite.values.general_sums import eigenvalues
 from kronax.rewrite.values.matrices import (
+    Covariance,
     Operator,
+    along,
+    are_triangular,
     operator_of,
     per_factor,
     solved_along,
@@ -25,6 +28,7 @@ from kronax.rewrite.values.matrices import (
 )
 from kronax.rewrite.values.meanings import Inverse, Lu, Root
 from kronax.rewrite.values.tensors import Tensor, Unstructured, other_triangle
+from kronax.rewrite.values.triangles import triangle_solve
 
 
 def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:
@@ -39,7 +43,7 @@ def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:
     return [Tensor(found.groups, found.terms, found.dtype, "lower")]
 
 
-def _read(matrix: Tensor) -> tuple[Kronecker | KroneckerPlusNoise, Tensor]:
+def _read(matrix: Tensor) -> tuple[Covariance, Tensor]:
     """A matrix as the covariance that a factorisation takes it for: its lower triangle is read."""
     if matrix.symmetric_of is None:
         return asked(covariance_of, matrix, "lower")
@@ -82,9 +86,17 @@ def _triangular_solve(run: Run, eqn: Any, matrix: Any, b: Any) -> Any:
         return None if result is None else [result]
     if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    op = asked(triangular_of, matrix, triangle)
+    op = asked(operator_of, matrix)
+    if not isinstance(op, Kronecker):
+        raise Unstructured("a triangular matrix that is no product")
     note_solve(run, matrix, op, "a triangular solve per axis")
-    result = _solved(run, matrix, op, b, axes, transposed)
+    if (isinstance(b, Tensor) and b.has_structure) or are_triangular(op, matrix, triangle):
+        op = asked(triangular_of, op, matrix, triangle)
+        result = _solved(run, matrix, op, b, axes, transposed)
+    else:
+        lower = params["lower"] != transposed
+        solved = partial(triangle_solve, op.T if transposed else op, lower)
+        return [asked(along, solved, op, run.plain(b), axes)]
     if not isinstance(result, Tensor) or not is_identity(b):
         return [result]
     kept = other_triangle(triangle) if params["transpose_a"] else triangle

@@ -1,11 +1,10 @@
 """Matrices that are used as positive definite ones, of which a triangle may be all that is read."""
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -16,9 +15,15 @@ from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.rewrite.values.general_sums import are_symmetric
-from kronax.rewrite.values.matrices import multiplied, products_of, scaled, sum_of, times
+from kronax.rewrite.values.matrices import (
+    Covariance,
+    multiplied,
+    products_of,
+    scaled,
+    sum_of,
+    times,
+)
 from kronax.rewrite.values.tensors import Part, Tensor, Term, Unstructured
 
 NOT_SYMMETRIC = (
@@ -28,9 +33,7 @@ NOT_SYMMETRIC = (
 )
 
 
-def covariance_of(
-    tensor: Tensor, read: str = "both"
-) -> tuple[Kronecker | KroneckerPlusNoise, Tensor]:
+def covariance_of(tensor: Tensor, read: str = "both") -> tuple[Covariance, Tensor]:
     """The operator of a matrix that is used as a positive definite one, and what is read of it.
 
     Args:
@@ -65,17 +68,22 @@ def _read(product: Sequence[AbstractFactor], read: str) -> list[AbstractFactor]:
     for k in dense:
         holds = symmetric[k]
         if read == "both" or k == dense[0]:
-            others = [symmetric[j] for j in dense if j != k]
-            holds = jnp.logical_or(*same_rank(holds, reduce(_both, others, np.ones((), bool))))
+            others: Any = [symmetric[j] for j in dense if j != k]
+            holds = jnp.logical_or(*same_rank(holds, reduce(_both, others, jnp.ones((), bool))))
         if is_concrete(holds) and not bool(jnp.all(holds)):
             raise Unstructured("a factor that is not symmetric")
         matrix = product[k].to_dense()
         matrix = jnp.where(symmetric[k][..., None, None], matrix, _mirrored(matrix, read))
         if not is_concrete(holds):
-            matrix = raising_if(lambda holds=holds: ~jnp.all(holds), matrix, NOT_SYMMETRIC)
-            matrix = jnp.where(*same_rank(holds[..., None, None], matrix), jnp.nan)
+            matrix = raising_if(partial(_is_missed, holds), matrix, NOT_SYMMETRIC)
+            where, matrix = same_rank(holds[..., None, None], matrix)
+            matrix = jnp.where(where, matrix, jnp.nan)
         found[k] = Dense(matrix)
     return found
+
+
+def _is_missed(holds: Array) -> Array:
+    return ~jnp.all(holds)
 
 
 def _both(first: Array, second: Array) -> Array:

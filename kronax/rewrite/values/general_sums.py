@@ -186,14 +186,21 @@ def when(wanted: Array, function: Callable[[], Any], otherwise: Any = None) -> A
 
 
 def _by_schur(op: GeneralSum, b: Array) -> Array:
-    num_axes, own = len(op.grid_shape), op.batch_shape
-    lead = jnp.broadcast_shapes(b.shape[: b.ndim - num_axes], own)
+    return in_columns(_schur_solve, (isinstance(op.signal, KroneckerSum), *op.matrices), b)
+
+
+def in_columns(function: Any, terms: Any, b: Array) -> Array:
+    """`over_batches` of grids `(…, *batch, *grid)`; those with the same matrices are columns."""
+    adds, signal, noise = terms
+    matrices = [*signal, *(noise if isinstance(noise, list) else [])]
+    scalar = () if isinstance(noise, list) else noise.shape
+    own = jnp.broadcast_shapes(scalar, *(matrix.shape[:-2] for matrix in matrices))
+    grid = b.shape[b.ndim - len(signal) :]
+    lead = jnp.broadcast_shapes(b.shape[: b.ndim - len(signal)], own)
     others = lead[: len(lead) - len(own)]
-    grids = jnp.broadcast_to(b, (*lead, *op.grid_shape))
-    columns = grids.reshape(prod(others), *grids.shape[len(others) :])
-    adds = isinstance(op.signal, KroneckerSum)
-    solved = over_batches(_schur_solve, adds, *op.matrices, jnp.moveaxis(columns, 0, -1))
-    return jnp.moveaxis(solved, -1, 0).reshape(grids.shape)
+    columns = jnp.broadcast_to(b, (*lead, *grid)).reshape(prod(others), *own, *grid)
+    found = over_batches(function, adds, signal, noise, jnp.moveaxis(columns, 0, -1))
+    return jnp.moveaxis(found, -1, 0).reshape(*lead, *grid)
 
 
 def _schur_solve(signal: list[Array], noise: Any, adds: bool, b: Array) -> Array:

@@ -22,7 +22,8 @@ from kronax.rewrite.values.algebra import einsum
 from kronax.rewrite.values.general_sums import GeneralSum, general_solve
 from kronax.rewrite.values.tensors import Groups, Part, Tensor, Term, Unstructured
 
-Operator = Kronecker | KroneckerPlusNoise | GeneralSum
+Covariance = Kronecker | KroneckerPlusNoise
+Operator = Covariance | GeneralSum
 
 
 def operator_of(tensor: Tensor) -> Kronecker | GeneralSum:
@@ -282,25 +283,31 @@ def along(function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequ
     return jnp.moveaxis(result.reshape(vectors.shape), places, axes)
 
 
-def solved_along(
-    op: Operator, b: Array, axes: Sequence[int], transpose: bool = False
-) -> Array:
+def solved_along(op: Operator, b: Array, axes: Sequence[int], transpose: bool = False) -> Array:
     """`op⁻¹ b` along the last of `axes`."""
     op = op.T if transpose else op
     function = general_solve if isinstance(op, GeneralSum) else solve
     return along(partial(function, op), op, b, axes)
 
 
-def triangular_of(tensor: Tensor, triangle: str) -> Kronecker:
-    """A triangular tensor as a product of triangular factors; of a traced one that is not, NaN.
+def are_triangular(op: Kronecker, tensor: Tensor, triangle: str) -> bool:
+    """Whether factors are known to be triangular, by how they were made or by their values."""
+    if tensor.triangle == triangle:
+        return True
+    matrices = [f.matrix for f in op.factors if isinstance(f, Dense)]
+    if not is_concrete(matrices):
+        return False
+    kept = np.tril if triangle == "lower" else np.triu
+    return all(np.array_equal(kept(matrix), matrix) for matrix in map(np.asarray, matrices))
+
+
+def triangular_of(op: Kronecker, tensor: Tensor, triangle: str) -> Kronecker:
+    """The product of triangular factors that a tensor is; of a traced one that is not, NaN.
 
     Raises:
-        Unstructured: if it is none.
+        Unstructured: if concrete factors are not triangular.
     """
-    op = operator_of(tensor)
-    if not isinstance(op, Kronecker):
-        raise Unstructured("a triangular matrix that is no product")
-    known = tensor.triangle == triangle
+    known = are_triangular(op, tensor, triangle)
     lower = triangle == "lower"
 
     def one(factor: AbstractFactor) -> AbstractFactor:
@@ -309,7 +316,7 @@ def triangular_of(tensor: Tensor, triangle: str) -> Kronecker:
         kept = jnp.tril(factor.matrix) if lower else jnp.triu(factor.matrix)
         if not known:
             holds = jnp.all(kept == factor.matrix, axis=(-2, -1))
-            if is_concrete(holds) and not bool(jnp.all(holds)):
+            if is_concrete(holds):
                 raise Unstructured("a factor that is not triangular")
             kept = jnp.where(holds[..., None, None], kept, jnp.nan)
         return LowerTriangular(kept, lower=lower)
