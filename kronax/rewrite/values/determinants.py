@@ -133,7 +133,7 @@ def _joined(adds: bool, values: list[Array]) -> Array:
         return outer(values) if values else jnp.ones(1)
     total = jnp.zeros(())
     for own in values:
-        total = total[..., None] + own
+        total = jnp.add(*same_rank(total[..., None], own))
     return total
 
 

@@ -108,11 +108,16 @@ def general_solve(op: GeneralSum, b: Array) -> Array:
         try:
             return solve(op.covariance(), b)
         except ValueError:
-            return _by_schur(op, b)
+            found = _by_schur(op, b)
+        if not bool(jnp.all(jnp.isfinite(found))):
+            raise ValueError("a singular matrix")
+        return found
     here = lax.stop_gradient(op)
     bases, holds = definite_bases(here)
     ndims = tuple(basis.event_ndims for basis in bases)
     num_axes = len(op.grid_shape)
+    lead = jnp.broadcast_shapes(op.batch_shape, b.shape[: b.ndim - num_axes])
+    b = jnp.broadcast_to(b, (*lead, *op.grid_shape))
 
     def solved(which: GeneralSum, right: Array) -> Array:
         batch = jnp.broadcast_shapes(op.batch_shape, right.shape[: right.ndim - num_axes])

@@ -286,8 +286,9 @@ def along(function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequ
 def solved_along(op: Operator, b: Array, axes: Sequence[int], transpose: bool = False) -> Array:
     """`op⁻¹ b` along the last of `axes`."""
     op = op.T if transpose else op
-    function = general_solve if isinstance(op, GeneralSum) else solve
-    return along(partial(function, op), op, b, axes)
+    if isinstance(op, GeneralSum):
+        return along(partial(general_solve, op), op, b, axes)
+    return along(partial(solve, op), op, b, axes)
 
 
 def are_triangular(op: Kronecker, tensor: Tensor, triangle: str) -> bool:
