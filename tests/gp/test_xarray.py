@@ -546,3 +546,25 @@ def test_kronax_works_without_xarray():
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout == "fine\n"
+
+
+@pytest.mark.parametrize("pointwise", [True, False])
+def test_new_data_of_a_likelihood_may_have_their_dimensions_in_any_order(pointwise):
+    counts = xr.DataArray(
+        np.arange(9).reshape(3, 3) % 4, {"a": [0.0, 1, 2], "b": [0.0, 1, 3]}, ("a", "b")
+    )
+    kernels = {"a": kx.RBF(1.0), "b": kx.RBF(1.0)}
+    gp = kx.GridGP.from_xarray(counts, kernels, likelihood=kx.Poisson())
+    post = gp.condition(counts)
+    expected = post.log_prob(counts.values, pointwise=pointwise, num_draws=200)
+    for y_new in (counts, counts.T):
+        found = post.log_prob(y_new, pointwise=pointwise, num_draws=200)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="coordinates"):
+        post.log_prob(counts.assign_coords(b=[0.0, 1, 2]), pointwise=pointwise)
+    batch = gp.condition(xr.concat([counts, counts + 1], "run"))
+    both = xr.concat([counts, counts + 1], "run").transpose("b", "run", "a")
+    found = batch.log_prob(both, pointwise=pointwise, num_draws=200)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+    with pytest.raises(TypeError, match=r"got a DataArray. Pass gp.check_data"):
+        post.leave_one_out().log_density(counts.T)
