@@ -17,7 +17,7 @@ from kronax.gp.from_data import FromData
 from kronax.gp.kernels.base import dtype_of
 from kronax.gp.kernels.named import Kernels
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.labelled.data_arrays import in_grid_order, mean_by_axis, noise_by_axis
+from kronax.gp.labelled.data_arrays import by_axis, in_grid_order, noise_by_axis
 from kronax.gp.labelled.tables import Table
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.likelihoods.distribution import as_likelihood
@@ -169,7 +169,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
                 given, self.axes, self.noise_model, labels
             )
         self.kernels = Kernels(found, self.axis_names)
-        mean = mean_by_axis(mean, self.axes, self.axis_names)
+        mean = by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         if structure is not None:

@@ -226,6 +226,7 @@ def _check_is_data_array(value: Any, what: str) -> None:
 
 def check_coordinates(y: Any, dim: str, axis: Axis, what: str) -> None:
     """Refuse data whose coordinates along a dimension are not those of the axis."""
+    what = what.replace("The ", "the ", 1)  # in the middle of a sentence
     wanted = _reference(axis)
     if wanted is None:  # those of a traced axis are unknown
         return _check_size(y, dim, axis, what)
@@ -393,10 +394,10 @@ def _columns(data: Any, dim: str, axis: Axis) -> tuple[str, ...]:
     return tuple(f"{dim}_{i}" for i in range(axis.num_dimensions))
 
 
-def mean_by_axis(
+def by_axis(
     value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str = "The mean"
 ) -> Any:
-    """A mean with labels along some of the axes as an array that broadcasts to the grid."""
+    """What has labels along some of the axes as an array that broadcasts to the grid."""
     if is_frame(value):
         named = names or ()
         if value.ndim > 1 or value.index.name not in named or len(axes) == 1:

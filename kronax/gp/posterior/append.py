@@ -14,6 +14,7 @@ from kronax.gp.axes.structure import check_kernel, check_structure, choose
 from kronax.gp.coordinates.spacing import SHARE, Coordinates, less, spacing
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.criticism.held_out import axis_labels
+from kronax.gp.labelled.data_arrays import by_axis
 from kronax.gp.labelled.templates import Template, without_axis
 from kronax.gp.means.new_covariates import continued
 from kronax.gp.model import marginal_likelihood
@@ -58,10 +59,14 @@ def longer(
     i, new = _new_axis(gp, at["axes"])
     old = gp.axes[i] if new.coding is None else dataclasses.replace(gp.axes[i], coding=new.coding)
     in_front = _is_in_front(new, old)
-    ahead = new_data(gp, y_new, _with(gp.axes, i, new), template, finite=False)
+    axes = _with(gp.axes, i, new)
+    ahead = new_data(gp, y_new, axes, template, finite=False)
     _check_batches(y, ahead, len(gp.axes))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
-    slices = Slices(i, axis_labels(gp)[i], new.size, in_front, at["noise"])
+    noise = at["noise"]
+    if np.ndim(noise) > 1:
+        noise = by_axis(noise, axes, gp.axis_names, "The noise")
+    slices = Slices(i, axis_labels(gp)[i], new.size, in_front, noise)
     further = _longer(gp, axis, slices)
     covariates = at["covariates"]
     known = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
