@@ -226,7 +226,6 @@ def _check_is_data_array(value: Any, what: str) -> None:
 
 def check_coordinates(y: Any, dim: str, axis: Axis, what: str) -> None:
     """Refuse data whose coordinates along a dimension are not those of the axis."""
-    what = what.replace("The ", "the ", 1)  # in the middle of a sentence
     wanted = _reference(axis)
     if wanted is None:  # those of a traced axis are unknown
         return _check_size(y, dim, axis, what)
@@ -261,6 +260,7 @@ def _reference(axis: Axis) -> np.ndarray | None:
 
 
 def _check_same(got: np.ndarray, wanted: np.ndarray, dim: str, what: str) -> None:
+    what = what.replace("The ", "the ", 1)  # in the middle of a sentence
     kinds = _kind(got), _kind(wanted)
     if kinds[0] != kinds[1]:
         raise ValueError(
