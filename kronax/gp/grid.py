@@ -397,5 +397,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         return observations(self, y)
 
     def check_data(self, y: Any) -> Array:
-        """`y` in the grid layout and the precision of the parameters, or a clear error."""
+        """`y` in the grid layout and the precision of the parameters, or a clear error.
+
+        The dimensions of a DataArray may come in any order; its coordinates must be the model's.
+        """
         return self.observations(y).grid
