@@ -68,8 +68,11 @@ def new_data(
 
 
 def _in_grid_order(gp: AbstractProcess, y: Any, axes: Sequence[Axis], what: str) -> Any:
-    values = y if gp.likelihood is None else as_floats(y, gp.dtype)  # counts are whole numbers
-    return in_grid_order(values, axes, gp.axis_names, what, gp.table)
+    if gp.likelihood is None:
+        return in_grid_order(y, axes, gp.axis_names, what, gp.table)
+    # Counts are whole numbers: masked ones before NaN marks them, those of tables afterwards.
+    values = in_grid_order(as_floats(y, gp.dtype), axes, gp.axis_names, what, gp.table)
+    return as_floats(values, gp.dtype)
 
 
 def observing(gp: Process, y: Any) -> Process:
