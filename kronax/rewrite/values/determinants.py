@@ -47,7 +47,7 @@ def _safe(holds: Array, tree: Any) -> Any:
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _other_slogdet(adds: bool, wanted: Array, signal: Any, noise: Any) -> tuple[Array, Array]:
     """Sign and logarithm of the determinant of another sum; zeros where they are not wanted."""
-    return when(wanted, lambda: over_batches(_slogdet, adds, signal, noise))
+    return when(wanted, partial(over_batches, _slogdet, adds), (signal, noise))
 
 
 @_other_slogdet.defjvp
@@ -64,7 +64,7 @@ def _(adds: bool, primals: Any, tangents: Any) -> Any:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _slopes(adds: bool, wanted: Array, signal: Any, noise: Any) -> Any:
-    return when(wanted, lambda: over_batches(_gradient, adds, signal, noise))
+    return when(wanted, partial(over_batches, _gradient, adds), (signal, noise))
 
 
 @_slopes.defjvp

@@ -122,7 +122,7 @@ def general_solve(op: GeneralSum, b: Array) -> Array:
     def solved(which: GeneralSum, right: Array) -> Array:
         batch = jnp.broadcast_shapes(op.batch_shape, right.shape[: right.ndim - num_axes])
         found = map_batch(_in_bases, batch, (bases, ndims), (right, num_axes))
-        return when(~holds, lambda: _by_schur(which, right), found)
+        return when(~holds, _by_schur, (which, right), found)
 
     return lax.custom_linear_solve(
         op.mv_grid,
@@ -174,18 +174,20 @@ def over_batches(function: Any, adds: bool, signal: Any, noise: Any, *columns: A
     return map_batch(one, batch, ((signal, noise), ndims), *grids)
 
 
-def when(wanted: Array, function: Callable[[], Any], otherwise: Any = None) -> Any:
+def when(wanted: Array, function: Callable[..., Any], args: Any, otherwise: Any = None) -> Any:
     """What a function returns where that is wanted; otherwise zeros, or what is given.
 
     A loop of one step or none. Unlike a branch it runs for none of a batch that is mapped where it
     is not wanted for any. It has no derivative in reverse mode.
     """
     if otherwise is None:
-        shapes = jax.eval_shape(function)
+        shapes = jax.eval_shape(function, *args)
         otherwise = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
     def once(state: Any) -> Any:
-        return jnp.zeros((), bool), function()
+        # What does not depend on the state is moved out of the loop, and runs always.
+        inside = jax.tree.map(lambda x: jnp.where(state[0], x, 1), args)
+        return jnp.zeros((), bool), function(*inside)
 
     return lax.while_loop(lambda state: state[0], once, (wanted, otherwise))[1]
 
@@ -262,7 +264,7 @@ def general_inverse_diagonal(op: GeneralSum) -> Array:
 @jax.custom_jvp
 def _unless(holds: Array, diagonal: Array, op: GeneralSum) -> Array:
     """The diagonal of the inverse of a covariance, or else of another sum."""
-    return when(~holds, lambda: _by_columns(op), diagonal)
+    return when(~holds, _by_columns, (op,), diagonal)
 
 
 @_unless.defjvp

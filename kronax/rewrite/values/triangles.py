@@ -50,7 +50,7 @@ def _solved(matrices: Sequence[Array], b: Array) -> Array:
     holds = [jnp.all(u == m) for u, m in zip(upper[1:], matrices[1:], strict=True)]
     found = solve(Kronecker(*(LowerTriangular(u, lower=False) for u in upper)), b)
     all_hold = jnp.all(jnp.stack([jnp.ones((), bool), *holds]))
-    return when(~all_hold, lambda: _by_rows(matrices, b), found)
+    return when(~all_hold, _by_rows, (list(matrices), b), found)
 
 
 def _by_rows(matrices: Sequence[Array], b: Array) -> Array:
