@@ -245,9 +245,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
             ConvergenceError: if the search of a likelihood does not converge (NaN if traced).
         """
         seen, grid = self._seen(y)
-        if self.likelihood is not None:
-            return evidence.evidence(seen.measuring(grid), grid)
-        return log_likelihood(seen, grid)
+        way: Any = log_likelihood if self.likelihood is None else evidence.measured_evidence
+        return watched("gp.log_marginal_likelihood", "", self, way, seen, grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `check_data` and `observing` have seen."""
@@ -304,7 +303,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """
         checks.refuse_marginal(self, "Prior draws are")
         checks.check_ranks(self)
-        return prior_draws(self, key, sample_shape, include_noise)
+        return watched("gp.sample", "", self, prior_draws, self, key, sample_shape, include_noise)
 
     def initialise(self, y: Any, freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.
