@@ -133,7 +133,8 @@ for k, name in enumerate(("ls of the years", "ls of the months", "eta", "sigma")
 
 # %% [markdown]
 # ## Sample
-# NUTS in the place of `pm.sample`, ArviZ as before.
+# NUTS in the place of `pm.sample`, ArviZ as before. With its gradient PyMC does not get far: of two
+# chains of 300 + 300 steps 560 draws of 600 diverge, r-hat is 2.1 and the effective sample size 3.
 
 # %%
 mcmc = MCMC(
