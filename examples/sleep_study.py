@@ -124,10 +124,10 @@ for name, loo in loos.items():
 az.compare(runs).round(2)
 
 # %% [markdown]
-# People do wander: 16 nats, beside the standard error of the difference in the table. Pareto's `k`
-# say where leave-one-out from draws is not to be trusted. That is so for person 332 on day 6, whose
-# reactions jumped by 140 ms and came back: draws that have seen such a cell are not like those that
-# have not. It weighs alike in both models; a likelihood with heavy tails would be the next to try.
+# People do wander, it seems: 16 nats, two standard errors of the difference. Pareto's `k` say where
+# leave-one-out from draws is not to be trusted. That is so for person 332 on day 6, whose reactions
+# jumped by 140 ms and came back: draws that have seen such a cell are not like those that have not.
+# It weighs alike in both models; a likelihood with heavy tails would be the next to try.
 #
 # ## Predict
 # New days need a second model, conditioned for every draw on the first seven days of all persons:
