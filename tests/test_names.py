@@ -122,3 +122,10 @@ def test_a_categorical_kernel_by_its_rank():
     assert kernel == kx.Categorical.with_rank(3, 2)
     with pytest.raises(TypeError, match="shares of its own"):
         kx.Categorical(3, [0.2, 0.3, 0.5], rank=1)
+
+
+def test_kernels_of_a_process_go_to_other_axes_by_name():
+    axes = {"time": np.arange(3.0), "place": np.arange(4.0)}
+    gp = kx.GridGP({"time": kx.RBF(0.5), "place": kx.RBF(0.7)}, axes, noise=0.1)
+    other = kx.GridGP(gp.kernels, {"place": np.arange(2.0), "time": np.arange(5.0)}, noise=0.1)
+    assert (other.kernels["time"].lengthscale, other.grid_shape) == (0.5, (2, 5))
