@@ -125,7 +125,7 @@ def dense_model(days, y):
 # readings of every run. The dense model goes as far as it goes in seconds.
 
 # %%
-SIZES, DENSE_SIZES = (20, 100, 500), (10, 20, 40)
+SIZES, DENSE_SIZES = (20, 100, 500), (10, 20)
 POINT = {"amplitude": 1.0, "lengthscales": jnp.ones(3), "timescale": 20.0, "sigma": 0.1}
 
 
