@@ -25,6 +25,7 @@ from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.precision import LOST, to_have_float64
 from kronax.linalg.arrays.primitives import DerivativeOrderError
 from kronax.parameter_table import ParameterTable, describe_domain
+from kronax.paths import named
 
 # Curvature below this share of the largest (the root of the precision's rounding) is none.
 FLAT = 0.5
