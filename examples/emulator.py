@@ -162,7 +162,7 @@ for n, (_, value) in dense.items():
 # some minutes.)
 
 # %%
-NUM_WARMUP = NUM_DRAWS = 200
+NUM_WARMUP = NUM_DRAWS = 150
 sampler = NUTS(model, dense_mass=True, init_strategy=init_to_median)
 mcmc = MCMC(sampler, num_warmup=NUM_WARMUP, num_samples=NUM_DRAWS, num_chains=2, progress_bar=False)
 days, y = thinned(DAYS)
@@ -200,7 +200,7 @@ def predict(days, y):
     numpyro.deterministic("variance", post.variance(new, include_noise=True))
 
 
-draws = {name: values[::8] for name, values in mcmc.get_samples().items()}
+draws = {name: values[::10] for name, values in mcmc.get_samples().items()}
 start = perf_counter()
 found = Predictive(predict, draws)(jax.random.key(1), days, y)
 mean = np.asarray(found["mean"].mean(0))
