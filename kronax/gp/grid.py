@@ -216,7 +216,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
 
         `y` are checked data; traced ones measure nothing.
         """
-        return evidence.measured(self, y)
+        return watched("the trial of iterations", "", self, evidence.measured, self, y)
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""
@@ -267,7 +267,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """
         seen, grid = self._seen(y)
         room: Any = marginal_likelihood if self.likelihood is None else evidence
-        return room.estimate(seen.measuring(grid), grid)
+        name = "gp.log_marginal_likelihood_estimate"
+        return watched(name, "", self, room.estimate, seen.measuring(grid), grid)
 
     def condition(self, y: Any) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
