@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import jax.scipy as jsp
 import numpy as np
 import pytest
 
@@ -109,14 +110,109 @@ def test_a_matrix_that_is_solved_need_not_be_definite():
     jax.tree.map(lambda got, want: assert_close(got, want, order=1), both(*args), expected)
 
 
-def test_the_determinant_of_a_traced_indefinite_sum_has_no_sign():
-    def program(a, b):
-        return jnp.linalg.slogdet(_indefinite(a, b)[0])
+def _sums(a, b):
+    """One term with noise, two terms, and a Kronecker sum."""
+    one = jnp.eye
+    yield jnp.kron(a, b) + 0.3 * EYE
+    yield jnp.kron(a, b) + jnp.kron(G + 3 * one(M), H + 3 * one(N))
+    yield jnp.kron(a, one(N)) + jnp.kron(one(M), b) + 0.3 * EYE
 
-    found = jax.jit(kx.rewrite(program, strict=True))(A, B)
-    assert jnp.isnan(jnp.stack([found.sign, found.logabsdet])).all()
-    with pytest.warns(kx.DenseProductWarning):
-        jax.tree.map(assert_close, kx.rewrite(program)(A, B), program(A, B))
+
+def _what_lu_gives(k):
+    inverse = jnp.linalg.inv(k)
+    solved = jnp.linalg.solve(k, X), Y @ inverse, jnp.linalg.inv(k.T) @ Y, inverse.T @ Y
+    return solved, jnp.linalg.slogdet(k), jnp.trace(inverse)
+
+
+def _total(function):
+    def one(*args):
+        leaves = jax.tree.leaves(function(*args)[:2])
+        return sum(jnp.cos(jnp.arange(x.size) + 1.0) @ x.reshape(-1) for x in leaves)
+
+    return one
+
+
+@pytest.mark.parametrize("k", range(3), ids=["noise", "two", "Kronecker sum"])
+def test_sums_of_which_lu_is_taken_need_be_neither_symmetric_nor_definite(k):
+    """Under `jit` as well, where nothing says that they are not; derivatives included."""
+
+    def program(a, b):
+        return _what_lu_gives(list(_sums(a, b))[k])
+
+    fast = kx.rewrite(program, strict=True)
+    both, truth = (
+        jax.jit(lambda a, b, f=f: (f(a, b), jax.grad(_total(f), (0, 1))(a, b)))
+        for f in (fast, program)
+    )
+    unsymmetric, indefinite = (G, H), (G + G.T, H + H.T)
+    for args in (unsymmetric, indefinite, (A, H), (A, B)):
+        (value, slope), (expected, expected_slope) = both(*args), truth(*args)
+        jax.tree.map(assert_close, value, expected)
+        turned = (lambda x: x + x.T) if args[1] is B else (lambda x: x)
+        for got, want in zip(slope, expected_slope, strict=True):
+            assert_close(turned(got), turned(want), order=1)
+    if k == 0:
+        jax.tree.map(assert_close, fast(G, H), program(G, H))
+        several = jnp.stack([A, G]), jnp.stack([B, H])
+        mapped, expected = (jax.jit(jax.vmap(f))(*several) for f in (fast, program))
+        jax.tree.map(assert_close, mapped, expected)
+
+
+def test_matrices_without_a_basis_of_eigenvectors():
+    jordan = jnp.triu(jnp.ones((N, N)))
+
+    def program(a, b):
+        k = jnp.kron(a, b) + 0.3 * EYE
+        return jnp.linalg.solve(k, X), jnp.linalg.slogdet(k)
+
+    fast = kx.rewrite(program, strict=True)
+    found = jax.jit(lambda a, b: (fast(a, b), jax.grad(_total(fast), (0, 1))(a, b)))(A, jordan)
+    assert_close(found[0][0], program(A, jordan)[0])
+    for got, want in zip(found[1], jax.grad(_total(program), (0, 1))(A, jordan), strict=True):
+        assert_close(got, want, order=1)
+
+
+def test_one_factor_may_have_a_triangle_that_cholesky_does_not_read():
+    """`jnp` reads both triangles and takes the mean, `scipy` one of them."""
+    skew = A + jnp.triu(jnp.full((M, M), 0.3), 1)
+
+    def program(a, b):
+        k = jnp.kron(a, b) + 0.3 * EYE
+        lower = jsp.linalg.cho_factor(k, lower=True)
+        return (
+            jnp.square(jsp.linalg.solve_triangular(jnp.linalg.cholesky(k), Y, lower=True)).sum(),
+            jsp.linalg.cho_solve(lower, Y),
+            jsp.linalg.solve(jnp.kron(a, b), Y, assume_a="pos"),
+            jnp.linalg.eigvalsh(jnp.kron(a, b)),
+        )
+
+    fast = kx.rewrite(program, strict=True)
+    for found in (jax.jit(fast)(skew, B), fast(skew, B)):
+        jax.tree.map(assert_close, found, program(skew, B))
+
+
+@pytest.mark.parametrize("lower", [True, False])
+def test_the_triangle_of_a_product_need_not_be_the_product_of_triangles(lower):
+    third = jnp.asarray(RNG.normal(size=(2, 2))) + 3 * jnp.eye(2)
+    y = jnp.concatenate([Y, Y])
+
+    def program(a, b, c):
+        k = jnp.kron(jnp.kron(a, b), c)
+        one = jsp.linalg.solve_triangular(k, y, lower=lower)
+        return one, jsp.linalg.solve_triangular(k, X.repeat(2, 0), lower=lower, trans=1)
+
+    fast = kx.rewrite(program, strict=True)
+    both, truth = (
+        jax.jit(lambda *args, f=f: (f(*args), jax.grad(_total(f), (0, 1, 2))(*args)))
+        for f in (fast, program)
+    )
+    general = G + 3 * jnp.eye(M), H + 5 * jnp.eye(N), third
+    triangular = tuple(map(jnp.tril if lower else jnp.triu, general))
+    for args in (general, triangular, (general[0], *triangular[1:])):
+        got, want = both(*args), truth(*args)
+        jax.tree.map(assert_close, got[0], want[0])
+        jax.tree.map(lambda x, y: assert_close(x, y, order=1), got[1], want[1])
+        jax.tree.map(assert_close, fast(*args), want[0])
 
 
 def test_arrays_without_entries():

@@ -11,6 +11,7 @@ from kronax.linalg.functions.logdet import logdet
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.rewrite.interpreter import Run, closed_of
 from kronax.rewrite.roots import asked, note_solve
+from kronax.rewrite.values.determinants import general_slogdet
 from kronax.rewrite.values.matrices import operator_of
 from kronax.rewrite.values.tensors import Tensor
 
@@ -24,15 +25,15 @@ def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:
     if str(body) not in _references(matrix.shape, matrix.dtype):
         return None
     op = asked(operator_of, matrix)
-    value = asked(logdet, op)
-    # What is no covariance has no logarithm here, so no sign either.
-    sign = jnp.where(jnp.isnan(value), value, jnp.ones((), op.dtype))
     if isinstance(op, Kronecker):
+        value, sign = asked(logdet, op), jnp.ones((), op.dtype)
         size = matrix.shape[-1]
         for factor in op.factors:
             # An even power of a sign that is not zero is one.
             own = jnp.linalg.slogdet(factor.to_dense())[0]
             sign = sign * own ** (1 if size // factor.size % 2 else 2)
+    else:
+        sign, value = asked(general_slogdet, op)
     note_solve(run, matrix, op, "kx.logdet")
     shape = eqn.outvars[0].aval.shape
     return [jnp.broadcast_to(sign, shape), jnp.broadcast_to(value, shape)]

@@ -11,6 +11,7 @@ from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
 from kronax.rewrite.roots import asked
 from kronax.rewrite.values.algebra import contract, multiply
+from kronax.rewrite.values.general_sums import GeneralSum, general_inverse_diagonal
 from kronax.rewrite.values.matrices import describe
 from kronax.rewrite.values.meanings import (
     Index,
@@ -127,7 +128,8 @@ def summed_mask(run: Run, eqn: Any, value: Deferred, axes: tuple[int, ...]) -> A
 
 
 def _diagonal_of_inverse(run: Run, of: Inverse) -> Any:
-    found = asked(inverse_diagonal, of.op)
+    general = isinstance(of.op, GeneralSum)
+    found = asked(general_inverse_diagonal if general else inverse_diagonal, of.op)
     run.log.note(run.here, describe(of.matrix), "kx.inverse_diagonal", 0.0, 0.0)
     return of.times(found.reshape(*of.op.batch_shape, -1))
 

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, overload
 
 import equinox as eqx
 import jax
@@ -99,9 +99,17 @@ class Rewritten:
         return program.returned([jnp.asarray(run.formed(value, place)) for value in results])
 
 
+@overload
 def rewrite(
-    function: Callable[..., Any], *, strict: bool = False, same_draws: bool = True
-) -> Rewritten:
+    function: Callable[..., Any], *, strict: bool = ..., same_draws: bool = ...
+) -> Rewritten: ...
+@overload
+def rewrite(
+    function: None = None, *, strict: bool = ..., same_draws: bool = ...
+) -> Callable[[Callable[..., Any]], Rewritten]: ...
+def rewrite(
+    function: Callable[..., Any] | None = None, *, strict: bool = False, same_draws: bool = True
+) -> Any:
     """`function` with the same arguments and results, and without dense Kronecker products.
 
     The program is traced, and `jnp.kron` with what is done to it is recognised: products of any
@@ -113,17 +121,18 @@ def rewrite(
     where.
 
     A NumPyro model is rewritten as a whole, `@kx.rewrite` above it: it is a model then as before,
-    for `NUTS`, `SVI`, `Predictive` and every handler.
+    for `NUTS`, `SVI`, `Predictive` and every handler. With options it is a decorator as well,
+    `@kx.rewrite(strict=True)`.
 
     The result composes with `jax.jit`, `grad`, `hessian` and `vmap`, on either side. Python
     numbers among the arguments are constants, as in `eqx.filter_jit`. It is traced once for the
     same shapes, and again when what the function refers to has changed.
 
-    Where an exact rule needs symmetric factors (with noise, in a sum, after `cholesky`), concrete
-    factors that are not are computed densely, with the warning; traced ones give NaN.
+    Where a Cholesky factor is taken, factors must be symmetric. Concrete ones that are not are
+    computed densely, with the warning; traced ones give NaN, and an error inside `kx.debug_nans()`.
 
     Args:
-        function: of arrays or pytrees of them.
+        function: of arrays or pytrees of them; without one, a decorator with these options.
         strict: raise where a product would be formed.
         same_draws: whether `L @ ε` with a Cholesky factor `L` is to be the number of the dense
             code. The factor of a product plus noise, or of a sum, is no product. With False another
@@ -131,6 +140,7 @@ def rewrite(
             equal in distribution then, and so are residuals `L⁻¹ y` that are handed out.
 
     Raises:
+        TypeError: if `function` is none.
         DenseProductError: with `strict`, when it is called, naming the line.
 
     Examples:
@@ -140,6 +150,13 @@ def rewrite(
         >>> kx.rewrite(f)(jnp.eye(3), jnp.eye(2), jnp.ones(6)).sum().round(3).item()
         4.0
     """
+    if function is None:
+        return functools.partial(rewrite, strict=strict, same_draws=same_draws)
+    if not callable(function):
+        raise TypeError(
+            f"kx.rewrite takes a function; got {type(function).__name__}. Options go by name: "
+            "kx.rewrite(function, strict=True)."
+        )
     return Rewritten(function, strict, same_draws)
 
 

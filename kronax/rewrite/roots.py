@@ -333,8 +333,7 @@ def deferred_times(run: Run, eqn: Any, first: Any, second: Any) -> Any:
     if isinstance(meaning, Inverse):
         note_solve(run, meaning.matrix, meaning.op, "kx.solve")
         vectors = run.plain(values[1 - k])
-        op, definite = meaning.op, meaning.definite
-        solution = asked(solved_along, op, vectors, found.axes, definite=definite)
+        solution = asked(solved_along, meaning.op, vectors, found.axes, found.transposed)
         return [jnp.transpose(meaning.times(solution), found.order)]
     assert isinstance(meaning, Root)
     root = meaning.transpose() if found.transposed else meaning

@@ -21,7 +21,8 @@ from kronax.rewrite.roots import (
     whitened_product,
 )
 from kronax.rewrite.values.algebra import add, apart, contract, multiply
-from kronax.rewrite.values.matrices import describe, operator_of
+from kronax.rewrite.values.covariances import covariance_of
+from kronax.rewrite.values.matrices import describe
 from kronax.rewrite.values.meanings import (
     Index,
     Inverse,
@@ -103,7 +104,7 @@ def _transpose(run: Run, eqn: Any, value: Any) -> Any:
     if isinstance(meaning, Root) and swaps:
         return [Deferred(Equation(eqn, [value]), meaning.transpose())]
     if isinstance(meaning, Inverse) and swaps:
-        return [value]
+        return [Deferred(Equation(eqn, [value]), meaning.transpose())]
     return whitened_moved(eqn, value, permutation.index)
 
 
@@ -122,7 +123,7 @@ def _rev(run: Run, eqn: Any, value: Any) -> Any:
 
 def _root_of(eqn: Any, value: Deferred, root: Root, matrix: Tensor) -> Deferred:
     """The same root of the matrix in another shape."""
-    op = asked(operator_of, matrix, definite=True)
+    op, matrix = asked(covariance_of, matrix)
     return Deferred(Equation(eqn, [value]), replace(root, op=op, matrix=matrix))
 
 

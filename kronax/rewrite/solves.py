@@ -1,6 +1,7 @@
 """Rules of factorisations and of what solves with them."""
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -13,9 +14,13 @@ from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
 from kronax.rewrite.masks import is_identity, multiple_of_identity
 from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
 from kronax.rewrite.values.algebra import contract
+from kronax.rewrite.values.covariances import covariance_of
+from kronax.rewrite.values.general_sums import eigenvalues
 from kronax.rewrite.values.matrices import (
+    Covariance,
     Operator,
-    eigenvalues,
+    along,
+    are_triangular,
     operator_of,
     per_factor,
     solved_along,
@@ -23,19 +28,26 @@ from kronax.rewrite.values.matrices import (
 )
 from kronax.rewrite.values.meanings import Inverse, Lu, Root
 from kronax.rewrite.values.tensors import Tensor, Unstructured, other_triangle
+from kronax.rewrite.values.triangles import triangle_solve
 
 
 def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:
     """Of a product the product of the factors' own; of a sum what is done with it decides."""
     if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    matrix = matrix.symmetric_of or matrix
-    op = asked(operator_of, matrix, definite=True)
+    op, matrix = _read(matrix)
     if not isinstance(op, Kronecker):
         return [Deferred(Equation(eqn, [matrix]), Root(op, matrix, "lower"))]
     found = per_factor(matrix, op, _lower)
     note_solve(run, matrix, op, "a Cholesky factor per axis")
     return [Tensor(found.groups, found.terms, found.dtype, "lower")]
+
+
+def _read(matrix: Tensor) -> tuple[Covariance, Tensor]:
+    """A matrix as the covariance that a factorisation takes it for: its lower triangle is read."""
+    if matrix.symmetric_of is None:
+        return asked(covariance_of, matrix, "lower")
+    return asked(covariance_of, matrix.symmetric_of)
 
 
 def _lower(matrix: Array) -> Array:
@@ -74,9 +86,17 @@ def _triangular_solve(run: Run, eqn: Any, matrix: Any, b: Any) -> Any:
         return None if result is None else [result]
     if not isinstance(matrix, Tensor) or not matrix.is_product:
         return None
-    op = asked(triangular_of, matrix, triangle)
+    op = asked(operator_of, matrix)
+    if not isinstance(op, Kronecker):
+        raise Unstructured("a triangular matrix that is no product")
     note_solve(run, matrix, op, "a triangular solve per axis")
-    result = _solved(run, matrix, op, b, axes, transposed)
+    if (isinstance(b, Tensor) and b.has_structure) or are_triangular(op, matrix, triangle):
+        op = asked(triangular_of, op, matrix, triangle)
+        result = _solved(run, matrix, op, b, axes, transposed)
+    else:
+        lower = params["lower"] != transposed
+        solved = partial(triangle_solve, op.T if transposed else op, lower)
+        return [asked(along, solved, op, run.plain(b), axes)]
     if not isinstance(result, Tensor) or not is_identity(b):
         return [result]
     kept = other_triangle(triangle) if params["transpose_a"] else triangle
@@ -90,7 +110,6 @@ def _solved(
     b: Any,
     axes: Any,
     transposed: bool,
-    definite: bool = True,
 ) -> Any:
     """`op⁻¹ b` along the last of `axes`, of vectors or of another product."""
     if isinstance(b, Tensor) and (b.is_product or is_identity(b)) and isinstance(op, Kronecker):
@@ -100,7 +119,7 @@ def _solved(
         pair = (axes[-1], "new") if transposed else ("new", axes[-1])
         lead = [axes[:-1][k] for k in range(len(matrix.groups) - 2)]
         return settled(contract([(inverse, (*lead, *pair)), (b, labels)], out))
-    return asked(solved_along, op, run.plain(b), axes, transposed, definite)
+    return asked(solved_along, op, run.plain(b), axes, transposed)
 
 
 def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
@@ -117,25 +136,29 @@ def _custom_linear_solve(run: Run, eqn: Any, *values: Any) -> Any:
     if found is None:
         return None
     transposed, axes = found
-    definite = any(
-        (isinstance(v, Tensor) and v.triangle is not None)
-        or (isinstance(v, Deferred) and isinstance(v.meaning, Root))
-        for v in held
-    )
-    if not definite and not any(isinstance(getattr(v, "meaning", None), Lu) for v in held):
+    read = next(filter(None, map(_triangle_of, held)), None)
+    if read is None and not any(isinstance(getattr(v, "meaning", None), Lu) for v in held):
         return None
-    op = asked(operator_of, matrix, definite=definite)
+    op: Any
+    op = asked(covariance_of, matrix, read)[0] if read else asked(operator_of, matrix)
     rank = len(matrix.groups)
     multiple, scale = multiple_of_identity(b)
     if multiple and sorted(axes[:-1]) == list(range(rank - 2)) == list(axes[:-1]):
         turned = transposed != (axes[-1] == rank - 1)
         if isinstance(op, Kronecker):
             return [_inverse(run, matrix, op, turned, scale)]
-        meaning = Inverse(op, matrix, scale, definite)
+        meaning = Inverse(op.T if turned else op, matrix, scale)
         return [Deferred(Equation(eqn, list(values)), meaning)]
     columns = prod(b.shape) // prod(b.shape[a] for a in axes)
     note_solve(run, matrix, op, "kx.solve", columns)
-    return [_solved(run, matrix, op, b, axes, transposed, definite)]
+    return [_solved(run, matrix, op, b, axes, transposed)]
+
+
+def _triangle_of(factor: Any) -> str | None:
+    """Which triangle of a matrix its Cholesky factor was made of; None for anything else."""
+    if isinstance(factor, Deferred):
+        return factor.meaning.triangle if isinstance(factor.meaning, Root) else None
+    return getattr(factor, "triangle", None)
 
 
 def _inverse(run: Run, matrix: Tensor, op: Kronecker, turned: bool, scale: Any) -> Tensor:
@@ -200,8 +223,7 @@ def _eigh(run: Run, eqn: Any, matrix: Any) -> Any:
         return None
     if eqn.params.get("subset_by_index") is not None:
         return None
-    matrix = matrix.symmetric_of or matrix
-    op = asked(operator_of, matrix, definite=True)
+    op, matrix = _read(matrix)
     signal = op if isinstance(op, Kronecker) else op.kronecker
     noise = None if isinstance(op, Kronecker) else op.noise
     if isinstance(noise, Kronecker):

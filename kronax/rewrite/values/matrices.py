@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
@@ -20,22 +19,28 @@ from kronax.linalg.functions.solve import solve
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.rewrite.values.algebra import einsum
+from kronax.rewrite.values.general_sums import GeneralSum, general_solve
 from kronax.rewrite.values.tensors import Groups, Part, Tensor, Term, Unstructured
 
-Operator = Kronecker | KroneckerPlusNoise
+Covariance = Kronecker | KroneckerPlusNoise
+Operator = Covariance | GeneralSum
 
 
-def operator_of(tensor: Tensor, *, definite: bool = False) -> Operator:
+def operator_of(tensor: Tensor) -> Kronecker | GeneralSum:
     """The operator of a tensor whose last two axes are a square matrix; others are a batch.
 
     Args:
         tensor: a product, or a sum of two, or of one and multiples of the identity.
-        definite: the matrix is used as a positive definite one. Then, and in a sum, factors that
-            are traced and not symmetric become NaN.
 
     Raises:
         Unstructured: if it is none, with the reason.
     """
+    products = products_of(tensor)
+    return Kronecker(*products[0]) if len(products) == 1 else sum_of(products)
+
+
+def products_of(tensor: Tensor) -> list[list[AbstractFactor]]:
+    """The factors of every term over the same grid."""
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
         raise Unstructured(f"entries of type {tensor.dtype}")
     if tensor.sums:
@@ -47,14 +52,11 @@ def operator_of(tensor: Tensor, *, definite: bool = False) -> Operator:
         m, n = (prod(tensor.sizes[a] for a in each) for each in (rows, columns))
         if m != n:
             raise Unstructured(f"a factor of {m}×{n}, which is not square")
-    products = [_product(tensor, term, axes) for term in tensor.terms]
-    if len(products) == 1:
-        return Kronecker(*_definite(products[0])) if definite else Kronecker(*products[0])
-    return _sum_of([[_symmetric(factor) for factor in product] for product in products])
+    return [_product(tensor, term, axes) for term in tensor.terms]
 
 
-def _sum_of(products: list[list[AbstractFactor]]) -> Operator:
-    """A sum of symmetric products as one operator.
+def sum_of(products: list[list[AbstractFactor]]) -> Kronecker | GeneralSum:
+    """A sum of products as one operator.
 
     Raises:
         Unstructured: if it is none.
@@ -70,16 +72,16 @@ def _sum_of(products: list[list[AbstractFactor]]) -> Operator:
         )
     if len(signals) == 1:
         assert noise is not None
-        return KroneckerPlusNoise(Kronecker(*signals[0]), noise)
+        return GeneralSum(Kronecker(*signals[0]), noise)
+    own = [[k for k, f in enumerate(p) if not isinstance(f, ScaledIdentity)] for p in signals]
+    if all(len(axes) == 1 for axes in own):
+        zero = jnp.zeros((), products[0][0].dtype)
+        signal = _along_axes(signals, [k for (k,) in own], sizes)
+        return GeneralSum(signal, zero if noise is None else noise)
     if len(signals) == 2 and noise is None:
         first, second = signals
-        return KroneckerPlusNoise(Kronecker(*first), Kronecker(*second))
-    own = [[k for k, f in enumerate(p) if not isinstance(f, ScaledIdentity)] for p in signals]
-    if any(len(axes) != 1 for axes in own):
-        raise Unstructured(f"a sum of {len(signals) + (noise is not None)} products")
-    return KroneckerPlusNoise(
-        _along_axes(signals, [k for (k,) in own], sizes), 0.0 if noise is None else noise
-    )
+        return GeneralSum(Kronecker(*first), Kronecker(*second))
+    raise Unstructured(f"a sum of {len(signals) + (noise is not None)} products")
 
 
 def _along_axes(products: Any, own: list[int], sizes: list[int]) -> KroneckerSum:
@@ -90,7 +92,7 @@ def _along_axes(products: Any, own: list[int], sizes: list[int]) -> KroneckerSum
         for product, axis in zip(products, own, strict=True):
             if axis == k:
                 scale = _scale(product)
-                parts.append(_scaled(product[k], scale).to_dense())
+                parts.append(scaled(product[k], scale).to_dense())
         zero = jnp.zeros((), products[0][0].dtype)
         factors.append(Dense(_added(parts)) if parts else ScaledIdentity(zero, size))
     return KroneckerSum(*factors)
@@ -139,11 +141,11 @@ def _product(tensor: Tensor, term: Term, axes: Sequence[Any]) -> list[AbstractFa
         scale = _over(scalars, batch, lead)
         first = factors[0]
         if isinstance(first, ScaledIdentity):
-            factors[0] = ScaledIdentity(_times(first.scale, scale), first.size)
+            factors[0] = ScaledIdentity(times(first.scale, scale), first.size)
         elif isinstance(first, Diagonal):
-            factors[0] = Diagonal(_times(first.values, scale[..., None]))
+            factors[0] = Diagonal(times(first.values, scale[..., None]))
         else:
-            factors[0] = Dense(_times(first.to_dense(), scale[..., None, None]))
+            factors[0] = Dense(times(first.to_dense(), scale[..., None, None]))
     dtype = tensor.dtype
     if lead:
         size = prod(lead)
@@ -208,24 +210,26 @@ def _gathered(arrays: list[Part], axes: list[int], sizes: Sequence[int]) -> Arra
 
 def _over(scalars: list[Part], batch: list[int], lead: tuple[int, ...]) -> Array:
     if not any(part.axes for part in scalars):
-        return _multiplied([part.array for part in scalars])
+        return multiplied([part.array for part in scalars])
     return _gathered(scalars, batch, dict(zip(batch, lead, strict=True)))  # type: ignore[arg-type]
 
 
-def _multiplied(scalars: Sequence[Any]) -> Array:
+def multiplied(scalars: Sequence[Any]) -> Array:
+    """Numbers, or batches of them, multiplied."""
     total = jnp.asarray(scalars[0])
     for scalar in scalars[1:]:
-        total = _times(total, jnp.asarray(scalar))
+        total = times(total, jnp.asarray(scalar))
     return total
 
 
-def _times(first: Array, second: Array) -> Array:
+def times(first: Array, second: Array) -> Array:
+    """The product, entry by entry."""
     return jnp.multiply(*same_rank(first, second))
 
 
 def _scale(product: Sequence[AbstractFactor]) -> Array:
     """The numbers of all multiples of the identity in a product, multiplied."""
-    return _multiplied([f.scale for f in product if isinstance(f, ScaledIdentity)])
+    return multiplied([f.scale for f in product if isinstance(f, ScaledIdentity)])
 
 
 def _added(arrays: Sequence[Array]) -> Array:
@@ -239,42 +243,13 @@ def _is_identity(product: Sequence[AbstractFactor]) -> bool:
     return all(isinstance(factor, ScaledIdentity) for factor in product)
 
 
-def _symmetric(factor: AbstractFactor) -> AbstractFactor:
-    """A factor that is symmetric; of a traced one that is not the entries become NaN."""
-    if not isinstance(factor, Dense):
-        return factor
-    matrix = factor.matrix
-    gap = jnp.max(jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2)), axis=(-2, -1))
-    largest = jnp.max(jnp.abs(matrix), axis=(-2, -1))
-    holds = gap <= 64 * jnp.finfo(matrix.dtype).eps * largest
-    if is_concrete(holds):
-        if not bool(jnp.all(holds)):
-            raise Unstructured("a factor that is not symmetric")
-        return factor
-    return Dense(jnp.where(holds[..., None, None], matrix, jnp.nan))
-
-
-def _definite(product: Sequence[AbstractFactor]) -> list[AbstractFactor]:
-    """Factors that are all positive definite if their product is.
-
-    Two negative definite factors have a positive definite product: signs go to the first.
-    """
-    factors = [_symmetric(factor) for factor in product]
-    signs = [
-        lax.stop_gradient(jnp.where(f.diagonal()[..., 0] < 0, -1, 1).astype(f.dtype))
-        for f in factors
-    ]
-    total = _multiplied(signs)
-    scales = [_times(signs[0], total), *signs[1:]]
-    return [_scaled(factor, scale) for factor, scale in zip(factors, scales, strict=True)]
-
-
-def _scaled(factor: AbstractFactor, scale: Array) -> AbstractFactor:
+def scaled(factor: AbstractFactor, scale: Array) -> AbstractFactor:
+    """A multiple of a factor, which stays diagonal where it is."""
     if isinstance(factor, ScaledIdentity):
-        return ScaledIdentity(_times(factor.scale, scale), factor.size)
+        return ScaledIdentity(times(factor.scale, scale), factor.size)
     if isinstance(factor, Diagonal):
-        return Diagonal(_times(factor.values, scale[..., None]))
-    return Dense(_times(factor.to_dense(), scale[..., None, None]))
+        return Diagonal(times(factor.values, scale[..., None]))
+    return Dense(times(factor.to_dense(), scale[..., None, None]))
 
 
 def per_factor(tensor: Tensor, op: Kronecker, function: Callable[[Array], Array]) -> Tensor:
@@ -308,54 +283,32 @@ def along(function: Callable[[Array], Array], op: Operator, b: Array, axes: Sequ
     return jnp.moveaxis(result.reshape(vectors.shape), places, axes)
 
 
-def solved_along(
-    op: Operator, b: Array, axes: Sequence[int], transpose: bool = False, definite: bool = True
-) -> Array:
-    """`op⁻¹ b` along the last of `axes`; `definite` where others have no solution."""
-    traced = not definite and not is_concrete(op)
-    if traced and isinstance(op, KroneckerPlusNoise) and not isinstance(op.noise, Kronecker):
-        return along(partial(_symmetric_solve, op, op.noise), op, b, axes)
-    return along(lambda vectors: solve(op.T if transpose else op, vectors), op, b, axes)
+def solved_along(op: Operator, b: Array, axes: Sequence[int], transpose: bool = False) -> Array:
+    """`op⁻¹ b` along the last of `axes`."""
+    op = op.T if transpose else op
+    if isinstance(op, GeneralSum):
+        return along(partial(general_solve, op), op, b, axes)
+    return along(partial(solve, op), op, b, axes)
 
 
-def eigenvalues(signal: Kronecker | KroneckerSum, own: Sequence[Array]) -> Array:
-    """Of a product or a Kronecker sum, from those of its factors: `(*batch, N)`, not sorted."""
-    values = own[0]
-    for each in own[1:]:
-        left, right = same_rank(values[..., :, None], each[..., None, :])
-        values = left + right if isinstance(signal, KroneckerSum) else left * right
-        values = values.reshape(*values.shape[:-2], -1)
-    return values
+def are_triangular(op: Kronecker, tensor: Tensor, triangle: str) -> bool:
+    """Whether factors are known to be triangular, by how they were made or by their values."""
+    if tensor.triangle == triangle:
+        return True
+    matrices = [f.matrix for f in op.factors if isinstance(f, Dense)]
+    if not is_concrete(matrices):
+        return False
+    kept = np.tril if triangle == "lower" else np.triu
+    return all(np.array_equal(kept(matrix), matrix) for matrix in map(np.asarray, matrices))
 
 
-def _symmetric_solve(op: KroneckerPlusNoise, noise: Array, b: Array) -> Array:
-    """`op⁻¹ b` in the grid layout, where `op` may be indefinite, right to every derivative.
-
-    `kx.solve` is for covariances: of others that are traced it gives NaN.
-    """
-    signal, noise = lax.stop_gradient((op.kronecker, noise))
-    pairs = [jnp.linalg.eigh(factor.to_dense()) for factor in signal.factors]
-    basis = Kronecker(*(Dense(vectors) for _, vectors in pairs))
-    values = eigenvalues(signal, [values for values, _ in pairs])
-    values = jnp.add(*same_rank(values, noise[..., None]))
-    grid = values.reshape(*values.shape[:-1], *op.grid_shape)
-
-    def solved(_: Any, right: Array) -> Array:
-        return basis.mv_grid(jnp.divide(*same_rank(basis.T.mv_grid(right), grid)))
-
-    return lax.custom_linear_solve(op.mv_grid, b, solved, symmetric=True)
-
-
-def triangular_of(tensor: Tensor, triangle: str) -> Kronecker:
-    """A triangular tensor as a product of triangular factors; of a traced one that is not, NaN.
+def triangular_of(op: Kronecker, tensor: Tensor, triangle: str) -> Kronecker:
+    """The product of triangular factors that a tensor is; of a traced one that is not, NaN.
 
     Raises:
-        Unstructured: if it is none.
+        Unstructured: if concrete factors are not triangular.
     """
-    op = operator_of(tensor)
-    if not isinstance(op, Kronecker):
-        raise Unstructured("a triangular matrix that is no product")
-    known = tensor.triangle == triangle
+    known = are_triangular(op, tensor, triangle)
     lower = triangle == "lower"
 
     def one(factor: AbstractFactor) -> AbstractFactor:
@@ -364,7 +317,7 @@ def triangular_of(tensor: Tensor, triangle: str) -> Kronecker:
         kept = jnp.tril(factor.matrix) if lower else jnp.triu(factor.matrix)
         if not known:
             holds = jnp.all(kept == factor.matrix, axis=(-2, -1))
-            if is_concrete(holds) and not bool(jnp.all(holds)):
+            if is_concrete(holds):
                 raise Unstructured("a factor that is not triangular")
             kept = jnp.where(holds[..., None, None], kept, jnp.nan)
         return LowerTriangular(kept, lower=lower)

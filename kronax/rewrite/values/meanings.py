@@ -12,7 +12,7 @@ from jaxtyping import Array
 from kronax.linalg.functions.logdet import inv_quad, logdet, normal_logpdf
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.roots import apply_root
-from kronax.rewrite.values.matrices import Operator, along
+from kronax.rewrite.values.matrices import Covariance, Operator, along
 from kronax.rewrite.values.tensors import Tensor
 
 
@@ -46,7 +46,7 @@ class Root:
         triangle: where the entries of this one of the four are.
     """
 
-    op: Operator
+    op: Covariance
     matrix: Tensor
     triangle: str
     transposed: bool = False
@@ -123,7 +123,7 @@ class Density:
         rest: `c`.
     """
 
-    op: Operator
+    op: Covariance
     on_logdet: float
     on_form: float
     y: Array | None = None
@@ -174,16 +174,15 @@ class Lu:
 
 @dataclass(frozen=True, eq=False)
 class Inverse:
-    """A number times the inverse of a symmetric matrix that is no product.
-
-    Args:
-        definite: only a positive definite one has an inverse.
-    """
+    """A number times the inverse of a matrix that is no product."""
 
     op: Operator
     matrix: Tensor
     scale: Any = None
-    definite: bool = True
+
+    def transpose(self) -> "Inverse":
+        """The transpose."""
+        return dataclasses.replace(self, op=self.op.T)
 
     def times(self, array: Array) -> Array:
         """What the inverse alone gives, times the number."""
