@@ -115,8 +115,8 @@ def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovA
     cell, is_old = new.found_in(old)
     own, ahead = (jnp.arange(points.size, dtype=cell.dtype) for points in (old, new))
     places = jnp.concatenate([own, jnp.where(is_old, cell, old.size + ahead)])
-    back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))[places]
-    return MarkovAhead(with_state(space), sorting, back, old.size)
+    back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))
+    return MarkovAhead(with_state(space), sorting, back, back[places], old.size)
 
 
 def slope_of_state(kernel: Kernel, dtype: Any) -> Array:

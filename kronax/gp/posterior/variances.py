@@ -62,7 +62,10 @@ def exact_variance(post: AbstractPosterior, new: New, name: str | None) -> Array
         if not any(new):
             return decomposition_of(op).posterior_diagonal()
         (part,) = whole(gp)
-        return with_value(_definition(post, new, None), _given(op, signal_places(post, part, new)))
+        places, found = signal_places(post, part, new), decomposition_of(op)
+        ahead = found.variance_ahead(places) if isinstance(found, AbstractKalman) else None
+        like = _definition(post, new, None) if ahead is None else ahead
+        return with_value(like, _given(op, places))
     like = _definition(post, new, name)
     if name is None:
         return with_value(like, _with_joined(post, new) if any(new) else _joined_at_data(post))

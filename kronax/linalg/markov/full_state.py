@@ -210,8 +210,9 @@ class Smoothed(NamedTuple):
     variances: Array
 
 
-def smoothed(state: FullState, found: Filtered) -> Smoothed:
+def smoothed(state: FullState) -> Smoothed:
     """Looking back over all times; variances lose digits at little noise, see `square_root`."""
+    found = filtered(state)
     order, m = state.space.order, state.places.shape[-1]
 
     def body(information: Array, step: Any) -> tuple[Array, Smoothed]:
@@ -242,8 +243,8 @@ def smoothed(state: FullState, found: Filtered) -> Smoothed:
     return lax.scan(jax.checkpoint(body), start, (*found, state.steps()), reverse=True)[1]
 
 
-def looked_back(op: KroneckerPlusNoise, axis: int, observed: Any) -> Smoothed | None:
-    """Of an operator on a grid, with derivatives that take no matrix of its Markov axis.
+def of_operator(op: KroneckerPlusNoise, axis: int, observed: Any) -> FullState | None:
+    """That of an operator on a grid, whose smoother takes no matrix of its Markov axis.
 
     `None` where such a matrix is not larger than the states of all places, for noise that is
     correlated, and for a batch.
@@ -262,8 +263,7 @@ def looked_back(op: KroneckerPlusNoise, axis: int, observed: Any) -> Smoothed | 
             return None
         noise = noise.diagonal()
     precisions = jnp.where(observed, jnp.broadcast_to(1 / noise, op.grid_shape), 0)
-    state = of_grid(op.factors, axis, precisions)
-    return smoothed(state, filtered(state))
+    return of_grid(op.factors, axis, precisions)
 
 
 def logpdf(state: FullState, y: Array) -> Array:
