@@ -387,12 +387,8 @@ class KalmanLanes(AbstractKalman):
         """Of the signal given the data, over `λ`, at all times of all lanes or at new ones."""
         space, size = piece.space, self.factor.size
         if ahead is not None:
-            observed = (
-                jnp.ones(size, bool)
-                if lanes.observed is None
-                else self.factor.unsorted(lanes.observed)
-            )
-            levels = lanes.levels
+            known = jnp.ones(size, bool) if lanes.observed is None else lanes.observed
+            observed, levels = self.factor.unsorted(known), lanes.levels
             if levels.ndim:
                 levels = ahead.padded(self.factor.unsorted(levels), 1)
             lanes = lanes._replace(observed=ahead.padded(observed, False), levels=levels)
