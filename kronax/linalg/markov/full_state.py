@@ -109,11 +109,13 @@ def updated(
     """
     order, m = p.shape[0], p.shape[-1]
     rows = root[:, None] * jnp.moveaxis(p[0], 0, 1).reshape(m, order * m)
-    white = solve_triangular(lower, rows, lower=True)
+    # One solve in place of two, of which each has more of them in its derivative.
+    inverse = solve_triangular(lower, jnp.eye(m, dtype=p.dtype), lower=True)
+    white = matmul(inverse, rows)
     square = matmul(white.T, white).reshape(order, m, order, m)
     rest = p - jnp.moveaxis(square, 1, 2)
     known = root > 0
-    half = solve_triangular(lower, white, lower=True, trans=1)
+    half = matmul(inverse.T, white)
     kept = half / jnp.where(known, root, 1)[:, None]
     if state.space.nugget is not None:
         own = (state.space.nugget if nugget is None else nugget) * state.places
