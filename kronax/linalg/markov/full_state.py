@@ -105,10 +105,15 @@ def updated(
     """`P` given the values at this time as well, and `L⁻¹ W^½ P_0j`, `(m, d·m)`.
 
     Where there are data, rows of values are `W^-½ (L Lᵀ)⁻¹ W^½ P_0j` in place of a difference, of
-    which little noise leaves nothing.
+    which little noise leaves nothing. It is felt where a place is repeated, or nearly so: a step
+    adds much more. Equal steps are none of that, and take two thirds of the time without.
     """
     order, m = p.shape[0], p.shape[-1]
     rows = root[:, None] * jnp.moveaxis(p[0], 0, 1).reshape(m, order * m)
+    if state.space.regular:
+        white = solve_triangular(lower, rows, lower=True)
+        square = matmul(white.T, white).reshape(order, m, order, m)
+        return p - jnp.moveaxis(square, 1, 2), white
     # One solve in place of two, of which each has more of them in its derivative.
     inverse = solve_triangular(lower, jnp.eye(m, dtype=p.dtype), lower=True)
     white = matmul(inverse, rows)
