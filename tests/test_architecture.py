@@ -48,6 +48,7 @@ ALLOWED_LOOPS = {
     ("linalg/krylov/variances", "map"): "places in chunks, one solve each",
     ("linalg/krylov/variances", "scan"): "draws in chunks, so that few are held at once",
     ("linalg/krylov/terms_variances", "scan"): "the same",
+    ("linalg/krylov/markov_reference", "fori_loop"): "one product after another, of one vector",
     (
         "linalg/spectral/khatri_rao",
         "map",

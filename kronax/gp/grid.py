@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from kronax.domains import parameter
 from kronax.gp.axes.alignment import refuse_mesh
 from kronax.gp.axes.axis import Axis, as_axis, new_axes, ordered
+from kronax.gp.axes.markov import check_begun
 from kronax.gp.axes.structure import Structure, check_kernel, factor
 from kronax.gp.from_data import FromData
 from kronax.gp.kernels.base import dtype_of
@@ -357,9 +358,12 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """New coordinates in the form of the axes, `None` for those that stay."""
         new = new_axes(axes, self.axes, self.axis_names)
         names = self.axis_names or tuple(f"axis {i}" for i in range(len(new)))
-        for kernel, axis, name in zip(self.kernels, new, names, strict=True):
+        owners = zip(self.kernels, self.axes, self.structures, strict=True)
+        for (kernel, old, structure), axis, name in zip(owners, new, names, strict=True):
             if axis is not None:
                 check_kernel(kernel, axis, f"new {name}")
+            if axis is not None and structure.kind == "markov":
+                check_begun(kernel, old, axis, name)
         return new
 
     def describe(self) -> str:

@@ -2,13 +2,15 @@
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.krylov.markov_reference import MarkovReference
+from kronax.linalg.estimates.certificates import exact_estimate
+from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
 from kronax.linalg.krylov.operator import Iterations
 from kronax.linalg.krylov.solve import prepared
 from tests.everyday import everyday
@@ -166,3 +168,36 @@ def test_the_reference_is_the_filter():
     held = prepared(op, TIGHT)
     assert isinstance(held, MarkovReference)
     assert held.axis == 1
+
+
+def test_the_largest_eigenvalue_is_bounded_where_covariances_are_negative():
+    """Row sums are not: of whole waves they are zero."""
+    n, waves = 240, np.arange(240) * 2 * np.pi / 12
+    cases = {
+        "whole waves": (kx.Cosine(12.0), np.cos(waves[:, None] - waves)),
+        "a product": (
+            kx.Matern32(40.0) * kx.Cosine(12.0),
+            np.cos(waves[:, None] - waves) * matern(np.arange(float(n)), 40.0),
+        ),
+        "positive": (kx.Matern32(9.0), matern(np.arange(float(n)), 9.0)),
+        "short": (kx.Matern32(0.01), np.eye(n)),
+    }
+    spaces = {name: kernel.state_space(np.asarray(1.0)) for name, (kernel, _) in cases.items()}
+    factors = {name: kx.Markov(space, n) for name, space in spaces.items()}
+    found = jax.jit(lambda fs: {k: largest_along(kx.Kronecker(f), 0) for k, f in fs.items()})(
+        factors
+    )
+    for name, (_, matrix) in cases.items():
+        largest = np.linalg.eigvalsh(matrix)[-1]
+        assert largest <= found[name] * (1 + 1e-12), name
+        assert found[name] < 4 * largest, name
+
+
+def test_advice_is_of_what_has_a_say():
+    op = kx.Iterative(operator(np.full(SHAPE, 0.05), jnp.asarray(START)))
+    estimate = eqx.tree_at(lambda e: e.converged, exact_estimate(jnp.ones(())), jnp.asarray(False))
+    with pytest.raises(kx.ConvergenceError, match=r"Raise `max_steps` of kx\.Iteration, loosen"):
+        Iterations(op).settled(estimate, "the solve")
+    by_matrix = kx.KroneckerPlusDiagonal(kx.Kronecker(jnp.eye(2), jnp.eye(2)), jnp.ones((2, 2)))
+    with pytest.raises(kx.ConvergenceError, match="Raise `max_steps` or `box_size` of kx"):
+        Iterations(kx.Iterative(by_matrix)).settled(estimate, "the solve")

@@ -108,15 +108,32 @@ def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovA
     """The process on an axis and at new places, which may be traced: in linear time."""
     old = axis.points(dtype)
     both = jnp.concatenate([old.centred.reshape(-1), new.centred.reshape(-1)])
+    begun = jnp.min(new.centred) >= jnp.min(old.centred)
     # Behind a barrier: XLA would sort constants while it compiles, at a crawl.
     sorting = jnp.argsort(lax.optimization_barrier(both), stable=True)
     space = kernel.state_space(jnp.diff(both[sorting]))
     space = jax.tree.map(lambda x: x.astype(dtype), space)
+    if not space.stationary:  # its first covariance is that of the first place
+        space = dataclasses.replace(space, initial=jnp.where(begun, space.initial, jnp.nan))
     cell, is_old = new.found_in(old)
     own, ahead = (jnp.arange(points.size, dtype=cell.dtype) for points in (old, new))
     places = jnp.concatenate([own, jnp.where(is_old, cell, old.size + ahead)])
-    back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))[places]
-    return MarkovAhead(with_state(space), sorting, back, old.size)
+    back = jnp.zeros_like(sorting).at[sorting].set(jnp.arange(both.size))
+    return MarkovAhead(with_state(space), sorting, back, back[places], old.size)
+
+
+def check_begun(kernel: Kernel, axis: Axis, new: Axis, name: str) -> None:
+    """Refuse new places before the first, where a process begins; traced ones make NaN."""
+    shapes = _shapes(kernel, axis.is_distinct)
+    if new.static is None or shapes is None or shapes.stationary:
+        return
+    first, least = (float(np.min(x.offsets)) for x in (axis, new))
+    if least < first:
+        raise ValueError(
+            f"New coordinates of {name} must not lie before the first one: the state space of "
+            f"{type(kernel).__name__} begins there, as it is not stationary. Got one "
+            f"{first - least:.6g} before it."
+        )
 
 
 def slope_of_state(kernel: Kernel, dtype: Any) -> Array:

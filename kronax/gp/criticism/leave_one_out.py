@@ -21,10 +21,10 @@ from kronax.linalg.arrays.checks import check_plain, is_concrete
 from kronax.linalg.arrays.fibres import shared_like
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.nested_lists import without_mask
-from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
+from kronax.linalg.estimates.certificates import ConvergenceError, or_a_box, warn_if_uncertain
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.diagonals import inverse_diagonal
-from kronax.linalg.krylov.operator import Iterations, Iterative
+from kronax.linalg.krylov.operator import Iterations
 
 
 class LeaveOneOut(HeldOut):
@@ -106,10 +106,10 @@ def leave_one_out(post: AbstractPosterior) -> LeaveOneOut:
         found = way.settled(way.inverse_estimate(), "the draws")
         weights = way.data_weights(post.residual(), post.weights)
         mean, variance, diagonal = _predicted(post, found.value, weights)
-        _check_positive(diagonal, way.op)
+        _check_positive(diagonal, way)
         error = found.standard_error * jnp.square(variance)
         what = "Leave-one-out variances"
-        warn_if_uncertain(variance, error, way.op.iteration, what)
+        warn_if_uncertain(variance, error, way.op.iteration, what, way.has_box)
     else:
         mean, variance, _ = _predicted(post, None, post.weights)
     return LeaveOneOut(mean, variance, post.y, post.gp.axes, axis_labels(post.gp), error)
@@ -131,17 +131,17 @@ def _predicted(
     return post.y - jnp.multiply(*same_rank(weights, variance)), variance, diagonal
 
 
-def _check_positive(diagonal: Array, op: Iterative) -> None:
+def _check_positive(diagonal: Array, way: Iterations) -> None:
     """Refuse estimates of the inverse's diagonal that leave no variance."""
     if not is_concrete(diagonal):
         return
-    seen = np.broadcast_to(op.observed, diagonal.shape)
+    seen = np.broadcast_to(way.op.observed, diagonal.shape)
     bad = seen & ~(np.asarray(diagonal) > 0)
     if bad.any():
+        more = or_a_box("num_draws", way.has_box)
         raise ConvergenceError(
             f"Leave-one-out by iterations needs more certain variances; got {int(bad.sum())} that "
-            "are not positive. Raise `num_draws` or `box_size` of kx.Iteration, or take "
-            "gaps='exact'."
+            f"are not positive. Raise {more} of kx.Iteration, or take gaps='exact'."
         )
 
 

@@ -15,6 +15,7 @@ from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.checks import refuse_joined
 from kronax.gp.model.observations import UNKNOWN_GAPS, has_unknown_gaps
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
+from kronax.gp.model.solver_choice import iterated_axis
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.early_errors import raising_unless_finite
 from kronax.linalg.arrays.fingerprints import made_of_tree
@@ -86,7 +87,8 @@ def _log_density_of(gp: AbstractProcess, covariance: DataCovariance, y: Array) -
 
 def estimate(gp: AbstractProcess, y: Array) -> Estimate:
     """The same with its certificate; raises as the model's iterations are to."""
-    return settled(unsettled_estimate(gp, y), gp.iteration, "the log density")
+    has_box = iterated_axis(gp) is None
+    return settled(unsettled_estimate(gp, y), gp.iteration, "the log density", has_box)
 
 
 @eqx.filter_jit

@@ -404,7 +404,8 @@ class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
         """The value of an estimate, with a warning where draws leave it uncertain."""
         if isinstance(self.operator, Iterative):
             iteration, error = self.operator.iteration, estimate.standard_error
-            warn_if_uncertain(estimate.value, error, iteration, what)
+            has_box = self.operator.decomposed().has_box
+            warn_if_uncertain(estimate.value, error, iteration, what, has_box)
         return estimate.value
 
     def _points(self, new: tuple[Axis | None, ...], covariates: Any = None) -> NewPoints:

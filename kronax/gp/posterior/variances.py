@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.gp.kernels.base import Kernel
+from kronax.gp.kernels.points import Points
 from kronax.gp.model.components import (
     Component,
     New,
@@ -27,7 +29,7 @@ from kronax.gp.model.components import (
     term,
     whole,
 )
-from kronax.gp.model.process import AbstractPosterior
+from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.mode_products import along, apply_along, outer, same_rank
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.spectral import AbstractOnGrid
@@ -62,7 +64,10 @@ def exact_variance(post: AbstractPosterior, new: New, name: str | None) -> Array
         if not any(new):
             return decomposition_of(op).posterior_diagonal()
         (part,) = whole(gp)
-        return with_value(_definition(post, new, None), _given(op, signal_places(post, part, new)))
+        places, found = signal_places(post, part, new), decomposition_of(op)
+        ahead = found.variance_ahead(places) if isinstance(found, AbstractKalman) else None
+        like = _definition(post, new, None) if ahead is None else ahead
+        return with_value(like, _given(op, places))
     like = _definition(post, new, name)
     if name is None:
         return with_value(like, _with_joined(post, new) if any(new) else _joined_at_data(post))
@@ -137,16 +142,28 @@ def signal_places(
             else:
                 rows = root_rows(gp, i, x, op.dtype)[0]
             places.append(Places(rows, prior))
-        elif by_filter and (weights := part_of_state(gp, kernel, i, x is not None)) is not None:
-            whole_kernel = gp.kernels[i]
-            ahead = None if x is None else process_ahead(gp, whole_kernel, i, x, op.dtype)
-            places.append(Places(MarkovPart(weights, ahead), prior))
+        elif by_filter and (rows := _part_of_process(gp, kernel, i, x, op.dtype)) is not None:
+            places.append(Places(rows, prior))
         elif x is None:
             places.append(Places(scale * factor_of(gp, kernel, i, op.dtype).to_dense(), prior))
         else:
             rows = kernel.matrix_at(x, old).astype(op.dtype)
             places.append(Places(scale * rows, prior))
     return places
+
+
+def _part_of_process(
+    gp: AbstractProcess, kernel: Kernel, i: int, x: Points | None, dtype: Any
+) -> MarkovPart | None:
+    """A term as a part of the state along a Markov axis, at its places or at new ones."""
+    weights = part_of_state(gp, kernel, i, x is not None)
+    if weights is None and x is None:
+        # What is white has a state beside places that may be the same: those of the axis again.
+        x, weights = gp.axes[i].points(dtype), part_of_state(gp, kernel, i, True)
+    if weights is None:
+        return None
+    ahead = None if x is None else process_ahead(gp, gp.kernels[i], i, x, dtype)
+    return MarkovPart(weights, ahead)
 
 
 def _joined_places(post: AbstractPosterior, part: Component, new: New) -> list[Places]:

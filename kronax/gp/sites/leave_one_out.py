@@ -20,11 +20,11 @@ from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out, on_cel
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.likelihoods.predictive import log_predictive, probability
 from kronax.gp.model.process import AbstractPosterior
-from kronax.gp.model.solver_choice import is_iterative
+from kronax.gp.model.solver_choice import is_iterative, iterated_axis
 from kronax.gp.posterior import predict
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import check_key, is_concrete
-from kronax.linalg.estimates.certificates import ConvergenceError, warn_if_uncertain
+from kronax.linalg.estimates.certificates import ConvergenceError, or_a_box, warn_if_uncertain
 
 
 class LikelihoodLeaveOneOut(HeldOut):
@@ -114,7 +114,7 @@ def cavity(sites: Sites) -> tuple[Array, Array]:
     return jnp.where(is_site, mean, jnp.nan), jnp.where(is_site, variance, jnp.nan)
 
 
-def check_cavities(sites: Sites, variance: Array) -> None:
+def check_cavities(sites: Sites, variance: Array, has_box: bool = True) -> None:
     """Refuse concrete variances of cavities that rounding or draws leave without a meaning."""
     if not is_concrete(sites, variance):
         return
@@ -122,8 +122,8 @@ def check_cavities(sites: Sites, variance: Array) -> None:
     if bad.any():
         raise ConvergenceError(
             "Leave-one-out needs more certain variances; got sites that say more than all data at "
-            f"{int(bad.sum())} cells. Take float64; by iterations raise `num_draws` or "
-            "`box_size` of kx.Iteration, or take gaps='exact'."
+            f"{int(bad.sum())} cells. Take float64; by iterations raise "
+            f"{or_a_box('num_draws', has_box)} of kx.Iteration, or take gaps='exact'."
         )
 
 
@@ -140,9 +140,11 @@ def left_out(post: AbstractPosterior, like: AbstractLikelihood, sites: Sites) ->
         error = spread / jnp.square(1 - sites.precision * sites.variance)
     else:
         mean, variance = _of_targets(leave_one_out(post), sites, mean, variance)
-    check_cavities(sites, variance)
+    has_box = iterated_axis(post.gp) is None
+    check_cavities(sites, variance, has_box)
     if error is not None:
-        warn_if_uncertain(variance, error, post.gp.iteration, "Leave-one-out variances")
+        what = "Leave-one-out variances"
+        warn_if_uncertain(variance, error, post.gp.iteration, what, has_box)
     return *_moments(like, mean, variance), mean, variance, error
 
 

@@ -91,9 +91,14 @@ USUAL_ERROR = 0.05
 BEYOND = 0.1
 
 LONGER = (
-    "Raise `max_steps` or `box_size` of kx.Iteration, loosen its `tolerance`, or take the result "
+    "Raise {} of kx.Iteration, loosen its `tolerance`, or take the result "
     "as it is with `on_failure='flag'`. A signal that is indefinite, or not finite, gives NaN here."
 )
+
+
+def or_a_box(name: str, has_box: bool) -> str:
+    """What may be raised, in words: also the box of the preconditioner, where it has one."""
+    return f"`{name}` or `box_size`" if has_box else f"`{name}`"
 
 
 class Estimate(eqx.Module):
@@ -202,12 +207,13 @@ class Solved(NamedTuple):
     certificate: Certificate
 
 
-def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
+def settled(estimate: Estimate, iteration: Iteration, what: str, has_box: bool = True) -> Estimate:
     """The estimate, unless it did not converge and that was to raise."""
     if iteration.on_failure == "flag":
         return estimate
+    longer = LONGER.format(or_a_box("max_steps", has_box))
     if not is_concrete(estimate.converged):
-        message = f"The iterations of {what} must reach their tolerance, and did not. {LONGER}"
+        message = f"The iterations of {what} must reach their tolerance, and did not. {longer}"
         estimate = raising_if(lambda: ~estimate.converged, estimate, message)
         # A factor, so that derivatives are NaN as well.
         one = jnp.ones((), estimate.value.dtype)
@@ -217,13 +223,17 @@ def settled(estimate: Estimate, iteration: Iteration, what: str) -> Estimate:
         raise ConvergenceError(
             f"The iterations of {what} must reach their tolerance; after "
             f"{int(np.max(np.asarray(estimate.num_steps)))} steps the relative residual is "
-            f"{float(np.max(np.asarray(estimate.residual))):.2g}. {LONGER}"
+            f"{float(np.max(np.asarray(estimate.residual))):.2g}. {longer}"
         )
     return estimate
 
 
 def warn_if_uncertain(
-    value: Array, standard_error: Array | None, iteration: Iteration, what: str
+    value: Array,
+    standard_error: Array | None,
+    iteration: Iteration,
+    what: str,
+    has_box: bool = True,
 ) -> None:
     """Warn of concrete variances by draws of which a tenth is off by more than is usual."""
     if standard_error is None or not is_concrete(value, standard_error):
@@ -238,8 +248,8 @@ def warn_if_uncertain(
     warnings.warn(
         f"{what} from {iteration.num_draws} draws have standard errors above {USUAL_ERROR:.0%} in "
         f"a tenth of the cells: {most:.0%} of the variance, and up to {relative.max():.0%}. Set "
-        f"iteration=kx.Iteration(num_draws={2 ** int(np.ceil(np.log2(wanted)))}), or a larger "
-        "`box_size`.",
+        f"iteration=kx.Iteration(num_draws={2 ** int(np.ceil(np.log2(wanted)))})"
+        f"{', or a larger `box_size`' if has_box else ''}.",
         stacklevel=level_of_caller(),
     )
 

@@ -48,7 +48,7 @@ from kronax.linalg.krylov.probes import (
     rounding_of,
     trace_surrogate,
 )
-from kronax.linalg.krylov.solve import prepared, refuse_if_failed, run
+from kronax.linalg.krylov.solve import has_box, prepared, refuse_if_failed, run
 from kronax.linalg.krylov.terms_density import terms_both
 from kronax.linalg.krylov.terms_preconditioner import TermsReference
 from kronax.linalg.operators.kronecker import Kronecker
@@ -94,7 +94,7 @@ def iterative_logpdf(
     residual = op.held(jnp.subtract(*same_rank(op.vector(y, "y")[0], op.mean_vector(mean))))
     estimate = density_estimate(residual, op, iteration)
     refuse_if_failed(estimate, op)
-    return settled(estimate, iteration, "the log density")
+    return settled(estimate, iteration, "the log density", has_box(op))
 
 
 def iterative_logdet(op: KroneckerPlusDiagonal, *, iteration: Iteration = DEFAULT) -> Estimate:
@@ -109,7 +109,7 @@ def iterative_logdet(op: KroneckerPlusDiagonal, *, iteration: Iteration = DEFAUL
     """
     estimate = _logdet(op, iteration)
     refuse_if_failed(estimate, op)
-    return settled(estimate, iteration, "the log-determinant")
+    return settled(estimate, iteration, "the log-determinant", has_box(op))
 
 
 class _Found(NamedTuple):

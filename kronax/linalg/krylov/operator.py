@@ -21,13 +21,14 @@ from kronax.linalg.estimates.certificates import (
     ConvergenceError,
     Estimate,
     Iteration,
+    or_a_box,
     settled,
     skew_quantile,
 )
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.density import density_estimate, iterative_logdet
 from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
-from kronax.linalg.krylov.solve import prepared, solve_estimate
+from kronax.linalg.krylov.solve import has_box, prepared, solve_estimate
 from kronax.linalg.krylov.variances import (
     covariance_estimate,
     explained_estimate,
@@ -121,9 +122,14 @@ class Iterations(AbstractSignalPlusNoise):
 
     is_exact = False
 
+    @property
+    def has_box(self) -> bool:
+        """Whether `box_size` has a say; see `has_box`."""
+        return has_box(self.op.op)
+
     def settled(self, estimate: Estimate, what: str) -> Estimate:
         """As the settings of the iterations ask for."""
-        return settled(estimate, self.op.iteration, what)
+        return settled(estimate, self.op.iteration, what, self.has_box)
 
     def solve(self, b: Array) -> Array:
         """See `kx.iterative_solve`."""
@@ -257,6 +263,6 @@ def check_draws(draws: Array, op: Iterative) -> None:
     if bool(np.isnan(np.asarray(draws)).all()):
         raise ConvergenceError(
             "The iterations of the draws must reach their tolerance within "
-            f"{op.iteration.max_steps} steps. Raise `max_steps` or `box_size` of kx.Iteration, or "
-            "loosen its `tolerance`."
+            f"{op.iteration.max_steps} steps. Raise {or_a_box('max_steps', has_box(op.op))} of "
+            "kx.Iteration, or loosen its `tolerance`."
         )

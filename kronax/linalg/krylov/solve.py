@@ -63,7 +63,7 @@ def iterative_solve(
     grid, flat = op.vector(b, "b")
     estimate = solve_estimate(op, grid, iteration)
     refuse_if_failed(estimate, op)
-    estimate = settled(estimate, iteration, "the solve")
+    estimate = settled(estimate, iteration, "the solve", has_box(op))
     if not flat:
         return estimate
     flattened = estimate.value.reshape(*grid.shape[: grid.ndim - len(op.grid_shape)], -1)
@@ -76,6 +76,11 @@ def refuse_if_failed(estimate: Estimate, op: KroneckerPlusDiagonal) -> None:
         for j, product in enumerate(products_of(op.kronecker)):
             many = isinstance(op.kronecker, KroneckerTerms)
             refuse_indefinite(product, f"signal's term {j}" if many else "signal")
+
+
+def has_box(op: KroneckerPlusDiagonal) -> bool:
+    """Whether the preconditioner has a `box_size`: one that is filtered has none."""
+    return markov_axis(op) is None
 
 
 def prepared(

@@ -27,7 +27,13 @@ from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.markov_reference import MarkovReference
 from kronax.linalg.krylov.preconditioner import Reference, even, solve_white
-from kronax.linalg.krylov.solve import drawn_twins, prepared, refuse_if_failed, solve_columns
+from kronax.linalg.krylov.solve import (
+    drawn_twins,
+    has_box,
+    prepared,
+    refuse_if_failed,
+    solve_columns,
+)
 from kronax.linalg.krylov.terms_preconditioner import TermsReference
 from kronax.linalg.krylov.terms_variances import terms_posterior
 from kronax.linalg.markov.lanes import markov_axis
@@ -71,7 +77,7 @@ def iterative_inverse_at(
     """
     estimate = places_estimate(op, (tuple(rows),), iteration)
     refuse_if_failed(estimate, op)
-    return settled(estimate, iteration, "the solves at scattered places")
+    return settled(estimate, iteration, "the solves at scattered places", has_box(op))
 
 
 def iterative_posterior_variances(
@@ -103,7 +109,7 @@ def iterative_posterior_variances(
     """
     estimate = posterior_estimate(op, iteration)
     refuse_if_failed(estimate, op)
-    return settled(estimate, iteration, "the draws")
+    return settled(estimate, iteration, "the draws", has_box(op))
 
 
 @partial(jax.jit, static_argnums=1)

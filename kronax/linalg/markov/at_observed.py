@@ -7,12 +7,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.fingerprints import fingerprint
-from kronax.linalg.arrays.mode_products import outer
 from kronax.linalg.arrays.precision import Ends
 from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.decompositions.abstract import Rows
@@ -166,7 +164,7 @@ class KalmanPlaces(AbstractKalman):
     def inverse_diagonal(self) -> Array:
         """Sums of squares, with the derivative of the smoother."""
         state = self.state()
-        look = full_state.smoothed(state, full_state.filtered(state))
+        look = full_state.smoothed(state)
         value = with_value(look.inverse, square_root.inverse_diagonal(state))
         return self.op.held(self._back(value))
 
@@ -175,21 +173,12 @@ class KalmanPlaces(AbstractKalman):
         assert others is None, "two sides are for terms beside the noise"
         if all(row is None for row in rows):
             return self.inverse_diagonal()
-        eyes = [jnp.eye(n, dtype=self.op.dtype) for n in self.op.grid_shape]
-        filled = [e if row is None else row for row, e in zip(rows, eyes, strict=True)]
-        shape = tuple(row.shape[0] for row in filled)
-        index = np.indices(shape).reshape(len(shape), -1)
-
-        def one(place: Array) -> Array:
-            vector = outer([row[k] for row, k in zip(filled, place, strict=True)])
-            return jnp.sum(vector * self.solve(vector))
-
-        return lax.map(one, jnp.asarray(index.T), batch_size=self.batch_size).reshape(shape)
+        return self.by_solves(rows)
 
     def posterior_diagonal(self) -> Array:
         """Sums of squares, with the derivative of the smoother."""
         state = self.state()
-        look = full_state.smoothed(state, full_state.filtered(state))
+        look = full_state.smoothed(state)
         return with_value(self._back(look.variances), self._back(square_root.variances(state)))
 
     def _smoothed_variance(self, places: Sequence[Places]) -> Array:
@@ -208,14 +197,10 @@ class KalmanPlaces(AbstractKalman):
             rows.append(_by_old(moved[-1].basis, place.rows))
         shares = list(map(axis_shares, moved, axes, [place for _, place in others]))
         if ahead is not None:
-            precisions = ahead.padded(self.factor.unsorted(state.precisions), 0)
-            state = FullState(ahead.space, state.places, precisions)
+            state = self._going_on(state, ahead)
         by_old = Kronecker(*rows).to_dense() if rows else None
         known = square_root.variances(state, by_old, part)
-        if ahead is None:
-            known = self.factor.unsorted(known)
-        else:
-            known = ahead.unsorted(known)[self.factor.size :]
+        known = self.factor.unsorted(known) if ahead is None else ahead.at_new(known)
         left = unexplained(shares) if shares else jnp.zeros((), self.op.dtype)
         value = known + prior[:, None] * left.ravel()[None]
         return jnp.moveaxis(value.reshape(-1, *left.shape), 0, k)

@@ -260,18 +260,21 @@ def _root(factor: Any, space: StateSpace) -> MarkovRoot:
 class MarkovAhead(eqx.Module):
     """A Markov process at the places of an axis and at new ones, before, between and after.
 
-    A new place that is an old one is that place, with its nugget.
+    A new place that is an old one stands beside it, with no step between: traced ones may move
+    away from there. It has the nugget of that place.
 
     Args:
         space: the process at all of them, sorted.
         sorting: which of them, old ones first, stands where then, `(old + ahead,)`.
         back: where every one of them is found then.
+        same: where it, or the old place that it is.
         old: number of old places.
     """
 
     space: StateSpace
     sorting: Array
     back: Array
+    same: Array
     old: int = eqx.field(static=True)
 
     @property
@@ -281,15 +284,33 @@ class MarkovAhead(eqx.Module):
 
     def event_ndims(self) -> "MarkovAhead":
         """The number of axes of every leaf without its batch, as a matching pytree."""
-        return MarkovAhead(self.space.event_ndims, 1, 1, self.old)  # type: ignore[arg-type]
+        return MarkovAhead(self.space.event_ndims, 1, 1, 1, self.old)  # type: ignore[arg-type]
 
     def sorted(self, x: Array) -> Array:
         """What lies along the first axis of `x`, old places first, in the order of the places."""
         return x[self.sorting]
 
     def unsorted(self, x: Array) -> Array:
-        """The same back, old places first."""
-        return x[self.back]
+        """The same back, old places first.
+
+        A nugget is not told apart from the rest: with one, a new place that is an old one has what
+        that has.
+        """
+        return x[self.back if self.space.nugget is None else self.same]
+
+    def at_new(self, x: Array) -> Array:
+        """What is known at the new places; where these are old ones, what is known there."""
+        return x[self.same[self.old :]]
+
+    def multiplied(self, x: Array, part: Array | None = None) -> Array:
+        """`K x` for `x` `(old + ahead, lanes)`, old places first; see `multiplied`."""
+        smooth = dataclasses.replace(self.space, nugget=None)
+        total = multiplied(smooth, self.sorted(x), part)[self.back]
+        nugget = self.space.nugget
+        if nugget is None or part is not None:
+            return total
+        nugget = nugget[:, None] if self.space.nugget_varies else nugget
+        return total + (nugget * jnp.zeros_like(x).at[self.same].add(x))[self.same]
 
     def padded(self, x: Array, value: Any) -> Array:
         """Numbers at the old places, and the same `value` at all new ones, sorted."""
@@ -303,12 +324,6 @@ class MarkovAhead(eqx.Module):
     def root(self) -> MarkovRoot:
         """That of all places together."""
         return _root(self, self.space)
-
-    def variances(self) -> Array:
-        """Those of the new places, `(m,)`."""
-        values = covariances(self.space, self.size)[:, 0, 0]
-        values = values if self.space.nugget is None else values + self.space.nugget
-        return self.unsorted(values)[self.old :]
 
 
 class MarkovPart(eqx.Module):
@@ -372,12 +387,9 @@ class MarkovCross(AbstractFactor):
         """Multiply along `axis < 0` of `x`, as all places together with zeros at the others."""
         front, old = jnp.moveaxis(x, axis, 0), self.joint.old
         flat = front.reshape(self.size, -1)
-        if self.is_transposed:  # new places that are the same add up
-            nothing = jnp.zeros((self.joint.size, flat.shape[1]), flat.dtype)
-            padded = nothing.at[self.joint.back[old:]].add(flat)
-        else:
-            padded = self.joint.padded(flat, 0)
-        product = self.joint.unsorted(multiplied(self.joint.space, padded, self.part))
+        none = jnp.zeros((self.joint.size - self.size, flat.shape[1]), flat.dtype)
+        pair = [none, flat] if self.is_transposed else [flat, none]
+        product = self.joint.multiplied(jnp.concatenate(pair), self.part)
         kept = product[:old] if self.is_transposed else product[old:]
         return jnp.moveaxis(kept.reshape(-1, *front.shape[1:]), 0, axis)
 

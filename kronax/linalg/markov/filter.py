@@ -174,19 +174,22 @@ def slopes(
         by_step = 2 * product(half, after) + r[:, None] * mean[None]
         by_spread, r, ell = ell, times(a.T, r), times(a.T, half)
         # Back over the update by the value.
-        s, w = signal * jnp.sum(first * r, axis=0), applied(ell, first)
-        q = signal * jnp.sum(first * w, axis=0)
+        s = signal * jnp.sum(first * r, axis=0)
+        q = signal * jnp.sum(first * applied(ell, first), axis=0)
         by_value = g * (s + 2 * on_quadratic * v)
-        by_total = g * (on_logdet - g * (on_quadratic * v * v + v * s - signal * q))
-        by_first = r * (g * v)[None] - w * (2 * signal * g)[None]
-        r = r.at[0].add(-by_value)
-        ell = ell.at[0].add(by_first / 2).at[:, 0].add(by_first / 2).at[0, 0].add(by_total)
+        by_score = g * (on_logdet - g * v * (on_quadratic * v + s))
+        by_noise = by_score + g * g * signal * q
         levels, nugget = own_noise(space, lanes, place)
-        by_signal = first[0] * by_total - q * g - m[0] * by_value + nugget * by_total
+        by_signal = first[0] * by_score - g * at.left * q - m[0] * by_value + nugget * by_noise
+        r, ell = unseen(at, signal, r, ell)
+        by_first = (g * v / 2)[None] * r
+        ell = ell.at[0].add(by_first).at[:, 0].add(by_first)
+        ell = ell.at[0, 0].add(g * (on_logdet - g * on_quadratic * v * v))
+        r = r.at[0].add(-2 * on_quadratic * g * v)
         explained = 2 * on_quadratic * m[0] - jnp.sum(first * r, axis=0) + nugget * by_value
         sums = [over_lanes(x, signal) for x in (by_step, by_spread)]
-        sums += [jnp.sum(lanes.noise * by_total), jnp.sum(signal * by_total)]
-        return (r, ell), (by_value, explained, by_signal, levels * by_total, *sums)
+        sums += [jnp.sum(lanes.noise * by_noise), jnp.sum(signal * by_noise)]
+        return (r, ell), (by_value, explained, by_signal, levels * by_noise, *sums)
 
     r = jnp.zeros((space.order, y.shape[1]), y.dtype)
     start = (r, jnp.zeros((space.order, *r.shape), y.dtype))
@@ -204,6 +207,20 @@ def slopes(
     levels = by_levels if lanes.levels.ndim else jnp.sum(by_levels)
     by_lane = (jnp.sum(by_signal, axis=0), jnp.sum(by_noise, axis=0))
     return Slopes(by_space, *by_lane, levels, data, explained)
+
+
+def unseen(at: Gain, signal: Array, r: Array, ell: Array) -> tuple[Array, Array]:
+    """`Tᵀ r` and `Tᵀ L T` with `T = I − λ p eᵀ / D`, by which a value changes the state.
+
+    The first entry of its first column is `n / D`: of a difference from one, little noise leaves
+    nothing, and `L` is as large as the noise is small.
+    """
+    column = (-signal * at.precision)[None] * at.first
+    column = column.at[0].set(at.left)
+    turned = applied(ell, column)
+    ell = ell.at[0].set(turned).at[:, 0].set(turned)
+    corner = jnp.sum(column * turned, axis=0)
+    return r.at[0].set(jnp.sum(column * r, axis=0)), ell.at[0, 0].set(corner)
 
 
 def over_lanes(x: Array, weights: Array) -> Array:

@@ -99,13 +99,40 @@ class FullState(NamedTuple):
         return turned + q[:, :, None, None] * self.places[None, None]
 
 
-def updated(p: Array, root: Array, lower: Array) -> tuple[Array, Array]:
-    """`P` given the values at this time as well, and `L⁻¹ W^½ P_0j`, `(m, d·m)`."""
+def updated(
+    state: FullState, p: Array, root: Array, lower: Array, nugget: Array | None
+) -> tuple[Array, Array]:
+    """`P` given the values at this time as well, and `L⁻¹ W^½ P_0j`, `(m, d·m)`.
+
+    Where there are data, rows of values are `W^-½ (L Lᵀ)⁻¹ W^½ P_0j` in place of a difference, of
+    which little noise leaves nothing. It is felt where a place is repeated, or nearly so: a step
+    adds much more. Equal steps are none of that, and take two thirds of the time without.
+    """
     order, m = p.shape[0], p.shape[-1]
     rows = root[:, None] * jnp.moveaxis(p[0], 0, 1).reshape(m, order * m)
-    white = solve_triangular(lower, rows, lower=True)
+    if state.space.regular:
+        white = solve_triangular(lower, rows, lower=True)
+        square = matmul(white.T, white).reshape(order, m, order, m)
+        return p - jnp.moveaxis(square, 1, 2), white
+    # One solve in place of two, of which each has more of them in its derivative.
+    inverse = solve_triangular(lower, jnp.eye(m, dtype=p.dtype), lower=True)
+    white = matmul(inverse, rows)
     square = matmul(white.T, white).reshape(order, m, order, m)
-    return p - jnp.moveaxis(square, 1, 2), white
+    rest = p - jnp.moveaxis(square, 1, 2)
+    known = root > 0
+    half = matmul(inverse.T, white)
+    kept = half / jnp.where(known, root, 1)[:, None]
+    if state.space.nugget is not None:
+        own = (state.space.nugget if nugget is None else nugget) * state.places
+        kept = kept + matmul(own, root[:, None] * half)
+    kept = jnp.moveaxis(kept.reshape(m, order, m), 1, 0)
+    first = jnp.where(known[None, :, None], kept, rest[0])
+    # What rounding leaves unsymmetric would grow; gaps have it from the cells with data.
+    values = first[0]
+    even = jnp.where(known[:, None], (values + values.T) / 2, values.T)
+    values = jnp.where(known[None], even, values)
+    first = first.at[0].set(values)
+    return rest.at[0].set(first).at[:, 0].set(jnp.swapaxes(first, 1, 2)), white
 
 
 def log_det_and_quadratic(state: FullState, y: Array) -> tuple[Array, Array]:
@@ -116,7 +143,7 @@ def log_det_and_quadratic(state: FullState, y: Array) -> tuple[Array, Array]:
         mean, p = carry
         value, (root, nugget, steps) = step
         lower = state.innovation(p, root, nugget)
-        after, white = updated(p, root, lower)
+        after, white = updated(state, p, root, lower, nugget)
         v = solve_triangular(lower, root * (value - mean[0]), lower=True)
         mean = mean + matmul(v, white).reshape(order, m)
         ahead = matmul(state.space.step(steps)[0], mean), state.ahead(after, steps)
@@ -163,7 +190,7 @@ def filtered(state: FullState) -> Filtered:
     def body(p: Array, step: Any) -> tuple[Array, Filtered]:
         root, nugget, steps = step
         lower = state.innovation(p, root, nugget)
-        after, _ = updated(p, root, lower)
+        after, _ = updated(state, p, root, lower, nugget)
         return state.ahead(after, steps), Filtered(lower, p[:, 0])
 
     return lax.scan(jax.checkpoint(body), state.start(), state.steps())[1]
@@ -210,8 +237,9 @@ class Smoothed(NamedTuple):
     variances: Array
 
 
-def smoothed(state: FullState, found: Filtered) -> Smoothed:
+def smoothed(state: FullState) -> Smoothed:
     """Looking back over all times; variances lose digits at little noise, see `square_root`."""
+    found = filtered(state)
     order, m = state.space.order, state.places.shape[-1]
 
     def body(information: Array, step: Any) -> tuple[Array, Smoothed]:
@@ -242,8 +270,8 @@ def smoothed(state: FullState, found: Filtered) -> Smoothed:
     return lax.scan(jax.checkpoint(body), start, (*found, state.steps()), reverse=True)[1]
 
 
-def looked_back(op: KroneckerPlusNoise, axis: int, observed: Any) -> Smoothed | None:
-    """Of an operator on a grid, with derivatives that take no matrix of its Markov axis.
+def of_operator(op: KroneckerPlusNoise, axis: int, observed: Any) -> FullState | None:
+    """That of an operator on a grid, whose smoother takes no matrix of its Markov axis.
 
     `None` where such a matrix is not larger than the states of all places, for noise that is
     correlated, and for a batch.
@@ -262,8 +290,7 @@ def looked_back(op: KroneckerPlusNoise, axis: int, observed: Any) -> Smoothed | 
             return None
         noise = noise.diagonal()
     precisions = jnp.where(observed, jnp.broadcast_to(1 / noise, op.grid_shape), 0)
-    state = of_grid(op.factors, axis, precisions)
-    return smoothed(state, filtered(state))
+    return of_grid(op.factors, axis, precisions)
 
 
 def logpdf(state: FullState, y: Array) -> Array:

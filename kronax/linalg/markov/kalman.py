@@ -7,18 +7,25 @@ from math import prod
 from operator import mul
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST, outer, same_rank
-from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise
+from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
+from kronax.linalg.markov import full_state
 from kronax.linalg.markov.factor import Markov, MarkovAhead, MarkovPart
+from kronax.linalg.markov.full_state import FullState
 from kronax.linalg.spectral.conditional_variances import Places, priors_of
 
 # So many numbers of right-hand sides are solved for at once.
 CHUNK = 1_000_000
+# By `n²`, the derivative of so many solves takes as long as that of a decomposition of the axis:
+# some operations `n³`, where a step of a filter takes microseconds.
+SOLVES = 1e-4
 
 
 class AbstractKalman(AbstractSignalPlusNoise):
@@ -57,6 +64,49 @@ class AbstractKalman(AbstractSignalPlusNoise):
         prior = _outer([f.diagonal() if p.prior is None else p.prior for f, p in pairs])
         rows = [f.to_dense() if p.rows is None else p.rows for f, p in pairs]
         return lax.stop_gradient(jnp.subtract(*same_rank(prior, self.explained(rows))))
+
+    def variance_ahead(self, places: Sequence[Places]) -> Array | None:
+        """The same of new places along the Markov axis alone, with derivatives in them as well.
+
+        `None` if another axis has new ones, or where a matrix of the Markov axis is no larger.
+        """
+        ahead = places[self.axis].rows
+        others = [p.rows for i, p in enumerate(places) if i != self.axis]
+        state = self.state()
+        if state is None or not isinstance(ahead, MarkovAhead) or others != [None] * len(others):
+            return None
+        found = full_state.smoothed(self._going_on(state, ahead)).variances
+        shape = [n for i, n in enumerate(self.op.grid_shape) if i != self.axis]
+        found = ahead.unsorted(found)[ahead.old :].reshape(-1, *shape)
+        return jnp.moveaxis(found, 0, self.axis)
+
+    def are_few(self, rows: Rows) -> bool:
+        """Whether a solve for each is cheaper than a decomposition of the Markov axis."""
+        pairs = zip(rows, self.op.grid_shape, strict=True)
+        return prod(n if x is None else x.shape[0] for x, n in pairs) < SOLVES * self.factor.size**2
+
+    def by_solves(self, rows: Rows) -> Array:
+        """`diag(C S⁻¹ Cᵀ)` for `C = ⊗rows[i]`, without a batch: one solve for every row of `C`."""
+        eyes = [jnp.eye(n, dtype=self.op.dtype) for n in self.op.grid_shape]
+        filled = [e if row is None else row for row, e in zip(rows, eyes, strict=True)]
+        shape = tuple(row.shape[0] for row in filled)
+        index = np.indices(shape).reshape(len(shape), -1)
+
+        @jax.checkpoint
+        def one(place: Array) -> Array:
+            vector = outer([row[k] for row, k in zip(filled, place, strict=True)])
+            return jnp.sum(vector * self.solve(vector))
+
+        return lax.map(one, jnp.asarray(index.T), batch_size=self.batch_size).reshape(shape)
+
+    @abc.abstractmethod
+    def state(self) -> FullState | None:
+        """All places at once, with a precision for every cell; `None` where that is too large."""
+
+    def _going_on(self, state: FullState, ahead: MarkovAhead) -> FullState:
+        """The same at new times as well, where nothing is observed."""
+        precisions = ahead.padded(self.factor.unsorted(state.precisions), 0)
+        return FullState(ahead.space, state.places, precisions)
 
     def _along(self, places: Sequence[Places]) -> tuple[MarkovAhead | None, Any, Array]:
         """Where the process goes on, the weights of a part of the state, and prior variances."""

@@ -195,9 +195,8 @@ class KalmanLanes(AbstractKalman):
             (c, b), (rest_c, rest_b) = ([x[k] for x in sides], [_without(x, k) for x in sides])
             lanes = self._lanes(piece)
             if c is None and b is None:
-                value = self.factor.unsorted(
-                    self._smoothed(piece.space, lanes, self.factor.size).inverse
-                )
+                look = self._smoothed(piece.space, lanes, self.factor.size)
+                value = self.factor.unsorted(look.inverse)
             else:
                 value = self._between(piece, lanes, c, b)
             value = value.reshape(value.shape[0], *(x.values.shape[-1] for x in piece.bases))
@@ -212,17 +211,24 @@ class KalmanLanes(AbstractKalman):
         held = lax.stop_gradient(sides)
         value = map_batch(one, batch, (pieces, pieces.event_ndims), (held, ndims))
         is_own = others is None and all(row is None for row in rows)
-        if is_own and (looked := self._looked_back()) is not None:
-            return with_value(self._on_grid(looked.inverse), value)
+        if is_own and (state := self.state()) is not None:
+            return with_value(self._on_grid(full_state.smoothed(state).inverse), value)
+        if others is None and not batch and self.are_few(rows):
+            return with_value(self.by_solves(rows), value)
         inner, kept = self._dense()
         at_kept = [None if others is None else self._at(side, kept) for side in sides]
         return with_value(inner.explained(self._at(sides[0], kept), at_kept[1]), value)
 
+    def state(self) -> full_state.FullState | None:
+        """All modes in one filter, for derivatives; `None` where a dense matrix is no larger."""
+        return full_state.of_operator(self.whole, self.axis, getattr(self.op, "observed", True))
+
     def posterior_diagonal(self) -> Array:
         """Sums of products, none of them a difference where there are data."""
         places = [Places(None)] * len(self.whole.grid_shape)
-        if (looked := self._looked_back()) is not None:
-            return with_value(self._on_grid(looked.variances), self.variance_given(places))
+        if (state := self.state()) is not None:
+            like = self._on_grid(full_state.smoothed(state).variances)
+            return with_value(like, self.variance_given(places))
         rows = [f.to_dense() for f in self.whole.factors]
         inner, kept = self._dense()
         prior = self.whole.kronecker.diagonal()
@@ -381,12 +387,8 @@ class KalmanLanes(AbstractKalman):
         """Of the signal given the data, over `λ`, at all times of all lanes or at new ones."""
         space, size = piece.space, self.factor.size
         if ahead is not None:
-            observed = (
-                jnp.ones(size, bool)
-                if lanes.observed is None
-                else self.factor.unsorted(lanes.observed)
-            )
-            levels = lanes.levels
+            known = jnp.ones(size, bool) if lanes.observed is None else lanes.observed
+            observed, levels = self.factor.unsorted(known), lanes.levels
             if levels.ndim:
                 levels = ahead.padded(self.factor.unsorted(levels), 1)
             lanes = lanes._replace(observed=ahead.padded(observed, False), levels=levels)
@@ -400,9 +402,7 @@ class KalmanLanes(AbstractKalman):
             known = look.variances
         elif lanes.observed is not None:
             known = jnp.where(lanes.observed[:, None], known, look.variances + nugget)
-        if ahead is not None:
-            return ahead.unsorted(known)[self.factor.size :]
-        return self.factor.unsorted(known)
+        return self.factor.unsorted(known) if ahead is None else ahead.at_new(known)
 
     def _between(self, piece: Pieces, lanes: Lanes, c: Array | None, b: Array | None) -> Array:
         """`c_iᵀ S_a⁻¹ b_i` for the rows of two matrices, `(m, lanes)`."""
@@ -416,9 +416,6 @@ class KalmanLanes(AbstractKalman):
             return jnp.sum(left * solved(piece.space, lanes, at, right), axis=0)
 
         return lax.map(one, (c, b))
-
-    def _looked_back(self) -> full_state.Smoothed | None:
-        return full_state.looked_back(self.whole, self.axis, getattr(self.op, "observed", True))
 
     def _on_grid(self, x: Array) -> Array:
         return full_state.on_grid(x, self.factor, self.axis, self.whole.grid_shape)

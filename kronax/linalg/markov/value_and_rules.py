@@ -38,7 +38,7 @@ from kronax.linalg.spectral.value_and_rules import (
     rotations,
     unrotate,
 )
-from kronax.linalg.state_spaces.state_space import StateSpace
+from kronax.linalg.state_spaces.state_space import StateSpace, sum_of
 
 Bases = tuple[Eigenbasis, ...]
 
@@ -215,10 +215,13 @@ def _same(x: Array) -> Array:
 class _Surrogate(NamedTuple):
     """Agrees with `_value` to second order around diagonal blocks, with frozen bases.
 
+    The lanes alone are as the filter has them. For what is beside them, `E`, the quadratic form has
+    `−α̂ᵀ E α̂ + (E α)ᵀ S⁻¹ E α` with `α̂ = α + S⁻¹ (ŷ − S_a α)`.
+
     Args:
         space, lanes: those around which it is.
         gains: of their filter.
-        start: `α = S⁻¹ ŷ`, `(n, *others)`.
+        start: `α = S⁻¹ ŷ`, `(n, *others)`; `None` where nothing is beside the lanes.
         couplings: per axis `tr(S_a⁻¹ K S_c⁻¹ K)`, the same with `N` twice, and with both.
         observed: where there are data.
     """
@@ -237,11 +240,11 @@ class _Surrogate(NamedTuple):
         lanes = lanes_of(bases, levels, observed)
         size = constants.found.means.shape[0]
         at = gains(space, lanes, size)
-        start = None
-        if weights[1]:
+        start, couplings = None, []
+        are_coupled = any(2 in b.ndims for b in (*others.signal, *others.noise))
+        if weights[1] and are_coupled:
             start = solved(space, lanes, at, flat(others.y)).reshape(others.y.shape)
-        couplings = []
-        if weights[0] and any(2 in b.ndims for b in (*others.signal, *others.noise)):
+        if weights[0] and are_coupled:
             couplings = _couplings(space, lanes, bases, constants.found)
         return cls(space, lanes, at, start, couplings, observed)
 
@@ -249,37 +252,40 @@ class _Surrogate(NamedTuple):
         """The value at moved blocks, process, levels and data."""
         on_logdet, on_quadratic = weights
         others, space, levels = problem
-        signal, noise = (
-            [diagonal_of(b) for b in blocks] for blocks in (others.signal, others.noise)
-        )
-        total = jnp.zeros((), levels.dtype)
-        if on_logdet:
-            lanes = self.lanes._replace(levels=levels)
-            if signal:
-                lanes = lanes._replace(signal=outer(signal).ravel(), noise=outer(noise).ravel())
-            nothing = jnp.zeros(self.gains.precision.shape, levels.dtype)
-            total += on_logdet * jnp.sum(filtered(space, lanes, nothing)[0])
-            for i, coupling in enumerate(self.couplings):
-                total -= on_logdet / 2 * _coupled(others.signal[i], others.noise[i], *coupling)
+        lanes = self.lanes._replace(levels=levels)
+        if others.signal:
+            signal, noise = (
+                outer([diagonal_of(b) for b in blocks]).ravel()
+                for blocks in (others.signal, others.noise)
+            )
+            lanes = lanes._replace(signal=signal, noise=noise)
+        nothing = jnp.zeros(self.gains.precision.shape, levels.dtype)
+        data = flat(others.y) if on_quadratic else nothing
+        logs, squares, _ = filtered(space, lanes, data)
+        total = on_logdet * jnp.sum(logs) + on_quadratic * jnp.sum(squares)
+        for i, coupling in enumerate(self.couplings):
+            total -= on_logdet / 2 * _coupled(others.signal[i], others.noise[i], *coupling)
         if self.start is not None:
-            y = others.y
-            left = y - self._apply(problem, self.start)
-            change = solved(self.space, self.lanes, self.gains, flat(left))
-            refined = self.start + change.reshape(y.shape)
-            total += on_quadratic * jnp.sum(refined * (2 * y - self._apply(problem, refined)))
+            own, beside = self._apply(problem, lanes)
+            change = solved(self.space, self.lanes, self.gains, flat(2 * (others.y - own) - beside))
+            total -= on_quadratic * jnp.sum(beside * (self.start + change.reshape(beside.shape)))
         return total
 
-    def _apply(self, problem: MarkovSum, x: Array) -> Array:
-        """`S x` where there are data."""
+    def _apply(self, problem: MarkovSum, lanes: Lanes) -> tuple[Array, Array]:
+        """`S_a α` of the lanes, and `E α` of what is beside them, where there are data."""
+        x: Any = self.start
         others, space, levels = problem
         # As a function of all leaves, as it is in the filter, where `Q` makes what follows.
         space = dataclasses.replace(space, stationary=False)
         along = multiplied(space, flat(x)).reshape(x.shape)
         noise = levels.reshape(*levels.shape, *(1,) * (x.ndim - 1) * levels.ndim) * x
+        values = (v.reshape(1, *x.shape[1:]) for v in (lanes.signal, lanes.noise))
+        own = sum_of(v * term for v, term in zip(values, (along, noise), strict=True))
         total = apply_blocks(others.signal, along) + apply_blocks(others.noise, noise)
         if self.observed is None:
-            return total
-        return jnp.where(self.observed.reshape(-1, *(1,) * (x.ndim - 1)), total, 0)
+            return own, total - own
+        observed = self.observed.reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.where(observed, own, 0), jnp.where(observed, total - own, 0)
 
 
 def _couplings(
