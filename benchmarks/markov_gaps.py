@@ -87,12 +87,13 @@ def prepared(method: str, data: gap_data.Case, axis: int, start: np.ndarray) -> 
 
 def fitted(call: Call, data: gap_data.Case) -> dict[str, Any]:
     """A first fit and another one, predictions, and how good they are."""
+    is_ours = call.worker.name == OURS
     try:
         call.seconds()
-        first = call()
-        call.seconds()
-        answer = call()
-        is_ours = call.worker.name == OURS
+        first = answer = call()
+        if is_ours:  # the other compiles nothing
+            call.seconds()
+            answer = call()
         versions = {} if is_ours else call.worker.ask("versions", CALL_LIMIT_S)
     except CandidateError as reason:
         return {"error": str(reason)}
