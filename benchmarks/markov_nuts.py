@@ -71,9 +71,10 @@ def sample(
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_draws, progress_bar=False)
     began = process_time()
     if adapted is None:
-        # What is drawn first compiles the loop that is timed.
-        mcmc.run(jax.random.key(0))
-        mcmc.post_warmup_state = mcmc.last_state
+        # After the warm-up, what is drawn first compiles the loop that is timed.
+        for seed in (2, 3):
+            mcmc.run(jax.random.key(seed))
+            mcmc.post_warmup_state = mcmc.last_state
     warm = process_time()
     mcmc.run(jax.random.key(1), extra_fields=("num_steps", "diverging"))
     draws = {site: np.asarray(mcmc.get_samples()[site]) for site in SITES}
