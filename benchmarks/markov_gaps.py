@@ -123,26 +123,33 @@ def measure(name: str, case: Case, rounds: int) -> list[dict[str, Any]]:
     return [{**about, "method": method, **row} for method, row in rows.items()]
 
 
+QUALITY = {
+    "rmse": ".3f",
+    "negative_log_density": ".3f",
+    "coverage": ".1%",
+    "log_likelihood": ",.1f",
+}
+
+
 def gaps_table(rows: list[dict[str, Any]]) -> str:
-    """Times, and scores of what was fitted."""
+    """Times, and scores of what was fitted; kronax predicts at the parameters of BoTorch too."""
     body = []
     for row in rows:
         if "error" in row:
             body.append([row["data"], row["method"], row["error"], *["–"] * 7])
             continue
         spent = ("seconds", "first_fit_seconds", "fit_seconds", "predict_seconds")
-        formats = {
-            "rmse": ".3f",
-            "negative_log_density": ".3f",
-            "coverage": ".1%",
-            "log_likelihood": ",.1f",
-        }
-        quality = [format(row[key], f) if key in row else "–" for key, f in formats.items()]
-        body.append(
-            [row["data"], row["method"], *(digits(row.get(key)) for key in spent), *quality]
-        )
+        times = [digits(row.get(key)) for key in spent]
+        body.append([row["data"], row["method"], *times, *_quality(row)])
+        if row["method"] == BOTORCH and "by_kronax" in row:
+            there = _quality(row["by_kronax"] | {"log_likelihood": row["log_likelihood"]})
+            body.append([row["data"], "kronax, where BoTorch's fit ended", *["–"] * 4, *there])
     header = ["data", "method", "value and gradient, s", "first fit, s", "fit, s", "predict, s"]
     return table([*header, "RMSE", "negative log density", "inside 95 %", "log likelihood"], body)
+
+
+def _quality(row: dict[str, Any]) -> list[str]:
+    return [format(row[key], f) if key in row else "–" for key, f in QUALITY.items()]
 
 
 def described(row: dict[str, Any]) -> str:

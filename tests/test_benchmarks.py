@@ -143,10 +143,12 @@ def test_fits_of_gappy_grids_are_shown_with_their_scores():
     rows = [
         {"data": "hills", "method": "kronax, Markov", "seconds": 0.5, "rmse": 0.2},
         {"data": "hills", "method": "BoTorch", "error": "not installed"},
+        {"data": "hills", "method": "BoTorch", "log_likelihood": 7.0, "by_kronax": {"rmse": 0.1}},
     ]
-    *_, ours, peer = markov_gaps.gaps_table(rows).splitlines()
+    *_, ours, peer, _, there = markov_gaps.gaps_table(rows).splitlines()
     assert ours == "| hills | kronax, Markov | 0.5 | – | – | – | 0.200 | – | – | – |"
     assert peer == "| hills | BoTorch | not installed | – | – | – | – | – | – | – |"
+    assert there.endswith("fit ended | – | – | – | – | 0.100 | – | – | 7.0 |")
 
 
 def test_learning_curves_are_cut_off():
