@@ -27,11 +27,11 @@ ROUNDS, BUDGET_S = 3, 10.0
 # Of BoTorch's fit, on the clock; and of any call.
 FIT_LIMIT_S, CALL_LIMIT_S = 200.0, 300.0
 FILTER, BOTORCH = "kronax, Markov", "BoTorch"
-# By the name in tables: along the Markov axis, and how gaps are taken.
+# By the name in tables: along the Markov axis, along others, and how gaps are taken.
 WAYS = {
-    FILTER: ("markov", "exact"),
-    "kronax, gaps eliminated": ("dense", "exact"),
-    "kronax, iterative": ("dense", "iterative"),
+    FILTER: ("markov", None, "exact"),
+    "kronax, gaps eliminated": ("dense", "dense", "exact"),
+    "kronax, iterative": ("dense", "dense", "iterative"),
 }
 FITTED = (FILTER, BOTORCH)
 
@@ -55,7 +55,8 @@ QUICK_CASES = {
 
 def structure_of(way: str, data: gap_data.Case, axis: int) -> tuple[str | None, ...]:
     """What is asked for along every axis."""
-    return tuple(WAYS[way][0] if i == axis else None for i in range(data.y.ndim))
+    along, others, _ = WAYS[way]
+    return tuple(along if i == axis else others for i in range(data.y.ndim))
 
 
 def evaluated(data: gap_data.Case, axis: int, start: np.ndarray, rounds: int) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def evaluated(data: gap_data.Case, axis: int, start: np.ndarray, rounds: int) ->
 
     def value(logarithms: Any, y: Any, way: str) -> Any:
         structure = structure_of(way, data, axis)
-        gp = model(data.kernels, data.axes, data.periods, logarithms, WAYS[way][1], structure)
+        gp = model(data.kernels, data.axes, data.periods, logarithms, WAYS[way][2], structure)
         return gp.observing(np.isfinite(data.y)).log_marginal_likelihood(y)
 
     def compiled(way: str) -> Callable:
@@ -80,7 +81,7 @@ def prepared(method: str, data: gap_data.Case, axis: int, start: np.ndarray) -> 
     if method == BOTORCH:
         inputs |= {"places": data.places(), "num_samples": NUM_SAMPLES, "limit_s": FIT_LIMIT_S}
         return Call(Worker(ENVIRONMENT), 0, "latent Kronecker", inputs, CALL_LIMIT_S)
-    along, gaps = structure_of(method, data, axis), WAYS[method][1]
+    along, gaps = structure_of(method, data, axis), WAYS[method][2]
     inputs |= {"axes": data.axes, "periods": data.periods, "structure": along, "gaps": gaps}
     return Call(Worker(OURS), 0, "grid GP", inputs, CALL_LIMIT_S)
 
