@@ -6,7 +6,7 @@ processor, with one thread of BLAS or PyTorch; the first fit counts what it comp
 cells that are held out.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import process_time
 from typing import Any, NamedTuple
@@ -18,7 +18,8 @@ import numpy as np
 from benchmarks import gap_data
 from benchmarks.gaps import ENVIRONMENT, NUM_SAMPLES, exactly, scores, start_of
 from benchmarks.markdown import digits, table
-from benchmarks.measure import CandidateError, alternate, save
+from benchmarks.measure import CandidateError, alternate
+from benchmarks.parts import measured
 from benchmarks.peers.environments import OURS
 from benchmarks.peers.processes import Call, Worker
 from benchmarks.peers.with_kronax import model
@@ -26,26 +27,29 @@ from benchmarks.peers.with_kronax import model
 ROUNDS, BUDGET_S = 3, 10.0
 # Of BoTorch's fit, on the clock; and of any call.
 FIT_LIMIT_S, CALL_LIMIT_S = 200.0, 300.0
-FILTER, BOTORCH = "kronax, Markov", "BoTorch"
+FILTER, ITERATIVE, BOTORCH = "kronax, Markov", "kronax, iterative", "BoTorch"
 # By the name in tables: along the Markov axis, along others, and how gaps are taken.
 WAYS = {
     FILTER: ("markov", None, "exact"),
     "kronax, gaps eliminated": ("dense", "dense", "exact"),
-    "kronax, iterative": ("dense", "dense", "iterative"),
+    ITERATIVE: ("dense", "dense", "iterative"),
 }
 FITTED = (FILTER, BOTORCH)
 
 
 class Case(NamedTuple):
-    """Data, and which of their axes is Markov."""
+    """Data, which of their axes is Markov, and the ways to a value and gradient."""
 
     make: Callable[[], gap_data.Case]
     axis: int
+    ways: tuple[str, ...] = tuple(WAYS)
 
 
 CASES = {
     "elevation 96×96, 50 % in blocks": Case(lambda: gap_data.heights(96, 0.5, 12), 0),
-    "learning curves 200×52, 47 % cut off": Case(lambda: gap_data.curves(200, 52), 1),
+    "learning curves 200×52, 47 % cut off": Case(
+        lambda: gap_data.curves(200, 52), 1, (FILTER, ITERATIVE)
+    ),
 }
 QUICK_CASES = {
     "elevation 24×24, 50 % in blocks": Case(lambda: gap_data.heights(24, 0.5, 6), 0),
@@ -59,12 +63,14 @@ def structure_of(way: str, data: gap_data.Case, axis: int) -> tuple[str | None, 
     return tuple(along if i == axis else others for i in range(data.y.ndim))
 
 
-def evaluated(data: gap_data.Case, axis: int, start: np.ndarray, rounds: int) -> dict[str, Any]:
-    """Seconds of a value and gradient of the likelihood where the fits begin, in every way."""
+def evaluated(
+    data: gap_data.Case, case: Case, start: np.ndarray, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """Seconds of a value and gradient of the likelihood where the fits begin, by way."""
     at, y = jnp.asarray(start), jnp.asarray(np.nan_to_num(data.y))
 
     def value(logarithms: Any, y: Any, way: str) -> Any:
-        structure = structure_of(way, data, axis)
+        structure = structure_of(way, data, case.axis)
         gp = model(data.kernels, data.axes, data.periods, logarithms, WAYS[way][2], structure)
         return gp.observing(np.isfinite(data.y)).log_marginal_likelihood(y)
 
@@ -72,7 +78,7 @@ def evaluated(data: gap_data.Case, axis: int, start: np.ndarray, rounds: int) ->
         function = jax.jit(jax.value_and_grad(partial(value, way=way)))
         return partial(function.lower(at, y).compile(), at, y)
 
-    return alternate({way: compiled(way) for way in WAYS}, rounds, BUDGET_S, process_time)
+    return alternate({way: compiled(way) for way in case.ways}, rounds, BUDGET_S, process_time)
 
 
 def prepared(method: str, data: gap_data.Case, axis: int, start: np.ndarray) -> Call:
@@ -116,7 +122,7 @@ def measure(name: str, case: Case, rounds: int) -> list[dict[str, Any]]:
     """Value and gradient in every way of kronax, and fits."""
     data = case.make()
     start, missing = start_of(data), float(np.isnan(data.y).mean())
-    rows: dict[str, dict[str, Any]] = dict(evaluated(data, case.axis, start, rounds))
+    rows = evaluated(data, case, start, rounds)
     for method in FITTED:
         found = fitted(prepared(method, data, case.axis, start), data)
         rows[method] = rows.get(method, {}) | found
@@ -158,11 +164,10 @@ def described(row: dict[str, Any]) -> str:
     return f"{row['data']}: " + gaps_table([row]).splitlines()[-1]
 
 
-def run(quick: bool) -> None:
-    """Every case; what is done is stored as it comes."""
-    rows: list[dict[str, Any]] = []
-    for name, case in (QUICK_CASES if quick else CASES).items():
-        rows += (new := measure(name, case, 1 if quick else ROUNDS))
-        for row in new:
-            print(described(row), flush=True)
-        save("markov_gaps", rows, quick)
+def run(quick: bool, only: Sequence[str] = ()) -> None:
+    """Every case, or those that are named; what is done is stored as it comes."""
+    cases = QUICK_CASES if quick else CASES
+    parts = {
+        name: partial(measure, name, case, 1 if quick else ROUNDS) for name, case in cases.items()
+    }
+    measured("markov_gaps", parts, described, quick, only)
