@@ -18,7 +18,7 @@ from benchmarks.measure import CandidateError, save
 
 SHAPE, QUICK_SHAPE = (2000, 20), (120, 4)
 # By structure along time: draws. Before them the filter has as many to warm up, and to compile.
-DRAWS = {"markov": 200, "dense": 25}
+DRAWS = {"markov": 150, "dense": 20}
 QUICK_DRAWS = {"markov": 30, "dense": 20}
 NAMES = {"markov": "filter", "dense": "decomposition"}
 LIMIT_S = 3000
