@@ -161,7 +161,7 @@ def _quality(row: dict[str, Any]) -> list[str]:
 
 def described(row: dict[str, Any]) -> str:
     """One line for the log."""
-    return f"{row['data']}: " + gaps_table([row]).splitlines()[-1]
+    return "\n".join(gaps_table([row]).splitlines()[2:])
 
 
 def run(quick: bool, only: Sequence[str] = ()) -> None:
