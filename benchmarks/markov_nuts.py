@@ -18,8 +18,10 @@ from benchmarks.measure import CandidateError, save
 
 SHAPE, QUICK_SHAPE = (2000, 20), (120, 4)
 # By structure along time: draws. Before them the filter has as many to warm up, and to compile.
-DRAWS = {"markov": 150, "dense": 20}
+DRAWS = {"markov": 150, "dense": 15}
 QUICK_DRAWS = {"markov": 30, "dense": 20}
+# Of fewer draws nothing can be estimated: each counts as one effective sample.
+FEWEST_DRAWS = 50
 NAMES = {"markov": "filter", "dense": "decomposition"}
 LIMIT_S = 3000
 SITES = ("along", "across", "variance", "noise")
@@ -90,7 +92,7 @@ def sample(
         "gradients": gradients,
         "draws": num_draws,
         "effective_samples": effective,
-        "per_second": min(effective.values()) / (ended - warm),
+        "per_second": _counted(effective, num_draws) / (ended - warm),
         "divergences": int(np.sum(extra["diverging"])),
         "mean": {site: float(np.log(draws[site]).mean()) for site in SITES},
         "deviation": {site: float(np.log(draws[site]).std()) for site in SITES},
@@ -100,6 +102,10 @@ def sample(
             "last": {site: float(draws[site][-1]) for site in SITES},
         },
     }
+
+
+def _counted(effective: dict[str, float], num_draws: int) -> float:
+    return min(effective.values()) if num_draws >= FEWEST_DRAWS else num_draws
 
 
 def nuts_table(rows: list[dict[str, Any]]) -> str:
@@ -112,8 +118,8 @@ def nuts_table(rows: list[dict[str, Any]]) -> str:
         if "error" in row:
             body.append([name, row["method"], row["error"], *["–"] * 6])
             continue
-        fewest = min(row["effective_samples"].values())
-        rate = row["per_second"]
+        fewest, rate = _counted(row["effective_samples"], row["draws"]), row["per_second"]
+        at_most = "" if row["draws"] >= FEWEST_DRAWS else "≤ "
         slower = None if row["method"] == NAMES["markov"] or ours is None else ours / rate
         body.append(
             [
@@ -123,9 +129,9 @@ def nuts_table(rows: list[dict[str, Any]]) -> str:
                 digits(row["gradients"] / row["draws"]),
                 digits(1e3 * row["seconds"] / row["gradients"]),
                 digits(row["seconds"]),
-                digits(fewest),
-                digits(rate),
-                times(slower),
+                at_most + digits(fewest),
+                at_most + digits(rate),
+                "–" if slower is None else at_most.replace("≤", "≥") + times(slower),
             ]
         )
     header = ["grid", "along time", "draws", "gradients a draw", "ms a gradient", "seconds"]
