@@ -22,7 +22,7 @@ from benchmarks.measure import alternate, save
 CASES = [
     ((1000, 100), 0.1, 1, ("markov", "dense")),
     ((1000, 100), 0.1, 168, ("markov", "dense")),
-    ((2000, 150), 0.01, 1, ("markov",)),
+    ((2000, 150), 0.01, 1, ("markov", "dense")),
     ((10_000, 100), 0.1, 1, ("markov",)),
 ]
 QUICK_CASES = [((120, 12), 0.1, 20, ("markov", "dense"))]
