@@ -21,7 +21,8 @@ class Case(NamedTuple):
 
     `y` is NaN where a method sees nothing, of mean zero and variance one elsewhere; `truth` is in
     the same units, and `is_held_out` marks the missing cells where it is known. Linear axes go from
-    0 to 1; `periods` are those of axes that are circles, `kernels` Matérn kernels by smoothness ν.
+    0 to 1, one of places in a plane is `(n, 2)`; `periods` are those of axes that are circles,
+    `kernels` Matérn kernels by smoothness ν.
     """
 
     y: np.ndarray
@@ -35,9 +36,11 @@ class Case(NamedTuple):
         """Coordinates as rows; a circle is places in the plane, as kronax sees it."""
         found = []
         for x, period in zip(self.axes, self.periods, strict=True):
-            angle = 2 * np.pi * x / (period or 1)
-            circle = (period or 1) / (2 * np.pi) * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-            found.append(x[:, None] if period is None else circle)
+            if period is None:
+                found.append(x.reshape(len(x), -1))
+                continue
+            angle = 2 * np.pi * x / period
+            found.append(period / (2 * np.pi) * np.stack([np.cos(angle), np.sin(angle)], axis=1))
         return found
 
 
@@ -75,6 +78,31 @@ def carbon_dioxide() -> Case:
     trend = np.polynomial.Polynomial.fit(time[~missing], y[~missing], 2)
     axes = [np.arange(WEEKS) / WEEKS, _unit(y.shape[1])]
     return _case(y - trend(time), missing, held, axes, (2.5, 1.5), (1.0, None))
+
+
+def curves(num_settings: int, num_epochs: int) -> Case:
+    """Validation errors of a sweep while it runs: settings × epochs, less what lies ahead.
+
+    Simulated, and not from a Gaussian process, as in `examples/learning_curves.py`: an error falls
+    as a power of the epoch and as an exponential. Curves end from epoch 3 to the last. The second
+    axis is the logarithm of the epoch.
+    """
+    rng = np.random.default_rng(0)
+    epochs = np.arange(1.0, num_epochs + 1)
+    settings = rng.uniform(-1, 1, (num_settings, 2))
+    rate, width = settings.T
+    luck = rng.normal(size=(3, num_settings))
+    floor = (0.05 + 0.12 * (rate - 0.2) ** 2 + 0.05 * (width - 0.5) ** 2) * np.exp(0.15 * luck[0])
+    scale = np.exp(0.8 - rate + 0.3 * luck[1])[:, None]
+    power = (0.8 + 0.3 * width + 0.1 * luck[2])[:, None]
+    share = rng.uniform(0.3, 0.9, (num_settings, 1))
+    fall = share * (1 + epochs / scale) ** -power + (1 - share) * np.exp(-epochs / (4 * scale))
+    error = floor[:, None] + (0.9 - floor[:, None]) * fall
+    error += 0.006 * rng.standard_normal(error.shape)
+    ends = rng.permutation(np.linspace(3, num_epochs, num_settings).round())
+    ahead = epochs > ends[:, None]
+    axes = [settings, np.log(epochs) / np.log(num_epochs)]
+    return _case(error, ahead, ahead, axes, (1.5, 1.5), (None, None))
 
 
 def one_month() -> Case:

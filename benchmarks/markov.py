@@ -16,14 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import kronax as kx
-from benchmarks import gap_data, memory, reference
+from benchmarks import memory, reference
 from benchmarks.apart import apart
-from benchmarks.gaps import scores
 from benchmarks.markdown import digits, table, times
 from benchmarks.markov_accuracy import measure_accuracy
 from benchmarks.measure import CandidateError, alternate, relative_error, save, shown
 from benchmarks.peers.processes import Peers
-from benchmarks.peers.with_kronax import MATERN
 
 ROUNDS = 7
 BUDGET_S = 10.0
@@ -186,57 +184,6 @@ def _truth(case: Case, axes: Any, y: np.ndarray) -> tuple[float, np.ndarray] | N
     return value, np.array([*gradient[:2], whole - gradient[2], gradient[2]])
 
 
-# By the name in tables: options of `kx.GridGP`.
-WAYS: dict[str, dict[str, Any]] = {
-    MARKOV: {"structure": ("markov", None), "gaps": "exact"},
-    "kronax, gaps eliminated": {"structure": ("toeplitz", "toeplitz"), "gaps": "exact"},
-    "kronax, iterative": {"gaps": "iterative"},
-}
-GAPPED = {"elevation 96×96, 50 % in blocks": lambda: gap_data.heights(96, 0.5, 12)}
-QUICK_GAPPED = {"elevation 24×24, 50 % in blocks": lambda: gap_data.heights(24, 0.5, 6)}
-
-
-def measure_gaps(name: str, data: gap_data.Case, rounds: int) -> list[dict[str, Any]]:
-    """Value and gradient in every way, and the fit of the filter with its scores."""
-    first, second = (MATERN[nu] for nu in data.kernels)
-    at = jnp.log(jnp.array([0.1, 0.1, 1.0, 0.01]))
-    y = jnp.asarray(np.nan_to_num(data.y))
-
-    def gp(logarithms: Any, **options: Any) -> kx.GridGP:
-        one, two, variance, noise = jnp.exp(logarithms)
-        seen = np.isfinite(data.y)
-        kernels = (variance * first(one), second(two))
-        return kx.GridGP(kernels, data.axes, noise=noise, observed=seen, **options)
-
-    calls = {}
-    for way, options in WAYS.items():
-        function = compiled(lambda t, y, o=options: gp(t, **o).log_marginal_likelihood(y), y)
-        calls[way] = lambda function=function: function(at, y)
-    taken = alternate(calls, rounds, BUDGET_S, process_time)
-    shape, missing = list(data.y.shape), float(np.isnan(data.y).mean())
-    rows = [
-        {"data": name, "shape": shape, "missing": missing, "method": way, **found}
-        for way, found in taken.items()
-    ]
-    rows[0] |= fitted(gp(at, **WAYS[MARKOV]), data)
-    return rows
-
-
-def fitted(gp: kx.GridGP, data: gap_data.Case) -> dict[str, Any]:
-    """Seconds of a fit and of predictions everywhere, and how good they are."""
-    began = process_time()
-    result = kx.fit(gp.initialise(data.y), data.y, progress=False)
-    between = process_time()
-    post = result.model.condition(data.y)
-    answer = {
-        "mean": np.asarray(post.mean()),
-        "variance": np.asarray(post.variance(include_noise=True)),
-    }
-    ended = process_time()
-    spent = {"fit_seconds": between - began, "predict_seconds": ended - between}
-    return {**spent, "steps": int(result.num_steps), **scores(data, answer)}
-
-
 def markov_table(rows: list[dict[str, Any]]) -> str:
     """Value and gradient by grid and method, beside those of the filter."""
     own = [row for row in rows if "spacing" in row]
@@ -264,30 +211,6 @@ def markov_table(rows: list[dict[str, Any]]) -> str:
     return table([*header, "error of the value", "of the gradient"], body)
 
 
-def gaps_table(rows: list[dict[str, Any]]) -> str:
-    """Ways of solving at the observed cells alone."""
-    body = []
-    for row in rows:
-        if "data" not in row:
-            continue
-        cells = [f"{row['data']}", row["method"]]
-        if row["seconds"] is None:
-            body.append([*cells, row["error"], *["–"] * 5])
-            continue
-        found = [row.get(key) for key in ("fit_seconds", "predict_seconds")]
-        quality = [row.get(key) for key in ("rmse", "negative_log_density", "coverage")]
-        body.append(
-            [
-                *cells,
-                digits(row["seconds"]),
-                *map(digits, found),
-                *("–" if q is None else f"{q:.3f}" for q in quality),
-            ]
-        )
-    header = ["data", "method", "value and gradient, s", "fit, s", "predict, s", "RMSE"]
-    return table([*header, "negative log density", "inside 95 %"], body)
-
-
 def _key(row: dict[str, Any]) -> tuple[Any, ...]:
     return (*row["shape"], row["spacing"])
 
@@ -299,7 +222,7 @@ def _grid(row: dict[str, Any]) -> str:
 
 
 def run(quick: bool) -> None:
-    """Accuracy, then every grid, then gaps; what is done is stored as it comes."""
+    """Accuracy, then every grid; what is done is stored as it comes."""
     rounds = 3 if quick else ROUNDS
     rows: list[dict[str, Any]] = []
     versions: dict[str, Any] = {}
@@ -314,8 +237,6 @@ def run(quick: bool) -> None:
     keep(measure_accuracy(quick), {})
     for case in QUICK_CASES if quick else CASES:
         keep(*measure(case, rounds))
-    for name, make in (QUICK_GAPPED if quick else GAPPED).items():
-        keep(measure_gaps(name, make(), rounds), {})
 
 
 def described(row: dict[str, Any]) -> str:
@@ -324,7 +245,5 @@ def described(row: dict[str, Any]) -> str:
         return f"{row['precision']}, {row['case']}: " + ", ".join(
             f"{name} {error:.1e}" for name, error in row["errors"].items()
         )
-    where = _grid(row) if "spacing" in row else row["data"]
     held = f", {row['bytes'] / 1e6:,.0f} MB" if "bytes" in row else ""
-    fit = f", fit {row['fit_seconds']:.1f} s, RMSE {row['rmse']:.3f}" if "rmse" in row else ""
-    return f"{where}: {row['method']}: {shown(row)}{held}{fit}"
+    return f"{_grid(row)}: {row['method']}: {shown(row)}{held}"

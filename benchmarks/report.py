@@ -20,6 +20,9 @@ from benchmarks import (
     many_gaps,
     markov,
     markov_accuracy,
+    markov_gaps,
+    markov_lines,
+    markov_nuts,
     pictures,
     precision,
     rewrite,
@@ -108,9 +111,11 @@ def written(workload: str, results: dict[str, Any]) -> dict[str, str]:
         "precision": {"precision": precision.precision_table},
         "markov": {
             "markov": markov.markov_table,
-            "markov-gaps": markov.gaps_table,
             "markov-accuracy": markov_accuracy.accuracy_table,
         },
+        "markov_gaps": {"markov-gaps": markov_gaps.gaps_table},
+        "markov_nuts": {"markov-nuts": markov_nuts.nuts_table},
+        "markov_lines": {"markov-lines": markov_lines.lines_table},
         "many_gaps": {"many-gaps": many_gaps.many_gaps_table},
         "nongaussian.accuracy": {
             "nongaussian-accuracy": accuracy.accuracy_table,

@@ -23,6 +23,9 @@ from benchmarks import (  # noqa: E402
     many_gaps,
     markov,
     markov_accuracy,
+    markov_gaps,
+    markov_lines,
+    markov_nuts,
     matvec,
     mcmc,
     measure,
@@ -102,7 +105,7 @@ def test_every_environment_names_its_packages():
     assert environments.REQUIREMENTS.keys() == environments.PACKAGES.keys()
     fits = {environment for environment, *_ in fitting.PEERS.values()}
     used = {*likelihood.PEERS.values(), *matvec.PEERS.values(), *fits, gaps.ENVIRONMENT}
-    used |= {markov.PEER}
+    used |= {markov.PEER, markov_lines.PEER}
     used |= {environment for environment, _ in start.METHODS.values()} - {environments.OURS}
     assert used <= environments.REQUIREMENTS.keys()
 
@@ -128,15 +131,61 @@ def test_long_axes_are_shown_beside_the_filter():
         {**row, "method": markov.MARKOV, "seconds": 4e-3, "bytes": 2e6, "value_error": 3e-16},
         {**row, "method": "tinygp", "seconds": None, "error": "not installed"},
         {**row, "method": markov.OTHER, "seconds": 0.2, "missing": 0.1},
-        {"data": "hills", "method": markov.MARKOV, "seconds": 0.5, "rmse": 0.2},
     ]
     *_, ours, peer, other = markov.markov_table(rows).splitlines()
     assert ours == "| 20 × 1,000 regular | kronax, Markov | 4 | 200 | – | 2 MB | 3e-16 | – |"
     assert peer == "| 20 × 1,000 regular | tinygp | not installed | – | – | – | – | – |"
     assert "| 20 × 1,000 regular, 10% missing |" in other
     assert "| 50 × |" in other
-    *_, gaps = markov.gaps_table(rows).splitlines()
-    assert gaps == "| hills | kronax, Markov | 0.5 | – | – | 0.200 | – | – |"
+
+
+def test_fits_of_gappy_grids_are_shown_with_their_scores():
+    rows = [
+        {"data": "hills", "method": "kronax, Markov", "seconds": 0.5, "rmse": 0.2},
+        {"data": "hills", "method": "BoTorch", "error": "not installed"},
+        {"data": "hills", "method": "BoTorch", "log_likelihood": 7.0, "by_kronax": {"rmse": 0.1}},
+    ]
+    *_, ours, peer, _, there = markov_gaps.gaps_table(rows).splitlines()
+    assert ours == "| hills | kronax, Markov | 0.5 | – | – | – | 0.200 | – | – | – |"
+    assert peer == "| hills | BoTorch | not installed | – | – | – | – | – | – | – |"
+    assert there.endswith("fit ended | – | – | – | – | 0.100 | – | – | 7.0 |")
+
+
+def test_learning_curves_are_cut_off():
+    case = gap_data.curves(60, 20)
+    assert [x.shape for x in case.places()] == [(60, 2), (20, 1)]
+    missing = np.isnan(case.y)
+    assert 0.4 < missing.mean() < 0.5
+    # What lies ahead of a curve's end is missing, and nothing before it.
+    assert (np.diff(missing.astype(int), axis=1) >= 0).all()
+    np.testing.assert_array_equal(missing, case.is_held_out)
+    assert np.isfinite(case.truth).all()
+
+
+def test_lines_are_shown_beside_the_other_library():
+    row = {"kernel": "oscillator", "shape": [1000], "what": "value"}
+    pair = [
+        {**row, "method": "kronax", "seconds": 2e-3},
+        {**row, "method": "celerite2", "seconds": 1e-3, "difference": 3e-15},
+    ]
+    *_, shown = markov_lines.lines_table(pair).splitlines()
+    assert shown == "| 1,000, oscillator | value | 2 | 1 | 0.5 × | 3e-15 |"
+    pair[1] = {**row, "method": "celerite2", "seconds": None, "error": "not installed"}
+    assert markov_lines.lines_table(pair).endswith("| value | 2 | not installed | – | – |")
+
+
+def test_samplers_along_a_long_axis_are_compared_by_their_rates():
+    row = {"shape": [2000, 20], "draws": 50, "gradients": 200, "seconds": 4.0}
+    rows = [
+        {**row, "method": "filter", "effective_samples": {"a": 30.0, "b": 20.0}, "per_second": 5.0},
+        {**row, "method": "decomposition", "effective_samples": {"a": 9.0}, "per_second": 0.25}
+        | {"draws": 10, "gradients": 40},
+        {"shape": [2000, 20], "method": "decomposition", "error": "unfinished"},
+    ]
+    *_, ours, other, failed = markov_nuts.nuts_table(rows).splitlines()
+    assert ours == "| 20 × 2,000 | filter | 50 | 4 | 20 | 4 | 20 | 5 | – |"
+    assert other == "| 20 × 2,000 | decomposition | 10 | 4 | 100 | 4 | ≤ 10 | ≤ 0.25 | ≥ 20 × |"
+    assert failed.startswith("| 20 × 2,000 | decomposition | unfinished |")
 
 
 def test_many_gaps_are_shown_by_way():

@@ -10,13 +10,12 @@ from scipy import stats
 BEFORE = {k: os.environ.get(k) for k in ("OPENBLAS_NUM_THREADS", "JAX_ENABLE_X64")}
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 from benchmarks import __main__ as command_line  # noqa: E402
-from benchmarks import measure, nongaussian  # noqa: E402
+from benchmarks import measure, nongaussian, parts  # noqa: E402
 from benchmarks.nongaussian import (  # noqa: E402
     accuracy,
     calibration,
     data,
     others,
-    parts,
     speed,
 )
 from benchmarks.peers import environments  # noqa: E402
@@ -95,11 +94,11 @@ def test_a_part_is_measured_again_and_the_others_are_kept(tmp_path, monkeypatch)
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     monkeypatch.setattr(measure, "_commit", lambda: "first")
     calls = {"a": lambda: [{"x": 1}], "b": lambda: [{"x": 2}, {"x": 3}]}
-    parts.measured("some", calls, str, True)
+    parts.measured("some.part", calls, str, True)
     calls["a"] = lambda: [{"x": 4}]
     monkeypatch.setattr(measure, "_commit", lambda: "later")
-    parts.measured("some", calls, str, True, only=["a"])
-    found = parts.stored("nongaussian.some", True)
+    parts.measured("some.part", calls, str, True, only=["a"])
+    found = parts.stored("some.part", True)
     assert {name: [row["x"] for row in rows] for name, rows in found.items()} == {
         "a": [4],
         "b": [2, 3],

@@ -17,7 +17,7 @@ from scipy.special import logsumexp
 import kronax as kx
 from benchmarks.markdown import table
 from benchmarks.nongaussian.data import KINDS, MEAN, Kind, covariance, process
-from benchmarks.nongaussian.parts import measured
+from benchmarks.parts import measured
 
 SHAPE, LENGTHSCALES = (30, 40), (6.0, 8.0)
 QUICK_SHAPE = (8, 10)
@@ -197,7 +197,7 @@ def run(quick: bool, only: Sequence[str] = ()) -> None:
     sizes = (QUICK_SHAPE, QUICK_NUM_DRAWS) if quick else (SHAPE, NUM_DRAWS)
     parts = {name: partial(measure, name, *sizes) for name in KINDS}
     notes = {"lengthscales": LENGTHSCALES, "seeds": SEEDS}
-    measured("accuracy", parts, described, quick, only, **notes)
+    measured("nongaussian.accuracy", parts, described, quick, only, **notes)
 
 
 def described(row: dict[str, Any]) -> str:

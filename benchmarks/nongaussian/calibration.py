@@ -17,7 +17,7 @@ from scipy.stats import norm
 import kronax as kx
 from benchmarks.markdown import table
 from benchmarks.nongaussian import data
-from benchmarks.nongaussian.parts import measured
+from benchmarks.parts import measured
 
 SHAPE, QUICK_SHAPE = (15, 20), (8, 10)
 LENGTHSCALES = (4.0, 5.0)
@@ -184,7 +184,7 @@ def run(quick: bool, only: Sequence[str] = ()) -> None:
         for name in data.KINDS
     }
     notes = {"lengthscales": LENGTHSCALES, "scatter": SCATTER, "held_out": HELD_OUT}
-    measured("calibration", parts, described, quick, only, **notes)
+    measured("nongaussian.calibration", parts, described, quick, only, **notes)
 
 
 def described(row: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from benchmarks.apart import apart
 from benchmarks.markdown import digits, grid, table
 from benchmarks.measure import CandidateError
 from benchmarks.nongaussian import data
-from benchmarks.nongaussian.parts import measured
+from benchmarks.parts import measured
 from benchmarks.peers.processes import Peers
 
 SHAPE, QUICK_SHAPE = (20, 20), (6, 7)
@@ -220,7 +220,7 @@ def run(quick: bool, only: Sequence[str] = ()) -> None:
     """Both problems."""
     sizes = (QUICK_SHAPE, QUICK_DRAWS) if quick else (SHAPE, DRAWS)
     parts = {problem: partial(measure, problem, *sizes) for problem in PROBLEMS}
-    measured("others", parts, described, quick, only, held_out=HELD_OUT, start=START)
+    measured("nongaussian.others", parts, described, quick, only, held_out=HELD_OUT, start=START)
 
 
 def described(row: dict[str, Any]) -> str:

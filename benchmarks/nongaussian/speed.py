@@ -21,7 +21,7 @@ from benchmarks.apart import apart
 from benchmarks.markdown import digits, grid, table
 from benchmarks.measure import CandidateError
 from benchmarks.nongaussian import data
-from benchmarks.nongaussian.parts import measured
+from benchmarks.parts import measured
 from kronax.gp.model import solver_choice
 
 HELD_OUT = 0.1
@@ -184,7 +184,7 @@ def run(quick: bool, only: Sequence[str] = ()) -> None:
     """Every grid."""
     cases = QUICK_CASES if quick else CASES
     parts = {name: partial(measure, case) for name, case in cases.items()}
-    measured("speed", parts, described, quick, only, held_out=HELD_OUT, limit_s=LIMIT_S)
+    measured("nongaussian.speed", parts, described, quick, only, held_out=HELD_OUT, limit_s=LIMIT_S)
 
 
 def described(row: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "sklearn": ("scikit-learn>=1.7", "numpy>=2"),
     "gpjax": ("gpjax>=1.0", "jax>=0.10", "numpy>=2"),
     "tinygp": ("tinygp>=0.3", "jax>=0.10", "scipy", "numpy>=2"),
+    "celerite2": ("celerite2>=0.3.3", "jax>=0.10", "numpy>=2"),
     "luas": ("jax>=0.10", "scipy", "tqdm", "matplotlib", "numpy>=2"),
 }
 # What a result names of each environment.
@@ -34,6 +35,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "sklearn": ("scikit-learn", "scipy"),
     "gpjax": ("gpjax", "jax"),
     "tinygp": ("tinygp", "jax"),
+    "celerite2": ("celerite2", "jax"),
     "luas": ("luas", "jax"),
 }
 

@@ -15,6 +15,8 @@ from benchmarks.peers import environments
 
 PREPARE_LIMIT_S = 300
 CALL_LIMIT_S = 60
+# A peer sees its own packages and this checkout alone, and a first call compiles what it takes.
+LEFT_OUT = ("PYTHONPATH", "JAX_COMPILATION_CACHE_DIR")
 
 
 class Worker:
@@ -63,8 +65,7 @@ class Worker:
             self.process = subprocess.Popen(
                 [*command, str(far.fileno())],
                 cwd=ROOT,
-                # No path of ours: a peer sees its own packages and this checkout alone.
-                env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+                env={k: v for k, v in os.environ.items() if k not in LEFT_OUT},
                 pass_fds=[far.fileno()],
                 start_new_session=True,
                 stdout=output,

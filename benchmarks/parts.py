@@ -14,7 +14,7 @@ STAMPS = ("commit", "date", "load_average")
 
 
 def measured(
-    section: str,
+    workload: str,
     parts: dict[str, Callable[[], list[Row]]],
     described: Callable[[Row], str],
     quick: bool,
@@ -24,14 +24,13 @@ def measured(
     """Measure the parts in turn, and store what is done as it comes.
 
     Args:
-        section: of the workload.
+        workload: where results go.
         parts: what gives the rows of each.
         described: one line for the log.
         quick: results are kept apart.
         only: the names of parts; of the others the rows that are stored stay.
         notes: what else is stored.
     """
-    workload = f"nongaussian.{section}"
     rows = stored(workload, quick) if only else {}
     for name, measure in parts.items():
         if only and name not in only:
