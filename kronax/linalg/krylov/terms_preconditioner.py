@@ -28,10 +28,10 @@ from kronax.linalg.krylov.preconditioner import (
     balanced_box,
     box_roots,
     filters,
-    place_of,
     top_of,
 )
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.sharing.boxes import with_box
 
 # The inner residual is smaller than the outer one by this.
 INNER = 0.1
@@ -121,9 +121,7 @@ def terms_reference(
     top = top_of(bases, balanced_box(signal.grid_shape, iteration.box_size))
     kept = boxed_sum(signal, bases, top)
     values, turn = jnp.linalg.eigh(kept.inside)
-    inside = jnp.ix_(*top)
-    spectrum = kept.outside.at[inside].set(values.reshape(kept.outside[inside].shape))
-    spectrum = _not_negative(spectrum)
+    spectrum = _not_negative(with_box(kept.outside, top, values))
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
     identity = jnp.eye(values.size, dtype=signal.dtype)
@@ -132,8 +130,7 @@ def terms_reference(
         lambda: (jnp.zeros_like(identity), identity, identity, jnp.zeros((), signal.dtype)),
         lambda: box_roots(bases, weight, excess, top, turn),
     )
-    place = place_of(top, weight)
-    compared = Reference(bases, noise, weight, smooth, excess, top, place, turn, *roots)
+    compared = Reference(bases, noise, weight, smooth, excess, top, turn, *roots)
     return TermsReference(signal, variances, precisions, spectrum, compared, is_even)
 
 
