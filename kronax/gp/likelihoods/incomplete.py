@@ -25,7 +25,7 @@ FAR = 1e30
 
 def log_factorial_excess(y: Array) -> Array:
     """`log y! − y log y + y`, of which large counts keep all digits; for a count of zero, 1."""
-    few, many = jnp.clip(y, 1, STIRLING), jnp.maximum(y, STIRLING)
+    few, many = jnp.minimum(jnp.maximum(y, 1), STIRLING), jnp.maximum(y, STIRLING)
     # With y itself under the factorial, which is 1 for none.
     direct = gammaln(jnp.minimum(y, STIRLING) + 1) - jnp.minimum(y, STIRLING) * jnp.log(few) + few
     series = 1 / (12 * many) - 1 / (360 * many**3) + 1 / (1260 * many**5)
@@ -83,7 +83,7 @@ def _temme(a: Array, x: Array) -> tuple[Array, Array, Array]:
     correction = jnp.where(is_near, correction_near, 1 / far - 1 / eta_far)
     eta = jnp.where(is_near, near * root, eta_far)
     # Beyond 1.5 the density of 20 and more leaves nothing of it.
-    second = jnp.polyval(jnp.array(SECOND, mu.dtype), jnp.clip(eta, -1.5, 1.5))
+    second = jnp.polyval(jnp.array(SECOND, mu.dtype), jnp.minimum(jnp.maximum(eta, -1.5), 1.5))
     density = jnp.exp(-a * jnp.square(eta) / 2) / jnp.sqrt(2 * jnp.pi * a)
     return eta * jnp.sqrt(a), density, correction + second / a
 
@@ -96,7 +96,7 @@ def lower_beta(a: Array, b: Array, log_odds: Array) -> Array:
     1e-7 from 1 000 on.
     """
     a, b, log_odds = jnp.broadcast_arrays(a, b, log_odds)
-    away = jnp.clip(log_odds + jnp.log(b / a), -FAR, FAR)
+    away = jnp.minimum(jnp.maximum(log_odds + jnp.log(b / a), -FAR), FAR)
     is_upper = away > 0
     a, b = jnp.where(is_upper, b, a), jnp.where(is_upper, a, b)
     away = -jnp.abs(away)

@@ -33,6 +33,7 @@ from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.arrays.host import is_spread, shared_like_data
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import ConvergenceError
 from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.linalg.sharing.data_sets import of_each
@@ -264,7 +265,7 @@ def posterior_of_sites(
     gp: AbstractProcess, y: Array, template: Template | None, sites: Sites
 ) -> LikelihoodPosterior:
     """The approximate posterior that sites lead to."""
-    target = jnp.where(sites.converged, sites.target, jnp.nan)
+    target = where(sites.converged, sites.target, jnp.nan)
     process = gaussian(gp, sites.precision)
     operator, found = conditioned(process, target)
     made_of = fingerprint_of_tree((process, target), is_void=~sites.converged)

@@ -36,6 +36,7 @@ from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.early_errors import raising_unless_finite
 from kronax.linalg.arrays.host import is_finite
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import once_differentiable
 from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
 from kronax.linalg.sharing.data_sets import of_each
@@ -74,7 +75,7 @@ def estimate(gp: AbstractProcess, y: Array) -> Estimate:
     sites, _ = find(gp, y, no_hint(y.shape, gp.dtype))
     process = gaussian(gp, sites.precision)
     density = marginal_likelihood.unsettled_estimate(process, sites.target)
-    value = jnp.where(sites.converged, evidence_at(gp, y, sites), jnp.nan)
+    value = where(sites.converged, evidence_at(gp, y, sites), jnp.nan)
     return density.shifted(value - density.value)
 
 
@@ -122,7 +123,7 @@ def _of_one(gp: AbstractProcess, given: tuple[Array, Hint]) -> tuple[Array, Hint
     y, hint = given
     y = filled(gp, y)
     sites, found = find(gp, y, hint)
-    return jnp.where(sites.converged, evidence_at(gp, y, sites), jnp.nan), found
+    return where(sites.converged, evidence_at(gp, y, sites), jnp.nan), found
 
 
 def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import Certificate, Iteration, Solved
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, full_block
@@ -112,7 +113,7 @@ def terms_reference(
     signal, variances = lax.stop_gradient((signal, variances))
     observed = ~jnp.isposinf(variances)
     variances = jnp.where(observed, variances, 0)
-    usable = jnp.where(observed & (variances > 0), variances, jnp.nan)
+    usable = where(observed & (variances > 0), variances, jnp.nan)
     precisions = jnp.where(observed, 1 / usable, 0)
     first = precisions.ravel()[0]
     is_even = jnp.all(precisions == first)
@@ -182,7 +183,7 @@ def _as_ndim(array: Array, ndim: int, wanted: int, size: int) -> Array:
 def _not_negative(values: Array) -> Array:
     """Rounding below zero is zero; NaN where a signal is truly indefinite."""
     slack = 64 * max(values.shape) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-    return jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0))
+    return where(values < -slack, jnp.nan, jnp.maximum(values, 0))
 
 
 def iterate(
