@@ -21,6 +21,7 @@ GRID = (16, 12)
 LARGE = (64, 48, 40)
 BATCH = 16
 UNEVEN = (64, 32)
+SOLID = (32, 24, 16)
 SETS = (8, 8, 6)
 NEW = np.linspace(1.1, 2.0, 8)
 COLLECTIVE = re.compile(
@@ -102,10 +103,10 @@ def counted(shape: tuple[int, ...]) -> kx.GridGP:
     return kx.GridGP(gp.kernels, gp.axes, likelihood=kx.Poisson())
 
 
-def uneven() -> kx.GridGP:
+def uneven(shape: tuple[int, ...] = UNEVEN) -> kx.GridGP:
     """Gaps, by iterations whose box and probes are small beside the grid."""
-    gp, few = model(UNEVEN), kx.Iteration(box_size=16, num_probes=4, num_draws=8)
-    observed = np.random.default_rng(1).uniform(size=UNEVEN) > 0.2
+    gp, few = model(shape), kx.Iteration(box_size=16, num_probes=4, num_draws=8)
+    observed = np.random.default_rng(1).uniform(size=shape) > 0.2
     options = {"observed": observed, "gaps": "iterative", "iteration": few}
     return kx.GridGP(gp.kernels, gp.axes, 0.1, **options)
 
@@ -137,6 +138,12 @@ CASES: dict[str, tuple[Callable, Callable, np.ndarray, P]] = {
         lambda gp, y: (likelihood(gp, y), of_posterior(gp, y)),
         np.round(np.exp(data(*GRID))),
         P("a", "b"),
+    ),
+    "a mean by iterations": (
+        lambda: uneven(SOLID),
+        lambda gp, y: gp.condition(y).mean(),
+        data(*SOLID),
+        P("a", None, "b"),
     ),
     "iterations": (uneven, likelihood, data(*UNEVEN), P("a", "b")),
     "a posterior by iterations": (uneven, of_posterior, data(*UNEVEN), P("a", "b")),

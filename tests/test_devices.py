@@ -170,11 +170,13 @@ def moved(found: dict[str, Any]) -> list[int]:
     return sorted(n for kind in kinds if kind != "all-to-all" for n in kinds[kind])
 
 
-@pytest.mark.parametrize("name", everyday(devices.CASES, ["sets of counts", "iterations"]))
+@pytest.mark.parametrize(
+    "name", everyday(devices.CASES, ["sets of counts", "a mean by iterations"])
+)
 def test_eight_devices_are_as_one(name: str) -> None:
     found = json.loads(of_eight("-m", "tests.devices", name))
     _, _, y, spec = devices.CASES[name]
-    shapes = {y.shape, (len(devices.NEW), *y.shape[1:])} if y.ndim == 2 else {y.shape}
+    shapes = {y.shape, (len(devices.NEW), *y.shape[1:])}
     for (numbers, own), one in zip(found["numbers"], devices.numbers_of(name), strict=True):
         np.testing.assert_allclose(numbers, one, atol=1e-12 * np.max(np.abs(one)))
         assert np.shape(one) not in shapes or own == str(spec)
@@ -182,29 +184,34 @@ def test_eight_devices_are_as_one(name: str) -> None:
         parameters = sum(np.size(x) for x, _ in found["numbers"]) - y.size
         assert "all-to-all" not in found["communicated"]
         assert sum(moved(found)) <= parameters
-    if "iterations" in name:
+    if name == "a mean by iterations":
         assert moved(found)[-1] < y.size / 8
+        matrices = 8 * sum(n**2 for n in y.shape)
+        assert found["eight"] <= 1.5 * found["one"] / 8 + 6 * matrices
 
 
-def test_independent_fits_send_nothing() -> None:
-    found = json.loads(of_eight("-m", "tests.devices", "fits"))
-    _, *sets = devices.SETS
-    fit = kx.fit(
-        devices.model(tuple(sets)), devices.data(*devices.SETS), independent=True, num_steps=3
-    )
-    np.testing.assert_allclose(found["losses"], fit.losses, rtol=1e-11)
+def check_fits(found: dict[str, Any]) -> None:
+    """Independent fits send nothing."""
+    gp, y = devices.model(devices.SETS[1:]), devices.data(*devices.SETS)
+    alone = kx.fit(gp, y, independent=True, num_steps=3)
+    np.testing.assert_allclose(found["losses"], alone.losses, rtol=1e-11)
     assert found["communicated"] == [{}] * len(found["communicated"])
 
 
-@pytest.mark.full
-def test_posteriors_of_counts_stay_where_the_data_are() -> None:
-    found = json.loads(of_eight("-m", "tests.devices", "posteriors"))
+def check_posteriors(found: dict[str, Any]) -> None:
+    """Those of data sets with a likelihood lie as the data do."""
     build, _, y, _ = devices.CASES["sets of counts"]
     post = build().condition(y)
     for name, one in {"mean": post.mean(), "variance": post.variance()}.items():
         numbers, spec = found[name]
         np.testing.assert_allclose(numbers, one, rtol=1e-10)
         assert spec == "P('a',)"
+
+
+@pytest.mark.parametrize("name", everyday(["fits", "posteriors"], ["fits"]))
+def test_many_data_sets_each_with_its_own(name: str) -> None:
+    found = json.loads(of_eight("-m", "tests.devices", name))
+    {"fits": check_fits, "posteriors": check_posteriors}[name](found)
 
 
 @pytest.mark.slow
