@@ -345,8 +345,6 @@ def _data(model: Any, y: Any, independent: bool) -> Array:
         )
     if not grid.size:
         raise ValueError(f"y must hold one data set or more; got shape {jnp.shape(grid)}.")
-    if hasattr(model, "observing"):
-        model.observing(grid)  # refuses data without any value
     # Equal counts of unequal exposures vary.
     likelihood = getattr(model, "likelihood", None)
     varying = grid if likelihood is None else likelihood.start(grid)

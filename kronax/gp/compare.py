@@ -176,7 +176,7 @@ def _check_comparable(scores: Mapping[str, _Scores], by: str) -> None:
 def _scores(name: str, model: Any, y: Any) -> _Scores:
     gp, count, remarks = _opened(name, model, y)
     try:
-        grid = gp.check_data(y)
+        grid, observed, _ = gp.observations(y)
     except (TypeError, ValueError) as problem:
         raise type(problem)(f"The model {name!r} does not take these data. {problem}") from problem
     found = gp.condition(grid).leave_one_out()
@@ -186,8 +186,8 @@ def _scores(name: str, model: Any, y: Any) -> _Scores:
     # order of the data, so that those of grids of other shapes belong together.
     densities = np.asarray(found.log_density(grid), np.float64)
     # Gaps are those of the data, and cells that the model says are not observed.
-    missing, seen = np.isnan(np.asarray(grid)), gp.observing(grid).observed
-    missing = missing if seen is None else missing | ~seen.array
+    missing = np.isnan(np.asarray(grid))
+    missing = missing if observed is None else missing | ~observed.array
     densities = in_order_of(densities, y, gp.axis_names).ravel()
     densities = densities[~in_order_of(missing, y, gp.axis_names).ravel()]
     mean = gp.mean

@@ -17,10 +17,9 @@ from kronax.gp.from_data import FromData
 from kronax.gp.kernels.base import dtype_of
 from kronax.gp.kernels.named import Kernels
 from kronax.gp.kernels.terms import TermSum
-from kronax.gp.labelled.data_arrays import in_grid_order, mean_by_axis, noise_by_axis
+from kronax.gp.labelled.data_arrays import by_axis, in_grid_order, noise_by_axis
 from kronax.gp.labelled.tables import Table
-from kronax.gp.labelled.templates import template_of
-from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
+from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.likelihoods.distribution import as_likelihood
 from kronax.gp.means.means import Mean, as_mean
 from kronax.gp.means.regression import described
@@ -30,10 +29,10 @@ from kronax.gp.model.components import amplitude, are_exact, joined_noise, terms
 from kronax.gp.model.description import description
 from kronax.gp.model.least_noise import LeastNoise
 from kronax.gp.model.marginal_likelihood import watched
-from kronax.gp.model.method import (
-    checked_data,
-    gaps_of,
+from kronax.gp.model.observations import (
+    Observations,
     mask_of,
+    observations,
     observing,
     with_observed,
     without_unknown_gaps,
@@ -170,7 +169,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
                 given, self.axes, self.noise_model, labels
             )
         self.kernels = Kernels(found, self.axis_names)
-        mean = mean_by_axis(mean, self.axes, self.axis_names)
+        mean = by_axis(mean, self.axes, self.axis_names)
         self.mean = as_mean(mean, dtype).bound(self.axes, self.axis_names, dtype)
         jax.eval_shape(lambda: self.mean_on((None,) * len(self.axes)))
         if structure is not None:
@@ -250,7 +249,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         return log_likelihood(seen, grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
-        """The same of data that `check_data` and `observing` have seen."""
+        """The same of data that `observations` has read."""
         if self.likelihood is not None:
             return evidence.evidence(self, grid)
         value = marginal_likelihood.log_marginal_likelihood(self, grid)
@@ -285,11 +284,11 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
             ValueError: as in `log_marginal_likelihood`.
             TypeError: as in `log_marginal_likelihood`.
         """
-        seen, grid = self._seen(y)
+        data = self.observations(y)
+        seen, grid = self._observed(data)
         seen.check_model()
-        seen, template = seen.measuring(grid), template_of(y, self.axis_names)
         make: Any = posterior_of if self.likelihood is None else posteriors
-        return watched("gp.condition", "", self, make, seen, grid, template)
+        return watched("gp.condition", "", self, make, seen.measuring(grid), grid, data.template)
 
     def sample(
         self,
@@ -387,17 +386,19 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
 
     def _seen(self, y: Any) -> tuple["GridGP", Array]:
         """The process that knows the gaps of the data, and the data, checked."""
-        if self.likelihood is not None:
-            y = as_floats(y, self.dtype)
-        y = in_grid_order(y, self.axes, self.axis_names, table=self.table)
-        grid = self.check_data(y)
-        # Constants keep their values inside jit as long as they are not converted.
-        seen = with_observed(self, gaps_of(self, y))
-        return seen, without_unknown_gaps(seen, grid)
+        return self._observed(self.observations(y))
+
+    def _observed(self, data: Observations) -> tuple["GridGP", Array]:
+        seen = with_observed(self, data.observed)
+        return seen, without_unknown_gaps(seen, data.grid)
+
+    def observations(self, y: Any) -> Observations:
+        """`y` as the process sees it: the grid, its gaps and its labels, or a clear error."""
+        return observations(self, y)
 
     def check_data(self, y: Any) -> Array:
         """`y` in the grid layout and the precision of the parameters, or a clear error.
 
         The dimensions of a DataArray may come in any order; its coordinates must be the model's.
         """
-        return checked_data(self, y)
+        return self.observations(y).grid

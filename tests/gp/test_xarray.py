@@ -546,3 +546,60 @@ def test_kronax_works_without_xarray():
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert run.stdout == "fine\n"
+
+
+@pytest.mark.parametrize("pointwise", [True, False])
+def test_new_data_of_a_likelihood_may_have_their_dimensions_in_any_order(pointwise):
+    counts = xr.DataArray(
+        np.arange(9).reshape(3, 3) % 4, {"a": [0.0, 1, 2], "b": [0.0, 1, 3]}, ("a", "b")
+    )
+    kernels = {"a": kx.RBF(1.0), "b": kx.RBF(1.0)}
+    gp = kx.GridGP.from_xarray(counts, kernels, likelihood=kx.Poisson())
+    post = gp.condition(counts)
+    expected = post.log_prob(counts.values, pointwise=pointwise, num_draws=200)
+    for y_new in (counts, counts.T):
+        found = post.log_prob(y_new, pointwise=pointwise, num_draws=200)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+    with pytest.raises(ValueError, match="coordinates"):
+        post.log_prob(counts.assign_coords(b=[0.0, 1, 2]), pointwise=pointwise)
+    batch = gp.condition(xr.concat([counts, counts + 1], "run"))
+    both = xr.concat([counts, counts + 1], "run").transpose("b", "run", "a")
+    found = batch.log_prob(both, pointwise=pointwise, num_draws=200)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-6)
+    with pytest.raises(TypeError, match=r"got a DataArray. Pass gp.check_data"):
+        post.leave_one_out().log_density(counts.T)
+
+
+def test_variances_of_new_observations_may_have_their_dimensions_in_any_order():
+    y = field()
+    post = process().condition(y)
+    variances = np.exp(field()).drop_vars(["height", "season", "area", "distance"])
+    plain = post.variance(include_noise=True, noise=variances.transpose(*post.gp.axis_names).values)
+    for noise in (variances, variances.T):
+        np.testing.assert_array_equal(post.variance(include_noise=True, noise=noise), plain)
+    along = variances.isel(time=0, drop=True)
+    lead = -1 if post.gp.axis_names[0] == "latitude" else 1
+    expected = post.variance() + along.values.reshape(lead, -lead)
+    np.testing.assert_allclose(post.variance(include_noise=True, noise=along), expected)
+    moved = variances.assign_coords(latitude=LATITUDE + 1)
+    with pytest.raises(ValueError, match="The coordinates of the noise along 'latitude' must be"):
+        post.variance(include_noise=True, noise=moved)
+
+
+def test_variances_of_further_times_may_have_their_dimensions_in_any_order():
+    axes = {"day": np.arange(5.0), "x": np.arange(2.0), "y": np.array([0.0, 3])}
+    rng = np.random.default_rng(3)
+    y = xr.DataArray(rng.normal(size=(5, 2, 2)), axes, tuple(axes))
+    variances = np.exp(y)
+    kernels = {"day": kx.Matern32(2.0), "x": kx.RBF(1.0), "y": kx.RBF(1.0)}
+    gp = kx.GridGP.from_xarray(y[:4], kernels, noise=variances[:4])
+    post = gp.condition(y[:4])
+    densities, means = [], []
+    for noise in (variances[4], variances[4].T, variances[4].values):
+        _, found = post.filter("day").update(y[4], 4.0, noise=noise)
+        densities.append(found.log_density)
+        more = noise if isinstance(noise, np.ndarray) else noise.expand_dims("day", -1)
+        more = more[None] if isinstance(more, np.ndarray) else more
+        means.append(post.append(y[4:], {"day": [4.0]}, noise=more).mean())
+    np.testing.assert_array_equal(densities, densities[:1] * 3)
+    np.testing.assert_array_equal(means[:2], [means[2]] * 2)

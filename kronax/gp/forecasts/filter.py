@@ -36,6 +36,7 @@ from kronax.gp.forecasts.times import (
     word_of_time,
 )
 from kronax.gp.kernels.points import NewPoints
+from kronax.gp.labelled.data_arrays import by_axis
 from kronax.gp.labelled.templates import Template, check_data_units, without_axis
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.noise.abstract import NoiseInTime
@@ -251,10 +252,12 @@ class Filter(eqx.Module):
             )
         if noise is None:
             return None
-        shape = list(self._slice_shape)
-        if not single:
-            shape.insert(self.axis, new.size)
-        return levels_of(noise, tuple(shape), self.gp.dtype)
+        i, axes, names = self.axis, list(self.gp.axes), list(self.gp.axis_names or ())
+        axes[i : i + 1] = [] if single else [new]
+        names[i : i + 1] = names[i : i + (not single)]
+        if np.ndim(noise) > 1:
+            noise = by_axis(noise, axes, tuple(names) or None, "The noise")
+        return levels_of(noise, tuple(axis.size for axis in axes), self.gp.dtype)
 
     def noise_at(self, levels: Array | None, num_times: int, single: bool) -> NoiseInTime:
         """The noise at some times, that of the model or given variances."""

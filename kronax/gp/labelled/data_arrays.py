@@ -260,6 +260,7 @@ def _reference(axis: Axis) -> np.ndarray | None:
 
 
 def _check_same(got: np.ndarray, wanted: np.ndarray, dim: str, what: str) -> None:
+    what = what.replace("The ", "the ", 1)  # in the middle of a sentence
     kinds = _kind(got), _kind(wanted)
     if kinds[0] != kinds[1]:
         raise ValueError(
@@ -393,10 +394,10 @@ def _columns(data: Any, dim: str, axis: Axis) -> tuple[str, ...]:
     return tuple(f"{dim}_{i}" for i in range(axis.num_dimensions))
 
 
-def mean_by_axis(
+def by_axis(
     value: Any, axes: Sequence[Axis], names: tuple[str, ...] | None, what: str = "The mean"
 ) -> Any:
-    """A mean with labels along some of the axes as an array that broadcasts to the grid."""
+    """What has labels along some of the axes as an array that broadcasts to the grid."""
     if is_frame(value):
         named = names or ()
         if value.ndim > 1 or value.index.name not in named or len(axes) == 1:

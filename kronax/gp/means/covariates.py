@@ -15,7 +15,7 @@ from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.indexes import is_frame, is_labelled
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.kernels.base import dtype_of
-from kronax.gp.labelled.data_arrays import mean_by_axis
+from kronax.gp.labelled.data_arrays import by_axis
 from kronax.gp.means.coefficients import RegressionMean, Term
 from kronax.gp.means.means import Mean, fits
 from kronax.linalg.arrays.checks import is_concrete, plain
@@ -114,7 +114,7 @@ def aligned(
 
     DataArrays go by their dimensions and coordinates, pandas objects by their labels.
     """
-    value = numbers_of(mean_by_axis(value, axes, names, f"The covariate {name!r}"), name)
+    value = numbers_of(by_axis(value, axes, names, f"The covariate {name!r}"), name)
     check_fits(value.shape, tuple(axis.size for axis in axes), name)
     return value.reshape((1,) * (len(axes) - value.ndim) + value.shape)
 

@@ -12,7 +12,7 @@ from jaxtyping import Array
 from kronax.domains import replace
 from kronax.gp.axes.structure import factor
 from kronax.gp.model.components import are_exact, joined_noise
-from kronax.gp.model.method import with_observed
+from kronax.gp.model.observations import with_observed
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import choice, filtered_axis
 from kronax.linalg.arrays.host import numpy_of, on_host

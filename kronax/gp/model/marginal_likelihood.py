@@ -13,7 +13,7 @@ from jaxtyping import Array
 from kronax.gp.means.gls import Regression, fitted, integrated, marginal_logpdf, regress
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.checks import refuse_joined
-from kronax.gp.model.method import UNKNOWN_GAPS, has_unknown_gaps
+from kronax.gp.model.observations import UNKNOWN_GAPS, has_unknown_gaps
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.early_errors import raising_unless_finite

@@ -80,7 +80,8 @@ class AbstractProcess(Named, eqx.Module):
         "additive check_data check_model checked_log_likelihood conditioning data_covariance "
         "design_on first_hints joined joined_structure log_likelihood_from lowered_noise "
         "marginal mean_ahead mean_on measured measuring new_axes new_covariates noise_level "
-        "noise_model noise_parameter noise_term points_on raised_noise remarks solved_by"
+        "noise_model noise_parameter noise_term observations points_on raised_noise remarks "
+        "solved_by"
     )
     _guesses: ClassVar[Mapping[str, str]] = {
         "fit": "kx.fit(gp, y): its result has the fitted `model`, and gp stays as it is",
@@ -181,8 +182,8 @@ class AbstractProcess(Named, eqx.Module):
         """Refuse concrete parameters and means that the axes cannot carry."""
 
     @abc.abstractmethod
-    def check_data(self, y: Any) -> Array:
-        """`y` in the grid layout and the precision of the parameters, or a clear error."""
+    def observations(self, y: Any) -> Any:
+        """`y` as the process sees it: the grid, its gaps and its labels, or a clear error."""
 
     @abc.abstractmethod
     def observing(self, y: Any) -> "AbstractProcess":
@@ -190,7 +191,7 @@ class AbstractProcess(Named, eqx.Module):
 
     @abc.abstractmethod
     def checked_log_likelihood(self, grid: Array) -> Array:
-        """Log density of data that `check_data` and `observing` have seen."""
+        """Log density of data that `observations` and `observing` have seen."""
 
     @abc.abstractmethod
     def condition(self, y: Any) -> "AbstractPosterior":

@@ -14,17 +14,15 @@ from kronax.gp.axes.structure import check_kernel, check_structure, choose
 from kronax.gp.coordinates.spacing import SHARE, Coordinates, less, spacing
 from kronax.gp.coordinates.static_arrays import FrozenArray
 from kronax.gp.criticism.held_out import axis_labels
-from kronax.gp.labelled.data_arrays import in_grid_order
-from kronax.gp.labelled.templates import Template, check_data_units, without_axis
-from kronax.gp.likelihoods.base import as_floats
+from kronax.gp.labelled.data_arrays import by_axis
+from kronax.gp.labelled.templates import Template, without_axis
 from kronax.gp.means.new_covariates import continued
 from kronax.gp.model import marginal_likelihood
 from kronax.gp.model.additive import joined_structure
-from kronax.gp.model.method import gaps_of, mask_of
+from kronax.gp.model.observations import mask_of, new_data
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fields
 from kronax.gp.model.solver_choice import settled
 from kronax.gp.noise.abstract import Slices
-from kronax.linalg.arrays.checks import grid_of
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
 from kronax.linalg.arrays.precision import where
 from kronax.linalg.functions.decompose import decompose_axis
@@ -62,20 +60,20 @@ def longer(
     i, new = _new_axis(gp, at["axes"])
     old = gp.axes[i] if new.coding is None else dataclasses.replace(gp.axes[i], coding=new.coding)
     in_front = _is_in_front(new, old)
-    shape = tuple(new.size if j == i else n for j, n in enumerate(gp.grid_shape))
-    check_data_units(y_new, template, "y_new")
-    y_new = y_new if gp.likelihood is None else as_floats(y_new, gp.dtype)
-    y_new = in_grid_order(y_new, _with(gp.axes, i, new), gp.axis_names, "y_new", gp.table)
-    ahead, _ = grid_of(y_new, shape, "y_new", gp.dtype, finite=False)
-    _check_batches(y, ahead, len(shape))
+    axes = _with(gp.axes, i, new)
+    ahead = new_data(gp, y_new, axes, template, finite=False)
+    _check_batches(y, ahead, len(gp.axes))
     axis = joined(old, new, in_front, axis_labels(gp)[i])
-    slices = Slices(i, axis_labels(gp)[i], new.size, in_front, at["noise"])
+    noise = at["noise"]
+    if np.ndim(noise) > 1:
+        noise = by_axis(noise, axes, gp.axis_names, "The noise")
+    slices = Slices(i, axis_labels(gp)[i], new.size, in_front, noise)
     further = _longer(gp, axis, slices)
     covariates = at["covariates"]
     known = gp.new_covariates(covariates, [new if j == i else None for j in range(len(gp.axes))])
     mean = continued(gp.mean, known, covariates, i, (old.size, new.size), in_front)
     further = with_fields(further, mean=mean)
-    both = slices.beside(y, ahead, i - len(shape))
+    both = slices.beside(y, ahead, i - len(gp.axes))
     return Longer(further, both, without_axis(template, axis_labels(gp)[i]), slices)
 
 
@@ -84,8 +82,8 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariate
     gp, at = post.gp, {"axes": axes, "noise": noise, "covariates": covariates}
     old_y = post.y if gp.observed is None else where(gp.observed.array, post.y, jnp.nan)
     further, y, template, slices = longer(gp, old_y, post.template, y_new, at)
-    y = further.check_data(y)
-    if gaps_of(further, y) is not None or not isinstance(post.operator, KroneckerPlusNoise):
+    y, observed, _ = further.observations(y)
+    if observed is not None or not isinstance(post.operator, KroneckerPlusNoise):
         return dataclasses.replace(further.condition(y), template=template)
     further.check_model()
     operator = decompose_axis(further.covariance(), post.operator, slices.axis)

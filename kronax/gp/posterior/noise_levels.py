@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.kernels.points import Points
+from kronax.gp.labelled.data_arrays import by_axis
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.linalg.arrays.checks import array_of_reals
@@ -34,8 +35,9 @@ def noise_at(post: AbstractPosterior, places: tuple[Points, ...], noise: Any) ->
 def noise_on(post: AbstractPosterior, new: tuple[Axis | None, ...], noise: Any) -> Array:
     """The noise variances on the grid of a prediction; they broadcast to it."""
     if noise is not None:
-        shape = tuple((axis or old).size for axis, old in zip(new, post.gp.axes, strict=True))
-        return _given_noise(noise, shape, post.operator.dtype)
+        axes = [axis or old for axis, old in zip(new, post.gp.axes, strict=True)]
+        noise = by_axis(noise, axes, post.gp.axis_names, "The noise")
+        return _given_noise(noise, tuple(axis.size for axis in axes), post.operator.dtype)
     own, dtype = post.gp.noise_model, post.gp.dtype
     check_defined(post.gp, new)
     if own.is_white:  # nothing to compile

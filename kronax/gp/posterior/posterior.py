@@ -11,11 +11,10 @@ from kronax.gp.criticism.held_out import axis_number
 from kronax.gp.criticism.verbs import CriticisedPosterior
 from kronax.gp.forecasts.filter import Filter, filter_of
 from kronax.gp.kernels.points import NewPoints, Points
-from kronax.gp.labelled.data_arrays import in_grid_order
-from kronax.gp.labelled.templates import Template, check_data_units
+from kronax.gp.labelled.templates import Template
 from kronax.gp.means.gls import Regression
 from kronax.gp.model.marginal_likelihood import conditioned, of_its_model
-from kronax.gp.model.method import checksums_of
+from kronax.gp.model.observations import checksums_of, new_data
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.numpyro.guide import LatentGiven
 from kronax.gp.numpyro.predictive import PosteriorNormal
@@ -262,10 +261,7 @@ class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
             check_number(places[0].raw.shape[0])
             return log_density_at(self, flat, places, noise_levels.noise_at(self, places, noise))
         new = self.gp.new_axes(axes)
-        check_data_units(y_new, self.template, "y_new")
-        moved = [axis or old for axis, old in zip(new, self.gp.axes, strict=True)]
-        y_new = in_grid_order(y_new, moved, self.gp.axis_names, "y_new", self.gp.table)
-        grid, _ = grid_of(y_new, self.grid_shape(axes), "y_new", self.operator.dtype)
+        grid = new_data(self.gp, y_new, new, self.template)
         return log_density(self, grid, new, noise, self._points(new, covariates).covariates)
 
     @of_its_model

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.datasets import check_draws_have_a_key, to_dataset
 from kronax.gp.labelled.templates import Template, of_function, without_batches
-from kronax.gp.likelihoods.base import as_floats
 from kronax.gp.model.marginal_likelihood import conditioned
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.sites.datasets import response_dataset
@@ -153,7 +152,7 @@ class LikelihoodPosteriors(eqx.Module):
         **options: Any,
     ) -> Array:
         """Log densities of new observations, `(*batch, …)` as they are; as of one data set."""
-        y_new = jnp.asarray(as_floats(y_new, self.gp.dtype))
+        y_new = self.members[0].read(y_new, axes, points)
         flat = iter(y_new.reshape(len(self.members), *y_new.shape[len(self.batch_shape) :]))
         keys = iter(self._keys(key))
         at = {"axes": axes, "points": points, "pointwise": pointwise, **options}

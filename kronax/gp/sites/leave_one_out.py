@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.criticism.held_out import HeldOut, sum_of_observed
-from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out
+from kronax.gp.criticism.leave_one_out import LeaveOneOut, leave_one_out, on_cells
 from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.likelihoods.predictive import log_predictive, probability
 from kronax.gp.model.process import AbstractPosterior
@@ -55,8 +55,12 @@ class LikelihoodLeaveOneOut(HeldOut):
     function_variance_error: Float[Array, "..."] | None = None
 
     def log_density(self, y: Float[Array, "..."] | None = None) -> Float[Array, "..."]:
-        """Log predictive density, or probability, of every cell: of the data, or of another `y`."""
-        y = self.y if y is None else jnp.asarray(y)
+        """Log predictive density, or probability, of every cell: of the data, or of another `y`.
+
+        Raises:
+            TypeError: if `y` is a DataArray, whose dimensions may have another order.
+        """
+        y = self.y if y is None else on_cells(y)
         return log_predictive(self.likelihood, y, self.function_mean, self.function_variance)
 
     @property

@@ -15,7 +15,7 @@ from kronax.gp.forecasts.filter import filter_of
 from kronax.gp.likelihoods.base import AbstractLikelihood, as_floats
 from kronax.gp.likelihoods.predictive import log_predictive
 from kronax.gp.model.marginal_likelihood import of_its_model
-from kronax.gp.model.method import UNKNOWN_GAPS, has_unknown_gaps
+from kronax.gp.model.observations import UNKNOWN_GAPS, has_unknown_gaps, new_data
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.posterior.append import append_observed
 from kronax.gp.posterior.covariance import PosteriorCovariance
@@ -176,7 +176,7 @@ class LikelihoodPosterior(Posterior):
         if pointwise:
             mean, variance = self._moments(axes, points, covariates)
             likelihood = self._likelihood_at(given, axes, points, mean.shape)
-            y_new, seen = self._checked(y_new, likelihood, mean.shape)
+            y_new, seen = self._checked(y_new, likelihood, mean.shape, axes, points)
             return where(seen, log_predictive(likelihood, y_new, mean, variance), jnp.nan)
         if points is not None:
             places: Any = self._scattered(axes, points, covariates)
@@ -186,7 +186,7 @@ class LikelihoodPosterior(Posterior):
             new = self.gp.new_axes(axes)
             shape, places = places_on(self, new, self._points(new, covariates).covariates)
         likelihood = self._likelihood_at(given, axes, points, shape)
-        y_new, seen = self._checked(y_new, likelihood, shape)
+        y_new, seen = self._checked(y_new, likelihood, shape, axes, points)
         cells = FewCells(likelihood, self.model.approximation, Seen(seen))
         key = jax.random.key(0) if key is None else key
         found = joint_evidence(self, cells, y_new, places, key, num_draws)
@@ -367,11 +367,18 @@ class LikelihoodPosterior(Posterior):
         grid = self.gp.grid_shape if is_grid else ()
         return self._likelihood.at(given, shape, grid)
 
+    def read(self, y_new: Any, axes: Any, points: Any) -> Array:
+        """New observations in the order of their places, batches in front."""
+        if points is not None:
+            return jnp.asarray(as_floats(y_new, self.operator.dtype))
+        known = self.template and self.template.data
+        return new_data(self.model, y_new, self.gp.new_axes(axes), known, finite=False)
+
     def _checked(
-        self, y_new: Any, likelihood: AbstractLikelihood, shape: tuple[int, ...]
+        self, y_new: Any, likelihood: AbstractLikelihood, shape: tuple[int, ...], *at: Any
     ) -> tuple[Array, Array]:
         """New observations with something possible in the gaps, and where there are some."""
-        y_new = jnp.asarray(as_floats(y_new, self.operator.dtype))
+        y_new = self.read(y_new, *at)
         if y_new.shape != shape:
             raise ValueError(
                 f"y_new must have one observation per place, shape {shape}; got {y_new.shape}."

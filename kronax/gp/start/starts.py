@@ -89,10 +89,10 @@ class _Start:
                 "Starting values need concrete data, coordinates and parameters; got traced ones. "
                 "Call initialise outside of jit, grad and vmap."
             )
-        y = np.asarray(gp.check_data(y), np.float64)
-        seen = gp.observing(y).observed  # refuses data without any value
-        if seen is not None:
-            y = np.where(seen.array, y, np.nan)
+        grid, observed, _ = gp.observations(y)
+        y = np.asarray(grid, np.float64)
+        if observed is not None:
+            y = np.where(observed.array, y, np.nan)
         if gp.likelihood is not None:  # from here on the latent function is what was observed
             y = np.asarray(gp.likelihood.start(jnp.asarray(y)), np.float64)
         self.gp = gp

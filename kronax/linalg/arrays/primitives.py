@@ -44,11 +44,9 @@ class Batched:
     def __init__(self, name: str):
         self.primitive = Primitive(name)
         self.primitive.multiple_results = True
-        self.primitive.def_impl(self._evaluate_compiled)
+        self.primitive.def_impl(self._once)
         self.primitive.def_abstract_eval(self._abstract)
-        mlir.register_lowering(
-            self.primitive, mlir.lower_fun(self._evaluate, multiple_results=True)
-        )
+        mlir.register_lowering(self.primitive, mlir.lower_fun(self._once, multiple_results=True))
         batching.primitive_batchers[self.primitive] = self._batch_rule
         ad.primitive_jvps[self.primitive] = self._jvp
 
@@ -58,12 +56,16 @@ class Batched:
     def _jvp(self, primals: Any, tangents: Any, **params: Any) -> Any:
         raise NotImplementedError
 
-    def _evaluate_compiled(self, *flat, **params):
-        return _compiled(self._evaluate, tuple(sorted(params.items(), key=lambda p: p[0])))(*flat)
+    def _once(self, *flat, **params):
+        return self._compiled(params)(*flat)
+
+    def _compiled(self, params: dict) -> Any:
+        """`_evaluate`, traced once for all that ask for it: shapes, values and lowering."""
+        return _compiled(self._evaluate, tuple(sorted(params.items())))
 
     def _abstract(self, *avals, **params):
         shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in avals]
-        outputs = jax.eval_shape(partial(self._evaluate, **params), *shapes)
+        outputs = self._compiled(params).eval_shape(*shapes)
         return [jax.core.ShapedArray(out.shape, out.dtype) for out in outputs]
 
     def _batch_rule(self, flat, dims, *, batch, **params):
@@ -81,6 +83,16 @@ class Batched:
 @lru_cache(maxsize=512)
 def _compiled(evaluate: Callable, params: tuple) -> Callable:
     return jax.jit(partial(evaluate, **dict(params)))
+
+
+@lru_cache(maxsize=1024)
+def _of_leaves(function: Callable, tree: Any, static: tuple) -> Any:
+    """`function` of the leaves of its two arguments; JAX traces it once for one kind of leaves."""
+
+    def run(*leaves):
+        return function(*jax.tree.unflatten(tree, leaves), **dict(static))
+
+    return jax.jit(run)
 
 
 class RulePrimitive(Batched):
@@ -107,27 +119,20 @@ class RulePrimitive(Batched):
         """Evaluate on pytrees of arrays; `static` must be hashable."""
         flat, tree = jax.tree.flatten((operands, constants))
         num_operands = len(jax.tree.leaves(operands))
-        call = partial(self.function, **static)
-        out_tree = jax.tree.structure(
-            jax.eval_shape(lambda *x: call(*jax.tree.unflatten(tree, x)), *flat)
-        )
-        flat_static = tuple(sorted(static.items()))
+        settings = tuple(sorted(static.items()))
+        out_tree = jax.tree.structure(_of_leaves(self.function, tree, settings).eval_shape(*flat))
         outputs = self.primitive.bind(
             *flat,
             tree=tree,
             num_operands=num_operands,
-            static=flat_static,
+            static=settings,
             batch=(),
             devices=devices_wanted(),
         )
         return jax.tree.unflatten(out_tree, outputs)
 
     def _evaluate(self, *flat, tree, num_operands, static, batch, devices):
-        def run(*leaves):
-            operands, constants = jax.tree.unflatten(tree, leaves)
-            return jax.tree.leaves(self.function(operands, constants, **dict(static)))
-
-        return nested_vmap(run, batch)(*flat)
+        return jax.tree.leaves(nested_vmap(_of_leaves(self.function, tree, static), batch)(*flat))
 
     def _jvp(self, primals: Any, tangents: Any, **params: Any) -> Any:
         num_operands, batch = params["num_operands"], params["batch"]
@@ -173,15 +178,13 @@ class LinearPrimitive(Batched):
     def __call__(self, coefficients: Any, tangents: Any, **static: Any) -> Any:
         """Evaluate on pytrees of arrays; `static` must be hashable."""
         flat, tree = jax.tree.flatten((coefficients, tangents))
-        call = partial(self.function, **static)
-        out_tree = jax.tree.structure(
-            jax.eval_shape(lambda *x: call(*jax.tree.unflatten(tree, x)), *flat)
-        )
+        settings = tuple(sorted(static.items()))
+        out_tree = jax.tree.structure(_of_leaves(self.function, tree, settings).eval_shape(*flat))
         outputs = self.primitive.bind(
             *flat,
             tree=tree,
             num_coefficients=len(jax.tree.leaves(coefficients)),
-            static=tuple(sorted(static.items())),
+            static=settings,
             batch=(),
             devices=devices_wanted(),
         )
@@ -192,12 +195,7 @@ class LinearPrimitive(Batched):
 
     def applied(self, function, *flat, tree, num_coefficients, static, batch, devices):
         """`function` of flat arguments, which is `self.function` or `self.checked`."""
-
-        def run(*leaves):
-            coefficients, tangents = jax.tree.unflatten(tree, leaves)
-            return jax.tree.leaves(function(coefficients, tangents, **dict(static)))
-
-        return nested_vmap(run, batch)(*flat)
+        return jax.tree.leaves(nested_vmap(_of_leaves(function, tree, static), batch)(*flat))
 
     def _jvp(self, primals: Any, tangents: Any, **params: Any) -> Any:
         num_coefficients = params["num_coefficients"]

@@ -149,7 +149,7 @@ def _both_terms(
         return terms_both(op.kronecker, op.variances, y, iteration)
     held = prepared(op, iteration)
     assert not isinstance(held, TermsReference)
-    found, certificate = lax.stop_gradient(_iterate(held, op, y, iteration))
+    found, certificate = _iterate(*lax.stop_gradient((held, op, y)), iteration)
     quadratics, rest = _estimate((op.kronecker, op.precisions, y), found)
     if isinstance(held, MarkovReference):
         exact = exact_part(op, held)

@@ -105,7 +105,7 @@ def terms_both(
         iteration: how.
     """
     held = terms_reference(signal, variances, iteration)
-    found, certificate = lax.stop_gradient(_iterate(held, y, iteration))
+    found, certificate = _iterate(*lax.stop_gradient((held, y)), iteration)
     finite = jnp.where(held.precisions == 0, 0, variances)
     return *_estimate((signal, finite, y), found), certificate
 

@@ -1,12 +1,15 @@
-"""Cells without data: where they are."""
+"""Data as users give them, read once: below, nobody asks what they came as."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.gp.axes.axis import Axis
 from kronax.gp.labelled.data_arrays import in_grid_order
+from kronax.gp.labelled.templates import Template, check_data_units, template_of
 from kronax.gp.likelihoods.base import as_floats
 from kronax.gp.model.checks import check_covariates
 from kronax.gp.model.process import AbstractProcess, Process, with_fields
@@ -23,6 +26,53 @@ UNKNOWN_GAPS = (
     "y must have a value at every cell that the model takes for observed; got NaN. Inside jax.jit "
     "gaps cannot be counted: tell the model by kx.GridGP(…, observed=mask) or gp.observing(mask)."
 )
+
+
+class Observations(NamedTuple):
+    """Data of a process, read and checked.
+
+    Attributes:
+        grid: `(*batch, n_1, …, n_d)`, in the precision of the parameters, NaN at gaps.
+        observed: which cells have data, `None` for all.
+        template: what they came as, `None` for a plain array.
+    """
+
+    grid: Array
+    observed: Mask | None
+    template: Template | None
+
+
+def observations(gp: AbstractProcess, y: Any) -> Observations:
+    """Labels, order, masks, precision, values, gaps: all that is asked of data, in one place."""
+    values = _in_grid_order(gp, y, gp.axes, "y")
+    grid, _ = grid_of(values, gp.grid_shape, "y", gp.dtype, finite=False)
+    _check_values(gp, grid)
+    # Constants keep their values inside jit as long as they are not converted.
+    observed = gaps_of(gp, values)
+    return Observations(grid, observed, template_of(y, gp.axis_names))
+
+
+def new_data(
+    gp: AbstractProcess,
+    y_new: Any,
+    new: Sequence[Axis | None],
+    template: Template | None,
+    finite: bool = True,
+) -> Array:
+    """Further data on a grid some of whose axes are new, in the units that the template knows."""
+    check_data_units(y_new, template, "y_new")
+    axes = [axis or old for axis, old in zip(new, gp.axes, strict=True)]
+    values = _in_grid_order(gp, y_new, axes, "y_new")
+    shape = tuple(axis.size for axis in axes)
+    return grid_of(values, shape, "y_new", gp.dtype, finite=finite)[0]
+
+
+def _in_grid_order(gp: AbstractProcess, y: Any, axes: Sequence[Axis], what: str) -> Any:
+    if gp.likelihood is None:
+        return in_grid_order(y, axes, gp.axis_names, what, gp.table)
+    # Counts are whole numbers: masked ones before NaN marks them, those of tables afterwards.
+    values = in_grid_order(as_floats(y, gp.dtype), axes, gp.axis_names, what, gp.table)
+    return as_floats(values, gp.dtype)
 
 
 def observing(gp: Process, y: Any) -> Process:
@@ -119,12 +169,8 @@ def checksums_of(gp: AbstractProcess, y: Array) -> tuple[Array, ...]:
     return fingerprint_of_tree((gp, y), False if is_concrete(y) else has_unknown_gaps(gp, y))
 
 
-def checked_data(gp: AbstractProcess, y: Any) -> Array:
-    """`y` in the grid layout, finite where there are data."""
-    if gp.likelihood is not None:
-        y = as_floats(y, gp.dtype)  # counts are whole numbers
-    y = in_grid_order(y, gp.axes, gp.axis_names, table=gp.table)
-    grid, _ = grid_of(y, gp.grid_shape, "y", gp.dtype, finite=False)
+def _check_values(gp: AbstractProcess, grid: Array) -> None:
+    """Values are finite where there are data, and such as the likelihood knows."""
     # What y holds at gaps does not count.
     among = True if gp.observed is None else gp.observed.array
     infinite = count(np.isinf, grid, among) if is_concrete(grid) else 0
@@ -139,4 +185,3 @@ def checked_data(gp: AbstractProcess, y: Any) -> Array:
         if gp.observed is not None:
             seen = seen & gp.observed.array
         gp.likelihood.check(values, seen)
-    return grid
