@@ -154,7 +154,7 @@ def both(commands: list[list[str]], folder: Path = ROOT) -> Iterator[list[Any]]:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for command in commands
     ]
     try:
         yield processes

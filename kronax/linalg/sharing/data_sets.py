@@ -41,7 +41,7 @@ def of_each(function: Callable[[Any, Any], tuple[Array, Any]], model: Any, sets:
         jax.ShapeDtypeStruct(x.shape if k is None else x.shape[1:], x.dtype)
         for x, k in zip(leaves, own, strict=True)
     ]
-    found = jax.tree.structure(jax.eval_shape(partial(_called, function, **static), *alone))
+    found: Any = jax.tree.structure(jax.eval_shape(partial(_called, function, **static), *alone))
     results = _each(function)._bind(
         *leaves,
         axis=None,
@@ -76,9 +76,8 @@ class _Each(Fibrewise):
     def _evaluate(self, *operands: Any, axis: Any, batch: tuple, static: tuple, **_: Any) -> list:
         return _mapped(partial(self.function, **dict(static)), operands, batch)
 
-    def _partitioned(
-        self, *operands: Any, axis: None, batch: tuple, static: tuple, **params: Any
-    ) -> list:
+    def _partitioned(self, *operands: Any, axis: int | None, **params: Any) -> list:
+        batch, static = params.pop("batch"), params.pop("static")
         # Constants are no part of a partitioned call: here they are operands, whole everywhere.
         num = len(operands)
         levels = zip(*batch, strict=True)
