@@ -225,8 +225,10 @@ def test_the_scripts_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     script = several.replace("1234", free_port())
     with both([["-c", script, str(i)] for i in range(2)], tmp_path) as processes:
         (first, error), (second, other_error) = (p.communicate(timeout=300) for p in processes)
-    assert "noise" in first, error[-3000:]
-    assert second == "", other_error[-3000:]
+    # Gloo writes to the output as well.
+    assert "noise " in first, error[-3000:]
+    assert not [process.returncode for process in processes if process.returncode], other_error
+    assert "noise " not in second
     assert [path.name for path in tmp_path.iterdir()] == ["fit.kx"]
 
 
