@@ -9,6 +9,8 @@ from jax import lax
 from jax.scipy.special import gammainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import where
+
 # From this number on Stirling's series is right to 2e-12.
 STIRLING = 16.0
 # From this parameter on an expansion of the incomplete gamma function is right to 1e-10, which is
@@ -56,7 +58,7 @@ def upper_gamma(a: Array, x: Array) -> Array:
     """The regularised upper incomplete gamma function, at large `a` by Temme's expansion."""
     is_large = a >= _large(x)
     exact = gammaincc(jnp.where(is_large, 1, a), jnp.where(is_large, 1, x))
-    eta, density, correction = _temme(jnp.where(is_large, a, LARGE), x)
+    eta, density, correction = _temme(where(is_large, a, LARGE), x)
     return jnp.where(is_large, ndtr(-eta) + density * correction, exact)
 
 
@@ -64,7 +66,7 @@ def lower_gamma(a: Array, x: Array) -> Array:
     """The same of the lower function, whose small values keep their digits."""
     is_large = a >= _large(x)
     exact = gammainc(jnp.where(is_large, 1, a), jnp.where(is_large, 1, x))
-    eta, density, correction = _temme(jnp.where(is_large, a, LARGE), x)
+    eta, density, correction = _temme(where(is_large, a, LARGE), x)
     return jnp.where(is_large, ndtr(eta) - density * correction, exact)
 
 
