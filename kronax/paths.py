@@ -53,6 +53,13 @@ def numbered(model: Any, path: str) -> str:
     return f"kernels[{names.index(found[2])}]{path[found.end() :]}"
 
 
+def named(model: Any, path: str) -> str:
+    """A path as sentences have it: a kernel by the name of its axis, the reverse of `numbered`."""
+    names = getattr(model, "axis_names", None) or ()
+    found = re.match(r"kernels\[(\d+)\]", path)
+    return f"kernels[{names[int(found[1])]!r}]{path[found.end() :]}" if found and names else path
+
+
 def is_meant(name: str, path: str) -> bool:
     """Whether a name is a path, or the beginning of it."""
     return path == name or path.startswith((f"{name}.", f"{name}["))

@@ -564,7 +564,7 @@ def test_the_table_of_a_gpu_names_devices_and_reasons():
     cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
     assert [row[4:] for row in cells] == [
         ["H200", "500", "0", "2"],
-        ["cpu", "1000", "0.5", "–"],
+        ["cpu", "1,000", "0.5", "–"],
         ["–", "–", "–", "–"],
     ]
 

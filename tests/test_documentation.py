@@ -19,28 +19,6 @@ OBJECTS = {name: value for name, value in PUBLIC.items() if callable(value)}
 # What no call of a user makes: it is shown where it is returned, subclassed or raised.
 RETURNED = {
     "ParameterArray",
-    "FitResult",
-    "Posterior",
-    "TermPosterior",
-    "LikelihoodPosterior",
-    "LikelihoodPosteriors",
-    "LikelihoodFilter",
-    "LikelihoodSurprise",
-    "LikelihoodLeaveSliceOut",
-    "Response",
-    "LikelihoodLeaveOneOut",
-    "ApproximationCheck",
-    "Forecast",
-    "Surprise",
-    "LatentPosterior",
-    "LatentGuide",
-    "LeaveOneOut",
-    "LeaveSliceOut",
-    "Diagnostics",
-    "Outliers",
-    "LaplaceApproximation",
-    "Comparison",
-    "ProfileLikelihood",
     "AbstractOperator",
     "Mean",
     "DerivativeOrderError",
@@ -49,8 +27,6 @@ RETURNED = {
     "PrecisionWarning",
     "DenseProductWarning",
     "DenseProductError",
-    "Estimate",
-    "GradientEstimate",
 }
 
 

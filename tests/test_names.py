@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from kronax.paths import named, numbered
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,3 +123,18 @@ def test_a_categorical_kernel_by_its_rank():
     assert kernel == kx.Categorical.with_rank(3, 2)
     with pytest.raises(TypeError, match="shares of its own"):
         kx.Categorical(3, [0.2, 0.3, 0.5], rank=1)
+
+
+def test_kernels_of_a_process_go_to_other_axes_by_name():
+    axes = {"time": np.arange(3.0), "place": np.arange(4.0)}
+    gp = kx.GridGP({"time": kx.RBF(0.5), "place": kx.RBF(0.7)}, axes, noise=0.1)
+    other = kx.GridGP(gp.kernels, {"place": np.arange(2.0), "time": np.arange(5.0)}, noise=0.1)
+    assert (other.kernels["time"].lengthscale, other.grid_shape) == (0.5, (2, 5))
+
+
+def test_sentences_name_a_kernel_by_its_axis(gp):
+    assert named(gp, "kernels[0].lengthscale") == "kernels['time'].lengthscale"
+    assert numbered(gp, named(gp, "kernels[0].lengthscale")) == "kernels[0].lengthscale"
+    assert named(gp, "noise") == "noise"
+    plain = kx.GridGP((kx.RBF(0.3),), (np.arange(3.0),), noise=0.1)
+    assert named(plain, "kernels[0].lengthscale") == "kernels[0].lengthscale"

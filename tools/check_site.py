@@ -96,7 +96,11 @@ def browser():
     return webdriver.Chrome(options, Service(shutil.which("chromedriver")))
 
 
-WIDER = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+# The contents scroll by themselves where something in them is wider.
+WIDER = """
+const shown = [document.documentElement, document.querySelector(".content")].filter(e => e);
+return Math.max(0, ...shown.map(e => e.scrollWidth - e.clientWidth))
+"""
 BROKEN = "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
 
 

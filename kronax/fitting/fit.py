@@ -32,6 +32,7 @@ from kronax.fitting.steps import (
 )
 from kronax.linalg.arrays.checks import refuse_traced
 from kronax.linalg.arrays.host import on_device
+from kronax.paths import named
 
 # One object, so that every fit with the default shares its compiled loop.
 _LBFGS = LBFGS()
@@ -239,38 +240,38 @@ def _ending(
         STALLED: "the loss no longer changes at this precision",
         ROUNDED: f"a step would gain less than rounding does to the loss, "
         f"{float(states.rounding[k]):.1g}",
-        NOT_FINITE: _fault(states, k),
+        NOT_FINITE: _fault(states, k, problem),
     }[status]
     # Steps that a fault cuts short look as if nothing were left to gain.
     at_edge = bool(states.blocked[k]) and status in (STALLED, ROUNDED)
     return Restart(
         loss=float(states.best_loss[k]),
         converged=status in (CONVERGED, ROUNDED) and not at_edge,
-        reason=_edge(states, k) if at_edge else reason,
+        reason=_edge(states, k, problem) if at_edge else reason,
         num_steps=max(count - 1, 0),
         failed=status == NOT_FINITE,
     )
 
 
-def _fault(states: State, k: int) -> str:
+def _fault(states: State, k: int, problem: Problem) -> str:
     """What went non-finite, by parameter name."""
     last = max(int(states.step[k]) - 1, 0)
     value = float(states.losses[k, last])
     grad = states.layout.raws(np.asarray(states.grad[k]))
-    gradients = [path for path, g in grad.items() if not np.isfinite(g).all()]
+    gradients = [named(problem.model, path) for path, g in grad.items() if not np.isfinite(g).all()]
     parts = [] if np.isfinite(value) else [f"the loss is {value}"]
     if gradients:
         parts.append(f"the gradient is not finite in {', '.join(gradients)}")
     return f"{' and '.join(parts)} at step {last}"
 
 
-def _edge(states: State, k: int) -> str:
+def _edge(states: State, k: int, problem: Problem) -> str:
     """Where a loss ends that still falls, by the parameter in which it falls most."""
     grad = states.layout.raws(np.asarray(states.grad[k]))
     steepest = max(grad, key=lambda path: np.max(np.abs(grad[path]), initial=0.0))
     return (
-        f"the loss still falls in {steepest}, but is not finite a step further: the model has no "
-        "value there"
+        f"the loss still falls in {named(problem.model, steepest)}, but is not finite a step "
+        "further: the model has no value there"
     )
 
 
@@ -281,8 +282,8 @@ def _check_finite_start(states: State, problem: Problem) -> None:
         if problem.is_estimated:  # iterations that do not converge say so themselves
             problem.seen(problem.model).log_marginal_likelihood_estimate(problem.y)
         raise FloatingPointError(
-            f"The fit cannot start: {_fault(states, 0)}. Start from other values (kx.replace), or "
-            "check the data and the model there."
+            f"The fit cannot start: {_fault(states, 0, problem)}. Start from other values "
+            "(kx.replace), or check the data and the model there."
         )
 
 

@@ -25,6 +25,7 @@ from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.precision import LOST, to_have_float64
 from kronax.linalg.arrays.primitives import DerivativeOrderError
 from kronax.parameter_table import ParameterTable, describe_domain
+from kronax.paths import named
 
 # Curvature below this share of the largest (the root of the precision's rounding) is none.
 FLAT = 0.5
@@ -58,6 +59,17 @@ class LaplaceApproximation(eqx.Module):
             loss has no second derivatives, as by iterations.
         log_evidence: Laplace's approximation of `log ∫ exp(−loss) dθ` in natural units; the log
             evidence of the model where every trained parameter has a prior.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 8)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.01)
+        >>> y = jnp.sin(6 * x)[:, None] * x + 0.1 * jnp.cos(40 * x * x[:, None])
+        >>> result = kx.fit(gp, y, freeze=("variance", "kernels"), progress=False)
+        >>> found = result.laplace()
+        >>> low, high = found.intervals()["noise"]
+        >>> found.names, bool(low < result.model.noise < high)
+        (('noise',), True)
     """
 
     names: tuple[str, ...] = eqx.field(static=True)
@@ -134,7 +146,7 @@ class LaplaceApproximation(eqx.Module):
         deviations = np.sqrt(np.diagonal(np.asarray(self.covariance)))
         domains = {p.path: p.domain for p in self.problem.table()}
         wide = [
-            name
+            named(self.problem.model, name)
             for name, sd in zip(self.names, deviations, strict=True)
             if sd > WIDE and domains.get(name) is constraints.positive
         ]
@@ -396,15 +408,16 @@ def _check_minimum(
     if not weak:
         direction = np.abs(vectors[:, 0])
         weak = [n for n, d in zip(names, direction, strict=True) if d > 0.3 * direction.max()]
+    which = " and ".join(named(problem.model, name) for name in weak)
     noise = problem.noise_level(problem.model)
     if noise is not None and float(np.max(noise.ends.ratio())) > LOST:
         raise ValueError(
             f"The loss does not rise in every direction at this point, where {np.dtype(dtype)} "
-            f"has lost it: to know {' and '.join(weak)}, {to_have_float64()}."
+            f"has lost it: to know {which}, {to_have_float64()}."
         )
     raise ValueError(
         f"The loss does not rise in every direction at this point: the data do not determine "
-        f"{' and '.join(weak)} here. Freeze or share parameters, give priors, or fit on until it "
+        f"{which} here. Freeze or share parameters, give priors, or fit on until it "
         "converges."
     )
 

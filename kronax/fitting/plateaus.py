@@ -12,6 +12,7 @@ from numpyro.distributions import constraints
 from kronax.fitting.problem import Problem, Raw, losses_at
 from kronax.fitting.result import FitResult
 from kronax.linalg.arrays.host import is_shared
+from kronax.paths import named
 
 # Where the loss is looked at from a place that may be flat, in unconstrained units: for what is
 # positive, logarithms. The two smallest steps say whether it is flat, the others where it is lower.
@@ -57,17 +58,18 @@ def doubted(found: FitResult, begin: dict[str, np.ndarray]) -> FitResult:
     lowest = int(np.argmin(rise))
     is_lower = rise[lowest] < -LOWER - rounding
     faint = is_lower and moves[lowest] in rises
+    lowered = named(found.model, moves[lowest][0])
     if not flat and not falls and not faint:
         return found
     if flat or falls:
-        which = " and ".join(still[k] for k in flat or falls)
+        which = " and ".join(named(found.model, still[k]) for k in flat or falls)
         reason = f"the gradient is below the tolerance, but {which} did not move, and the loss is "
         reason += "flat there" if flat else "no minimum there"
     else:
-        reason = f"the gradient is below the tolerance, but {moves[lowest][0]} is next to nothing, "
+        reason = f"the gradient is below the tolerance, but {lowered} is next to nothing, "
         reason += "where it always is"
     if is_lower:
-        reason += f": with {moves[lowest][0]} = {values[lowest]} it is {-rise[lowest]:.3g} lower"
+        reason += f": with {lowered} = {values[lowest]} it is {-rise[lowest]:.3g} lower"
     reason += ". Start from other values (kx.replace, gp.initialise), or give restarts="
     warnings.warn(f"The fit did not converge: {reason}.", RuntimeWarning, stacklevel=3)
     kept = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}

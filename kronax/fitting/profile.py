@@ -21,7 +21,7 @@ from kronax.fitting.laplace import quick_laplace
 from kronax.fitting.problem import Problem, Raw, default_tolerance, is_at_floor
 from kronax.fitting.result import SAME_LOSS, FitResult
 from kronax.parameter_table import Parameter, describe_domain
-from kronax.paths import nearest, numbered
+from kronax.paths import named, nearest, numbered
 
 # Without values of the user's a profile is followed outwards by half a standard error at a time,
 # until the root of twice the rise, which counts standard errors if the loss is normal, is three. A
@@ -44,6 +44,16 @@ class ProfileLikelihood(eqx.Module):
         fitted: the place of the fitted value.
         standard_error: of the unconstrained parameter, by the Laplace approximation; `None` where
             there is none.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 8)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.01)
+        >>> y = jnp.sin(6 * x)[:, None] * x + 0.1 * jnp.cos(40 * x * x[:, None])
+        >>> result = kx.fit(gp, y, freeze=("variance", "kernels"), progress=False)
+        >>> profile = kx.profile_likelihood(result, "noise", progress=False)
+        >>> profile.name, profile.losses.shape == profile.values.shape
+        ('noise', True)
     """
 
     path: str = eqx.field(static=True)
@@ -54,6 +64,11 @@ class ProfileLikelihood(eqx.Module):
     models: Any
     fitted: int = eqx.field(static=True)
     standard_error: float | None = eqx.field(static=True)
+
+    @property
+    def name(self) -> str:
+        """The parameter, a kernel by the name of its axis."""
+        return named(self.models, self.path)
 
     def rise(self, values: Any) -> np.ndarray:
         """How far the loss at some values is above its lowest; not a number outside the profile.
@@ -82,7 +97,7 @@ class ProfileLikelihood(eqx.Module):
             rise = self.losses[end] - self.losses.min()
             raise ValueError(
                 f"The loss must rise by {_root(level) ** 2 / 2:.3g} on both sides to bound a "
-                f"{100 * level:g} % interval of {self.path}; {which} to {self.values[end]:.4g} it "
+                f"{100 * level:g} % interval of {self.name}; {which} to {self.values[end]:.4g} it "
                 f"rises by {rise:.3g}. Give `values` further out; if it stays there, the data do "
                 "not bound the parameter on this side."
             )
@@ -120,14 +135,14 @@ class ProfileLikelihood(eqx.Module):
             "not bounded above" if high is None else f"to {high:.4g}",
         ]
         lines = [
-            f"Profile likelihood of {self.path} at {self.values.size} values",
+            f"Profile likelihood of {self.name} at {self.values.size} values",
             f"95 % interval: {' '.join(bounds)}, by the rise of the loss",
         ]
         gain = float(self.losses[self.fitted] - self.losses[best])
         if gain > SAME_LOSS:
             lines.append(
                 f"The fit was not at its best: the loss is {gain:.3g} lower at "
-                f"{self.path} = {self.values[best]:.4g}. Fit again from there."
+                f"{self.name} = {self.values[best]:.4g}. Fit again from there."
             )
         rows = [("value", "loss", "rise", "")]
         for k, (value, loss) in enumerate(zip(self.values, self.losses, strict=True)):
@@ -236,7 +251,8 @@ def profile_likelihood(
     # The loss of a held problem is a user's own to `fit`, which knows no cells to divide by.
     options = {"num_steps": num_steps, "tolerance": tolerance * problem.num_cells}
     points = [start]
-    with tqdm(desc=f"profile of {path}", disable=None if progress else True) as bar:
+    title = f"profile of {named(problem.model, path)}"
+    with tqdm(desc=title, disable=None if progress else True) as bar:
 
         def minimised(before: _Point, raw: float) -> _Point:
             bar.update()

@@ -76,6 +76,15 @@ class FitResult(Named, eqx.Module, Generic[Model]):
         wall_time: seconds, compilation included, and those of a run that was continued.
         parameters: table of the parameters at the best point.
         restarts: how the fits from all starts ended; the best one is what all the rest is about.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 8)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.01)
+        >>> y = jnp.sin(6 * x)[:, None] * x + 0.1 * jnp.cos(40 * x * x[:, None])
+        >>> result = kx.fit(gp, y, freeze=("variance", "kernels"), progress=False)
+        >>> result.converged, result.parameters["noise"].path, result.model.grid_shape
+        (True, 'noise', (8, 8))
     """
 
     _internal: ClassVar[frozenset[str]] = words("loop problem raw")

@@ -58,6 +58,15 @@ class Comparison(tuple[ComparedModel, ...]):
     """What `kx.compare` returns: one row per model, the best first; prints as a table.
 
     `comparison["name"]` is a row by name, `comparison[0]` by position.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> rough = kx.GridGP((kx.Matern12(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> found = kx.compare({"smooth": gp, "rough": rough}, jnp.sin(6 * x)[:, None] * x)
+        >>> len(found), found["rough"].num_parameters
+        (2, 4)
     """
 
     def __getitem__(self, key: Any) -> Any:

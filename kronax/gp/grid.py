@@ -216,7 +216,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
 
         `y` are checked data; traced ones measure nothing.
         """
-        return evidence.measured(self, y)
+        return watched("the trial of iterations", "", self, evidence.measured, self, y)
 
     def solved_by(self, measured: Choice | None) -> "GridGP":
         """The same process, solved in a way that was measured."""
@@ -244,9 +244,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
             ConvergenceError: if the search of a likelihood does not converge (NaN if traced).
         """
         seen, grid = self._seen(y)
-        if self.likelihood is not None:
-            return evidence.evidence(seen.measuring(grid), grid)
-        return log_likelihood(seen, grid)
+        way: Any = log_likelihood if self.likelihood is None else evidence.measured_evidence
+        return watched("gp.log_marginal_likelihood", "", self, way, seen, grid)
 
     def checked_log_likelihood(self, grid: Array) -> Array:
         """The same of data that `observations` has read."""
@@ -268,7 +267,8 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """
         seen, grid = self._seen(y)
         room: Any = marginal_likelihood if self.likelihood is None else evidence
-        return room.estimate(seen.measuring(grid), grid)
+        name = "gp.log_marginal_likelihood_estimate"
+        return watched(name, "", self, room.estimate, seen.measuring(grid), grid)
 
     def condition(self, y: Any) -> Posterior:
         """The posterior given data on the whole grid; one `eigh` per axis.
@@ -303,7 +303,7 @@ class GridGP(FromData, NumpyroSites, LeastNoise, evidence.SearchedEvidence):
         """
         checks.refuse_marginal(self, "Prior draws are")
         checks.check_ranks(self)
-        return prior_draws(self, key, sample_shape, include_noise)
+        return watched("gp.sample", "", self, prior_draws, self, key, sample_shape, include_noise)
 
     def initialise(self, y: Any, freeze: Any = ()) -> "GridGP":
         """The same model with starting values from the data, for `kx.fit`.

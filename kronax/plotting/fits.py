@@ -127,7 +127,7 @@ def plot_profile(profile: ProfileLikelihood, ax: Any = None) -> Any:
         x, 0, CHI2_95, where=profile.rise(x) <= CHI2_95, color="tab:blue", alpha=0.12, lw=0
     )
     ax.set(
-        xlabel=profile.path,
+        xlabel=profile.name,
         ylabel="rise of the loss",
         ylim=(0, min(HIGHEST, 1.05 * max(float(rise.max()), 1.1 * CHI2_95))),
     )

@@ -370,3 +370,19 @@ def test_what_cannot_start_says_so(name):
     call, error, match = ERRORS[name]
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("join", ["product", "sum"])
+def test_kernels_of_single_dimensions_follow_the_spread_of_these(join):
+    """Places that are near in one dimension are far apart in the other: that is no noise."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform(size=(150, 2)) * [1.0, 100.0]
+    true = np.sin(4 * places[:, 0]) + np.sin(0.04 * places[:, 1])
+    along = [kx.ActiveDims(kx.RBF(1e-3), k) for k in (0, 1)]
+    kernel = along[0] * along[1] if join == "product" else along[0] + along[1]
+    gp = kx.GridGP((kernel,), (places,), noise=1e-3)
+    found = gp.initialise(true + 0.05 * rng.normal(size=150))
+    first, second = found.kernels[0].first.kernel, found.kernels[0].second.kernel
+    assert 0.1 < first.lengthscale < 2
+    assert 10 < second.lengthscale < 200
+    assert found.noise < 0.3 * np.var(true)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kronax.gp.axes.axis import Axis, ordered
+from kronax.gp.kernels.named import Kernels
 from kronax.paths import nearest
 
 
@@ -19,6 +20,8 @@ def refuse_mesh(axes: tuple[Axis, ...]) -> None:
 
 def aligned(kernels: Any, axes: Any) -> tuple[tuple, tuple, tuple[str, ...] | None]:
     """Kernels and axes in one order, and the names if they came by name."""
+    if isinstance(kernels, Kernels) and kernels.names and isinstance(axes, Mapping):
+        kernels = dict(zip(kernels.names, kernels.items, strict=True))  # those of another process
     if isinstance(kernels, Mapping) != isinstance(axes, Mapping):
         raise TypeError(
             "kernels and axes must both be sequences or both be dictionaries by axis name; got "

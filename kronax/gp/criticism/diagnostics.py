@@ -33,6 +33,15 @@ class Diagnostics(eqx.Module):
             they are independent and standard normal, and each is nearest to its own cell. With
             coefficients that are integrated out the mean is the estimated one, which takes up as
             many of their degrees of freedom.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> post = gp.condition(jnp.sin(6 * x)[:, None] * x)
+        >>> found = post.diagnostics()
+        >>> found.decorrelated.shape, found.coverage([0.5, 0.95]).shape
+        ((4, 4), (2,))
     """
 
     leave_one_out: LeaveOneOut

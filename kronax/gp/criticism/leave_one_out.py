@@ -38,6 +38,15 @@ class LeaveOneOut(HeldOut):
         axes: of the grid.
         axis_names: of the axes, or `axis 0` and so on.
         variance_error: standard error of the variance where it comes from iterations, else `None`.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> post = gp.condition(jnp.sin(6 * x)[:, None] * x)
+        >>> means, variances = found = post.leave_one_out()
+        >>> means.shape, found.standardised.shape, found.log_score.shape
+        ((4, 4), (4, 4), ())
     """
 
     mean: Float[Array, "..."]

@@ -44,6 +44,15 @@ class LeaveSliceOut(HeldOut):
         axes: of the grid.
         axis_names: of the axes, or `axis 0` and so on.
         axis: the number of the axis of the slices.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> post = gp.condition(jnp.sin(6 * x)[:, None] * x)
+        >>> found = post.leave_slice_out(0)
+        >>> found.mean.shape, found.log_scores.shape, found.chi_square.shape
+        ((4, 4), (4,), (4,))
     """
 
     mean: Float[Array, "..."]

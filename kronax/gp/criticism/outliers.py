@@ -33,7 +33,17 @@ class Outlier:
 
 
 class Outliers(tuple[Outlier, ...]):
-    """Surprising observations, the most surprising first; prints as a table."""
+    """Surprising observations, the most surprising first; prints as a table.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> post = gp.condition(jnp.sin(6 * x)[:, None] * x.at[1].add(5.0))
+        >>> worst = post.leave_one_out().outliers(number=3)[0]
+        >>> worst.index[1], abs(worst.z) > 3
+        (1, True)
+    """
 
     def __repr__(self) -> str:
         if not self:

@@ -50,6 +50,15 @@ class Forecast(eqx.Module):
     Attributes:
         mean: laid out as the values would be, batches in front.
         variance: without the batches.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> post = gp.condition(jnp.sin(6 * x)[:, None] * x)
+        >>> mean, variance = post.filter().predict(1.2)
+        >>> mean.shape, variance.shape
+        ((4,), (4,))
     """
 
     mean: Float[Array, "..."]
@@ -80,6 +89,15 @@ class Surprise(eqx.Module):
         distance: the squared distance of a slice from its forecast, in units of its covariance:
             under the model χ² with `count` degrees of freedom. Alike.
         count: the number of values of a slice that were measured.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> post = gp.condition(jnp.sin(6 * x)[:, None] * x)
+        >>> _, surprise = post.filter().update(jnp.array([0.1, jnp.nan, 0.2, 9.0]), 1.2)
+        >>> surprise.standardised.shape, int(surprise.count), bool(surprise.standardised[3] > 3)
+        ((4,), 3, True)
     """
 
     mean: Float[Array, "..."]

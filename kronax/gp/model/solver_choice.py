@@ -24,7 +24,7 @@ from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.gaps.plan import dense_cost, plan_gaps
 from kronax.linalg.krylov.operator import Iterative
-from kronax.linalg.krylov.preconditioner import balanced_box
+from kronax.linalg.krylov.preconditioner import balanced_box, held_numbers
 from kronax.linalg.markov.at_observed import MarkovAtObserved, misses_whole_times
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.operators.kronecker import Kronecker
@@ -361,7 +361,8 @@ def described(gp: AbstractProcess) -> list[str]:
         return [*lines, f"  exact: {found.reason}", f"  a value and gradient: {cost}"]
     if found.axis is None:
         box = "×".join(map(str, balanced_box(gp.grid_shape, gp.iteration.box_size)))
-        known = f"exact on {box} eigenvectors"
+        held = held_numbers(gp.grid_shape, gp.iteration) * jnp.dtype(gp.dtype).itemsize
+        known = f"exact on {box} eigenvectors" + f", {held / 1e9:.2g} GB" * are_exact(gp)
     else:
         names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
         known = f"from the complete grid, filtered along {names[found.axis]}"

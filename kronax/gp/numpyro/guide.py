@@ -133,6 +133,15 @@ class LatentGuide(eqx.Module):
     Attributes:
         name: of the field.
         distribution: of its white numbers.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> guide = post.latent_guide("f", jitter=1e-4)
+        >>> guide.name, guide.distribution.event_shape
+        ('f', (4, 4))
     """
 
     name: str = eqx.field(static=True)

@@ -145,6 +145,14 @@ class LatentPosterior(eqx.Module):
 
     `axes` in its methods is as for a `Posterior`. Nothing is left to know on the grid itself: its
     use is prediction at new coordinates, from draws of a latent field.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> field = gp.latent_condition(jnp.sin(6 * x)[:, None] * x, jitter=1e-4)
+        >>> field.mean([x + 0.1, None]).shape
+        (4, 4)
     """
 
     gp: AbstractProcess

@@ -42,6 +42,15 @@ class Posterior(CriticisedPosterior, SummarisedPosterior, LatentGiven):
     additive model. `estimate` is the certificate of the weights, and so of the mean, where they
     come from iterations, and `None` where they are exact: its error is by how many posterior
     standard deviations the mean may be off.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.RBF(0.3), kx.RBF(0.3)), (x, x), noise=0.1)
+        >>> post = gp.condition(jnp.sin(6 * x)[:, None] * x)
+        >>> low, high = post.interval(0.9, axes=[x + 0.1, None])
+        >>> low.shape, bool((low < high).all())
+        ((4, 4), True)
     """
 
     gp: AbstractProcess

@@ -35,6 +35,15 @@ class TermPosterior(eqx.Module):
     all terms with one key to the draw of the function with that key. Arguments are as in the
     methods of `kx.Posterior`; noise belongs to no term. A term that is `kx.White` on an axis falls
     back to its prior at new places of it.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> terms = {"slow": (kx.RBF(1.0), kx.RBF(0.3)), "fast": (0.1 * kx.RBF(0.1), kx.RBF(0.3))}
+        >>> post = kx.GridGP(terms=terms, axes=(x, x), noise=0.1).condition(jnp.outer(x, x))
+        >>> parts = post.terms["slow"].mean() + post.terms["fast"].mean()
+        >>> bool(jnp.allclose(parts, post.mean(), atol=1e-4))
+        True
     """
 
     posterior: AbstractPosterior

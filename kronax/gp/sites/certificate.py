@@ -44,6 +44,16 @@ class ApproximationCheck(eqx.Module):
             if that block is weighted right.
         shift_errors: their standard errors by the draws.
         num_draws: how many draws it comes from.
+
+    Examples:
+        >>> import jax
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> check = post.check_approximation(jax.random.key(0))
+        >>> check.is_close, bool(check.evidence_error < 0.1)
+        (True, True)
     """
 
     evidence: Array

@@ -50,6 +50,14 @@ class LikelihoodPosteriors(eqx.Module):
         batch_shape: of the data.
         template: what the data came as.
         sharding: of the data, where devices have some data sets each.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> posts = gp.condition(jnp.array([[[0, 1, 2, 1]] * 4] * 2))
+        >>> len(posts), posts.mean().shape, posts[0].mean().shape
+        (2, (2, 4, 4), (4, 4))
     """
 
     members: tuple[LikelihoodPosterior, ...]

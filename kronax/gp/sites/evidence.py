@@ -102,6 +102,11 @@ def measured(gp: Process, y: Array) -> Process:
     return with_fields(gp, measured=measured_by(gaussian(gp, precision), target).measured)
 
 
+def measured_evidence(gp: Process, y: Array) -> Array:
+    """The evidence, in the way that a trial says."""
+    return evidence(measured(gp, y), y)
+
+
 def evidence_from(gp: AbstractProcess, y: Array, hints: Hint) -> tuple[Array, Hint]:
     """The same by a search that starts from another one's end, and the end of this one."""
     values, rest = eqx.partition(gp, eqx.is_inexact_array)

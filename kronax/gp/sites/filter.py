@@ -43,6 +43,19 @@ class LikelihoodSurprise(eqx.Module):
         log_density: of all observations of a slice together, by the approximation; with the slices
             last where there are several, each given all before it.
         count: the number of observations of a slice.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> _, surprise = post.filter().update(jnp.array([9.0, 0.0, 2.0, 1.0]), 1.2)
+        >>> (
+        ...     int(surprise.standardised.argmax()),
+        ...     surprise.pointwise.shape,
+        ...     surprise.log_density.shape,
+        ... )
+        (0, (4,), ())
     """
 
     mean: Float[Array, "..."]
@@ -67,6 +80,15 @@ class LikelihoodFilter(eqx.Module):
         likelihood: of one slice.
         varying: its fields that vary along the time, and must be given with every slice.
         approximation: "variational" or "laplace".
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> service, surprise = post.filter().update(jnp.array([1.0, 0.0, 2.0, jnp.nan]), 1.2)
+        >>> service.response(1.4).mean.shape, int(surprise.count)
+        ((4,), 3)
     """
 
     function: Filter

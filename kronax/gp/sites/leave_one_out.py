@@ -42,6 +42,15 @@ class LikelihoodLeaveOneOut(HeldOut):
         likelihood: of an observation given the function.
         function_variance_error: standard error of that variance where it comes from the draws of
             iterations, else `None`.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> means, variances = found = post.leave_one_out()
+        >>> means.shape, found.log_density().shape, found.log_score.shape
+        ((4, 4), (4, 4), ())
     """
 
     mean: Float[Array, "..."]

@@ -35,6 +35,15 @@ class LikelihoodLeaveSliceOut(LikelihoodLeaveOneOut):
         log_scores: joint log predictive density of each slice in nats, `(n_i,)`, by the
             approximation; zero for slices without data.
         axis: the number of the axis of the slices.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> found = post.leave_slice_out(0)
+        >>> found.mean.shape, found.log_scores.shape
+        ((4, 4), (4,))
     """
 
     log_scores: Float[Array, "..."] = eqx.field(kw_only=True)

@@ -48,6 +48,14 @@ class LikelihoodPosterior(Posterior):
         model: the process with its likelihood.
         data: the data, with something possible in the gaps.
         sites: what stands for the likelihood at every cell.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> post.response().mean.shape, post.variance([x + 0.1, None]).shape
+        ((4, 4), (4, 4))
     """
 
     model: AbstractProcess = eqx.field(kw_only=True)

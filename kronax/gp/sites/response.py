@@ -33,6 +33,15 @@ class Response(eqx.Module):
             else `None`.
         probabilities: of the quantiles.
         name: what the response is: a rate, a probability, …
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> x = jnp.linspace(0, 1, 4)
+        >>> gp = kx.GridGP((kx.Matern32(0.3), kx.RBF(0.3)), (x, x), likelihood=kx.Poisson())
+        >>> post = gp.condition(jnp.array([[0, 1, 2, 1]] * 4))
+        >>> rate = post.response(quantiles=(0.1, 0.5, 0.9))
+        >>> rate.name, rate.quantiles.shape, rate.observation_quantiles.shape
+        ('rate', (3, 4, 4), (3, 4, 4))
     """
 
     mean: Float[Array, "..."]

@@ -5,7 +5,7 @@ so that those of users take part like those of the library.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -181,11 +181,29 @@ class _Along:
         points = points if dims is None else points.columns(dims)
         return np.asarray(kernel.form_of(points), np.float64).reshape(self.axis.size, -1)
 
+    def spread(self, dims: Dims) -> np.ndarray | None:
+        """Of each of these dimensions, for a kernel that sees some of several and not all."""
+        count = self.axis.num_dimensions
+        if dims is None or count is None or np.size(dims) == count:
+            return None
+        return np.std(self.places_in(range(count)), axis=0)[np.atleast_1d(dims)]
+
+    def places_in(self, dims: Iterable[int]) -> np.ndarray:
+        """Coordinates in these dimensions, `(n, p)`."""
+        return np.asarray(self.axis.points(self.dtype).columns(tuple(dims)).raw, np.float64)
+
     def correlogram(
         self, kernel: Kernel, dims: Dims, units: np.ndarray | None = None
     ) -> Correlogram:
-        """Over the distances that a kernel sees, with coordinates in other units if given."""
+        """Over the distances that a kernel sees, with coordinates in other units if given.
+
+        Of a kernel of some dimensions, over those in all of them, each in units of its spread:
+        places that are near in some may be far apart, and unlike, by the others.
+        """
         places = self.places(kernel, dims)
+        if self.spread(dims) is not None:
+            places = self.places_in(range(self.axis.num_dimensions or 0))
+            units = _units(np.std(places, axis=0))
         scaled = places if units is None else places / units
         key = scaled.shape, scaled.tobytes()
         if key not in self._correlograms:
@@ -232,13 +250,15 @@ class _Along:
         self, kernel: Kernel, given: np.ndarray, signal: float, returns: bool, dims: Dims
     ) -> Any:
         """The lengthscale for one parameter; one per dimension or scale if it is a vector."""
-        places = self.places(kernel, dims)
+        places, own = self.places(kernel, dims), self.spread(dims)
         if given.ndim == 1 and given.size == places.shape[1]:
             spread = np.std(places, axis=0)
-            units = np.where(spread > 0, spread, 1)
+            units = _units(spread)
             found = self.correlogram(kernel, dims, units).length(signal, returns=returns)
             return None if found is None else np.where(spread > 0, found * units, given)
         found = self.correlogram(kernel, dims).length(signal, returns=returns)
+        if found is not None and own is not None:
+            found = float(found * np.mean(own)) or None
         if found is None or given.ndim == 0:
             return found
         return found * np.reshape(self._spread(list(given.ravel())), given.shape)
@@ -278,6 +298,11 @@ class _Along:
         x = x[np.argsort(np.asarray(x.centred))]
         values = np.asarray(kernel.matrix_at(x, x[:1]))[:, 0]
         return bool(np.any(values - np.minimum.accumulate(values) > RISE * np.abs(values[0])))
+
+
+def _units(spread: np.ndarray) -> np.ndarray:
+    """In which coordinates are alike; where all places agree, as they are."""
+    return np.where(spread > 0, spread, 1)
 
 
 def _declared(module: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,17 @@ class GradientEstimate(NamedTuple):
         error: half the width of a 99 % interval around every entry of `value`.
         standard_error: of the random probes, likewise.
         estimate: of the function itself.
+
+    Examples:
+        >>> import jax.numpy as jnp, kronax as kx
+        >>> variances = jnp.array([[1.0, 3.0], [1.0, jnp.inf]])
+        >>> signal = kx.Kronecker(jnp.eye(2), jnp.eye(2))
+        >>> def density(scale):
+        ...     op = kx.KroneckerPlusDiagonal(scale * signal, variances)
+        ...     return kx.iterative_logpdf(jnp.ones((2, 2)), 0.0, op)
+        >>> value, error, standard_error, estimate = kx.gradient_estimate(density, 1.0)
+        >>> value.shape, bool(error >= standard_error), bool(estimate.converged)
+        ((), True, True)
     """
 
     value: Any
