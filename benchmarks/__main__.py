@@ -11,7 +11,6 @@ WORKLOADS = (
     "solve",
     "matvec",
     "scale",
-    "devices",
     "mcmc",
     "fitting",
     "start",
@@ -31,7 +30,7 @@ WORKLOADS = (
     "rewrite",
 )
 # What is run by name alone.
-BY_NAME = ("report", "gpu")
+BY_NAME = ("report", "gpu", "devices")
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
         nargs="*",
         metavar="name",
         help=f"what to run, of {', '.join((*WORKLOADS, *BY_NAME))}, or WORKLOAD.SECTION of one "
-        "that has sections; all but gpu by default",
+        "that has sections; all but gpu by default, devices as the last part of scale",
     )
     parser.add_argument(
         "--quick", action="store_true", help="small sizes, few rounds; results are kept apart"

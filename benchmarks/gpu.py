@@ -2,12 +2,14 @@
 
 One call fills the table: `python -m benchmarks gpu`. Accuracy is against a closed form in NumPy's
 float64, on the host. Every call waits until its results are there, after one that compiles. Memory
-is the high-water mark of the device's own allocator, which only grows (cases go from small to
-large), and what XLA plans for the program; a CPU has the plan alone. Peers are on the same device
-where their environments have it.
+is what XLA plans for the program of a likelihood, and for a fit, in a process of its own, the
+high-water mark of the device's allocator, which a CPU has not. Every row names the device it was
+on: peers that find no GPU run on the CPU. Processes share the device, so that none of them may take
+all of its memory beforehand.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 from math import prod
 from time import perf_counter
@@ -17,8 +19,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import fitting, likelihood, models, scale
+from benchmarks.apart import apart
 from benchmarks.markdown import digits, grid, table
-from benchmarks.measure import alternate, relative_error, save, shown
+from benchmarks.measure import CandidateError, alternate, relative_error, save, shown
 from benchmarks.peers.processes import Peers
 from benchmarks.real_data import DATA_SETS
 
@@ -27,6 +30,7 @@ QUICK_SHAPES = [(20, 20), (100, 100)]
 DTYPES = ("float32", "float64")
 QUICK_DATA = ["El Niño"]
 ROUNDS, QUICK_ROUNDS = 9, 3
+FIT_LIMIT_S = 900
 PEERS = {"GPyTorch": "gpytorch", "luas": "luas"}
 METHODS: dict[str, Callable[[str, list], Callable]] = {
     "kronax": lambda kernel, axes: models.likelihood(models.kronax, kernel, axes),
@@ -41,10 +45,23 @@ def memory_held() -> int | None:
     return None if stats is None else stats.get("peak_bytes_in_use")
 
 
+def device() -> str:
+    """What JAX finds here."""
+    return jax.devices()[0].device_kind
+
+
 def compiled(method: str, kernel: str, axes: list, parameters: Any, y: Any) -> Any:
     """Value and gradient as one program for this device."""
     function = jax.jit(jax.value_and_grad(METHODS[method](kernel, axes)))
     return function.lower(parameters, y).compile()
+
+
+def _attempted(program: Any, *given: Any) -> Any:
+    """A call, of which the others go on where the device has no memory for it."""
+    try:
+        return jax.block_until_ready(program(*given))
+    except jax.errors.JaxRuntimeError as error:
+        raise CandidateError(str(error).splitlines()[0][:200]) from error
 
 
 def planned_bytes(program: Any) -> int:
@@ -65,7 +82,7 @@ def measure(
         given = jnp.asarray(parameters, dtype), jnp.asarray(y, dtype)
         programs = {name: compiled(name, kernel, points, *given) for name in methods}
         calls: dict[str, Any] = {
-            name: partial(program, *given) for name, program in programs.items()
+            name: partial(_attempted, program, *given) for name, program in programs.items()
         }
         for name, environment in PEERS.items():
             typed = {"axes": [x.astype(dtype) for x in axes], "y": y.astype(dtype)}
@@ -77,8 +94,9 @@ def measure(
             if row["seconds"] is not None:
                 row |= _worth(call(), truth)
             if name in programs:
-                row |= {"planned_bytes": planned_bytes(programs[name])}
-                row |= {"peak_bytes": memory_held()}
+                row |= {"planned_bytes": planned_bytes(programs[name]), "device": device()}
+            elif row["seconds"] is not None:
+                row["device"] = peers.device(PEERS[name])
             rows.append(row)
         peers.forget()
     return rows
@@ -92,6 +110,16 @@ def _worth(found: Any, truth: Any) -> dict[str, float]:
 
 
 def measure_fit(name: str, dtype: str) -> dict[str, Any]:
+    """A row of what `fitted` finds in a process of its own."""
+    case = {"workload": "W5", "data": name, "dtype": dtype, "method": "kronax"}
+    try:
+        return case | apart("gpu", "fitted", FIT_LIMIT_S, name=name, dtype=dtype)
+    except CandidateError as reason:
+        shape = list(DATA_SETS[name]().y.shape)
+        return {**case, "shape": shape, "seconds": None, "error": str(reason)}
+
+
+def fitted(name: str, dtype: str) -> dict[str, Any]:
     """A fit to convergence from `initialise`, compiling and then again."""
     data = DATA_SETS[name]()
     with jax.enable_x64(dtype == "float64"):
@@ -103,11 +131,8 @@ def measure_fit(name: str, dtype: str) -> dict[str, Any]:
         between = perf_counter()
         fitting.fit(start, y)
         return {
-            "workload": "W5",
-            "data": name,
             "shape": list(y.shape),
-            "dtype": dtype,
-            "method": "kronax",
+            "device": device(),
             "seconds": perf_counter() - between,
             "first_call_seconds": between - began,
             "loss": float(first.losses.min()),
@@ -129,7 +154,7 @@ def measure_peer_fits(name: str, peers: Peers) -> list[dict[str, Any]]:
         row = {"workload": "W5", "data": name, "shape": list(data.y.shape), "dtype": "float64"}
         row |= {"method": method, **alternate({method: call}, rounds=1)[method]}
         if row["seconds"] is not None:
-            row["loss"] = float(min(call()[1]))
+            row |= {"loss": float(min(call()[1])), "device": peers.device(environment)}
         rows.append(row)
         peers.forget()
     return rows
@@ -148,7 +173,7 @@ def gpu_table(rows: list[dict[str, Any]]) -> str:
         error = row.get("gradient_error")
         if row.get("loss") is not None:
             error = row["loss"] - least[row["data"]]
-        memory = row.get("peak_bytes") or row.get("planned_bytes")
+        memory = row.get("planned_bytes") or row.get("peak_bytes")
         seconds = row.get("seconds")
         body.append(
             [
@@ -156,12 +181,14 @@ def gpu_table(rows: list[dict[str, Any]]) -> str:
                 grid(row),
                 row["dtype"],
                 row["method"],
+                row.get("device", "–"),
                 digits(None if seconds is None else 1e3 * seconds),
                 "–" if error is None else f"{error:.1g}",
                 "–" if memory is None else f"{memory / 2**20:,.0f}",
             ]
         )
-    return table(["workload", "grid", "precision", "method", "ms", "error", "MiB"], body)
+    header = ["workload", "grid", "precision", "method", "device", "ms", "error", "MiB"]
+    return table(header, body)
 
 
 def _data_of(rows: list[dict[str, Any]]) -> set[str]:
@@ -170,22 +197,27 @@ def _data_of(rows: list[dict[str, Any]]) -> set[str]:
 
 def run(quick: bool) -> None:
     """All three workloads."""
+    # Read where a process first asks for its device, the processes of fits and peers among them.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     rows: list[dict[str, Any]] = []
     rounds = QUICK_ROUNDS if quick else ROUNDS
     with Peers() as peers:
-        for shape in QUICK_SHAPES if quick else SHAPES:
-            case = {"workload": "W1", "shape": list(shape)}
-            problem = likelihood.problem(scale.KERNEL, shape)
-            rows += _said(measure(case, problem, [*METHODS], peers, rounds))
-        for name in QUICK_DATA if quick else DATA_SETS:
-            rows += _said([measure_fit(name, dtype) for dtype in DTYPES])
-            rows += _said(measure_peer_fits(name, peers))
-        for shape in scale.QUICK_SHAPES if quick else scale.SHAPES[:3]:
-            case = {"workload": "W7", "shape": list(shape)}
-            methods = ["kronax", "regular"]
-            rows += _said(measure(case, scale.problem(shape), methods, peers, rounds))
-        versions = peers.versions()
-    save("gpu", rows, quick, peers=versions)
+        for case in _cases(quick, rounds, peers):
+            rows += _said(case)
+            save("gpu", rows, quick, peers=peers.versions())
+
+
+def _cases(quick: bool, rounds: int, peers: Peers) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one case after another."""
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        case = {"workload": "W1", "shape": list(shape)}
+        yield measure(case, likelihood.problem(scale.KERNEL, shape), [*METHODS], peers, rounds)
+    for name in QUICK_DATA if quick else DATA_SETS:
+        yield [measure_fit(name, dtype) for dtype in DTYPES]
+        yield measure_peer_fits(name, peers)
+    for shape in scale.QUICK_SHAPES if quick else scale.SHAPES[:3]:
+        case = {"workload": "W7", "shape": list(shape)}
+        yield measure(case, scale.problem(shape), ["kronax", "regular"], peers, rounds)
 
 
 def _said(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 Every case has a process of its own. Memory is the most that was resident from before the data were
 there until two calls were done, and beside it what XLA plans for the compiled call; both in arrays
-of N numbers, the data among them. An allocation fails before the machine runs out.
+of N numbers, the data among them. An allocation fails before the machine runs out. What several
+devices hold and send, up to 10¹⁰ cells, is planned by `benchmarks.devices`, which this runs last.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import memory, models, reference
+from benchmarks import devices, memory, models, reference
 from benchmarks.apart import apart
 from benchmarks.measure import CandidateError, alternate, relative_error, save, shown
 from benchmarks.peers.processes import Peers
@@ -150,3 +151,4 @@ def run(quick: bool) -> None:
             versions = {PEERS[r["method"]]: r["versions"] for r in rows if "versions" in r}
             notes = {"kernel": KERNEL, "lengthscales": LENGTHSCALES, "noise": NOISE}
             save("scale", rows, quick, **notes, peers=versions)
+    devices.run(quick)

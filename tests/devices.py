@@ -2,9 +2,12 @@
 
 import json
 import re
+import sys
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +15,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import kronax as kx
+from kronax.fitting import driver
 
 GRID = (16, 12)
 LARGE = (64, 48, 40)
 BATCH = 16
+UNEVEN = (64, 32)
+SOLID = (32, 24, 16)
+SETS = (8, 8, 6)
 NEW = np.linspace(1.1, 2.0, 8)
 COLLECTIVE = re.compile(
     r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
@@ -81,6 +88,118 @@ def of_batch(gp: kx.GridGP, y: Any) -> dict[str, Any]:
     }
 
 
+def likelihood(gp: kx.GridGP, y: Any) -> Any:
+    """Value and gradient, in parameters and data."""
+
+    def value(kernels: Any, y: Any) -> Any:
+        return jnp.sum(eqx.tree_at(lambda gp: gp.kernels, gp, kernels).log_marginal_likelihood(y))
+
+    return jax.value_and_grad(value, (0, 1))(gp.kernels, y)
+
+
+def counted(shape: tuple[int, ...]) -> kx.GridGP:
+    """Counts, whose data sets have sites of their own."""
+    gp = model(shape)
+    return kx.GridGP(gp.kernels, gp.axes, likelihood=kx.Poisson())
+
+
+def uneven(shape: tuple[int, ...] = UNEVEN) -> kx.GridGP:
+    """Gaps, by iterations whose box and probes are small beside the grid."""
+    gp, few = model(shape), kx.Iteration(box_size=16, num_probes=4, num_draws=8)
+    observed = np.random.default_rng(1).uniform(size=shape) > 0.2
+    options = {"observed": observed, "gaps": "iterative", "iteration": few}
+    return kx.GridGP(gp.kernels, gp.axes, 0.1, **options)
+
+
+def of_posterior(gp: kx.GridGP, y: Any) -> Any:
+    """Mean, variance, a draw and leave-one-out."""
+    post = gp.condition(y)
+    left_out = post.leave_one_out()
+    draw = post.sample(jax.random.key(0))
+    return post.mean(), post.variance(), draw, left_out.mean, left_out.variance
+
+
+def ahead(gp: kx.GridGP, y: Any) -> Any:
+    """On new coordinates."""
+    post, new = gp.condition(y), (NEW, None)
+    return post.mean(axes=new), post.variance(axes=new), post.sample(jax.random.key(0), axes=new)
+
+
+# By name: a model, a function of it and data, the data, and over what they are shared out.
+CASES: dict[str, tuple[Callable, Callable, np.ndarray, P]] = {
+    "sets of counts": (
+        lambda: counted(SETS[1:]),
+        likelihood,
+        np.round(np.exp(data(*SETS))),
+        P(("a", "b")),
+    ),
+    "a grid of counts": (
+        lambda: counted(GRID),
+        lambda gp, y: (likelihood(gp, y), of_posterior(gp, y)),
+        np.round(np.exp(data(*GRID))),
+        P("a", "b"),
+    ),
+    "a mean by iterations": (
+        lambda: uneven(SOLID),
+        lambda gp, y: gp.condition(y).mean(),
+        data(*SOLID),
+        P("a", None, "b"),
+    ),
+    "iterations": (uneven, likelihood, data(*UNEVEN), P("a", "b")),
+    "a posterior by iterations": (uneven, of_posterior, data(*UNEVEN), P("a", "b")),
+    "new places by iterations": (uneven, ahead, data(*UNEVEN), P("a", "b")),
+    "new places": (lambda: model(GRID), ahead, data(*GRID), P("a", "b")),
+}
+
+
+def numbers_of(name: str) -> list[Any]:
+    """Of a case, on one device."""
+    build, function, y, _ = CASES[name]
+    found = jax.jit(lambda gp, y: function(gp, y))(build(), y)
+    return [np.asarray(x).tolist() for x in jax.tree.leaves(found)]
+
+
+def of_case(name: str) -> dict[str, Any]:
+    """Numbers of a case on eight devices, what these send and hold, and what one holds."""
+    build, function, y, spec = CASES[name]
+    gp = build()
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    shared = jax.device_put(y, NamedSharding(mesh, spec))
+    call = jax.jit(lambda gp, y: function(gp, y))
+    eight, one = (call.lower(gp, x).compile() for x in (shared, y))
+    return {
+        "numbers": [told(x) for x in jax.tree.leaves(eight(gp, shared))],
+        "communicated": communicated(eight),
+        "eight": planned(eight),
+        "one": planned(one),
+    }
+
+
+def of_fits() -> dict[str, Any]:
+    """Independent fits of data sets, and what a step of them sends."""
+    mesh = Mesh(np.array(jax.devices()), ("a",))
+    y = jax.device_put(data(*SETS), NamedSharding(mesh, P("a")))
+    programs, advance = [], driver.advance
+
+    def watched(*given: Any) -> Any:
+        programs.append(advance.lower(*given).compile())
+        return programs[-1](*given)
+
+    driver.advance = watched
+    fit = kx.fit(model(SETS[1:]), y, independent=True, num_steps=3, progress=False)
+    sent = [communicated(program.compiled) for program in programs]
+    return {"losses": np.asarray(fit.losses).tolist(), "communicated": sent}
+
+
+def of_posteriors() -> dict[str, Any]:
+    """Posteriors of data sets with a likelihood, each with sites of its own."""
+    mesh = Mesh(np.array(jax.devices()), ("a",))
+    _, _, y, _ = CASES["sets of counts"]
+    y = jax.device_put(y, NamedSharding(mesh, P("a")))
+    post = counted(SETS[1:]).condition(y)
+    return told({"mean": post.mean(), "variance": post.variance()})
+
+
 def told(result: Any) -> Any:
     """Numbers and how they are shared out."""
     return jax.tree.map(lambda x: [np.asarray(x).tolist(), str(x.sharding.spec)], result)
@@ -130,4 +249,8 @@ def plans(mesh: Mesh) -> dict[str, Any]:
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    print(json.dumps(run()))
+    of_others = {"fits": of_fits, "posteriors": of_posteriors}
+    for name in sys.argv[1:]:
+        print(json.dumps(of_others[name]() if name in of_others else of_case(name)), flush=True)
+    if not sys.argv[1:]:
+        print(json.dumps(run()))

@@ -45,6 +45,7 @@ ALLOWED_LOOPS = {
         "map",
     ): "rows of one axis in chunks, so that no N x n array is held",
     ("linalg/gaps/slices", "map"): "places on the other axes in chunks, as in the diagonals",
+    ("linalg/sharing/data_sets", "map"): "one data set after another, over no factors",
     ("linalg/krylov/variances", "map"): "places in chunks, one solve each",
     ("linalg/krylov/variances", "scan"): "draws in chunks, so that few are held at once",
     ("linalg/krylov/terms_variances", "scan"): "the same",

@@ -19,6 +19,7 @@ from benchmarks import (  # noqa: E402
     gap_data,
     gap_tables,
     gaps,
+    gpu,
     likelihood,
     many_gaps,
     markov,
@@ -588,3 +589,37 @@ def test_the_dense_code_of_the_benchmark_is_what_is_written_by_hand():
             found = np.asarray(calls[name]())
             expected = found if expected is None else expected
             np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_device_without_memory_for_one_method_measures_the_others():
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating")
+
+    calls = {"one": lambda: gpu._attempted(full, 1.0), "other": lambda: gpu._attempted(abs, 1.0)}
+    times = measure.alternate(calls, rounds=1)
+    assert times["one"]["error"] == "RESOURCE_EXHAUSTED: Out of memory"
+    assert times["other"]["seconds"] > 0
+
+
+def test_the_table_of_a_gpu_names_devices_and_reasons():
+    case = {"workload": "W5", "data": "fields", "shape": [3, 4], "dtype": "float64"}
+    rows = [
+        {**case, "method": "kronax", "device": "H200", "seconds": 0.5, "loss": 2.0}
+        | {"peak_bytes": 2**21},
+        {**case, "method": "GPyTorch", "device": "cpu", "seconds": 1.0, "loss": 2.5},
+        {**case, "method": "luas", "seconds": None, "error": "not installed"},
+    ]
+    lines = gpu.gpu_table(rows).splitlines()[-3:]
+    cells = [[cell.strip() for cell in line.strip("| ").split("|")] for line in lines]
+    assert [row[4:] for row in cells] == [
+        ["H200", "500", "0", "2"],
+        ["cpu", "1,000", "0.5", "–"],
+        ["–", "–", "–", "–"],
+    ]
+
+
+@pytest.mark.parametrize(("has_gpu", "wanted"), [(True, "jax[cuda12]>=0.10"), (False, "jax>=0.10")])
+def test_peers_in_jax_find_a_gpu_where_there_is_one(has_gpu, wanted, monkeypatch):
+    monkeypatch.setattr(environments.shutil, "which", lambda name: name if has_gpu else None)
+    assert environments.for_this_machine("jax>=0.10") == wanted
+    assert environments.for_this_machine("numpy>=2") == "numpy>=2"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 import kronax as kx
 from tests import devices, processes
+from tests.everyday import everyday
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,15 +35,24 @@ def environment(num_devices: int) -> dict[str, str]:
     }
 
 
+def of_eight(*arguments: str) -> str:
+    """What a Python with eight devices prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *arguments],
+        env=environment(8),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.returncode, done.stderr[-3000:]
+    return done.stdout
+
+
 @pytest.fixture(scope="module")
 def found() -> dict[str, Any]:
     """What eight devices compute."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.devices"]
-    done = subprocess.run(
-        command, env=environment(8), cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert not done.returncode, done.stderr[-3000:]
-    return json.loads(done.stdout)
+    return json.loads(of_eight("-m", "tests.devices"))
 
 
 def dense(shape: tuple[int, ...], y: np.ndarray) -> dict[str, Any]:
@@ -120,23 +131,30 @@ def test_memory_of_a_device(found: dict[str, Any]) -> None:
     assert found["eight"] <= 1.5 * found["one"] / 8 + 6 * matrices
 
 
-@contextmanager
-def started(what: str, path: str = "") -> Iterator[list[Any]]:
-    """Two processes with four devices each, which end with the test, whatever it finds."""
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-W", "ignore", "-m", "tests.processes"]
+        return str(free.getsockname()[1])
+
+
+def started(what: str, path: str = "") -> Any:
+    port = free_port()
+    return both([["-m", "tests.processes", str(i), "2", port, what, path] for i in range(2)])
+
+
+@contextmanager
+def both(commands: list[list[str]], folder: Path = ROOT) -> Iterator[list[Any]]:
+    """Two processes with four devices each, which end with the test, whatever it finds."""
     processes = [
         subprocess.Popen(
-            [*command, str(i), "2", str(port), what, path],
+            [sys.executable, "-W", "ignore", *command],
             env=environment(4),
-            cwd=ROOT,
+            cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for command in commands
     ]
     try:
         yield processes
@@ -144,6 +162,74 @@ def started(what: str, path: str = "") -> Iterator[list[Any]]:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def moved(found: dict[str, Any]) -> list[int]:
+    """How many numbers each collective gives a device, but for all-to-alls."""
+    kinds = found["communicated"]
+    return sorted(n for kind in kinds if kind != "all-to-all" for n in kinds[kind])
+
+
+@pytest.mark.parametrize(
+    "name", everyday(devices.CASES, ["sets of counts", "a mean by iterations"])
+)
+def test_eight_devices_are_as_one(name: str) -> None:
+    found = json.loads(of_eight("-m", "tests.devices", name))
+    _, _, y, spec = devices.CASES[name]
+    shapes = {y.shape, (len(devices.NEW), *y.shape[1:])}
+    for (numbers, own), one in zip(found["numbers"], devices.numbers_of(name), strict=True):
+        np.testing.assert_allclose(numbers, one, atol=1e-12 * np.max(np.abs(one)))
+        assert np.shape(one) not in shapes or own == str(spec)
+    if name == "sets of counts":
+        parameters = sum(np.size(x) for x, _ in found["numbers"]) - y.size
+        assert "all-to-all" not in found["communicated"]
+        assert sum(moved(found)) <= parameters
+    if name == "a mean by iterations":
+        assert moved(found)[-1] < y.size / 8
+        matrices = 8 * sum(n**2 for n in y.shape)
+        assert found["eight"] <= 1.5 * found["one"] / 8 + 6 * matrices
+
+
+def check_fits(found: dict[str, Any]) -> None:
+    """Independent fits send nothing."""
+    gp, y = devices.model(devices.SETS[1:]), devices.data(*devices.SETS)
+    alone = kx.fit(gp, y, independent=True, num_steps=3)
+    np.testing.assert_allclose(found["losses"], alone.losses, rtol=1e-11)
+    assert found["communicated"] == [{}] * len(found["communicated"])
+
+
+def check_posteriors(found: dict[str, Any]) -> None:
+    """Those of data sets with a likelihood lie as the data do."""
+    build, _, y, _ = devices.CASES["sets of counts"]
+    post = build().condition(y)
+    for name, one in {"mean": post.mean(), "variance": post.variance()}.items():
+        numbers, spec = found[name]
+        np.testing.assert_allclose(numbers, one, rtol=1e-10)
+        assert spec == "P('a',)"
+
+
+@pytest.mark.parametrize("name", everyday(["fits", "posteriors"], ["fits"]))
+def test_many_data_sets_each_with_its_own(name: str) -> None:
+    found = json.loads(of_eight("-m", "tests.devices", name))
+    {"fits": check_fits, "posteriors": check_posteriors}[name](found)
+
+
+@pytest.mark.slow
+def test_the_scripts_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
+    """But for the port, which another program may have."""
+    page = (ROOT / "docs" / "devices.md").read_text()
+    scripts = re.findall(r"^```(?:\{code-block\} )?python\n(.*?)^```", page, re.M | re.S)
+    sets, grid, several = scripts
+    for script in (sets, grid):
+        assert of_eight("-c", script) == "True\n"
+    script = several.replace("1234", free_port())
+    with both([["-c", script, str(i)] for i in range(2)], tmp_path) as processes:
+        (first, error), (second, other_error) = (p.communicate(timeout=300) for p in processes)
+    # Gloo writes to the output as well.
+    assert "noise " in first, error[-3000:]
+    assert not [process.returncode for process in processes if process.returncode], other_error
+    assert "noise " not in second
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.kx"]
 
 
 @pytest.mark.slow

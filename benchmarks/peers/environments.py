@@ -63,11 +63,19 @@ def install(name: str) -> None:
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    _pip(name, *REQUIREMENTS[name])
+    _pip(name, *map(for_this_machine, REQUIREMENTS[name]))
     if name == "luas":
         _pip(name, "--no-deps", str(checkout))
     _mark(name).touch()
     print(f"{name}: installed in {folder}")
+
+
+def for_this_machine(requirement: str) -> str:
+    """A requirement of JAX with its libraries for NVIDIA's GPUs, where the machine has one."""
+    is_jax = requirement == "jax" or requirement.startswith("jax>")
+    if not is_jax or shutil.which("nvidia-smi") is None:
+        return requirement
+    return requirement.replace("jax", "jax[cuda12]", 1)
 
 
 def _pip(name: str, *what: str) -> None:

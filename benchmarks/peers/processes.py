@@ -129,6 +129,10 @@ class Peers:
             if worker.process is not None:
                 worker.ask("forget", CALL_LIMIT_S)
 
+    def device(self, name: str) -> str:
+        """What a peer that was asked for something runs on."""
+        return self.workers[name].ask("device", CALL_LIMIT_S)
+
     def versions(self) -> dict[str, Any]:
         """Of every peer that was asked for something; the others are not named."""
         return {

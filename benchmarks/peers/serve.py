@@ -25,7 +25,8 @@ class Server:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.tasks = import_module(f"benchmarks.peers.with_{name.split('-')[0]}").TASKS
+        self.module = import_module(f"benchmarks.peers.with_{name.split('-')[0]}")
+        self.tasks = self.module.TASKS
         self.calls: dict[int, Callable[[], Any]] = {}
         self.results: dict[int, Any] = {}
         self.baseline = 0
@@ -33,6 +34,10 @@ class Server:
     def versions(self) -> dict[str, str]:
         """Of the packages that matter."""
         return {package: version(package) for package in PACKAGES[self.name]}
+
+    def device(self) -> str:
+        """What calls run on: a library that finds devices by itself says so in `device`."""
+        return self.module.device() if hasattr(self.module, "device") else "cpu"
 
     def prepare(self, key: int, task: str, inputs: dict[str, Any]) -> None:
         """Build and compile a call."""

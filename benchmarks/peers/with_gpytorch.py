@@ -22,6 +22,11 @@ torch.set_num_threads(len(os.sched_getaffinity(0)))
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def device() -> str:
+    """What PyTorch finds."""
+    return "cpu" if DEVICE.type == "cpu" else torch.cuda.get_device_name(DEVICE)
+
+
 def likelihood(
     kernel: str, axes: list[np.ndarray], parameters: np.ndarray, y: np.ndarray
 ) -> Callable:

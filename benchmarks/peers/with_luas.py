@@ -10,6 +10,11 @@ from luas import GP, LuasKernel, kernels
 KERNELS = {"RBF": kernels.squared_exp, "Matérn-3/2": kernels.matern32}
 
 
+def device() -> str:
+    """What JAX finds."""
+    return jax.devices()[0].device_kind
+
+
 def likelihood(
     kernel: str, axes: list[np.ndarray], parameters: np.ndarray, y: np.ndarray
 ) -> Callable:

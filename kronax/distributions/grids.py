@@ -24,6 +24,7 @@ from kronax.distributions.forms import (
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.operators.diagnose import NOT_FINITE
 from kronax.linalg.operators.kronecker import Kronecker
@@ -230,7 +231,7 @@ class GridDistribution(dist.Distribution):
 
     def _explained(self, log_density: Array, residual: Array) -> Array:
         """The log density; raises if it is not finite for another reason than the value's own."""
-        kept = jnp.where(jnp.isfinite(residual).all(), log_density, 0.0)
+        kept = where(jnp.isfinite(residual).all(), log_density, 0.0)
         self.form.explain(kept)
         return raising_if(lambda: ~jnp.isfinite(kept), log_density, NOT_FINITE)
 

@@ -17,6 +17,7 @@ from kronax.distributions.forms import AbstractForm
 from kronax.distributions.grids import GridDistribution, eagerly
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
@@ -113,7 +114,7 @@ class KroneckerStudentT(GridDistribution):
     def mean(self) -> Array:
         """`loc`; infinite where `df ≤ 1`, as NumPyro has it."""
         df, loc = same_rank(self._on_cells(self.df), self.loc)
-        return self._shaped(jnp.where(df <= 1, jnp.inf, loc))
+        return self._shaped(where(df <= 1, jnp.inf, loc))
 
     @property
     def variance(self) -> Array:
@@ -148,8 +149,8 @@ class KroneckerStudentT(GridDistribution):
 
     def _ratio(self) -> Array:
         """The covariance over the scale matrix."""
-        ratio = jnp.where(self.df > 2, self.df / jnp.where(self.df > 2, self.df - 2, 1), jnp.inf)
-        return jnp.where(self.df <= 1, jnp.nan, ratio)
+        ratio = where(self.df > 2, self.df / where(self.df > 2, self.df - 2, 1), jnp.inf)
+        return where(self.df <= 1, jnp.nan, ratio)
 
     def _on_cells(self, x: Array) -> Array:
         return x.reshape(*x.shape, *(1,) * len(self.grid_shape))

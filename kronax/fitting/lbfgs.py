@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import matmul
+from kronax.linalg.arrays.precision import where
 
 DECREASE, CURVATURE = 1e-4, 0.9
 # Below this share of the loss the search goes by slopes.
@@ -147,7 +148,7 @@ def turned(memory: Any, point: Array, grad: Array) -> Search:
         falls = matmul(grad, direction) < 0
         # Stale or rounded curvature may point upwards: it is forgotten.
         steepest = -grad * jnp.minimum(1.0, 1.0 / jnp.linalg.norm(grad))
-        weights = jnp.where(falls, memory.weights_memory, 0.0)
+        weights = where(falls, memory.weights_memory, 0.0)
     direction = jnp.where(falls, direction, steepest)
     return _along(direction, matmul(grad, direction), memory._replace(weights_memory=weights), 1)
 

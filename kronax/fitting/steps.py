@@ -18,6 +18,7 @@ from kronax.fitting.lbfgs import LBFGS, afresh, looked, narrower, turned
 from kronax.fitting.problem import Problem, Raw
 from kronax.linalg.arrays.host import numpy_of
 from kronax.linalg.arrays.mode_products import matmul
+from kronax.linalg.arrays.precision import where
 
 # L-BFGS that moves the loss by less than rounding this often in a row makes no further progress.
 STALLED_STEPS = 5
@@ -354,7 +355,7 @@ def _steps(loss: Any, optimizer: Any, state: State, threshold: Array) -> Any:
 
 def _previous(state: State) -> Array:
     """The loss at the point that was judged last."""
-    return jnp.where(state.step > 0, state.losses[state.step - 1], jnp.inf)
+    return where(state.step > 0, state.losses[state.step - 1], jnp.inf)
 
 
 def _judge(

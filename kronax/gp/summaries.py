@@ -13,6 +13,7 @@ from kronax.gp.datasets import MEAN, SD, to_dataarray, to_dataset, to_frame
 from kronax.gp.model.process import AbstractPosterior
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.square_roots import safe_sqrt
 
 # How a report is drawn: the room of pictures, which is above this one, puts it here.
@@ -235,7 +236,7 @@ class SummarisedPosterior(AbstractPosterior):
     def _data(self) -> Array:
         """The data on the grid, NaN in gaps."""
         observed = self.gp.observed
-        return self.y if observed is None else jnp.where(observed.array, self.y, jnp.nan)
+        return self.y if observed is None else where(observed.array, self.y, jnp.nan)
 
     def to_dataarray(self, values: Any, axes: Any = None, name: str | None = None) -> Any:
         """Anything computed on the grid as an xarray DataArray, such as leave-one-out residuals.

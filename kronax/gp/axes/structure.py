@@ -19,6 +19,7 @@ from kronax.gp.kernels.dims import ActiveDims
 from kronax.gp.kernels.markov import NotMarkovError
 from kronax.gp.kernels.points import Points
 from kronax.linalg.arrays.checks import check_symmetric, is_concrete, whole
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
@@ -200,7 +201,7 @@ def low_rank_joint(
     indexed, old, ahead = _at_two_indices(kernel, x, new, dtype)
     places = choose_pivots(indexed, old, min(rank, old.shape[0])).places
     root, left = joint_root(indexed, old, places, ahead, min(rank, ahead.shape[0]))
-    return jnp.where(left <= default_tolerance(dtype), root, jnp.nan)
+    return where(left <= default_tolerance(dtype), root, jnp.nan)
 
 
 class _Indexed(eqx.Module):

@@ -14,6 +14,7 @@ from kronax.gp.criticism.outliers import Outlier, Outliers, coordinates_at, most
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.paths import nearest
 
 
@@ -105,7 +106,7 @@ class HeldOut(eqx.Module):
 def sum_of_observed(values: Array, axes: tuple[int, ...] | None = None) -> Array:
     """The sum over the cells with data; NaN if there is none, as when the posterior is NaN."""
     missing = jnp.isnan(values)
-    return jnp.where(missing.all(axes), jnp.nan, jnp.sum(jnp.where(missing, 0, values), axes))
+    return where(missing.all(axes), jnp.nan, jnp.sum(where(missing, 0, values), axes))
 
 
 def covered(z: Array, level: float | Sequence[float], num_axes: int) -> Float[Array, "..."]:

@@ -21,6 +21,7 @@ from kronax.linalg.arrays.checks import check_plain, is_concrete
 from kronax.linalg.arrays.fibres import shared_like
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.nested_lists import without_mask
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import ConvergenceError, or_a_box, warn_if_uncertain
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.functions.diagonals import inverse_diagonal
@@ -126,7 +127,7 @@ def _predicted(
     if regression is not None:
         diagonal = diagonal - jnp.sum(jnp.square(regression.whitened(regression.solved)), axis=0)
     if post.gp.observed is not None:
-        diagonal = jnp.where(post.gp.observed.array, diagonal, jnp.nan)
+        diagonal = where(post.gp.observed.array, diagonal, jnp.nan)
     variance = 1 / diagonal
     return post.y - jnp.multiply(*same_rank(weights, variance)), variance, diagonal
 

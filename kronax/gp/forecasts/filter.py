@@ -41,6 +41,7 @@ from kronax.gp.labelled.templates import Template, check_data_units, without_axi
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.gp.noise.abstract import NoiseInTime
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.precision import where
 
 
 class Forecast(eqx.Module):
@@ -354,7 +355,7 @@ def _absorb(
     state, found = absorbed(service.gp, service.axis, *given)
     shape = (len(seen), *(1,) * len(batch), seen.shape[-1])
     score = (values - found.mean) / jnp.sqrt(found.variance).reshape(shape)
-    score = jnp.where(jnp.broadcast_to(seen.reshape(shape), score.shape), score, jnp.nan)
+    score = where(jnp.broadcast_to(seen.reshape(shape), score.shape), score, jnp.nan)
     count = jnp.sum(seen, axis=-1)
     back = [service.back(x, single) for x in (found.mean, found.variance, score)]
     sums = [found.log_density, found.distance, count]

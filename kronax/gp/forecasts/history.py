@@ -23,6 +23,7 @@ from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fie
 from kronax.gp.model.solver_choice import own_structures
 from kronax.gp.noise.abstract import AbstractNoise, NoiseInTime
 from kronax.gp.noise.variances import NoNoise
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.operators.kronecker import Kronecker
 
 
@@ -175,7 +176,7 @@ def absorbed(
 
 def nan_before(gaps: Array) -> Array:
     """Zero, and NaN where a gap is negative."""
-    return jnp.where(gaps >= 0, jnp.zeros_like(gaps), jnp.nan)
+    return where(gaps >= 0, jnp.zeros_like(gaps), jnp.nan)
 
 
 def prior(gp: AbstractProcess, i: int, places: Array, batch: tuple) -> State:

@@ -10,6 +10,7 @@ from numpyro.distributions import constraints
 from kronax.domains import parameter
 from kronax.gp.kernels.base import Kernel, as_points
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.precision import where
 
 
 class Categorical(Kernel):
@@ -119,7 +120,7 @@ class Categorical(Kernel):
         code = jnp.round(x)
         known = (x == code) & (code >= 0) & (code < self.num_categories)
         rows = values[jnp.where(known, code, 0).astype(int)]
-        return jnp.where(jnp.reshape(known, known.shape + (1,) * (values.ndim - 1)), rows, jnp.nan)
+        return where(jnp.reshape(known, known.shape + (1,) * (values.ndim - 1)), rows, jnp.nan)
 
 
 def start(num_categories: Any, rank: Any) -> tuple[np.ndarray, np.ndarray]:

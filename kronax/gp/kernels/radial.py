@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import RulePrimitive
 
 # Where a distance in lengthscales has no covariance left in any precision: exp(−10 000) is zero.
@@ -46,7 +47,7 @@ def bounded(x: Array, z: Array, unit: Array, most: float = FAR) -> Array:
     ratio(x, z, unit, "lengthscale")
     difference = x - z
     far = jnp.abs(difference) > most * jnp.abs(unit)
-    return jnp.where(far, most, jnp.where(far, 0, difference) / unit)
+    return where(far, most, where(far, 0, difference) / unit)
 
 
 def squared_distance(x: Array, z: Array, lengthscale: Array) -> Array:
@@ -87,7 +88,7 @@ def matern12(u: Array) -> Array:
 
 def _root(u: Array) -> Array:
     apart = u > 0
-    return jnp.where(apart, jnp.sqrt(jnp.where(apart, u, 1)), jnp.where(u < 0, jnp.nan, 0 * u))
+    return where(apart, jnp.sqrt(where(apart, u, 1)), where(u < 0, jnp.nan, 0 * u))
 
 
 def _matern32(u: Array, _: Any) -> Array:

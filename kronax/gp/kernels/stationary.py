@@ -25,6 +25,7 @@ from kronax.gp.kernels.radial import (
     squared_distance,
 )
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.state_spaces import algebra
 from kronax.linalg.state_spaces.cosines import cosine_series, enough_terms
 from kronax.linalg.state_spaces.matern import RATES, matern
@@ -335,7 +336,7 @@ class SpectralMixture(Kernel):
         lag = jnp.atleast_1d(x - z)[None]
         # Far away the phase counts no more; neither may overflow there.
         far = jnp.abs(lag * scales) > FAR
-        width, phase = jnp.where(far, FAR, lag * scales), jnp.where(far, 0, lag * means)
+        width, phase = where(far, FAR, lag * scales), jnp.where(far, 0, lag * means)
         decay = jnp.exp(-2 * pi**2 * jnp.sum(jnp.square(width), axis=1))
         return jnp.sum(self.weights * decay * jnp.prod(jnp.cos(2 * pi * phase), axis=1))
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, PRNGKeyArray
 from kronax.domains import data
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support, cells_like, per_cell
 from kronax.gp.likelihoods.incomplete import log_excess, log_factorial_excess, lower_beta
+from kronax.linalg.arrays.precision import where
 
 Link = Literal["logit", "probit"]
 LINKS = ("logit", "probit")
@@ -52,7 +53,7 @@ class _Trials(AbstractLikelihood):
         yes, no = log_cdf(f), log_cdf(-f)
         # Beside a probability that equals the share: terms of many trials are large, and cancel.
         is_some = (y > 0) & (y < n)
-        share, rest = (jnp.where(is_some, x / n, 0.5) for x in (y, n - y))
+        share, rest = (where(is_some, x / n, 0.5) for x in (y, n - y))
         away = yes - no - jnp.log(share) + jnp.log(rest)
         orders = [log_factorial_excess(x) for x in (n, y, n - y)]
         some = orders[0] - orders[1] - orders[2] - n * log_excess(share, rest, away)
@@ -80,7 +81,7 @@ class _Trials(AbstractLikelihood):
         failure = log_ndtr(-f) - log_ndtr(f) if self.link == "probit" else -f  # its log odds
         inside = jnp.clip(k, 0, jnp.maximum(n - 1, 0))
         value = lower_beta(jnp.maximum(n - inside, 1), inside + 1, failure)
-        return jnp.where(k < 0, 0.0, jnp.where(k >= n, 1.0, value))
+        return where(k < 0, 0.0, where(k >= n, 1.0, value))
 
 
 class Binomial(_Trials):

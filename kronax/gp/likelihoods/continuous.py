@@ -21,6 +21,7 @@ from kronax.gp.likelihoods.base import (
     refuse_labels,
 )
 from kronax.gp.likelihoods.incomplete import lower_beta, lower_gamma
+from kronax.linalg.arrays.precision import where
 
 REALS = Support(-jnp.inf, jnp.inf, False, "real numbers")
 POSITIVE = Support(0.0, jnp.inf, False, "positive", is_open=True)
@@ -82,7 +83,7 @@ class StudentT(AbstractLikelihood):
     def variance(self, f: Array) -> Array:
         """Infinite for two degrees of freedom and less."""
         nu, scale = self.df.astype(f.dtype), self.scale.astype(f.dtype)
-        value = jnp.square(scale) * jnp.where(nu > 2, nu / jnp.where(nu > 2, nu - 2, 1), jnp.inf)
+        value = jnp.square(scale) * where(nu > 2, nu / where(nu > 2, nu - 2, 1), jnp.inf)
         return jnp.broadcast_to(value, f.shape)
 
     def sample(self, key: PRNGKeyArray, f: Array) -> Array:
@@ -195,7 +196,7 @@ class CensoredNormal(AbstractLikelihood):
         """Of measurements with limits."""
         value = ndtr((y - f) / jnp.sqrt(self.noise.astype(f.dtype)))
         is_below, is_above = y < cells_like(self.lower, f), y >= cells_like(self.upper, f)
-        return jnp.where(is_below, 0.0, jnp.where(is_above, 1.0, value))
+        return where(is_below, 0.0, where(is_above, 1.0, value))
 
 
 class Gamma(AbstractLikelihood):

@@ -27,6 +27,7 @@ from kronax.gp.likelihoods.incomplete import (
     lower_beta,
     upper_gamma,
 )
+from kronax.linalg.arrays.precision import where
 
 COUNTS = Support(0.0, jnp.inf, True, "counts: 0, 1, 2, …")
 # Where nothing was counted, a search starts at a rate of half an event.
@@ -145,7 +146,7 @@ class Poisson(_Counts):
     def cdf(self, y: Array, f: Array) -> Array:
         """By the incomplete gamma function."""
         y = jnp.floor(y)
-        return jnp.where(y < 0, 0.0, upper_gamma(jnp.maximum(y, 0) + 1, self.mean(f)))
+        return where(y < 0, 0.0, upper_gamma(jnp.maximum(y, 0) + 1, self.mean(f)))
 
 
 class NegativeBinomial(_Counts):
@@ -193,4 +194,4 @@ class NegativeBinomial(_Counts):
         """By the incomplete beta function."""
         r = self.concentration.astype(f.dtype)
         y, log_odds = jnp.floor(y), jnp.log(r) - f - self.log_exposure(f)
-        return jnp.where(y < 0, 0.0, lower_beta(r, jnp.maximum(y, 0) + 1, log_odds))
+        return where(y < 0, 0.0, lower_beta(r, jnp.maximum(y, 0) + 1, log_odds))

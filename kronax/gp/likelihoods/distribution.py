@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.domains import data
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support
+from kronax.linalg.arrays.precision import where
 
 # Among these a search looks for what suits the data of a cell best, beside the data themselves.
 CANDIDATES = np.sinh(np.linspace(-7, 7, 141))
@@ -85,11 +86,11 @@ class DistributionLikelihood(AbstractLikelihood):
         several = [jnp.full_like(y, candidate) for candidate in CANDIDATES]
         candidates = jnp.stack([*several, y])
         density = jax.vmap(lambda f: self.log_density(y, f))(candidates)
-        density = jnp.where(jnp.isfinite(density), density, -jnp.inf)
+        density = where(jnp.isfinite(density), density, -jnp.inf)
         # The nearest to zero of those: a count of none is surest at a rate of zero, where its
         # distribution has no derivatives.
         is_best = density >= density.max(axis=0, keepdims=True) - FLAT
-        best = jnp.argmin(jnp.where(is_best, jnp.abs(candidates), jnp.inf), axis=0)
+        best = jnp.argmin(where(is_best, jnp.abs(candidates), jnp.inf), axis=0)
         return jnp.take_along_axis(candidates, best[None], axis=0)[0]
 
     def log_density(self, y: Array, f: Array) -> Array:

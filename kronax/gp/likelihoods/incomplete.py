@@ -9,6 +9,8 @@ from jax import lax
 from jax.scipy.special import gammainc, gammaincc, gammaln, ndtr
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import where
+
 # From this number on Stirling's series is right to 2e-12.
 STIRLING = 16.0
 # From this parameter on an expansion of the incomplete gamma function is right to 1e-10, which is
@@ -25,7 +27,7 @@ FAR = 1e30
 
 def log_factorial_excess(y: Array) -> Array:
     """`log y! − y log y + y`, of which large counts keep all digits; for a count of zero, 1."""
-    few, many = jnp.clip(y, 1, STIRLING), jnp.maximum(y, STIRLING)
+    few, many = jnp.minimum(jnp.maximum(y, 1), STIRLING), jnp.maximum(y, STIRLING)
     # With y itself under the factorial, which is 1 for none.
     direct = gammaln(jnp.minimum(y, STIRLING) + 1) - jnp.minimum(y, STIRLING) * jnp.log(few) + few
     series = 1 / (12 * many) - 1 / (360 * many**3) + 1 / (1260 * many**5)
@@ -56,7 +58,7 @@ def upper_gamma(a: Array, x: Array) -> Array:
     """The regularised upper incomplete gamma function, at large `a` by Temme's expansion."""
     is_large = a >= _large(x)
     exact = gammaincc(jnp.where(is_large, 1, a), jnp.where(is_large, 1, x))
-    eta, density, correction = _temme(jnp.where(is_large, a, LARGE), x)
+    eta, density, correction = _temme(where(is_large, a, LARGE), x)
     return jnp.where(is_large, ndtr(-eta) + density * correction, exact)
 
 
@@ -64,7 +66,7 @@ def lower_gamma(a: Array, x: Array) -> Array:
     """The same of the lower function, whose small values keep their digits."""
     is_large = a >= _large(x)
     exact = gammainc(jnp.where(is_large, 1, a), jnp.where(is_large, 1, x))
-    eta, density, correction = _temme(jnp.where(is_large, a, LARGE), x)
+    eta, density, correction = _temme(where(is_large, a, LARGE), x)
     return jnp.where(is_large, ndtr(eta) - density * correction, exact)
 
 
@@ -83,7 +85,7 @@ def _temme(a: Array, x: Array) -> tuple[Array, Array, Array]:
     correction = jnp.where(is_near, correction_near, 1 / far - 1 / eta_far)
     eta = jnp.where(is_near, near * root, eta_far)
     # Beyond 1.5 the density of 20 and more leaves nothing of it.
-    second = jnp.polyval(jnp.array(SECOND, mu.dtype), jnp.clip(eta, -1.5, 1.5))
+    second = jnp.polyval(jnp.array(SECOND, mu.dtype), jnp.minimum(jnp.maximum(eta, -1.5), 1.5))
     density = jnp.exp(-a * jnp.square(eta) / 2) / jnp.sqrt(2 * jnp.pi * a)
     return eta * jnp.sqrt(a), density, correction + second / a
 
@@ -96,7 +98,7 @@ def lower_beta(a: Array, b: Array, log_odds: Array) -> Array:
     1e-7 from 1 000 on.
     """
     a, b, log_odds = jnp.broadcast_arrays(a, b, log_odds)
-    away = jnp.clip(log_odds + jnp.log(b / a), -FAR, FAR)
+    away = jnp.minimum(jnp.maximum(log_odds + jnp.log(b / a), -FAR), FAR)
     is_upper = away > 0
     a, b = jnp.where(is_upper, b, a), jnp.where(is_upper, a, b)
     away = -jnp.abs(away)

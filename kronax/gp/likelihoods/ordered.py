@@ -11,6 +11,7 @@ from numpyro.distributions import constraints
 from kronax.domains import parameter
 from kronax.gp.likelihoods.base import AbstractLikelihood, Support
 from kronax.linalg.arrays.checks import array_of_reals
+from kronax.linalg.arrays.precision import where
 
 
 class OrderedLogistic(AbstractLikelihood):
@@ -112,8 +113,8 @@ class OrderedLogistic(AbstractLikelihood):
         """That of the next cutpoint."""
         y = jnp.floor(y)
         _, upper = self._borders(y, f)
-        value = jnp.where(y >= self.num_categories - 1, 1.0, jax.nn.sigmoid(upper - f))
-        return jnp.where(y < 0, 0.0, value)
+        value = where(y >= self.num_categories - 1, 1.0, jax.nn.sigmoid(upper - f))
+        return where(y < 0, 0.0, value)
 
     def _borders(self, y: Array, f: Array) -> tuple[Array, Array]:
         """The cutpoints on both sides of a category; beyond the ends those at the ends."""

@@ -18,6 +18,7 @@ from kronax.gp.kernels.stationary import Indicator
 from kronax.gp.kernels.terms import TermSum
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.mode_products import matmul, same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import ScaledIdentity
@@ -267,7 +268,7 @@ def slope_matrix(kernel: Kernel, axis: Axis, x: Points, dtype: Any) -> Float[Arr
     if kernel.has_slope:
         return slope
     # A kink or a jump: traced places cannot be refused.
-    return jnp.where(x.raw[:, None] == old.raw[None], jnp.nan, slope)
+    return where(x.raw[:, None] == old.raw[None], jnp.nan, slope)
 
 
 def factor_of(gp: AbstractProcess, kernel: Kernel, i: int, dtype: Any) -> AbstractFactor:

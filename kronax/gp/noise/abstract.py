@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.square_roots import safe_sqrt
@@ -194,7 +195,7 @@ class AbstractVariances(AbstractNoise):
         """Cell by cell."""
         white, levels = normal_numbers(key, shape, dtype), self.operator(dtype)
         levels, white = same_rank(levels, white)
-        return jnp.where(jnp.isposinf(levels), jnp.nan, safe_sqrt(levels) * white)
+        return where(jnp.isposinf(levels), jnp.nan, safe_sqrt(levels) * white)
 
 
 class AbstractProduct(AbstractNoise):

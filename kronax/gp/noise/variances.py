@@ -12,6 +12,7 @@ from kronax.annotations import ParameterArray
 from kronax.domains import data, parameter
 from kronax.gp.noise.abstract import AbstractVariances, NoiseInTime, Slices
 from kronax.linalg.arrays.checks import array_of_reals, is_concrete
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.operators.plus_diagonal import check_variances
 
 
@@ -109,7 +110,7 @@ class CellNoise(AbstractPerCell):
         """The variances on the grid: a product over the axes or not."""
         variances, scale = self.variances.astype(dtype), self.scale.astype(dtype)
         is_gap = jnp.isposinf(variances)
-        return jnp.where(is_gap, jnp.inf, scale * jnp.where(is_gap, 1, variances))
+        return where(is_gap, jnp.inf, scale * where(is_gap, 1, variances))
 
     @property
     def observed(self) -> Array | np.ndarray:
@@ -153,7 +154,7 @@ class CellNoise(AbstractPerCell):
     @property
     def _typical(self) -> Array:
         """A few precise cells do not make the covariance singular, and gaps do not count."""
-        return jnp.nanmedian(jnp.where(jnp.isposinf(self.variances), jnp.nan, self.variances))
+        return jnp.nanmedian(where(jnp.isposinf(self.variances), jnp.nan, self.variances))
 
     def at_level(self, level: float) -> dict[str, Any]:
         """By the mean of the cells that have data."""
@@ -179,7 +180,7 @@ class SiteNoise(AbstractPerCell):
             )
         precisions = self.precisions.astype(dtype)
         is_site = precisions > 0
-        return jnp.where(is_site, 1 / jnp.where(is_site, precisions, 1), jnp.inf)
+        return where(is_site, 1 / where(is_site, precisions, 1), jnp.inf)
 
     @property
     def observed(self) -> Array | None:

@@ -24,6 +24,7 @@ from kronax.gp.model.process import AbstractPosterior, AbstractProcess, with_fie
 from kronax.gp.model.solver_choice import settled
 from kronax.gp.noise.abstract import Slices
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.functions.decompose import decompose_axis
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
@@ -79,7 +80,7 @@ def longer(
 def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariates: Any) -> Any:
     """The posterior of the same process on the longer grid."""
     gp, at = post.gp, {"axes": axes, "noise": noise, "covariates": covariates}
-    old_y = post.y if gp.observed is None else jnp.where(gp.observed.array, post.y, jnp.nan)
+    old_y = post.y if gp.observed is None else where(gp.observed.array, post.y, jnp.nan)
     further, y, template, slices = longer(gp, old_y, post.template, y_new, at)
     y, observed, _ = further.observations(y)
     if observed is not None or not isinstance(post.operator, KroneckerPlusNoise):
@@ -114,7 +115,7 @@ def append_observed(
         given: fields of the likelihood there.
     """
     gp = post.model
-    y = post.data if gp.observed is None else jnp.where(gp.observed.array, post.data, jnp.nan)
+    y = post.data if gp.observed is None else where(gp.observed.array, post.data, jnp.nan)
     template = None if post.template is None else post.template.data
     at = {"axes": axes, "noise": None, "covariates": covariates}
     further, y, _, slices = longer(gp, y, template, y_new, at)

@@ -9,6 +9,7 @@ from kronax.gp.model.process import AbstractPosterior, AbstractProcess
 from kronax.linalg.arrays.checks import check_key, shape_of
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.lapack_order import in_sequence
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.functions.sample import sample_normal
@@ -47,7 +48,7 @@ def _drawn(
         return draw_signal(key, covariance, shape) + mean
     if not isinstance(covariance, KroneckerPlusDiagonal):
         return sample_normal(key, covariance, shape) + mean
-    return jnp.where(covariance.observed, covariance.draw(key, shape) + mean, jnp.nan)
+    return where(covariance.observed, covariance.draw(key, shape) + mean, jnp.nan)
 
 
 def prior_roots(post: AbstractPosterior, part: Component, new: New) -> list[SymmetricBlocks]:

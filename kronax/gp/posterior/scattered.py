@@ -17,6 +17,7 @@ from kronax.gp.model.components import Component, axis_with_variance, parts, roo
 from kronax.gp.model.process import AbstractPosterior, AbstractProcess, compiled
 from kronax.gp.posterior.predict import are_known, at_data_among, exact_value, mean_of_data
 from kronax.linalg.arrays.mode_products import matmul, same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate
 from kronax.linalg.functions.choice import DataCovariance, decomposition_of
@@ -253,7 +254,7 @@ def sample_at(
     values, vectors = jnp.linalg.eigh(covariance)
     prior = jnp.max(priors_of(_places(post, new)))
     slack = ROUNDINGS * mean.size * jnp.finfo(mean.dtype).eps * prior
-    root = jnp.sqrt(jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
+    root = jnp.sqrt(where(values < -slack, jnp.nan, jnp.maximum(values, 0)))
     root = vectors * root[None]
     white = normal_numbers(key, (*shape, *mean.shape), mean.dtype)
     return jnp.add(*same_rank(mean, matmul(white, root.T)))

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from kronax.gp.datasets import check_draws_have_a_key, to_dataset
@@ -30,8 +31,11 @@ from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
+from kronax.linalg.arrays.host import is_spread, shared_like_data
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import ConvergenceError
 from kronax.linalg.factors.square_roots import safe_sqrt
+from kronax.linalg.sharing.data_sets import of_each
 
 
 class LikelihoodPosteriors(eqx.Module):
@@ -45,6 +49,7 @@ class LikelihoodPosteriors(eqx.Module):
         members: one posterior for each, in the order of the flattened batch.
         batch_shape: of the data.
         template: what the data came as.
+        sharding: of the data, where devices have some data sets each.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
@@ -58,6 +63,7 @@ class LikelihoodPosteriors(eqx.Module):
     members: tuple[LikelihoodPosterior, ...]
     batch_shape: tuple[int, ...] = eqx.field(static=True)
     template: Template | None = eqx.field(static=True)
+    sharding: NamedSharding | None = eqx.field(static=True, default=None)
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.batch_shape))
@@ -211,7 +217,8 @@ class LikelihoodPosteriors(eqx.Module):
                 return arrays[0]
             lead = jnp.ndim(arrays[0]) - num_dims
             both = jnp.stack(arrays, axis=lead)
-            return both.reshape(*both.shape[:lead], *self.batch_shape, *both.shape[lead + 1 :])
+            both = both.reshape(*both.shape[:lead], *self.batch_shape, *both.shape[lead + 1 :])
+            return shared_like_data(both, self.sharding, lead, len(self.batch_shape))
 
         return jax.tree.map(stack, *found)
 
@@ -228,23 +235,32 @@ def posteriors(
     if not shape:
         return approximated(gp, y, template)
     one, members = without_batches(template), []
-    for k, each in enumerate(y.reshape(-1, *gp.grid_shape)):
+    flat = y.reshape(-1, *gp.grid_shape)
+    found = _find_each(gp, flat) if is_spread(y) else None
+    for k, each in enumerate(flat):
+        sites = None if found is None else jax.tree.map(lambda x, k=k: x[k], found)
         try:
-            members.append(approximated(gp, each, one))
+            members.append(approximated(gp, each, one, sites))
         except ConvergenceError as error:
             where = ", ".join(map(str, np.unravel_index(k, shape)))
             raise ConvergenceError(f"Data set {where}: {error}") from error
-    return LikelihoodPosteriors(tuple(members), shape, of_function(template) if template else None)
+    sharding: Any = y.sharding if is_spread(y) else None
+    named = sharding if isinstance(sharding, NamedSharding) else None
+    template = of_function(template) if template else None
+    return LikelihoodPosteriors(tuple(members), shape, template, named)
 
 
-def approximated(gp: AbstractProcess, y: Array, template: Template | None) -> LikelihoodPosterior:
-    """The approximate posterior of one checked data set.
+def approximated(
+    gp: AbstractProcess, y: Array, template: Template | None, sites: Sites | None = None
+) -> LikelihoodPosterior:
+    """The approximate posterior of one checked data set, whose sites may be known.
 
     Raises:
         ConvergenceError: if the search for the sites does not converge.
     """
     y = filled(gp, y)
-    sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
+    if sites is None:
+        sites, _ = _find(gp, y, no_hint(y.shape, y.dtype))
     failed = ~sites.converged
     if is_concrete(sites):
         check_converged(sites)
@@ -256,7 +272,7 @@ def posterior_of_sites(
     gp: AbstractProcess, y: Array, template: Template | None, sites: Sites
 ) -> LikelihoodPosterior:
     """The approximate posterior that sites lead to."""
-    target = jnp.where(sites.converged, sites.target, jnp.nan)
+    target = where(sites.converged, sites.target, jnp.nan)
     process = gaussian(gp, sites.precision)
     operator, found = conditioned(process, target)
     made_of = fingerprint_of_tree((process, target), is_void=~sites.converged)
@@ -265,3 +281,14 @@ def posterior_of_sites(
 
 
 _find = eqx.filter_jit(find)
+
+
+@eqx.filter_jit
+def _find_each(gp: AbstractProcess, y: Array) -> Sites:
+    """The sites of every data set, searched for where that is."""
+    return of_each(_sites_of_one, gp, y)[1]
+
+
+def _sites_of_one(gp: AbstractProcess, y: Array) -> tuple[Array, Sites]:
+    sites, _ = find(gp, filled(gp, y), no_hint(y.shape, y.dtype))
+    return sites.change, sites

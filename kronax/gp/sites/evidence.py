@@ -14,7 +14,6 @@ from math import log, pi
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -36,8 +35,11 @@ from kronax.gp.sites.search import (
 from kronax.gp.sites.sites import Sites, gaussian, given
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.early_errors import raising_unless_finite
+from kronax.linalg.arrays.host import is_finite
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import once_differentiable
 from kronax.linalg.estimates.certificates import ConvergenceError, Estimate
+from kronax.linalg.sharing.data_sets import of_each
 
 # Each step leaves about a third of what the one before left of the derivative of the sites.
 FOLLOWED = 12
@@ -58,7 +60,7 @@ def evidence(gp: AbstractProcess, y: Array) -> Array:
     """
     value, _ = evidence_from(gp, y, no_hint(y.shape, gp.dtype))
     value = raising_unless_finite(value, f"{MUST_CONVERGE}. {OTHER_START}")
-    if is_concrete(value) and not np.isfinite(np.asarray(value)).all():
+    if is_concrete(value) and not is_finite(value):
         gp.check_model()  # says what is wrong with the model, if that is it
         raise ConvergenceError(
             f"{MUST_CONVERGE}. gp.condition(y) tells how far it came. {OTHER_START}"
@@ -73,7 +75,7 @@ def estimate(gp: AbstractProcess, y: Array) -> Estimate:
     sites, _ = find(gp, y, no_hint(y.shape, gp.dtype))
     process = gaussian(gp, sites.precision)
     density = marginal_likelihood.unsettled_estimate(process, sites.target)
-    value = jnp.where(sites.converged, evidence_at(gp, y, sites), jnp.nan)
+    value = where(sites.converged, evidence_at(gp, y, sites), jnp.nan)
     return density.shifted(value - density.value)
 
 
@@ -116,16 +118,17 @@ def evidence_from(gp: AbstractProcess, y: Array, hints: Hint) -> tuple[Array, Hi
 def _evidence_from(gp: AbstractProcess, y: Array, hints: Hint) -> tuple[Array, Hint]:
     lead = y.shape[: y.ndim - len(gp.axes)]
     if not lead:
-        return _of_one(gp, y, hints)
+        return _of_one(gp, (y, hints))
     flat = jax.tree.map(lambda x: x.reshape(-1, *gp.grid_shape), (y, hints))
-    values, found = lax.map(lambda one: _of_one(gp, *one), flat)
+    values, found = of_each(_of_one, gp, flat)
     return values.reshape(lead), jax.tree.map(lambda x: x.reshape(y.shape), found)
 
 
-def _of_one(gp: AbstractProcess, y: Array, hint: Hint) -> tuple[Array, Hint]:
+def _of_one(gp: AbstractProcess, given: tuple[Array, Hint]) -> tuple[Array, Hint]:
+    y, hint = given
     y = filled(gp, y)
     sites, found = find(gp, y, hint)
-    return jnp.where(sites.converged, evidence_at(gp, y, sites), jnp.nan), found
+    return where(sites.converged, evidence_at(gp, y, sites), jnp.nan), found
 
 
 def evidence_at(gp: AbstractProcess, y: Array, sites: Sites) -> Array:

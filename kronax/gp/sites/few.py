@@ -28,7 +28,7 @@ from kronax.gp.sites.search import (
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import matmul
-from kronax.linalg.arrays.precision import level_of_caller
+from kronax.linalg.arrays.precision import level_of_caller, where
 from kronax.linalg.estimates.certificates import ConvergenceError
 
 # A log density that is known worse than this, in nats, moves comparisons.
@@ -168,7 +168,7 @@ def weighted_evidence(
     share = jnp.square(mean) / jnp.mean(jnp.square(weights))
     value = found.log_density(sites.target, joint) + jnp.log(mean) + jnp.max(logs)
     error = jnp.std(weights) / mean / jnp.sqrt(jnp.asarray(num_draws, mean.dtype))
-    value = jnp.where(sites.converged, value, jnp.nan)
+    value = where(sites.converged, value, jnp.nan)
     return Weighted(value, error, share)
 
 

@@ -29,6 +29,7 @@ from kronax.gp.likelihoods.predictive import log_predictive
 from kronax.gp.sites.few import FewCells, Joint, Seen, sites_given
 from kronax.gp.sites.response import Response, response
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.precision import where
 
 
 class LikelihoodSurprise(eqx.Module):
@@ -261,7 +262,7 @@ def _absorb(
         sites, evidence = sites_given(cells, filled, joint)
         is_site = sites.precision > 0
         noise = own + jnp.diag(1 / jnp.where(is_site, sites.precision, 1))
-        target = jnp.where(sites.converged, sites.target, jnp.nan) - mean
+        target = where(sites.converged, sites.target, jnp.nan) - mean
         told, _ = recursion.told(state, Values(target, design, noise, is_site))
         variance = jnp.diagonal(joint.covariance)
         found = like.moments(joint.mean, variance)
@@ -269,7 +270,7 @@ def _absorb(
         score = (y - found.observation) / jnp.sqrt(found.observation_variance)
         surprise = (
             *(found.observation, found.observation_variance),
-            *(jnp.where(seen, x, jnp.nan) for x in (score, pointwise)),
+            *(where(seen, x, jnp.nan) for x in (score, pointwise)),
             *(evidence, jnp.sum(seen)),
         )
         return told, surprise

@@ -9,7 +9,6 @@ there `v' = C − 1/W`, with mean and variance `C` of its target given the other
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -24,6 +23,8 @@ from kronax.gp.model.solver_choice import is_iterative, iterated_axis
 from kronax.gp.posterior import predict
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import check_key, is_concrete
+from kronax.linalg.arrays.precision import where
+from kronax.linalg.arrays.random_numbers import uniform_numbers
 from kronax.linalg.estimates.certificates import ConvergenceError, or_a_box, warn_if_uncertain
 
 
@@ -93,7 +94,7 @@ class LikelihoodLeaveOneOut(HeldOut):
         if not like.support.is_discrete:
             return upper
         lower = probability(like, self.y - 1, *moments)
-        return lower + jax.random.uniform(key, upper.shape, upper.dtype) * (upper - lower)
+        return lower + uniform_numbers(key, upper.shape, upper.dtype) * (upper - lower)
 
     def __repr__(self) -> str:
         count = int(jnp.sum(~jnp.isnan(self.mean)))
@@ -111,7 +112,7 @@ def cavity(sites: Sites) -> tuple[Array, Array]:
     variance = sites.variance / (1 - sites.precision * sites.variance)
     mean = sites.mean - variance * sites.precision * (sites.target - sites.mean)
     is_site = sites.precision > 0
-    return jnp.where(is_site, mean, jnp.nan), jnp.where(is_site, variance, jnp.nan)
+    return where(is_site, mean, jnp.nan), where(is_site, variance, jnp.nan)
 
 
 def check_cavities(sites: Sites, variance: Array, has_box: bool = True) -> None:

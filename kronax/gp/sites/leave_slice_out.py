@@ -22,6 +22,7 @@ from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut
 from kronax.gp.sites.search import OTHER_START, Hint, find
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import ConvergenceError
 
 
@@ -126,7 +127,7 @@ def slices_without(
 
     mean, variance, without, converged = lax.map(one, jnp.arange(count))
     on_grid = [jnp.moveaxis(x, 0, axis) for x in (mean, variance)]
-    scores = jnp.where(converged, evidence_at(gp, y, sites) - without, jnp.nan)
+    scores = where(converged, evidence_at(gp, y, sites) - without, jnp.nan)
     return on_grid[0], on_grid[1], scores, converged
 
 
@@ -144,14 +145,14 @@ def leave_slice_out(post: Any, y: Array, sites: Sites, axis: int) -> LikelihoodL
             f"The search for the sites must converge without each slice; without {place} it did "
             f"not. {OTHER_START}"
         )
-    mean, variance = (jnp.where(seen, x, jnp.nan) for x in function)
+    mean, variance = (where(seen, x, jnp.nan) for x in function)
     own = gp.likelihood.moments(mean, variance)
     return LikelihoodLeaveSliceOut(
         mean=own.observation,
         variance=own.observation_variance,
         function_mean=mean,
         function_variance=variance,
-        y=jnp.where(seen, y, jnp.nan),
+        y=where(seen, y, jnp.nan),
         axes=gp.axes,
         axis_names=axis_labels(gp),
         likelihood=gp.likelihood,

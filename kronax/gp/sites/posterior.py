@@ -32,6 +32,7 @@ from kronax.gp.sites.response import Response, response
 from kronax.gp.sites.search import check_converged
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete, shape_of
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import Estimate
 from kronax.linalg.factors.dense import Dense
 
@@ -184,7 +185,7 @@ class LikelihoodPosterior(Posterior):
             mean, variance = self._moments(axes, points, covariates)
             likelihood = self._likelihood_at(given, axes, points, mean.shape)
             y_new, seen = self._checked(y_new, likelihood, mean.shape, axes, points)
-            return jnp.where(seen, log_predictive(likelihood, y_new, mean, variance), jnp.nan)
+            return where(seen, log_predictive(likelihood, y_new, mean, variance), jnp.nan)
         if points is not None:
             places: Any = self._scattered(axes, points, covariates)
             shape: tuple[int, ...] = (places[0].raw.shape[0],)
@@ -251,7 +252,7 @@ class LikelihoodPosterior(Posterior):
         return super()._columns(axes, quantiles, noise, at)
 
     def _data(self) -> Array:
-        return jnp.where(self.sites.precision > 0, self.data, jnp.nan)
+        return where(self.sites.precision > 0, self.data, jnp.nan)
 
     @of_its_model
     def leave_one_out(self) -> LikelihoodLeaveOneOut:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
 from kronax.gp.likelihoods.predictive import probability
+from kronax.linalg.arrays.precision import where
 
 # Doublings of a bracket and halvings of it, together.
 MOST_PROBES = 300
@@ -157,7 +158,7 @@ def _quantiles(is_enough: Callable[[Array], Array], centre: Array, is_whole: boo
 
     first = _Bracket(*bracket, start, jnp.ones((), start.dtype), jnp.zeros((), jnp.int32))
     high = lax.while_loop(goes_on, narrower, first).high
-    return jnp.where(jnp.isfinite(high), high, jnp.nan)
+    return where(jnp.isfinite(high), high, jnp.nan)
 
 
 class _Bracket(NamedTuple):

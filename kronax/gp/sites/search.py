@@ -25,6 +25,7 @@ from kronax.gp.likelihoods.base import AbstractLikelihood
 from kronax.gp.model.process import AbstractProcess
 from kronax.gp.model.solver_choice import is_iterative
 from kronax.gp.sites.sites import Sites, given, moments
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import ConvergenceError
 
 MOST_STEPS = 100
@@ -316,7 +317,7 @@ def _relaxed(share: Array, before: Array, now: Array) -> Array:
     difference = now - before
     square = jnp.sum(jnp.square(difference))
     found = -share * jnp.sum(before * difference) / jnp.where(square > 0, square, 1)
-    return jnp.where(found <= 0, 1.0, jnp.clip(found, LEAST_SHARE, MOST_SHARE))
+    return where(found <= 0, 1.0, jnp.minimum(jnp.maximum(found, LEAST_SHARE), MOST_SHARE))
 
 
 def _step_size(objective: Any) -> Array:

@@ -14,7 +14,7 @@ from jax.interpreters import ad, mlir
 from jaxtyping import Array
 
 from kronax.linalg.arrays.primitives import Batched, nested_vmap
-from kronax.linalg.devices.partition import Form, devices_wanted, partitioned
+from kronax.linalg.devices.partition import WHOLE, Form, devices_wanted, partitioned
 
 
 class Fibrewise(Batched):
@@ -23,7 +23,8 @@ class Fibrewise(Batched):
     Args:
         name: shown in jaxprs.
         function: of arrays on the grid, which may differ in their size along the axis, and of small
-            arrays. Results that are small are sums over fibres.
+            arrays. Results that are small are sums over fibres. Where nothing has to be whole it is
+            called with the `Part` of the grid that it is given, in place of an axis.
     """
 
     def __init__(self, name: str, function: Callable[..., Sequence[Array]]):
@@ -31,8 +32,7 @@ class Fibrewise(Batched):
         self.name = name
         self.function = function
         self.primitive.def_impl(self._apply)
-        lowered = mlir.lower_fun(self._partitioned, multiple_results=True)
-        mlir.register_lowering(self.primitive, lowered)
+        mlir.register_lowering(self.primitive, self._lowered)
         ad.primitive_transposes[self.primitive] = self._transpose
 
     def __call__(
@@ -53,7 +53,7 @@ class Fibrewise(Batched):
             static: hashable settings of the function.
         """
         if jax.device_count() == 1:
-            return list(self.function(axis, *operands, **static))
+            return list(self.function(WHOLE if axis is None else axis, *operands, **static))
         return self._bind(
             *operands,
             axis=axis,
@@ -69,29 +69,25 @@ class Fibrewise(Batched):
     def _apply(self, *operands: Any, **params: Any) -> Any:
         return _compiled(self, tuple(sorted(params.items(), key=lambda p: p[0])))(*operands)
 
-    def _evaluate(
-        self, *operands: Any, axis: int | None, batch: tuple, static: tuple, **_: Any
-    ) -> list:
+    def _lowered(self, context: Any, *operands: Any, **params: Any) -> Any:
+        """In a program of one device, as `jax.shard_map` has it, there is nothing to share out."""
+        manual = getattr(context.module_context.axis_context, "manual_axes", ())
+        lower = self._evaluate if manual else self._partitioned
+        return mlir.lower_fun(lower, multiple_results=True)(context, *operands, **params)
+
+    def _evaluate(self, *operands: Any, axis: Any, batch: tuple, static: tuple, **_: Any) -> list:
+        along = WHOLE if axis is None else axis
+
         def run(*arrays: Any) -> list[Array]:
-            return list(self.function(axis, *arrays, **dict(static)))
+            return list(self.function(along, *arrays, **dict(static)))
 
         return nested_vmap(run, batch)(*operands)
 
     def _partitioned(self, *operands: Any, axis: int | None, **params: Any) -> list:
-        def run(axis: int | None, *arrays: Any) -> list:
+        def run(axis: Any, *arrays: Any) -> list:
             return self._evaluate(*arrays, axis=axis, **params)
 
-        found = jax.eval_shape(partial(run, axis), *operands)
-        every = tuple(reversed(range(len(params["batch"]))))
-        forms = [
-            Form(is_grid, tuple(k for k in every if params["batch"][k][i] is not None), x.ndim)
-            for i, (x, is_grid) in enumerate(zip(operands, params["are_grids"], strict=True))
-        ]
-        results = [
-            Form(is_grid, every, x.ndim)
-            for x, is_grid in zip(found, params["results"], strict=True)
-        ]
-        return list(partitioned(run, axis, forms, results)(*operands))
+        return shared_out(run, axis, operands, **params)
 
     def _batch_rule(self, flat: Any, dims: Any, *, batch: tuple, **params: Any) -> Any:
         """Axes that all arrays on the grid have, and no other, are more cells to go through."""
@@ -211,6 +207,22 @@ def _pullback(
         return list(jax.linear_transpose(forward, *targets)(list(arrays[-num_results:])))
 
     return Fibrewise(f"{fibrewise.name}_transpose", function)
+
+
+def shared_out(
+    run: Callable, axis: int | None, operands: Any, *, batch: tuple, **params: Any
+) -> list:
+    """`run(axis, *operands)` as a call of which the partitioner gives every device its part."""
+    found = jax.eval_shape(partial(run, axis), *operands)
+    every = tuple(reversed(range(len(batch))))
+    forms = [
+        Form(is_grid, tuple(k for k in every if batch[k][i] is not None), x.ndim)
+        for i, (x, is_grid) in enumerate(zip(operands, params["are_grids"], strict=True))
+    ]
+    results = [
+        Form(is_grid, every, x.ndim) for x, is_grid in zip(found, params["results"], strict=True)
+    ]
+    return list(partitioned(run, axis, forms, results)(*operands))
 
 
 def _called(axis: int, *operands: Array, tree: Any, method: Callable, **options: Any) -> list:

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.host import is_spread, numbers, on_device
+from kronax.linalg.arrays.precision import where
 
 # Odd numbers without a pattern (those of Murmur3's final mix, and 2³² over the golden ratio).
 SPREAD, FIRST, SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
@@ -44,7 +45,7 @@ def fingerprint_of_tree(tree: Any, is_void: Any = False) -> tuple[Array, ...]:
     found = tuple(map(on_device, _checksums(_leaves(tree))))
     if is_concrete(is_void):
         return found
-    return tuple(jnp.where(is_void, jnp.nan, x).astype(x.dtype) for x in found)
+    return tuple(where(is_void, jnp.nan, x).astype(x.dtype) for x in found)
 
 
 def held(op: Any, decomposition: Any) -> Any:
@@ -76,7 +77,7 @@ def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -
     is_own = jnp.all(jnp.stack([jnp.all(new == old) for new, old in pairs]))
     result = raising_if(lambda: ~is_own, result, refusal)
     return jax.tree.map(
-        lambda x: jnp.where(is_own, x, jnp.nan) if eqx.is_inexact_array(x) else x, result
+        lambda x: where(is_own, x, jnp.nan) if eqx.is_inexact_array(x) else x, result
     )
 
 

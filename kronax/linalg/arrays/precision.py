@@ -29,6 +29,20 @@ _INSIDE = (
 )
 
 
+def where(condition: Any, x: Any, y: Any) -> Any:
+    """`jnp.where`, in which a Python number has the precision of the array beside it.
+
+    JAX hands such a number over as one of float64, wherever that is enabled.
+    """
+    if isinstance(x, float) == isinstance(y, float):
+        return jnp.where(condition, x, y)
+    kind = jax.typeof(y if isinstance(x, float) else x)
+    if kind.weak_type or not jnp.issubdtype(kind.dtype, jnp.inexact):
+        return jnp.where(condition, x, y)
+    x, y = (kind.dtype.type(v) if isinstance(v, float) else v for v in (x, y))
+    return jnp.where(condition, x, y)
+
+
 class PrecisionWarning(UserWarning):
     """The covariance is so ill-conditioned that an answer is lost in its precision."""
 

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any
 
 import jax
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 
@@ -22,8 +23,14 @@ def random_signs(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array
 
     JAX draws those in float64 wherever that is enabled.
     """
-    is_plus = jax.random.uniform(key, _drawn_as(shape), dtype) < 0.5
+    is_plus = uniform_numbers(key, _drawn_as(shape), dtype) < 0.5
     return (2 * is_plus.astype(dtype) - 1).reshape(shape)
+
+
+def uniform_numbers(key: PRNGKeyArray, shape: tuple[int, ...], dtype: Any) -> Array:
+    """`jax.random.uniform`, whose own ends are numbers of float64 wherever that is enabled."""
+    ends = np.array([0, 1], dtype)
+    return jax.random.uniform(key, shape, dtype, ends[0], ends[1])
 
 
 def _drawn_as(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -60,6 +60,35 @@ class Form(NamedTuple):
         return (*levels, *(AXIS if k == axis else f"cell_{-k}" for k in own))
 
 
+class Part(NamedTuple):
+    """Which cells of a grid one device has.
+
+    Args:
+        names: per axis of the grid, counted from behind as `-1, -2, …`, the axes of the mesh over
+            which it is shared out.
+    """
+
+    names: dict[int, Names]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it has all of them."""
+        return not any(self.names.values())
+
+    def start(self, axis: int, size: int) -> Any:
+        """Where its `size` cells along `axis < 0` begin."""
+        names = self.names.get(axis, ())
+        return lax.axis_index(names) * size if names else 0
+
+    def total(self, x: Array) -> Array:
+        """The sum over all parts."""
+        names = tuple(name for some in self.names.values() for name in some)
+        return lax.psum(x, names) if names else x
+
+
+WHOLE = Part({})
+
+
 def partitioned(
     function: Callable[..., Sequence[Array]],
     axis: int | None,
@@ -69,8 +98,9 @@ def partitioned(
     """`function(axis, *arrays)`, as a call that the partitioner runs on whole fibres.
 
     Args:
-        function: works along `axis < 0`, fibre by fibre, or cell by cell if that is none; its
-            small results are sums over fibres.
+        function: works along `axis < 0`, fibre by fibre. If that is none it is called with the
+            `Part` of the grid that the arrays are, in place of an axis. Its small results are sums
+            over fibres, or parts.
         axis: of all arrays on the grid.
         operands: their forms.
         results: their forms.
@@ -82,7 +112,7 @@ def partitioned(
     evenly = not all(form.is_grid for form in results)
 
     def whole(*arrays: Array) -> Sequence[Array]:
-        return tuple(function(axis, *arrays))
+        return tuple(function(WHOLE if axis is None else axis, *arrays))
 
     def shared(arrays: Any, values: Any) -> "_Sharing":
         mesh = _refined(arrays[0])
@@ -205,6 +235,12 @@ class _Sharing(NamedTuple):
         cells = (names for label, names in self.names.items() if "level" not in str(label))
         return tuple(name for names in cells for name in names)
 
+    @property
+    def part(self) -> Part:
+        """The cells of one device, where no axis has to be whole."""
+        cells = {k: str(k).removeprefix("cell_") for k in self.names}
+        return Part({-int(n): self.names[k] for k, n in cells.items() if n.isdigit()})
+
     def over(self, labels: Labels) -> NamedSharding:
         """The sharding of an array."""
         return NamedSharding(self.mesh, PartitionSpec(*(self.names.get(k) for k in labels)))
@@ -256,7 +292,7 @@ def _local(
 
     def local(*arrays: Array) -> Sequence[Array]:
         if axis is None or not sharing.along:
-            values = function(axis, *arrays)
+            values = function(sharing.part if axis is None else axis, *arrays)
         else:
             values = on_fibres(axis, *arrays)
         names = sharing.over_fibres

@@ -14,7 +14,7 @@ from scipy.special import chdtri, stdtrit
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.arrays.precision import level_of_caller
+from kronax.linalg.arrays.precision import level_of_caller, where
 
 # Units in the last place that a decomposition or a product may be off by, relative to its norm.
 ROUNDING = 8
@@ -217,7 +217,7 @@ def settled(estimate: Estimate, iteration: Iteration, what: str, has_box: bool =
         estimate = raising_if(lambda: ~estimate.converged, estimate, message)
         # A factor, so that derivatives are NaN as well.
         one = jnp.ones((), estimate.value.dtype)
-        doubt = jnp.where(estimate.converged, one, jnp.nan)
+        doubt = where(estimate.converged, one, jnp.nan)
         return eqx.tree_at(lambda e: e.value, estimate, doubt * estimate.value)
     if not bool(np.all(np.asarray(estimate.converged))):
         raise ConvergenceError(

@@ -19,6 +19,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
 from kronax.linalg.arrays.transforms import Identity, Transform
 
@@ -423,7 +424,7 @@ def _settled_by_length(
 
 
 def _above(values: Array, slack: Any) -> Array:
-    return jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0))
+    return where(values < -slack, jnp.nan, jnp.maximum(values, 0))
 
 
 def _concatenate(pieces: list[Array]) -> Array:

@@ -15,6 +15,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.fibres import on_fibres
 from kronax.linalg.arrays.lapack_order import in_sequence, matrix_by_matrix
 from kronax.linalg.arrays.mode_products import along, left_product, map_batch, matmul
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import RulePrimitive
 from kronax.linalg.arrays.transforms import Transform
 from kronax.linalg.factors.eigenbases import SymmetricBlocks, expand, split_blocks
@@ -147,7 +148,7 @@ class DiagonalFactorization(AbstractFactorization):
     def of(cls, values: Array, positive_definite: bool) -> "DiagonalFactorization":
         """Held constant; NaN where a positive definite one is asked for and it is not."""
         values = lax.stop_gradient(values)
-        return cls(jnp.where(values > 0, values, jnp.nan) if positive_definite else values)
+        return cls(where(values > 0, values, jnp.nan) if positive_definite else values)
 
     @property
     def event_ndims(self) -> "DiagonalFactorization":

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import apply_along, matmul
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
@@ -121,7 +122,7 @@ class LowRank(AbstractFactor):
         error = jnp.maximum(error, lax.stop_gradient(_left_out(kernel, points, root)))
         if not checks.is_concrete(error):
             # A factor, not a choice: so the gradient is NaN as well.
-            root = root * jnp.where(error <= tolerance, jnp.ones_like(error), jnp.nan)
+            root = root * where(error <= tolerance, jnp.ones_like(error), jnp.nan)
         elif not error <= tolerance:
             raise ValueError(_not_reached(float(error), tolerance, places.shape[0], points))
         return cls(root, lax.stop_gradient(error))

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import matmul
+from kronax.linalg.arrays.precision import where
 
 # A place whose variance is explained up to this many `k · eps` of the largest after k columns has
 # nothing to add: every column subtracts with a rounding error of its own.
@@ -60,7 +61,7 @@ def choose_pivots(
         # A variance that is truly negative: no covariance, and no error that could be certified.
         # (What another kernel leaves can be below zero by the rounding of that one.)
         indefinite = (scale is None) & (jnp.min(left) < -INDEFINITE * count * unit)
-        left = jnp.where(indefinite, jnp.nan, jnp.maximum(left, 0))
+        left = where(indefinite, jnp.nan, jnp.maximum(left, 0))
         places = places.at[k].set(jnp.where(useful, place, -1))
         rounding = eps * jnp.sum(places >= 0, dtype=variances.dtype)
         remainders = remainders.at[k + 1].set(jnp.sum(left) / trace + rounding)

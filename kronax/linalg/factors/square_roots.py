@@ -17,6 +17,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import map_batch, matmul
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import LinearPrimitive, RulePrimitive
 from kronax.linalg.arrays.transforms import Identity
 from kronax.linalg.factors.eigenbases import (
@@ -67,9 +68,7 @@ def safe_sqrt(x: Array) -> Array:
     """
     x = _watched_entries((x,), (x,))[0]
     positive = x > 0
-    return jnp.where(
-        positive, jnp.sqrt(jnp.where(positive, x, 1)), jnp.where(x < 0, jnp.nan, 0 * x)
-    )
+    return jnp.where(positive, jnp.sqrt(where(positive, x, 1)), where(x < 0, jnp.nan, 0 * x))
 
 
 def _watched_blocks(blocks: SymmetricBlocks, basis: Eigenbasis) -> tuple[Array, ...]:
@@ -107,13 +106,13 @@ def _without_raised(held: Any, tangents: tuple[Array, ...], *, sizes: tuple[int,
         known = jnp.maximum(known, jnp.max(rest))
         unknown = jnp.maximum(unknown, jnp.max(jnp.where(is_null, inside, 0)))
     is_raised = unknown > 2 * slack * known
-    return tuple(jnp.where(is_raised, jnp.nan, t) for t in tangents)
+    return tuple(where(is_raised, jnp.nan, t) for t in tangents)
 
 
 def _without_zeros(held: tuple[Array], tangents: tuple[Array]) -> tuple[Array]:
     """The tangents of numbers, NaN where they move a zero."""
     (x,), (t,) = held, tangents
-    return (jnp.where((x == 0) & (t != 0), jnp.nan, t),)
+    return (where((x == 0) & (t != 0), jnp.nan, t),)
 
 
 def _watched(name: str, checked: Any) -> RulePrimitive:

@@ -16,6 +16,7 @@ from kronax.linalg.arrays.mode_products import apart, apply_all, matmul, outer
 from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.krylov.preconditioner import Reference, diagonal_between
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.sharing.boxes import in_box, outside_box, with_box
 from kronax.linalg.spectral.value_and_rules import rotate, unrotate
 
 
@@ -42,10 +43,8 @@ class BoxedSum(eqx.Module):
         """`K_r` for columns `(…, *grid)`."""
         columns = x.reshape(-1, *self.outside.shape)
         spectrum = jax.vmap(lambda v: rotate(self.bases, v))(columns)
-        place = (slice(None), *jnp.ix_(*self.box))
-        held = spectrum[place]
-        moved = matmul(held.reshape(columns.shape[0], -1), self.inside).reshape(held.shape)
-        moved = (self.outside[None] * spectrum).at[place].set(moved)
+        moved = matmul(in_box(spectrum, self.box), self.inside)
+        moved = with_box(self.outside[None] * spectrum, self.box, moved)
         return jax.vmap(lambda v: unrotate(self.bases, v))(moved).reshape(x.shape)
 
 
@@ -58,7 +57,7 @@ def boxed_sum(
         reduce(jnp.kron, [m[jnp.ix_(c, c)] for m, c in zip(term, box, strict=True)])
         for term in terms
     ]
-    outside = _diagonal(terms).at[jnp.ix_(*box)].set(0)
+    outside = outside_box(_diagonal(terms), box)
     return BoxedSum(bases, box, reduce(add, inside), outside)
 
 
@@ -76,12 +75,12 @@ def in_bases(signal: KroneckerTerms, bases: tuple[Eigenbasis, ...]) -> list[list
 
 def term_diagonals(held: Reference, signal: KroneckerTerms) -> list[Array]:
     """The diagonal of `Qᵀ K_j Q`, per term; they add up to `Λ`."""
-    found, place, turn = [], jnp.ix_(*held.box), held.turn
+    found, turn = [], held.turn
     assert turn is not None
     for term in signal.terms:
         kept = boxed_sum(KroneckerTerms([term]), held.bases, held.box)
         inside = jnp.sum(turn * matmul(kept.inside, turn), 0)
-        found.append(kept.outside.at[place].set(inside.reshape(kept.outside[place].shape)))
+        found.append(with_box(kept.outside, held.box, inside))
     return found
 
 
@@ -92,8 +91,7 @@ def known_trace(held: Reference, signal: KroneckerTerms) -> Array:
     the entries of `⊗K_ji` are products again. Differentiable in the signal; `S_r` is constant.
     """
     inverse = held.smooth / held.noise
-    place = jnp.ix_(*held.box)
-    on_box, outside = held.on_box_of(inverse), inverse.at[place].set(0)
+    on_box, outside = held.on_box_of(inverse), outside_box(inverse, held.box)
     terms = in_bases(signal, held.bases)
     total = -jnp.sum((outside * _diagonal(terms)) ** 2)
     for j, left in enumerate(terms):

@@ -20,6 +20,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.linalg.arrays.precision import where
+
 # log x = ∫ [1/(1 + eᵘ) − 1/(x + eᵘ)] eᵘ du. The integrand is analytic for |Im u| < π and decays
 # like e^-|u|: the trapezoid rule with this step is right to 1e-12 for x in [1e-6, 1e2].
 STEP = 0.7
@@ -233,7 +235,7 @@ def _advance(s: _Recurrence, alpha: Array, beta: Array, active: Array, least: Ar
     begins = s.coupling == 0
     ratio = s.coupling[:, None] / s.pivots
     pivots = entry[:, None] + _shifts(least)[None] - ratio
-    weights = jnp.where(begins[:, None], 1.0, s.weights * ratio / s.pivots)
+    weights = where(begins[:, None], 1.0, s.weights * ratio / s.pivots)
     coupling = beta * inverse**2
     new = _Recurrence(
         pivots=pivots,

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool
 
 from kronax.linalg.arrays.mode_products import same_rank
-from kronax.linalg.arrays.precision import Ends
+from kronax.linalg.arrays.precision import Ends, where
 from kronax.linalg.decompositions.abstract import AbstractSignalPlusNoise, Rows
 from kronax.linalg.decompositions.restricted import AbstractRestricted
 from kronax.linalg.estimates.certificates import (
@@ -179,7 +179,7 @@ class Iterations(AbstractSignalPlusNoise):
     def ends(self) -> Ends:
         """Bounds: row sums or the trace at the observed cells, and the least noise."""
         signal, noise = self.op.op.kronecker, self.op.op.variances
-        noise = jnp.where(self.op.observed, noise, jnp.nan)
+        noise = where(self.op.observed, noise, jnp.nan)
         trace = jnp.sum(self.op.held(signal.diagonal()))
         axis = markov_axis(self.op.op)
         if axis is None:

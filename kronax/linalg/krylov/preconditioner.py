@@ -25,12 +25,13 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.lapack_order import matrix_by_matrix
-from kronax.linalg.arrays.mode_products import HIGHEST, apply_all, left_product, matmul, outer
+from kronax.linalg.arrays.mode_products import apply_all, matmul, outer
 from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
+from kronax.linalg.sharing.boxes import in_box, outside_box, times_on_box, with_box
 from kronax.linalg.spectral.value_and_rules import rotate, unrotate
 
 # Products of two eigenvectors of an axis, cells times pairs, that are held at once.
@@ -47,7 +48,6 @@ class Reference(eqx.Module):
         smooth: `1 / (1 + w Λ)`, likewise.
         excess: `V`, a grid array.
         box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
-        place: of the box in a flat grid, `(r,)`.
         turn: for a sum of products, an orthogonal matrix `Z` on the box: `Q` is `⊗Q_i` times it.
         inside: `Qᵀ V Q` there.
         root: a root `L` of `C = L Lᵀ` there.
@@ -61,7 +61,6 @@ class Reference(eqx.Module):
     smooth: Array
     excess: Array
     box: tuple[Array, ...]
-    place: Array
     turn: Array | None
     inside: Array
     root: Array
@@ -102,15 +101,15 @@ class Reference(eqx.Module):
         return self._on_box(self.root_inverse, x, transpose=transpose)
 
     def _on_box(self, matrix: Array, x: Array, *, transpose: bool = False) -> Array:
-        return _multiplied(matrix, x, self.place, transpose=transpose)
+        return _multiplied(matrix, x, self.box, transpose=transpose)
 
     def in_box(self, x: Array) -> Array:
         """What columns over the spectrum hold on the box, `(k, r)`."""
-        return _in_box(x, self.place)
+        return in_box(x, self.box)
 
     def only_box(self, x: Array) -> Array:
         """Columns over the spectrum, zero outside the box."""
-        return _with_box(jnp.zeros_like(x), self.place, self.in_box(x))
+        return with_box(jnp.zeros_like(x), self.box, self.in_box(x))
 
     def box_to_cells(self, x: Array) -> Array:
         """`Q` for columns `(k, r)` on the box."""
@@ -142,13 +141,13 @@ class Reference(eqx.Module):
         roots = [basis.matrix() for basis in self.bases]
         if self.turn is None:
             return apply_all([root**2 for root in roots], spectrum)
-        outside = spectrum.at[jnp.ix_(*self.box)].set(0)
+        outside = outside_box(spectrum, self.box)
         known = diagonal_between(self.box_columns, self.on_box_of(spectrum), self.box_columns)
         return apply_all([root**2 for root in roots], outside) + known
 
     def on_box(self, spectrum: Array) -> Array:
         """A grid array over the spectrum, at the box, `(r,)`."""
-        return spectrum[jnp.ix_(*self.box)].ravel()
+        return in_box(spectrum, self.box)
 
     def bound(self, r: Array) -> Array:
         """`rᵀ M⁻¹ r` per column from above, as `C` exceeds `1/(1 + wΛ)`."""
@@ -219,29 +218,15 @@ class Reference(eqx.Module):
         return 2 * self.root_logdet - (jnp.sum(self.root**2) - self.root.shape[0])
 
 
-def place_of(top: tuple[Array, ...], grid: Array) -> Array:
-    """Where the box stands in a flat grid, `(r,)`."""
-    return jnp.ravel_multi_index(jnp.ix_(*top), grid.shape, mode="clip").ravel()
-
-
-def _in_box(x: Array, place: Array) -> Array:
-    return jnp.take(x.reshape(x.shape[0], -1), place, axis=1, mode="clip")
-
-
-def _with_box(x: Array, place: Array, values: Array) -> Array:
-    there = x.reshape(x.shape[0], -1).at[:, place]
-    known: Any = {"mode": "promise_in_bounds", "unique_indices": True}
-    return there.set(values, wrap_negative_indices=False, **known).reshape(x.shape)
-
-
 @partial(jax.jit, static_argnames="transpose")
-def _multiplied(matrix: Array, x: Array, place: Array, *, transpose: bool = False) -> Array:
+def _multiplied(
+    matrix: Array, x: Array, box: tuple[Array, ...], *, transpose: bool = False
+) -> Array:
     """A matrix over the box, times columns `(k, *grid)`; the identity elsewhere.
 
     A program calls it dozens of times, and traces it once.
     """
-    found = left_product(matrix, _in_box(x, place).T, transpose=transpose)
-    return _with_box(x, place, found.T)
+    return times_on_box(matrix, x, box, transpose=transpose)
 
 
 def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
@@ -288,7 +273,7 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     excess = precisions - 1 / noise
     top = top_of(bases, box)
     roots = box_roots(bases, weight, excess, top, None)
-    return Reference(bases, noise, weight, smooth, excess, top, place_of(top, weight), None, *roots)
+    return Reference(bases, noise, weight, smooth, excess, top, None, *roots)
 
 
 def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:
@@ -315,7 +300,7 @@ def box_roots(
     with the parameters, and with it the factor, and what probes say.
     """
     inside = _coarse(bases, excess, top)
-    scale = weight[jnp.ix_(*top)].ravel()
+    scale = in_box(weight, top)
     identity = jnp.eye(scale.size, dtype=excess.dtype)
     if turn is not None:
         inside = _congruent(turn, inside)
@@ -352,11 +337,11 @@ def _inverse(root: Array, identity: Array) -> Array:
 
 def _coarse(bases: tuple[Eigenbasis, ...], excess: Array, top: tuple[Array, ...]) -> Array:
     """`Qᵀ V Q` for the eigenvectors of the box, axis by axis: no `N × r` array."""
-    x = excess
+    pairs = []
     for basis, chosen in zip(bases, top, strict=True):
         columns = basis.matrix()[:, chosen]
-        pairs = (columns[:, :, None] * columns[:, None]).reshape(columns.shape[0], -1)
-        x = jnp.einsum("i...,ip->...p", x, pairs, precision=HIGHEST)
+        pairs.append((columns[:, :, None] * columns[:, None]).reshape(columns.shape[0], -1).T)
+    x = apply_all(pairs, excess)
     sizes = [len(chosen) for chosen in top]
     x = x.reshape([r for size in sizes for r in (size, size)])
     order = [*range(0, x.ndim, 2), *range(1, x.ndim, 2)]

@@ -105,13 +105,15 @@ def _in_scale(held: Reference, boxed: Array) -> Array:
 def _predicted(held: Reference, sides: Array, solution: Array) -> Array:
     """`x_i = p g_i + q M g_i` with the `p` and `q` that come closest to `x = x₁ + x₂`."""
     moved = jnp.stack([held.mv(side) - side for side in sides])
-    both = jnp.stack([jnp.sum(sides, 0), jnp.sum(moved, 0)]).reshape(2, -1)
-    norms = jnp.linalg.norm(both, axis=1, keepdims=True)
-    both = both / jnp.where(norms > 0, norms, 1)
+    both = [jnp.sum(sides, 0), jnp.sum(moved, 0)]
+    norms = jnp.sqrt(jnp.stack([jnp.sum(x**2) for x in both]))
+    scale = jnp.where(norms > 0, norms, 1)
+    both = [x / scale[k] for k, x in enumerate(both)]
+    gram = jnp.stack([jnp.stack([jnp.sum(x * z) for z in both]) for x in both])
     # A ridge, for where the one is a multiple of the other.
-    gram = matmul(both, both.T) + 1e3 * jnp.finfo(both.dtype).eps * jnp.eye(2, dtype=both.dtype)
-    found = jnp.linalg.solve(gram, matmul(both, solution.ravel()))
-    share = found / jnp.where(norms > 0, norms, 1)[:, 0]
+    gram = gram + 1e3 * jnp.finfo(gram.dtype).eps * jnp.eye(2, dtype=gram.dtype)
+    right = jnp.stack([jnp.sum(x * solution) for x in both])
+    share = jnp.linalg.solve(gram, right) / scale
     return share[0] * sides + share[1] * moved
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
@@ -205,7 +206,7 @@ def run(
     columns = jnp.concatenate([started, white])
     squares = jnp.sum(white**2, tuple(range(1, white.ndim)))
     is_solve = jnp.arange(columns.shape[0]) < y.shape[0]
-    share = jnp.where(is_solve, jnp.ones((), y.dtype), PROBES)
+    share = where(is_solve, jnp.ones((), y.dtype), PROBES)
     return conjugate_gradients(
         held.mv,
         columns,

@@ -27,6 +27,7 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import matmul
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import by_surrogate
 from kronax.linalg.arrays.random_numbers import random_signs
 from kronax.linalg.estimates.certificates import (
@@ -282,7 +283,7 @@ def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
     # Controls that do not vary, where all terms commute, say nothing.
     norms = jnp.sqrt(jnp.sum(centred**2, 0))
     least = jnp.finfo(forms.dtype).eps * num * (1 + jnp.max(jnp.abs(controls)))
-    scale = jnp.where(norms > least, norms, jnp.inf)
+    scale = where(norms > least, norms, jnp.inf)
     scaled = centred / scale[None]
     ridge = 16 * jnp.finfo(forms.dtype).eps * jnp.eye(count, dtype=forms.dtype)
     identity = jnp.diag(jnp.where(jnp.isinf(scale), 1, 0).astype(forms.dtype))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import Certificate, Iteration, Solved
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, full_block
@@ -28,10 +29,10 @@ from kronax.linalg.krylov.preconditioner import (
     balanced_box,
     box_roots,
     filters,
-    place_of,
     top_of,
 )
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.sharing.boxes import with_box
 
 # The inner residual is smaller than the outer one by this.
 INNER = 0.1
@@ -112,7 +113,7 @@ def terms_reference(
     signal, variances = lax.stop_gradient((signal, variances))
     observed = ~jnp.isposinf(variances)
     variances = jnp.where(observed, variances, 0)
-    usable = jnp.where(observed & (variances > 0), variances, jnp.nan)
+    usable = where(observed & (variances > 0), variances, jnp.nan)
     precisions = jnp.where(observed, 1 / usable, 0)
     first = precisions.ravel()[0]
     is_even = jnp.all(precisions == first)
@@ -121,9 +122,7 @@ def terms_reference(
     top = top_of(bases, balanced_box(signal.grid_shape, iteration.box_size))
     kept = boxed_sum(signal, bases, top)
     values, turn = jnp.linalg.eigh(kept.inside)
-    inside = jnp.ix_(*top)
-    spectrum = kept.outside.at[inside].set(values.reshape(kept.outside[inside].shape))
-    spectrum = _not_negative(spectrum)
+    spectrum = _not_negative(with_box(kept.outside, top, values))
     weight, smooth = filters(spectrum, noise)
     excess = precisions - 1 / noise
     identity = jnp.eye(values.size, dtype=signal.dtype)
@@ -132,8 +131,7 @@ def terms_reference(
         lambda: (jnp.zeros_like(identity), identity, identity, jnp.zeros((), signal.dtype)),
         lambda: box_roots(bases, weight, excess, top, turn),
     )
-    place = place_of(top, weight)
-    compared = Reference(bases, noise, weight, smooth, excess, top, place, turn, *roots)
+    compared = Reference(bases, noise, weight, smooth, excess, top, turn, *roots)
     return TermsReference(signal, variances, precisions, spectrum, compared, is_even)
 
 
@@ -185,7 +183,7 @@ def _as_ndim(array: Array, ndim: int, wanted: int, size: int) -> Array:
 def _not_negative(values: Array) -> Array:
     """Rounding below zero is zero; NaN where a signal is truly indefinite."""
     slack = 64 * max(values.shape) * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-    return jnp.where(values < -slack, jnp.nan, jnp.maximum(values, 0))
+    return where(values < -slack, jnp.nan, jnp.maximum(values, 0))
 
 
 def iterate(

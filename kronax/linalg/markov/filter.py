@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.state_spaces.state_space import (
     StateSpace,
     applied,
@@ -91,7 +92,7 @@ def gain(space: StateSpace, lanes: Lanes, p: Array, place: Any) -> Gain:
     """From the covariance `P` of the state at one place; NaN where `D` is not positive."""
     first, observed, noise = p[0], place[2], noise_at(space, lanes, place)
     total = lanes.signal * first[0] + noise
-    precision = 1 / jnp.where(total > 0, total, jnp.nan)
+    precision = 1 / where(total > 0, total, jnp.nan)
     left = noise * precision
     if observed is not None:
         precision, left = jnp.where(observed, precision, 0), jnp.where(observed, left, 1)

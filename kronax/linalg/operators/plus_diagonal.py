@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from kronax.linalg.arrays import checks
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.factors.abstract_operator import AbstractObserved
 from kronax.linalg.factors.base import AbstractFactor
@@ -107,7 +108,7 @@ class KroneckerPlusDiagonal(AbstractObserved):
     def precisions(self) -> Array:
         """`1 / variances`, zero at the gaps; NaN where a traced variance is not positive."""
         finite = jnp.where(self.observed, self.variances, 1)
-        return jnp.where(self.observed, 1 / jnp.where(finite > 0, finite, jnp.nan), 0)
+        return where(self.observed, 1 / where(finite > 0, finite, jnp.nan), 0)
 
     def mv_grid(self, x: Array) -> Array:
         """Multiply what is observed; zero at the gaps."""
@@ -174,7 +175,7 @@ def _checked_variances(variances: Any, observed: Any, kronecker: Signal) -> Arra
     array = jnp.broadcast_to(array, grid)
     if observed is not None:
         mask = Mask.of(observed, grid).array if checks.is_concrete(observed) else observed
-        array = jnp.where(mask, array, jnp.inf)
+        array = where(mask, array, jnp.inf)
     if checks.is_concrete(array):
         check_variances(np.asarray(array))
     return array

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.linalg.arrays.fibres import Fibrewise
 from kronax.linalg.arrays.mode_products import (
     along,
     apply_along,
@@ -263,22 +264,24 @@ def tangent_in_basis(block: SymmetricBlocks, basis: Eigenbasis, tangents: Sequen
 def columnwise(
     u: Array, v: Array, middle: Array, weight: Array, inverse_d: Array, axis: int
 ) -> Array:
-    """`Σ_ac U_pa V_pc E_ac λ / (D_a D_c)` along `axis < 0` for a full `E`.
+    """`Σ_ac U_pa V_pc E_ac λ / (D_a D_c)` along `axis < 0` for a full `E`; `λ` is one along it."""
+    return weight * _columnwise(axis, u, v, middle, inverse_d, grids=(3,))[0]
 
-    One product per place on the other axes, in chunks: a map over cells, not over factors.
-    """
+
+def _by_columns(axis: int, u: Array, v: Array, middle: Array, inverse_d: Array) -> list[Array]:
+    """One product per place on the other axes, in chunks: a map over cells, not over factors."""
     columns = jnp.moveaxis(inverse_d, axis, -1)
-    weights = jnp.broadcast_to(jnp.moveaxis(weight, axis, -1), (*columns.shape[:-1], 1))
 
-    def one(pair):
-        d, scale = pair
-        product = matmul(u * d[None], middle) * (v * d[None])
-        return scale[0] * jnp.sum(product, axis=-1)
+    def one(d: Array) -> Array:
+        return jnp.sum(matmul(u * d[None], middle) * (v * d[None]), axis=-1)
 
-    flat = (columns.reshape(-1, columns.shape[-1]), weights.reshape(-1, 1))
-    chunk = max(1, min(flat[0].shape[0], CHUNK // max(1, u.size)))
+    flat = columns.reshape(-1, columns.shape[-1])
+    chunk = max(1, min(flat.shape[0], CHUNK // max(1, u.size)))
     result = lax.map(one, flat, batch_size=chunk)
-    return jnp.moveaxis(result.reshape(*columns.shape[:-1], u.shape[0]), -1, axis)
+    return [jnp.moveaxis(result.reshape(*columns.shape[:-1], u.shape[0]), -1, axis)]
+
+
+_columnwise = Fibrewise("kronax_columnwise", _by_columns)
 
 
 def _dual_squares(operands, bases):

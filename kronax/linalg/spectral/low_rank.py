@@ -19,6 +19,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.fingerprints import held
 from kronax.linalg.arrays.lapack_order import in_sequence
 from kronax.linalg.arrays.mode_products import along, apply_along, matmul, outer, same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.transforms import Identity
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
@@ -100,7 +101,7 @@ class ThinBases(eqx.Module):
                 for basis, u in zip(self.reduced, self.ranges, strict=True)
             ]
         )
-        return jnp.where(noise > 0, noise, jnp.nan)  # outside, the noise is all there is
+        return where(noise > 0, noise, jnp.nan)  # outside, the noise is all there is
 
     def _project(self, x: Array) -> Array:
         for i, u in enumerate(self.ranges):

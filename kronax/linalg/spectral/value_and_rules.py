@@ -30,6 +30,7 @@ from kronax.linalg.arrays.mode_products import (
     outer,
     sum_others,
 )
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import (
     LinearPrimitive,
     RulePrimitive,
@@ -57,7 +58,7 @@ def spectrum(bases: tuple[Eigenbasis, ...]) -> Array:
     """`D = ⊗λ + ⊗μ`, the eigenvalues of `S` as a grid array; NaN where it is not positive."""
     signal = _signal([b.values for b in bases], bases[0].adds)
     total = signal + outer([b.noise_values for b in bases])
-    return jnp.where(total > 0, total, jnp.nan)
+    return where(total > 0, total, jnp.nan)
 
 
 def _signal(values: list[Array], adds: bool) -> Array:

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array
 from scipy.special import ive
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import RulePrimitive
 from kronax.linalg.state_spaces.state_space import StateSpace
 
@@ -28,7 +29,7 @@ def cosine_series(cycles: Array, kappa: Array, num_terms: int) -> StateSpace:
     """The periodic process; NaN if so many terms leave out more than rounding, or nearly that."""
     kept, left = weights(kappa, num_terms)
     # A factor, so that the derivative is NaN as well.
-    kept = kept * jnp.where(left <= _tolerance(kappa.dtype), jnp.ones_like(left), jnp.nan)
+    kept = kept * where(left <= _tolerance(kappa.dtype), jnp.ones_like(left), jnp.nan)
     lead = (1,) * cycles.ndim
     orders = np.arange(1, num_terms + 1, dtype=cycles.dtype).reshape(*lead, num_terms)
     turns = cycles[..., None] * orders

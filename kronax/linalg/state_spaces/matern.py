@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import HIGHEST
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import RulePrimitive
 from kronax.linalg.state_spaces.state_space import StateSpace
 
@@ -93,7 +94,7 @@ def _moments(tau: Array, top: int) -> list[Array]:
     """
     x = 2 * tau
     small = x < _SERIES
-    inside, outside = jnp.where(small, x, 1), jnp.where(small, _SERIES, x)
+    inside, outside = jnp.where(small, x, 1), where(small, _SERIES, x)
     series = jnp.zeros_like(x)
     for j in range(_TERMS, -1, -1):  # Σ_j x^j / ((top+1) … (top+1+j))
         series = (1 + inside * series) / (top + 1 + j)

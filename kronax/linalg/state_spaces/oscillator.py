@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.state_spaces.state_space import StateSpace
 
 # So far away a phase has no digits left in float32, and few in float64.
@@ -94,7 +95,7 @@ def _first_innovation(s: Array, damping: Array, difference: Array) -> Array:
     u = inside[..., None] * nodes
     values = u * jnp.exp(-damping * u) * _series((damping**2 - 1) * u**2, 1)
     near = 4 * damping * inside * jnp.sum(weights * values**2, axis=-1)
-    b = jnp.where(apart, damping, 2.0)
+    b = where(apart, damping, 2.0)
     beyond = jnp.where(small, 1, s)
     width = jnp.sqrt(b**2 - 1)
     slow, fast = 1 / (b + width), b + width

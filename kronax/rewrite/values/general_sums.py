@@ -13,6 +13,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.lapack_order import matrix_by_matrix
 from kronax.linalg.arrays.mode_products import map_batch, same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.linalg.functions.solve import solve
@@ -271,7 +272,7 @@ def _unless(holds: Array, diagonal: Array, op: GeneralSum) -> Array:
 def _(primals: Any, tangents: Any) -> Any:
     """Of another sum there is no derivative: NaN."""
     holds, moved = primals[0], tangents[1]
-    return _unless(*primals), jnp.where(holds, moved, jnp.nan)
+    return _unless(*primals), where(holds, moved, jnp.nan)
 
 
 def _by_columns(op: GeneralSum) -> Array:

@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
@@ -319,7 +320,7 @@ def triangular_of(op: Kronecker, tensor: Tensor, triangle: str) -> Kronecker:
             holds = jnp.all(kept == factor.matrix, axis=(-2, -1))
             if is_concrete(holds):
                 raise Unstructured("a factor that is not triangular")
-            kept = jnp.where(holds[..., None, None], kept, jnp.nan)
+            kept = where(holds[..., None, None], kept, jnp.nan)
         return LowerTriangular(kept, lower=lower)
 
     return Kronecker(*map(one, op.factors))

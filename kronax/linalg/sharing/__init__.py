@@ -1,0 +1,1 @@
+"""Parts of a grid, and data sets, each where it is."""
