@@ -16,6 +16,7 @@ from kronax.gp.coordinates.spacing import Coordinates, step_of
 from kronax.gp.kernels.base import Exchangeable, Kernel, dtype_of
 from kronax.gp.kernels.markov import NotMarkovError
 from kronax.gp.kernels.points import Points
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.markov.factor import Markov, MarkovAhead
 from kronax.linalg.state_spaces.algebra import with_state
 from kronax.linalg.state_spaces.state_space import StateSpace
@@ -114,7 +115,7 @@ def markov_ahead(kernel: Kernel, axis: Axis, new: Points, dtype: Any) -> MarkovA
     space = kernel.state_space(jnp.diff(both[sorting]))
     space = jax.tree.map(lambda x: x.astype(dtype), space)
     if not space.stationary:  # its first covariance is that of the first place
-        space = dataclasses.replace(space, initial=jnp.where(begun, space.initial, jnp.nan))
+        space = dataclasses.replace(space, initial=where(begun, space.initial, jnp.nan))
     cell, is_old = new.found_in(old)
     own, ahead = (jnp.arange(points.size, dtype=cell.dtype) for points in (old, new))
     places = jnp.concatenate([own, jnp.where(is_old, cell, old.size + ahead)])

@@ -11,6 +11,7 @@ from jaxtyping import Array
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.mode_products import same_rank
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
@@ -76,8 +77,8 @@ def _read(product: Sequence[AbstractFactor], read: str) -> list[AbstractFactor]:
         matrix = jnp.where(symmetric[k][..., None, None], matrix, _mirrored(matrix, read))
         if not is_concrete(holds):
             matrix = raising_if(partial(_is_missed, holds), matrix, NOT_SYMMETRIC)
-            where, matrix = same_rank(holds[..., None, None], matrix)
-            matrix = jnp.where(where, matrix, jnp.nan)
+            known, matrix = same_rank(holds[..., None, None], matrix)
+            matrix = where(known, matrix, jnp.nan)
         found[k] = Dense(matrix)
     return found
 
