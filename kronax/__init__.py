@@ -127,9 +127,9 @@ from kronax.plotting import plot_profile as plot_profile
 from kronax.plotting import plot_series as plot_series
 from kronax.plotting import plot_spectra as plot_spectra
 from kronax.priors import sample_parameters as sample_parameters
-from kronax.rewrite import DenseProductError as DenseProductError
-from kronax.rewrite import DenseProductWarning as DenseProductWarning
-from kronax.rewrite import rewrite as rewrite
+from kronax.rewriting import DenseProductError as DenseProductError
+from kronax.rewriting import DenseProductWarning as DenseProductWarning
+from kronax.rewriting import rewrite as rewrite
 from kronax.saving import load as load
 from kronax.saving import save as save
 

@@ -61,9 +61,9 @@ ALLOWED_LOOPS = {
     ("linalg/gaps/variances", "map"): "eigenvalues of shared axes, and rows of one axis in chunks",
     ("linalg/dense_covariance", "map"): "the same",
     ("linalg/state_spaces/cosines", "scan"): "ratios of Bessel functions, each from the one before",
-    ("rewrite/values/substitution", "fori_loop"): "row after row of a triangular matrix",
-    ("rewrite/values/determinants", "map"): "inverses of one factor, so that none is batched",
-    ("rewrite/values/general_sums", "map"): "columns of an inverse, so that N x N is not held",
+    ("rewriting/values/substitution", "fori_loop"): "row after row of a triangular matrix",
+    ("rewriting/values/determinants", "map"): "inverses of one factor, so that none is batched",
+    ("rewriting/values/general_sums", "map"): "columns of an inverse, so that N x N is not held",
     (
         "linalg/gaps/masked_variances",
         "map",

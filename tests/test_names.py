@@ -35,6 +35,11 @@ def test_all_is_what_the_package_imports():
     assert kx.__all__ == list(dict.fromkeys(kx.__all__))
 
 
+def test_no_public_name_is_that_of_a_module_too():
+    modules = {path.stem for path in (ROOT / "kronax").iterdir()}
+    assert not modules.intersection(kx.__all__)
+
+
 def test_the_version_is_that_of_the_distribution():
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.search(r'^version = "(.*)"', text, re.MULTILINE)[1] == kx.__version__

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from kronax.rewrite.report import is_library
+from kronax.rewriting.report import is_library
 
 # What has more entries is not compared one by one.
 MAX_ENTRIES = 200_000

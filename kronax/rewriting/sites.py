@@ -20,8 +20,8 @@ from numpyro import handlers
 from numpyro.distributions import Distribution
 from numpyro.primitives import _PYRO_STACK, Messenger, apply_stack
 
-from kronax.rewrite.interpreter import Deferred, Run, unshared
-from kronax.rewrite.report import Place
+from kronax.rewriting.interpreter import Deferred, Run, unshared
+from kronax.rewriting.report import Place
 
 SITE = Primitive("numpyro_site")
 SITE.multiple_results = True

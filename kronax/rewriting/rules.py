@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.rewrite.interpreter import Deferred, Equation, Run, is_number, settled
-from kronax.rewrite.masks import MASK_RULES, is_identity, summed_mask
-from kronax.rewrite.roots import (
+from kronax.rewriting.interpreter import Deferred, Equation, Run, is_number, settled
+from kronax.rewriting.masks import MASK_RULES, is_identity, summed_mask
+from kronax.rewriting.roots import (
     asked,
     deferred_times,
     summed,
@@ -20,10 +20,10 @@ from kronax.rewrite.roots import (
     whitened_moved,
     whitened_product,
 )
-from kronax.rewrite.values.algebra import add, apart, contract, multiply
-from kronax.rewrite.values.covariances import covariance_of
-from kronax.rewrite.values.matrices import describe
-from kronax.rewrite.values.meanings import (
+from kronax.rewriting.values.algebra import add, apart, contract, multiply
+from kronax.rewriting.values.covariances import covariance_of
+from kronax.rewriting.values.matrices import describe
+from kronax.rewriting.values.meanings import (
     Index,
     Inverse,
     Masked,
@@ -32,7 +32,7 @@ from kronax.rewrite.values.meanings import (
     TriangleMask,
     Whitened,
 )
-from kronax.rewrite.values.tensors import LARGE, Tensor, Unstructured, lift
+from kronax.rewriting.values.tensors import LARGE, Tensor, Unstructured, lift
 
 # Asked also where no value has structure yet: products begin here.
 STARTERS = frozenset({"iota", "broadcast_in_dim", "dot_general", "cond", "scan", "while"})

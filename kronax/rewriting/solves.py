@@ -10,13 +10,13 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
-from kronax.rewrite.masks import is_identity, multiple_of_identity
-from kronax.rewrite.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
-from kronax.rewrite.values.algebra import contract
-from kronax.rewrite.values.covariances import covariance_of
-from kronax.rewrite.values.general_sums import eigenvalues
-from kronax.rewrite.values.matrices import (
+from kronax.rewriting.interpreter import Deferred, Equation, Run, settled
+from kronax.rewriting.masks import is_identity, multiple_of_identity
+from kronax.rewriting.roots import ROOT_RULES, asked, note_solve, rooted, sandwich
+from kronax.rewriting.values.algebra import contract
+from kronax.rewriting.values.covariances import covariance_of
+from kronax.rewriting.values.general_sums import eigenvalues
+from kronax.rewriting.values.matrices import (
     Covariance,
     Operator,
     along,
@@ -26,9 +26,9 @@ from kronax.rewrite.values.matrices import (
     solved_along,
     triangular_of,
 )
-from kronax.rewrite.values.meanings import Inverse, Lu, Root
-from kronax.rewrite.values.tensors import Tensor, Unstructured, other_triangle
-from kronax.rewrite.values.triangles import triangle_solve
+from kronax.rewriting.values.meanings import Inverse, Lu, Root
+from kronax.rewriting.values.tensors import Tensor, Unstructured, other_triangle
+from kronax.rewriting.values.triangles import triangle_solve
 
 
 def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:

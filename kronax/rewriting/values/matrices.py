@@ -19,9 +19,9 @@ from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.functions.solve import solve
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-from kronax.rewrite.values.algebra import einsum
-from kronax.rewrite.values.general_sums import GeneralSum, general_solve
-from kronax.rewrite.values.tensors import Groups, Part, Tensor, Term, Unstructured
+from kronax.rewriting.values.algebra import einsum
+from kronax.rewriting.values.general_sums import GeneralSum, general_solve
+from kronax.rewriting.values.tensors import Groups, Part, Tensor, Term, Unstructured
 
 Covariance = Kronecker | KroneckerPlusNoise
 Operator = Covariance | GeneralSum

@@ -12,10 +12,10 @@ from jaxtyping import Array
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.functions.diagonals import inverse_diagonal
 from kronax.linalg.functions.logdet import inv_quad, logdet
-from kronax.rewrite.interpreter import Deferred, Equation, Run, bind, is_number
-from kronax.rewrite.values.algebra import multiply
-from kronax.rewrite.values.matrices import along, cost_of, describe, solved_along
-from kronax.rewrite.values.meanings import (
+from kronax.rewriting.interpreter import Deferred, Equation, Run, bind, is_number
+from kronax.rewriting.values.algebra import multiply
+from kronax.rewriting.values.matrices import along, cost_of, describe, solved_along
+from kronax.rewriting.values.meanings import (
     Density,
     Inverse,
     Root,
@@ -24,7 +24,7 @@ from kronax.rewrite.values.meanings import (
     Whitened,
     another_root_times,
 )
-from kronax.rewrite.values.tensors import Tensor, Unstructured
+from kronax.rewriting.values.tensors import Tensor, Unstructured
 
 
 def asked(function: Callable[..., Any], *args: Any, **options: Any) -> Any:

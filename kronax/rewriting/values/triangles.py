@@ -12,8 +12,8 @@ from kronax.linalg.arrays.mode_products import map_batch
 from kronax.linalg.factors.triangular import LowerTriangular
 from kronax.linalg.functions.solve import solve
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.rewrite.values.general_sums import in_columns, when
-from kronax.rewrite.values.substitution import multiplied, substituted
+from kronax.rewriting.values.general_sums import in_columns, when
+from kronax.rewriting.values.substitution import multiplied, substituted
 
 
 def triangle_solve(op: Kronecker, lower: bool, b: Array) -> Array:

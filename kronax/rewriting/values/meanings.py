@@ -12,8 +12,8 @@ from jaxtyping import Array
 from kronax.linalg.functions.logdet import inv_quad, logdet, normal_logpdf
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.roots import apply_root
-from kronax.rewrite.values.matrices import Covariance, Operator, along
-from kronax.rewrite.values.tensors import Tensor
+from kronax.rewriting.values.matrices import Covariance, Operator, along
+from kronax.rewriting.values.tensors import Tensor
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from kronax.linalg.functions.solve import solve
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.value_and_rules import rotate, spectrum, unrotate
-from kronax.rewrite.values.substitution import multiplied, schur, substituted
+from kronax.rewriting.values.substitution import multiplied, schur, substituted
 
 # Steps of refinement after a solve by Schur forms, which cost little beside these.
 REFINEMENTS = 2

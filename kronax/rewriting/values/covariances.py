@@ -16,8 +16,8 @@ from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.rewrite.values.general_sums import are_symmetric
-from kronax.rewrite.values.matrices import (
+from kronax.rewriting.values.general_sums import are_symmetric
+from kronax.rewriting.values.matrices import (
     Covariance,
     multiplied,
     products_of,
@@ -25,7 +25,7 @@ from kronax.rewrite.values.matrices import (
     sum_of,
     times,
 )
-from kronax.rewrite.values.tensors import Part, Tensor, Term, Unstructured
+from kronax.rewriting.values.tensors import Part, Tensor, Term, Unstructured
 
 NOT_SYMMETRIC = (
     "A Kronecker product that is used as a symmetric matrix must have symmetric factors; got two "

@@ -14,7 +14,7 @@ from kronax.linalg.arrays.mode_products import outer, same_rank
 from kronax.linalg.functions.logdet import logdet
 from kronax.linalg.operators.kronecker import KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-from kronax.rewrite.values.general_sums import (
+from kronax.rewriting.values.general_sums import (
     GeneralSum,
     definite_bases,
     mapped,

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 from jax import lax
 
-from kronax.rewrite.interpreter import Deferred, Run, closed_of, may_hold_product, unshared
-from kronax.rewrite.report import DenseProductError, Log
-from kronax.rewrite.values.tensors import Tensor
+from kronax.rewriting.interpreter import Deferred, Run, closed_of, may_hold_product, unshared
+from kronax.rewriting.report import DenseProductError, Log
+from kronax.rewriting.values.tensors import Tensor
 
 
 def _structured(values: Any) -> bool:

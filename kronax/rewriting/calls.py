@@ -9,11 +9,11 @@ import jax.numpy as jnp
 
 from kronax.linalg.functions.logdet import logdet
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.rewrite.interpreter import Run, closed_of
-from kronax.rewrite.roots import asked, note_solve
-from kronax.rewrite.values.determinants import general_slogdet
-from kronax.rewrite.values.matrices import operator_of
-from kronax.rewrite.values.tensors import Tensor
+from kronax.rewriting.interpreter import Run, closed_of
+from kronax.rewriting.roots import asked, note_solve
+from kronax.rewriting.values.determinants import general_slogdet
+from kronax.rewriting.values.matrices import operator_of
+from kronax.rewriting.values.tensors import Tensor
 
 
 def _slogdet(run: Run, eqn: Any, *values: Any) -> Any:

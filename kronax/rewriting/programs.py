@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from numpyro.distributions import Distribution
 
-from kronax.rewrite.references import References, references
-from kronax.rewrite.sites import Capture, surroundings
+from kronax.rewriting.references import References, references
+from kronax.rewriting.sites import Capture, surroundings
 
 # Programs of other shapes that are kept for one function.
 MAX_PROGRAMS = 16

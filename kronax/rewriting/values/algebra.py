@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from kronax.rewrite.values.tensors import (
+from kronax.rewriting.values.tensors import (
     Groups,
     Part,
     Tensor,

@@ -11,14 +11,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from kronax.rewrite.calls import CALL_RULES
-from kronax.rewrite.interpreter import Run
-from kronax.rewrite.loops import LOOP_RULES
-from kronax.rewrite.programs import Programs, is_array
-from kronax.rewrite.report import Log, Place
-from kronax.rewrite.rules import STARTERS, TENSOR_RULES
-from kronax.rewrite.sites import SITE, SITE_RULES, seen
-from kronax.rewrite.solves import SOLVE_RULES
+from kronax.rewriting.calls import CALL_RULES
+from kronax.rewriting.interpreter import Run
+from kronax.rewriting.loops import LOOP_RULES
+from kronax.rewriting.programs import Programs, is_array
+from kronax.rewriting.report import Log, Place
+from kronax.rewriting.rules import STARTERS, TENSOR_RULES
+from kronax.rewriting.sites import SITE, SITE_RULES, seen
+from kronax.rewriting.solves import SOLVE_RULES
 
 RULES = {**TENSOR_RULES, **SOLVE_RULES, **CALL_RULES, **LOOP_RULES, **SITE_RULES}
 # What JAX calls the functions that `grad`, `value_and_grad`, `jacfwd` and `jacrev` return.

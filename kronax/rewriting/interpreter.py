@@ -13,10 +13,10 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.rewrite.report import Log, Place, is_library
-from kronax.rewrite.values.matrices import describe
-from kronax.rewrite.values.meanings import Density
-from kronax.rewrite.values.tensors import Tensor, Unstructured, identity
+from kronax.rewriting.report import Log, Place, is_library
+from kronax.rewriting.values.matrices import describe
+from kronax.rewriting.values.meanings import Density
+from kronax.rewriting.values.tensors import Tensor, Unstructured, identity
 
 # Calls of which the body may be run in place.
 CALLS = {

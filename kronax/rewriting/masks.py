@@ -8,12 +8,12 @@ import numpy as np
 
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.linalg.functions.diagonals import inverse_diagonal
-from kronax.rewrite.interpreter import Deferred, Equation, Run, settled
-from kronax.rewrite.roots import asked
-from kronax.rewrite.values.algebra import contract, multiply
-from kronax.rewrite.values.general_sums import GeneralSum, general_inverse_diagonal
-from kronax.rewrite.values.matrices import describe
-from kronax.rewrite.values.meanings import (
+from kronax.rewriting.interpreter import Deferred, Equation, Run, settled
+from kronax.rewriting.roots import asked
+from kronax.rewriting.values.algebra import contract, multiply
+from kronax.rewriting.values.general_sums import GeneralSum, general_inverse_diagonal
+from kronax.rewriting.values.matrices import describe
+from kronax.rewriting.values.meanings import (
     Index,
     Inverse,
     Masked,
@@ -21,7 +21,7 @@ from kronax.rewrite.values.meanings import (
     RootDiagonal,
     TriangleMask,
 )
-from kronax.rewrite.values.tensors import Tensor, identity, lift
+from kronax.rewriting.values.tensors import Tensor, identity, lift
 
 
 def _iota(run: Run, eqn: Any) -> Any:
