@@ -215,8 +215,8 @@ def slice_variances(factors):
 
 @pytest.mark.parametrize("function", [diagonal, slice_variances])
 def test_gradients_of_variances_hold_no_array_of_a_matrix_per_fibre(function):
-    """Some arrays of the grid's size and a chunk, where one for each place of an axis is 600."""
+    """A chunk, and some arrays of the grid's size: kept for every place, they would be 2 200."""
     shape = (600, 500)
     factors = tuple(jax.ShapeDtypeStruct((n, n), jnp.float64) for n in shape)
     program = jax.jit(jax.grad(function)).lower(factors).compile()
-    assert program.memory_analysis().temp_size_in_bytes < 60 * 8 * np.prod(shape)
+    assert program.memory_analysis().temp_size_in_bytes < 100 * 8 * np.prod(shape)
