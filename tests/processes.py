@@ -34,6 +34,29 @@ def shared(values: np.ndarray, spec: PartitionSpec, mesh: jax.sharding.Mesh) -> 
     return jax.make_array_from_process_local_data(sharding, local, values.shape)
 
 
+def counts() -> np.ndarray:
+    """Two data sets."""
+    return np.round(np.exp(np.random.default_rng(0).normal(size=(2, *SHAPE))))
+
+
+def counted() -> kx.GridGP:
+    """With sites of its own for each of them."""
+    return kx.GridGP(model().kernels, model().axes, likelihood=kx.Poisson())
+
+
+def posteriors() -> dict:
+    """Each in the process that has its data, over the devices there."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("sets", "rows"))
+    y = shared(counts(), PartitionSpec("sets", "rows"), mesh)
+    posts = counted().condition(y)
+    try:
+        other = str(posts[1 - jax.process_index()])
+    except ValueError as error:
+        other = str(error)
+    mean = multihost_utils.process_allgather(posts.mean(), tiled=True)
+    return {"mean of counts": mean.tolist(), "other": "another process" in other}
+
+
 def numbers(num_steps: int, checkpoint: str) -> dict:
     """A fit and a draw, to be the same with any number of processes."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
@@ -46,6 +69,7 @@ def numbers(num_steps: int, checkpoint: str) -> dict:
         "losses": fit.losses.tolist(),
         "norms": fit.gradient_norms.tolist(),
         "converged": ended.converged or "noise" in ended.reason,
+        **posteriors(),
         "draw": multihost_utils.process_allgather(draw, tiled=True).tolist(),
     }
 

@@ -200,12 +200,18 @@ def check_fits(found: dict[str, Any]) -> None:
 
 def check_posteriors(found: dict[str, Any]) -> None:
     """Those of data sets with a likelihood lie as the data do."""
-    build, _, y, _ = devices.CASES["sets of counts"]
-    post = build().condition(y)
-    for name, one in {"mean": post.mean(), "variance": post.variance()}.items():
-        numbers, spec = found[name]
-        np.testing.assert_allclose(numbers, one, rtol=1e-10)
-        assert spec == "P('a',)"
+    posts = devices.counted(devices.SETS[1:]).condition(devices.COUNTS)
+    alone = devices.of_counts(posts, devices.COUNTS)
+    for numbers, one in zip(found["numbers"], alone, strict=True):
+        np.testing.assert_allclose(numbers, one, rtol=1e-9, atol=1e-10)
+    assert all(found["is shared"])
+    own = [[0, 1]] * 8 + [[2, 3]] * 8
+    assert found["devices"] == own
+    score, spec = found["score"]
+    np.testing.assert_allclose(score, posts.leave_one_out().log_score, rtol=1e-9)
+    assert spec == "P('a',)"
+    np.testing.assert_array_equal(found["chosen"], np.asarray(found["numbers"][0])[1:3])
+    np.testing.assert_allclose(found["loaded"], alone[0], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", everyday(["fits", "posteriors"], ["fits"]))
@@ -252,6 +258,9 @@ def test_two_processes_are_as_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(found[0]["norms"], alone.gradient_norms[:5], rtol=1e-8)
     np.testing.assert_allclose(continued.losses, alone.losses, rtol=1e-10)
     np.testing.assert_allclose(found[0]["draw"], draw, atol=1e-11)
+    mean = processes.counted().condition(processes.counts()).mean()
+    np.testing.assert_allclose(found[0]["mean of counts"], mean, rtol=1e-9)
+    assert found[0]["other"]
 
 
 @pytest.mark.slow
