@@ -194,7 +194,7 @@ def of_fits() -> dict[str, Any]:
 
 
 def of_posteriors() -> dict[str, Any]:
-    """Posteriors of data sets with a likelihood, each with sites of its own, on two devices each."""
+    """Posteriors of data sets with a likelihood, each with its own sites on its two devices."""
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
     y = jax.device_put(COUNTS, NamedSharding(mesh, P("a", "b")))
     posts = counted(SETS[1:]).condition(y)

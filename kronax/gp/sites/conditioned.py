@@ -288,7 +288,7 @@ def posteriors(
     template = of_function(template) if template else None
     if is_spread(y) and isinstance(y.sharding, NamedSharding):
         sharding = of_batch(y.sharding, len(shape))
-        every = tuple(_where_they_are(gp, y, one))
+        every = tuple(_where_they_are(gp, y, y.sharding, one))
         return LikelihoodPosteriors(every, shape, template, sharding, gp)
     for index, each in zip(np.ndindex(shape), y.reshape(-1, *gp.grid_shape), strict=True):
         with _of_data_set(index):
@@ -297,22 +297,22 @@ def posteriors(
 
 
 def _where_they_are(
-    gp: AbstractProcess, y: Array, template: Template | None
+    gp: AbstractProcess, y: Array, sharding: NamedSharding, template: Template | None
 ) -> Iterator[LikelihoodPosterior | None]:
     """The posterior of each data set, on the devices that hold it; `None` if these are not here."""
     shape = y.shape[: y.ndim - len(gp.axes)]
-    sites, models = _find_each(gp, y, y.sharding), {}
+    sites, models = _find_each(gp, y, sharding), {}
     # All processes know of all searches, so that none goes on where another ends with an error.
     ends = jax.tree.map(lambda x: numbers(x) if x.ndim == len(shape) else None, sites)
-    for index in np.argwhere(~ends.converged):
-        with _of_data_set(index):
-            check_converged(jax.tree.map(lambda x, i=tuple(index): x[i], ends))
+    for failed in np.argwhere(~ends.converged):
+        with _of_data_set(failed):
+            check_converged(jax.tree.map(lambda x, i=tuple(failed): x[i], ends))
     for index in np.ndindex(shape):
         data = one_of(y, index)
         if data is None:
             yield None
             continue
-        place = holders(y.sharding, y.shape, index)
+        place = holders(sharding, y.shape, index)
         if place not in models:
             models[place] = moved_to(gp, place)
         own = jax.tree.map(lambda x, i=index: one_of(x, i), sites)

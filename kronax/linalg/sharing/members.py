@@ -81,11 +81,11 @@ def in_one(
     """
     first = next(iter(found.values()))
     shape, spec = jnp.shape(first), _spec(first)
-    own = PartitionSpec(*spec)
+    own, indices = PartitionSpec(*spec), list(np.ndindex(batch_shape))
     count = np.arange(prod(batch_shape)).reshape(batch_shape)
     held: dict[int, dict[Any, Array]] = {}
     for k, x in found.items():
-        place = holders(sharding, batch_shape, np.unravel_index(k, batch_shape))
+        place = holders(sharding, batch_shape, indices[k])
         x = jax.device_put(x, NamedSharding(place.mesh, own))
         held[k] = {shard.device: shard.data for shard in x.addressable_shards}
     parts = []
