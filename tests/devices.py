@@ -154,15 +154,8 @@ CASES: dict[str, tuple[Callable, Callable, np.ndarray, P]] = {
 }
 
 
-def numbers_of(name: str) -> list[Any]:
-    """Of a case, on one device."""
-    build, function, y, _ = CASES[name]
-    found = jax.jit(lambda gp, y: function(gp, y))(build(), y)
-    return [np.asarray(x).tolist() for x in jax.tree.leaves(found)]
-
-
 def of_case(name: str) -> dict[str, Any]:
-    """Numbers of a case on eight devices, what these send and hold, and what one holds."""
+    """Numbers of a case on eight devices and on one, what these send, and what each holds."""
     build, function, y, spec = CASES[name]
     gp = build()
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
@@ -171,6 +164,7 @@ def of_case(name: str) -> dict[str, Any]:
     eight, one = (call.lower(gp, x).compile() for x in (shared, y))
     return {
         "numbers": [told(x) for x in jax.tree.leaves(eight(gp, shared))],
+        "alone": [np.asarray(x).tolist() for x in jax.tree.leaves(one(gp, y))],
         "communicated": communicated(eight),
         "eight": planned(eight),
         "one": planned(one),

@@ -54,7 +54,7 @@ def posteriors() -> dict:
     except ValueError as error:
         other = str(error)
     mean = multihost_utils.process_allgather(posts.mean(), tiled=True)
-    return {"mean of counts": mean.tolist(), "other": "another process" in other}
+    return {"mean": mean.tolist(), "other": other}
 
 
 def numbers(num_steps: int, checkpoint: str) -> dict:
@@ -69,7 +69,6 @@ def numbers(num_steps: int, checkpoint: str) -> dict:
         "losses": fit.losses.tolist(),
         "norms": fit.gradient_norms.tolist(),
         "converged": ended.converged or "noise" in ended.reason,
-        **posteriors(),
         "draw": multihost_utils.process_allgather(draw, tiled=True).tolist(),
     }
 
@@ -82,6 +81,8 @@ if __name__ == "__main__":
     )
     if what == "numbers":
         print(json.dumps(numbers(4, path)))
+    elif what == "posteriors":
+        print(json.dumps(posteriors()))
     else:
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
         y = shared(data(), PartitionSpec("devices"), mesh)

@@ -177,7 +177,7 @@ def test_eight_devices_are_as_one(name: str) -> None:
     found = json.loads(of_eight("-m", "tests.devices", name))
     _, _, y, spec = devices.CASES[name]
     shapes = {y.shape, (len(devices.NEW), *y.shape[1:])}
-    for (numbers, own), one in zip(found["numbers"], devices.numbers_of(name), strict=True):
+    for (numbers, own), one in zip(found["numbers"], found["alone"], strict=True):
         np.testing.assert_allclose(numbers, one, atol=1e-12 * np.nanmax(np.abs(one)))
         assert np.shape(one) not in shapes or own == str(spec)
     if name == "sets of counts":
@@ -238,29 +238,39 @@ def test_the_scripts_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["fit.kx"]
 
 
-@pytest.mark.slow
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    """And one goes on from the checkpoint of the two."""
-    found = []
-    with started("numbers", str(tmp_path / "fit")) as both:
-        for process in both:
-            out, err = process.communicate(timeout=300)
-            assert not process.returncode, err[-3000:]
-            found.append(json.loads(out.splitlines()[-1]))
+def check_numbers(found: list[Any], checkpoint: Path) -> None:
+    """A fit and a draw; one process goes on from the checkpoint of the two."""
     assert found[0] == found[1]
     assert found[0]["converged"]
-    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+    assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
     gp, y = processes.model(), processes.data()
     alone = kx.fit(gp, y, num_steps=6)
-    continued = kx.fit(gp, y, num_steps=6, checkpoint=tmp_path / "fit")
+    continued = kx.fit(gp, y, num_steps=6, checkpoint=checkpoint)
     draw = gp.condition(y).sample(jax.random.key(1))
     np.testing.assert_allclose(found[0]["losses"], alone.losses[:5], rtol=1e-11)
     np.testing.assert_allclose(found[0]["norms"], alone.gradient_norms[:5], rtol=1e-8)
     np.testing.assert_allclose(continued.losses, alone.losses, rtol=1e-10)
     np.testing.assert_allclose(found[0]["draw"], draw, atol=1e-11)
+
+
+def check_members(found: list[Any], _: Path) -> None:
+    """The posterior of counts is in the process that has the data."""
     mean = processes.counted().condition(processes.counts()).mean()
-    np.testing.assert_allclose(found[0]["mean of counts"], mean, rtol=1e-9)
-    assert found[0]["other"]
+    for own in found:
+        np.testing.assert_allclose(own["mean"], mean, rtol=1e-9, atol=1e-10)
+        assert "another process" in own["other"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", everyday(["numbers", "posteriors"], ["numbers"]))
+def test_two_processes_are_as_one(name: str, tmp_path: Path) -> None:
+    found = []
+    with started(name, str(tmp_path / "fit")) as both:
+        for process in both:
+            out, err = process.communicate(timeout=300)
+            assert not process.returncode, err[-3000:]
+            found.append(json.loads(out.splitlines()[-1]))
+    {"numbers": check_numbers, "posteriors": check_members}[name](found, tmp_path / "fit")
 
 
 @pytest.mark.slow

@@ -314,7 +314,8 @@ def _where_they_are(
             continue
         place = holders(sharding, y.shape, index)
         if place not in models:
-            models[place] = moved_to(gp, place)
+            is_everywhere = place.num_devices == sharding.num_devices
+            models[place] = gp if is_everywhere else moved_to(gp, place)
         own = jax.tree.map(lambda x, i=index: one_of(x, i), sites)
         yield approximated(models[place], data, template, own)
 
