@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 from math import prod
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import equinox as eqx
@@ -23,6 +24,7 @@ BATCH = 16
 UNEVEN = (64, 32)
 SOLID = (32, 24, 16)
 SETS = (8, 8, 6)
+COUNTS = np.round(np.exp(np.random.default_rng(0).normal(size=(4, *SETS[1:]))))
 NEW = np.linspace(1.1, 2.0, 8)
 COLLECTIVE = re.compile(
     r"= (.+?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(-start)?\("
@@ -152,15 +154,8 @@ CASES: dict[str, tuple[Callable, Callable, np.ndarray, P]] = {
 }
 
 
-def numbers_of(name: str) -> list[Any]:
-    """Of a case, on one device."""
-    build, function, y, _ = CASES[name]
-    found = jax.jit(lambda gp, y: function(gp, y))(build(), y)
-    return [np.asarray(x).tolist() for x in jax.tree.leaves(found)]
-
-
 def of_case(name: str) -> dict[str, Any]:
-    """Numbers of a case on eight devices, what these send and hold, and what one holds."""
+    """Numbers of a case on eight devices and on one, what these send, and what each holds."""
     build, function, y, spec = CASES[name]
     gp = build()
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
@@ -169,6 +164,7 @@ def of_case(name: str) -> dict[str, Any]:
     eight, one = (call.lower(gp, x).compile() for x in (shared, y))
     return {
         "numbers": [told(x) for x in jax.tree.leaves(eight(gp, shared))],
+        "alone": [np.asarray(x).tolist() for x in jax.tree.leaves(one(gp, y))],
         "communicated": communicated(eight),
         "eight": planned(eight),
         "one": planned(one),
@@ -192,12 +188,33 @@ def of_fits() -> dict[str, Any]:
 
 
 def of_posteriors() -> dict[str, Any]:
-    """Posteriors of data sets with a likelihood, each with sites of its own."""
-    mesh = Mesh(np.array(jax.devices()), ("a",))
-    _, _, y, _ = CASES["sets of counts"]
-    y = jax.device_put(y, NamedSharding(mesh, P("a")))
-    post = counted(SETS[1:]).condition(y)
-    return told({"mean": post.mean(), "variance": post.variance()})
+    """Posteriors of data sets with a likelihood, each with its own sites on its two devices."""
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+    y = jax.device_put(COUNTS, NamedSharding(mesh, P("a", "b")))
+    posts = counted(SETS[1:]).condition(y)
+    found = of_counts(posts, y)
+    with TemporaryDirectory() as folder:
+        kx.save(f"{folder}/posts", posts)
+        loaded = kx.load(f"{folder}/posts")
+    return {
+        "numbers": [np.asarray(x).tolist() for x in found],
+        "is shared": [x.sharding.is_equivalent_to(y.sharding, x.ndim) for x in found],
+        "devices": [sorted(d.id for d in x.devices()) for post in posts for x in leaves_of(post)],
+        "score": told(posts.leave_one_out().log_score),
+        "chosen": np.asarray(posts[1:3].mean()).tolist(),
+        "loaded": np.asarray(loaded.mean()).tolist(),
+    }
+
+
+def leaves_of(post: Any) -> list[Any]:
+    """The arrays that grow with the data."""
+    return [post.data, post.sites.mean, post.weights, post.mean()]
+
+
+def of_counts(posts: Any, y: Any) -> list[Any]:
+    """What all of them answer, each shared out as the data are."""
+    density = posts.log_prob(y, pointwise=True)
+    return [posts.mean(), posts.variance(), posts.sample(jax.random.key(0)), density]
 
 
 def told(result: Any) -> Any:

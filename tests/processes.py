@@ -34,6 +34,29 @@ def shared(values: np.ndarray, spec: PartitionSpec, mesh: jax.sharding.Mesh) -> 
     return jax.make_array_from_process_local_data(sharding, local, values.shape)
 
 
+def counts() -> np.ndarray:
+    """Two data sets."""
+    return np.round(np.exp(np.random.default_rng(0).normal(size=(2, *SHAPE))))
+
+
+def counted() -> kx.GridGP:
+    """With sites of its own for each of them."""
+    return kx.GridGP(model().kernels, model().axes, likelihood=kx.Poisson())
+
+
+def posteriors() -> dict:
+    """Each in the process that has its data, over the devices there."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("sets", "rows"))
+    y = shared(counts(), PartitionSpec("sets", "rows"), mesh)
+    posts = counted().condition(y)
+    try:
+        other = str(posts[1 - jax.process_index()])
+    except ValueError as error:
+        other = str(error)
+    mean = multihost_utils.process_allgather(posts.mean(), tiled=True)
+    return {"mean": mean.tolist(), "other": other}
+
+
 def numbers(num_steps: int, checkpoint: str) -> dict:
     """A fit and a draw, to be the same with any number of processes."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
@@ -58,6 +81,8 @@ if __name__ == "__main__":
     )
     if what == "numbers":
         print(json.dumps(numbers(4, path)))
+    elif what == "posteriors":
+        print(json.dumps(posteriors()))
     else:
         mesh = jax.sharding.Mesh(np.array(jax.devices()), ("devices",))
         y = shared(data(), PartitionSpec("devices"), mesh)

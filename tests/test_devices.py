@@ -177,8 +177,8 @@ def test_eight_devices_are_as_one(name: str) -> None:
     found = json.loads(of_eight("-m", "tests.devices", name))
     _, _, y, spec = devices.CASES[name]
     shapes = {y.shape, (len(devices.NEW), *y.shape[1:])}
-    for (numbers, own), one in zip(found["numbers"], devices.numbers_of(name), strict=True):
-        np.testing.assert_allclose(numbers, one, atol=1e-12 * np.max(np.abs(one)))
+    for (numbers, own), one in zip(found["numbers"], found["alone"], strict=True):
+        np.testing.assert_allclose(numbers, one, rtol=0, atol=1e-12 * np.nanmax(np.abs(one)))
         assert np.shape(one) not in shapes or own == str(spec)
     if name == "sets of counts":
         parameters = sum(np.size(x) for x, _ in found["numbers"]) - y.size
@@ -200,12 +200,18 @@ def check_fits(found: dict[str, Any]) -> None:
 
 def check_posteriors(found: dict[str, Any]) -> None:
     """Those of data sets with a likelihood lie as the data do."""
-    build, _, y, _ = devices.CASES["sets of counts"]
-    post = build().condition(y)
-    for name, one in {"mean": post.mean(), "variance": post.variance()}.items():
-        numbers, spec = found[name]
-        np.testing.assert_allclose(numbers, one, rtol=1e-10)
-        assert spec == "P('a',)"
+    posts = devices.counted(devices.SETS[1:]).condition(devices.COUNTS)
+    alone = devices.of_counts(posts, devices.COUNTS)
+    for numbers, one in zip(found["numbers"], alone, strict=True):
+        np.testing.assert_allclose(numbers, one, rtol=1e-9, atol=1e-10)
+    assert all(found["is shared"])
+    own = [[0, 1]] * 8 + [[2, 3]] * 8
+    assert found["devices"] == own
+    score, spec = found["score"]
+    np.testing.assert_allclose(score, posts.leave_one_out().log_score, rtol=1e-9)
+    assert spec == "P('a',)"
+    np.testing.assert_array_equal(found["chosen"], np.asarray(found["numbers"][0])[1:3])
+    np.testing.assert_allclose(found["loaded"], alone[0], rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("name", everyday(["fits", "posteriors"], ["fits"]))
@@ -232,26 +238,39 @@ def test_the_scripts_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["fit.kx"]
 
 
-@pytest.mark.slow
-def test_two_processes_are_as_one(tmp_path: Path) -> None:
-    """And one goes on from the checkpoint of the two."""
-    found = []
-    with started("numbers", str(tmp_path / "fit")) as both:
-        for process in both:
-            out, err = process.communicate(timeout=300)
-            assert not process.returncode, err[-3000:]
-            found.append(json.loads(out.splitlines()[-1]))
+def check_numbers(found: list[Any], checkpoint: Path) -> None:
+    """A fit and a draw; one process goes on from the checkpoint of the two."""
     assert found[0] == found[1]
     assert found[0]["converged"]
-    assert [p.name for p in tmp_path.iterdir()] == ["fit"]
+    assert [p.name for p in checkpoint.parent.iterdir()] == [checkpoint.name]
     gp, y = processes.model(), processes.data()
     alone = kx.fit(gp, y, num_steps=6)
-    continued = kx.fit(gp, y, num_steps=6, checkpoint=tmp_path / "fit")
+    continued = kx.fit(gp, y, num_steps=6, checkpoint=checkpoint)
     draw = gp.condition(y).sample(jax.random.key(1))
     np.testing.assert_allclose(found[0]["losses"], alone.losses[:5], rtol=1e-11)
     np.testing.assert_allclose(found[0]["norms"], alone.gradient_norms[:5], rtol=1e-8)
     np.testing.assert_allclose(continued.losses, alone.losses, rtol=1e-10)
     np.testing.assert_allclose(found[0]["draw"], draw, atol=1e-11)
+
+
+def check_members(found: list[Any], _: Path) -> None:
+    """The posterior of counts is in the process that has the data."""
+    mean = processes.counted().condition(processes.counts()).mean()
+    for own in found:
+        np.testing.assert_allclose(own["mean"], mean, rtol=1e-9, atol=1e-10)
+        assert "another process" in own["other"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", everyday(["numbers", "posteriors"], ["numbers"]))
+def test_two_processes_are_as_one(name: str, tmp_path: Path) -> None:
+    found = []
+    with started(name, str(tmp_path / "fit")) as both:
+        for process in both:
+            out, err = process.communicate(timeout=300)
+            assert not process.returncode, err[-3000:]
+            found.append(json.loads(out.splitlines()[-1]))
+    {"numbers": check_numbers, "posteriors": check_members}[name](found, tmp_path / "fit")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from kronax.gp.coordinates.spacing import Coordinates
 from kronax.gp.coordinates.static_arrays import FrozenArray, FrozenAttributes
 from kronax.gp.kernels.named import Kernels
 from kronax.gp.posterior.posterior import Posterior, posterior_of
-from kronax.gp.sites.conditioned import posterior_of_sites
+from kronax.gp.sites.conditioned import LikelihoodPosteriors, posterior_of_sites
 from kronax.gp.sites.posterior import LikelihoodPosterior
 from kronax.linalg.arrays.checks import is_concrete
 from kronax.parameter_table import ParameterTable
@@ -48,8 +48,11 @@ PARTS: dict[type, tuple[tuple[str, ...], Callable[..., Any]]] = {
     Posterior: (("gp", "y", "template"), posterior_of),
     LikelihoodPosterior: (("model", "data", "template", "sites"), posterior_of_sites),
 }
-# Fields that are left out: a compiled loop.
-LEFT_OUT: dict[type, dict[str, Any]] = {FitResult: {"loop": None}}
+# Fields that are left out: a compiled loop, and devices, which another machine has not.
+LEFT_OUT: dict[type, dict[str, Any]] = {
+    FitResult: {"loop": None},
+    LikelihoodPosteriors: {"sharding": None, "whole": None},
+}
 # Functions without which the rest serves.
 OPTIONAL: dict[type, tuple[str, ...]] = {Problem: ("loss",)}
 

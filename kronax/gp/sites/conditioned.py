@@ -1,12 +1,14 @@
 """The posterior of one data set, and of many, each with sites of its own."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -31,11 +33,20 @@ from kronax.gp.summaries import quantiles_of, tails
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.fingerprints import fingerprint_of_tree
-from kronax.linalg.arrays.host import is_spread, shared_like_data
+from kronax.linalg.arrays.host import is_spread, numbers
 from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import ConvergenceError
 from kronax.linalg.factors.square_roots import safe_sqrt
 from kronax.linalg.sharing.data_sets import of_each
+from kronax.linalg.sharing.members import (
+    beside,
+    holders,
+    in_one,
+    moved_to,
+    of_batch,
+    one_of,
+    split,
+)
 
 
 class LikelihoodPosteriors(eqx.Module):
@@ -45,11 +56,16 @@ class LikelihoodPosteriors(eqx.Module):
     verbs, and `for post in posts` goes through them. The verbs here ask all of them: batches lead
     the grid, in variances too. Inside `jax.jit` map over data sets instead.
 
+    Where devices have some data sets each, `posts[k]` is on those that have its data, and what all
+    of them answer is shared out as the data are.
+
     Attributes:
-        members: one posterior for each, in the order of the flattened batch.
+        members: one posterior for each, in the order of the flattened batch; `None` for those whose
+            data only devices of other processes have.
         batch_shape: of the data.
         template: what the data came as.
         sharding: of the data, where devices have some data sets each.
+        whole: the process there, of which each member has its parameters on its own devices.
 
     Examples:
         >>> import jax.numpy as jnp, kronax as kx
@@ -60,10 +76,11 @@ class LikelihoodPosteriors(eqx.Module):
         (2, (2, 4, 4), (4, 4))
     """
 
-    members: tuple[LikelihoodPosterior, ...]
+    members: tuple[LikelihoodPosterior | None, ...]
     batch_shape: tuple[int, ...] = eqx.field(static=True)
     template: Template | None = eqx.field(static=True)
     sharding: NamedSharding | None = eqx.field(static=True, default=None)
+    whole: AbstractProcess | None = None
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.batch_shape))
@@ -76,22 +93,33 @@ class LikelihoodPosteriors(eqx.Module):
         return (self[k] for k in range(len(self)))
 
     def __getitem__(self, index: int | tuple[int, ...]) -> Any:
-        """The posterior of one data set, or those of several that share leading indices."""
-        numbers = np.arange(len(self.members)).reshape(self.batch_shape)[index]
-        if np.ndim(numbers) == 0:
-            return self.members[int(numbers)]
-        members = tuple(self.members[k] for k in numbers.ravel())
-        return LikelihoodPosteriors(members, numbers.shape, None)
+        """The posterior of one data set, or those of several that share leading indices.
+
+        Raises:
+            IndexError: if there is no such data set.
+            ValueError: if only devices of other processes have it.
+        """
+        chosen = np.arange(len(self.members)).reshape(self.batch_shape)[index]
+        members = tuple(self.members[k] for k in np.ravel(chosen))
+        if any(post is None for post in members):
+            here = [k for k, post in enumerate(self.members) if post is not None]
+            raise ValueError(
+                f"The posterior of a data set is on the devices that have its data; got {index}, "
+                f"which is on those of another process. Here are {here} of the flattened batch."
+            )
+        if np.ndim(chosen) == 0:
+            return members[0]
+        return LikelihoodPosteriors(members, chosen.shape, None)
 
     @property
     def model(self) -> AbstractProcess:
         """The process with its likelihood."""
-        return self.members[0].model
+        return self._first.model if self.whole is None else self.whole
 
     @property
     def gp(self) -> AbstractProcess:
-        """That of the first data set, for its axes."""
-        return self.members[0].gp
+        """That of one of the data sets, for its axes."""
+        return self._first.gp
 
     @property
     def y(self) -> Array:
@@ -145,9 +173,9 @@ class LikelihoodPosteriors(eqx.Module):
         **options: Any,
     ) -> Float[Array, "..."]:
         """Posterior draws, `(*sample_shape, *batch, …)`; as of one data set."""
-        keys = iter(self._keys(key))
         at = {"axes": axes, "sample_shape": sample_shape, "points": points, **options}
-        return self._each(lambda post: post.sample(next(keys), **at), points)
+        found = self._asked(lambda post, key: post.sample(key, **at), self._keys(key))
+        return self._stacked(found, self._num_dims(points))
 
     def log_prob(
         self,
@@ -160,11 +188,13 @@ class LikelihoodPosteriors(eqx.Module):
         **options: Any,
     ) -> Array:
         """Log densities of new observations, `(*batch, …)` as they are; as of one data set."""
-        y_new = self.members[0].read(y_new, axes, points)
-        flat = iter(y_new.reshape(len(self.members), *y_new.shape[len(self.batch_shape) :]))
-        keys = iter(self._keys(key))
+        y_new = self._first.read(y_new, axes, points)
         at = {"axes": axes, "points": points, "pointwise": pointwise, **options}
-        found = [post.log_prob(next(flat), key=next(keys), **at) for post in self.members]
+        found = self._asked(
+            lambda post, y, key: post.log_prob(y, key=key, **at),
+            split(y_new, self.batch_shape),
+            self._keys(key),
+        )
         return self._stacked(found, self._num_dims(points) if pointwise else 0)
 
     def leave_one_out(self) -> LikelihoodLeaveOneOut:
@@ -193,6 +223,11 @@ class LikelihoodPosteriors(eqx.Module):
             draws = self.sample(key, axes, (num_samples,), response=True, **at)
         return response_dataset(verbs, found, axes, draws)
 
+    @property
+    def _first(self) -> LikelihoodPosterior:
+        """One that is here."""
+        return next(post for post in self.members if post is not None)
+
     def _keys(self, key: PRNGKeyArray | None) -> list[Any]:
         if key is None:
             return [None] * len(self.members)
@@ -203,24 +238,39 @@ class LikelihoodPosteriors(eqx.Module):
         return len(self.gp.axes) if points is None else 1
 
     def _each(self, ask: Callable[[LikelihoodPosterior], Any], points: Any) -> Any:
-        return self._stacked([ask(post) for post in self.members], self._num_dims(points))
+        return self._stacked(self._asked(ask), self._num_dims(points))
 
-    def _stacked(self, found: list[Any], num_dims: int) -> Any:
-        """Results of all members in one, the batch before the places of each array.
+    def _asked(self, ask: Callable[..., Any], *own: Sequence[Any]) -> dict[int, Any]:
+        """What the members that are here answer to something of their own."""
+        found = {}
+        for k, index in enumerate(np.ndindex(self.batch_shape)):
+            post, given = self.members[k], [each[k] for each in own]
+            if post is None:
+                continue
+            if self.sharding is not None:
+                given = moved_to(given, holders(self.sharding, self.batch_shape, index))
+            found[k] = ask(post, *given)
+        return found
+
+    def _stacked(self, found: dict[int, Any], num_dims: int) -> Any:
+        """Results of members in one, the batch before the places of each array.
 
         What has no such places, such as parameters of a likelihood, is that of the model.
         """
-        shared = set(map(id, jax.tree.leaves(self.model)))
+        own, whole = map(jax.tree.leaves, (self._first.model, self.model))
+        shared = dict(zip(map(id, own), whole, strict=True))
 
         def stack(*arrays: Any) -> Any:
             if id(arrays[0]) in shared:
-                return arrays[0]
+                return shared[id(arrays[0])]
             lead = jnp.ndim(arrays[0]) - num_dims
-            both = jnp.stack(arrays, axis=lead)
-            both = both.reshape(*both.shape[:lead], *self.batch_shape, *both.shape[lead + 1 :])
-            return shared_like_data(both, self.sharding, lead, len(self.batch_shape))
+            if self.sharding is not None and is_concrete(arrays):
+                held = dict(zip(found, arrays, strict=True))
+                return in_one(held, self.sharding, self.batch_shape, lead)
+            both = jnp.stack(beside(arrays), axis=lead)
+            return both.reshape(*both.shape[:lead], *self.batch_shape, *both.shape[lead + 1 :])
 
-        return jax.tree.map(stack, *found)
+        return jax.tree.map(stack, *found.values())
 
 
 def posteriors(
@@ -235,19 +285,48 @@ def posteriors(
     if not shape:
         return approximated(gp, y, template)
     one, members = without_batches(template), []
-    flat = y.reshape(-1, *gp.grid_shape)
-    found = _find_each(gp, flat) if is_spread(y) else None
-    for k, each in enumerate(flat):
-        sites = None if found is None else jax.tree.map(lambda x, k=k: x[k], found)
-        try:
-            members.append(approximated(gp, each, one, sites))
-        except ConvergenceError as error:
-            where = ", ".join(map(str, np.unravel_index(k, shape)))
-            raise ConvergenceError(f"Data set {where}: {error}") from error
-    sharding: Any = y.sharding if is_spread(y) else None
-    named = sharding if isinstance(sharding, NamedSharding) else None
     template = of_function(template) if template else None
-    return LikelihoodPosteriors(tuple(members), shape, template, named)
+    if is_spread(y) and isinstance(y.sharding, NamedSharding):
+        sharding = of_batch(y.sharding, len(shape))
+        every = tuple(_where_they_are(gp, y, y.sharding, one))
+        return LikelihoodPosteriors(every, shape, template, sharding, gp)
+    for index, each in zip(np.ndindex(shape), y.reshape(-1, *gp.grid_shape), strict=True):
+        with _of_data_set(index):
+            members.append(approximated(gp, each, one))
+    return LikelihoodPosteriors(tuple(members), shape, template)
+
+
+def _where_they_are(
+    gp: AbstractProcess, y: Array, sharding: NamedSharding, template: Template | None
+) -> Iterator[LikelihoodPosterior | None]:
+    """The posterior of each data set, on the devices that hold it; `None` if these are not here."""
+    shape = y.shape[: y.ndim - len(gp.axes)]
+    sites, models = _find_each(gp, y, sharding), {}
+    # All processes know of all searches, so that none goes on where another ends with an error.
+    ends = jax.tree.map(lambda x: numbers(x) if x.ndim == len(shape) else None, sites)
+    for failed in np.argwhere(~ends.converged):
+        with _of_data_set(failed):
+            check_converged(jax.tree.map(lambda x, i=tuple(failed): x[i], ends))
+    for index in np.ndindex(shape):
+        data = one_of(y, index)
+        if data is None:
+            yield None
+            continue
+        place = holders(sharding, y.shape, index)
+        if place not in models:
+            is_everywhere = place.num_devices == sharding.num_devices
+            models[place] = gp if is_everywhere else moved_to(gp, place)
+        own = jax.tree.map(lambda x, i=index: one_of(x, i), sites)
+        yield approximated(models[place], data, template, own)
+
+
+@contextmanager
+def _of_data_set(index: Iterable[int]) -> Iterator[None]:
+    try:
+        yield
+    except ConvergenceError as error:
+        name = ", ".join(map(str, index))
+        raise ConvergenceError(f"Data set {name}: {error}") from error
 
 
 def approximated(
@@ -284,9 +363,16 @@ _find = eqx.filter_jit(find)
 
 
 @eqx.filter_jit
-def _find_each(gp: AbstractProcess, y: Array) -> Sites:
-    """The sites of every data set, searched for where that is."""
-    return of_each(_sites_of_one, gp, y)[1]
+def _find_each(gp: AbstractProcess, y: Array, sharding: NamedSharding) -> Sites:
+    """The sites of every data set `(*batch, …)`, searched for where that is, and left there."""
+    lead = y.shape[: y.ndim - len(gp.axes)]
+    sites = of_each(_sites_of_one, gp, y.reshape(-1, *gp.grid_shape))[1]
+
+    def placed(x: Array) -> Array:
+        x = x.reshape(*lead, *x.shape[1:])
+        return lax.with_sharding_constraint(x, of_batch(sharding, x.ndim))
+
+    return jax.tree.map(placed, sites)
 
 
 def _sites_of_one(gp: AbstractProcess, y: Array) -> tuple[Array, Sites]:

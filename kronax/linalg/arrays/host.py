@@ -144,23 +144,6 @@ def everywhere(x: Array) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def shared_like_data(
-    x: Array, sharding: NamedSharding | None, lead: int, num_batch_axes: int
-) -> Array:
-    """A concrete array with its batch axes, after `lead` others, shared out as those of data are.
-
-    Args:
-        x: `(*lead, *batch, …)`.
-        sharding: of data `(*batch, …)`; none leaves everything as it is.
-        lead: how many axes are before the batch.
-        num_batch_axes: how many the batch has.
-    """
-    if sharding is None or is_traced(x):
-        return x
-    spec = PartitionSpec(*(None,) * lead, *sharding.spec[:num_batch_axes])
-    return jax.jit(_itself, out_shardings=NamedSharding(sharding.mesh, spec))(x)
-
-
 def _bounds(x: Any, keep: int, xp: Any) -> tuple[Any, Any]:
     rest = tuple(range(keep, x.ndim))
     return xp.nanmin(x, axis=rest), xp.nanmax(x, axis=rest)
