@@ -21,6 +21,7 @@ from kronax.rewriting.values.general_sums import (
     when,
 )
 from kronax.rewriting.values.pencils import Pencil, pencils_of
+from kronax.rewriting.values.substitution import eigenvalues
 
 
 def general_slogdet(op: GeneralSum) -> tuple[Array, Array]:
@@ -123,7 +124,7 @@ def _values_of(pencils: list[Pencil]) -> list[list[Array]]:
     """Eigenvalues per axis, and there of every product, `(n_i,)`."""
     found = []
     for pencil in pencils:
-        values = jnp.linalg.eigvals(pencil.matrix)
+        values = eigenvalues(pencil.matrix)
         one = jnp.ones_like(values)
         found.append([one if own is None else own for own in pencil.of(values, one)])
     return found
