@@ -158,6 +158,40 @@ def test_sums_of_which_lu_is_taken_need_be_neither_symmetric_nor_definite(k):
         jax.tree.map(assert_close, mapped, expected)
 
 
+def test_both_products_of_a_sum_may_be_singular():
+    """Which neither can be divided by."""
+
+    def program(a, b, c, d):
+        k = jnp.kron(a, b) + jnp.kron(c, d)
+        return jnp.linalg.solve(k, Y), jnp.linalg.slogdet(k)
+
+    kept = jnp.asarray([1.0, 1, 0, 0, 0])
+    first, second = (G @ jnp.diag(own) @ A for own in (kept, 1 - kept))
+    args = first, H, second, H.T
+    fast, every = kx.rewrite(program, strict=True), (0, 1, 2, 3)
+    both, truth = (
+        jax.jit(lambda *args, f=f: (f(*args), jax.grad(_total(f), every)(*args)))
+        for f in (fast, program)
+    )
+    expected = truth(*args)
+    for got, want in zip(both(*args), expected, strict=True):
+        jax.tree.map(lambda x, y: assert_close(x, y, order=1), got, want)
+    jax.tree.map(lambda x, y: assert_close(x, y, order=1), fast(*args), expected[0])
+
+
+def test_sums_of_single_precision_stay_so():
+    """Also where JAX has double precision."""
+
+    def program(a, b):
+        one = jnp.kron(a, jnp.eye(N, dtype=a.dtype)), jnp.kron(jnp.eye(M, dtype=b.dtype), b)
+        return jnp.linalg.solve(one[0] - one[1], Y.astype(a.dtype)), jnp.linalg.det(one[0] - one[1])
+
+    found = kx.rewrite(program, strict=True)(G.astype("float32"), H.astype("float32"))
+    for got, want in zip(found, program(G, H), strict=True):
+        assert got.dtype == jnp.float32
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * jnp.abs(want).max())
+
+
 def test_matrices_without_a_basis_of_eigenvectors():
     jordan = jnp.triu(jnp.ones((N, N)))
 
@@ -184,6 +218,7 @@ def test_one_factor_may_have_a_triangle_that_cholesky_does_not_read():
             jsp.linalg.cho_solve(lower, Y),
             jsp.linalg.solve(jnp.kron(a, b), Y, assume_a="pos"),
             jnp.linalg.eigvalsh(jnp.kron(a, b)),
+            jnp.linalg.eigh(jnp.kron(a, b), UPLO="U", symmetrize_input=False)[0],
         )
 
     fast = kx.rewrite(program, strict=True)

@@ -159,7 +159,7 @@ class Run:
                 return env[atom]
             return np.asarray(atom.val, getattr(atom.aval, "dtype", None))
 
-        for eqn, used in _live(jaxpr, wanted):
+        for eqn, used in _live(jaxpr, tuple(wanted)):
             values = [read(atom) for atom in eqn.invars]
             self._eqn, self._outer, self.used = eqn, outer, used
             with _in_context(eqn):
@@ -254,7 +254,8 @@ def closed_of(jaxpr: Any) -> Any:
     return jaxpr if hasattr(jaxpr, "consts") else ClosedJaxpr(jaxpr, ())
 
 
-def _live(jaxpr: Any, wanted: Sequence[bool]) -> list[tuple[Any, list[bool]]]:
+@lru_cache(maxsize=4096)
+def _live(jaxpr: Any, wanted: tuple[bool, ...]) -> list[tuple[Any, list[bool]]]:
     """The equations that a wanted result or an effect depends on, with what is used of each."""
     pairs = zip(jaxpr.outvars, wanted, strict=True)
     needed = {v for v, want in pairs if want and not isinstance(v, Literal)}

@@ -43,10 +43,10 @@ def _cholesky(run: Run, eqn: Any, matrix: Any) -> Any:
     return [Tensor(found.groups, found.terms, found.dtype, "lower")]
 
 
-def _read(matrix: Tensor) -> tuple[Covariance, Tensor]:
-    """A matrix as the covariance that a factorisation takes it for: its lower triangle is read."""
+def _read(matrix: Tensor, triangle: str = "lower") -> tuple[Covariance, Tensor]:
+    """A matrix as the covariance that a factorisation takes it for, of which a triangle is read."""
     if matrix.symmetric_of is None:
-        return asked(covariance_of, matrix, "lower")
+        return asked(covariance_of, matrix, triangle)
     return asked(covariance_of, matrix.symmetric_of)
 
 
@@ -223,7 +223,7 @@ def _eigh(run: Run, eqn: Any, matrix: Any) -> Any:
         return None
     if eqn.params.get("subset_by_index") is not None:
         return None
-    op, matrix = _read(matrix)
+    op, matrix = _read(matrix, "lower" if eqn.params["lower"] else "upper")
     signal = op if isinstance(op, Kronecker) else op.kronecker
     noise = None if isinstance(op, Kronecker) else op.noise
     if isinstance(noise, Kronecker):

@@ -5,6 +5,7 @@ from functools import partial, reduce
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -48,9 +49,10 @@ def covariance_of(tensor: Tensor, read: str = "both") -> tuple[Covariance, Tenso
     """
     products = [_read(product, read) for product in products_of(tensor)]
     symmetric = _tensor_of(products, tensor)
+    definite = [_definite(product) for product in products]
     if len(products) == 1:
-        return Kronecker(*_definite(products[0])), symmetric
-    found = sum_of(products)
+        return Kronecker(*definite[0]), symmetric
+    found = sum_of(definite)
     return (found if isinstance(found, Kronecker) else found.covariance()), symmetric
 
 
@@ -66,6 +68,8 @@ def _read(product: Sequence[AbstractFactor], read: str) -> list[AbstractFactor]:
     dense = [k for k, factor in enumerate(product) if isinstance(factor, Dense)]
     symmetric = {k: are_symmetric(product[k].to_dense()) for k in dense}
     found = list(product)
+    if is_concrete(symmetric) and all(map(np.all, symmetric.values())):
+        return found
     for k in dense:
         holds = symmetric[k]
         if read == "both" or k == dense[0]:
@@ -105,13 +109,22 @@ def _definite(product: Sequence[AbstractFactor]) -> list[AbstractFactor]:
 
     Two negative definite factors have a positive definite product: signs go to the first.
     """
-    signs = [
-        lax.stop_gradient(jnp.where(f.diagonal()[..., 0] < 0, -1, 1).astype(f.dtype))
-        for f in product
+    first = [_first_entry(factor) for factor in product]
+    if is_concrete(first) and not any((value < 0).any() for value in first):
+        return list(product)
+    signs: list[Any] = [
+        lax.stop_gradient(jnp.where(value < 0, -1, 1).astype(value.dtype)) for value in first
     ]
     total = multiplied(signs)
     scales = [times(signs[0], total), *signs[1:]]
     return [scaled(factor, scale) for factor, scale in zip(product, scales, strict=True)]
+
+
+def _first_entry(factor: AbstractFactor) -> Any:
+    """Of the diagonal."""
+    entries: Any = factor.matrix if isinstance(factor, Dense) else factor.diagonal()
+    entries = np.asarray(entries) if is_concrete(entries) else entries
+    return entries[..., 0, 0] if isinstance(factor, Dense) else entries[..., 0]
 
 
 def _tensor_of(products: Sequence[Sequence[AbstractFactor]], like: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -20,10 +21,13 @@ from kronax.linalg.functions.solve import solve
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.value_and_rules import rotate, spectrum, unrotate
+from kronax.rewriting.values.pencils import pencils_of
 from kronax.rewriting.values.substitution import multiplied, schur, substituted
 
 # Steps of refinement after a solve by Schur forms, which cost little beside these.
 REFINEMENTS = 2
+# The factors of every product, `(*batch, n_i, n_i)`, or None for an identity.
+Terms = list[list[Any]]
 
 
 class GeneralSum(eqx.Module):
@@ -88,18 +92,24 @@ class GeneralSum(eqx.Module):
         return jnp.all(jnp.stack([jnp.all(are_symmetric(f.matrix)) for f in factors]))
 
     @property
-    def matrices(self) -> tuple[list[Array], Any]:
-        """Those of all factors of the signal, and the number or matrices of the noise."""
+    def terms(self) -> tuple[Terms, Array | None]:
+        """The factors of every product, None for an identity, and `c` where it is a number."""
         signal = [factor.to_dense() for factor in self.signal.factors]
-        if not isinstance(self.noise, Kronecker):
-            return signal, jnp.asarray(self.noise, self.dtype)
-        return signal, [factor.to_dense() for factor in self.noise.factors]
+        if isinstance(self.noise, Kronecker):
+            return [signal, [factor.to_dense() for factor in self.noise.factors]], None
+        shift = jnp.asarray(self.noise, self.dtype)
+        if not isinstance(self.signal, KroneckerSum):
+            return [signal], shift
+        axes = range(len(signal))
+        return [[m if i == k else None for i in axes] for k, m in enumerate(signal)], shift
 
 
 def are_symmetric(matrix: Array) -> Array:
     """Whether matrices are symmetric up to rounding, `(*batch,)`."""
-    gap = jnp.max(jnp.abs(matrix - jnp.swapaxes(matrix, -1, -2)), axis=(-2, -1))
-    largest = jnp.max(jnp.abs(matrix), axis=(-2, -1))
+    xp: Any = np if is_concrete(matrix) else jnp
+    matrix = xp.asarray(matrix)
+    gap = xp.max(xp.abs(matrix - xp.swapaxes(matrix, -1, -2)), axis=(-2, -1))
+    largest = xp.max(xp.abs(matrix), axis=(-2, -1))
     return gap <= 64 * jnp.finfo(matrix.dtype).eps * largest
 
 
@@ -155,24 +165,18 @@ def eigenvalues(signal: Kronecker | KroneckerSum, own: Sequence[Array]) -> Array
     return values
 
 
-def mapped(function: Any, op: GeneralSum) -> Any:
-    """A function of the matrices of both terms, and of whether they add, over batches."""
-    return over_batches(function, isinstance(op.signal, KroneckerSum), *op.matrices)
-
-
-def over_batches(function: Any, adds: bool, signal: Any, noise: Any, *columns: Array) -> Any:
-    """The same of the matrices themselves, `(*batch, n_i, n_i)`, and of columns over the grid.
+def over_batches(function: Any, terms: Terms, shift: Array | None, *columns: Array) -> Any:
+    """A function of `GeneralSum.terms` and of columns over the grid, over the batch of both.
 
     One after another: batched decompositions could wait for each other.
     """
-    num_axes = len(signal)
-    ndims = [2] * num_axes, [2] * num_axes if isinstance(noise, list) else 0
-    own = [x.shape[:-2] for x in (*signal, *(noise if isinstance(noise, list) else []))]
-    own += [] if isinstance(noise, list) else [noise.shape]
+    num_axes = len(terms[0])
+    ndims = jax.tree.map(lambda _: 2, terms), None if shift is None else 0
+    own = [*(x.shape[:-2] for x in jax.tree.leaves(terms)), () if shift is None else shift.shape]
     batch = jnp.broadcast_shapes(*own, *(c.shape[: c.ndim - num_axes - 1] for c in columns))
-    one = matrix_by_matrix(lambda terms, *columns: function(*terms, adds, *columns))
+    one = matrix_by_matrix(lambda both, *columns: function(*both, *columns))
     grids = ((each, num_axes + 1) for each in columns)
-    return map_batch(one, batch, ((signal, noise), ndims), *grids)
+    return map_batch(one, batch, ((terms, shift), ndims), *grids)
 
 
 def when(wanted: Array, function: Callable[..., Any], args: Any, otherwise: Any = None) -> Any:
@@ -194,58 +198,45 @@ def when(wanted: Array, function: Callable[..., Any], args: Any, otherwise: Any 
 
 
 def _by_schur(op: GeneralSum, b: Array) -> Array:
-    return in_columns(_schur_solve, (isinstance(op.signal, KroneckerSum), *op.matrices), b)
+    return in_columns(_schur_solve, *op.terms, b)
 
 
-def in_columns(function: Any, terms: Any, b: Array) -> Array:
+def in_columns(function: Any, terms: Terms, shift: Array | None, b: Array) -> Array:
     """`over_batches` of grids `(…, *batch, *grid)`; those with the same matrices are columns."""
-    adds, signal, noise = terms
-    matrices = [*signal, *(noise if isinstance(noise, list) else [])]
-    scalar = () if isinstance(noise, list) else noise.shape
-    own = jnp.broadcast_shapes(scalar, *(matrix.shape[:-2] for matrix in matrices))
-    grid = b.shape[b.ndim - len(signal) :]
-    lead = jnp.broadcast_shapes(b.shape[: b.ndim - len(signal)], own)
+    num_axes = len(terms[0])
+    scalar = () if shift is None else shift.shape
+    own = jnp.broadcast_shapes(scalar, *(x.shape[:-2] for x in jax.tree.leaves(terms)))
+    grid = b.shape[b.ndim - num_axes :]
+    lead = jnp.broadcast_shapes(b.shape[: b.ndim - num_axes], own)
     others = lead[: len(lead) - len(own)]
     columns = jnp.broadcast_to(b, (*lead, *grid)).reshape(prod(others), *own, *grid)
-    found = over_batches(function, adds, signal, noise, jnp.moveaxis(columns, 0, -1))
+    found = over_batches(function, terms, shift, jnp.moveaxis(columns, 0, -1))
     return jnp.moveaxis(found, -1, 0).reshape(*lead, *grid)
 
 
-def _schur_solve(signal: list[Array], noise: Any, adds: bool, b: Array) -> Array:
-    """By Schur forms, in which both terms are triangular, and refined; `b` is `(*grid, k)`."""
-    dtype = b.dtype
-    if isinstance(noise, list):
-        pencil, divisor = pencil_of(signal, noise)
-        shift = jnp.ones((), dtype)
-    else:
-        pencil, divisor, shift = signal, None, noise
-    forms, bases = zip(*map(schur, pencil), strict=True)
+def _schur_solve(terms: Terms, shift: Array | None, b: Array) -> Array:
+    """By Schur forms, in which all products are triangular, and refined; `b` is `(*grid, k)`."""
+    pencils = pencils_of(terms)
+    forms, bases = zip(*(schur(pencil.matrix) for pencil in pencils), strict=True)
     turned = [jnp.conj(basis.T) for basis in bases]
-    inverses = None if divisor is None else [jnp.linalg.inv(matrix) for matrix in divisor]
+    divisors = [pencil.divisor for pencil in pencils]
+    inverses = [None if matrix is None else jnp.linalg.inv(matrix) for matrix in divisors]
+    ones = [jnp.eye(len(form), dtype=form.dtype) for form in forms]
+    triangles = [p.of(*pair) for p, *pair in zip(pencils, forms, ones, strict=True)]
+    upper = [(1, factors) for factors in zip(*triangles, strict=True)]
+    number = jnp.zeros((), b.dtype) if shift is None else shift
 
     def once(right: Array) -> Array:
-        right = right if inverses is None else multiplied(inverses, right)
-        inside = multiplied(turned, right)
-        return multiplied(bases, substituted(list(forms), shift, inside, adds)).real.astype(dtype)
+        inside = multiplied(turned, multiplied(inverses, right))
+        return multiplied(bases, substituted(upper, number, inside)).real.astype(b.dtype)
 
     def times(x: Array) -> Array:
-        terms = [multiplied([m], x, k) for k, m in enumerate(signal)] if adds else None
-        first = sum(terms[1:], terms[0]) if terms else multiplied(signal, x)
-        return first + (multiplied(noise, x) if isinstance(noise, list) else noise * x)
+        return sum((multiplied(factors, x) for factors in terms), number * x)
 
     x = once(b)
     for _ in range(REFINEMENTS):
         x = x + once(b - times(x))
     return x
-
-
-def pencil_of(signal: list[Array], noise: list[Array]) -> tuple[list[Array], list[Array]]:
-    """The better conditioned of two products, and factor by factor its inverse times the other."""
-    worst, other = (sum(jnp.log(jnp.linalg.cond(m)) for m in ms) for ms in (noise, signal))
-    swap = other < worst
-    first = [jnp.where(swap, n, s) for s, n in zip(signal, noise, strict=True)]
-    second = [jnp.where(swap, s, n) for s, n in zip(signal, noise, strict=True)]
-    return [jnp.linalg.solve(n, s) for s, n in zip(first, second, strict=True)], second
 
 
 def general_inverse_diagonal(op: GeneralSum) -> Array:

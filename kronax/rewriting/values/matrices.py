@@ -144,9 +144,9 @@ def _product(tensor: Tensor, term: Term, axes: Sequence[Any]) -> list[AbstractFa
         if isinstance(first, ScaledIdentity):
             factors[0] = ScaledIdentity(times(first.scale, scale), first.size)
         elif isinstance(first, Diagonal):
-            factors[0] = Diagonal(times(first.values, scale[..., None]))
+            factors[0] = Diagonal(times(first.values, _wide(scale, 1)))
         else:
-            factors[0] = Dense(times(first.to_dense(), scale[..., None, None]))
+            factors[0] = Dense(times(first.to_dense(), _wide(scale, 2)))
     dtype = tensor.dtype
     if lead:
         size = prod(lead)
@@ -228,6 +228,11 @@ def times(first: Array, second: Array) -> Array:
     return jnp.multiply(*same_rank(first, second))
 
 
+def _wide(scale: Array, axes: int) -> Array:
+    """With axes behind those of its batch; one number needs none."""
+    return scale.reshape(*scale.shape, *(1,) * axes) if scale.ndim else scale
+
+
 def _scale(product: Sequence[AbstractFactor]) -> Array:
     """The numbers of all multiples of the identity in a product, multiplied."""
     return multiplied([f.scale for f in product if isinstance(f, ScaledIdentity)])
@@ -249,8 +254,8 @@ def scaled(factor: AbstractFactor, scale: Array) -> AbstractFactor:
     if isinstance(factor, ScaledIdentity):
         return ScaledIdentity(times(factor.scale, scale), factor.size)
     if isinstance(factor, Diagonal):
-        return Diagonal(times(factor.values, scale[..., None]))
-    return Dense(times(factor.to_dense(), scale[..., None, None]))
+        return Diagonal(times(factor.values, _wide(scale, 1)))
+    return Dense(times(factor.to_dense(), _wide(scale, 2)))
 
 
 def per_factor(tensor: Tensor, op: Kronecker, function: Callable[[Array], Array]) -> Tensor:

@@ -29,38 +29,43 @@ def _unknown(x: Array) -> Array:
     return jnp.full_like(x, jnp.nan, jnp.result_type(x.dtype, jnp.complex64))
 
 
-def multiplied(matrices: Sequence[Array], x: Array, first: int = 0) -> Array:
-    """Matrices along the axes of `x` that begin with `first`."""
+def multiplied(matrices: Sequence[Array | None], x: Array, first: int = 0) -> Array:
+    """Matrices along the axes of `x` that begin with `first`; None for an identity."""
     for axis, matrix in enumerate(matrices, first):
-        x = jnp.moveaxis(jnp.tensordot(matrix, x, (1, axis), precision="highest"), 0, axis)
+        if matrix is not None:
+            product = jnp.tensordot(matrix, x, (1, axis), precision="highest")
+            x = jnp.moveaxis(product, 0, axis)
     return x
 
 
-def substituted(factors: Sequence[Array], shift: Any, b: Array, adds: bool = False) -> Array:
-    """`x` with `U x = b` for the upper triangle `U` of `⊗F_i + c I`, or of `⊕F_i + c I`.
+def substituted(terms: Sequence[tuple[Any, Sequence[Array | None]]], shift: Any, b: Array) -> Array:
+    """`x` with `U x = b` for the upper triangle `U` of a sum of products `s ⊗F_i`, and `c I`.
 
     Row by row of the first axis from below, `O(N Σ n_i)` operations. Below the diagonal the first
-    factor is not read; what the others have there stands above the diagonal of the product.
+    factors are not read; what the others have there stands above the diagonal of the product.
 
     Args:
-        factors: `F_i`, `(n_i, n_i)`.
+        terms: `s` and the `F_i`, `(n_i, n_i)` or None for an identity, of every product.
         shift: `c`.
         b: `(n_1, …, n_d, k)`, columns over the grid.
-        adds: whether it is `⊕F_i`.
     """
-    first, *rest = factors
-    if not rest:
-        return solve_triangular(first + shift * jnp.eye(len(first), dtype=first.dtype), b)
+    if b.ndim == 2:
+        one = jnp.eye(len(b), dtype=b.dtype)
+        parts = [scale * (one if own is None else own) for scale, (own,) in terms]
+        return solve_triangular(sum(parts, shift * one), b)
+    coupled = [(s, own, rest) for s, (own, *rest) in terms if own is not None]
 
-    def row(step: Array, found: tuple[Array, Array]) -> tuple[Array, Array]:
+    def row(step: Array, found: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
         x, known = found
-        i = len(first) - 1 - step
-        right = b[i] - jnp.tensordot(first[i], known, 1, precision="highest")
-        if adds:
-            own = substituted(rest, shift + first[i, i], right, adds)
-        else:
-            own = substituted([first[i, i] * rest[0], *rest[1:]], shift, right)
-        return x.at[i].set(own), known.at[i].set(own if adds else multiplied(rest, own))
+        i = len(b) - 1 - step
+        right = b[i]
+        for (scale, first, _), product in zip(coupled, known, strict=True):
+            right = right - scale * jnp.tensordot(first[i], product, 1, precision="highest")
+        inside = [(s if own is None else s * own[i, i], rest) for s, (own, *rest) in terms]
+        own = substituted(inside, shift, right)
+        products = [multiplied(rest, own) for _, _, rest in coupled]
+        known = [k.at[i].set(product) for k, product in zip(known, products, strict=True)]
+        return x.at[i].set(own), known
 
     empty = jnp.zeros_like(b)
-    return lax.fori_loop(0, len(first), row, (empty, empty))[0]
+    return lax.fori_loop(0, len(b), row, (empty, [empty] * len(coupled)))[0]

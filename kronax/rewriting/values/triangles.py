@@ -55,8 +55,9 @@ def _solved(matrices: Sequence[Array], b: Array) -> Array:
 
 def _by_rows(matrices: Sequence[Array], b: Array) -> Array:
     return in_columns(
-        lambda factors, shift, _, columns: substituted(factors, shift, columns),
-        (False, list(matrices), jnp.zeros((), b.dtype)),
+        lambda terms, shift, columns: substituted([(1, terms[0])], shift, columns),
+        [list(matrices)],
+        jnp.zeros((), b.dtype),
         b,
     )
 
