@@ -155,11 +155,23 @@ def _value(operands: Any, found: Found, *, weights: Weights) -> Array:
     return weights[0] * found.logdet + weights[1] * found.quadratic
 
 
+class Total(NamedTuple):
+    """Of all later times: the derivative in `K_s`, and the sum of `Λ` where all `Q` are the same.
+
+    Args:
+        places: of the second what follows from `Λ` is left out.
+        ell: `(d, d, m, m)`.
+    """
+
+    places: Array
+    ell: Array | None
+
+
 class Slopes(NamedTuple):
-    """Derivatives at one time, in `A`, `Q`, the nugget, `w` and `y`."""
+    """Derivatives at one time, in `A`, `Q` where it varies, the nugget, `w` and `y`."""
 
     transition: Array
-    innovation: Array
+    innovation: Array | None
     nugget: Array | None
     precisions: Array
     data: Array
@@ -181,11 +193,9 @@ def _gradient(
         kept = lax.scan(lambda c, step: _forward(state, c, step), start, steps)[1][1]
         return lax.scan(body, carry, (kept, steps[1]), reverse=True)
 
-    end = (
-        jnp.zeros((order, m), y.dtype),
-        jnp.zeros((order, m, order, m), y.dtype),
-        jnp.zeros((m, m), y.dtype),
-    )
+    zero = jnp.zeros((order, order, m, m), y.dtype)
+    total = Total(jnp.zeros((m, m), y.dtype), zero if space.regular else None)
+    end = jnp.zeros((order, m), y.dtype), zero, total
     steps = _steps(state, y)
     if state.size < LONG:
         carry, by = lax.scan(body, end, (found.on_the_way, steps[1]), reverse=True)
@@ -194,14 +204,18 @@ def _gradient(
         carry, rest = block(end, (last, tail))
         carry, first = lax.scan(block, carry, (starts, head), reverse=True)
         by = _joined(first, rest)
-    _, ell, by_places = carry
-    by_places += jnp.einsum("iajb,ij->ab", ell, space.initial, precision=HIGHEST)
-    by_nugget = by.nugget if space.nugget_varies or by.nugget is None else jnp.sum(by.nugget)
+    _, ell, total = carry
+    by_places = total.places + _contracted(space.initial, ell)
+    if space.regular:
+        by_places += _contracted(space.innovations, total.ell)
+        by_q = _contracted(total.ell, places)
+    else:
+        by_q = by.innovation[:-1]
     by_space = StateSpace(
         jnp.sum(by.transition, axis=0) if space.regular else by.transition[:-1],
-        jnp.sum(by.innovation, axis=0) if space.regular else by.innovation[:-1],
-        jnp.einsum("iajb,ab->ij", ell, places, precision=HIGHEST),
-        by_nugget,
+        by_q,
+        _contracted(ell, places),
+        by.nugget if space.nugget_varies or by.nugget is None else jnp.sum(by.nugget),
         space.regular,
         space.stationary,
     )
@@ -209,29 +223,39 @@ def _gradient(
     return [slope for slope, want in zip(by_leaf, needed, strict=True) if want]
 
 
+def _contracted(a: Array, b: Array) -> Array:
+    """Over the last two axes of the first and the first two of the second."""
+    return jnp.tensordot(a, b, precision=HIGHEST)
+
+
 def _backward(state: FullState, weights: Weights, carry: Any, step: Any) -> tuple[Any, Slopes]:
     """One time backward: from `r` and `Λ` of the state at the next one to those at this one."""
-    r, ell, by_places = carry
+    r, ell, total = carry
     kept, (root, nugget, steps) = step
     a, q = state.space.step(steps)
     order, m = r.shape
-    by_places = by_places + jnp.einsum("iajb,ij->ab", ell, q, precision=HIGHEST)
-    by_q = jnp.einsum("iajb,ab->ij", ell, state.places, precision=HIGHEST)
-    half = jnp.einsum("iakb,kj->iajb", ell, a, precision=HIGHEST).reshape(order, -1)
-    covariance = jnp.swapaxes(kept.covariance, 1, 2).reshape(order, -1)
-    by_a = 2 * matmul(half, covariance.T) + matmul(r, kept.mean.T)
-    ell = matmul(a.T, half).reshape(ell.shape)
-    r = matmul(a.T, r)
+    by_q, by_places = None, None
+    if state.space.regular:
+        total = total._replace(ell=total.ell + ell)
+    else:
+        by_q, by_places = _contracted(ell, state.places), _contracted(q, ell)
+    # `Λ A`, and `Aᵀ Λ A`; first axes are exchanged, as these are the ones that cost nothing.
+    half = matmul(a.T, jnp.swapaxes(ell, 0, 1).reshape(order, -1)).reshape(ell.shape)
+    half = jnp.swapaxes(half, 0, 1).reshape(order, -1)
+    by_a = 2 * matmul(half, kept.covariance.reshape(order, -1).T) + matmul(r, kept.mean.T)
+    ell, r = matmul(a.T, half).reshape(ell.shape), matmul(a.T, r)
     r, ell, by_value, inside = _unseen(state, weights, r, ell, kept, root, nugget)
     known = root > 0
-    safe = jnp.where(known, root, 1)
     own = inside if inside.ndim == 1 else jnp.diagonal(inside)
-    by_w = jnp.where(known, -own / safe**4, 0)
+    by_w = jnp.where(known, -own / jnp.where(known, root, 1) ** 4, 0)
     by_nugget = None
     if state.space.nugget is not None:
         by_nugget = jnp.sum(inside * state.places)
-        by_places = by_places + (state.space.nugget if nugget is None else nugget) * inside
-    return (r, ell, by_places), Slopes(by_a, by_q, by_nugget, by_w, by_value)
+        own = (state.space.nugget if nugget is None else nugget) * inside
+        by_places = own if by_places is None else by_places + own
+    if by_places is not None:
+        total = total._replace(places=total.places + by_places)
+    return (r, ell, total), Slopes(by_a, by_q, by_nugget, by_w, by_value)
 
 
 def _unseen(
@@ -254,7 +278,7 @@ def _unseen(
     """
     on_logdet, on_quadratic = weights
     order, m = r.shape
-    known = root > 0
+    known, alpha = root > 0, kept.weights
     inverse = matmul(kept.inverse.T, kept.inverse)
     precision = root[:, None] * inverse * root
     gain = root[:, None] * kept.half
@@ -265,26 +289,26 @@ def _unseen(
     left = jnp.where(known, left, jnp.eye(m, dtype=r.dtype) - gain[:, :m])
     column = jnp.concatenate([left, -gain[:, m:]], axis=1)
     # `Λ H` and `Λ T e` are `Λ e` together: the smaller one is multiplied out.
-    first = ell[0].reshape(m, -1)
+    whole = jnp.swapaxes(ell, 1, 2).reshape(order * m, -1)
     small = (jnp.diagonal(gain) > 0.5)[:, None]
-    product = matmul(jnp.where(small, column, gain), ell.reshape(order * m, -1))
-    other = first - product
+    product = matmul(jnp.where(small, column, gain), whole)
+    other = whole[:m] - product
     by_gain, turned = jnp.where(small, other, product), jnp.where(small, product, other)
-    flat, alpha = r.ravel(), kept.weights
-    seen = matmul(gain, flat)
+    seen = matmul(gain, r.ravel())
     by_score = on_logdet * precision - on_quadratic * alpha[:, None] * alpha
     if state.space.nugget is None:
         inside = jnp.diagonal(by_score) - seen * alpha + jnp.sum(gain * by_gain, axis=1)
     else:
         both = seen[:, None] * alpha
         inside = by_score - (both + both.T) / 2 + matmul(gain, by_gain.T)
-    r = r.at[0].set(matmul(column, flat))
-    corner = matmul(turned, column.T)
-    turned = turned.reshape(m, order, m) + alpha[:, None, None] * r / 2
-    corner = corner + alpha[:, None] * r[0]
-    rows = turned.at[:, 0].set((corner + corner.T) / 2 + by_score)
-    ell = ell.at[0].set(rows).at[:, :, 0].set(jnp.moveaxis(rows, 0, 2))
-    r = r.at[0].add(-2 * on_quadratic * alpha)
+    first = matmul(column, r.ravel())
+    corner = matmul(turned, column.T) + alpha[:, None] * first
+    corner = (corner + corner.T) / 2 + by_score
+    rows = jnp.moveaxis(turned.reshape(m, order, m), 1, 0)[1:]
+    rows = rows + alpha[None, :, None] * r[1:, None] / 2
+    lower = jnp.concatenate([jnp.swapaxes(rows, 1, 2)[:, None], ell[1:, 1:]], axis=1)
+    ell = jnp.concatenate([jnp.concatenate([corner[None], rows])[None], lower])
+    r = jnp.concatenate([(first - 2 * on_quadratic * alpha)[None], r[1:]])
     return r, ell, 2 * on_quadratic * alpha + seen, inside
 
 
