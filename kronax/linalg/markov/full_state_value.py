@@ -103,9 +103,7 @@ def _blocks(tree: Any, size: int) -> tuple[Any, Any]:
 
 def _joined(head: Any, tail: Any) -> Any:
     """The opposite."""
-    return jax.tree.map(
-        lambda x, z: jnp.concatenate([x.reshape(-1, *x.shape[2:]), z]), head, tail
-    )
+    return jax.tree.map(lambda x, z: jnp.concatenate([x.reshape(-1, *x.shape[2:]), z]), head, tail)
 
 
 def _found(state: FullState, y: Array) -> Found:
@@ -233,7 +231,7 @@ def _backward(state: FullState, weights: Weights, carry: Any, step: Any) -> tupl
     r, ell, total = carry
     kept, (root, nugget, steps) = step
     a, q = state.space.step(steps)
-    order, m = r.shape
+    order = r.shape[0]
     by_q, by_places = None, None
     if state.space.regular:
         total = total._replace(ell=total.ell + ell)
@@ -280,13 +278,13 @@ def _unseen(
     order, m = r.shape
     known, alpha = root > 0, kept.weights
     inverse = matmul(kept.inverse.T, kept.inverse)
-    precision = root[:, None] * inverse * root
+    precision = root[:, None] * inverse * root[None]
     gain = root[:, None] * kept.half
-    left = root[:, None] * inverse / jnp.where(known, root, 1)
+    left = root[:, None] * inverse / jnp.where(known, root, 1)[None]
     if state.space.nugget is not None:
         own = (state.space.nugget if nugget is None else nugget) * state.places
         left = left + matmul(precision, own)
-    left = jnp.where(known, left, jnp.eye(m, dtype=r.dtype) - gain[:, :m])
+    left = jnp.where(known[None], left, jnp.eye(m, dtype=r.dtype) - gain[:, :m])
     column = jnp.concatenate([left, -gain[:, m:]], axis=1)
     # `Λ H` and `Λ T e` are `Λ e` together: the smaller one is multiplied out.
     whole = jnp.swapaxes(ell, 1, 2).reshape(order * m, -1)
@@ -295,14 +293,14 @@ def _unseen(
     other = whole[:m] - product
     by_gain, turned = jnp.where(small, other, product), jnp.where(small, product, other)
     seen = matmul(gain, r.ravel())
-    by_score = on_logdet * precision - on_quadratic * alpha[:, None] * alpha
+    by_score = on_logdet * precision - on_quadratic * alpha[:, None] * alpha[None]
     if state.space.nugget is None:
         inside = jnp.diagonal(by_score) - seen * alpha + jnp.sum(gain * by_gain, axis=1)
     else:
-        both = seen[:, None] * alpha
+        both = seen[:, None] * alpha[None]
         inside = by_score - (both + both.T) / 2 + matmul(gain, by_gain.T)
     first = matmul(column, r.ravel())
-    corner = matmul(turned, column.T) + alpha[:, None] * first
+    corner = matmul(turned, column.T) + alpha[:, None] * first[None]
     corner = (corner + corner.T) / 2 + by_score
     rows = jnp.moveaxis(turned.reshape(m, order, m), 1, 0)[1:]
     rows = rows + alpha[None, :, None] * r[1:, None] / 2
