@@ -456,7 +456,7 @@ def test_means_and_noise_are_taken_by_name():
     np.testing.assert_array_equal(whole.mean_on((None, None)), y.values)
     by_name = kx.GridGP.from_xarray(y, KERNELS, {"latitude": variances})
     np.testing.assert_array_equal(by_name.noise.variances[1], variances)
-    with pytest.raises(ValueError, match="The mean along 'latitude' must be those of the model"):
+    with pytest.raises(ValueError, match="the mean along 'latitude' must be those of the model"):
         process(mean=climate.assign_coords(latitude=LATITUDE + 1))
     with pytest.raises(ValueError, match="The mean must have dimensions of the grid; got 'member'"):
         process(mean=climate.expand_dims(member=2))

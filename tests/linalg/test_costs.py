@@ -10,6 +10,7 @@ import pytest
 from jax.extend import core
 
 import kronax as kx
+from kronax.linalg.gaps.slices import slices_given_others
 from tests.cases import covariance, general
 from tests.everyday import full
 from tests.programs import num_eigh
@@ -201,3 +202,21 @@ def test_memory_of_value_and_gradient(structure):
     )
     program = jax.jit(jax.value_and_grad(density, (0, 1))).lower(*arguments).compile()
     assert program.memory_analysis().temp_size_in_bytes <= 5 * 8 * np.prod(shape)
+
+
+def diagonal(factors):
+    return jnp.sum(kx.inverse_diagonal(kx.Kronecker(*factors) + 0.3) ** 2)
+
+
+def slice_variances(factors):
+    y = jnp.ones((1, *(len(f) for f in factors)))
+    return jnp.sum(slices_given_others(kx.Kronecker(*factors) + 0.3, 1, y).diagonal ** 2)
+
+
+@pytest.mark.parametrize("function", [diagonal, slice_variances])
+def test_gradients_of_variances_hold_no_array_of_a_matrix_per_fibre(function):
+    """A chunk, and some arrays of the grid's size: kept for every place, they would be 2 200."""
+    shape = (600, 500)
+    factors = tuple(jax.ShapeDtypeStruct((n, n), jnp.float64) for n in shape)
+    program = jax.jit(jax.grad(function)).lower(factors).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 100 * 8 * np.prod(shape)

@@ -246,6 +246,7 @@ def _along_other(held: tuple, middle: Array, values: list[Array], j: int) -> tup
     moved_fields = jnp.moveaxis(apart(fields).reshape(-1, *apart(precision).shape), 0, -1)
     rows = (apart(inverse_d), apart(precision), apart(weights)[..., 0, 0], moved_fields)
 
+    @jax.checkpoint  # a transpose would keep `coupling` for every slice
     def one_slice(square, d, p, weight, x):
         coupling = matmul(d.T * square[None], d)
         change = weight * middle * coupling / (p[:, None] * p[None])

@@ -269,9 +269,14 @@ def columnwise(
 
 
 def _by_columns(axis: int, u: Array, v: Array, middle: Array, inverse_d: Array) -> list[Array]:
-    """One product per place on the other axes, in chunks: a map over cells, not over factors."""
+    """One product per place on the other axes, in chunks: a map over cells, not over factors.
+
+    A transpose would keep what is scaled for every place, `n` times as large as the grid, unless
+    told to scale again.
+    """
     columns = jnp.moveaxis(inverse_d, axis, -1)
 
+    @jax.checkpoint
     def one(d: Array) -> Array:
         return jnp.sum(matmul(u * d[None], middle) * (v * d[None]), axis=-1)
 

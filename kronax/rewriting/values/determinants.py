@@ -22,6 +22,7 @@ from kronax.rewriting.values.general_sums import (
     pencil_of,
     when,
 )
+from kronax.rewriting.values.substitution import eigenvalues
 
 
 def general_slogdet(op: GeneralSum) -> tuple[Array, Array]:
@@ -96,7 +97,7 @@ def _slogdet(signal: list[Array], noise: Any, adds: bool) -> tuple[Array, Array]
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _shifted_slogdet(adds: bool, matrices: list[Array], shift: Array) -> tuple[Array, Array]:
     """Of `⊗A_i + c I`, or of `⊕A_i + c I`, from the eigenvalues of the factors."""
-    values = _joined(adds, [_eigenvalues_of(matrix) for matrix in matrices]) + shift
+    values = _joined(adds, [eigenvalues(matrix) for matrix in matrices]) + shift
     sizes = jnp.abs(values)
     phase = jnp.prod(jnp.where(sizes > 0, values / sizes, 0))
     return jnp.sign(phase.real).astype(shift.dtype), jnp.sum(jnp.log(sizes))
@@ -106,7 +107,7 @@ def _shifted_slogdet(adds: bool, matrices: list[Array], shift: Array) -> tuple[A
 def _(adds: bool, primals: Any, tangents: Any) -> Any:
     """`det(A ⊗ B + c I)` is the product of all `det(μ A + c I)`: no eigenvector is needed."""
     (matrices, shift), (moved, moved_shift) = primals, tangents
-    values = [_eigenvalues_of(matrix) for matrix in matrices]
+    values = [eigenvalues(matrix) for matrix in matrices]
     total = moved_shift * jnp.sum((1 / (_joined(adds, values) + shift)).real)
     for k, (matrix, tangent) in enumerate(zip(matrices, moved, strict=True)):
         others = _joined(adds, values[:k] + values[k + 1 :]).reshape(-1)
@@ -135,7 +136,3 @@ def _joined(adds: bool, values: list[Array]) -> Array:
     for own in values:
         total = jnp.add(*same_rank(total[..., None], own))
     return total
-
-
-def _eigenvalues_of(matrix: Array) -> Array:
-    return jnp.linalg.eigvals(matrix)

@@ -9,17 +9,24 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array
 
 
-def schur(matrix: Array) -> tuple[Array, Array]:
+def schur(matrix: Array) -> list[Array]:
     """`T` and `Q` with the matrix `Q T Qᴴ`, `T` upper triangular and `Q` unitary, both complex."""
     given = matrix.astype(jnp.result_type(matrix.dtype, jnp.complex64))
-    return lax.platform_dependent(given, cpu=lax.linalg.schur, default=_schur_by_eigenvectors)
+    return lax.platform_dependent(
+        given, cpu=lambda x: list(lax.linalg.schur(x)), default=lambda x: [_unknown(x)] * 2
+    )
 
 
-def _schur_by_eigenvectors(matrix: Array) -> list[Array]:
-    """Where there is no Schur decomposition: eigenvectors, made orthonormal from left to right."""
-    _, vectors = jnp.linalg.eig(matrix)
-    basis, _ = jnp.linalg.qr(vectors)
-    return [jnp.conj(basis.T) @ matrix @ basis, basis]
+def eigenvalues(matrix: Array) -> Array:
+    """Those of a square matrix, complex."""
+    return lax.platform_dependent(
+        matrix, cpu=jnp.linalg.eigvals, default=lambda x: _unknown(jnp.diagonal(x))
+    )
+
+
+def _unknown(x: Array) -> Array:
+    """NaN: GPUs have no decomposition of a general matrix that a program can be exported with."""
+    return jnp.full_like(x, jnp.nan, jnp.result_type(x.dtype, jnp.complex64))
 
 
 def multiplied(matrices: Sequence[Array], x: Array, first: int = 0) -> Array:
