@@ -169,7 +169,7 @@ class Slopes(NamedTuple):
     """Derivatives at one time, in `A`, `Q` where it varies, the nugget, `w` and `y`."""
 
     transition: Array
-    innovation: Array | None
+    innovation: Any
     nugget: Array | None
     precisions: Array
     data: Array
@@ -204,7 +204,7 @@ def _gradient(
         by = _joined(first, rest)
     _, ell, total = carry
     by_places = total.places + _contracted(space.initial, ell)
-    if space.regular:
+    if total.ell is not None:
         by_places += _contracted(space.innovations, total.ell)
         by_q = _contracted(total.ell, places)
     else:
@@ -320,8 +320,13 @@ def _along(
 ) -> list[Array]:
     """The derivative of `_gradient`, from the plain recursion."""
     leaves, tree = jax.tree.flatten(operands)
+
+    def value(*leaves: Array) -> Array:
+        state, y = jax.tree.unflatten(tree, leaves)
+        return _plain(state, y, weights)
+
     return gradient_along(
-        lambda *leaves: _plain(*jax.tree.unflatten(tree, leaves), weights),
+        value,
         leaves,
         [t for t in tangents if t is not None],
         given=tuple(t is not None for t in tangents),
