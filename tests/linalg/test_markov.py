@@ -8,7 +8,9 @@ import pytest
 import kronax as kx
 from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.functions.choice import decomposition_of
+from kronax.linalg.markov import full_state_value
 from kronax.linalg.markov.at_observed import MarkovAtObserved
+from kronax.linalg.markov.full_state import FullState
 from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.markov.lanes import KalmanLanes
 from kronax.linalg.operators.gap_geometry import Mask
@@ -211,3 +213,58 @@ def test_float32_does_not_drift_along_a_long_axis():
         return float(kx.logdet(kx.Kronecker(kx.Markov(space, 50_000)) + dtype(0.01)))
 
     assert abs(logdet(np.float32) - logdet(np.float64)) < 1
+
+
+def dense_of_places(state):
+    """The covariance of all cells, by the recursion of covariances between times."""
+    space, size = state.space, state.size
+    along = [[None] * size for _ in range(size)]
+    own, steps = space.initial, (space.transitions, space.innovations)
+    for i in range(size):
+        across = own
+        for j in range(i, size):
+            along[i][j] = along[j][i] = across[0, 0]
+            a, q = (x if space.regular else x[min(j, size - 2)] for x in steps)
+            across = a @ across
+            own = a @ own @ a.T + q if j == i else own
+    nugget = jnp.broadcast_to(space.nugget, (size,))
+    return jnp.kron(jnp.array(along) + jnp.diag(nugget), state.places)
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_gradient_of_all_places_in_everything(regular, monkeypatch):
+    """In every matrix of the process and its nugget, with gaps; a long axis is cut into blocks."""
+    monkeypatch.setattr(full_state_value, "LONG", 9 if regular else 3)
+    rng = np.random.default_rng(6)
+    steps = (2, 2) if regular else (6, 2, 2)
+    a = 0.6 * np.eye(2) + 0.2 * rng.normal(size=steps)
+    q = 0.3 * np.eye(2) + np.zeros(steps)
+    nugget = 0.2 if regular else rng.uniform(0.1, 0.4, 7)
+    space = kx.StateSpace(a, q, 1.2 * jnp.eye(2), jnp.asarray(nugget), regular, False)
+    seen = rng.random((7, 3)) > 0.3
+    weights = jnp.where(seen, rng.uniform(1, 9, (7, 3)), 0)
+    state = FullState(space, rbf(X[:3], X[:3]), weights)
+    y, cells = jnp.asarray(rng.normal(size=(7, 3))), np.flatnonzero(seen)
+
+    def symmetric(state):
+        def even(x):
+            return (x + jnp.swapaxes(x, -1, -2)) / 2
+
+        q, p, places = (
+            even(x) for x in (state.space.innovations, state.space.initial, state.places)
+        )
+        space = kx.StateSpace(state.space.transitions, q, p, state.space.nugget, regular, False)
+        return FullState(space, places, state.precisions)
+
+    def ours(state, y):
+        return full_state_value.log_det_and_quadratic(symmetric(state), y, (0.7, 1.3))
+
+    def by_matrix(state, y):
+        noise = 1 / jnp.where(state.precisions > 0, state.precisions, 1)
+        data = dense_of_places(symmetric(state)) + jnp.diag(noise.ravel())
+        data, values = data[np.ix_(cells, cells)], y.ravel()[cells]
+        return 0.7 * jnp.linalg.slogdet(data)[1] + 1.3 * values @ jnp.linalg.solve(data, values)
+
+    got, wanted = (jax.jit(jax.value_and_grad(f, (0, 1)))(state, y) for f in (ours, by_matrix))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-11 * np.abs(b).max())

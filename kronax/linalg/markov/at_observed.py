@@ -21,6 +21,7 @@ from kronax.linalg.factors.diagonal import ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis, eigenbasis
 from kronax.linalg.markov import full_state, square_root
 from kronax.linalg.markov.full_state import FullState
+from kronax.linalg.markov.full_state_value import Weights, log_det_and_quadratic
 from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.markov.lanes import KalmanLanes, markov_axis
 from kronax.linalg.operators.gap_geometry import Mask
@@ -149,17 +150,16 @@ class KalmanPlaces(AbstractKalman):
 
     def logdet(self) -> Array:
         """The sum of what every time adds."""
-        return self._two_terms(jnp.zeros(self.op.grid_shape, self.op.dtype))[0]
+        return self._terms(jnp.zeros(self.op.grid_shape, self.op.dtype), (1.0, 0.0))
 
     def inv_quad(self, b: Array) -> Array:
         """The squared innovations."""
-        return self._two_terms(b)[1]
+        return self._terms(b, (0.0, 1.0))
 
     def logpdf(self, residual: Array) -> Array:
         """Both from one filter."""
-        logdet, quadratic = self._two_terms(residual)
-        count = jnp.sum(jnp.asarray(self.op.observed), dtype=quadratic.dtype)
-        return -0.5 * (logdet + quadratic + count * log(2 * pi))
+        terms = self._terms(residual, (-0.5, -0.5))
+        return terms - jnp.sum(jnp.asarray(self.op.observed), dtype=terms.dtype) * (log(2 * pi) / 2)
 
     def inverse_diagonal(self) -> Array:
         """Sums of squares, with the derivative of the smoother."""
@@ -216,11 +216,11 @@ class KalmanPlaces(AbstractKalman):
         least = 1 / jnp.max(state.precisions)
         return Ends(largest + least, least)
 
-    def _two_terms(self, y: Array) -> tuple[Array, Array]:
+    def _terms(self, y: Array, weights: Weights) -> Array:
         state = self.state()
 
-        def alone(y: Array) -> tuple[Array, Array]:
-            return full_state.log_det_and_quadratic(state, self._front(y))
+        def alone(y: Array) -> Array:
+            return log_det_and_quadratic(state, self._front(y), weights)
 
         for _ in range(y.ndim - len(self.op.grid_shape)):
             alone = jax.vmap(alone)

@@ -7,7 +7,7 @@ of the places is never decomposed, and everything is ordinary differentiable cod
 """
 
 from collections.abc import Sequence
-from math import log, pi, prod, sqrt
+from math import prod
 from typing import Any, NamedTuple
 
 import jax
@@ -23,9 +23,6 @@ from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.low_rank import is_diagonal
 from kronax.linalg.state_spaces.state_space import StateSpace
-
-# Longer axes are cut into about √n blocks, of which the reverse pass holds one at a time.
-LONG = 2000
 
 
 def by_times(x: Array, factor: Markov, axis: int) -> Array:
@@ -99,10 +96,24 @@ class FullState(NamedTuple):
         return turned + q[:, :, None, None] * self.places[None, None]
 
 
+class Update(NamedTuple):
+    """By what the values at one time change the state.
+
+    Args:
+        inverse: `L⁻¹`, `(m, m)`.
+        white: `L⁻¹ W^½ P_0j`, `(m, d·m)`.
+        half: `(L Lᵀ)⁻¹ W^½ P_0j`, alike.
+    """
+
+    inverse: Array
+    white: Array
+    half: Array
+
+
 def updated(
     state: FullState, p: Array, root: Array, lower: Array, nugget: Array | None
-) -> tuple[Array, Array]:
-    """`P` given the values at this time as well, and `L⁻¹ W^½ P_0j`, `(m, d·m)`.
+) -> tuple[Array, Update]:
+    """`P` given the values at this time as well.
 
     Where there are data, rows of values are `W^-½ (L Lᵀ)⁻¹ W^½ P_0j` in place of a difference, of
     which little noise leaves nothing. It is felt where a place is repeated, or nearly so: a step
@@ -110,21 +121,19 @@ def updated(
     """
     order, m = p.shape[0], p.shape[-1]
     rows = root[:, None] * jnp.moveaxis(p[0], 0, 1).reshape(m, order * m)
-    if state.space.regular:
-        white = solve_triangular(lower, rows, lower=True)
-        square = matmul(white.T, white).reshape(order, m, order, m)
-        return p - jnp.moveaxis(square, 1, 2), white
     # One solve in place of two, of which each has more of them in its derivative.
     inverse = solve_triangular(lower, jnp.eye(m, dtype=p.dtype), lower=True)
     white = matmul(inverse, rows)
+    update = Update(inverse, white, matmul(inverse.T, white))
     square = matmul(white.T, white).reshape(order, m, order, m)
     rest = p - jnp.moveaxis(square, 1, 2)
+    if state.space.regular:
+        return rest, update
     known = root > 0
-    half = matmul(inverse.T, white)
-    kept = half / jnp.where(known, root, 1)[:, None]
+    kept = update.half / jnp.where(known, root, 1)[:, None]
     if state.space.nugget is not None:
         own = (state.space.nugget if nugget is None else nugget) * state.places
-        kept = kept + matmul(own, root[:, None] * half)
+        kept = kept + matmul(own, root[:, None] * update.half)
     kept = jnp.moveaxis(kept.reshape(m, order, m), 1, 0)
     first = jnp.where(known[None, :, None], kept, rest[0])
     # What rounding leaves unsymmetric would grow; gaps have it from the cells with data.
@@ -132,44 +141,7 @@ def updated(
     even = jnp.where(known[:, None], (values + values.T) / 2, values.T)
     values = jnp.where(known[None], even, values)
     first = first.at[0].set(values)
-    return rest.at[0].set(first).at[:, 0].set(jnp.swapaxes(first, 1, 2)), white
-
-
-def log_det_and_quadratic(state: FullState, y: Array) -> tuple[Array, Array]:
-    """`log det S` and `yᵀ S⁻¹ y` of what is observed of `y`, `(n, m)`; right at every order."""
-    order, m = state.space.order, state.places.shape[-1]
-
-    def body(carry: Any, step: Any) -> tuple[Any, tuple[Array, Array]]:
-        mean, p = carry
-        value, (root, nugget, steps) = step
-        lower = state.innovation(p, root, nugget)
-        after, white = updated(state, p, root, lower, nugget)
-        v = solve_triangular(lower, root * (value - mean[0]), lower=True)
-        mean = mean + matmul(v, white).reshape(order, m)
-        ahead = matmul(state.space.step(steps)[0], mean), state.ahead(after, steps)
-        # Added up at the end: one after another the rounding of equal terms is a bias.
-        return ahead, (2 * jnp.sum(jnp.log(jnp.diagonal(lower))), jnp.sum(jnp.square(v)))
-
-    start = (jnp.zeros((order, m), y.dtype), state.start())
-    known = state.precisions > 0
-    data = jnp.where(known, y, 0)
-    logdet, quadratic = map(jnp.sum, _in_blocks(body, start, (data, state.steps()), state.size))
-    scale = jnp.sum(jnp.log(jnp.where(known, state.precisions, 1)))
-    return logdet - scale, quadratic
-
-
-def _in_blocks(body: Any, start: Any, steps: Any, size: int) -> Any:
-    """What a scan puts out; of a long one the reverse pass keeps the carries at blocks alone."""
-    body = jax.checkpoint(body)
-    length = int(sqrt(size))
-    if size < LONG:
-        return lax.scan(body, start, steps)[1]
-    whole = size // length * length
-    head = jax.tree.map(lambda x: x[:whole].reshape(-1, length, *x.shape[1:]), steps)
-    tail = jax.tree.map(lambda x: x[whole:], steps)
-    carry, first = lax.scan(jax.checkpoint(lambda c, part: lax.scan(body, c, part)), start, head)
-    rest = lax.scan(body, carry, tail)[1]
-    return jax.tree.map(lambda x, z: jnp.concatenate([x.ravel(), z]), first, rest)
+    return rest.at[0].set(first).at[:, 0].set(jnp.swapaxes(first, 1, 2)), update
 
 
 class Filtered(NamedTuple):
@@ -291,10 +263,3 @@ def of_operator(op: KroneckerPlusNoise, axis: int, observed: Any) -> FullState |
         noise = noise.diagonal()
     precisions = jnp.where(observed, jnp.broadcast_to(1 / noise, op.grid_shape), 0)
     return of_grid(op.factors, axis, precisions)
-
-
-def logpdf(state: FullState, y: Array) -> Array:
-    """Log density of what is observed."""
-    logdet, quadratic = log_det_and_quadratic(state, y)
-    count = jnp.sum(state.precisions > 0, dtype=y.dtype)
-    return -0.5 * (logdet + quadratic + count * log(2 * pi))
