@@ -80,7 +80,7 @@ def test_rows_of_a_grid_are_predicted_on_it_in_any_order():
 
 
 def test_columns_make_an_axis_and_go_by_name():
-    pd = pytest.importorskip("pandas")
+    pd = pytest.importorskip("pandas", reason="pandas is an extra")
     places = RNG.random((5, 2))
     frame = pd.DataFrame(
         [(t, *p) for p in places for t in range(4)], columns=["t", "east", "north"]

@@ -284,7 +284,7 @@ class MarkovAhead(eqx.Module):
 
     def event_ndims(self) -> "MarkovAhead":
         """The number of axes of every leaf without its batch, as a matching pytree."""
-        return MarkovAhead(self.space.event_ndims, 1, 1, 1, self.old)  # type: ignore[arg-type]
+        return MarkovAhead(self.space.event_ndims, 1, 1, 1, self.old)  # type: ignore[arg-type]  # numbers
 
     def sorted(self, x: Array) -> Array:
         """What lies along the first axis of `x`, old places first, in the order of the places."""
