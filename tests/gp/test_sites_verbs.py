@@ -230,6 +230,7 @@ def test_categories_are_fitted_and_predicted():
 
 
 def test_data_sets_may_be_mapped_over():
-    gp, both = model(kx.Poisson(EXPOSURE)), jnp.stack([COUNTS, COUNTS[::-1]])
+    gp = model(kx.Poisson(EXPOSURE), observed=SEEN)
+    both = jnp.stack([COUNTS, COUNTS[::-1]])
     found = jax.jit(jax.vmap(lambda y: gp.condition(y).mean()))(both)
     np.testing.assert_allclose(found[1], gp.condition(both[1]).mean(), atol=1e-6)
