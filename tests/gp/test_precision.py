@@ -14,6 +14,7 @@ import kronax as kx
 from kronax.linalg.arrays.precision import FLOOR, LOST
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.spectral.conditioning import largest_eigenvalue
+from tests.everyday import everyday
 from tests.gp import dense
 
 X, Z = np.linspace(0, 1, 12), np.linspace(0, 1, 10)
@@ -103,7 +104,13 @@ def calls(noise, dtype=np.float32):
     }
 
 
-@pytest.mark.parametrize("name", calls(0.1))
+EVERYDAY = {
+    *("likelihood", "likelihood with gaps", "condition", "uneven", "of a decomposed one"),
+    *("masked", "solve", "inv_quad", "logdet", "log_prob"),
+}
+
+
+@pytest.mark.parametrize("name", everyday(calls(0.1), EVERYDAY))
 def test_ill_conditioned_models_warn_and_others_do_not(name):
     calls(1e-2)[name]()
     with pytest.warns(kx.PrecisionWarning) as caught:
@@ -233,7 +240,7 @@ def test_a_single_precision_fit_finds_the_optimum_of_double_precision():
     y = 50 + simulator(X, Z) + 0.1 * rng.normal(size=(12, 10))
     ends = {}
     for dtype in (np.float64, np.float32):
-        gp = process(0.1, dtype, kernel=kx.Matern52)
+        gp = process(0.1, dtype)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", kx.PrecisionWarning)
             ends[dtype] = kx.fit(gp, y.astype(dtype), progress=False)
