@@ -108,18 +108,6 @@ def test_exposures_with_names_are_not_taken_by_position():
             make(people)
 
 
-def test_a_fit_measures_whether_iterations_serve():
-    """Where the plan leaves it open, at the sites of the data."""
-    axes = {"a": np.arange(54.0), "b": np.arange(70.0)}
-    kernels = {"a": kx.RBF(5.0), "b": kx.RBF(5.0)}
-    gp = kx.GridGP(kernels, axes, likelihood=kx.Poisson(), gaps="auto")
-    y = np.random.default_rng(0).poisson(np.ones((54, 70)))
-    assert "the first use measures" in gp.describe()
-    measured = gp.measuring(gp.check_data(y))
-    assert measured.likelihood is not None
-    assert "measured:" in measured.describe()
-
-
 def test_a_report_has_data_and_mean_on_one_scale(post):
     seen = {ax.get_title(): ax.collections[0] for ax in post.plot().axes if ax.collections}
     mean = kx.plot_maps(post, include_noise=True)[0].collections[0].get_array()

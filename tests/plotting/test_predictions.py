@@ -9,6 +9,7 @@ import xarray as xr
 from scipy.stats import norm
 
 import kronax as kx
+from tests.everyday import full
 
 TIME = pd.date_range("2001-01-01", periods=5, freq="MS")
 LATITUDE = np.array([50.0, 40.0, 60.0])
@@ -292,7 +293,7 @@ def test_coarse_data_stand_beside_a_finer_map(with_a_gap):
     np.testing.assert_allclose(high, max(np.nanmax(framed), ours.max()), rtol=1e-12)
 
 
-@pytest.mark.parametrize("units", [("m", "m"), ("m", "metres"), ("Kilometer", "km")])
+@pytest.mark.parametrize("units", [full(("m", "m")), full(("m", "metres")), ("Kilometer", "km")])
 def test_lengths_in_one_unit_have_one_scale(units):
     kernels = {"x": kx.RBF(40.0), "y": kx.RBF(20.0)}
     data = plane(units=units)
