@@ -182,14 +182,13 @@ COVERING = (
     "t, batched",
 )
 each_case = pytest.mark.parametrize("name", everyday(CASES, COVERING))
-# Where each takes a program of its own: a way to state a matrix, its noise and a batch in each.
+# Where each takes a program of its own.
 some_cases = pytest.mark.parametrize(
     "name",
     everyday(
         CASES,
         [
             "full noise",
-            "precision factors and noise",
             "low rank",
             "batched loc, noise and a factor",
             "t, Cholesky factors",

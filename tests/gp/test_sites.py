@@ -101,7 +101,6 @@ def nearest_normal(likelihood, y, seen, prior=PRIOR, centre=0.5):
         itertools.product(["Poisson", "Bernoulli"], WAYS, [False, True]),
         [
             ("Poisson", "dense", True),
-            ("Bernoulli", "filtered", False),
         ],
     ),
 )
@@ -113,8 +112,6 @@ def test_the_nearest_normal_distribution(name, way, gaps):
     post = gp.condition(y)
     tolerance = 1e-3 if way == "iterative" else 1e-5
     np.testing.assert_allclose(gp.log_marginal_likelihood(y), bound, rtol=1e-8)
-    if way == "dense":
-        assert gp.log_marginal_likelihood_estimate(y).error == 0
     sd = np.sqrt(variance)
     np.testing.assert_allclose((post.mean().ravel() - mean) / sd, 0, atol=tolerance)
     np.testing.assert_allclose(post.variance().ravel(), variance, rtol=tolerance)
@@ -138,9 +135,9 @@ def test_the_mode_of_laplace(name):
             ("Student", "dense", "laplace"),
         ],
         [
-            ("Poisson", "filtered", "laplace"),
+            ("Poisson", "filtered", "variational"),
             ("Poisson", "iterative", "variational"),
-            ("Student", "dense", "variational"),
+            ("Student", "dense", "laplace"),
         ],
     ),
 )
@@ -152,7 +149,10 @@ def test_the_gradient_is_that_of_the_converged_evidence(name, way, approximation
     value_and_grad = jax.jit(
         jax.value_and_grad(lambda raw: build(raw).checked_log_likelihood(grid))
     )
-    gradient, h = value_and_grad(raw)[1], 1e-4
+    (value, gradient), h = value_and_grad(raw), 1e-4
+    if (name, approximation) == ("Poisson", "variational"):
+        *_, bound = nearest_normal(likelihood, COUNTS, SEEN.ravel())
+        np.testing.assert_allclose(value, bound, rtol=1e-8)
     largest = max(abs(float(g)) for g in gradient.values())
     for path in raw:
         above, below = (value_and_grad({**raw, path: raw[path] + s})[0] for s in (h, -h))
@@ -255,11 +255,11 @@ def test_new_places_ask_for_their_exposure_by_name(post):
         post.response(**new, exposures=1.0)
     with pytest.raises(ValueError, match=r"`exposure`.*\(5, 2\).*\(3,\)"):
         post.response(**new, exposure=np.ones(3))
-    one = post.response(**new, exposure=1.0)
-    ten = post.response(**new, exposure=10)
+    one = post.response(**new, quantiles=(), exposure=1.0)
+    ten = post.response(**new, quantiles=(), exposure=10)
     np.testing.assert_allclose(one.mean, ten.mean)
     np.testing.assert_allclose(one.observation_mean * 10, ten.observation_mean)
-    at = post.response(points=[[1.0, 4.0]], exposure=1.0)
+    at = post.response(points=[[1.0, 4.0]], quantiles=(), exposure=1.0)
     np.testing.assert_allclose(at.mean[0], one.mean[1, 0], rtol=1e-6)
     with pytest.raises(TypeError, match=r"post.response\(\)"):
         post.variance(include_noise=True)
@@ -363,10 +363,9 @@ def test_coefficients_that_are_integrated_out():
     np.testing.assert_allclose(gp.log_marginal_likelihood(GAPPY), wide[2], rtol=1e-8)
     terms = {"field": kernels, "level": (kx.Constant(4.0), kx.Constant(1.0))}
     other = kx.GridGP(terms=terms, axes=(SPACE, TIME), likelihood=kx.Poisson(EXPOSURE))
-    like = other.condition(GAPPY)
-    np.testing.assert_allclose(like.mean(), post.mean(), atol=1e-4)
-    parts = like.terms["field"].mean() + like.terms["level"].mean()
-    np.testing.assert_allclose(parts, like.mean(), rtol=1e-5)
+    field = PRIOR @ np.linalg.solve(PRIOR + 4.0, wide[0])
+    found = other.condition(GAPPY).terms["field"].mean()
+    np.testing.assert_allclose((found.ravel() - field) / sd, 0, atol=1e-5)
 
 
 def test_single_precision():
@@ -383,12 +382,12 @@ def test_single_precision():
     np.testing.assert_allclose(gp.log_marginal_likelihood(GAPPY), truth, rtol=1e-5)
 
 
-def test_the_evidence_has_the_certificate_of_its_density():
-    *_, bound = nearest_normal(kx.Poisson(EXPOSURE), COUNTS, SEEN.ravel())
-    gp = model(kx.Poisson(EXPOSURE), **WAYS["iterative"])
+@pytest.mark.parametrize("way", everyday(WAYS, ["dense"]))
+def test_the_evidence_has_the_certificate_of_its_density(way):
+    gp = model(kx.Poisson(EXPOSURE), **WAYS[way])
     found = gp.log_marginal_likelihood_estimate(GAPPY)
-    np.testing.assert_allclose(found.value, bound, rtol=1e-8)
-    assert found.error > 0
+    np.testing.assert_allclose(found.value, gp.log_marginal_likelihood(GAPPY), rtol=1e-9)
+    assert (found.error > 0) == (way == "iterative")
 
 
 class Counts(kx.Poisson):

@@ -212,7 +212,6 @@ EVERYDAY = [
     ("noise along an axis", "float64"),
     ("a few gaps", "float32"),
     ("many gaps", "float64"),
-    ("terms on one axis", "float64"),
 ]
 
 

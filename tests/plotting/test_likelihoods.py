@@ -75,10 +75,9 @@ def test_a_series_shows_observations_or_the_function(post):
     np.testing.assert_allclose(lines["mean"][:, 1], post.mean()[:, 2], rtol=1e-6)
     assert "data" not in lines
     assert ax.get_ylabel() == "latent function of deaths in a year"
-    ahead = {"coordinates": [2003.0, 2004.0], "given": {"exposure": 10.0}}
-    ax = kx.plot_series(post, "year", at={"age": 2.0}, **ahead)
-    found = post.response({"age": [2.0], "year": [2003.0, 2004.0]}, exposure=10.0)
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), found.observation_mean[0], rtol=1e-6)
+    ax = kx.plot_series(post, "age", at={"year": 2003.0}, given={"exposure": 10.0})
+    found = post.response({"year": [2003.0]}, exposure=10.0)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), found.observation_mean[:, 0], rtol=1e-6)
     with pytest.raises(TypeError, match="`exposure` at the new places"):
         kx.plot_series(post, "year", coordinates=[2003.0])
     with pytest.raises(ValueError, match="include_noise=True"):
