@@ -128,20 +128,25 @@ def test_inference_begins_where_it_ends():
     counts = RNG.poisson(exposure * np.exp(truth))
     post, model = gp.condition(counts), counted(gp, exposure)
     begin = init_to_value(values={**post.latent_start("f"), "scale": 0.7})
-    guide = AutoGuideList(model, init_loc_fn=begin)
-    hidden = block(model, hide=["f", "f_white"])
-    guide.append(AutoNormal(hidden, init_loc_fn=begin, init_scale=1e-3))
-    guide.append(post.latent_guide("f"))
-    svi = SVI(model, guide, numpyro.optim.Adam(0.001), Trace_ELBO())
     values = {**post.latent_start("f"), "scale": jnp.asarray(0.7)}
+
+    @jax.jit
+    def run(key):
+        guide = AutoGuideList(model, init_loc_fn=begin)
+        hidden = block(model, hide=["f", "f_white"])
+        guide.append(AutoNormal(hidden, init_loc_fn=begin, init_scale=1e-3))
+        guide.append(post.latent_guide("f"))
+        svi = SVI(model, guide, numpyro.optim.Adam(0.001), Trace_ELBO())
+        result = svi.run(key, 3, counts, progress_bar=False)
+        draws = guide.sample_posterior(key, result.params, sample_shape=(2,))
+        return result.losses, draws["f_white"], log_density(model, (counts,), {}, values)[0]
+
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        result = svi.run(KEY, 3, counts, progress_bar=False)
-        density = jax.jit(lambda values: log_density(model, (counts,), {}, values)[0])(values)
-    draws = jax.jit(lambda p: guide.sample_posterior(KEY, p, sample_shape=(2,)))(result.params)
-    assert draws["f_white"].shape == (2, 5, 4)
+        losses, draws, density = run(KEY)
+    assert draws.shape == (2, 5, 4)
     # The loss is the negative evidence, and what the guide of the scale is from its prior.
     truth = np.log(0.1 / 1e-3) - 0.5 - gp.log_marginal_likelihood(counts)
-    np.testing.assert_allclose(result.losses, truth, atol=3)
+    np.testing.assert_allclose(losses, truth, atol=3)
     # Where NUTS would begin; a draw of the prior is thousands away.
     assert density > -250
 
