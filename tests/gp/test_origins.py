@@ -116,7 +116,7 @@ def test_random_origins(kind, compared):
     """All that a kernel sees, to the last bit, and so the likelihood, the mean and the variance."""
     rng = np.random.default_rng(0)
     unit = 8 if kind == np.int64 else 1
-    for case in range(100):
+    for case in range(40):
         steps, _, x, ahead = random_axis(rng, kind)
         dtype = (F32, F64)[case % 2]
         zero = model(unit * steps, dtype, unit)
