@@ -33,7 +33,7 @@ def process(kernels=None, axes=(SPACE, TIME), **options):
 
 PLANE = (0.7 * (kx.Constant(1.0) + kx.Linear(0.3)), kx.Matern32(3.0))
 REGULAR = (np.arange(5.0), TIME)
-POISSON = {"likelihood": kx.Poisson()}
+POISSON = {"likelihood": kx.Poisson(1.0)}  # a number, as where there is another one
 # A process and data for every way of solving and every kind of root and noise.
 CASES = {
     "dense": (process(**POISSON), COUNTS),

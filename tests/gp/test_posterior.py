@@ -28,7 +28,7 @@ def variance_of(case, new=None):
     return np.diagonal(covariance).reshape([len(x) for x in new or case.axes])
 
 
-@every_gp
+@pytest.mark.parametrize("name", everyday(GPS, ["three named axes", "noise by axis", "full noise"]))
 def test_mean_and_variance_are_the_dense_ones_at_the_grid_and_on_a_new_one(name):
     case = GPS[name]
     post = case.gp.condition(case.y)
