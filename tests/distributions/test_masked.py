@@ -249,16 +249,15 @@ def model(y=None):
     numpyro.sample("y", d, obs=y)
 
 
-@pytest.fixture(scope="module")
-def sampled():
-    kernel = NUTS(model)
-    mcmc = MCMC(kernel, num_warmup=100, num_samples=200, progress_bar=False, jit_model_args=True)
-    with jax.numpy_dtype_promotion("standard"):
-        mcmc.run(jax.random.key(0), y=GAPPED)
-    return mcmc
+@jax.jit
+def sampled(key, y):
+    """The data are traced, as with `jit_model_args=True`."""
+    mcmc = MCMC(NUTS(model), num_warmup=100, num_samples=200, progress_bar=False)
+    mcmc.run(key, y=y)
+    return mcmc.get_samples()
 
 
-def test_observed_under_nuts_it_gives_the_posterior(sampled):
+def test_observed_under_nuts_it_gives_the_posterior():
     """Beside quadrature of the two-parameter posterior, with dense normals."""
     shifts, noises = np.linspace(-6, 6, 61), np.linspace(0.005, 4, 80)
     values, vectors = np.linalg.eigh(AB[np.ix_(OBSERVED, OBSERVED)])
@@ -269,23 +268,24 @@ def test_observed_under_nuts_it_gives_the_posterior(sampled):
     log_post += scipy.stats.halfnorm.logpdf(noises)
     weights = np.exp(log_post - log_post.max())
     weights /= weights.sum()
+    with jax.numpy_dtype_promotion("standard"):
+        found = sampled(jax.random.key(0), GAPPED)
     for name, grid, marginal in (
         ("shift", shifts, weights.sum(1)),
         ("noise", noises, weights.sum(0)),
     ):
         mean = grid @ marginal
         spread = np.sqrt((grid - mean) ** 2 @ marginal)
-        draws = sampled.get_samples()[name]
+        draws = found[name]
         assert abs(draws.mean() - mean) < 0.3 * spread
         assert 0.7 < draws.std() / spread < 1.4
 
 
-def test_other_data_run_with_the_same_mask(sampled):
-    """With `jit_model_args=True` the data are traced, and their NaN is still ignored."""
-    before = sampled.get_samples()["shift"].mean()
+def test_other_data_run_with_the_same_mask():
+    """Traced data, whose NaN is still ignored."""
     with jax.numpy_dtype_promotion("standard"):
-        sampled.run(jax.random.key(1), y=GAPPED + 5)
-    assert sampled.get_samples()["shift"].mean() > before + 1
+        before, after = (sampled(jax.random.key(1), GAPPED + step)["shift"] for step in (0, 5))
+    assert after.mean() > before.mean() + 1
 
 
 def test_predictions_are_full_fields_and_likelihoods_of_the_observed_cells():
@@ -302,13 +302,18 @@ def test_predictions_are_full_fields_and_likelihoods_of_the_observed_cells():
 
 def test_variational_inference_sees_the_same_density():
     start = {"shift": 0.5, "noise": 0.3}
-    guide = autoguide.AutoDelta(model, init_loc_fn=numpyro.infer.init_to_value(values=start))
-    svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+
+    @jax.jit
+    def losses(key):
+        guide = autoguide.AutoDelta(model, init_loc_fn=numpyro.infer.init_to_value(values=start))
+        svi = SVI(model, guide, numpyro.optim.Adam(0.01), Trace_ELBO())
+        first = svi.init(key, y=GAPPED)
+        second, _ = svi.update(first, y=GAPPED)
+        return svi.evaluate(first, y=GAPPED), svi.evaluate(second, y=GAPPED)
+
     with jax.numpy_dtype_promotion("standard"):
-        state = svi.init(jax.random.key(0), y=GAPPED)
-        loss = svi.evaluate(state, y=GAPPED)
-        state, _ = svi.update(state, y=GAPPED)
-        assert svi.evaluate(state, y=GAPPED) < loss
+        loss, later = losses(jax.random.key(0))
+    assert later < loss
     expected = dense_log_prob(Y, 0.5, AB + 0.3 * np.eye(12))
     expected += scipy.stats.norm(0, 2).logpdf(0.5) + scipy.stats.halfnorm.logpdf(0.3)
     assert_close(loss, -expected)
