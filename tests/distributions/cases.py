@@ -158,7 +158,6 @@ DIFFERENTIATED = (
 )
 DIFFERENTIATED_EVERYDAY = (
     "full noise",
-    "precision factors and noise",
     "low rank",
     "repeated eigenvalues",
     "batched loc, noise and a factor",

@@ -79,7 +79,7 @@ CASES |= {
     name: (kx.DistributionLikelihood(function), *case[1:])
     for name, (function, case) in CALLABLES.items()
 }
-EVERYDAY = set(CASES) - {"Poisson, no exposure", "Student of NumPyro"}
+EVERYDAY = set(CASES) - {"Poisson, no exposure", "Bernoulli", "Student of NumPyro"}
 ALL = pytest.mark.parametrize("name", everyday(CASES, EVERYDAY))
 NODES = np.linspace(-9, 9, 2001)
 STEP = 1e-5
