@@ -5,6 +5,7 @@ inputs.
 """
 
 import json
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import tinygp
 from numpyro.handlers import seed, substitute
 
 import kronax as kx
+from tests.everyday import everyday
 
 PYMC = json.loads(Path(__file__).with_name("porting_pymc.json").read_text(encoding="utf-8"))
 GPYTORCH = json.loads(Path(__file__).with_name("porting_gpytorch.json").read_text(encoding="utf-8"))
@@ -76,8 +78,13 @@ def test_the_periodic_lengthscale_is_doubled():
     assert_equal(exponents[0] / exponents[1], 4.0)
 
 
-@pytest.mark.parametrize("sigma", [0.0, SIGMA])
-@pytest.mark.parametrize("way", ["covs", "chols", "evds"])
+@pytest.mark.parametrize(
+    ("way", "sigma"),
+    everyday(
+        product(["covs", "chols", "evds"], [0.0, SIGMA]),
+        [("covs", SIGMA), ("chols", 0.0), ("evds", SIGMA)],
+    ),
+)
 def test_densities_of_pymc(way, sigma):
     factors = process().covariance(include_noise=False).factors
     covs = jax.jit(lambda factors: [f.to_dense() for f in factors])(factors)
