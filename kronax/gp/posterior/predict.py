@@ -40,12 +40,12 @@ from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.dense_covariance import Cholesky
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate, skew_quantile
+from kronax.linalg.estimates.draws import Drawn, by_draws, more_certain
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.choice import decomposition_of
-from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.operator import Iterations
 from kronax.linalg.krylov.solve import twins
-from kronax.linalg.krylov.variances import by_draws, values_only
+from kronax.linalg.krylov.variances import values_only
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_diagonal import draw_signal
 
@@ -292,7 +292,7 @@ def _variance_along(
     )
     roots = prior_roots(post, part, new) if name is None else None
 
-    def draw(key: PRNGKeyArray, count: int) -> tuple[Array, Krylov]:
+    def draw(key: PRNGKeyArray, count: int) -> Drawn:
         field_key, noise_key = jax.random.split(key)
         if roots is None:
             old, ahead = draw_signal(field_key, op.kronecker, (count,)), None
@@ -302,12 +302,12 @@ def _variance_along(
         pair = twins(held, op.precisions, old, noise, iteration)
         here, there = (cross.mv_grid(x) for x in (pair.weights, pair.even_weights))
         if ahead is None:
-            return jnp.stack([there**2 - here**2, -(here**2)]), pair.krylov
+            return Drawn(there**2 - here**2, -(here**2), pair.residual, pair.num_steps)
         here, there = ahead - here, ahead - there
-        return jnp.stack([here**2 - there**2, here**2]), pair.krylov
+        return Drawn(here**2 - there**2, here**2, pair.residual, pair.num_steps)
 
     prior = prior_variances(post.gp, part, new, op.dtype)
-    known = jnp.stack([certain, jnp.zeros_like(certain) if name is None else prior])
+    known = more_certain(certain, 0.0 if name is None else prior)
     estimate = by_draws(op, iteration, certain.shape, draw, known)
     return eqx.tree_at(lambda e: e.value, estimate, values_only(estimate.value))
 

@@ -227,14 +227,16 @@ class Twins(NamedTuple):
         smooth: `K A⁻¹ d`, likewise.
         even_weights: `S⁻¹ d'`, likewise.
         even_smooth: `K S⁻¹ d'`, likewise.
-        krylov: what the iteration found.
+        residual: relative ones of the iterations.
+        num_steps: of these.
     """
 
     weights: Array
     smooth: Array
     even_weights: Array
     even_smooth: Array
-    krylov: Krylov
+    residual: Array
+    num_steps: Array
 
 
 def twins(
@@ -257,7 +259,7 @@ def twins(
     )
     smooth, weights, _ = held.finished(precisions, data, krylov.solution)
     even = held.given(held.whole[None] * fields + jnp.sqrt(held.whole)[None] * noise)
-    return Twins(weights, smooth, *even, krylov)
+    return Twins(weights, smooth, *even, krylov.relative_residual, krylov.num_steps)
 
 
 def drawn_twins(

@@ -31,13 +31,13 @@ from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.primitives import by_surrogate
 from kronax.linalg.arrays.random_numbers import random_signs
 from kronax.linalg.estimates.certificates import (
+    SLACK,
     Certificate,
     Iteration,
     skew_quantile,
     trace_quantile,
 )
 from kronax.linalg.krylov.boxed_sum import ExactDerivative, boxed_sum, known_trace
-from kronax.linalg.krylov.conjugate_gradients import SLACK
 from kronax.linalg.krylov.preconditioner import Reference, solve_white
 from kronax.linalg.krylov.probes import (
     ProbeDerivative,

@@ -19,11 +19,11 @@ from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.precision import where
-from kronax.linalg.estimates.certificates import Certificate, Iteration, Solved
+from kronax.linalg.estimates.certificates import SLACK, Certificate, Iteration, Solved
 from kronax.linalg.factors.base import AbstractFactor
 from kronax.linalg.factors.eigenbases import Eigenbasis, SymmetricBlocks, eigenbases, full_block
 from kronax.linalg.krylov.boxed_sum import boxed_sum
-from kronax.linalg.krylov.conjugate_gradients import SLACK, Krylov, conjugate_gradients
+from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.krylov.preconditioner import (
     Reference,
     balanced_box,

@@ -1,23 +1,24 @@
 """Posterior variances of a sum of products by draws, each with a twin of known variance."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.random_numbers import normal_numbers
-from kronax.linalg.estimates.certificates import Estimate, Iteration, skew_quantile
+from kronax.linalg.estimates.certificates import Certificate, Estimate, Iteration
+from kronax.linalg.estimates.draws import Drawn, by_draws, regressed
 from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import symmetric_roots
 from kronax.linalg.krylov.boxed_sum import term_diagonals
 from kronax.linalg.krylov.terms_preconditioner import TermsReference, solve_terms
 from kronax.linalg.operators.draws import apply_roots
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 
 
 def terms_posterior(
-    held: TermsReference, iteration: Iteration, term: int | None, most_numbers: int
+    held: TermsReference, op: KroneckerPlusDiagonal, iteration: Iteration, term: int | None
 ) -> Estimate:
     """`diag(K − K A⁻¹ K)`, or `diag(K_j − K_j A⁻¹ K_j)` of one term, with its error.
 
@@ -29,35 +30,17 @@ def terms_posterior(
 
     Args:
         held: what the sum is compared with.
+        op: the sum and its noise.
         iteration: how.
         term: which term; all of them for `None`.
-        most_numbers: that draws solved together may hold in one array.
     """
     parts = _Parts.of(held, term)
-    size = held.precisions.size
-    num_chunks = -(-iteration.num_draws * size // most_numbers)
-    count = -(-iteration.num_draws // num_chunks)
 
-    def drawn(total: Array, key: Array) -> Any:
-        draw, twin, certificate = _draws(held, parts, key, count, iteration)
-        x, c = draw**2, twin**2 - parts.known[None]
-        sums = jnp.stack([jnp.sum(v, 0) for v in (x, c, x * x, c * c, x * c)])
-        return total + sums, (certificate.residual, certificate.num_steps)
+    def draw(key: Array, count: int) -> Drawn:
+        here, there, solved = _draws(held, parts, key, count, iteration)
+        return Drawn(here**2, there**2 - parts.known[None], solved.residual, solved.num_steps)
 
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(iteration.seed), 2), num_chunks)
-    zero = jnp.zeros((5, *held.precisions.shape), held.precisions.dtype)
-    total, (residuals, steps) = lax.scan(drawn, zero, keys)
-    num = num_chunks * count
-    value, standard_error = _regressed(total / num, num)
-    residual = jnp.max(residuals)
-    return Estimate(
-        value=value,
-        error=skew_quantile(num - 1) * standard_error,
-        standard_error=standard_error,
-        residual=residual,
-        num_steps=jnp.max(steps),
-        converged=residual <= 10 * iteration.tolerance_of(held.precisions.dtype),
-    )
+    return by_draws(op, iteration, op.grid_shape, draw, regressed, stream=2)
 
 
 class _Parts(NamedTuple):
@@ -90,7 +73,7 @@ class _Parts(NamedTuple):
 
 def _draws(
     held: TermsReference, parts: _Parts, key: Array, count: int, iteration: Iteration
-) -> tuple[Array, Array, Any]:
+) -> tuple[Array, Array, Certificate]:
     """Posterior draws of the terms that are wanted, their twins, and the certificate."""
     shape, dtype = (count, *held.precisions.shape), held.precisions.dtype
     noise_key, *keys = jax.random.split(key, len(parts.roots) + 1)
@@ -111,19 +94,3 @@ def _draws(
         draw = draw - held.signal.terms[j].mv_grid(solved.solution)
     twin = twin - (spectrum * held.inverse_spectrum)[None] * twin_data
     return draw, held.compared.to_cells(twin), solved.certificate
-
-
-def _regressed(means: Array, num: int) -> tuple[Array, Array]:
-    """The mean of `x` by regression on a control `c` of mean zero, and its standard error.
-
-    Args:
-        means: of `x`, `c`, `x²`, `c²` and `x c`.
-        num: draws.
-    """
-    x, c, xx, cc, xc = means
-    spread = jnp.maximum(cc - c**2, 0)
-    slope = jnp.where(spread > 0, (xc - x * c) / jnp.where(spread > 0, spread, 1), 0)
-    left = jnp.maximum(xx - x**2 - slope**2 * spread, 0) / (num - 2)
-    # Along the control too the mean is off: its distance enters as in any regression.
-    distance = c**2 / jnp.where(spread > 0, spread, 1)
-    return x - slope * c, jnp.sqrt(left * (1 + distance))

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from kronax.linalg.arrays.mode_products import apply_all, matmul, outer, same_rank
+from kronax.linalg.arrays.mode_products import apply_all, matmul, outer
 from kronax.linalg.arrays.primitives import DerivativeOrderError, RulePrimitive
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.decompositions.low_rank import signal_plus_noise
@@ -23,10 +22,10 @@ from kronax.linalg.estimates.certificates import (
     settled,
     skew_quantile,
 )
+from kronax.linalg.estimates.draws import Drawn, by_draws, more_certain
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.markov_reference import MarkovReference
-from kronax.linalg.krylov.preconditioner import Reference, even, solve_white
+from kronax.linalg.krylov.preconditioner import Reference, solve_white
 from kronax.linalg.krylov.solve import (
     drawn_twins,
     has_box,
@@ -34,17 +33,15 @@ from kronax.linalg.krylov.solve import (
     refuse_if_failed,
     solve_columns,
 )
-from kronax.linalg.krylov.terms_preconditioner import TermsReference
+from kronax.linalg.krylov.terms_preconditioner import TermsReference, solve_terms
 from kronax.linalg.krylov.terms_variances import terms_posterior
-from kronax.linalg.markov.lanes import markov_axis
+from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.khatri_rao import CHUNK, mv_rows
 
 # One array per axis, `(m, n_i)`: `m` places with a covariance that is a product.
 Rows = tuple[Array, ...]
-# Draws that are solved together hold at most this many numbers in one array.
-MOST_NUMBERS = 20_000_000
 
 
 def iterative_inverse_at(
@@ -112,23 +109,12 @@ def iterative_posterior_variances(
     return settled(estimate, iteration, "the draws", has_box(op))
 
 
-@partial(jax.jit, static_argnums=1)
-def posterior_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
-    """`iterative_posterior_variances`, whether it converged or not."""
-    if isinstance(op.kronecker, KroneckerTerms):
-        return _by_twins((op,), iteration=iteration, term=None)
-    if markov_axis(op) is not None:
-        return _along((op, None), iteration=iteration)
-    lacking = _lacking((op, [None] * len(op.grid_shape)), iteration=iteration)
-    return _moved(
-        lacking, signal_plus_noise(even(op.kronecker, op.precisions)).posterior_diagonal(), 1
-    )
-
-
 @partial(jax.jit, static_argnums=(1, 2))
-def term_posterior_estimate(op: KroneckerPlusDiagonal, term: int, iteration: Iteration) -> Estimate:
-    """The posterior variance of one term of a signal of several, converged or not."""
-    return _by_twins((op,), iteration=iteration, term=term)
+def posterior_estimate(
+    op: KroneckerPlusDiagonal, iteration: Iteration, term: int | None = None
+) -> Estimate:
+    """`iterative_posterior_variances`, of one term of several if given, converged or not."""
+    return _posterior((op,), iteration=iteration, term=term)
 
 
 @partial(jax.jit, static_argnums=2)
@@ -140,27 +126,13 @@ def explained_estimate(
     `rows[i]` are covariances `(m_i, n_i)` with the coordinates of the axis, those of the signal
     itself for `None`.
     """
-    assert not isinstance(op.kronecker, KroneckerTerms)
-    if markov_axis(op) is not None:
-        return _along((op, list(rows)), iteration=iteration)
-    smooth = even(op.kronecker, op.precisions)
-    full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
-    lacking = _lacking((op, list(rows)), iteration=iteration)
-    return _moved(lacking, signal_plus_noise(smooth).explained(full), -1)
+    return _explained((op, list(rows)), iteration=iteration)
 
 
 @partial(jax.jit, static_argnums=1)
 def inverse_estimate(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
     """`diag(op⁻¹)`, zero at the gaps, whether it converged or not."""
-    if markov_axis(op) is not None:
-        return _inverse_along((op,), iteration=iteration)
     return _inverse((op,), iteration=iteration)
-
-
-def _moved(estimate: Estimate, known: Array, sign: int) -> Estimate:
-    return eqx.tree_at(
-        lambda e: e.value, estimate, jnp.add(*same_rank(known, sign * estimate.value))
-    )
 
 
 @partial(jax.jit, static_argnums=2)
@@ -179,14 +151,15 @@ def covariance_estimate(
     return _between_places((op, products), iteration=iteration)
 
 
-def _at_places_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
-    op, products = operands
+def _at_places_value(
+    op: KroneckerPlusDiagonal, products: tuple[Rows, ...], *, iteration: Iteration
+) -> Estimate:
     return _by_places(op, products, iteration, lambda solved: solved.quadratics[0])
 
 
-def _between_places_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
-    op, products = operands
-
+def _between_places_value(
+    op: KroneckerPlusDiagonal, products: tuple[Rows, ...], *, iteration: Iteration
+) -> Estimate:
     def explained(solved: Solved) -> Array:
         first, *rest = (mv_rows(rows, solved.weights[0]) for rows in products)
         return sum(rest, first)
@@ -221,165 +194,163 @@ def _by_places(
     )
 
 
-def _lacking_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
+def _posterior_value(
+    op: KroneckerPlusDiagonal, *, iteration: Iteration, term: int | None
+) -> Estimate:
+    held = prepared(op, iteration)
+    if isinstance(held, TermsReference):
+        return terms_posterior(held, op, iteration, term)
+    if isinstance(held, MarkovReference):
+        return _along(held, op, None, iteration)
+    lacking = _lacking(held, op, [None] * len(op.grid_shape), iteration)
+    return lacking.shifted(_even(held, op).posterior_diagonal())
+
+
+def _explained_value(
+    op: KroneckerPlusDiagonal, rows: Sequence[Array | None], *, iteration: Iteration
+) -> Estimate:
+    held = prepared(op, iteration)
+    assert not isinstance(held, TermsReference)
+    full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
+    if isinstance(held, MarkovReference):
+        return _along(held, op, full, iteration)
+    lacking = _lacking(held, op, rows, iteration)
+    return lacking.scaled(-1.0).shifted(_even(held, op).explained(full))
+
+
+def _inverse_value(op: KroneckerPlusDiagonal, *, iteration: Iteration) -> Estimate:
+    held = prepared(op, iteration)
+    if isinstance(held, TermsReference):
+        return _inverse_of_terms(held, op, iteration)
+    if isinstance(held, MarkovReference):
+        return _inverse_along(held, op, iteration)
+    return _inverse_of_one(held, op, iteration)
+
+
+def _even(held: Reference, op: KroneckerPlusDiagonal) -> Any:
+    assert isinstance(op.kronecker, Kronecker)
+    return signal_plus_noise(KroneckerPlusNoise(op.kronecker, held.noise, decomposition=held.bases))
+
+
+def _lacking(
+    held: Reference,
+    op: KroneckerPlusDiagonal,
+    rows: Sequence[Array | None],
+    iteration: Iteration,
+) -> Estimate:
     """`diag(C (S⁻¹ − op⁻¹) Cᵀ)`: how much less uneven data explain than those of the even grid.
 
     With `G = ⊗(C_i Q_i Λ_i^-½)`, bounded as the covariance of `C` and the signal is positive, this
     is `diag(G s (C_p⁻¹ − I) s Gᵀ)` where `s² = 1/(1 + wΛ)` and `C_p = L M Lᵀ` is what is iterated
     on. A draw `x = L⁻ᵀ M⁻¹ h` has the covariance `C_p⁻¹` if `h` has `M`, and its covariance with
-    `x₀ = L⁻ᵀ h` is `L⁻ᵀ L⁻¹`, known exactly: the mean of `Gs x ∘ Gs (x − x₀)` is what is left.
+    `x₀ = L⁻ᵀ h` is `L⁻ᵀ L⁻¹`, known: the mean of `Gs x ∘ Gs (x − x₀)` is what is left.
     Where that is the less certain, the mean of `(Gs x)²` stands in, which cannot be negative.
     """
-    op, rows = operands
-    held = prepared(op, iteration)
-    assert isinstance(held, Reference)
     roots = [_root(basis, row) for basis, row in zip(held.bases, rows, strict=True)]
     scale = jnp.sqrt(held.smooth)
 
     def to_rows(x: Array) -> Array:
         return apply_all(roots, scale[None] * held.divided(x, transpose=True))
 
-    def terms(drawn: _Drawn) -> Array:
-        found = to_rows(drawn.solution)
-        return jnp.stack([found * (found - to_rows(drawn.white)), found**2])
+    def draw(key: Array, count: int) -> Drawn:
+        white, _ = _with_covariance(held, op.precisions, key, count)
+        krylov = solve_white(held, white, iteration)
+        found = to_rows(krylov.solution)
+        rest = found * (found - to_rows(white))
+        return Drawn(rest, found**2, krylov.relative_residual, krylov.num_steps)
 
     shape = tuple(root.shape[0] for root in roots)
     certain = apply_all([root**2 for root in roots], held.smooth)
-    known = jnp.stack([_box_diagonal(held, roots, scale), -certain])
-    return by_draws(op, iteration, shape, _from_spectrum(held, op, iteration, terms), known)
+    known = more_certain(_box_diagonal(held, roots, scale), -certain)
+    return by_draws(op, iteration, shape, draw, known)
 
 
-def _inverse_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
+def _inverse_of_one(held: Reference, op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
     """`diag(op⁻¹)` at the observed cells: `W − W² diag(E)`, or the mean square of `op⁻¹ d`.
 
     `E` is the posterior covariance of the signal. A draw `d` of the data from the same numbers has
     `op⁻¹ d = W u − W^½ g`, with `u` the draw of `E` and `g` the white noise of the cells.
     """
-    (op,) = operands
-    held = prepared(op, iteration)
-    assert isinstance(held, Reference)
     precisions = op.precisions
     roots = [_root(basis, None) for basis in held.bases]
-    scale = jnp.sqrt(held.smooth)
 
-    def terms(drawn: _Drawn) -> Array:
-        found = held.filtered(drawn.solution)
-        rest = found * (found - held.filtered(drawn.white))
-        weights = precisions[None] * found - jnp.sqrt(precisions)[None] * drawn.noise
-        return jnp.stack([-(precisions**2)[None] * rest, weights**2])
+    def draw(key: Array, count: int) -> Drawn:
+        white, noise = _with_covariance(held, precisions, key, count)
+        krylov = solve_white(held, white, iteration)
+        found = held.filtered(krylov.solution)
+        rest = found * (found - held.filtered(white))
+        weights = precisions[None] * found - jnp.sqrt(precisions)[None] * noise
+        squares = -(precisions**2)[None] * rest, weights**2
+        return Drawn(*squares, krylov.relative_residual, krylov.num_steps)
 
-    even_variance = signal_plus_noise(even(op.kronecker, precisions)).posterior_diagonal()
-    variance = even_variance + _box_diagonal(held, roots, scale)
-    first = precisions - precisions**2 * variance
-    known = jnp.stack([first, jnp.zeros_like(first)])
-    draw = _from_spectrum(held, op, iteration, terms)
+    lacking = _box_diagonal(held, roots, jnp.sqrt(held.smooth))
+    variance = _even(held, op).posterior_diagonal() + lacking
+    known = more_certain(precisions - precisions**2 * variance, 0.0)
     return by_draws(op, iteration, op.grid_shape, draw, known)
 
 
-def _along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
+def _along(
+    held: MarkovReference,
+    op: KroneckerPlusDiagonal,
+    rows: Sequence[Array] | None,
+    iteration: Iteration,
+) -> Estimate:
     """The posterior variances along a Markov axis, or what data explain of places with `rows`.
 
     Those of the even grid are exact. What gaps and uneven noise change is the mean difference of
     the squares of twins; where that is the less certain, the mean square itself stands in.
     """
-    op, rows = operands
-    held = prepared(op, iteration)
-    assert isinstance(held, MarkovReference)
 
-    def draw(key: Array, count: int) -> tuple[Array, Krylov]:
+    def draw(key: Array, count: int) -> Drawn:
         fields, _, found = drawn_twins(held, op, iteration, key, count)
         if rows is None:
             here, there = fields - found.smooth, fields - found.even_smooth
         else:
-            here, there = (apply_all(full, x) for x in (found.weights, found.even_weights))
-        return jnp.stack([here**2 - there**2, here**2]), found.krylov
+            here, there = (apply_all(rows, x) for x in (found.weights, found.even_weights))
+        return Drawn(here**2 - there**2, here**2, found.residual, found.num_steps)
 
-    if rows is None:
-        certain = held.variances()
-    else:
-        full = [f.to_dense() if c is None else c for f, c in zip(op.factors, rows, strict=True)]
-        certain = held.even.explained(full)
-    known = jnp.stack([certain, jnp.zeros_like(certain)])
-    return by_draws(op, iteration, certain.shape, draw, known)
+    certain = held.variances() if rows is None else held.even.explained(rows)
+    return by_draws(op, iteration, certain.shape, draw, more_certain(certain, 0.0))
 
 
-def _inverse_along_value(operands: Any, _: Any, *, iteration: Iteration) -> Estimate:
+def _inverse_along(
+    held: MarkovReference, op: KroneckerPlusDiagonal, iteration: Iteration
+) -> Estimate:
     """`diag(op⁻¹)` as `W − W² diag(E)` by twins as above, or as the mean of `(op⁻¹ d)²`."""
-    (op,) = operands
-    held = prepared(op, iteration)
-    assert isinstance(held, MarkovReference)
     precisions = op.precisions
 
-    def draw(key: Array, count: int) -> tuple[Array, Krylov]:
+    def draw(key: Array, count: int) -> Drawn:
         fields, noise, found = drawn_twins(held, op, iteration, key, count)
         here, there = fields - found.smooth, fields - found.even_smooth
         # `W (d − f)`, which is no difference of large numbers.
         weights = precisions[None] * here + jnp.sqrt(precisions)[None] * noise
         squares = (precisions**2)[None] * (there**2 - here**2)
-        return jnp.stack([squares, weights**2]), found.krylov
+        return Drawn(squares, weights**2, found.residual, found.num_steps)
 
-    first = precisions - precisions**2 * held.variances()
-    known = jnp.stack([first, jnp.zeros_like(first)])
+    known = more_certain(precisions - precisions**2 * held.variances(), 0.0)
     return by_draws(op, iteration, op.grid_shape, draw, known)
 
 
-class _Drawn(NamedTuple):
-    """Draws with the covariance `M`, the noise in them, and `M⁻¹` of them."""
-
-    white: Array
-    noise: Array
-    solution: Array
-
-
-def _from_spectrum(
-    held: Reference,
-    op: KroneckerPlusDiagonal,
-    iteration: Iteration,
-    terms: Callable[[_Drawn], Array],
-) -> Callable[[Array, int], tuple[Array, Krylov]]:
-    """`terms` of draws with the covariance `M`."""
-
-    def draw(key: Array, count: int) -> tuple[Array, Krylov]:
-        white, noise = _with_covariance(held, op.precisions, key, count)
-        krylov = solve_white(held, white, iteration)
-        return terms(_Drawn(white, noise, krylov.solution)), krylov
-
-    return draw
-
-
-def by_draws(
-    op: KroneckerPlusDiagonal,
-    iteration: Iteration,
-    shape: tuple[int, ...],
-    draw: Callable[[Array, int], tuple[Array, Krylov]],
-    known: Array,
+def _inverse_of_terms(
+    held: TermsReference, op: KroneckerPlusDiagonal, iteration: Iteration
 ) -> Estimate:
-    """`known` plus the mean of draws, `(2, count, *shape)`: of two ways the more certain."""
-    size = max(prod(shape), prod(op.grid_shape))
-    num_chunks = -(-iteration.num_draws * size // MOST_NUMBERS)
-    count = -(-iteration.num_draws // num_chunks)
-
-    def one(total: tuple[Array, Array], key: Array) -> Any:
-        found, krylov = draw(key, count)
-        total = (total[0] + jnp.sum(found, 1), total[1] + jnp.sum(found**2, 1))
-        return total, (jnp.max(krylov.relative_residual), jnp.max(krylov.num_steps))
-
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(iteration.seed), 1), num_chunks)
-    zero = jnp.zeros((2, *shape), op.dtype)
-    (total, squares), (residuals, steps) = lax.scan(one, (zero, zero), keys)
-    num = num_chunks * count
-    mean = total / num
-    errors = jnp.sqrt(jnp.maximum(squares / num - mean**2, 0) / (num - 1))
-    value, is_first = known + mean, errors[0] <= errors[1]
-    standard_error = jnp.where(is_first, errors[0], errors[1])
-    residual = jnp.max(residuals)
+    """`diag(op⁻¹)` of a signal of several terms: of two ways the more certain, as for one."""
+    found, precisions = terms_posterior(held, op, iteration, None), op.precisions
+    key = jax.random.fold_in(jax.random.key(iteration.seed), 2)
+    solved = solve_terms(held, op.draw(key, (iteration.num_draws,)), iteration)
+    squares = jnp.square(solved.solution)
+    plain = jnp.std(squares, axis=0) / jnp.sqrt(iteration.num_draws - 1.0).astype(op.dtype)
+    standard_error = precisions**2 * found.standard_error
+    is_plain = plain < standard_error
+    value = precisions - precisions**2 * found.value
+    standard_error = jnp.where(is_plain, plain, standard_error)
     return Estimate(
-        value=jnp.where(is_first, value[0], value[1]),
-        error=skew_quantile(num) * standard_error,
+        value=jnp.where(is_plain, jnp.mean(squares, axis=0), value),
+        error=skew_quantile(iteration.num_draws) * standard_error,
         standard_error=standard_error,
-        residual=residual,
-        num_steps=jnp.max(steps),
-        converged=residual <= 10 * iteration.tolerance_of(op.dtype),
+        residual=jnp.maximum(found.residual, solved.certificate.residual),
+        num_steps=jnp.maximum(found.num_steps, solved.certificate.num_steps),
+        converged=found.converged & solved.certificate.converged,
     )
 
 
@@ -414,13 +385,6 @@ def _box_diagonal(held: Reference, roots: Sequence[Array], scale: Array) -> Arra
     return held.box_diagonal(roots, inner[:, None] * lacking * inner[None])
 
 
-def _by_twins_value(operands: Any, _: Any, *, iteration: Iteration, term: int | None) -> Estimate:
-    (op,) = operands
-    held = prepared(op, iteration)
-    assert isinstance(held, TermsReference)
-    return terms_posterior(held, iteration, term, MOST_NUMBERS)
-
-
 def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoReturn:
     raise DerivativeOrderError(
         "Variances with gaps or uneven noise are values only; got a derivative of them. "
@@ -428,12 +392,17 @@ def _refuse(operands: Any, constants: Any, tangents: Any, **static: Any) -> NoRe
     )
 
 
+def _values_only(name: str, answer: Callable[..., Any]) -> RulePrimitive:
+    """A function of the operands and settings, a derivative of which raises."""
+    return RulePrimitive(
+        f"kronax_{name}", lambda operands, _, **static: answer(*operands, **static), _refuse
+    )
+
+
 # `values_only(x)` is `x`; a derivative of it raises.
 values_only = RulePrimitive("kronax_values_only", lambda operands, _: operands, _refuse)
-_at_places = RulePrimitive("kronax_iterative_inverse_at", _at_places_value, _refuse)
-_between_places = RulePrimitive("kronax_iterative_between_places", _between_places_value, _refuse)
-_lacking = RulePrimitive("kronax_iterative_variances", _lacking_value, _refuse)
-_inverse = RulePrimitive("kronax_iterative_inverse_diagonal", _inverse_value, _refuse)
-_along = RulePrimitive("kronax_iterative_variances_along", _along_value, _refuse)
-_inverse_along = RulePrimitive("kronax_iterative_inverse_along", _inverse_along_value, _refuse)
-_by_twins = RulePrimitive("kronax_terms_variances", _by_twins_value, _refuse)
+_at_places = _values_only("iterative_inverse_at", _at_places_value)
+_between_places = _values_only("iterative_between_places", _between_places_value)
+_posterior = _values_only("iterative_variances", _posterior_value)
+_explained = _values_only("iterative_explained", _explained_value)
+_inverse = _values_only("iterative_inverse_diagonal", _inverse_value)
