@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.krylov.terms_preconditioner import common_bases, terms_reference
+from kronax.linalg.krylov.terms_reference import common_bases, terms_reference
 from kronax.linalg.krylov.variances import posterior_estimate
 from tests import oracle
 from tests.everyday import full
@@ -304,7 +304,7 @@ def test_variances():
     own = oracle.kron(*case.factors[1])
     explained = np.einsum("ab,bc,ac->a", own[:, cells], np.linalg.inv(matrix), own[:, cells])
     posterior = (np.diagonal(own) - explained).reshape(GRID)
-    drawn = posterior_estimate(case.operator(), many, 1)
+    drawn = posterior_estimate(case.operator(), iteration=many, term=1)
     assert np.mean(np.abs(drawn.value - posterior) <= drawn.error) >= 0.95
     # The covariance with one place of the first term, at chosen places.
     rows = [f[[1, 4]] for f in case.factors[0]]

@@ -8,7 +8,6 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool
 
 from kronax.linalg.arrays.mode_products import same_rank
@@ -25,7 +24,7 @@ from kronax.linalg.estimates.certificates import (
 )
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.density import density_estimate, iterative_logdet
-from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
+from kronax.linalg.krylov.markov_reference import MarkovPreconditioner, largest_along
 from kronax.linalg.krylov.solve import has_box, prepared, solve_estimate
 from kronax.linalg.krylov.variances import (
     covariance_estimate,
@@ -160,13 +159,13 @@ class Iterations(AbstractSignalPlusNoise):
 
     def variance_at(self, *parts: Sequence[Places]) -> Estimate:
         """One solve per place."""
-        explained = places_estimate(self.op.op, rows_of(parts), self.op.iteration)
+        explained = places_estimate(self.op.op, rows_of(parts), iteration=self.op.iteration)
         return explained.scaled(-1.0).shifted(priors_of(parts))
 
     def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
         """One solve per place."""
         rows = rows_of([places for places, _ in parts])
-        estimate = covariance_estimate(self.op.op, rows, self.op.iteration)
+        estimate = covariance_estimate(self.op.op, rows, iteration=self.op.iteration)
         explained = self.settled(estimate, "the solves at scattered places").value
         return reduce(add, (reduce(mul, priors) for _, priors in parts)) - explained
 
@@ -192,10 +191,10 @@ class Iterations(AbstractSignalPlusNoise):
         """Whether the even grid that the iterations start from is filtered along a Markov axis."""
         return markov_axis(self.op.op) is not None
 
-    def reference(self) -> MarkovReference:
-        """That even grid."""
-        held = prepared(lax.stop_gradient(self.op.op), self.op.iteration)
-        assert isinstance(held, MarkovReference)
+    def filtered(self) -> MarkovPreconditioner:
+        """The iterations from that even grid."""
+        held = prepared(self.op.op, self.op.iteration)
+        assert isinstance(held, MarkovPreconditioner)
         return held
 
     def solved(self, b: Array) -> Estimate:
@@ -218,15 +217,15 @@ class Iterations(AbstractSignalPlusNoise):
 
     def inverse_estimate(self) -> Estimate:
         """The diagonal of the inverse, `1/v − (1/v)² diag(K − K S⁻¹ K)`, with its error."""
-        return inverse_estimate(self.op.op, self.op.iteration)
+        return inverse_estimate(self.op.op, iteration=self.op.iteration)
 
     def explained_estimate(self, rows: Rows) -> Estimate:
         """`explained`, with its error."""
-        return explained_estimate(self.op.op, list(rows), self.op.iteration)
+        return explained_estimate(self.op.op, list(rows), iteration=self.op.iteration)
 
     def posterior(self, term: int | None = None) -> Estimate:
         """`posterior_diagonal`, with its error; of one term of a signal of several if given."""
-        return posterior_estimate(self.op.op, self.op.iteration, term)
+        return posterior_estimate(self.op.op, iteration=self.op.iteration, term=term)
 
 
 def check_draws(draws: Array, op: Iterative) -> None:

@@ -18,7 +18,6 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -28,7 +27,8 @@ from kronax.linalg.arrays.lapack_order import matrix_by_matrix
 from kronax.linalg.arrays.mode_products import apply_all, matmul, outer
 from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
+from kronax.linalg.krylov.abstract import AbstractReference
+from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.sharing.boxes import in_box, outside_box, times_on_box, with_box
@@ -38,7 +38,7 @@ from kronax.linalg.spectral.value_and_rules import rotate, unrotate
 MOST_PAIRS = 20_000_000
 
 
-class Reference(eqx.Module):
+class Reference(AbstractReference):
     """The reference of an uneven grid, held constant, and the preconditioned `C`.
 
     Args:
@@ -227,20 +227,6 @@ def _multiplied(
     A program calls it dozens of times, and traces it once.
     """
     return times_on_box(matrix, x, box, transpose=transpose)
-
-
-def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
-    """`M⁻¹` for columns over the spectrum."""
-    return conjugate_gradients(
-        held.mv,
-        white,
-        energy=jnp.sum(white**2, tuple(range(1, white.ndim))),
-        num_solves=0,
-        tolerance=iteration.tolerance_of(white.dtype),
-        max_steps=iteration.max_steps,
-        bound=held.bound,
-        least=held.least,
-    )
 
 
 def remainder_squares(held: Reference, krylov: Krylov, white: Array) -> Array:
