@@ -332,6 +332,22 @@ def test_steps_stay_few():
     assert gaps.num_steps <= 20
 
 
+def test_rounding_is_the_same_in_any_units():
+    case = draw_case(np.random.default_rng(14))
+
+    @jax.jit
+    def run(scales):
+        def one(c):
+            op = case.operator().scaled(c)
+            return kx.iterative_logpdf(jnp.sqrt(c) * case.y, 0.0, op, iteration=QUICK)
+
+        return jax.lax.map(one, scales)
+
+    estimate = run(np.array([1e-4, 1.0, 1e4]))
+    assert np.all(estimate.converged)
+    np.testing.assert_allclose(estimate.rounding, estimate.rounding[1], rtol=0.3)
+
+
 def test_the_basis_is_that_of_the_marginal_covariances():
     case = draw_case(np.random.default_rng(13), (5, 6), share=0.0, num_terms=3)
     held = terms_reference(case.operator().kronecker, case.operator().variances, QUICK)
@@ -347,7 +363,7 @@ def test_the_basis_is_that_of_the_marginal_covariances():
     inside = np.arange(30).reshape(5, 6)[place].ravel()
     values = np.diagonal(turned).reshape(5, 6).copy()
     values[place] = np.linalg.eigvalsh(turned[np.ix_(inside, inside)]).reshape(values[place].shape)
-    assert_close(held.spectrum, values)
+    assert_close(held.compared.spectrum, values)
 
 
 def test_structured_factors():

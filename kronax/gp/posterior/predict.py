@@ -302,9 +302,9 @@ def _variance_along(
         pair = held.twins(old, noise)
         here, there = (cross.mv_grid(x) for x in (pair.weights, pair.even_weights))
         if ahead is None:
-            return Drawn(there**2 - here**2, -(here**2), pair.residual, pair.num_steps)
+            return Drawn(there**2 - here**2, -(here**2), pair.ended)
         here, there = ahead - here, ahead - there
-        return Drawn(here**2 - there**2, here**2, pair.residual, pair.num_steps)
+        return Drawn(here**2 - there**2, here**2, pair.ended)
 
     prior = prior_variances(post.gp, part, new, op.dtype)
     known = more_certain(certain, 0.0 if name is None else prior)

@@ -16,20 +16,16 @@ from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 MOST_NUMBERS = 20_000_000
 
 
-class Drawn(NamedTuple):
-    """Draws, and the iterations behind them.
+# Relative residuals and steps of the iterations behind draws.
+Ended = tuple[Array, Array]
 
-    Args:
-        x: a number per draw and cell, `(count, *shape)`.
-        y: another, of the same draws.
-        residual: relative ones of the solves.
-        num_steps: of these.
-    """
+
+class Drawn(NamedTuple):
+    """Two numbers per draw and cell, `(count, *shape)`, and how the iterations ended."""
 
     x: Array
     y: Array
-    residual: Array
-    num_steps: Array
+    ended: Ended
 
 
 class Moments(NamedTuple):
@@ -70,9 +66,9 @@ def by_draws(
     count = -(-iteration.num_draws // num_chunks)
 
     def one(total: Moments, key: Array) -> Any:
-        x, y, residual, num_steps = draw(key, count)
+        x, y, ended = draw(key, count)
         sums = Moments(*(jnp.sum(v, 0) for v in (x, y, x * x, y * y, x * y)))
-        return jax.tree.map(jnp.add, total, sums), (jnp.max(residual), jnp.max(num_steps))
+        return jax.tree.map(jnp.add, total, sums), jax.tree.map(jnp.max, ended)
 
     keys = jax.random.split(jax.random.fold_in(jax.random.key(iteration.seed), stream), num_chunks)
     zero = Moments(*(jnp.zeros(shape, op.dtype),) * 5)

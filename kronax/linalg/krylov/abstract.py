@@ -18,8 +18,15 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.precision import where
 from kronax.linalg.arrays.random_numbers import random_signs
-from kronax.linalg.estimates.certificates import SLACK, Certificate, Estimate, Iteration, Solved
-from kronax.linalg.estimates.draws import Drawn, by_draws, more_certain
+from kronax.linalg.estimates.certificates import (
+    ROUNDING,
+    SLACK,
+    Certificate,
+    Estimate,
+    Iteration,
+    Solved,
+)
+from kronax.linalg.estimates.draws import Drawn, Ended, by_draws, more_certain
 from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 
@@ -143,7 +150,23 @@ class AbstractPreconditioner(eqx.Module):
             converged=converged,
         )
 
-    def rounding_of(self, columns: Array, quadratics: Array) -> Array:
+    def rounding(self, y: Array, quadratics: Array, matrix: Array, ratios: Array) -> Array:
+        """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
+
+        Args:
+            y: the columns.
+            quadratics: `yᵀ A⁻¹ y`.
+            matrix: by how much a relative change of the matrices may, in the worst direction.
+            ratios: of signal over noise, the logarithms of which are added up.
+        """
+        precisions = self.op.precisions
+        scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
+        data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
+        logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
+        sums = logs + jnp.sum(jnp.log1p(ratios)) + precisions.size
+        return ROUNDING * jnp.finfo(y.dtype).eps * (matrix + jnp.sqrt(data) + sums)
+
+    def rounding_of_solves(self, columns: Array, quadratics: Array) -> Array:
         """By how much rounding moves solutions in the norm of the operator, relative to them.
 
         The entries of `W b` round independently, and so reach every eigenvector of the operator.
@@ -211,15 +234,13 @@ class PosteriorDraws(NamedTuple):
         fields: `u`, with the posterior covariance `E`, `(count, *grid)`.
         rest: likewise, of the mean `diag(E)` less what is certain of it.
         weights: `A⁻¹ d` for draws `d` of data, from the same numbers.
-        residual: relative ones of the iterations.
-        num_steps: of these.
+        ended: how the iterations did.
     """
 
     fields: Array
     rest: Array
     weights: Array
-    residual: Array
-    num_steps: Array
+    ended: Ended
 
 
 class AbstractOneProduct(AbstractPreconditioner):
@@ -232,15 +253,8 @@ class AbstractOneProduct(AbstractPreconditioner):
         """From probes in the coordinates of `C`, and what the iteration found for each."""
 
     @abc.abstractmethod
-    def rounding(self, y: Array, quadratics: Array, squares: Array, inverse: Array) -> Array:
-        """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
-
-        Args:
-            y: the columns.
-            quadratics: `yᵀ A⁻¹ y`.
-            squares: of `A⁻¹ y`.
-            inverse: of the probes.
-        """
+    def sensitivity(self, squares: Array, inverse: Array) -> tuple[Array, Array]:
+        """`matrix` and `ratios` of `rounding`, from the squares of `A⁻¹ y` and that of probes."""
 
     @abc.abstractmethod
     def certain_variances(self) -> Array:
@@ -258,8 +272,8 @@ class AbstractOneProduct(AbstractPreconditioner):
         """What is certain and the rest, or the mean of `u²`, which cannot be negative."""
 
         def draw(key: Array, count: int) -> Drawn:
-            fields, rest, _, *ended = self.posterior_draws(key, count)
-            return Drawn(rest, fields**2, *ended)
+            fields, rest, _, ended = self.posterior_draws(key, count)
+            return Drawn(rest, fields**2, ended)
 
         known = more_certain(self.certain_variances(), 0.0)
         return by_draws(self.op, self.iteration, self.op.grid_shape, draw, known)
@@ -269,8 +283,8 @@ class AbstractOneProduct(AbstractPreconditioner):
         precisions = self.op.precisions
 
         def draw(key: Array, count: int) -> Drawn:
-            _, rest, weights, *ended = self.posterior_draws(key, count)
-            return Drawn(-(precisions**2)[None] * rest, weights**2, *ended)
+            _, rest, weights, ended = self.posterior_draws(key, count)
+            return Drawn(-(precisions**2)[None] * rest, weights**2, ended)
 
         known = more_certain(precisions - precisions**2 * self.certain_variances(), 0.0)
         return by_draws(self.op, self.iteration, self.op.grid_shape, draw, known)
@@ -302,7 +316,7 @@ class AbstractOneProduct(AbstractPreconditioner):
         smooth, weights, quadratics = self.reference.finished(precisions, y, krylov.solution[:num])
         probed = self.probed(white, jax.tree.map(lambda a: a[num:], krylov))
         squares = jnp.sum((precisions[None] * (y - smooth)) ** 2, tuple(range(1, y.ndim)))
-        rounding = self.rounding(y, quadratics, squares, probed.inverse)
+        rounding = self.rounding(y, quadratics, *self.sensitivity(squares, probed.inverse))
         found = Evaluation(quadratics, weights, y - smooth, probed.forms, probed.derivative)
         return found, self.certificate(krylov, num, probed, rounding)
 
@@ -323,7 +337,7 @@ class AbstractOneProduct(AbstractPreconditioner):
             solution=solution,
             weights=weights,
             quadratics=quadratics,
-            errors=krylov.left + self.rounding_of(columns, quadratics) * quadratics,
+            errors=krylov.left + self.rounding_of_solves(columns, quadratics) * quadratics,
             certificate=ended._replace(error=jnp.max(error), num_steps=steps),
         )
 

@@ -67,6 +67,11 @@ class Krylov(NamedTuple):
         """The residual over its scale; zero where both are."""
         return self.residual / jnp.where(self.scale > 0, self.scale, 1)
 
+    @property
+    def ended(self) -> tuple[Array, Array]:
+        """The relative residual and the number of steps."""
+        return self.relative_residual, self.num_steps
+
     def has_converged(self, num_solves: int, tolerance: float) -> Array:
         """Whether every column is near its tolerance, and what solves leave is."""
         is_small = jnp.max(self.relative_residual, initial=0.0) <= SLACK * tolerance

@@ -32,8 +32,8 @@ from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import apply_all
 from kronax.linalg.arrays.random_numbers import normal_numbers
-from kronax.linalg.estimates.certificates import ROUNDING, Estimate, Iteration, trace_error
-from kronax.linalg.estimates.draws import Drawn, by_draws, more_certain
+from kronax.linalg.estimates.certificates import Estimate, Iteration, trace_error
+from kronax.linalg.estimates.draws import Drawn, Ended, by_draws, more_certain
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.krylov.abstract import (
@@ -230,16 +230,14 @@ class Twins(NamedTuple):
         smooth: `K A⁻¹ d`, likewise.
         even_weights: `S⁻¹ d'`, likewise.
         even_smooth: `K S⁻¹ d'`, likewise.
-        residual: relative ones of the iterations.
-        num_steps: of these.
+        ended: how the iterations did.
     """
 
     weights: Array
     smooth: Array
     even_weights: Array
     even_smooth: Array
-    residual: Array
-    num_steps: Array
+    ended: Ended
 
 
 class MarkovPreconditioner(AbstractOneProduct):
@@ -283,22 +281,14 @@ class MarkovPreconditioner(AbstractOneProduct):
             derivative=MarkovDerivative(left, right, held.variances()[None] + found * known),
         )
 
-    def rounding(self, y: Array, quadratics: Array, squares: Array, inverse: Array) -> Array:
-        """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
-
-        The filter itself loses no digits; the other axes are decomposed, that of a matrix within
-        rounding of the signal: see `rounding_of`.
-        """
-        held, precisions = self.reference, self.op.precisions
-        signal = largest_along(held.kronecker, held.axis) * (
-            jnp.max(squares, initial=0.0) + jnp.sum(precisions)
-        )
-        scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
-        data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
-        logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
-        ratios = held.whole * jnp.broadcast_to(held.kronecker.diagonal(), y.shape[1:])
-        sums = logs + jnp.sum(jnp.log1p(ratios)) + precisions.size
-        return ROUNDING * jnp.finfo(y.dtype).eps * (signal + inverse + jnp.sqrt(data) + sums)
+    def sensitivity(self, squares: Array, inverse: Array) -> tuple[Array, Array]:
+        """The filter loses no digits; the other axes are decomposed: see `probes.sensitivity`."""
+        held = self.reference
+        trace = jnp.sum(self.op.precisions)
+        largest = largest_along(held.kronecker, held.axis)
+        signal = largest * (jnp.max(squares, initial=0.0) + trace)
+        ratios = held.whole * jnp.broadcast_to(held.kronecker.diagonal(), self.op.grid_shape)
+        return signal + inverse, ratios
 
     def certain_variances(self) -> Array:
         """Those of the even grid."""
@@ -314,8 +304,7 @@ class MarkovPreconditioner(AbstractOneProduct):
             rest=here**2 - there**2,
             # `W (d − f)`, which is no difference of large numbers.
             weights=precisions[None] * here + jnp.sqrt(precisions)[None] * noise,
-            residual=found.residual,
-            num_steps=found.num_steps,
+            ended=found.ended,
         )
 
     def explained(self, rows: Sequence[Array | None]) -> Estimate:
@@ -325,7 +314,7 @@ class MarkovPreconditioner(AbstractOneProduct):
         def draw(key: Array, count: int) -> Drawn:
             _, _, found = self._drawn_twins(key, count)
             here, there = apply_all(full, found.weights), apply_all(full, found.even_weights)
-            return Drawn(here**2 - there**2, here**2, found.residual, found.num_steps)
+            return Drawn(here**2 - there**2, here**2, found.ended)
 
         certain = self.reference.even.explained(full)
         known = more_certain(certain, 0.0)
@@ -348,4 +337,4 @@ class MarkovPreconditioner(AbstractOneProduct):
         krylov = held.iterate(columns, self.iteration, energy=energy)
         smooth, weights, _ = held.finished(precisions, data, krylov.solution)
         even = held.given(held.whole[None] * fields + jnp.sqrt(held.whole)[None] * noise)
-        return Twins(weights, smooth, *even, krylov.relative_residual, krylov.num_steps)
+        return Twins(weights, smooth, *even, krylov.ended)

@@ -44,7 +44,8 @@ class Reference(AbstractReference):
     Args:
         bases: of the signal, one per axis.
         noise: `1 / w`.
-        filter: `t`, a grid array over the spectrum.
+        spectrum: `Λ`, a grid array without what rounding leaves below zero.
+        filter: `t`, likewise.
         smooth: `1 / (1 + w Λ)`, likewise.
         excess: `V`, a grid array.
         box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
@@ -57,6 +58,7 @@ class Reference(AbstractReference):
 
     bases: tuple[Eigenbasis, ...]
     noise: Array
+    spectrum: Array
     filter: Array
     smooth: Array
     excess: Array
@@ -76,11 +78,6 @@ class Reference(AbstractReference):
         """`Q` for columns `(k, *grid)`."""
         x = x if self.turn is None else self._on_box(self.turn, x)
         return jax.vmap(lambda v: unrotate(self.bases, v))(x)
-
-    @property
-    def spectrum(self) -> Array:
-        """`Λ`, without what rounding leaves below zero."""
-        return jnp.maximum(outer([b.values for b in self.bases]), 0)
 
     def signal(self, x: Array) -> Array:
         """`K` for columns `(k, *grid)`."""
@@ -179,7 +176,7 @@ class Reference(AbstractReference):
         Eigenvalues that are rounding stand for directions with hardly a signal. There it is taken
         from `rest = W y − V f`, of which it is `(I + wK)⁻¹`: their derivatives are not that small.
         """
-        spectrum = outer([b.values for b in self.bases])
+        spectrum = self.spectrum
         least = sum(spectrum.shape) * jnp.finfo(spectrum.dtype).eps * jnp.max(spectrum)
         has_signal = spectrum > least
         over = jnp.where(has_signal, self.filter / jnp.where(has_signal, spectrum, 1), 0)
@@ -259,7 +256,8 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     excess = precisions - 1 / noise
     top = top_of(bases, box)
     roots = box_roots(bases, weight, excess, top, None)
-    return Reference(bases, noise, weight, smooth, excess, top, None, *roots)
+    spectrum = jnp.maximum(spectrum, 0)
+    return Reference(bases, noise, spectrum, weight, smooth, excess, top, None, *roots)
 
 
 def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:

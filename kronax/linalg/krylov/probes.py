@@ -32,7 +32,7 @@ from kronax.linalg.arrays.mode_products import apply_all, matmul
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.decompositions.low_rank import LowRank, signal_plus_noise
 from kronax.linalg.decompositions.spectral import Spectral
-from kronax.linalg.estimates.certificates import ROUNDING, Estimate, Iteration, trace_error
+from kronax.linalg.estimates.certificates import Estimate, Iteration, trace_error
 from kronax.linalg.estimates.draws import Drawn, by_draws, more_certain
 from kronax.linalg.factors.eigenbases import Eigenbasis
 from kronax.linalg.krylov.abstract import (
@@ -171,10 +171,10 @@ def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet
     )
 
 
-def rounding_of(
-    held: Reference, precisions: Array, y: Array, quadratics: Array, sizes: tuple[Array, ...]
-) -> Array:
-    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
+def sensitivity(
+    held: Reference, precisions: Array, squares: Array, trace: Array, inverse: Array
+) -> tuple[Array, Array]:
+    """How rounding of the matrices moves `yᵀ A⁻¹ y + log det A`, and the ratios signal over noise.
 
     The decomposition is that of a matrix within rounding of the signal, the product that of one
     within rounding of `M`: with `‖dK‖ = ε λ_max` it is `αᵀ dK α + tr (A⁻¹ dK)` and `tr (M⁻¹ dM)`.
@@ -182,19 +182,13 @@ def rounding_of(
     Args:
         held: the reference.
         precisions: of the noise, zero at the gaps.
-        y: the columns.
-        quadratics: `yᵀ A⁻¹ y`.
-        sizes: `αᵀ α` per column, `tr A⁻¹` and `tr M⁻¹`.
+        squares: `αᵀ α` per column, with `α = A⁻¹ y`.
+        trace: `tr A⁻¹`.
+        inverse: `tr M⁻¹`.
     """
-    weights, trace, inverse = sizes
-    spectrum, most = held.spectrum, jnp.max(precisions)
-    signal = jnp.max(spectrum) * (jnp.max(weights, initial=0.0) + trace)
-    uneven = held.noise * most * (inverse + jnp.sum(held.root_inverse**2))
-    scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
-    data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
-    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
-    sums = logs + jnp.sum(jnp.log1p(spectrum / held.noise)) + precisions.size
-    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
+    signal = jnp.max(held.spectrum) * (jnp.max(squares, initial=0.0) + trace)
+    uneven = held.noise * jnp.max(precisions) * (inverse + jnp.sum(held.root_inverse**2))
+    return signal + uneven, held.spectrum / held.noise
 
 
 class SpectralPreconditioner(AbstractOneProduct):
@@ -223,13 +217,13 @@ class SpectralPreconditioner(AbstractOneProduct):
         """From probes over the spectrum and what the iteration found for each."""
         return probed_logdet(self.reference, white, krylov)
 
-    def rounding(self, y: Array, quadratics: Array, squares: Array, inverse: Array) -> Array:
-        """See `rounding_of`."""
+    def sensitivity(self, squares: Array, inverse: Array) -> tuple[Array, Array]:
+        """Of the decomposition and of `M`."""
         precisions = self.op.precisions
         # The inverse of a part is below the part of the inverse.
         inverses = 1 / (self.reference.spectrum + 1 / jnp.max(precisions))
         trace = jnp.minimum(jnp.sum(precisions), jnp.sum(inverses))
-        return rounding_of(self.reference, precisions, y, quadratics, (squares, trace, inverse))
+        return sensitivity(self.reference, precisions, squares, trace, inverse)
 
     def certain_variances(self) -> Array:
         """Those of the even grid, and what uneven data explain less in the box."""
@@ -246,8 +240,7 @@ class SpectralPreconditioner(AbstractOneProduct):
             fields=fields,
             rest=fields * (fields - held.filtered(white)),
             weights=precisions[None] * fields - jnp.sqrt(precisions)[None] * noise,
-            residual=krylov.relative_residual,
-            num_steps=krylov.num_steps,
+            ended=krylov.ended,
         )
 
     def _drawn(self, key: Array, count: int) -> tuple[Array, Array, Krylov]:
@@ -279,8 +272,7 @@ class SpectralPreconditioner(AbstractOneProduct):
         def draw(key: Array, count: int) -> Drawn:
             white, _, krylov = self._drawn(key, count)
             found = to_rows(krylov.solution)
-            rest = found * (found - to_rows(white))
-            return Drawn(rest, found**2, krylov.relative_residual, krylov.num_steps)
+            return Drawn(found * (found - to_rows(white)), found**2, krylov.ended)
 
         certain = apply_all([root**2 for root in roots], held.smooth)
         known = more_certain(_in_box(held, roots, scale), -certain)

@@ -21,7 +21,7 @@ from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.factors.square_roots import symmetric_roots
 from kronax.linalg.krylov.abstract import AbstractPreconditioner, Evaluation, ratio
 from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
-from kronax.linalg.krylov.probes import rounding_of
+from kronax.linalg.krylov.probes import sensitivity
 from kronax.linalg.krylov.terms_probes import probed_terms, terms_probes
 from kronax.linalg.krylov.terms_reference import (
     INNER,
@@ -66,7 +66,7 @@ class TermsPreconditioner(AbstractPreconditioner):
         """Conjugate gradients for `A` with `A_r`, `A_r⁻¹ columns`, the largest inner residual."""
         held, (prepared, inner) = self.reference, self.inverse(columns)
         krylov = conjugate_gradients(
-            held.mv,
+            self.op.mv_grid,
             columns,
             energy=jnp.sum(columns * prepared, tuple(range(1, columns.ndim))),
             num_solves=num_solves,
@@ -82,7 +82,7 @@ class TermsPreconditioner(AbstractPreconditioner):
 
     def quadratics(self, columns: Array, weights: Array) -> Array:
         """`bᵀ A⁻¹ b` from below: off by what is of second order in the residual."""
-        rest = 2 * columns - self.reference.mv(weights)
+        rest = 2 * columns - self.op.mv_grid(weights)
         return jnp.sum(weights * rest, tuple(range(1, columns.ndim)))
 
     def evaluate(self, y: Array) -> tuple[Evaluation, Certificate]:
@@ -95,8 +95,9 @@ class TermsPreconditioner(AbstractPreconditioner):
         probed, residual = probed_terms(held, probes, of_probes, right, self.iteration)
         below = self.quadratics(y, weights)
         trace = jnp.maximum(jnp.mean(jnp.sum(left * right, axes)), 0)
-        sizes = jnp.sum(weights**2, axes), trace, probed.inverse
-        rounding = rounding_of(held.compared, held.precisions, y, below, sizes)
+        squares = jnp.sum(weights**2, axes)
+        moved = sensitivity(held.compared, held.precisions, squares, trace, probed.inverse)
+        rounding = self.rounding(y, below, *moved)
         # `y − f`
         rest = held.variances[None] * weights
         found = Evaluation(below, weights, rest, probed.forms, probed.derivative)
@@ -111,7 +112,7 @@ class TermsPreconditioner(AbstractPreconditioner):
         num = columns.shape[0]
         krylov, _, inner = self.iterate(columns, num)
         quadratics = self.quadratics(columns, krylov.solution) + krylov.left
-        rounding = self.rounding_of(columns, quadratics)
+        rounding = self.rounding_of_solves(columns, quadratics)
         error = jnp.max(jnp.sqrt(ratio(krylov.left, quadratics)) + rounding)
         return Solved(
             solution=krylov.solution,
@@ -134,8 +135,8 @@ class TermsPreconditioner(AbstractPreconditioner):
 
         def draw(key: Array, count: int) -> Drawn:
             here, there, solved = self._drawn(parts, key, count)
-            control = there**2 - parts.known[None]
-            return Drawn(here**2, control, solved.residual, solved.num_steps)
+            ended = solved.residual, solved.num_steps
+            return Drawn(here**2, there**2 - parts.known[None], ended)
 
         return by_draws(self.op, self.iteration, self.op.grid_shape, draw, regressed, stream=2)
 

@@ -118,11 +118,11 @@ def terms_probes(held: TermsReference, iteration: Iteration) -> TermsProbes:
     signal, noise = (random_signs(key, shape, held.signal.dtype) for key in keys)
     # By the symmetric root: it is smooth in the parameters where eigenvectors change their signs.
     drawn = held.compared.to_cells(
-        jnp.sqrt(held.spectrum)[None] * held.compared.to_spectrum(signal)
+        jnp.sqrt(held.compared.spectrum)[None] * held.compared.to_spectrum(signal)
     )
     observed = held.precisions > 0
     even = held.even_inverse(drawn + jnp.sqrt(held.compared.noise) * noise)
-    rest = held.signal.mv_grid(even) - held.even_mv(even)
+    rest = held.signal.mv_grid(even) - held.compared.signal(even)
     twice = held.even_inverse(rest)
     return TermsProbes(
         columns=jnp.where(observed[None], drawn + jnp.sqrt(held.variances)[None] * noise, 0),
@@ -191,7 +191,10 @@ def _derivative(
     """
     axes = tuple(range(1, left.ndim))
     explained, twice = jnp.split(held.signal.mv_grid(jnp.concatenate([right, probes.even])), 2)
-    whole, kept = jnp.sum(left * explained, axes), jnp.sum(right * held.even_mv(right), axes)
+    whole, kept = (
+        jnp.sum(left * explained, axes),
+        jnp.sum(right * held.compared.signal(right), axes),
+    )
     signal = boxed_sum(held.signal, held.compared.bases, held.compared.box)
     share = _share(whole, kept, probed.along_box(signal, signal.inside, 0 * held.precisions))
     # On an even grid this is all that is of first order, and its mean is known.
@@ -234,7 +237,7 @@ def _reference_logdet(
 ) -> tuple[Array, Array, ProbedLogdet]:
     """`log det A_r`: what is known, what probes say of the rest, and their largest residual."""
     compared, precisions = held.compared, held.precisions
-    whole = jnp.sum(jnp.log1p(held.spectrum / compared.noise))
+    whole = jnp.sum(jnp.log1p(compared.spectrum / compared.noise))
     logs = jnp.sum(
         jnp.where(precisions == 0, 0, jnp.log(jnp.where(precisions == 0, 1, precisions)))
     )

@@ -50,7 +50,6 @@ class TermsReference(eqx.Module):
         signal: `K`.
         variances: `D`, zero at the gaps.
         precisions: `W`, zero at the gaps.
-        spectrum: `Λ`.
         compared: `K_r` beside even noise, and what is left of `A_r`.
         is_even: whether every cell is observed with the same noise.
     """
@@ -58,7 +57,6 @@ class TermsReference(eqx.Module):
     signal: KroneckerTerms
     variances: Array
     precisions: Array
-    spectrum: Array
     compared: Reference
     is_even: Array
 
@@ -67,11 +65,6 @@ class TermsReference(eqx.Module):
         """`1 / (Λ + 1/w)`."""
         return self.compared.smooth / self.compared.noise
 
-    def mv(self, x: Array) -> Array:
-        """`A`, zero at the gaps."""
-        noisy = self.signal.mv_grid(x) + self.variances[None] * x
-        return jnp.where((self.precisions > 0)[None], noisy, 0)
-
     def bound(self, r: Array) -> Array:
         """`rᵀ A⁻¹ r` per column from above, as `A` exceeds its noise."""
         return jnp.sum(self.precisions[None] * r**2, tuple(range(1, r.ndim)))
@@ -79,15 +72,11 @@ class TermsReference(eqx.Module):
     @property
     def least(self) -> Array:
         """A bound of the eigenvalues of `A_r⁻¹ A` from below, for the same reason."""
-        return 1 / (1 + jnp.max(self.spectrum) * jnp.max(self.precisions))
+        return 1 / (1 + jnp.max(self.compared.spectrum) * jnp.max(self.precisions))
 
     def even_inverse(self, x: Array) -> Array:
         """`(K_r + I/w)⁻¹` for columns `(k, *grid)`."""
         return self.compared.to_cells(self.inverse_spectrum[None] * self.compared.to_spectrum(x))
-
-    def even_mv(self, x: Array) -> Array:
-        """`K_r` for columns `(k, *grid)`."""
-        return self.compared.to_cells(self.spectrum[None] * self.compared.to_spectrum(x))
 
 
 def terms_reference(
@@ -115,8 +104,8 @@ def terms_reference(
         lambda: (jnp.zeros_like(identity), identity, identity, jnp.zeros((), signal.dtype)),
         lambda: box_roots(bases, weight, excess, top, turn),
     )
-    compared = Reference(bases, noise, weight, smooth, excess, top, turn, *roots)
-    return TermsReference(signal, variances, precisions, spectrum, compared, is_even)
+    compared = Reference(bases, noise, spectrum, weight, smooth, excess, top, turn, *roots)
+    return TermsReference(signal, variances, precisions, compared, is_even)
 
 
 def common_bases(signal: KroneckerTerms) -> tuple[Eigenbasis, ...]:
