@@ -1,4 +1,8 @@
-"""Variances as means over draws, which are made and solved in chunks, with their certificate."""
+"""Variances as means over draws, which are made and solved in chunks, with their certificate.
+
+Of one product a draw less its even twin is what is left to estimate. Of several the twin goes with
+the draw only in part, as far as the terms share a basis: there it is regressed out.
+"""
 
 from collections.abc import Callable
 from math import prod

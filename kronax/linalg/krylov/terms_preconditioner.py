@@ -23,11 +23,7 @@ from kronax.linalg.krylov.abstract import AbstractPreconditioner, Evaluation, ra
 from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
 from kronax.linalg.krylov.probes import sensitivity
 from kronax.linalg.krylov.terms_probes import probed_terms, terms_probes
-from kronax.linalg.krylov.terms_reference import (
-    INNER,
-    TermsReference,
-    term_diagonals,
-)
+from kronax.linalg.krylov.terms_reference import INNER, TermsReference, term_diagonals
 from kronax.linalg.operators.draws import apply_roots
 from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
 
