@@ -11,6 +11,7 @@ import tinygp
 from numpyro.distributions import constraints
 
 import kronax as kx
+from tests.everyday import everyday
 from tests.gp import dense
 from tests.tolerances import assert_close
 
@@ -58,7 +59,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", everyday(OTHERS, ["tinygp, L2", "one pair"]))
 def test_a_kernel_of_another_library_is_a_kernel(name):
     kernel, formula = OTHERS[name]
     gp = kx.GridGP((kernel, kx.RBF(0.5)), (X, Z), noise=0.1)
