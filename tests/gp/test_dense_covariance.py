@@ -178,7 +178,7 @@ def conditioned(name):
     return case, y, post, Reference(case, y)
 
 
-@pytest.mark.parametrize("name", everyday(CASES, ["two terms", "correlated"]))
+@pytest.mark.parametrize("name", everyday(CASES, ["correlated"]))
 def test_the_posterior_is_that_of_the_dense_matrix(name):
     case, y, post, reference = conditioned(name)
     assert isinstance(post.operator, DenseCovariance)

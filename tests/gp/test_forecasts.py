@@ -301,7 +301,7 @@ def test_dates_data_arrays_and_files(tmp_path):
 
 
 def test_nothing_is_compiled_for_other_times_or_a_longer_history():
-    services = [model("constant mean", k).condition(Y[:, :k]).filter("time") for k in (OLD, 9)]
+    services = [model("two parts", k).condition(Y[:, :k]).filter("time") for k in (OLD, 9)]
     services[0].update(Y[:, 9], 9.5)
     services[0].predict(10.0)
     with jax.log_compiles(False), count_compiled() as names:
@@ -333,7 +333,7 @@ REFUSED = {
         "got none",
     ),
     "not along this one": (
-        lambda: post().filter("x"),
+        lambda: post("constant mean").filter("x"),
         kx.NotMarkovError,
         "that along x is not: SquaredExponential",
     ),
@@ -393,7 +393,7 @@ REFUSED = {
 }
 
 
-def post(name="constant mean"):
+def post(name="two parts"):
     return model(name, OLD).condition(Y[:, :OLD])
 
 
