@@ -12,8 +12,9 @@ import numpyro.distributions as dist
 import pytest
 
 import kronax as kx
+from tests.everyday import everyday, full
 from tests.gp.dense import HOURS, SPACE, TIME, left_out
-from tests.linalg.contracted import QUICK
+from tests.gp.orders import three_orders
 from tests.tolerances import assert_close
 
 REGULAR = np.linspace(0.0, 4.0, 17)
@@ -214,7 +215,11 @@ MODELS = {
         partial(_identity, size=20),
     ),
 }
-every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def models(*chosen):
+    """Of the everyday run; one property has one, another has another."""
+    return pytest.mark.parametrize("name", everyday(MODELS, chosen))
 
 
 def _rows(model, new):
@@ -225,25 +230,19 @@ def _shape(rows):
     return tuple(len(x) for x in rows)
 
 
-@every_model
+@models("a term that joins the noise")
 def test_likelihood_gradient_and_hessian_are_the_dense_ones(name):
     model = MODELS[name]
 
     def value(theta):
         return model.make(theta).log_marginal_likelihood(model.y)
 
-    def all_orders(function):
-        def orders(theta):
-            return *jax.value_and_grad(function)(theta), jax.hessian(function)(theta)
-
-        return jax.jit(orders, compiler_options=QUICK)
-
-    found, truth = (all_orders(f)(model.theta) for f in (value, model.log_likelihood))
+    found, truth = (three_orders(f, model.theta) for f in (value, model.log_likelihood))
     for order in range(3):
         assert_close(found[order], truth[order], order)
 
 
-@every_model
+@models("four terms on three axes")
 def test_every_term_has_the_dense_mean_and_variance_and_all_add_up(name):
     model = MODELS[name]
     gp = model.gp
@@ -268,10 +267,7 @@ def test_every_term_has_the_dense_mean_and_variance_and_all_add_up(name):
     assert_close(post.residual(), model.y - post.mean())
 
 
-some_models = pytest.mark.parametrize("name", ["a Kronecker sum", "terms that differ on one axis"])
-
-
-@some_models
+@models("a Kronecker sum")
 def test_covariances_are_operators(name):
     model = MODELS[name]
     post = model.gp.condition(model.y)
@@ -283,7 +279,7 @@ def test_covariances_are_operators(name):
     assert_close(part.diagonal().ravel(), jnp.diag(part.to_dense()))
 
 
-@every_model
+@models("terms that differ on one axis")
 def test_scattered_points(name):
     model = MODELS[name]
     post = model.gp.condition(model.y)
@@ -306,7 +302,7 @@ def test_scattered_points(name):
     assert_close(got, expected)
 
 
-@every_model
+@models("terms that differ on one axis", "a Kronecker sum")
 def test_leaving_one_out(name):
     model = MODELS[name]
     found = model.gp.condition(model.y).leave_one_out()
@@ -316,7 +312,7 @@ def test_leaving_one_out(name):
     assert_close(found.variance, variance)
 
 
-@pytest.mark.parametrize("axes", [None, [np.array([0.3, 0.4]), None]])
+@pytest.mark.parametrize("axes", [full(None), [np.array([0.3, 0.4]), None]])
 def test_the_density_of_further_data(axes):
     model = MODELS["a Kronecker sum"]
     rows = _rows(model, axes or (None, None))
@@ -327,52 +323,49 @@ def test_the_density_of_further_data(axes):
     assert_close(model.gp.condition(model.y).log_prob(y_new, axes=axes), expected)
 
 
-def test_draws_of_the_terms_add_up_to_the_draw_of_the_function():
-    model = MODELS["a Kronecker sum"]
-    post = model.gp.condition(model.y)
-    key, new = jax.random.key(4), list(model.new)
-    parts = [part.sample(key, new, (2,)) for part in post.terms.values()]
-    # Roots of smooth kernels have the rounding of √eps, another in every compiled function.
-    np.testing.assert_allclose(post.sample(key, new, (2,)), model.level + sum(parts), atol=1e-6)
-    noisy = post.sample(key, new, (2,), include_noise=True)
-    assert noisy.shape == parts[0].shape
-
-
-def test_draws_have_the_mean_and_covariance_of_the_posterior():
+def test_draws_have_the_mean_and_covariance_of_the_posterior_and_those_of_its_terms_add_up():
     model = MODELS["a Kronecker sum"]
     post = model.gp.condition(model.y)
     axes, num = [np.array([0.3, 0.4]), np.array([0.1, 0.5])], 20_000
-    rows = _rows(model, axes)
-    for draws, name in (
-        (post.sample(jax.random.key(0), axes, num), None),
-        (post.terms["along"].sample(jax.random.key(0), axes, num), "along"),
-    ):
+    rows, key = _rows(model, axes), jax.random.key(0)
+    function = post.sample(key, axes, num)
+    parts = {name: part.sample(key, axes, num) for name, part in post.terms.items()}
+    # Roots of smooth kernels have the rounding of √eps, another in every compiled function.
+    np.testing.assert_allclose(function, model.level + sum(parts.values()), atol=1e-6)
+    for draws, name in ((function, None), (parts["along"], "along")):
         mean, covariance = model.posterior(model.theta, rows, name)
         flat = np.asarray(draws).reshape(num, -1)
         spread = np.sqrt(np.diag(covariance))
         assert np.all(np.abs(flat.mean(0) - mean) < 5 * spread / np.sqrt(num))
         error = 5 * np.outer(spread, spread) * np.sqrt(2 / num)
         assert np.all(np.abs(np.cov(flat.T) - covariance) < error)
+    noisy = jax.eval_shape(lambda: post.sample(key, axes, 2, include_noise=True))
+    assert noisy.shape == (2, 2, 2)
 
 
 def test_prior_draws_and_covariances_hold_all_terms():
     model = MODELS["a Kronecker sum"]
     terms = model.covariances(model.theta, model.axes, model.axes)
-    function = model.gp.covariance(include_noise=False)
-    assert_close(function.to_dense(), sum(terms.values()))
-    assert_close(model.gp.covariance().to_dense(), model.data_covariance(model.theta))
-    assert model.gp.sample(jax.random.key(0), (2,)).shape == (2, *model.grid)
-    logpdf = model.gp.numpyro_dist().log_prob(jnp.asarray(model.y))
+
+    @jax.jit
+    def prior(gp, y):
+        covariances = [gp.covariance(include_noise=noise).to_dense() for noise in (False, True)]
+        return *covariances, gp.sample(jax.random.key(0), (2,)), gp.numpyro_dist().log_prob(y)
+
+    function, data, draws, logpdf = prior(model.gp, model.y)
+    assert_close(function, sum(terms.values()))
+    assert_close(data, model.data_covariance(model.theta))
+    assert draws.shape == (2, *model.grid)
     assert_close(logpdf, model.log_likelihood(model.theta))
 
 
 def test_noise_that_is_included_is_the_white_noise_alone():
     model = MODELS["a term that joins the noise"]
     post = model.gp.condition(model.y)
-    for axes in (None, {"space": np.array([0.5])}):
-        expected = post.variance(axes) + model.theta[-1]
-        assert_close(post.variance(axes, include_noise=True), expected)
-    assert_close(post.covariance(include_noise=True).diagonal(), post.variance(include_noise=True))
+    axes = {"space": np.array([0.5])}
+    expected = post.variance(axes) + model.theta[-1]
+    assert_close(post.variance(axes, include_noise=True), expected)
+    assert_close(post.covariance(axes, include_noise=True).diagonal(), expected)
 
 
 def test_a_variance_of_two_components_has_the_dense_gradient():
@@ -429,7 +422,7 @@ def test_the_slope_of_a_term():
     model = MODELS["a term that joins the noise"]
     post = model.gp.condition(model.y)
     x, step = np.array([0.4, 1.1]), 1e-5
-    for part in (post, post.terms["local"], post.terms["trend"]):
+    for part in (post, post.terms["local"]):
         ahead, behind = (part.mean({"time": x + s}) for s in (step, -step))
         slope = part.mean_derivative("time", {"time": x})
         np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
@@ -443,7 +436,7 @@ def test_the_slope_of_a_term():
             part.mean_derivative("space")
 
 
-@some_models
+@models("a Kronecker sum")
 def test_float32(name):
     model = MODELS[name]
     gp = jax.tree.map(lambda leaf: leaf.astype(np.float32), model.gp)
@@ -477,17 +470,29 @@ def test_low_rank_axes_serve_terms_that_differ_on_one_axis():
     axis = np.linspace(0, 1, 60)
     space = kx.RBF(0.7)
     terms = {"slow": (2.0 * kx.RBF(0.5), space), "fast": (kx.RBF(0.3), space)}
-    y = np.random.default_rng(0).normal(size=(60, 4))
-    low = kx.GridGP(terms=terms, axes=(axis, SPACE), noise=0.1, structure=(25, None))
-    full = kx.GridGP(terms=terms, axes=(axis, SPACE), noise=0.1)
-    new = [np.array([0.41, 1.1]), None]
-    got, expected = low.condition(y).terms["fast"], full.condition(y).terms["fast"]
-    np.testing.assert_allclose(got.mean(), expected.mean(), atol=1e-5)
-    np.testing.assert_allclose(got.variance(new), expected.variance(new), atol=1e-5)
-    assert got.sample(jax.random.key(0), new).shape == (2, 4)
-    place = np.array([[0.41, 0.3]])
-    near = got.variance(points=place), expected.variance(points=place)
-    np.testing.assert_allclose(*near, atol=1e-5)
+    new = np.array([0.41, 1.1])
+    model = Model(
+        lambda t: kx.GridGP(terms=terms, axes=(axis, SPACE), noise=0.1, structure=(25, None)),
+        np.array([0.1]),
+        (axis, SPACE),
+        (new, None),
+        lambda t: {
+            "slow": (lambda x, z: 2.0 * rbf(x, z, 0.5), partial(rbf, scale=0.7)),
+            "fast": (partial(rbf, scale=0.3), partial(rbf, scale=0.7)),
+        },
+        partial(_identity, size=240),
+    )
+    got = model.gp.condition(model.y).terms["fast"]
+    mean, _ = model.posterior(model.theta, model.axes, "fast")
+    np.testing.assert_allclose(got.mean().ravel(), mean, atol=1e-5)
+    _, covariance = model.posterior(model.theta, (new, SPACE), "fast")
+    variance = got.variance([new, None])
+    np.testing.assert_allclose(variance.ravel(), np.diag(covariance), atol=1e-5)
+    draws = jax.eval_shape(lambda: got.sample(jax.random.key(0), [new, None]))
+    assert draws.shape == (2, 4)
+    _, covariance = model.posterior(model.theta, (new[:1], np.array([0.3])), "fast")
+    near = got.variance(points=np.array([[0.41, 0.3]]))
+    np.testing.assert_allclose(near, np.diag(covariance), atol=1e-5)
     local = {"trend": (kx.RBF(0.5), space), "local": (kx.RBF(0.3), kx.White())}
     with pytest.raises(ValueError, match=r"noise that nothing is added to; here the terms 'local'"):
         kx.GridGP(terms=local, axes=(axis, SPACE), noise=0.1, structure=(25, None))

@@ -3,6 +3,7 @@
 import datetime
 
 import cftime
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -45,8 +46,8 @@ def test_dates_of_every_library_are_days_since_the_first(dates):
     assert gp.structures[0].kind == "toeplitz"
     assert "dates 2000-02-20 to 2000-03-14 in days" in gp.describe()
     later = dates[::-1][:2]
-    post = gp.condition(np.random.default_rng(0).normal(size=24))
-    assert_close(post.mean({"time": later}), post.mean()[::-1][:2])
+    (new,) = gp.new_axes({"time": later})
+    np.testing.assert_array_equal(new.points(float).centred, [23.0, 22.0])
 
 
 @pytest.mark.parametrize(
@@ -154,9 +155,8 @@ def test_large_coordinates_lose_nothing_in_float32(time, linear):
             kernel = kernel + dtype(1 / span**2) * kx.Linear(x[0])
         return kx.GridGP((kernel,), (axis,), noise=0.1)
 
-    single, double = (
-        np.asarray(build(dtype).covariance().to_dense()) for dtype in (np.float32, np.float64)
-    )
+    dense = jax.jit(lambda gp: gp.covariance().to_dense())
+    single, double = (np.asarray(dense(build(dtype))) for dtype in (np.float32, np.float64))
     assert single.dtype == np.float32
     assert np.abs(single - double).max() < 2e-6
     ahead = kx.GridGP((kx.RBF(1.0),), (axis,), 0.1).new_axes((time[10:30],))

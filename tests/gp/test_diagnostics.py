@@ -7,11 +7,12 @@ import pytest
 import scipy.stats
 
 import kronax as kx
+from tests.everyday import everyday
 from tests.gp.dense import GPS, two_axes
 from tests.tolerances import assert_close
 
 
-@pytest.mark.parametrize("name", GPS)
+@pytest.mark.parametrize("name", everyday(GPS, ["three named axes"]))
 def test_scores_and_standardised_errors_follow_from_the_predictions(name):
     case = GPS[name]
     found = case.gp.condition(case.y).leave_one_out()
@@ -102,7 +103,7 @@ def test_outliers_need_values_and_a_sensible_number():
             found.outliers(**wrong)
 
 
-@pytest.mark.parametrize("name", GPS)
+@pytest.mark.parametrize("name", everyday(GPS, ["noise by axis", "full noise"]))
 def test_decorrelated_residuals_have_the_likelihoods_square(name):
     case = GPS[name]
     post = case.gp.condition(np.stack([case.y, case.y - 1]))

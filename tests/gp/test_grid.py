@@ -1,5 +1,6 @@
 """A GP on a grid: its density beside the dense one, its amplitude, its draws, its errors."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +8,13 @@ import pytest
 import scipy.stats
 
 import kronax as kx
+from tests.everyday import everyday
 from tests.gp import dense
 from tests.gp.dense import GPS, SPACE, TIME, two_axes
+from tests.gp.orders import three_orders
 from tests.tolerances import assert_close
 
-every_gp = pytest.mark.parametrize("name", GPS)
+every_gp = pytest.mark.parametrize("name", everyday(GPS, ["three named axes", "full noise"]))
 
 
 def log_density(case, y):
@@ -20,11 +23,17 @@ def log_density(case, y):
     return scipy.stats.multivariate_normal(cov=covariance).logpdf(residual)
 
 
+@eqx.filter_jit
+def covariances(gp):
+    return [gp.covariance(include_noise=noise).to_dense() for noise in (True, False)]
+
+
 @every_gp
 def test_the_prior_covariance_is_the_dense_one(name):
     case = GPS[name]
-    assert_close(case.gp.covariance().to_dense(), case.covariance())
-    assert_close(case.gp.covariance(include_noise=False).to_dense(), case.signal())
+    data, function = covariances(case.gp)
+    assert_close(data, case.covariance())
+    assert_close(function, case.signal())
     assert case.gp.grid_shape == case.grid
 
 
@@ -89,14 +98,12 @@ def raw_and_losses():
 def test_gradients_and_hessians_in_the_raw_parameters_are_the_dense_ones():
     raw, by_kronax, by_hand = raw_and_losses()
     assert len(raw) == 5
-    assert_close(by_kronax(raw), by_hand(raw))
-    gradient, expected = (jax.jit(jax.grad(f))(raw) for f in (by_kronax, by_hand))
+    found, expected = (three_orders(f, raw) for f in (by_kronax, by_hand))
+    assert_close(found[0], expected[0])
     for path in raw:
-        assert_close(gradient[path], expected[path], order=1)
-    hessian, expected = (jax.jit(jax.hessian(f))(raw) for f in (by_kronax, by_hand))
-    for path in raw:
+        assert_close(found[1][path], expected[1][path], order=1)
         for other in raw:
-            assert_close(hessian[path][other], expected[path][other], order=2)
+            assert_close(found[2][path][other], expected[2][path][other], order=2)
 
 
 def test_prior_draws_have_the_prior_moments():
