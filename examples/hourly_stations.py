@@ -117,7 +117,7 @@ gp = kx.GridGP(
     noise=0.1,
 )
 start = perf_counter()
-result = kx.fit(gp, anomaly)
+result = kx.fit(gp, anomaly, tolerance=1e-5)
 print(f"\nfitted to {(~is_out).sum():,} readings in {perf_counter() - start:.0f} s\n{result}\n")
 gp = result.model.observing(anomaly)
 print(gp.describe(), "\n")

@@ -107,7 +107,8 @@ print(
     f"mean log probability {ours[where].mean():.2f} "
     f"(rates of the last five years: {plain[where].mean():.2f})"
 )
-by_age = post.sample(jax.random.key(2), sample_shape=(1000,), response=True, **ahead)
+whole = {"axes": {"year": year}, "sample_shape": (1000,)}
+by_age = post.sample(jax.random.key(2), **whole, response=True, exposure=exposure)[..., later]
 by_age = np.quantile(np.sum(by_age * where, axis=(1, 3)), [0.025, 0.5, 0.975], axis=0)
 found = held_out.sum((0, 2))
 print(f"{np.mean((found >= by_age[0]) & (found <= by_age[2])):.0%} of their sums by age\n")
@@ -118,11 +119,11 @@ print(f"{np.mean((found >= by_age[0]) & (found <= by_age[2])):.0%} of their sums
 
 
 # %%
-def years_left(rates, width=1.0):
+def years_left(rates):
     """From rates `(…, ages, years)` that are constant in each age group, the last without end."""
-    survival = np.exp(-width * np.cumsum(rates, axis=-2))
+    survival = np.exp(-WIDTH * np.cumsum(rates, axis=-2))
     alive = np.concatenate([np.ones_like(survival[..., :1, :]), survival[..., :-1, :]], axis=-2)
-    lived = alive * -np.expm1(-width * rates) / rates
+    lived = alive * -np.expm1(-WIDTH * rates) / rates
     return lived.sum(axis=-2) + (survival / rates)[..., -1, :]
 
 
@@ -133,9 +134,9 @@ def of_three_years(table):
 
 
 died, lived = of_three_years(deaths), of_three_years(at_risk)
-crude_years = years_left(died.clip(1e-9) / lived, WIDTH)
-draws = post.sample(jax.random.key(1), {"age": fine[10:], "year": year}, (1000,))
-band = np.quantile(years_left(np.exp(np.asarray(draws))), [0.025, 0.5, 0.975], axis=0)
+crude_years = years_left(died.clip(1e-9) / lived)
+draws = np.asarray(post.sample(jax.random.key(1), **whole))[:, :, 5:]
+band = np.quantile(years_left(np.exp(draws)), [0.025, 0.5, 0.975], axis=0)
 for k, name in enumerate(sexes):
     print(f"{name} of 60 in 2009: {band[1, k, -1]:.1f} years to live ", end="")
     print(f"({band[0, k, -1]:.1f} to {band[2, k, -1]:.1f})")

@@ -117,8 +117,8 @@ print(
 
 # %% [markdown]
 # ## The picture
-# Rates on a grid of one degree, with the land drawn over them. Numbers of storms along the longitude
-# are sums over cells, of joint draws.
+# Rates on a grid of one degree, with the land drawn over them. Numbers of storms along the
+# longitude are sums over cells, of joint draws.
 
 # %%
 fine = np.arange(5.5, 46, 1.0), np.arange(-99.5, -14, 1.0)
