@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from numpyro import handlers
 
 import kronax as kx
 from tests.programs import programs
@@ -113,6 +114,7 @@ VERBS = {
     "variance": lambda gp, y, post, key: post.variance(NEW, include_noise=True, noise=0.3),
     "sample": lambda gp, y, post, key: post.sample(key, NEW),
     "leave_one_out": lambda gp, y, post, key: post.leave_one_out(),
+    "numpyro_dist": lambda gp, y, post, key: gp.numpyro_dist(),
 }
 
 
@@ -128,6 +130,14 @@ def test_every_verb_is_one_program(verb, given):
     with programs() as compiled:
         jax.block_until_ready(VERBS[verb](*given))
     assert len(compiled) == 1, compiled
+
+
+def test_a_latent_field_is_one_program(given):
+    """Beside the random numbers of NumPyro."""
+    with programs() as compiled, handlers.seed(rng_seed=0):
+        given[0].latent("f")
+    assert "jit(_field)" in compiled
+    assert len(compiled) < 8, compiled
 
 
 def test_starting_values_need_no_program(given):
