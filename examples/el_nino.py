@@ -150,7 +150,7 @@ print(f"\n{start}\n")
 mcmc = MCMC(
     NUTS(model, dense_mass=True, max_tree_depth=(5, 10), init_strategy=init_to_median),
     num_warmup=300,
-    num_samples=500,
+    num_samples=300,
     num_chains=4,
     chain_method="vectorized",
     progress_bar=False,
