@@ -133,7 +133,7 @@ def test_what_stays_in_a_traced_function_is_not_compared(monkeypatch):
         return checksum(*given, **options)
 
     def ask(noise, other):
-        post = kx.replace(gp, {"noise": noise}).condition(Y)
+        post = kx.replace(gp, {"noise": noise}).condition(np.asarray(Y))
         before = len(made)
         own = post.mean(), post.variance([x + 0.1, None])
         assert len(made) == before
