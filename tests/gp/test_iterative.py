@@ -443,7 +443,7 @@ def test_a_description_says_what_iterations_hold(make, shape, num_probes, planne
     [(of_one_product, (60, 80)), (of_three_terms, (60, 80)), (of_a_filter, (600, 20))],
 )
 def test_xla_plans_what_iterations_are_said_to_hold(make, shape):
-    gp, held = described(make, shape, kx.Iteration(num_probes=8, box_size=100))
+    gp, held = described(make, shape, kx.Iteration(num_probes=8))
     value = jax.value_and_grad(lambda gp, y: gp.log_marginal_likelihood(y))
     plan = jax.jit(value).lower(gp, jnp.zeros(shape)).compile().memory_analysis()
     assert 0.67 < held / plan.temp_size_in_bytes < 1.5
