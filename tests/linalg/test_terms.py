@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.krylov.terms_preconditioner import common_bases, terms_reference
-from kronax.linalg.krylov.variances import term_posterior_estimate
+from kronax.linalg.krylov.terms_reference import common_bases, terms_reference
+from kronax.linalg.krylov.variances import posterior_estimate
 from tests import oracle
 from tests.everyday import full
 from tests.tolerances import assert_close
@@ -304,7 +304,7 @@ def test_variances():
     own = oracle.kron(*case.factors[1])
     explained = np.einsum("ab,bc,ac->a", own[:, cells], np.linalg.inv(matrix), own[:, cells])
     posterior = (np.diagonal(own) - explained).reshape(GRID)
-    drawn = term_posterior_estimate(case.operator(), 1, many)
+    drawn = posterior_estimate(case.operator(), iteration=many, term=1)
     assert np.mean(np.abs(drawn.value - posterior) <= drawn.error) >= 0.95
     # The covariance with one place of the first term, at chosen places.
     rows = [f[[1, 4]] for f in case.factors[0]]
@@ -332,6 +332,22 @@ def test_steps_stay_few():
     assert gaps.num_steps <= 20
 
 
+def test_rounding_is_the_same_in_any_units():
+    case = draw_case(np.random.default_rng(14))
+
+    @jax.jit
+    def run(scales):
+        def one(c):
+            op = case.operator().scaled(c)
+            return kx.iterative_logpdf(jnp.sqrt(c) * case.y, 0.0, op, iteration=QUICK)
+
+        return jax.lax.map(one, scales)
+
+    estimate = run(np.array([1e-4, 1.0, 1e4]))
+    assert np.all(estimate.converged)
+    np.testing.assert_allclose(estimate.rounding, estimate.rounding[1], rtol=0.3)
+
+
 def test_the_basis_is_that_of_the_marginal_covariances():
     case = draw_case(np.random.default_rng(13), (5, 6), share=0.0, num_terms=3)
     held = terms_reference(case.operator().kronecker, case.operator().variances, QUICK)
@@ -347,7 +363,7 @@ def test_the_basis_is_that_of_the_marginal_covariances():
     inside = np.arange(30).reshape(5, 6)[place].ravel()
     values = np.diagonal(turned).reshape(5, 6).copy()
     values[place] = np.linalg.eigvalsh(turned[np.ix_(inside, inside)]).reshape(values[place].shape)
-    assert_close(held.spectrum, values)
+    assert_close(held.compared.spectrum, values)
 
 
 def test_structured_factors():
