@@ -84,7 +84,7 @@ def _made(sources: list[tuple[Array, int]]) -> tuple[Array, ...]:
     return found
 
 
-def _remember(checksum: Array, leaf: Array) -> None:
+def _remember(checksum: Array, leaf: Any) -> None:
     if not isinstance(leaf, jax.Array):  # NumPy's may change
         return
     key = id(checksum)
