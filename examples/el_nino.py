@@ -18,9 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jax.scipy.stats import norm
 from numpyro.distributions import constraints
 from numpyro.infer import MCMC, NUTS, Predictive, init_to_median
+from scipy.stats import norm
 from statsmodels.datasets import elnino
 
 import kronax as kx
@@ -150,7 +150,7 @@ print(f"\n{start}\n")
 mcmc = MCMC(
     NUTS(model, dense_mass=True, max_tree_depth=(5, 10), init_strategy=init_to_median),
     num_warmup=300,
-    num_samples=500,
+    num_samples=300,
     num_chains=4,
     chain_method="vectorized",
     progress_bar=False,
@@ -269,18 +269,19 @@ leverage = 1 + 1 / len(train) + latest**2 / np.sum(august**2)
 
 
 def series_forecast(origins, num_months):
-    """Mean and variance in °C, from months counted from the first one."""
+    """Means and variances in °C, a row per origin: months counted from the first one."""
     kernel, z = series.variance * series.kernels[0], ((rows - climatology) / spread).ravel()
     gp = kx.GridGP((kernel,), (np.arange(120.0),), noise=series.noise)
     post = gp.condition(np.stack([z[origin - 120 : origin] for origin in origins]))
     new = (120.0 + np.arange(num_months),)
     mean, variance = post.mean(new), post.variance(new, include_noise=True)
-    month = (origins[0] + np.arange(num_months)) % 12
+    month = (np.array(origins)[:, None] + np.arange(num_months)) % 12
     return climatology[month] + spread[month] * mean, spread[month] ** 2 * variance
 
 
-series_decade = [values.reshape(held_out.shape) for values in series_forecast([600], 120)]
-series_winters = series_forecast(range(606, 720, 12), 6)
+series_rows = series_forecast([600, *range(606, 720, 12)], 120)
+series_decade = [values[0].reshape(held_out.shape) for values in series_rows]
+series_winters = [values[1:, :6] for values in series_rows]
 new_year = spread**2 * (1 + 1 / len(train))
 forecasts = {
     "Ten years from February 2000": {
@@ -301,7 +302,7 @@ forecasts = {
 
 def scores(truth, mean, variance):
     """RMSE (°C), mean negative log density and share in the central 95 %, of a mixture of draws."""
-    mean, variance = (np.reshape(a, (-1, *np.shape(a)[-2:])) for a in (mean, variance))
+    mean, variance = (np.reshape(np.asarray(a), (-1, *np.shape(a)[-2:])) for a in (mean, variance))
     density = np.mean(norm.pdf(truth, mean, np.sqrt(variance)), axis=0)
     rank = np.mean(norm.cdf(truth, mean, np.sqrt(variance)), axis=0)
     rmse = np.sqrt(np.mean((truth - mean.mean(0)) ** 2))

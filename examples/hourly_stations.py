@@ -1,7 +1,7 @@
 # %% [markdown]
-# # Hourly stations: four years, and what the outages hid
+# # Hourly stations: three years, and what the outages hid
 #
-# Twelve weather stations and four years of hourly temperature, 420 768 cells: loggers fail for
+# Twelve weather stations and three years of hourly temperature, 315 360 cells: loggers fail for
 # weeks, single readings go missing. A tenth of the cells has no reading. Along the hours the model
 # is a Markov process, so that a filter of all stations at once gives likelihood and gradient of
 # *all* readings exactly, in time linear in their number and with any gaps; the next days are
@@ -27,7 +27,8 @@ rng = np.random.default_rng(3)
 
 # %% [markdown]
 # ## The data
-# Places in km. The last week is kept for the forecast.
+# Places in km. Of four years that are simulated the model gets the last three; the last week is
+# kept for the forecast.
 
 # %%
 num_stations, num_days = 12, 4 * 365 + 1
@@ -70,10 +71,10 @@ while is_out.mean() < 0.1:
     station, begin = rng.integers(num_stations), rng.integers(hours.size)
     is_out[begin : begin + rng.integers(7 * 24, 35 * 24), station] = True
 num_new = 7 * 24
-is_out[-num_new:] = False
-whole, ahead = readings[:-num_new], readings[-num_new:]
-past, future = hours[:-num_new], hours[-num_new:]
-is_out = is_out[:-num_new]
+given = slice(hours.size - 3 * 365 * 24, -num_new)
+whole, ahead = readings[given], readings[-num_new:]
+past, future = hours[given], hours[-num_new:]
+is_out = is_out[given]
 seen = np.where(is_out, np.nan, whole)
 print(f"{seen.size:,} cells, {is_out.sum():,} without a reading ({is_out.mean():.0%})\n")
 
@@ -104,8 +105,8 @@ anomaly = seen - columns @ weights
 # %% [markdown]
 # ## The model and its fit
 # Weather that decays over hours and kilometres, a share of it that a station has for itself, and
-# the noise of a reading: five parameters, fitted to all readings at once. A step takes some two
-# seconds.
+# the noise of a reading: five parameters, fitted to all readings at once. A step takes about a
+# second.
 
 # %%
 gp = kx.GridGP(
@@ -226,7 +227,7 @@ image = panels[0].imshow(
     vmin=-8,
     vmax=8,
     interpolation="nearest",
-    extent=(0, days[-1] / 365.25, num_stations + 0.5, 0.5),
+    extent=(days[0] / 365.25, days[-1] / 365.25, num_stations + 0.5, 0.5),
 )
 panels[0].set_facecolor("0.25")
 panels[0].set(
@@ -271,7 +272,7 @@ ax.set(title=f"The next week at station {station + 1}", xlabel="days", ylabel="Â
 ax.legend(ncols=4, frameon=False, loc="upper left")
 ax.set_ylim(top=ax.get_ylim()[1] + 3)
 figure.suptitle(
-    f"Four years of hours at twelve stations, {is_out.mean():.0%} missing: error in the outages "
+    f"Three years of hours at twelve stations, {is_out.mean():.0%} missing: error in the outages "
     f"{rmse((filled - whole)[is_out]):.1f} Â°C, {in_band:.0%} in the 95 % band",
     fontsize=13,
 )

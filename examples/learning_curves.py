@@ -137,13 +137,13 @@ print(f"the five that look best have the ranks {', '.join(map(str, sorted(ranks)
 
 # %% [markdown]
 # ## Are the bands right?
-# Six sweeps, each with a fit of its own: the share of the cut curves' last readings, and of all
+# Four sweeps, each with a fit of its own: the share of the cut curves' last readings, and of all
 # missing readings, in central bands of several levels.
 
 # %%
 levels = np.array([0.5, 0.8, 0.9, 0.95])
 z = {"last epochs": [], "all missing": []}
-for seed in range(6):
+for seed in range(4):
     again = sweep(seed)
     m, s = (mean, sd) if seed == 0 else predict(fit(again[0], again[2]), again[2])
     away, missing = np.abs(again[1] - m) / s, np.isnan(again[2])
@@ -192,7 +192,7 @@ ax = panels[1, 3]
 ax.plot([0.4, 1], [0.4, 1], "k--", lw=1)
 for (name, shares), mark in zip(inside.items(), "os", strict=True):
     ax.plot(levels, shares, f"{mark}-", label=name)
-ax.set(title="Calibration over six sweeps", xlabel="nominal level", ylabel="share in the band")
+ax.set(title="Calibration over four sweeps", xlabel="nominal level", ylabel="share in the band")
 ax.legend(frameon=False)
 figure.suptitle(
     f"A sweep while it runs: error of the last epoch {rmse['kronax']:.3f} "

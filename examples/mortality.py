@@ -107,22 +107,23 @@ print(
     f"mean log probability {ours[where].mean():.2f} "
     f"(rates of the last five years: {plain[where].mean():.2f})"
 )
-by_age = post.sample(jax.random.key(2), sample_shape=(1000,), response=True, **ahead)
+rates = np.exp(np.asarray(post.sample(jax.random.key(1), {"year": year}, (1000,))))
+by_age = np.random.default_rng(0).poisson(rates[..., later] * exposure[..., later])
 by_age = np.quantile(np.sum(by_age * where, axis=(1, 3)), [0.025, 0.5, 0.975], axis=0)
 found = held_out.sum((0, 2))
 print(f"{np.mean((found >= by_age[0]) & (found <= by_age[2])):.0%} of their sums by age\n")
 
 # %% [markdown]
 # ## Years of life left at 60
-# A function of the rates of all ages takes joint draws of them.
+# A function of the rates of all ages takes joint draws of them: the same as for the sums by age.
 
 
 # %%
-def years_left(rates, width=1.0):
+def years_left(rates):
     """From rates `(…, ages, years)` that are constant in each age group, the last without end."""
-    survival = np.exp(-width * np.cumsum(rates, axis=-2))
+    survival = np.exp(-WIDTH * np.cumsum(rates, axis=-2))
     alive = np.concatenate([np.ones_like(survival[..., :1, :]), survival[..., :-1, :]], axis=-2)
-    lived = alive * -np.expm1(-width * rates) / rates
+    lived = alive * -np.expm1(-WIDTH * rates) / rates
     return lived.sum(axis=-2) + (survival / rates)[..., -1, :]
 
 
@@ -133,9 +134,8 @@ def of_three_years(table):
 
 
 died, lived = of_three_years(deaths), of_three_years(at_risk)
-crude_years = years_left(died.clip(1e-9) / lived, WIDTH)
-draws = post.sample(jax.random.key(1), {"age": fine[10:], "year": year}, (1000,))
-band = np.quantile(years_left(np.exp(np.asarray(draws))), [0.025, 0.5, 0.975], axis=0)
+crude_years = years_left(died.clip(1e-9) / lived)
+band = np.quantile(years_left(rates[:, :, 5:]), [0.025, 0.5, 0.975], axis=0)
 for k, name in enumerate(sexes):
     print(f"{name} of 60 in 2009: {band[1, k, -1]:.1f} years to live ", end="")
     print(f"({band[0, k, -1]:.1f} to {band[2, k, -1]:.1f})")
@@ -146,7 +146,7 @@ for k, name in enumerate(sexes):
 # %%
 plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation": "left"})
 figure, axs = plt.subplots(2, 3, figsize=(15, 8.6), layout="constrained")
-rates = {"cmap": "viridis", "norm": LogNorm(2e-3, 0.5), "rasterized": True}
+shades = {"cmap": "viridis", "norm": LogNorm(2e-3, 0.5), "rasterized": True}
 crude = np.where(deaths > 0, deaths / exposure, np.nan)
 colours = {"women": "tab:purple", "men": "tab:orange"}
 border, five = first_day[later][0], [1995, 2000, 2005, 2010]
@@ -158,11 +158,11 @@ ax.set(title="Women at risk")
 figure.colorbar(image, ax=ax, label="person-years")
 ax = axs[0, 1]
 ax.pcolormesh(year, age, np.where(is_known[0], 1.0, np.nan), cmap="Greys", vmin=0, vmax=4)
-image = ax.pcolormesh(year, age, crude[0], shading="nearest", **rates)
+image = ax.pcolormesh(year, age, crude[0], shading="nearest", **shades)
 ax.set(title="Women: deaths / person-years; grey: none died")
 figure.colorbar(image, ax=ax, label="deaths per person-year", extend="both")
 ax = axs[0, 2]
-image = ax.pcolormesh(year, fine, surface.mean[0], shading="nearest", **rates)
+image = ax.pcolormesh(year, fine, surface.mean[0], shading="nearest", **shades)
 ax.set(title="Women: posterior mean and forecast of the rate")
 figure.colorbar(image, ax=ax, label="deaths per person-year", extend="both")
 for ax in axs[0]:

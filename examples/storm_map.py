@@ -117,12 +117,13 @@ print(
 
 # %% [markdown]
 # ## The picture
-# Rates on a grid of half a degree, land left out. Numbers of storms along the longitude are sums
-# over cells, of joint draws.
+# Rates on a grid of one degree, with the land drawn over them. Numbers of storms along the
+# longitude are sums over cells, of joint draws.
 
 # %%
-fine = np.arange(6.25, 45, 0.5), np.arange(-98.75, -15, 0.5)
-is_land = globe.is_land(*np.meshgrid(*fine, indexing="ij"))
+fine = np.arange(5.5, 46, 1.0), np.arange(-99.5, -14, 1.0)
+coast = np.arange(6.0, 45.1, 0.25), np.arange(-99.0, -14.9, 0.25)
+is_land = globe.is_land(*np.meshgrid(*coast, indexing="ij"))
 surface = post.response({"latitude": fine[0], "longitude": fine[1]}, exposure=1.0)
 draws = np.asarray(
     post.sample(
@@ -137,7 +138,8 @@ plt.rcParams.update({"font.size": 10, "axes.titlesize": 11, "axes.titlelocation"
 figure = plt.figure(figsize=(15, 9.2), layout="constrained")
 upper, lower = figure.subfigures(2, 1, height_ratios=[2, 1])
 maps, axs = upper.subplots(2, 3, sharex=True, sharey=True), lower.subplots(1, 3)
-rates = {"cmap": "inferno", "norm": LogNorm(0.005, 1.0), "rasterized": True}
+smooth = {"shading": "gouraud", "rasterized": True}
+rates = {"cmap": "inferno", "norm": LogNorm(0.005, 1.0), **smooth}
 for k, name in enumerate(parts):
     ax = maps[0, k]
     image = ax.pcolormesh(
@@ -145,9 +147,7 @@ for k, name in enumerate(parts):
     )
     ax.set(title=f"Storms first seen, {name}")
     ax = maps[1, k]
-    shading = ax.pcolormesh(
-        fine[1], fine[0], np.where(is_land, np.nan, surface.mean[..., k]), **rates
-    )
+    shading = ax.pcolormesh(fine[1], fine[0], surface.mean[..., k], **rates)
     there = storms[is_held_out & (np.abs(storms.month - month[k]) < parts[name] / 2)]
     ax.plot(there.long, there.lat, "o", ms=3.2, mec="white", mfc="none", mew=0.8)
     ax.set(title=f"Rate, {name}; circles: held out")
@@ -155,24 +155,22 @@ upper.colorbar(image, ax=maps[0], label="storms in 32 years", extend="max", aspe
 upper.colorbar(shading, ax=maps[1], label="storms per month and million km²", aspect=14)
 ax = axs[0]
 relative = 100 * surface.std[..., 1] / surface.mean[..., 1]
-image = ax.pcolormesh(
-    fine[1], fine[0], np.where(is_land, np.nan, relative), cmap="magma", vmin=0, vmax=100
-)
+image = ax.pcolormesh(fine[1], fine[0], relative, cmap="magma", vmin=0, vmax=100, **smooth)
 lower.colorbar(image, ax=ax, label="% of the rate", extend="max", aspect=14, shrink=0.8)
 ax.set(title="Standard deviation, August and September")
 for ax in (*maps.flat, axs[0]):
-    ax.contourf(fine[1], fine[0], is_land, levels=[0.5, 1.5], colors="0.8")
-    ax.contour(fine[1], fine[0], is_land, levels=[0.5], colors="0.35", linewidths=0.7)
+    ax.contourf(coast[1], coast[0], is_land, levels=[0.5, 1.5], colors="0.8")
+    ax.contour(coast[1], coast[0], is_land, levels=[0.5], colors="0.35", linewidths=0.7)
     ax.set(aspect="equal", xlim=(-99, -15), ylim=(6, 45), xticks=range(-90, -10, 20))
     ax.label_outer()
 
 ax = axs[1]
-line = post.response({"latitude": [13.5], "longitude": fine[1]}, exposure=1.0)
-at_sea = ~is_land[np.argmin(np.abs(fine[0] - 13.5))]
+row = int(np.flatnonzero(fine[0] == 13.5)[0])
+at_sea = ~globe.is_land(fine[0][row], fine[1])
 for k, (name, colour) in enumerate(zip(parts, ("tab:green", "tab:red", "tab:blue"), strict=True)):
-    low, high = (np.where(at_sea, side[0, :, k], np.nan) for side in line.quantiles)
+    low, high = (np.where(at_sea, side[row, :, k], np.nan) for side in surface.quantiles)
     ax.fill_between(fine[1], low, high, alpha=0.25, lw=0, color=colour)
-    middle = np.where(at_sea, line.mean[0, :, k], np.nan)
+    middle = np.where(at_sea, surface.mean[row, :, k], np.nan)
     ax.plot(fine[1], middle, color=colour, lw=1.8, label=name)
 ax.set(title="Rate along 13.5° N, with 95 % bands", yscale="log", ylim=(0.004, 9))
 ax.set(xlabel="longitude (°)", ylabel="per month and million km²", xlim=(-99, -15))

@@ -177,9 +177,10 @@ def of_fits() -> dict[str, Any]:
     """Independent fits of data sets, and what a step of them sends."""
     mesh = Mesh(np.array(jax.devices()), ("a",))
     y = jax.device_put(data(*SETS), NamedSharding(mesh, P("a")))
-    programs, advance = [], driver.advance
+    programs, places, advance = [], [], driver.advance
 
     def watched(*given: Any) -> Any:
+        places.append([len(x.sharding.device_set) for x in jax.tree.leaves(given[1])])
         programs.append(advance.lower(*given).compile())
         return programs[-1](*given)
 
@@ -189,7 +190,7 @@ def of_fits() -> dict[str, Any]:
     finally:
         driver.advance = advance
     sent = [communicated(program.compiled) for program in programs]
-    return {"losses": np.asarray(fit.losses).tolist(), "communicated": sent}
+    return {"losses": np.asarray(fit.losses).tolist(), "communicated": sent, "places": places}
 
 
 def of_posteriors() -> dict[str, Any]:

@@ -203,6 +203,9 @@ def check_fits(found: dict[str, Any]) -> None:
     alone = kx.fit(gp, y, independent=True, num_steps=3)
     np.testing.assert_allclose(found["losses"], alone.losses, rtol=1e-11)
     assert found["communicated"] == [{}] * len(found["communicated"])
+    # Each call is given its state as the first one is: they share a program.
+    assert all(place == found["places"][0] for place in found["places"])
+    assert len(found["places"]) > 1
 
 
 def check_posteriors(found: dict[str, Any]) -> None:

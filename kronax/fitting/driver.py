@@ -183,7 +183,7 @@ def drive(
             until = _agreed(states, until)[0]
             since = time.perf_counter()
             states = jax.block_until_ready(
-                _everywhere(advance(fixed, states, np.asarray(until, np.int32)))
+                _as_begun(advance(fixed, states, np.asarray(until, np.int32)))
             )
             seconds = (time.perf_counter() - since) / max(1, _furthest(states) - at)
             if until % every == 0:
@@ -201,6 +201,14 @@ def drive(
                 fixed, states = remeasured(fixed, states)
             chunk = max(1, min(2 * chunk, int(SECONDS_PER_CHUNK / max(seconds, 1e-9))))
     return fixed[0], states, stopped, elapsed()
+
+
+def _as_begun(states: State) -> State:
+    """States where those of the start are: left on several devices they take another program."""
+    arrays = [x for x in jax.tree.leaves(states) if isinstance(x, jax.Array)]
+    if all(len(x.sharding.device_set) == 1 for x in arrays):
+        return states
+    return owned(_everywhere(states))
 
 
 def _everywhere(states: State) -> State:

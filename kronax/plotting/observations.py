@@ -34,12 +34,13 @@ def quantiles_on(found: Response) -> np.ndarray:
     Raises:
         ValueError: if their distribution function is not known.
     """
-    if found.observation_quantiles is None:
+    seen = found.observation_quantiles
+    if seen is None:
         raise ValueError(
             "A band of new observations needs their distribution function, which NumPyro does not "
             "have here. Pass include_noise=False for the latent function."
         )
-    return np.asarray(found.observation_quantiles)
+    return np.asarray(seen)
 
 
 def _known_fields(post: LikelihoodPosterior, found: Cut) -> dict[str, Any]:

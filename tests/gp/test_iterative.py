@@ -448,15 +448,57 @@ def test_what_iterations_cannot_do_is_refused():
         kx.Iterative(correlated)
 
 
-def test_a_description_says_what_iterations_hold():
-    """Of 240×320 cells with four probes XLA plans 14.4 million numbers."""
-    axes = tuple(np.linspace(0, 1, n) ** 1.1 for n in (240, 320))
-    gp = kx.GridGP(
-        tuple(kx.Matern32(0.3) for _ in axes),
-        axes,
-        noise=np.full((240, 320), 0.1),
-        gaps="iterative",
-        iteration=kx.Iteration(num_probes=4),
-    )
+def of_one_product(shape):
+    return (kx.Matern32(0.3), kx.Matern32(0.3)), {"noise": np.full(shape, 0.1)}
+
+
+def of_three_terms(_):
+    first, second = kx.Matern32(0.3), kx.Matern12(0.5)
+    pairs = {"a": (first, second), "b": (second, kx.Matern52(0.2)), "c": (first, first)}
+    return None, {"noise": 0.1, "terms": pairs}
+
+
+def of_a_filter(shape):
+    observed = np.random.default_rng(0).random(shape) < 0.8
+    return (kx.Matern32(0.3), kx.Matern32(0.3)), {
+        "noise": 0.1,
+        "observed": observed,
+        "structure": ("markov", None),
+    }
+
+
+def described(make, shape, iteration):
+    """The process, and the bytes that it says its iterations hold."""
+    axes = tuple(np.linspace(0, 1, n) ** 1.1 for n in shape)
+    kernels, options = make(shape)
+    gp = kx.GridGP(kernels, axes, gaps="iterative", iteration=iteration, **options)
     (line,) = [line for line in gp.describe().splitlines() if "iterations do" in line]
-    assert 0.7 < float(line.split()[-2]) / (14.4e6 * 8 / 1e9) < 1.4
+    return gp, 1e9 * float(line.split()[-2])
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "num_probes", "planned"),
+    [
+        (of_one_product, (240, 320), 4, 14.4e6),
+        (of_three_terms, (240, 320), 4, 41.9e6),
+        (of_three_terms, (240, 320), 16, 86.3e6),
+        (of_a_filter, (3000, 50), 4, 25.0e6),
+        (of_a_filter, (3000, 50), 16, 79.0e6),
+    ],
+)
+def test_a_description_says_what_iterations_hold(make, shape, num_probes, planned):
+    """Beside the numbers that XLA plans for a value and gradient, of eight bytes each."""
+    _, held = described(make, shape, kx.Iteration(num_probes=num_probes))
+    assert 0.7 < held / (8 * planned) < 1.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(of_one_product, (60, 80)), (of_three_terms, (60, 80)), (of_a_filter, (600, 20))],
+)
+def test_xla_plans_what_iterations_are_said_to_hold(make, shape):
+    gp, held = described(make, shape, kx.Iteration(num_probes=8))
+    value = jax.value_and_grad(lambda gp, y: gp.log_marginal_likelihood(y))
+    plan = jax.jit(value).lower(gp, jnp.zeros(shape)).compile().memory_analysis()
+    assert 0.67 < held / plan.temp_size_in_bytes < 1.5

@@ -334,6 +334,20 @@ def test_probabilities_of_observations_that_say_more_than_is_known():
     assert_close(outside, [0.0, 0.5], rtol=0, atol=5e-3)
 
 
+def test_rates_ask_for_no_quantiles_of_observations():
+    """Those take a hundred times as long."""
+
+    class Rates(kx.Poisson):
+        def cdf(self, y, f):
+            raise AssertionError
+
+    found = response(Rates(), jnp.zeros(2), jnp.ones(2), (0.5,))
+    assert_close(found.quantiles, np.ones((1, 2)))
+    assert_close(found.observation_std, np.sqrt(found.observation_mean + found.std**2))
+    with pytest.raises(AssertionError):
+        _ = found.observation_quantiles
+
+
 @pytest.mark.parametrize("dtype", everyday([np.float32, np.float64], [np.float32]))
 def test_responses_far_from_zero(dtype):
     """Deviations that are small beside their means, counts beyond what the precision counts."""

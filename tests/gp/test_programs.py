@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 import xarray as xr
+from numpyro import handlers
 
 import kronax as kx
 from tests.programs import programs
@@ -128,6 +129,15 @@ def test_every_verb_is_one_program(verb, given):
     with programs() as compiled:
         jax.block_until_ready(VERBS[verb](*given))
     assert len(compiled) == 1, compiled
+
+
+def test_sites_of_numpyro_are_one_program_each(given):
+    """Beside random numbers and checks: a model runs step by step before it is compiled."""
+    with programs() as compiled, handlers.seed(rng_seed=0):
+        given[0].latent("f")
+        given[0].numpyro_dist()
+    assert {"jit(_field)", "jit(_moments)"} <= set(compiled)
+    assert not {"jit(exp)", "jit(sqrt)", "jit(cholesky)"} & set(compiled)
 
 
 def test_starting_values_need_no_program(given):

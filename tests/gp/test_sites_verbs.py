@@ -74,8 +74,15 @@ def test_a_batch_is_asked_as_its_data_sets_are():
     assert len(posts) == 2
     np.testing.assert_array_equal(posts[1].mean(), one.mean())
     found, alone = posts.response(), one.response()
-    for whole, part in zip(jax.tree.leaves(found), jax.tree.leaves(alone), strict=True):
+    assert eqx.tree_equal(found.likelihood, alone.likelihood)  # one for all
+    names = "mean std quantiles observation_mean observation_std observation_quantiles"
+    for name in names.split():
+        whole, part = getattr(found, name), getattr(alone, name)
         np.testing.assert_array_equal(whole[..., 1, :, :], part)
+    per_unit = posts.response(exposure=1.0)  # one number, without a batch
+    np.testing.assert_array_equal(
+        per_unit.observation_quantiles[:, 1], one.response(exposure=1.0).observation_quantiles
+    )
     for name in ("mean", "variance"):
         whole = getattr(posts, name)()
         np.testing.assert_array_equal(whole, [getattr(p, name)() for p in posts])

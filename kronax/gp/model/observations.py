@@ -1,8 +1,10 @@
 """Data as users give them, read once: below, nobody asks what they came as."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -45,9 +47,10 @@ class Observations(NamedTuple):
 def observations(gp: AbstractProcess, y: Any) -> Observations:
     """Labels, order, masks, precision, values, gaps: all that is asked of data, in one place."""
     values = _in_grid_order(gp, y, gp.axes, "y")
-    grid, _ = grid_of(values, gp.grid_shape, "y", gp.dtype, finite=False)
+    # Constants keep their values inside jit.
+    with jax.ensure_compile_time_eval() if is_concrete(values) else nullcontext():
+        grid, _ = grid_of(values, gp.grid_shape, "y", gp.dtype, finite=False)
     _check_values(gp, grid)
-    # Constants keep their values inside jit as long as they are not converted.
     observed = gaps_of(gp, values)
     return Observations(grid, observed, template_of(y, gp.axis_names))
 

@@ -26,7 +26,7 @@ from kronax.gp.model.additive import Terms
 from kronax.gp.noise.abstract import AbstractNoise
 from kronax.gp.noise.reading import noise_of
 from kronax.linalg.arrays.checks import is_concrete
-from kronax.linalg.arrays.fingerprints import held
+from kronax.linalg.arrays.fingerprints import held, is_known
 from kronax.linalg.estimates.certificates import Estimate, Iteration
 from kronax.linalg.functions.choice import DataCovariance
 from kronax.linalg.operators.gap_geometry import Mask
@@ -321,7 +321,7 @@ def compiled(function: Callable[..., Any], *, returns_operator: bool = False) ->
     """`eqx.filter_jit` for a function of a posterior, whose template is left out.
 
     Posteriors of a hundred variables or dates then share one compiled program. The checksum of a
-    concrete decomposition is compared before: to do it inside would take half the compilation.
+    decomposition is compared before where it can be: inside it takes half the compilation.
     """
     jitted = eqx.filter_jit(function)
 
@@ -337,9 +337,9 @@ def compiled(function: Callable[..., Any], *, returns_operator: bool = False) ->
 
 
 def _compared(post: AbstractPosterior) -> AbstractPosterior:
-    """A concrete posterior without checksums, of which that of the decomposition was right."""
+    """A posterior without checksums, if that of the decomposition can be seen to be right."""
     op: Any = post.operator
-    if not is_concrete(post) or getattr(op, "made_of", None) is None:
+    if getattr(op, "made_of", None) is None or not (is_concrete(post) or is_known(op)):
         return post
     held(op, op.decomposition)
     op = eqx.tree_at(lambda o: o.made_of, op, None)

@@ -23,6 +23,7 @@ from kronax.linalg.dense_covariance import DenseCovariance
 from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.gaps.masked import Masked
 from kronax.linalg.gaps.plan import dense_cost, plan_gaps
+from kronax.linalg.krylov.markov_reference import numbers_of_filter
 from kronax.linalg.krylov.operator import Iterative
 from kronax.linalg.krylov.preconditioner import balanced_box, held_numbers
 from kronax.linalg.markov.at_observed import MarkovAtObserved, misses_whole_times
@@ -361,15 +362,19 @@ def described(gp: AbstractProcess) -> list[str]:
         return [*lines, f"  exact: {found.reason}", f"  a value and gradient: {cost}"]
     if found.axis is None:
         box = "×".join(map(str, balanced_box(gp.grid_shape, gp.iteration.box_size)))
-        held = held_numbers(gp.grid_shape, gp.iteration) * jnp.dtype(gp.dtype).itemsize
-        known = f"exact on {box} eigenvectors" + f", {held / 1e9:.2g} GB" * are_exact(gp)
+        num_terms = 1 if are_exact(gp) else len(gp.additive.names)
+        held = held_numbers(gp.grid_shape, gp.iteration, num_terms)
+        known = f"exact on {box} eigenvectors"
     else:
         names = gp.axis_names or tuple(f"axis {i}" for i in range(len(gp.axes)))
+        order = state_length(gp.kernels[found.axis]) or 0
+        held = numbers_of_filter(gp.grid_shape, order, gp.iteration)
         known = f"from the complete grid, filtered along {names[found.axis]}"
+    memory = held * jnp.dtype(gp.dtype).itemsize / 1e9
     lines += [
         f"  iterative: {found.reason}",
         f"  a value and gradient: {iterative_flops(gp, USUAL_STEPS):.1e} operations if "
-        f"{USUAL_STEPS} iterations do, {gp.iteration.num_probes} probes, {known}",
+        f"{USUAL_STEPS} iterations do, {gp.iteration.num_probes} probes, {known}, {memory:.2g} GB",
     ]
     if found.exact is not None:
         lines.append("  the first use measures: where iterations are no good, the exact way is it")

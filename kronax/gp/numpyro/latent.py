@@ -33,12 +33,17 @@ from kronax.priors import sample_site
 def sample_latent(gp: AbstractProcess, name: str, jitter: float) -> Array:
     """The body of `GridGP.latent`."""
     check_jitter(jitter)
-    roots = latent_roots(gp, jitter)
+    roots = eqx.filter_eval_shape(latent_roots, gp, jitter)
     shape = tuple(r.size for r in roots)
     white = sample_site(white_site(name), standard_normal(shape, gp.dtype))
-    return numpyro.deterministic(
-        name, jnp.add(*same_rank(gp.mean_on((None,) * len(shape)), apply_roots(roots, white)))
-    )
+    return numpyro.deterministic(name, _field(gp, jitter, white))
+
+
+@eqx.filter_jit
+def _field(gp: AbstractProcess, jitter: float, white: Array) -> Array:
+    """In one program: NumPyro runs a model step by step before it compiles it."""
+    smooth = apply_roots(latent_roots(gp, jitter), white)
+    return jnp.add(*same_rank(gp.mean_on((None,) * len(gp.axes)), smooth))
 
 
 def white_site(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -38,12 +39,10 @@ class NumpyroSites(AbstractProcess):
                 "decomposition or with one noise variance per cell. Add the likelihood to the "
                 "model as numpyro.factor('y', gp.log_marginal_likelihood(y))."
             )
-        loc = jnp.broadcast_to(self.mean_on((None,) * len(self.axes)), self.grid_shape)
+        loc, covariance = _moments(self)
         if self.observed is None:
-            return KroneckerNormal(loc, self.covariance(), flatten=flatten)
-        return MaskedKroneckerNormal(
-            loc, self.covariance(), observed=self.observed.array, flatten=flatten
-        )
+            return KroneckerNormal(loc, covariance, flatten=flatten)
+        return MaskedKroneckerNormal(loc, covariance, observed=self.observed.array, flatten=flatten)
 
     def latent(self, name: str, jitter: float = 1e-6) -> Float[Array, "..."]:
         """The process without noise on the grid, latent in a NumPyro model, for any likelihood.
@@ -87,3 +86,9 @@ class NumpyroSites(AbstractProcess):
         checks.refuse_marginal(self, "gp.latent_condition() is")
         checks.refuse_sums(self, "gp.latent_condition() is")
         return latent_condition(self, f, jitter)
+
+
+@eqx.filter_jit
+def _moments(gp: AbstractProcess) -> tuple[Array, Any]:
+    """In one program: NumPyro runs a model step by step before it compiles it."""
+    return jnp.broadcast_to(gp.mean_on((None,) * len(gp.axes)), gp.grid_shape), gp.covariance()

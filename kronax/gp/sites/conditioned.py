@@ -1,5 +1,6 @@
 """The posterior of one data set, and of many, each with sites of its own."""
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from kronax.gp.model.process import AbstractProcess
 from kronax.gp.sites.datasets import response_dataset
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut
 from kronax.gp.sites.posterior import LikelihoodPosterior
-from kronax.gp.sites.response import Response
+from kronax.gp.sites.response import Response, likelihood_at
 from kronax.gp.sites.search import (
     MUST_CONVERGE,
     OTHER_START,
@@ -162,7 +163,13 @@ class LikelihoodPosteriors(eqx.Module):
     ) -> Response:
         """Rates or probabilities, and new observations; batches lead the grid, quantiles them."""
         at = (axes, quantiles, points, covariates)
-        return self._each(lambda post: post.response(*at, **given), points)
+        found = self._asked(lambda post: post.response(*at, **given))
+        shape = next(iter(found.values())).mean.shape
+        # One likelihood for all data sets, where the parameters of the model are.
+        alone = {k: dataclasses.replace(each, likelihood=None) for k, each in found.items()}
+        likelihood = likelihood_at(self.model, given, axes, points, shape)
+        stacked = self._stacked(alone, self._num_dims(points))
+        return dataclasses.replace(stacked, likelihood=likelihood)
 
     def sample(
         self,

@@ -26,10 +26,11 @@ def response_columns(found: Response) -> dict[str, Array]:
     """The columns of a long table."""
     columns = {MEAN: found.mean, SD: found.std}
     own = {MEAN: found.observation_mean, SD: found.observation_std}
+    seen = found.observation_quantiles
     for k, q in enumerate(found.probabilities):
         columns[quantile_name(q)] = found.quantiles[k]
-        if found.observation_quantiles is not None:
-            own[quantile_name(q)] = found.observation_quantiles[k]
+        if seen is not None:
+            own[quantile_name(q)] = seen[k]
     return {**columns, **{f"observation_{name}": values for name, values in own.items()}}
 
 
@@ -62,9 +63,9 @@ def response_dataset(
         levels = np.array(found.probabilities)
         coordinates["quantile"] = ("quantile", levels, {"long_name": "probability"})
         variables[QUANTILES] = rate(found.quantiles, "quantiles", "quantile")
-        if found.observation_quantiles is not None:
-            name = f"observation_{QUANTILES}"
-            variables[name] = new(found.observation_quantiles, "quantiles", "quantile")
+        seen = found.observation_quantiles
+        if seen is not None:
+            variables[f"observation_{QUANTILES}"] = new(seen, "quantiles", "quantile")
     if draws is not None:
         variables[DRAWS] = new(draws, "draws", "draw")
         coordinates["draw"] = ("draw", np.arange(len(draws)))

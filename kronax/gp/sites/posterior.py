@@ -28,7 +28,7 @@ from kronax.gp.sites.few import FewCells, Seen, certain_evidence, joint_evidence
 from kronax.gp.sites.filter import likelihood_filter
 from kronax.gp.sites.leave_one_out import LikelihoodLeaveOneOut, left_out
 from kronax.gp.sites.leave_slice_out import leave_slice_out
-from kronax.gp.sites.response import Response, response
+from kronax.gp.sites.response import Response, likelihood_at, response
 from kronax.gp.sites.search import check_converged
 from kronax.gp.sites.sites import Sites
 from kronax.linalg.arrays.checks import is_concrete, shape_of
@@ -97,7 +97,7 @@ class LikelihoodPosterior(Posterior):
             ValueError: if a shape does not fit, or a probability is not between 0 and 1.
         """
         mean, variance = self._moments(axes, points, covariates)
-        likelihood = self._likelihood_at(given, axes, points, mean.shape)
+        likelihood = likelihood_at(self.model, given, axes, points, mean.shape)
         return response(likelihood, mean, variance, quantiles)
 
     def sample(
@@ -139,7 +139,7 @@ class LikelihoodPosterior(Posterior):
             return draws
         lead = shape_of(sample_shape)
         place = draws.shape[len(lead) :]
-        likelihood = self._likelihood_at(given, axes, points, place)
+        likelihood = likelihood_at(self.model, given, axes, points, place)
         flat = draws.reshape(-1, *place)
         observations = jax.vmap(likelihood.sample)(jax.random.split(key, len(flat)), flat)
         return observations.reshape(draws.shape)
@@ -183,7 +183,7 @@ class LikelihoodPosterior(Posterior):
         self._refuse_noise(False, noise)
         if pointwise:
             mean, variance = self._moments(axes, points, covariates)
-            likelihood = self._likelihood_at(given, axes, points, mean.shape)
+            likelihood = likelihood_at(self.model, given, axes, points, mean.shape)
             y_new, seen = self._checked(y_new, likelihood, mean.shape, axes, points)
             return where(seen, log_predictive(likelihood, y_new, mean, variance), jnp.nan)
         if points is not None:
@@ -193,7 +193,7 @@ class LikelihoodPosterior(Posterior):
         else:
             new = self.gp.new_axes(axes)
             shape, places = places_on(self, new, self._points(new, covariates).covariates)
-        likelihood = self._likelihood_at(given, axes, points, shape)
+        likelihood = likelihood_at(self.model, given, axes, points, shape)
         y_new, seen = self._checked(y_new, likelihood, shape, axes, points)
         cells = FewCells(likelihood, self.model.approximation, Seen(seen))
         key = jax.random.key(0) if key is None else key
@@ -367,13 +367,6 @@ class LikelihoodPosterior(Posterior):
     def _likelihood(self) -> AbstractLikelihood:
         assert self.model.likelihood is not None
         return self.model.likelihood
-
-    def _likelihood_at(
-        self, given: Any, axes: Any, points: Any, shape: tuple[int, ...]
-    ) -> AbstractLikelihood:
-        is_grid = points is None and not any(self.gp.new_axes(axes))
-        grid = self.gp.grid_shape if is_grid else ()
-        return self._likelihood.at(given, shape, grid)
 
     def read(self, y_new: Any, axes: Any, points: Any) -> Array:
         """New observations in the order of their places, batches in front."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from kronax.gp.likelihoods.base import AbstractLikelihood, average
 from kronax.gp.likelihoods.predictive import probability
+from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.precision import where
 
 # Doublings of a bracket and halvings of it, together.
@@ -27,10 +28,11 @@ class Response(eqx.Module):
         quantiles: its posterior quantiles, `(len(probabilities), …)`.
         observation_mean: of a new observation there, with its own exposure or number of trials.
         observation_std: its standard deviation.
-        observation_quantiles: its quantiles; `None` where NumPyro has no distribution function,
-            for which draws serve.
         category_probabilities: of every category, `(K, …)`, where observations are categories;
             else `None`.
+        likelihood: of observations at these places.
+        function_mean: of the latent function there.
+        function_variance: likewise.
         probabilities: of the quantiles.
         name: what the response is: a rate, a probability, …
 
@@ -49,14 +51,28 @@ class Response(eqx.Module):
     quantiles: Float[Array, "..."]
     observation_mean: Float[Array, "..."]
     observation_std: Float[Array, "..."]
-    observation_quantiles: Float[Array, "..."] | None
     category_probabilities: Float[Array, "..."] | None
+    likelihood: AbstractLikelihood
+    function_mean: Float[Array, "..."]
+    function_variance: Float[Array, "..."]
     probabilities: tuple[float, ...] = eqx.field(static=True)
     name: str = eqx.field(static=True)
 
     def __repr__(self) -> str:
         shape = " × ".join(map(str, self.mean.shape))
         return f"Response of {shape} places: the {self.name}, and new observations"
+
+    @property
+    def observation_quantiles(self) -> Float[Array, "..."] | None:
+        """Quantiles of a new observation, `(len(probabilities), …)`.
+
+        They are looked for when they are asked for, at every access: that takes a hundred times
+        as long as all the rest. `None` where NumPyro has no distribution function, for which draws
+        serve.
+        """
+        return _observed(
+            self.likelihood, self.function_mean, self.function_variance, self.probabilities
+        )
 
 
 def response(
@@ -73,6 +89,15 @@ def response(
     return _response(likelihood, mean, jnp.broadcast_to(variance, mean.shape), levels)
 
 
+def likelihood_at(
+    model: AbstractProcess, given: Any, axes: Any, points: Any, shape: tuple[int, ...]
+) -> AbstractLikelihood:
+    """The likelihood of a model at new places, or at those of the data; see `at` of it."""
+    assert model.likelihood is not None
+    is_grid = points is None and not any(model.new_axes(axes))
+    return model.likelihood.at(given, shape, model.grid_shape if is_grid else ())
+
+
 @eqx.filter_jit
 def _response(
     likelihood: AbstractLikelihood, mean: Array, variance: Array, levels: tuple[float, ...]
@@ -81,26 +106,28 @@ def _response(
     sd = jnp.sqrt(variance)
     scores = [NormalDist().inv_cdf(p) for p in levels]
     quantiles = [likelihood.response(mean + score * sd) for score in scores]
-    empty = jnp.zeros((0, *mean.shape), mean.dtype)
     return Response(
         mean=found.response,
         std=jnp.sqrt(found.response_variance),
-        quantiles=jnp.stack(quantiles) if levels else empty,
+        quantiles=jnp.stack(quantiles) if levels else _none(mean),
         observation_mean=found.observation,
         observation_std=jnp.sqrt(found.observation_variance),
-        observation_quantiles=_observed(likelihood, mean, variance, levels, empty),
         category_probabilities=average(likelihood.category_probabilities, mean, variance),
+        likelihood=likelihood,
+        function_mean=mean,
+        function_variance=variance,
         probabilities=levels,
         name=likelihood.response_name,
     )
 
 
+def _none(mean: Array) -> Array:
+    return jnp.zeros((0, *mean.shape), mean.dtype)
+
+
+@eqx.filter_jit
 def _observed(
-    likelihood: AbstractLikelihood,
-    mean: Array,
-    variance: Array,
-    levels: tuple[float, ...],
-    empty: Array,
+    likelihood: AbstractLikelihood, mean: Array, variance: Array, levels: tuple[float, ...]
 ) -> Array | None:
     """Quantiles of observations, where their distribution function is known."""
     # Not the mean, which may be infinite where the quantiles are not.
@@ -111,7 +138,7 @@ def _observed(
         return None
 
     if not levels:
-        return empty
+        return _none(mean)
 
     def is_enough(y: Array) -> Array:
         def reached(level: Array, y: Array) -> Array:

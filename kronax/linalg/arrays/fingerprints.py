@@ -3,9 +3,10 @@
 A pytree with other values in some leaves keeps the rest, a decomposition included. So that one
 never serves for other factors, an operator that carries one also carries a checksum of the bits of
 every array of its factors. It is compared where the decomposition is used, also where that is
-traced.
+traced: unless the very arrays are there that it was made of, as in the function that conditions.
 """
 
+import weakref
 from functools import partial
 from math import prod
 from typing import Any
@@ -24,6 +25,9 @@ from kronax.linalg.arrays.precision import where
 # Odd numbers without a pattern (those of Murmur3's final mix, and 2³² over the golden ratio).
 SPREAD, FIRST, SECOND = (np.uint32(n) for n in (0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35))
 
+# Which array a checksum is of, by the identity of both.
+_MADE: dict[int, tuple[weakref.ref[Any], weakref.ref[Any]]] = {}
+
 STALE = (
     "The decomposition that this operator carries was made of other factors, or of another noise: "
     "its leaves have been replaced since (eqx.tree_at, jax.tree.map, a cast to another precision, "
@@ -34,7 +38,12 @@ STALE = (
 
 def fingerprint(op: Any) -> tuple[Array, ...]:
     """A checksum of every array that the decomposition of an operator depends on, `(*batch,)`."""
-    return tuple(map(on_device, _checksums(_sources(op))))
+    return _made(_sources(op))
+
+
+def is_known(op: Any) -> bool:
+    """Whether the arrays of a decomposed operator are those of its fingerprint, seen without it."""
+    return _are_own(_sources(op), op.made_of)
 
 
 def fingerprint_of_tree(tree: Any, is_void: Any = False) -> tuple[Array, ...]:
@@ -42,7 +51,7 @@ def fingerprint_of_tree(tree: Any, is_void: Any = False) -> tuple[Array, ...]:
 
     It is NaN, and so that of no tree, where something traced says that nothing was made of it.
     """
-    found = tuple(map(on_device, _checksums(_leaves(tree))))
+    found = _made(_leaves(tree))
     if is_concrete(is_void):
         return found
     return tuple(where(is_void, jnp.nan, x).astype(x.dtype) for x in found)
@@ -68,7 +77,36 @@ def made_of_tree(result: Any, tree: Any, made_of: tuple[Array, ...] | None, refu
     return result if made_of is None else _own(result, _leaves(tree), made_of, refusal)
 
 
-def _own(result: Any, sources: list, made_of: tuple[Array, ...], refusal: str) -> Any:
+def _made(sources: list[tuple[Array, int]]) -> tuple[Array, ...]:
+    found = tuple(map(on_device, _checksums(sources)))
+    for checksum, (leaf, _) in zip(found, sources, strict=True):
+        _remember(checksum, leaf)
+    return found
+
+
+def _remember(checksum: Array, leaf: Any) -> None:
+    if not isinstance(leaf, jax.Array):  # NumPy's may change
+        return
+    key = id(checksum)
+    gone = weakref.ref(checksum, lambda _: _MADE.pop(key, None))
+    _MADE[key] = gone, weakref.ref(leaf)
+
+
+def _are_own(sources: list[tuple[Array, int]], made_of: tuple[Array, ...]) -> bool:
+    """Whether checksums are known to be of these very arrays."""
+
+    def is_of(checksum: Array, leaf: Array) -> bool:
+        pair = _MADE.get(id(checksum))
+        return pair is not None and pair[0]() is checksum and pair[1]() is leaf
+
+    return all(is_of(old, leaf) for old, (leaf, _) in zip(made_of, sources, strict=True))
+
+
+def _own(
+    result: Any, sources: list[tuple[Array, int]], made_of: tuple[Array, ...], refusal: str
+) -> Any:
+    if not is_concrete((sources, made_of)) and _are_own(sources, made_of):
+        return result
     pairs = list(zip(_checksums(sources), made_of, strict=True))
     if is_concrete(pairs):
         if not all(np.array_equal(new, np.asarray(old)) for new, old in pairs):

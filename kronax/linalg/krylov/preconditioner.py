@@ -345,11 +345,16 @@ def balanced_box(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
             return tuple(box)
 
 
-def held_numbers(shape: tuple[int, ...], iteration: Iteration) -> float:
-    """Numbers that a value and gradient of one product hold at once, about.
+def held_numbers(shape: tuple[int, ...], iteration: Iteration, num_terms: int = 1) -> float:
+    """Numbers that a value and gradient hold at once, of one product or of a sum, about.
 
-    By the plans that XLA made for six grids of 4 800 to 1 000 000 cells, which it is within a fifth
-    of: vectors of every probe, the inside and the outside of the box apart, and matrices on it.
+    By the plans that XLA made for grids of 4 800 to 1 000 000 cells, six of one product and eight
+    of two and three, which it is within a fifth of: vectors of every probe, the inside and the
+    outside of the box apart, and matrices on it.
     """
+    cells, probes = prod(shape), iteration.num_probes
     box = prod(balanced_box(shape, iteration.box_size))
-    return float(prod(shape) * (21 + 31 * iteration.num_probes) + 7 * box**2)
+    if num_terms == 1:
+        return float(cells * (21 + 31 * probes) + 7 * box**2)
+    vectors = 60 * num_terms - 30 + (39 + 3 * num_terms) * probes
+    return float(cells * vectors + 19 * box**2)
