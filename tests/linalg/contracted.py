@@ -57,8 +57,15 @@ def two_orders(derivative, function, theta):
 
 
 def three_orders(modes, function, theta):
+    """The value and both derivatives, traced once."""
     outer, inner = MODES[modes]
-    return *two_orders(inner, function, theta), outer(inner(function))(theta)
+
+    def first(theta):
+        value, slope = two_orders(inner, function, theta)
+        return slope, (value, slope)
+
+    bend, orders = outer(first, has_aux=True)(theta)
+    return *orders, bend
 
 
 @partial(jax.jit, static_argnames=("layout", "names", "modes"), compiler_options=QUICK)

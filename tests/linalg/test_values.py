@@ -32,6 +32,11 @@ def test_functions_of_a_vector(name):
     assert_close(op.mv(y), grid_shaped(case, (matrix.value @ flat.value[..., None])[..., 0]))
 
 
+@partial(jax.jit, compiler_options=QUICK)
+def entries_of(op):
+    return op.to_dense(), op.T.to_dense(), op.diagonal(), op.trace()
+
+
 @few_cases
 def test_functions_of_the_operator_alone(name):
     case = CASES[name]
@@ -39,11 +44,12 @@ def test_functions_of_the_operator_alone(name):
     assert op.shape == dense.shape
     assert op.grid_shape == case.grid
     assert op.batch_shape == dense.shape[:-2]
-    assert_close(op.to_dense(), dense)
-    assert_close(op.T.to_dense(), np.swapaxes(dense, -1, -2))
-    diagonal = np.diagonal(dense, axis1=-2, axis2=-1)
-    assert_close(op.diagonal(), grid_shaped(case, diagonal))
-    assert_close(op.trace(), diagonal.sum(-1))
+    matrix, transposed, diagonal, trace = entries_of(op)
+    assert_close(matrix, dense)
+    assert_close(transposed, np.swapaxes(dense, -1, -2))
+    truth = np.diagonal(dense, axis1=-2, axis2=-1)
+    assert_close(diagonal, grid_shaped(case, truth))
+    assert_close(trace, truth.sum(-1))
     assert_close(kx.logdet(op), np.linalg.slogdet(dense)[1])
     assert_close(
         kx.inverse_diagonal(op),
