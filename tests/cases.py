@@ -586,7 +586,7 @@ REPRESENTATIVE = (
 TWICE_DIFFERENTIATED = (
     "one factor of each structure",
     "low rank beside dense",
-    "batched Markov",
+    "Markov beside dense",
     "noise-free, positive definite",
     "noise-free, triangular beside general",
     "Kronecker sum, noise-free",
@@ -601,6 +601,7 @@ DIFFERENTIATED = (
     "structured signal and noise",
     "low rank, diagonal beside full noise",
     "Markov, full noise beside it",
+    "batched Markov",
     "noise-free, diagonal",
     "noise-free, user-defined",
     "Kronecker sum of structured factors",
@@ -628,7 +629,6 @@ SPARSE = (
     "noise-free, triangular beside general",
     "Kronecker sum, noise-free",
     "batched Kronecker sum",
-    "batched full noise",
     "batched user-defined factor",
 )
 

@@ -142,8 +142,10 @@ def _programs():
 
 
 # What needs a definite matrix has one kind of it a day; sums of two are the densities' and one
-# solve's.
+# solve's; what is a solve and a product more is left out.
 FURTHER = {
+    *((name, "product") for name in ("solve", "solve columns", "inverse on the right")),
+    ("quadratic form", "product"),
     *((name, ("product", "noise")[k % 2]) for k, name in enumerate(DEFINITE)),
     *(("slogdet", matrix) for matrix in ("noise", "two")),
     ("inverse", "two"),
@@ -469,7 +471,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("seed", everyday(range(500), range(8)))
+@pytest.mark.parametrize("seed", everyday(range(500), range(5)))
 def test_random_compositions_give_the_dense_values(seed):
     rng = np.random.default_rng(seed)
     start, size = STARTS[rng.choice(list(STARTS))]

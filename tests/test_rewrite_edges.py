@@ -140,7 +140,7 @@ def _with_slopes(function, *argnums):
     return jax.jit(both)
 
 
-@pytest.mark.parametrize("k", everyday(range(3), [0, 1]), ids=["noise", "two", "Kronecker sum"])
+@pytest.mark.parametrize("k", everyday(range(3), [0]), ids=["noise", "two", "Kronecker sum"])
 def test_sums_of_which_lu_is_taken_need_be_neither_symmetric_nor_definite(k):
     """Under `jit` as well, where nothing says that they are not; derivatives included."""
 

@@ -89,7 +89,7 @@ def third(function, theta):
     return jax.jit(jax.jacfwd(jax.jacfwd(jax.jacfwd(along))))(jnp.zeros((), theta.dtype))
 
 
-@pytest.mark.parametrize("name", ["exchangeable, rho = 0", "noise-free, general"])
+@pytest.mark.parametrize("name", ["exchangeable, rho = 0", full("noise-free, general")])
 def test_solve_is_right_at_third_order(name):
     case = CASES[name]
 

@@ -1,6 +1,6 @@
 """Sums of many products plus a variance per cell: densities, solves and variances, with errors."""
 
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -95,59 +95,38 @@ def log_density(case):
     return kx.iterative_logpdf(case.y, 0.0, case.operator(), iteration=QUICK)
 
 
-def slopes_of(iteration):
-    """The estimate and its slopes in the scales of the terms, of the noise and of the data."""
+class Moves(NamedTuple):
+    """Directions in the first factor of the first term, in the noise and in the data."""
 
-    def density(scales, case):
-        *signal, noise, data = scales
-        pairs = zip(signal, case.factors, strict=True)
-        products = tuple(s * kx.Kronecker(*pair) for s, pair in pairs)
-        observed = jnp.isfinite(case.variances)
-        variances = noise * jnp.where(observed, case.variances, 1)
-        op = kx.KroneckerPlusDiagonal(products, variances, observed=observed)
-        estimate = kx.iterative_logpdf(data * case.y, 0.0, op, iteration=iteration)
-        return estimate.value, estimate
-
-    return jax.value_and_grad(density, has_aux=True)
+    first: np.ndarray
+    noise: np.ndarray
+    data: np.ndarray
 
 
-def dense_slopes_of(case):
-    """The same by the dense formulas."""
-    by_matrix, in_y = dense_slopes(case)
-    finite = np.where(np.isfinite(case.variances), case.variances, 1)
-    moved = [oracle.kron(*pair) for pair in case.factors] + [np.diag(finite.ravel())]
-    return [*(np.sum(by_matrix * m) for m in moved), np.sum(in_y * case.y)]
+def draw_moves(rng):
+    first = rng.standard_normal((GRID[0], GRID[0]))
+    return Moves(first + first.T, *rng.standard_normal((2, *GRID)))
 
 
 @jax.jit
-def quick_slopes(case):
+def quick_gradient(case, moves):
     """One program for all problems of three terms on the grid."""
-    (_, estimate), slopes = slopes_of(QUICK)(jnp.ones(5), case)
-    return estimate, slopes
+    (first, others), *rest = case.factors
+    observed = jnp.isfinite(case.variances)
+
+    def density(p):
+        pairs = ((first + p[0] * moves.first, others), *rest)
+        variances = jnp.where(observed, case.variances, 1) + p[1] * moves.noise
+        op = kx.KroneckerPlusDiagonal(
+            tuple(kx.Kronecker(*pair) for pair in pairs), variances, observed=observed
+        )
+        y = case.y + p[2] * moves.data
+        return kx.iterative_logpdf(y, 0.0, op, iteration=QUICK)
+
+    return kx.gradient_estimate(density, jnp.zeros(3))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "count"),
-    [("float64", 60), ("float32", 60), full("float64", 200), full("float32", 200)],
-)
-def test_log_densities_lie_within_their_error(dtype, count):
-    rng = np.random.default_rng(0)
-    cases = [draw_case(rng, num_terms=3) for _ in range(count)]
-    truth = np.array([dense_logpdf(case) for case in cases])
-    value_of = log_density if dtype == "float32" else lambda case: quick_slopes(case)[0]
-    found = [value_of(cast(case, dtype)) for case in cases]
-    estimate = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
-    assert estimate.value.dtype == dtype
-    assert np.all(estimate.converged)
-    value, error = (np.asarray(a, float) for a in (estimate.value, estimate.error))
-    ratio = np.abs(value - truth) / error
-    assert np.mean(ratio <= 1) >= 0.95
-    # Nor is the error an empty promise: it is as small as a 99 % interval of what is seen.
-    assert 0.1 < np.median(ratio) < 0.5
-    assert np.median(error / np.abs(truth)) < 0.04
-
-
-def dense_slopes(case, inverse_only=False):
+def dense_slopes(case):
     """`∂ log density / ∂A` as a matrix over the whole grid, and the weights."""
     matrix, cells = case.dense()
     inverse = np.linalg.inv(matrix)
@@ -159,42 +138,80 @@ def dense_slopes(case, inverse_only=False):
     return by_matrix, in_y.reshape(case.variances.shape)
 
 
-@pytest.mark.parametrize(("share", "num_probes"), [full(0.0, 4096), full(0.3, 4096), (0.3, 512)])
-def test_gradients_are_unbiased(share, num_probes):
-    """In random directions, within four of the standard errors that come with them."""
-    spread = 3.0 if share else 0
-    case = draw_case(np.random.default_rng(2), (5, 6), noise=0.05, share=share, spread=spread)
-    observed = np.isfinite(case.variances)
-    finite = np.where(observed, case.variances, 1)
-    (first, others), *rest = case.factors
-    rng = np.random.default_rng(3)
-    in_first, in_noise, in_data = (rng.standard_normal((2, *s)) for s in ((5, 5), (5, 6), (5, 6)))
-    in_first = in_first + in_first.transpose(0, 2, 1)
-    in_noise[0, observed] = 0
-    iteration = kx.Iteration(num_probes=num_probes, box_size=4)
-
-    def density(p):
-        pairs = ((first + jnp.tensordot(p[0], in_first, 1), others), *rest)
-        op = kx.KroneckerPlusDiagonal(
-            tuple(kx.Kronecker(*pair) for pair in pairs),
-            finite + jnp.tensordot(p[1], in_noise, 1),
-            observed=observed,
-        )
-        y = case.y + jnp.tensordot(p[2], in_data, 1)
-        return kx.iterative_logpdf(y, 0.0, op, iteration=iteration)
-
-    found = jax.jit(partial(kx.gradient_estimate, density))((jnp.zeros(2),) * 3)
+def dense_gradient(case, moves):
+    """The slopes along the directions, and the sizes of the gradients that these are parts of."""
     by_matrix, in_y = dense_slopes(case)
-    by_first = np.einsum("abcd,bd->ac", by_matrix.reshape(5, 6, 5, 6), others)
-    by_noise = np.diagonal(by_matrix).reshape(5, 6)
-    slopes = zip((by_first, by_noise, in_y), (in_first, in_noise, in_data), strict=True)
-    truth = [np.sum(slope * directions, (1, 2)) for slope, directions in slopes]
-    sizes = [np.linalg.norm(slope) for slope in (by_first, by_noise, in_y)]
-    found_all = zip(found.value, found.standard_error, truth, sizes, strict=True)
-    for value, error, exact, size in found_all:
-        assert np.all(np.abs(value - exact) <= 4 * error + 1e-4 * size)
-        assert np.all(error <= 0.1 * size * np.sqrt(4096 / num_probes))
-    assert found.value[1][0] == 0
+    by_first = np.einsum("abcd,bd->ac", by_matrix.reshape(*GRID, *GRID), case.factors[0][1])
+    slopes = by_first, np.diagonal(by_matrix).reshape(GRID), in_y
+    along = [np.sum(slope * move) for slope, move in zip(slopes, moves, strict=True)]
+    return np.array(along), np.array([np.linalg.norm(slope) for slope in slopes])
+
+
+@cache
+def quick_results(count):
+    """Cases, directions, and what is found of both."""
+    rng = np.random.default_rng(0)
+    cases = [draw_case(rng, num_terms=3) for _ in range(count)]
+    moves = [draw_moves(rng) for _ in range(count)]
+    found = [quick_gradient(*each) for each in zip(cases, moves, strict=True)]
+    return cases, moves, jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "count"),
+    [("float64", 60), ("float32", 60), full("float64", 200), full("float32", 200)],
+)
+def test_log_densities_lie_within_their_error(dtype, count):
+    cases, _, found = quick_results(count)
+    estimate = found.estimate
+    if dtype == "float32":
+        found = [log_density(cast(case, dtype)) for case in cases]
+        estimate = jax.tree.map(lambda *arrays: np.stack(arrays), *found)
+    truth = np.array([dense_logpdf(case) for case in cases])
+    assert estimate.value.dtype == dtype
+    assert np.all(estimate.converged)
+    value, error = (np.asarray(a, float) for a in (estimate.value, estimate.error))
+    ratio = np.abs(value - truth) / error
+    assert np.mean(ratio <= 1) >= 0.95
+    # Nor is the error an empty promise: it is as small as a 99 % interval of what is seen.
+    assert 0.1 < np.median(ratio) < 0.5
+    assert np.median(error / np.abs(truth)) < 0.04
+
+
+@pytest.mark.parametrize("count", [60, full(200)])
+def test_gradients_are_unbiased(count):
+    """In random directions, in units of the errors that come with them."""
+    cases, moves, found = quick_results(count)
+    pairs = [dense_gradient(*each) for each in zip(cases, moves, strict=True)]
+    truth, sizes = (np.array(each) for each in zip(*pairs, strict=True))
+    off, spread = found.value - truth, found.standard_error[:, :2]
+    # Those in the data need no probes.
+    assert np.all(np.abs(off[:, 2]) <= 1e-4 * sizes[:, 2])
+    off, sizes = off[:, :2], sizes[:, :2]
+    assert np.all(np.mean(np.abs(off) <= found.error[:, :2], axis=0) >= 0.95)
+    assert np.all(np.abs(np.mean(off / spread, axis=0)) <= 4 / np.sqrt(count))
+    assert np.all(spread <= 0.1 * sizes * np.sqrt(4096 / QUICK.num_probes))
+
+
+def test_a_signal_over_noise_of_1e8():
+    rng = np.random.default_rng(16)
+    known = 0
+    for _ in range(4):
+        case, moves = draw_case(rng, noise=1e-8, share=0.5, num_terms=3), draw_moves(rng)
+        found = quick_gradient(case, moves)
+        known += int(found.estimate.converged)
+        if found.estimate.converged:
+            assert abs(found.estimate.value - dense_logpdf(case)) <= found.estimate.error
+            off = np.abs(found.value - dense_gradient(case, moves)[0])
+            assert np.all((off <= found.error)[:2])
+    assert known >= 3
+
+
+def test_noise_where_nothing_is_observed_has_no_slope():
+    case = draw_case(np.random.default_rng(2), noise=0.05, share=0.3, num_terms=3)
+    moves = draw_moves(np.random.default_rng(3))
+    moves = moves._replace(noise=np.where(np.isfinite(case.variances), 0, moves.noise))
+    assert quick_gradient(case, moves).value[1] == 0
 
 
 def test_a_box_makes_values_and_gradients_exact():
@@ -204,18 +221,40 @@ def test_a_box_makes_values_and_gradients_exact():
     """
     rng = np.random.default_rng(19)
     cases = [
-        draw_case(rng, (6, 7), noise=0.02, share=0.3, num_terms=3),
-        draw_case(rng, (6, 7), noise=0.1, share=0.0, spread=0, num_terms=3),
+        draw_case(rng, (6, 7), noise=0.02, share=0.3),
+        draw_case(rng, (6, 7), noise=0.1, share=0.0, spread=0),
     ]
     stacked = jax.tree.map(lambda *arrays: jnp.stack(arrays), *cases)
-    slopes_at = slopes_of(kx.Iteration(num_probes=4))
-    density = jax.jit(lambda scales: jax.vmap(partial(slopes_at, scales))(stacked))
-    one = np.ones(5)
-    (value, _), slopes = density(one)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(None, 0))
+    def density(scales, case):
+        def value(scales):
+            *signal, noise, data = scales
+            pairs = zip(signal, case.factors, strict=True)
+            products = tuple(s * kx.Kronecker(*pair) for s, pair in pairs)
+            observed = jnp.isfinite(case.variances)
+            variances = noise * jnp.where(observed, case.variances, 1)
+            op = kx.KroneckerPlusDiagonal(products, variances, observed=observed)
+            iteration = kx.Iteration(num_probes=4)
+            return kx.iterative_logpdf(data * case.y, 0.0, op, iteration=iteration).value
+
+        return jax.value_and_grad(value)(scales)
+
+    def dense(case):
+        by_matrix, in_y = dense_slopes(case)
+        finite = np.where(np.isfinite(case.variances), case.variances, 1)
+        moved = [oracle.kron(*pair) for pair in case.factors] + [np.diag(finite.ravel())]
+        return [*(np.sum(by_matrix * m) for m in moved), np.sum(in_y * case.y)]
+
+    one = np.ones(4)
+    value, slopes = density(one, stacked)
     np.testing.assert_allclose(value, [dense_logpdf(case) for case in cases], rtol=1e-10)
-    np.testing.assert_allclose(slopes, [dense_slopes_of(case) for case in cases], rtol=1e-6)
-    steps = 1e-4 * np.eye(5)
-    differences = [(density(one + s)[0][0] - density(one - s)[0][0]) / 2e-4 for s in steps]
+    np.testing.assert_allclose(slopes, [dense(case) for case in cases], rtol=1e-6)
+    differences = [
+        (density(one + s, stacked)[0] - density(one - s, stacked)[0]) / 2e-4
+        for s in 1e-4 * np.eye(4)
+    ]
     np.testing.assert_allclose(np.transpose(differences), slopes, rtol=1e-5)
 
 
@@ -225,10 +264,11 @@ def assert_close_to(actual, expected, share):
 
 def test_few_probes_suffice_on_an_even_grid():
     case = draw_case(np.random.default_rng(3), noise=0.1, share=0.0, spread=0, num_terms=3)
-    estimate, slopes = quick_slopes(case)
-    assert abs(estimate.value - dense_logpdf(case)) <= estimate.error
-    assert estimate.error < 0.2
-    np.testing.assert_allclose(slopes, dense_slopes_of(case), atol=0.3)
+    scales = Moves(case.factors[0][0], case.variances, case.y)
+    found = quick_gradient(case, scales)
+    assert abs(found.estimate.value - dense_logpdf(case)) <= found.estimate.error
+    assert found.estimate.error < 0.2
+    np.testing.assert_allclose(found.value, dense_gradient(case, scales)[0], atol=0.3)
 
 
 def test_terms_that_commute_are_exact():
@@ -236,7 +276,7 @@ def test_terms_that_commute_are_exact():
     bases = [np.linalg.qr(rng.standard_normal((n, n)))[0] for n in GRID]
     products = tuple(tuple(q * rng.uniform(0, 2, len(q)) @ q.T for q in bases) for _ in range(3))
     case = Case(products, np.full(GRID, 0.1), rng.standard_normal(GRID))
-    estimate, _ = quick_slopes(case)
+    estimate = quick_gradient(case, draw_moves(rng)).estimate
     np.testing.assert_allclose(estimate.value, dense_logpdf(case), rtol=1e-9)
     assert estimate.error < 1e-6
     assert estimate.num_steps <= 2
@@ -445,8 +485,11 @@ def test_a_second_derivative_of_an_estimate_is_refused():
 def test_traced_bad_variances_give_nan():
     case = draw_case(np.random.default_rng(18), num_terms=3)
     bad = np.where(case.variances == case.variances[0, 0], -1.0, case.variances)
-    assert np.isfinite(quick_slopes(case)[0].value)
-    assert np.isnan(quick_slopes(case._replace(variances=bad))[0].value)
+    moves = draw_moves(np.random.default_rng(3))
+    for variances, test in ((case.variances, np.isfinite), (bad, np.isnan)):
+        found = quick_gradient(case._replace(variances=variances), moves)
+        assert test(found.estimate.value)
+        assert np.all(test(found.value))
 
 
 EYES = kx.Kronecker(np.eye(3), np.eye(2))
