@@ -1,9 +1,11 @@
-"""What eight virtual devices compute and plan, as one JSON object: `python -m tests.devices`."""
+"""What eight virtual devices compute and plan: `python -m tests.devices` answers line by line."""
 
 import json
 import re
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from io import StringIO
 from math import prod
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -182,7 +184,10 @@ def of_fits() -> dict[str, Any]:
         return programs[-1](*given)
 
     driver.advance = watched
-    fit = kx.fit(model(SETS[1:]), y, independent=True, num_steps=3, progress=False)
+    try:
+        fit = kx.fit(model(SETS[1:]), y, independent=True, num_steps=3, progress=False)
+    finally:
+        driver.advance = advance
     sent = [communicated(program.compiled) for program in programs]
     return {"losses": np.asarray(fit.losses).tolist(), "communicated": sent}
 
@@ -264,10 +269,22 @@ def plans(mesh: Mesh) -> dict[str, Any]:
     }
 
 
+def printed(script: str) -> str:
+    """What a script prints that is run as it stands, in the default precision."""
+    with jax.enable_x64(False), redirect_stdout(StringIO()) as output:
+        exec(script, {"__name__": "__main__"})
+    return output.getvalue()
+
+
+def answer(question: str) -> Any:
+    """To the name of a case, or to a script."""
+    others = {"": run, "fits": of_fits, "posteriors": of_posteriors}
+    if question in others:
+        return others[question]()
+    return of_case(question) if question in CASES else printed(question)
+
+
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    of_others = {"fits": of_fits, "posteriors": of_posteriors}
-    for name in sys.argv[1:]:
-        print(json.dumps(of_others[name]() if name in of_others else of_case(name)), flush=True)
-    if not sys.argv[1:]:
-        print(json.dumps(run()))
+    for line in sys.stdin:
+        print(json.dumps(answer(json.loads(line))), flush=True)

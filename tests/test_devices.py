@@ -7,7 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -25,9 +25,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(num_devices: int) -> dict[str, str]:
+    count = "--xla_force_host_platform_device_count"
     return {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={num_devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {count}={num_devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
         # Without host callbacks, which run on one device.
@@ -35,24 +36,30 @@ def environment(num_devices: int) -> dict[str, str]:
     }
 
 
-def of_eight(*arguments: str) -> str:
-    """What a Python with eight devices prints."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", *arguments],
-        env=environment(8),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert not done.returncode, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def of_eight() -> Iterator[Callable[[str], Any]]:
+    """What a Python with eight devices answers, the same one to all tests."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.devices"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        command, env=environment(8), cwd=ROOT, stdin=pipe, stdout=pipe, text=True
+    ) as process:
+
+        def ask(question: str) -> Any:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            assert answer, "the process has ended; its error is above"
+            return json.loads(answer)
+
+        yield ask
+        process.stdin.close()
 
 
 @pytest.fixture(scope="module")
-def found() -> dict[str, Any]:
+def found(of_eight: Callable[[str], Any]) -> dict[str, Any]:
     """What eight devices compute."""
-    return json.loads(of_eight("-m", "tests.devices"))
+    return of_eight("")
 
 
 def dense(shape: tuple[int, ...], y: np.ndarray) -> dict[str, Any]:
@@ -173,8 +180,8 @@ def moved(found: dict[str, Any]) -> list[int]:
 @pytest.mark.parametrize(
     "name", everyday(devices.CASES, ["sets of counts", "a mean by iterations"])
 )
-def test_eight_devices_are_as_one(name: str) -> None:
-    found = json.loads(of_eight("-m", "tests.devices", name))
+def test_eight_devices_are_as_one(of_eight: Callable[[str], Any], name: str) -> None:
+    found = of_eight(name)
     _, _, y, spec = devices.CASES[name]
     shapes = {y.shape, (len(devices.NEW), *y.shape[1:])}
     for (numbers, own), one in zip(found["numbers"], found["alone"], strict=True):
@@ -215,20 +222,26 @@ def check_posteriors(found: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", everyday(["fits", "posteriors"], ["fits"]))
-def test_many_data_sets_each_with_its_own(name: str) -> None:
-    found = json.loads(of_eight("-m", "tests.devices", name))
-    {"fits": check_fits, "posteriors": check_posteriors}[name](found)
+def test_many_data_sets_each_with_its_own(of_eight: Callable[[str], Any], name: str) -> None:
+    {"fits": check_fits, "posteriors": check_posteriors}[name](of_eight(name))
+
+
+def scripts() -> list[str]:
+    page = (ROOT / "docs" / "devices.md").read_text()
+    return re.findall(r"^```(?:\{code-block\} )?python\n(.*?)^```", page, re.M | re.S)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_script_of_the_page_runs_as_it_stands(
+    of_eight: Callable[[str], Any], number: int
+) -> None:
+    assert of_eight(scripts()[number]) == "True\n"
 
 
 @pytest.mark.slow
-def test_the_scripts_of_the_page_run_as_they_stand(tmp_path: Path) -> None:
+def test_the_script_for_several_processes_runs_as_it_stands(tmp_path: Path) -> None:
     """But for the port, which another program may have."""
-    page = (ROOT / "docs" / "devices.md").read_text()
-    scripts = re.findall(r"^```(?:\{code-block\} )?python\n(.*?)^```", page, re.M | re.S)
-    sets, grid, several = scripts
-    for script in (sets, grid):
-        assert of_eight("-c", script) == "True\n"
-    script = several.replace("1234", free_port())
+    script = scripts()[2].replace("1234", free_port())
     with both([["-c", script, str(i)] for i in range(2)], tmp_path) as processes:
         (first, error), (second, other_error) = (p.communicate(timeout=300) for p in processes)
     # Gloo writes to the output as well.

@@ -32,7 +32,7 @@ RETURNED = {
 
 # Executed when the site is built as well.
 CELLS = {"{code-cell}": "python"}
-# Pages of more than ten seconds.
+# Pages of more than ten seconds: CI runs them beside the build of the site.
 LONG = {"fitting.md", "guide.md", "missing.md", "nongaussian.md", "numpyro.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
@@ -99,7 +99,7 @@ def test_shown_output_is_compared_by_words_and_numbers(shown, printed, same):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page.name in LONG))
+        pytest.param(page, id=page.name, marks=[pytest.mark.full] * (page.name in LONG))
         for page in PAGES
         if any(block[1] == "python" for block in blocks(page))
     ],
