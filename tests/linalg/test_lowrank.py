@@ -158,7 +158,7 @@ def test_a_joint_root_keeps_the_old_rows():
             ValueError,
             "kernel must be positive semidefinite",
         ),
-        (
+        full(
             lambda: kx.LowRank.from_kernel(lambda a, b: -rbf(0.1)(a, b), X),
             ValueError,
             "kernel must be positive semidefinite",

@@ -85,7 +85,16 @@ def all_values(layout, leaves, theta):
     return values
 
 
-@few_cases
+# In half the precision: structure, a filter, a sum, and what is batched.
+SINGLE = (
+    "one factor of each structure",
+    "Markov, full noise beside it",
+    "batched Kronecker sum",
+    "batched user-defined factor",
+)
+
+
+@pytest.mark.parametrize("name", everyday(CASES, SINGLE))
 def test_float32(name):
     case = CASES[name].astype("float32")
     matrix, y, mean = case.dense
