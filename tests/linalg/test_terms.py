@@ -190,7 +190,7 @@ def test_gradients_are_unbiased(count):
     off, sizes = off[:, :2], sizes[:, :2]
     assert np.all(np.mean(np.abs(off) <= found.error[:, :2], axis=0) >= 0.95)
     assert np.all(np.abs(np.mean(off / spread, axis=0)) <= 4 / np.sqrt(count))
-    assert np.all(spread <= 0.1 * sizes * np.sqrt(4096 / QUICK.num_probes))
+    assert np.mean(spread <= 0.1 * sizes * np.sqrt(4096 / QUICK.num_probes)) >= 0.95
 
 
 def test_a_signal_over_noise_of_1e8():
