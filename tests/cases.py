@@ -583,6 +583,7 @@ REPRESENTATIVE = (
 # and every form of noise; with those of one property they hold every kind beside every form, with
 # and without batches (`test_everyday.py` holds them to it). The product of all is the full run's.
 COVERING = (
+    "two axes",
     "one factor of each structure",
     "low rank beside dense",
     "Markov, full noise beside it",
@@ -593,15 +594,18 @@ COVERING = (
     "batched user-defined factor",
 )
 # What stands in Hessians for one that is dear there.
-INSTEAD = {"Markov, full noise beside it": ("Markov beside dense", "batched full noise")}
+INSTEAD = {"Markov, full noise beside it": ("Markov beside dense", "full Kronecker noise")}
 DIFFERENTIATED = (
     "one axis",
+    "two axes",
     "all diagonal",
     "Toeplitz of sizes 1 and 2",
     "structured signal and noise",
     "low rank, diagonal beside full noise",
     "Markov, full noise beside it",
     "batched Markov",
+    "full Kronecker noise",
+    "batched full noise",
     "noise-free, diagonal",
     "noise-free, user-defined",
     "Kronecker sum of structured factors",
