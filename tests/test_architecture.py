@@ -47,8 +47,7 @@ ALLOWED_LOOPS = {
     ("linalg/gaps/slices", "map"): "places on the other axes in chunks, as in the diagonals",
     ("linalg/sharing/data_sets", "map"): "one data set after another, over no factors",
     ("linalg/krylov/variances", "map"): "places in chunks, one solve each",
-    ("linalg/krylov/variances", "scan"): "draws in chunks, so that few are held at once",
-    ("linalg/krylov/terms_variances", "scan"): "the same",
+    ("linalg/estimates/draws", "scan"): "draws in chunks, so that few are held at once",
     ("linalg/krylov/markov_reference", "fori_loop"): "one product after another, of one vector",
     (
         "linalg/spectral/khatri_rao",

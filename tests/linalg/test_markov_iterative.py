@@ -10,7 +10,7 @@ import pytest
 
 import kronax as kx
 from kronax.linalg.estimates.certificates import exact_estimate
-from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
+from kronax.linalg.krylov.markov_reference import MarkovPreconditioner, largest_along
 from kronax.linalg.krylov.operator import Iterations
 from kronax.linalg.krylov.solve import prepared
 from tests.everyday import everyday
@@ -166,8 +166,8 @@ def test_the_log_density_has_its_error_and_derivatives(case):
 def test_the_reference_is_the_filter():
     variances = draw_case("an outage").variances
     held = jax.eval_shape(lambda: prepared(operator(variances, jnp.asarray(START)), TIGHT))
-    assert isinstance(held, MarkovReference)
-    assert held.axis == 1
+    assert isinstance(held, MarkovPreconditioner)
+    assert held.reference.axis == 1
 
 
 def test_the_largest_eigenvalue_is_bounded_where_covariances_are_negative():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import kronax as kx
-from kronax.linalg.krylov.terms_preconditioner import common_bases, terms_reference
-from kronax.linalg.krylov.variances import term_posterior_estimate
+from kronax.linalg.krylov.terms_reference import common_bases, terms_reference
+from kronax.linalg.krylov.variances import posterior_estimate
 from tests import oracle
 from tests.everyday import full
 from tests.tolerances import assert_close
@@ -368,7 +368,7 @@ def test_variances(term):
         # Plain draws have a relative standard error of √(2 / 256) = 0.09.
         assert np.median(drawn.standard_error / posterior) < 0.08
     else:
-        drawn = term_posterior_estimate(case.operator(), term, MANY)
+        drawn = posterior_estimate(case.operator(), iteration=MANY, term=term)
     assert drawn.converged
     assert np.mean(np.abs(drawn.value - posterior) <= drawn.error) >= 0.95
 
@@ -407,6 +407,21 @@ def test_steps_stay_few():
         assert num_steps(noise) <= 20
 
 
+def test_rounding_is_the_same_in_any_units():
+    rng = np.random.default_rng(14)
+    case, moves = draw_case(rng, num_terms=3), draw_moves(rng)
+
+    def in_units(c):
+        factors = tuple((c * first, second) for first, second in case.factors)
+        scaled = Case(factors, c * case.variances, np.sqrt(c) * case.y)
+        return quick_gradient(scaled, moves).estimate
+
+    small, usual, large = (in_units(c) for c in (1e-4, 1.0, 1e4))
+    assert small.converged
+    assert large.converged
+    np.testing.assert_allclose([small.rounding, large.rounding], usual.rounding, rtol=0.3)
+
+
 def test_the_basis_is_that_of_the_marginal_covariances():
     case = draw_case(np.random.default_rng(13), (5, 6), share=0.0, num_terms=3)
     op = case.operator()
@@ -415,7 +430,7 @@ def test_the_basis_is_that_of_the_marginal_covariances():
     def parts(op):
         held = terms_reference(op.kronecker, op.variances, QUICK)
         bases = [(basis.matrix(), basis.values) for basis in held.compared.bases]
-        return bases, held.compared.box, held.spectrum
+        return bases, held.compared.box, held.compared.spectrum
 
     bases, box, spectrum = parts(op)
     cube = case.signal().reshape(5, 6, 5, 6)

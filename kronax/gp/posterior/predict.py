@@ -40,12 +40,11 @@ from kronax.linalg.arrays.primitives import with_value
 from kronax.linalg.arrays.random_numbers import normal_numbers
 from kronax.linalg.dense_covariance import Cholesky
 from kronax.linalg.estimates.certificates import Estimate, exact_estimate, skew_quantile
+from kronax.linalg.estimates.draws import Drawn, by_draws, more_certain
 from kronax.linalg.factors.dense import Dense
 from kronax.linalg.functions.choice import decomposition_of
-from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.operator import Iterations
-from kronax.linalg.krylov.solve import twins
-from kronax.linalg.krylov.variances import by_draws, values_only
+from kronax.linalg.krylov.variances import values_only
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_diagonal import draw_signal
 
@@ -285,30 +284,31 @@ def _variance_along(
     The function is drawn at new coordinates as well; of a term, what data explain of it is drawn.
     """
     (part,) = parts(post.gp, name)
-    op, iteration, held = found.op.op, found.op.iteration, found.reference()
+    held = found.filtered()
+    op = held.op
     cross = cross_of(post, part, new)
-    certain = held.even.variance_given(
+    certain = held.reference.even.variance_given(
         signal_places(post, part, new, axis_with_variance(post.gp, name))
     )
     roots = prior_roots(post, part, new) if name is None else None
 
-    def draw(key: PRNGKeyArray, count: int) -> tuple[Array, Krylov]:
+    def draw(key: PRNGKeyArray, count: int) -> Drawn:
         field_key, noise_key = jax.random.split(key)
         if roots is None:
             old, ahead = draw_signal(field_key, op.kronecker, (count,)), None
         else:
             old, ahead = prior_fields(post, roots, field_key, new, (count,))
         noise = normal_numbers(noise_key, old.shape, op.dtype)
-        pair = twins(held, op.precisions, old, noise, iteration)
+        pair = held.twins(old, noise)
         here, there = (cross.mv_grid(x) for x in (pair.weights, pair.even_weights))
         if ahead is None:
-            return jnp.stack([there**2 - here**2, -(here**2)]), pair.krylov
+            return Drawn(there**2 - here**2, -(here**2), pair.ended)
         here, there = ahead - here, ahead - there
-        return jnp.stack([here**2 - there**2, here**2]), pair.krylov
+        return Drawn(here**2 - there**2, here**2, pair.ended)
 
     prior = prior_variances(post.gp, part, new, op.dtype)
-    known = jnp.stack([certain, jnp.zeros_like(certain) if name is None else prior])
-    estimate = by_draws(op, iteration, certain.shape, draw, known)
+    known = more_certain(certain, 0.0 if name is None else prior)
+    estimate = by_draws(op, held.iteration, certain.shape, draw, known)
     return eqx.tree_at(lambda e: e.value, estimate, values_only(estimate.value))
 
 

@@ -16,6 +16,8 @@ from kronax.linalg.arrays.early_errors import raising_if
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.precision import level_of_caller, where
 
+# Residuals are computed again from the solutions, and may be larger than they seemed by this.
+SLACK = 10
 # Units in the last place that a decomposition or a product may be off by, relative to its norm.
 ROUNDING = 8
 

@@ -21,6 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.precision import where
+from kronax.linalg.estimates.certificates import SLACK
 
 # log x = ∫ [1/(1 + eᵘ) − 1/(x + eᵘ)] eᵘ du. The integrand is analytic for |Im u| < π and decays
 # like e^-|u|: the trapezoid rule with this step is right to 1e-12 for x in [1e-6, 1e2].
@@ -28,8 +29,6 @@ STEP = 0.7
 NODES = np.exp(np.arange(-42, 34, STEP))
 # What a solve may leave of its energy, as a share of the tolerance.
 LEFT = 0.1
-# Residuals are computed again from the solutions, and may be larger than they seemed by this.
-SLACK = 10
 
 
 class Krylov(NamedTuple):
@@ -67,6 +66,11 @@ class Krylov(NamedTuple):
     def relative_residual(self) -> Array:
         """The residual over its scale; zero where both are."""
         return self.residual / jnp.where(self.scale > 0, self.scale, 1)
+
+    @property
+    def ended(self) -> tuple[Array, Array]:
+        """The relative residual and the number of steps."""
+        return self.relative_residual, self.num_steps
 
     def has_converged(self, num_solves: int, tolerance: float) -> Array:
         """Whether every column is near its tolerance, and what solves leave is."""

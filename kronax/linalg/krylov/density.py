@@ -13,7 +13,7 @@ Derivatives are implicit, never through iterations or eigenvectors. With `α = A
 
 from functools import partial
 from math import log, pi
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -23,8 +23,6 @@ from jaxtyping import Array, Float
 
 from kronax.linalg.arrays.mode_products import same_rank
 from kronax.linalg.arrays.primitives import by_surrogate
-from kronax.linalg.arrays.random_numbers import random_signs
-from kronax.linalg.decompositions.low_rank import signal_plus_noise
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
     Certificate,
@@ -32,29 +30,10 @@ from kronax.linalg.estimates.certificates import (
     Iteration,
     settled,
 )
-from kronax.linalg.krylov.conjugate_gradients import Krylov
-from kronax.linalg.krylov.markov_reference import (
-    MarkovDerivative,
-    MarkovReference,
-    exact_part,
-    markov_surrogate,
-)
-from kronax.linalg.krylov.preconditioner import Reference, even
-from kronax.linalg.krylov.probes import (
-    ProbeDerivative,
-    ProbedLogdet,
-    probed_along,
-    probed_logdet,
-    rounding_of,
-    trace_surrogate,
-)
-from kronax.linalg.krylov.solve import has_box, prepared, refuse_if_failed, run
-from kronax.linalg.krylov.terms_density import terms_both
-from kronax.linalg.krylov.terms_preconditioner import TermsReference
-from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.krylov.abstract import Evaluation
+from kronax.linalg.krylov.solve import has_box, prepared, refuse_if_failed
 from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
-from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
-from kronax.linalg.operators.sum_of_products import KroneckerTerms
+from kronax.linalg.operators.sum_of_products import Signal
 
 
 def iterative_logpdf(
@@ -112,16 +91,6 @@ def iterative_logdet(op: KroneckerPlusDiagonal, *, iteration: Iteration = DEFAUL
     return settled(estimate, iteration, "the log-determinant", has_box(op))
 
 
-class _Found(NamedTuple):
-    """What the surrogate of one evaluation holds constant."""
-
-    quadratics: Array
-    logdets: Array
-    residuals: Array
-    weights: Array
-    derivative: ProbeDerivative | MarkovDerivative
-
-
 @partial(jax.jit, static_argnums=2)
 def density_estimate(y: Array, op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
     """`iterative_logpdf` of checked data without a mean, whether it converged or not."""
@@ -145,94 +114,26 @@ def _both_terms(
     op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
 ) -> tuple[Array, Array, Certificate]:
     """`yᵀ op⁻¹ y` per column, `log det op` per probe, and the certificate of their sum."""
-    if isinstance(op.kronecker, KroneckerTerms):
-        return terms_both(op.kronecker, op.variances, y, iteration)
     held = prepared(op, iteration)
-    assert not isinstance(held, TermsReference)
-    found, certificate = _iterate(*lax.stop_gradient((held, op, y)), iteration)
-    quadratics, rest = _estimate((op.kronecker, op.precisions, y), found)
-    if isinstance(held, MarkovReference):
-        exact = exact_part(op, held)
-    else:
-        smooth = even(op.kronecker, op.precisions)
-        exact = _exact_part(
-            KroneckerPlusNoise(smooth.kronecker, smooth.noise, decomposition=held.bases),
-            op.precisions,
-        )
-    return quadratics, exact + held.known_logdet + rest, certificate
+    found, certificate = held.evaluate(lax.stop_gradient(y))
+    quadratics, log_dets = _estimate((op.kronecker, op.precisions, y), found)
+    return quadratics, held.known_logdet(op) + log_dets, certificate
 
 
-def _exact_part(smooth: KroneckerPlusNoise, precisions: Array) -> Array:
-    """`log det (I + wK) − Σ log W + tr (C − I)`."""
-    noise: Any = smooth.noise
-    inverse = signal_plus_noise(smooth).inverse_diagonal()
-    variances = noise - noise**2 * inverse
-    observed = precisions != 0
-    logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
-    whole = signal_plus_noise(smooth).logdet() - precisions.size * jnp.log(noise)
-    return whole - logs + jnp.sum((precisions - 1 / noise) * variances)
-
-
-def _iterate(
-    held: Reference | MarkovReference, op: KroneckerPlusDiagonal, y: Array, iteration: Iteration
-) -> tuple[_Found, Certificate]:
-    """One pass for all columns: the data and the probes."""
-    precisions = op.precisions
-    shape = (iteration.num_probes, *op.grid_shape)
-    signs = random_signs(jax.random.key(iteration.seed), shape, op.dtype)
-    white = held.probes(signs)
-    krylov = run(held, precisions, y, white, iteration)
-    num = y.shape[0]
-    smooth, weights, quadratics = held.finished(precisions, y, krylov.solution[:num])
-    probes = jax.tree.map(lambda a: a[num:], krylov)
-    squares = jnp.sum((precisions[None] * (y - smooth)) ** 2, tuple(range(1, y.ndim)))
-    if isinstance(held, MarkovReference):
-        probed = probed_along(held, white, probes)
-        rounding = held.rounding(precisions, y, quadratics, (squares, probed.inverse))
-    else:
-        probed = probed_logdet(held, white, probes)
-        # The inverse of a part is below the part of the inverse.
-        inverses = 1 / (held.spectrum + 1 / jnp.max(precisions))
-        trace = jnp.minimum(jnp.sum(precisions), jnp.sum(inverses))
-        sizes = squares, trace, probed.inverse
-        rounding = rounding_of(held, precisions, y, quadratics, sizes)
-    found = _Found(quadratics, probed.forms, y - smooth, weights, probed.derivative)
-    return found, _certificate(krylov, num, probed, rounding, iteration)
-
-
-def _certificate(
-    krylov: Krylov, num: int, probed: ProbedLogdet, rounding: Array, iteration: Iteration
-) -> Certificate:
-    """Of `yᵀ A⁻¹ y + log det A`, for the worst of the columns."""
-    left = jnp.max(krylov.left[:num], initial=0.0) + probed.left
-    is_known = krylov.has_converged(num, iteration.tolerance_of(rounding.dtype))
-    return Certificate(
-        error=probed.error + left + rounding,
-        standard_error=probed.standard_error,
-        residual=jnp.max(krylov.relative_residual),
-        num_steps=jnp.max(krylov.num_steps),
-        # Rounding of a nat per cell leaves nothing of a density.
-        converged=is_known & (rounding <= krylov.solution[0].size),
-        rounding=rounding,
-    )
-
-
-def _surrogate(kronecker: Kronecker, precisions: Array, y: Array, found: _Found) -> Any:
+def _surrogate(signal: Signal, precisions: Array, y: Array, found: Evaluation) -> Any:
     """A function of the operands with the right derivative; its value is of no interest.
 
     Of the quadratic form it is that of `(y − f)ᵀ W (y − f) + fᵀ K⁻¹ f` at the `f` found, a minimum:
     `K⁻¹ f` and `y − f`, not the one from the other, which would magnify its error.
     """
     axes = tuple(range(1, y.ndim))
-    explained = jnp.sum(found.weights * kronecker.mv_grid(found.weights), axes)
+    explained = jnp.sum(found.weights * signal.mv_grid(found.weights), axes)
     moved = y - lax.stop_gradient(y) + found.residuals
     quadratics = jnp.sum(precisions[None] * moved**2, axes) - explained
-    if isinstance(found.derivative, MarkovDerivative):
-        return quadratics, markov_surrogate(kronecker, precisions, found.derivative)
-    return quadratics, trace_surrogate(kronecker, precisions, found.derivative)
+    return quadratics, found.derivative.along(signal, precisions)
 
 
-def _value(found: _Found) -> Any:
+def _value(found: Evaluation) -> Any:
     return found.quadratics, found.logdets
 
 

@@ -18,6 +18,7 @@ With `J = S⁻¹ w⁻¹ = K⁻¹ T` the derivatives are `dT = Jᵀ dK J` and, fo
     d log det C = −tr [C⁻¹ Δ^½ dT Δ^½] + tr [E dW],   E = T + T Δ^½ C⁻¹ Δ^½ T.
 """
 
+from collections.abc import Sequence
 from functools import reduce
 from math import log
 from operator import mul
@@ -29,17 +30,27 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
 
+from kronax.linalg.arrays.mode_products import apply_all
 from kronax.linalg.arrays.random_numbers import normal_numbers
-from kronax.linalg.estimates.certificates import ROUNDING
+from kronax.linalg.estimates.certificates import Estimate, Iteration, trace_error
+from kronax.linalg.estimates.draws import Drawn, Ended, by_draws, more_certain
 from kronax.linalg.factors.diagonal import Diagonal, ScaledIdentity
 from kronax.linalg.factors.eigenbases import Eigenbasis
+from kronax.linalg.krylov.abstract import (
+    AbstractLogdetDerivative,
+    AbstractOneProduct,
+    AbstractReference,
+    PosteriorDraws,
+    ProbedLogdet,
+)
+from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.markov.factor import Markov
 from kronax.linalg.markov.filter import Gain, Lanes
 from kronax.linalg.markov.lanes import KalmanLanes
 from kronax.linalg.markov.smoother import gains, solved_columns
 from kronax.linalg.markov.value_and_rules import lanes_of
 from kronax.linalg.operators.kronecker import Kronecker
-from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal, draw_signal
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.spectral.conditional_variances import Places
 from kronax.linalg.spectral.conditioning import row_sum
@@ -52,7 +63,7 @@ POWER, LEAST_PART = 8, 0.0125
 LEAST_PRECISION = 1e-8
 
 
-class MarkovReference(eqx.Module):
+class MarkovReference(AbstractReference):
     """The reference of an uneven grid with a Markov axis, held constant.
 
     Args:
@@ -138,31 +149,6 @@ class MarkovReference(eqx.Module):
         """The trace of `C − I`."""
         return -jnp.sum(self.lacking**2 * self.variances())
 
-    def rounding(
-        self, precisions: Array, y: Array, quadratics: Array, sizes: tuple[Array, Array]
-    ) -> Array:
-        """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
-
-        The filter itself loses no digits; the other axes are decomposed, that of a matrix within
-        rounding of the signal: see `rounding_of`.
-
-        Args:
-            precisions: of the noise, zero at the gaps.
-            y: the columns.
-            quadratics: `yᵀ A⁻¹ y`.
-            sizes: `αᵀ α` per column with `α = A⁻¹ y`, and `tr C⁻¹` without its ones.
-        """
-        squares, inverse = sizes
-        signal = largest_along(self.kronecker, self.axis) * (
-            jnp.max(squares, initial=0.0) + jnp.sum(precisions)
-        )
-        scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
-        data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
-        logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
-        ratios = self.whole * jnp.broadcast_to(self.kronecker.diagonal(), y.shape[1:])
-        sums = logs + jnp.sum(jnp.log1p(ratios)) + precisions.size
-        return ROUNDING * jnp.finfo(y.dtype).eps * (signal + inverse + jnp.sqrt(data) + sums)
-
     def variances(self) -> Array:
         """`diag(T)`, a grid array."""
         return self.even.variance_given([Places(None)] * self.lacking.ndim)
@@ -216,17 +202,7 @@ def markov_reference(op: KroneckerPlusDiagonal, axis: int) -> MarkovReference:
     return MarkovReference(kronecker, axis, bases, lanes, at, whole, lacking)
 
 
-def exact_part(op: KroneckerPlusDiagonal, held: MarkovReference) -> Array:
-    """`log det (I + w K) − Σ log W`, with derivatives."""
-    precisions, observed = op.precisions, op.observed
-    logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
-    most = precisions.size / held.factor.size * jnp.sum(jnp.log(held.whole))
-    kronecker: Any = op.kronecker
-    even = KalmanLanes(whole_grid(kronecker, held.whole, held.axis))
-    return even.logdet() + most - logs
-
-
-class MarkovDerivative(NamedTuple):
+class MarkovDerivative(AbstractLogdetDerivative):
     """What the differential of `log det C` is made of, per probe; all of it constant.
 
     Args:
@@ -239,16 +215,126 @@ class MarkovDerivative(NamedTuple):
     right: Array
     variations: Array
 
+    def along(self, signal: Kronecker, precisions: Array) -> Array:
+        """A function of signal and precisions with this differential, per probe."""
+        axes = tuple(range(1, precisions.ndim + 1))
+        along = jnp.sum(self.left * signal.mv_grid(self.right), axes)
+        return jnp.sum(precisions[None] * self.variations, axes) - along
 
-def markov_derivative(held: MarkovReference, white: Array, solution: Array) -> MarkovDerivative:
-    """From probes `g` and `C⁻¹ g`."""
-    left, found = held.given(held.lacking[None] * solution)
-    right, known = held.given(held.lacking[None] * white)
-    return MarkovDerivative(left, right, held.variances()[None] + found * known)
+
+class Twins(NamedTuple):
+    """Fields given data with gaps and uneven noise, and given twins of these without.
+
+    Args:
+        weights: `A⁻¹ d`, `(count, *grid)`.
+        smooth: `K A⁻¹ d`, likewise.
+        even_weights: `S⁻¹ d'`, likewise.
+        even_smooth: `K S⁻¹ d'`, likewise.
+        ended: how the iterations did.
+    """
+
+    weights: Array
+    smooth: Array
+    even_weights: Array
+    even_smooth: Array
+    ended: Ended
 
 
-def markov_surrogate(kronecker: Kronecker, precisions: Array, found: MarkovDerivative) -> Array:
-    """A function of the operands with the right derivative, per probe."""
-    axes = tuple(range(1, precisions.ndim + 1))
-    along = jnp.sum(found.left * kronecker.mv_grid(found.right), axes)
-    return jnp.sum(precisions[None] * found.variations, axes) - along
+class MarkovPreconditioner(AbstractOneProduct):
+    """One product with a Markov axis, which is filtered."""
+
+    op: KroneckerPlusDiagonal
+    reference: MarkovReference
+    iteration: Iteration = eqx.field(static=True)
+
+    def known_logdet(self, op: KroneckerPlusDiagonal) -> Array:
+        """`log det (I + w K) − Σ log W + tr (C − I)`."""
+        held, precisions, observed = self.reference, op.precisions, op.observed
+        logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
+        most = precisions.size / held.factor.size * jnp.sum(jnp.log(held.whole))
+        kronecker: Any = op.kronecker
+        even = KalmanLanes(whole_grid(kronecker, held.whole, held.axis))
+        return even.logdet() + most - logs + held.known_logdet
+
+    def probed(self, white: Array, krylov: Krylov) -> ProbedLogdet:
+        """From probes at the cells that lack something.
+
+        The logarithm is compared with the multiple of `C − I` that is closest over the spectrum
+        that the probes saw: all of it lies below one.
+        """
+        held, size = self.reference, jnp.sum(white[0] ** 2)
+        cross, second = jnp.sum(krylov.cross), jnp.sum(krylov.second)
+        seen = second > jnp.finfo(white.dtype).eps ** 0.5
+        share = jnp.where(seen, jnp.maximum(cross / jnp.where(seen, second, 1), 1), 1)
+        forms = size * (krylov.log_form - share * (krylov.first - 1))
+        squares = krylov.log_square - 2 * share * krylov.cross + share**2 * krylov.second
+        squares = size * jnp.where(seen, jnp.maximum(squares, 0), krylov.second)
+        error, spread = trace_error(forms, squares, size)
+        left, found = held.given(held.lacking[None] * krylov.solution)
+        right, known = held.given(held.lacking[None] * white)
+        return ProbedLogdet(
+            forms=forms + (share - 1) * held.known_logdet,
+            error=error,
+            standard_error=spread,
+            left=size * jnp.mean(krylov.log_left),
+            inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
+            derivative=MarkovDerivative(left, right, held.variances()[None] + found * known),
+        )
+
+    def sensitivity(self, squares: Array, inverse: Array) -> tuple[Array, Array]:
+        """The filter loses no digits; the other axes are decomposed: see `probes.sensitivity`."""
+        held = self.reference
+        trace = jnp.sum(self.op.precisions)
+        largest = largest_along(held.kronecker, held.axis)
+        signal = largest * (jnp.max(squares, initial=0.0) + trace)
+        ratios = held.whole * jnp.broadcast_to(held.kronecker.diagonal(), self.op.grid_shape)
+        return signal + inverse, ratios
+
+    def certain_variances(self) -> Array:
+        """Those of the even grid."""
+        return self.reference.variances()
+
+    def posterior_draws(self, key: Array, count: int) -> PosteriorDraws:
+        """The rest is the difference of the squares of twins."""
+        precisions = self.op.precisions
+        fields, noise, found = self._drawn_twins(key, count)
+        here, there = fields - found.smooth, fields - found.even_smooth
+        return PosteriorDraws(
+            fields=here,
+            rest=here**2 - there**2,
+            # `W (d − f)`, which is no difference of large numbers.
+            weights=precisions[None] * here + jnp.sqrt(precisions)[None] * noise,
+            ended=found.ended,
+        )
+
+    def explained(self, rows: Sequence[Array | None]) -> Estimate:
+        """That of the even grid is exact, and twins say what gaps and uneven noise change."""
+        full = self.rows(rows)
+
+        def draw(key: Array, count: int) -> Drawn:
+            _, _, found = self._drawn_twins(key, count)
+            here, there = apply_all(full, found.weights), apply_all(full, found.even_weights)
+            return Drawn(here**2 - there**2, here**2, found.ended)
+
+        certain = self.reference.even.explained(full)
+        known = more_certain(certain, 0.0)
+        return by_draws(self.op, self.iteration, certain.shape, draw, known)
+
+    def _drawn_twins(self, key: Array, count: int) -> tuple[Array, Array, Twins]:
+        """Fields, noise, and what data say of them."""
+        field_key, noise_key = jax.random.split(key)
+        fields = draw_signal(field_key, self.op.kronecker, (count,))
+        noise = normal_numbers(noise_key, fields.shape, fields.dtype)
+        return fields, noise, self.twins(fields, noise)
+
+    def twins(self, fields: Array, noise: Array) -> Twins:
+        """Of draws `(count, *grid)` of the signal and of white noise."""
+        held, precisions = self.reference, self.op.precisions
+        seen = precisions > 0
+        scale = jnp.where(seen, 1 / jnp.sqrt(jnp.where(seen, precisions, 1)), 0)
+        data = jnp.where(seen[None], fields + scale[None] * noise, 0)
+        columns, energy = held.started(precisions, data)
+        krylov = held.iterate(columns, self.iteration, energy=energy)
+        smooth, weights, _ = held.finished(precisions, data, krylov.solution)
+        even = held.given(held.whole[None] * fields + jnp.sqrt(held.whole)[None] * noise)
+        return Twins(weights, smooth, *even, krylov.ended)

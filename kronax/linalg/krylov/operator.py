@@ -1,15 +1,13 @@
 """An operator without an exact decomposition that `kx.solve` and its kin take: by iterations."""
 
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import reduce
 from operator import add, mul
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool
 
 from kronax.linalg.arrays.mode_products import same_rank
@@ -23,11 +21,10 @@ from kronax.linalg.estimates.certificates import (
     Iteration,
     or_a_box,
     settled,
-    skew_quantile,
 )
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.krylov.density import density_estimate, iterative_logdet
-from kronax.linalg.krylov.markov_reference import MarkovReference, largest_along
+from kronax.linalg.krylov.markov_reference import MarkovPreconditioner, largest_along
 from kronax.linalg.krylov.solve import has_box, prepared, solve_estimate
 from kronax.linalg.krylov.variances import (
     covariance_estimate,
@@ -36,7 +33,6 @@ from kronax.linalg.krylov.variances import (
     iterative_posterior_variances,
     places_estimate,
     posterior_estimate,
-    term_posterior_estimate,
 )
 from kronax.linalg.markov.lanes import markov_axis
 from kronax.linalg.operators.kronecker import Kronecker
@@ -163,13 +159,13 @@ class Iterations(AbstractSignalPlusNoise):
 
     def variance_at(self, *parts: Sequence[Places]) -> Estimate:
         """One solve per place."""
-        explained = places_estimate(self.op.op, rows_of(parts), self.op.iteration)
+        explained = places_estimate(self.op.op, rows_of(parts), iteration=self.op.iteration)
         return explained.scaled(-1.0).shifted(priors_of(parts))
 
     def covariance_at(self, *parts: tuple[Sequence[Places], Sequence[Array]]) -> Array:
         """One solve per place."""
         rows = rows_of([places for places, _ in parts])
-        estimate = covariance_estimate(self.op.op, rows, self.op.iteration)
+        estimate = covariance_estimate(self.op.op, rows, iteration=self.op.iteration)
         explained = self.settled(estimate, "the solves at scattered places").value
         return reduce(add, (reduce(mul, priors) for _, priors in parts)) - explained
 
@@ -195,10 +191,10 @@ class Iterations(AbstractSignalPlusNoise):
         """Whether the even grid that the iterations start from is filtered along a Markov axis."""
         return markov_axis(self.op.op) is not None
 
-    def reference(self) -> MarkovReference:
-        """That even grid."""
-        held = prepared(lax.stop_gradient(self.op.op), self.op.iteration)
-        assert isinstance(held, MarkovReference)
+    def filtered(self) -> MarkovPreconditioner:
+        """The iterations from that even grid."""
+        held = prepared(self.op.op, self.op.iteration)
+        assert isinstance(held, MarkovPreconditioner)
         return held
 
     def solved(self, b: Array) -> Estimate:
@@ -221,41 +217,15 @@ class Iterations(AbstractSignalPlusNoise):
 
     def inverse_estimate(self) -> Estimate:
         """The diagonal of the inverse, `1/v − (1/v)² diag(K − K S⁻¹ K)`, with its error."""
-        if not isinstance(self.op.op.kronecker, KroneckerTerms):
-            return inverse_estimate(self.op.op, self.op.iteration)
-        return _inverse_of_terms(self.op.op, self.op.iteration)
+        return inverse_estimate(self.op.op, iteration=self.op.iteration)
 
     def explained_estimate(self, rows: Rows) -> Estimate:
         """`explained`, with its error."""
-        return explained_estimate(self.op.op, list(rows), self.op.iteration)
+        return explained_estimate(self.op.op, list(rows), iteration=self.op.iteration)
 
     def posterior(self, term: int | None = None) -> Estimate:
         """`posterior_diagonal`, with its error; of one term of a signal of several if given."""
-        if term is None:
-            return posterior_estimate(self.op.op, self.op.iteration)
-        return term_posterior_estimate(self.op.op, term, self.op.iteration)
-
-
-@partial(jax.jit, static_argnums=1)
-def _inverse_of_terms(op: KroneckerPlusDiagonal, iteration: Iteration) -> Estimate:
-    """`inverse_estimate` of a signal of several terms: of two ways the more certain, as for one."""
-    found, precisions = posterior_estimate(op, iteration), op.precisions
-    key = jax.random.fold_in(jax.random.key(iteration.seed), 2)
-    solved = solve_estimate(op, op.draw(key, (iteration.num_draws,)), iteration)
-    squares = jnp.square(solved.value)
-    plain = jnp.std(squares, axis=0) / jnp.sqrt(iteration.num_draws - 1.0).astype(op.dtype)
-    standard_error = precisions**2 * found.standard_error
-    is_plain = plain < standard_error
-    value = precisions - precisions**2 * found.value
-    standard_error = jnp.where(is_plain, plain, standard_error)
-    return Estimate(
-        value=jnp.where(is_plain, jnp.mean(squares, axis=0), value),
-        error=skew_quantile(iteration.num_draws) * standard_error,
-        standard_error=standard_error,
-        residual=jnp.maximum(found.residual, solved.residual),
-        num_steps=jnp.maximum(found.num_steps, solved.num_steps),
-        converged=found.converged & solved.converged,
-    )
+        return posterior_estimate(self.op.op, iteration=self.op.iteration, term=term)
 
 
 def check_draws(draws: Array, op: Iterative) -> None:

@@ -18,7 +18,6 @@ from functools import partial
 from math import prod
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -28,7 +27,8 @@ from kronax.linalg.arrays.lapack_order import matrix_by_matrix
 from kronax.linalg.arrays.mode_products import apply_all, matmul, outer
 from kronax.linalg.estimates.certificates import Iteration
 from kronax.linalg.factors.eigenbases import Eigenbasis
-from kronax.linalg.krylov.conjugate_gradients import Krylov, conjugate_gradients
+from kronax.linalg.krylov.abstract import AbstractReference
+from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.operators.kronecker import Kronecker
 from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 from kronax.linalg.sharing.boxes import in_box, outside_box, times_on_box, with_box
@@ -38,13 +38,14 @@ from kronax.linalg.spectral.value_and_rules import rotate, unrotate
 MOST_PAIRS = 20_000_000
 
 
-class Reference(eqx.Module):
+class Reference(AbstractReference):
     """The reference of an uneven grid, held constant, and the preconditioned `C`.
 
     Args:
         bases: of the signal, one per axis.
         noise: `1 / w`.
-        filter: `t`, a grid array over the spectrum.
+        spectrum: `Λ`, a grid array without what rounding leaves below zero.
+        filter: `t`, likewise.
         smooth: `1 / (1 + w Λ)`, likewise.
         excess: `V`, a grid array.
         box: per axis the indices of the largest eigenvalues, over whose product `C` is exact.
@@ -57,6 +58,7 @@ class Reference(eqx.Module):
 
     bases: tuple[Eigenbasis, ...]
     noise: Array
+    spectrum: Array
     filter: Array
     smooth: Array
     excess: Array
@@ -76,11 +78,6 @@ class Reference(eqx.Module):
         """`Q` for columns `(k, *grid)`."""
         x = x if self.turn is None else self._on_box(self.turn, x)
         return jax.vmap(lambda v: unrotate(self.bases, v))(x)
-
-    @property
-    def spectrum(self) -> Array:
-        """`Λ`, without what rounding leaves below zero."""
-        return jnp.maximum(outer([b.values for b in self.bases]), 0)
 
     def signal(self, x: Array) -> Array:
         """`K` for columns `(k, *grid)`."""
@@ -179,7 +176,7 @@ class Reference(eqx.Module):
         Eigenvalues that are rounding stand for directions with hardly a signal. There it is taken
         from `rest = W y − V f`, of which it is `(I + wK)⁻¹`: their derivatives are not that small.
         """
-        spectrum = outer([b.values for b in self.bases])
+        spectrum = self.spectrum
         least = sum(spectrum.shape) * jnp.finfo(spectrum.dtype).eps * jnp.max(spectrum)
         has_signal = spectrum > least
         over = jnp.where(has_signal, self.filter / jnp.where(has_signal, spectrum, 1), 0)
@@ -229,20 +226,6 @@ def _multiplied(
     return times_on_box(matrix, x, box, transpose=transpose)
 
 
-def solve_white(held: Reference, white: Array, iteration: Iteration) -> Krylov:
-    """`M⁻¹` for columns over the spectrum."""
-    return conjugate_gradients(
-        held.mv,
-        white,
-        energy=jnp.sum(white**2, tuple(range(1, white.ndim))),
-        num_solves=0,
-        tolerance=iteration.tolerance_of(white.dtype),
-        max_steps=iteration.max_steps,
-        bound=held.bound,
-        least=held.least,
-    )
-
-
 def remainder_squares(held: Reference, krylov: Krylov, white: Array) -> Array:
     """`gᵀ [log M − (M − I)]² g` per probe.
 
@@ -273,7 +256,8 @@ def reference(even: KroneckerPlusNoise, precisions: Array, box: tuple[int, ...])
     excess = precisions - 1 / noise
     top = top_of(bases, box)
     roots = box_roots(bases, weight, excess, top, None)
-    return Reference(bases, noise, weight, smooth, excess, top, None, *roots)
+    spectrum = jnp.maximum(spectrum, 0)
+    return Reference(bases, noise, spectrum, weight, smooth, excess, top, None, *roots)
 
 
 def filters(spectrum: Array, noise: Array) -> tuple[Array, Array]:

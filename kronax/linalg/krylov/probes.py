@@ -19,24 +19,36 @@ over the spectrum, with `x = M⁻¹ g`, `a = Q t L⁻ᵀ x` and `b = Q t L⁻ᵀ
 Nothing is left to the probes where the box is the whole grid.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from kronax.linalg.arrays.mode_products import HIGHEST, apply_all, matmul
-from kronax.linalg.estimates.certificates import ROUNDING, trace_error
-from kronax.linalg.krylov.boxed_sum import BoxedSum
-from kronax.linalg.krylov.conjugate_gradients import Krylov
-from kronax.linalg.krylov.markov_reference import (
-    MarkovReference,
-    markov_derivative,
+from kronax.linalg.arrays.mode_products import apply_all, matmul
+from kronax.linalg.arrays.random_numbers import normal_numbers
+from kronax.linalg.decompositions.low_rank import LowRank, signal_plus_noise
+from kronax.linalg.decompositions.spectral import Spectral
+from kronax.linalg.estimates.certificates import Estimate, Iteration, trace_error
+from kronax.linalg.estimates.draws import Drawn, by_draws, more_certain
+from kronax.linalg.factors.eigenbases import Eigenbasis
+from kronax.linalg.krylov.abstract import (
+    AbstractLogdetDerivative,
+    AbstractOneProduct,
+    PosteriorDraws,
+    ProbedLogdet,
 )
+from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.preconditioner import Reference, remainder_squares
 from kronax.linalg.operators.kronecker import Kronecker
+from kronax.linalg.operators.plus_diagonal import KroneckerPlusDiagonal
+from kronax.linalg.operators.plus_noise import KroneckerPlusNoise
 
 
-class ProbeDerivative(NamedTuple):
+class ProbeDerivative(AbstractLogdetDerivative):
     """What the differential is made of; all of it constant.
 
     Args:
@@ -54,6 +66,21 @@ class ProbeDerivative(NamedTuple):
     columns: list[Array]
     boxed: Array
     known: Array
+
+    def along(self, signal: Kronecker, precisions: Array) -> Array:
+        """A function of signal and precisions with this differential, per probe."""
+        inside = [
+            matmul(u.T, factor.mv_along(u, -2))
+            for u, factor in zip(self.columns, signal.factors, strict=True)
+        ]
+        return self.along_box(signal, reduce(jnp.kron, inside), precisions)
+
+    def along_box(self, signal: Any, inside: Array, precisions: Array) -> Array:
+        """The same for any `signal` that multiplies columns, given `Uᵀ K U`."""
+        c, axes = self.boxed, tuple(range(1, precisions.ndim + 1))
+        along = jnp.sum(jnp.sum(self.left * signal.mv_grid(self.right), 0), axes)
+        boxed = jnp.sum(c * matmul(c, inside), -1) - jnp.sum(self.known * inside)
+        return jnp.sum(precisions[None] * self.variations, axes) - (along - boxed)
 
 
 def probe_derivative(held: Reference, white: Array, solution: Array) -> ProbeDerivative:
@@ -124,61 +151,9 @@ def _boxed(held: Reference, white: Array) -> tuple[Array, Array, Array]:
     b = weight[None] * matmul(inside, held.root_inverse)
     turned = smooth[:, None] * held.inside * weight[None]
     known = matmul(matmul(turned, held.box_inverse), turned.T)
-    lacking = held.box_inverse - jnp.eye(len(weight), dtype=weight.dtype)
-    roots = [basis.matrix() for basis in held.bases]
-    mean = held.box_diagonal(roots, weight[:, None] * lacking * weight[None])
+    mean = _in_box(held, [basis.matrix() for basis in held.bases], held.filter)
     squares = held.box_to_cells(b) ** 2 - held.box_to_cells(weight[None] * inside) ** 2
     return smooth[None] * matmul(b, held.inside), known, squares - mean[None]
-
-
-def trace_surrogate(
-    signal: Kronecker | BoxedSum, precisions: Array, found: ProbeDerivative
-) -> Array:
-    """A function of the operands with the right derivative, per probe."""
-    axes = tuple(range(1, precisions.ndim + 1))
-    along = jnp.sum(jnp.sum(found.left * signal.mv_grid(found.right), 0), axes)
-    if isinstance(signal, BoxedSum):
-        c = found.boxed
-        boxed = jnp.sum(c * matmul(c, signal.inside), -1) - jnp.sum(found.known * signal.inside)
-    else:
-        boxed = _in_box(signal, found)
-    return jnp.sum(precisions[None] * found.variations, axes) - (along - boxed)
-
-
-def _in_box(kronecker: Kronecker, found: ProbeDerivative) -> Array:
-    """`cᵀ (UᵀK U) c` per probe, less its mean."""
-    matrices = [
-        matmul(u.T, factor.mv_along(u, -2))
-        for u, factor in zip(found.columns, kronecker.factors, strict=True)
-    ]
-    sizes = [m.shape[0] for m in matrices]
-    c = found.boxed.reshape(-1, *sizes)
-    forms = jnp.sum(c * apply_all(matrices, c), tuple(range(1, c.ndim)))
-    mean = found.known.reshape(*sizes, *sizes)
-    for matrix in matrices:
-        pairs = jnp.moveaxis(mean, mean.ndim // 2, 1)
-        mean = jnp.tensordot(matrix, pairs, axes=2, precision=HIGHEST)
-    return forms - mean
-
-
-class ProbedLogdet(NamedTuple):
-    """`tr [log M − (M − I)]` by probes, where `M` is the reference's `L⁻¹ C L⁻ᵀ`.
-
-    Args:
-        forms: what each probe says.
-        error: half of a 99 % interval around their mean.
-        standard_error: of their mean.
-        left: what the iterations leave, at most.
-        inverse: `tr M⁻¹`, likewise by probes.
-        derivative: what the differential is made of.
-    """
-
-    forms: Array
-    error: Array
-    standard_error: Array
-    left: Array
-    inverse: Array
-    derivative: Any
 
 
 def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet:
@@ -196,34 +171,10 @@ def probed_logdet(held: Reference, white: Array, krylov: Krylov) -> ProbedLogdet
     )
 
 
-def probed_along(held: MarkovReference, white: Array, krylov: Krylov) -> ProbedLogdet:
-    """`log det C` less the known trace of `C − I`, from probes at the cells that lack something.
-
-    The logarithm is compared with the multiple of `C − I` that is closest over the spectrum that
-    the probes saw: all of it lies below one.
-    """
-    size = jnp.sum(white[0] ** 2)
-    cross, second = jnp.sum(krylov.cross), jnp.sum(krylov.second)
-    seen = second > jnp.finfo(white.dtype).eps ** 0.5
-    share = jnp.where(seen, jnp.maximum(cross / jnp.where(seen, second, 1), 1), 1)
-    forms = size * (krylov.log_form - share * (krylov.first - 1))
-    squares = krylov.log_square - 2 * share * krylov.cross + share**2 * krylov.second
-    squares = size * jnp.where(seen, jnp.maximum(squares, 0), krylov.second)
-    error, spread = trace_error(forms, squares, size)
-    return ProbedLogdet(
-        forms=forms + (share - 1) * held.known_logdet,
-        error=error,
-        standard_error=spread,
-        left=size * jnp.mean(krylov.log_left),
-        inverse=jnp.mean(jnp.sum(white * krylov.solution, tuple(range(1, white.ndim)))),
-        derivative=markov_derivative(held, white, krylov.solution),
-    )
-
-
-def rounding_of(
-    held: Reference, precisions: Array, y: Array, quadratics: Array, sizes: tuple[Array, ...]
-) -> Array:
-    """By how much rounding may move `yᵀ A⁻¹ y + log det A`, for the worst of the columns.
+def sensitivity(
+    held: Reference, precisions: Array, squares: Array, trace: Array, inverse: Array
+) -> tuple[Array, Array]:
+    """How rounding of the matrices moves `yᵀ A⁻¹ y + log det A`, and the ratios signal over noise.
 
     The decomposition is that of a matrix within rounding of the signal, the product that of one
     within rounding of `M`: with `‖dK‖ = ε λ_max` it is `αᵀ dK α + tr (A⁻¹ dK)` and `tr (M⁻¹ dM)`.
@@ -231,16 +182,118 @@ def rounding_of(
     Args:
         held: the reference.
         precisions: of the noise, zero at the gaps.
-        y: the columns.
-        quadratics: `yᵀ A⁻¹ y`.
-        sizes: `αᵀ α` per column, `tr A⁻¹` and `tr M⁻¹`.
+        squares: `αᵀ α` per column, with `α = A⁻¹ y`.
+        trace: `tr A⁻¹`.
+        inverse: `tr M⁻¹`.
     """
-    weights, trace, inverse = sizes
-    spectrum, most = held.spectrum, jnp.max(precisions)
-    signal = jnp.max(spectrum) * (jnp.max(weights, initial=0.0) + trace)
-    uneven = held.noise * most * (inverse + jnp.sum(held.root_inverse**2))
-    scale = jnp.sum(precisions[None] * y**2, tuple(range(1, y.ndim)))
-    data = jnp.max(scale * jnp.abs(quadratics), initial=0.0)
-    logs = jnp.sum(jnp.abs(jnp.log(jnp.where(precisions > 0, precisions, 1))))
-    sums = logs + jnp.sum(jnp.log1p(spectrum / held.noise)) + precisions.size
-    return ROUNDING * jnp.finfo(y.dtype).eps * (signal + uneven + jnp.sqrt(data) + sums)
+    signal = jnp.max(held.spectrum) * (jnp.max(squares, initial=0.0) + trace)
+    uneven = held.noise * jnp.max(precisions) * (inverse + jnp.sum(held.root_inverse**2))
+    return signal + uneven, held.spectrum / held.noise
+
+
+class SpectralPreconditioner(AbstractOneProduct):
+    """One product, all axes of which are decomposed."""
+
+    op: KroneckerPlusDiagonal
+    reference: Reference
+    iteration: Iteration = eqx.field(static=True)
+
+    def known_logdet(self, op: KroneckerPlusDiagonal) -> Array:
+        """`log det (I + wK) − Σ log W + tr (C − I)`, and the box."""
+        held, precisions, observed = self.reference, op.precisions, op.observed
+        noise, even = held.noise, self._even(op)
+        variances = noise - noise**2 * even.inverse_diagonal()
+        logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
+        whole = even.logdet() - precisions.size * jnp.log(noise) - logs
+        return whole + jnp.sum((precisions - 1 / noise) * variances) + held.known_logdet
+
+    def _even(self, op: KroneckerPlusDiagonal) -> Spectral | LowRank:
+        """`S = K + I/w`, decomposed."""
+        held, signal = self.reference, op.kronecker
+        assert isinstance(signal, Kronecker)
+        return signal_plus_noise(KroneckerPlusNoise(signal, held.noise, decomposition=held.bases))
+
+    def probed(self, white: Array, krylov: Krylov) -> ProbedLogdet:
+        """From probes over the spectrum and what the iteration found for each."""
+        return probed_logdet(self.reference, white, krylov)
+
+    def sensitivity(self, squares: Array, inverse: Array) -> tuple[Array, Array]:
+        """Of the decomposition and of `M`."""
+        precisions = self.op.precisions
+        # The inverse of a part is below the part of the inverse.
+        inverses = 1 / (self.reference.spectrum + 1 / jnp.max(precisions))
+        trace = jnp.minimum(jnp.sum(precisions), jnp.sum(inverses))
+        return sensitivity(self.reference, precisions, squares, trace, inverse)
+
+    def certain_variances(self) -> Array:
+        """Those of the even grid, and what uneven data explain less in the box."""
+        held = self.reference
+        matrices = [basis.matrix() for basis in held.bases]
+        return self._even(self.op).posterior_diagonal() + _in_box(held, matrices, held.filter)
+
+    def posterior_draws(self, key: Array, count: int) -> PosteriorDraws:
+        """`A⁻¹ d = W u − W^½ g`, with the white noise `g` of the cells."""
+        held, precisions = self.reference, self.op.precisions
+        white, noise, krylov = self._drawn(key, count)
+        fields = held.filtered(krylov.solution)
+        return PosteriorDraws(
+            fields=fields,
+            rest=fields * (fields - held.filtered(white)),
+            weights=precisions[None] * fields - jnp.sqrt(precisions)[None] * noise,
+            ended=krylov.ended,
+        )
+
+    def _drawn(self, key: Array, count: int) -> tuple[Array, Array, Krylov]:
+        """Draws with the covariance `M = L⁻¹ [1/(1 + wΛ) + t Qᵀ W Q t] L⁻ᵀ`; the noise in them."""
+        held, precisions = self.reference, self.op.precisions
+        shape = (count, *precisions.shape)
+        prior, noise = (normal_numbers(k, shape, precisions.dtype) for k in jax.random.split(key))
+        heard = held.filter[None] * held.to_spectrum(jnp.sqrt(precisions)[None] * noise)
+        white = held.divided(jnp.sqrt(held.smooth)[None] * prior + heard)
+        return white, noise, held.iterate(white, self.iteration)
+
+    def explained(self, rows: Sequence[Array | None]) -> Estimate:
+        """What data of the even grid explain, and how much less uneven ones do.
+
+        With `G = ⊗(R_i Q_i Λ_i^-½)`, bounded as the covariance of `R` and the signal is positive,
+        `diag(R (S⁻¹ − A⁻¹) Rᵀ)` is `diag(G s (C_p⁻¹ − I) s Gᵀ)` where `s² = 1/(1 + wΛ)` and
+        `C_p = L M Lᵀ` is what is iterated on. A draw `x = L⁻ᵀ M⁻¹ h` has the covariance `C_p⁻¹` if
+        `h` has `M`, and its covariance with `x₀ = L⁻ᵀ h` is `L⁻ᵀ L⁻¹`, known: the mean of
+        `Gs x ∘ Gs (x − x₀)` is what is left. Where that is the less certain, the mean of `(Gs x)²`
+        stands in, which cannot be negative.
+        """
+        held = self.reference
+        roots = [_root(basis, row) for basis, row in zip(held.bases, rows, strict=True)]
+        scale = jnp.sqrt(held.smooth)
+
+        def to_rows(x: Array) -> Array:
+            return apply_all(roots, scale[None] * held.divided(x, transpose=True))
+
+        def draw(key: Array, count: int) -> Drawn:
+            white, _, krylov = self._drawn(key, count)
+            found = to_rows(krylov.solution)
+            return Drawn(found * (found - to_rows(white)), found**2, krylov.ended)
+
+        certain = apply_all([root**2 for root in roots], held.smooth)
+        known = more_certain(_in_box(held, roots, scale), -certain)
+        lacking = by_draws(self.op, self.iteration, certain.shape, draw, known)
+        return lacking.scaled(-1.0).shifted(self._even(self.op).explained(self.rows(rows)))
+
+
+def _root(basis: Eigenbasis, row: Array | None) -> Array:
+    """`C_i Q_i Λ_i^-½`; eigenvalues that are rounding stand for directions without signal."""
+    vectors, values = basis.matrix(), basis.values
+    least = values.shape[0] * jnp.finfo(values.dtype).eps * jnp.max(values)
+    has_signal = values > least
+    inverse = jnp.where(has_signal, 1 / jnp.sqrt(jnp.where(has_signal, values, 1)), 0)
+    if row is None:
+        roots = jnp.where(has_signal, jnp.sqrt(jnp.where(has_signal, values, 0)), 0)
+        return vectors * roots[None]
+    return matmul(row, vectors) * inverse[None]
+
+
+def _in_box(held: Reference, roots: Sequence[Array], scale: Array) -> Array:
+    """`diag(G s (L⁻ᵀ L⁻¹ − I) s Gᵀ)`, axis by axis."""
+    inner = held.on_box(scale)
+    lacking = held.box_inverse - jnp.eye(len(inner), dtype=inner.dtype)
+    return held.box_diagonal(roots, inner[:, None] * lacking * inner[None])

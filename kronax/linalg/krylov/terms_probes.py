@@ -1,4 +1,4 @@
-"""Log-determinants and quadratic forms of a sum of products plus uneven noise, with derivatives.
+"""What probes say of the log-determinant of a sum of products plus uneven noise.
 
 With the reference `A_r = K_r + D` of `terms_reference`,
 
@@ -19,39 +19,26 @@ even grid, and its mean `−½ d tr F²` is known: a share of it is taken off.
 Nothing is left to probes where the box is the whole grid.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array
 
 from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.precision import where
-from kronax.linalg.arrays.primitives import by_surrogate
 from kronax.linalg.arrays.random_numbers import random_signs
-from kronax.linalg.estimates.certificates import (
-    Certificate,
-    Iteration,
-    skew_quantile,
-    trace_quantile,
-)
-from kronax.linalg.krylov.boxed_sum import ExactDerivative, boxed_sum, known_trace
-from kronax.linalg.krylov.conjugate_gradients import SLACK
-from kronax.linalg.krylov.preconditioner import Reference, solve_white
-from kronax.linalg.krylov.probes import (
-    ProbeDerivative,
-    ProbedLogdet,
-    probed_logdet,
-    rounding_of,
-    trace_surrogate,
-)
-from kronax.linalg.krylov.terms_preconditioner import (
+from kronax.linalg.estimates.certificates import Iteration, skew_quantile, trace_quantile
+from kronax.linalg.krylov.abstract import AbstractLogdetDerivative, ProbedLogdet
+from kronax.linalg.krylov.conjugate_gradients import Krylov
+from kronax.linalg.krylov.preconditioner import Reference
+from kronax.linalg.krylov.probes import ProbeDerivative, probed_logdet
+from kronax.linalg.krylov.terms_reference import (
     INNER,
+    ExactDerivative,
     TermsReference,
-    iterate,
-    quadratics_of,
-    terms_reference,
+    boxed_sum,
+    known_trace,
 )
 from kronax.linalg.operators.sum_of_products import KroneckerTerms
 
@@ -59,28 +46,22 @@ from kronax.linalg.operators.sum_of_products import KroneckerTerms
 FEWEST_FOR_REGRESSION = 8
 
 
-class _Found(NamedTuple):
-    """What the surrogate of one evaluation holds constant.
+class TermsDerivative(AbstractLogdetDerivative):
+    """What the differential is made of, per probe; all of it constant.
 
     Args:
-        quadratics: `yᵀ A⁻¹ y`, per column.
-        logdets: `log det A`, per probe.
-        weights: `A⁻¹ y`.
         left: `x`.
         right: `z`.
         even: `a`.
         twice: `S_r⁻¹ (K − K_r) a`.
-        shares: how much of `log det A_r` is taken by itself, in `dK` and in `dD`.
+        shares: how much of `log det A_r` is taken by itself, in `dK` and in `dW`.
         slopes: how much of `aᵀ dK a − aᵀ dK_r a` and of `tr F²` is taken off.
-        variations: what multiplies `dD`, per probe, beside that of `log det A_r`.
+        variations: what multiplies `dW`, per probe, beside that of `log det A_r`.
         compared: the reference.
         exact: what is known of the derivative of `log det A_r`.
         probed: what probes say of the rest.
     """
 
-    quadratics: Array
-    logdets: Array
-    weights: Array
     left: Array
     right: Array
     even: Array
@@ -92,25 +73,26 @@ class _Found(NamedTuple):
     exact: ExactDerivative
     probed: ProbeDerivative
 
+    def along(self, signal: KroneckerTerms, precisions: Array) -> Array:
+        """A function of signal and precisions with this differential, per probe."""
+        axes = tuple(range(1, self.left.ndim))
+        kept = boxed_sum(signal, self.compared.bases, self.compared.box)
+        in_signal, in_noise = self.shares
+        part, known = kept.scaled(in_signal), in_noise * precisions
+        reference = self.exact.along(part, known)
+        reference = reference + self.probed.along_box(part, part.inside, known)
+        first, second = self.slopes
+        towards = first * self.even + 2 * second * self.twice
+        along = jnp.sum(self.left * signal.mv_grid(self.right), axes)
+        along = along - jnp.sum(self.even * signal.mv_grid(towards), axes)
+        right, back = kept.mv_grid(jnp.stack([self.right, self.even]))
+        along = along - in_signal * jnp.sum(self.right * right, axes)
+        along = along + first * jnp.sum(self.even * back, axes)
+        along = along + second * known_trace(self.compared, signal)
+        return reference + along + jnp.sum(precisions[None] * self.variations, axes)
 
-def terms_both(
-    signal: KroneckerTerms, variances: Array, y: Array, iteration: Iteration
-) -> tuple[Array, Array, Certificate]:
-    """`yᵀ A⁻¹ y` per column, `log det A` per probe, and the certificate of their sum.
 
-    Args:
-        signal: `K`.
-        variances: of the noise, infinite at the gaps.
-        y: columns `(k, *grid)`, zero at the gaps.
-        iteration: how.
-    """
-    held = terms_reference(signal, variances, iteration)
-    found, certificate = _iterate(*lax.stop_gradient((held, y)), iteration)
-    finite = jnp.where(held.precisions == 0, 0, variances)
-    return *_estimate((signal, finite, y), found), certificate
-
-
-class _Probes(NamedTuple):
+class TermsProbes(NamedTuple):
     """Probes of the observed cells, and what they know of the even grid.
 
     Args:
@@ -128,20 +110,21 @@ class _Probes(NamedTuple):
     second: Array
 
 
-def _probes(held: TermsReference, iteration: Iteration) -> _Probes:
+def terms_probes(held: TermsReference, iteration: Iteration) -> TermsProbes:
+    """The same ones at every call."""
     shape = (iteration.num_probes, *held.signal.grid_shape)
     axes = tuple(range(1, len(shape)))
     keys = jax.random.split(jax.random.key(iteration.seed))
     signal, noise = (random_signs(key, shape, held.signal.dtype) for key in keys)
     # By the symmetric root: it is smooth in the parameters where eigenvectors change their signs.
     drawn = held.compared.to_cells(
-        jnp.sqrt(held.spectrum)[None] * held.compared.to_spectrum(signal)
+        jnp.sqrt(held.compared.spectrum)[None] * held.compared.to_spectrum(signal)
     )
     observed = held.precisions > 0
     even = held.even_inverse(drawn + jnp.sqrt(held.compared.noise) * noise)
-    rest = held.signal.mv_grid(even) - held.even_mv(even)
+    rest = held.signal.mv_grid(even) - held.compared.signal(even)
     twice = held.even_inverse(rest)
-    return _Probes(
+    return TermsProbes(
         columns=jnp.where(observed[None], drawn + jnp.sqrt(held.variances)[None] * noise, 0),
         even=even,
         twice=twice,
@@ -150,54 +133,36 @@ def _probes(held: TermsReference, iteration: Iteration) -> _Probes:
     )
 
 
-def _iterate(held: TermsReference, y: Array, iteration: Iteration) -> tuple[_Found, Certificate]:
-    num, axes = y.shape[0], tuple(range(1, y.ndim))
-    probes = _probes(held, iteration)
-    krylov, prepared, inner = iterate(held, jnp.concatenate([y, probes.columns]), num, iteration)
-    weights, left = krylov.solution[:num], krylov.solution[num:]
-    right = prepared[num:]
-    energy = jnp.sum(probes.columns * right, axes)
+def probed_terms(
+    held: TermsReference, probes: TermsProbes, krylov: Krylov, right: Array, iteration: Iteration
+) -> tuple[ProbedLogdet, Array]:
+    """`log det A` from its probes, and the largest residual for those of `log det A_r`.
+
+    Args:
+        held: the reference.
+        probes: `b`.
+        krylov: what the iteration found for each.
+        right: `A_r⁻¹ b`.
+        iteration: how.
+    """
     known, residual, probed = _reference_logdet(held, iteration)
-    count = jnp.sum((held.precisions > 0).astype(y.dtype))
+    energy = jnp.sum(probes.columns * right, tuple(range(1, right.ndim)))
+    count = jnp.sum((held.precisions > 0).astype(right.dtype))
     second = probes.second - known_trace(held.compared, held.signal)
     controls = jnp.stack([probes.first, second, energy - count], axis=-1)
-    squares = energy * krylov.log_square[num:]
-    forms, spread, error = _log_forms(energy * krylov.log_form[num:], squares, controls)
-    below, errors = quadratics_of(held, y, krylov)
-    shares, slopes, variations = _derivative_controls(held, probes, left, right, probed.derivative)
-    found = _Found(
-        quadratics=below,
-        logdets=forms + probed.forms + known,
-        weights=weights,
-        left=left,
-        right=right,
-        even=probes.even,
-        twice=probes.twice,
-        shares=shares,
-        slopes=slopes,
-        variations=variations,
-        compared=held.compared,
-        exact=ExactDerivative.of(held.compared, held.precisions),
-        probed=probed.derivative,
-    )
-    tolerance = iteration.tolerance_of(y.dtype)
-    lacking = jnp.max(errors, initial=0.0) + jnp.mean(energy * krylov.log_left[num:])
+    squares = energy * krylov.log_square
+    forms, spread, error = _log_forms(energy * krylov.log_form, squares, controls)
     # Even noise needs no inner solves.
-    lacking = lacking + probed.left + jnp.where(held.is_even, 0, INNER * tolerance * count)
-    trace = jnp.maximum(jnp.mean(jnp.sum(left * right, axes)), 0)
-    sizes = jnp.sum(weights**2, axes), trace, probed.inverse
-    rounding = rounding_of(held.compared, held.precisions, y, below, sizes)
-    inner = jnp.maximum(inner, residual)
-    is_known = krylov.has_converged(num, tolerance) & (inner <= SLACK * tolerance)
-    residual = jnp.maximum(inner, jnp.max(krylov.relative_residual))
-    return found, Certificate(
-        error=jnp.hypot(error, probed.error) + lacking + rounding,
+    inner = jnp.where(held.is_even, 0, INNER * iteration.tolerance_of(right.dtype) * count)
+    found = ProbedLogdet(
+        forms=forms + probed.forms + known,
+        error=jnp.hypot(error, probed.error),
         standard_error=jnp.hypot(spread, probed.standard_error),
-        residual=residual,
-        num_steps=jnp.max(krylov.num_steps),
-        converged=is_known & (rounding <= count),
-        rounding=rounding,
+        left=jnp.mean(energy * krylov.log_left) + probed.left + inner,
+        inverse=probed.inverse,
+        derivative=_derivative(held, probes, krylov.solution, right, probed.derivative),
     )
+    return found, residual
 
 
 def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Array, Array]:
@@ -216,19 +181,22 @@ def _log_forms(forms: Array, squares: Array, controls: Array) -> tuple[Array, Ar
     return forms - matmul(controls, slopes), spread, skew_quantile(num - count) * spread
 
 
-def _derivative_controls(
-    held: TermsReference, probes: _Probes, left: Array, right: Array, probed: ProbeDerivative
-) -> tuple[Array, Array, Array]:
-    """How much of `log det A_r`, in `dK` and `dD`, and of the twins to take; what multiplies `dD`.
+def _derivative(
+    held: TermsReference, probes: TermsProbes, left: Array, right: Array, probed: ProbeDerivative
+) -> TermsDerivative:
+    """How much of `log det A_r`, in `dK` and `dW`, and of the twins to take.
 
     Any shares and slopes are right; these are best for the derivative in the scale of the signal,
     and in that of the noise of the cells.
     """
     axes = tuple(range(1, left.ndim))
     explained, twice = jnp.split(held.signal.mv_grid(jnp.concatenate([right, probes.even])), 2)
-    whole, kept = jnp.sum(left * explained, axes), jnp.sum(right * held.even_mv(right), axes)
+    whole, kept = (
+        jnp.sum(left * explained, axes),
+        jnp.sum(right * held.compared.signal(right), axes),
+    )
     signal = boxed_sum(held.signal, held.compared.bases, held.compared.box)
-    share = _share(whole, kept, trace_surrogate(signal, 0 * held.precisions, probed))
+    share = _share(whole, kept, probed.along_box(signal, signal.inside, 0 * held.precisions))
     # On an even grid this is all that is of first order, and its mean is known.
     control = probes.first - jnp.sum(probes.twice * twice, axes)
     slope = _share(whole - share * kept, control, 0 * control)
@@ -243,7 +211,18 @@ def _derivative_controls(
     total = jnp.sum(probes.twice * probes.even, axes)
     _, (slope,), _ = _regressed(jnp.sum(noise * own, axes), (total - jnp.mean(total))[:, None])
     own = own - slope * spread[None] * total.reshape(-1, *(1,) * len(axes))
-    return jnp.stack([share, in_cells]), slopes, own
+    return TermsDerivative(
+        left=left,
+        right=right,
+        even=probes.even,
+        twice=probes.twice,
+        shares=jnp.stack([share, in_cells]),
+        slopes=slopes,
+        variations=-(held.variances**2)[None] * own,
+        compared=held.compared,
+        exact=ExactDerivative.of(held.compared, held.precisions),
+        probed=probed,
+    )
 
 
 def _share(forms: Array, kept: Array, rest: Array) -> Array:
@@ -258,7 +237,7 @@ def _reference_logdet(
 ) -> tuple[Array, Array, ProbedLogdet]:
     """`log det A_r`: what is known, what probes say of the rest, and their largest residual."""
     compared, precisions = held.compared, held.precisions
-    whole = jnp.sum(jnp.log1p(held.spectrum / compared.noise))
+    whole = jnp.sum(jnp.log1p(compared.spectrum / compared.noise))
     logs = jnp.sum(
         jnp.where(precisions == 0, 0, jnp.log(jnp.where(precisions == 0, 1, precisions)))
     )
@@ -266,7 +245,7 @@ def _reference_logdet(
     shape = (iteration.num_probes, *precisions.shape)
     key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
     white = compared.to_spectrum(random_signs(key, shape, precisions.dtype))
-    krylov = solve_white(compared, white, iteration)
+    krylov = compared.iterate(white, iteration)
     known = whole - logs + trace + compared.known_logdet
     return known, jnp.max(krylov.relative_residual), probed_logdet(compared, white, krylov)
 
@@ -295,34 +274,3 @@ def _regressed(forms: Array, controls: Array) -> tuple[Array, Array, Array]:
     distance = matmul(means / scale, jnp.linalg.solve(gram, means / scale))
     mean = jnp.mean(forms) - matmul(means / scale, coefficients)
     return mean, coefficients / scale, jnp.sqrt(variance * (1 / num + distance))
-
-
-def _surrogate(signal: KroneckerTerms, variances: Array, y: Array, found: _Found) -> Any:
-    """A function of the operands with the right derivative; its value is of no interest."""
-    axes = tuple(range(1, y.ndim))
-    weights = found.weights
-    explained = jnp.sum(weights * (signal.mv_grid(weights) + variances[None] * weights), axes)
-    quadratics = 2 * jnp.sum(weights * y, axes) - explained
-    kept = boxed_sum(signal, found.compared.bases, found.compared.box)
-    observed = variances > 0
-    precisions = jnp.where(observed, 1 / jnp.where(observed, variances, 1), 0)
-    in_signal, in_noise = found.shares
-    part, precisions = kept.scaled(in_signal), in_noise * precisions
-    reference = found.exact.along(part, precisions)
-    reference = reference + trace_surrogate(part, precisions, found.probed)
-    even, (first, second) = found.even, found.slopes
-    towards = first * even + 2 * second * found.twice
-    along = jnp.sum(found.left * signal.mv_grid(found.right), axes)
-    along = along - jnp.sum(even * signal.mv_grid(towards), axes)
-    right, back = kept.mv_grid(jnp.stack([found.right, even]))
-    along = along - in_signal * jnp.sum(found.right * right, axes)
-    along = along + first * jnp.sum(even * back, axes)
-    along = along + second * known_trace(found.compared, signal)
-    return quadratics, reference + along + jnp.sum(variances[None] * found.variations, axes)
-
-
-def _value(found: _Found) -> Any:
-    return found.quadratics, found.logdets
-
-
-_estimate = by_surrogate("kronax_terms", _value, _surrogate, "An iterative log density")
