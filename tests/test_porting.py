@@ -5,6 +5,7 @@ inputs.
 """
 
 import json
+from itertools import product
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ import tinygp
 from numpyro.handlers import seed, substitute
 
 import kronax as kx
+from tests.everyday import everyday
 
 PYMC = json.loads(Path(__file__).with_name("porting_pymc.json").read_text(encoding="utf-8"))
 GPYTORCH = json.loads(Path(__file__).with_name("porting_gpytorch.json").read_text(encoding="utf-8"))
@@ -64,7 +66,9 @@ def test_matrices_of_pymc():
     outputs = level * kx.Categorical(weights / np.sqrt(level), own / own.sum())
     expected = PYMC["matrices"]
     codes = np.arange(3)
-    np.testing.assert_allclose(outputs(codes, codes), expected["Coregion(1, W=W, kappa=kappa)"])
+    np.testing.assert_allclose(
+        jax.jit(lambda: outputs(codes, codes))(), expected["Coregion(1, W=W, kappa=kappa)"]
+    )
     np.testing.assert_allclose(kx.White(0.3**2)(X, X), expected["WhiteNoise(0.3)"])
 
 
@@ -74,10 +78,16 @@ def test_the_periodic_lengthscale_is_doubled():
     assert_equal(exponents[0] / exponents[1], 4.0)
 
 
-@pytest.mark.parametrize("sigma", [0.0, SIGMA])
-@pytest.mark.parametrize("way", ["covs", "chols", "evds"])
+@pytest.mark.parametrize(
+    ("way", "sigma"),
+    everyday(
+        product(["covs", "chols", "evds"], [0.0, SIGMA]),
+        [("covs", SIGMA), ("chols", 0.0), ("evds", SIGMA)],
+    ),
+)
 def test_densities_of_pymc(way, sigma):
-    covs = [f.to_dense() for f in process().covariance(include_noise=False).factors]
+    factors = process().covariance(include_noise=False).factors
+    covs = jax.jit(lambda factors: [f.to_dense() for f in factors])(factors)
     covs = [k + 0.2 * np.eye(len(k)) for k in covs]
     given = {
         "covs": {"factors": covs},
@@ -123,8 +133,9 @@ def test_latent_fields_of_pymc():
         with substitute(data={"f_white": white}), seed(rng_seed=0):
             return gp.latent("f", jitter=1e-6)
 
-    root = np.reshape(jax.jacobian(field)(jnp.zeros((3, 4))), (12, 12))
-    np.testing.assert_allclose(root @ root.T, prior.to_dense(), atol=1e-4)
+    root = np.reshape(jax.jit(jax.jacobian(field))(jnp.zeros((3, 4))), (12, 12))
+    covariance = jax.jit(lambda prior: prior.to_dense())(prior)
+    np.testing.assert_allclose(root @ root.T, covariance, atol=1e-4)
     post = gp.latent_condition(np.reshape(expected["f"], (3, 4)), jitter=1e-6)
     assert_equal(post.mean(NEW), expected["mean"], rtol=1e-4)
     np.testing.assert_allclose(np.ravel(post.variance(NEW)), expected["variance"], atol=1e-4)

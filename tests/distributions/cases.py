@@ -156,6 +156,13 @@ DIFFERENTIATED = (
     "batched loc, noise and a factor",
     "t",
 )
+DIFFERENTIATED_EVERYDAY = (
+    "full noise",
+    "low rank",
+    "repeated eigenvalues",
+    "batched loc, noise and a factor",
+    "t",
+)
 # The everyday run: every way to state a matrix and its noise, flat and not, with batches of each
 # part. What is left out puts these together otherwise, and is the full run's.
 COVERING = (
@@ -174,6 +181,19 @@ COVERING = (
     "t, batched",
 )
 each_case = pytest.mark.parametrize("name", everyday(CASES, COVERING))
+# Where each takes a program of its own.
+some_cases = pytest.mark.parametrize(
+    "name",
+    everyday(
+        CASES,
+        [
+            "full noise",
+            "low rank",
+            "batched loc, noise and a factor",
+            "t, Cholesky factors",
+        ],
+    ),
+)
 # For what does not depend on the kind of matrix.
 FEW = ("variance", "Cholesky factors", "flat precision factors", "batched factors", "t, batched")
 

@@ -12,11 +12,14 @@ from tests.cases import covariance
 from tests.distributions.cases import (
     CASES,
     DIFFERENTIATED,
+    DIFFERENTIATED_EVERYDAY,
     FEW,
     direction,
     each_case,
+    some_cases,
     value_of,
 )
+from tests.everyday import everyday
 from tests.tolerances import assert_close
 
 NUM_DRAWS = 20_000
@@ -52,7 +55,7 @@ def test_the_moments_are_those_of_the_matrix(name):
     assert_close(np.broadcast_to(lazy, case.covariance.shape), case.covariance)
 
 
-@each_case
+@some_cases
 def test_the_draws_have_these_moments(name):
     case = CASES[name]
     d = case.make()
@@ -68,7 +71,7 @@ def test_the_draws_have_these_moments(name):
     assert (np.abs(products.mean(0) - expected) < 5 * error).all()
 
 
-@pytest.mark.parametrize("name", DIFFERENTIATED)
+@pytest.mark.parametrize("name", everyday(DIFFERENTIATED, DIFFERENTIATED_EVERYDAY))
 def test_gradients_are_those_of_differences(name):
     """Along random directions, which mix the eigenspaces of repeated eigenvalues."""
     case = CASES[name]
@@ -77,7 +80,6 @@ def test_gradients_are_those_of_differences(name):
     # The draws of a χ² by rejection have a pathwise derivative in df that differences cannot see.
     held = {} if case.df is None else {"df": d.df}
 
-    @jax.jit
     def of_density_and_draws(d):
         density = jnp.sum(d.log_prob(value))
         for field, kept in held.items():
@@ -85,14 +87,13 @@ def test_gradients_are_those_of_differences(name):
         return jnp.stack([density, jnp.sum(weights * d.sample(jax.random.key(0)))])
 
     step, t = 1e-5, direction(d)
-    slopes = jax.jit(jax.jacrev(of_density_and_draws))(d)
+    both = jax.jit(lambda d: (of_density_and_draws(d), jax.jacrev(of_density_and_draws)(d)))
+    _, slopes = both(d)
     exact = sum(
         np.tensordot(g, s, np.ndim(s))
         for g, s in zip(jax.tree.leaves(slopes), jax.tree.leaves(t), strict=True)
     )
-    ends = [
-        of_density_and_draws(jax.tree.map(lambda x, s, h=h: x + h * s, d, t)) for h in (step, -step)
-    ]
+    ends = [both(jax.tree.map(lambda x, s, h=h: x + h * s, d, t))[0] for h in (step, -step)]
     np.testing.assert_allclose(exact, (ends[0] - ends[1]) / (2 * step), rtol=1e-6)
 
 
@@ -124,7 +125,7 @@ def of_pymc(n, sigma, way="covs"):
 
 @pytest.mark.parametrize("way", ["covs", "chols", "evds"])
 @pytest.mark.parametrize("sigma", [0, 1])
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", everyday([2, 3], [3]))
 def test_the_densities_of_pymcs_tests(n, sigma, way):
     d, dense = of_pymc(n, sigma, way)
     for shape in ((3 * n,), (2, 3 * n)):
@@ -133,7 +134,7 @@ def test_the_densities_of_pymcs_tests(n, sigma, way):
 
 
 @pytest.mark.parametrize("sigma", [0, 1])
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", everyday([2, 3], [3]))
 def test_the_sample_sizes_of_pymcs_tests(n, sigma):
     d, dense = of_pymc(n, sigma)
     key = jax.random.key(0)
@@ -161,7 +162,10 @@ def test_two_cholesky_factors_are_numpyros_matrix_normal():
     assert_close(ours.sample(key, (5,)), draws)
 
 
-@pytest.mark.parametrize("name", ["Cholesky factors", "precision factors", "variance", "t"])
+@pytest.mark.parametrize(
+    "name",
+    everyday(["Cholesky factors", "precision factors", "variance", "t"], ["variance", "t"]),
+)
 def test_single_precision_stays(name):
     case = CASES[name]
     single = jax.tree.map(

@@ -7,7 +7,8 @@ import numpyro.distributions as dist
 import pytest
 
 import kronax as kx
-from tests.distributions.cases import CASES, FEW, each_case, value_of
+from tests.distributions.cases import CASES, FEW, each_case, some_cases, value_of
+from tests.everyday import everyday
 from tests.tolerances import assert_close
 
 few = pytest.mark.parametrize("name", FEW)
@@ -44,7 +45,7 @@ def test_the_shapes_are_those_of_numpyro(name):
         assert jax.eval_shape(lambda part=part: getattr(d, part)).shape == shape
 
 
-@each_case
+@some_cases
 def test_it_is_a_pytree_under_jit_and_map(name):
     case = CASES[name]
     d = case.make()
@@ -57,7 +58,7 @@ def test_it_is_a_pytree_under_jit_and_map(name):
     assert_close(draw(first, key), draw(d, key))
 
 
-@each_case
+@some_cases
 def test_constructors_map_and_become_batches(name):
     """`vmap` over every array of a distribution, then one density of all, by NumPyro's rules."""
     case = CASES[name]
@@ -74,7 +75,7 @@ def test_constructors_map_and_become_batches(name):
     assert jax.eval_shape(promoted.entropy).shape == promoted.batch_shape
 
 
-@few
+@pytest.mark.parametrize("name", everyday(FEW, ["flat precision factors", "t, batched"]))
 def test_expanding_repeats_the_density_and_draws_anew(name):
     case = CASES[name]
     d = case.make()

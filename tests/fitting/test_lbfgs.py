@@ -13,6 +13,7 @@ import kronax as kx
 from kronax.fitting import steps
 from kronax.fitting.lbfgs import LBFGS
 from kronax.fitting.problem import make_problem
+from tests.everyday import everyday
 
 
 class Vector(eqx.Module):
@@ -51,7 +52,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", everyday(CASES, ["rosenbrock", "walled"]))
 def test_it_ends_at_the_minimum(name):
     loss, start, most, least = CASES[name]
     found = kx.fit(Vector(jnp.asarray(start)), loss=loss, tolerance=1e-6, progress=False)

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.linalg
 import scipy.optimize
 import scipy.stats
 from numpyro.distributions import constraints
 
 import kronax as kx
+from tests.everyday import everyday, full
 from tests.gp.dense import matern52, squared_exponential
 
 TIME, SPACE = np.linspace(0, 1, 7), np.linspace(0, 2, 6)
@@ -37,8 +39,9 @@ def fitted():
 def dense_loss(raw):
     first, second, variance, noise = np.exp(raw)
     signal_part = np.kron(matern52(TIME, TIME, first), squared_exponential(SPACE, SPACE, second))
-    covariance = variance * signal_part + noise * np.eye(42)
-    return -scipy.stats.multivariate_normal(cov=covariance).logpdf(Y.ravel())
+    root = np.linalg.cholesky(variance * signal_part + noise * np.eye(42))
+    white = scipy.linalg.solve_triangular(root, Y.ravel(), lower=True)
+    return white @ white / 2 + np.log(np.diag(root)).sum() + 21 * np.log(2 * np.pi)
 
 
 def dense_profile(noise, start):
@@ -117,7 +120,7 @@ def bowl_fit(**options):
     return kx.fit(start, loss=quadratic, progress=False, **options)
 
 
-@pytest.mark.parametrize(("path", "place"), [("a", 0), ("b[1]", 2)])
+@pytest.mark.parametrize(("path", "place"), [full("a", 0), ("b[1]", 2)])
 def test_numbers_and_entries_of_arrays_have_exact_parabolas(path, place):
     sd = np.sqrt(np.linalg.inv(PRECISION)[place, place])
     found = profile(bowl_fit(), path)
@@ -198,7 +201,7 @@ def test_what_the_data_do_not_bound_is_said():
     assert (low, high) == pytest.approx((1 - half, 1 + half), abs=0.02)
 
 
-@pytest.mark.parametrize("tolerance", [1e-3, 1e-9])
+@pytest.mark.parametrize("tolerance", everyday([1e-3, 1e-9], [1e-3]))
 def test_steps_adapt_to_a_loss_that_is_no_parabola(tolerance):
     """At a flat optimum the standard error is far too long, or there is none."""
     found = profile(ones_fit(quartic, tolerance=tolerance), "a", tolerance=1e-9)

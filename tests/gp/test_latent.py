@@ -11,6 +11,8 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import MCMC, NUTS, Predictive
 
 import kronax as kx
+from tests.everyday import everyday, full
+from tests.gp.dense import matern32, matern52
 
 X, Z = np.linspace(0, 1, 6), np.linspace(0, 2, 4)
 NEW = np.linspace(1.1, 1.5, 3)
@@ -40,24 +42,36 @@ def field_of(gp, white):
 
 
 def root_of(gp, shape):
-    root = jax.jit(jax.jacfwd(lambda white: field_of(gp, white)))(jnp.zeros(shape))
-    return root.reshape(len(root), -1)
+    """And the field that zeros make."""
+
+    @jax.jit
+    def both(white):
+        return jax.jacfwd(lambda white: field_of(gp, white))(white), field_of(gp, white)
+
+    root, at_zero = both(jnp.zeros(shape))
+    return root.reshape(len(root), -1), at_zero
 
 
-@pytest.mark.parametrize("name", PROCESSES)
+@jax.jit
+def prior_covariance(gp):
+    return gp.covariance(include_noise=False).to_dense()
+
+
+@pytest.mark.parametrize("name", everyday(PROCESSES, ["Toeplitz", "a circle", "low rank"]))
 def test_the_latent_field_has_the_prior_covariance(name):
     gp = PROCESSES[name]
-    shape = trace(seed(lambda: gp.latent("f"), KEY)).get_trace()["f_white"]["value"].shape
+    site = "f_white"
+    draws = trace(seed(lambda: gp.latent("f"), KEY)).get_trace
+    shape = jax.eval_shape(lambda: draws()[site]["value"]).shape
     assert shape == (18, 4) if name == "low rank" else gp.grid_shape
-    np.testing.assert_allclose(field_of(gp, jnp.zeros(shape)), 0.5)
-    root = root_of(gp, shape)
-    covariance = gp.covariance(include_noise=False).to_dense()
-    np.testing.assert_allclose(root @ root.T, covariance, atol=3 * 2.0 * JITTER)
+    root, at_zero = root_of(gp, shape)
+    np.testing.assert_allclose(at_zero, 0.5)
+    np.testing.assert_allclose(root @ root.T, prior_covariance(gp), atol=3 * 2.0 * JITTER)
 
 
 def test_a_latent_field_on_traced_coordinates_has_the_prior_covariance():
-    root = jax.jit(lambda x: root_of(process(axis=x), (6, 4)))(X)
-    covariance = PROCESSES["dense"].covariance(include_noise=False).to_dense()
+    root, _ = jax.jit(lambda x: root_of(process(axis=x), (6, 4)))(X)
+    covariance = prior_covariance(PROCESSES["dense"])
     np.testing.assert_allclose(root @ root.T, covariance, atol=3 * 2.0 * JITTER)
 
 
@@ -73,12 +87,19 @@ def test_a_diagonal_scaling_fits_what_counts_say_of_the_white_field(axis, length
         scale = np.sqrt(np.diagonal(np.linalg.inv(precision)))
         return np.linalg.cond(scale[:, None] * precision * scale)
 
-    assert condition(root_of(gp, (20,))) < 10
-    assert condition(np.linalg.cholesky(gp.covariance(False).to_dense())) > 50
+    assert condition(root_of(gp, (20,))[0]) < 10
+    assert condition(np.linalg.cholesky(prior_covariance(gp))) > 50
 
 
-@pytest.mark.parametrize("name", ["dense", "Toeplitz"])
-@pytest.mark.parametrize("axes", [(NEW, None), (NEW, [0.1, 0.3])])
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [
+        ("Toeplitz", (NEW, None)),
+        ("dense", (NEW, [0.1, 0.3])),
+        full("dense", (NEW, None)),
+        full("Toeplitz", (NEW, [0.1, 0.3])),
+    ],
+)
 def test_conditioning_on_a_field_is_that_of_the_dense_normal(name, axes):
     gp = PROCESSES[name]
     axes = tuple(a if a is None else np.asarray(a) for a in axes)
@@ -86,7 +107,8 @@ def test_conditioning_on_a_field_is_that_of_the_dense_normal(name, axes):
     post = gp.latent_condition(f, JITTER)
     old, new = [], []
     places = [axis.static.values for axis in gp.axes]
-    for i, (kernel, x) in enumerate(zip(gp.kernels, places, strict=True)):
+    kernels = lambda x, z: matern52(x, z, 0.4), lambda x, z: matern32(x, z, 0.7)
+    for i, (kernel, x) in enumerate(zip(kernels, places, strict=True)):
         scale = 2.0 if i == 0 else 1.0
         k = scale * (np.asarray(kernel(x, x)) + JITTER * np.eye(len(x)))
         z = axes[i]
@@ -109,11 +131,11 @@ def test_conditioning_on_a_field_is_that_of_the_dense_normal(name, axes):
 def test_the_likelihood_of_a_model_is_the_marginal_likelihood():
     gp = PROCESSES["dense"]
     y = gp.sample(KEY, include_noise=True)
-    d = gp.numpyro_dist()
-    np.testing.assert_allclose(d.log_prob(y), gp.log_marginal_likelihood(y), rtol=1e-12)
-    dense = np.asarray(gp.covariance().to_dense())
+    found = jax.jit(lambda y: gp.numpyro_dist().log_prob(y))(y)
+    np.testing.assert_allclose(found, gp.log_marginal_likelihood(y), rtol=1e-12)
+    dense = np.kron(2.0 * matern52(X, X, 0.4), matern32(Z, Z, 0.7)) + 0.1 * np.eye(24)
     truth = scipy.stats.multivariate_normal(np.full(24, 0.5), dense).logpdf(np.ravel(y))
-    np.testing.assert_allclose(d.log_prob(y), truth, rtol=1e-10)
+    np.testing.assert_allclose(found, truth, rtol=1e-10)
 
 
 def test_a_whole_model_with_counts_and_its_predictions():
@@ -127,15 +149,19 @@ def test_a_whole_model_with_counts_and_its_predictions():
         numpyro.deterministic("ahead", gp.latent_condition(f).mean((NEW, None)))
         numpyro.sample("y", dist.Poisson(jnp.exp(f)).to_event(2), obs=y)
 
-    mcmc = MCMC(NUTS(model), num_warmup=100, num_samples=100, progress_bar=False)
+    @jax.jit
+    def run(key):
+        mcmc = MCMC(NUTS(model), num_warmup=100, num_samples=100, progress_bar=False)
+        mcmc.run(key, counts)
+        return mcmc.get_samples(), mcmc.get_extra_fields()["diverging"]
+
     with jax.numpy_dtype_promotion("standard"):  # NumPyro's Poisson mixes types
-        mcmc.run(KEY, counts)
-    draws = mcmc.get_samples()
+        draws, diverging = run(KEY)
     assert draws["ahead"].shape == (100, 3, 4)
-    assert not mcmc.get_extra_fields()["diverging"].any()
+    assert not diverging.any()
     assert np.corrcoef(np.ravel(counts), np.exp(draws["f"]).mean(0).ravel())[0, 1] > 0.7
     with jax.numpy_dtype_promotion("standard"):
-        new = Predictive(model, draws)(KEY)
+        new = jax.jit(Predictive(model, draws))(KEY)
     assert new["y"].shape == (100, 6, 4)
 
 

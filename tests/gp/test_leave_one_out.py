@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 import kronax as kx
-from tests.gp.dense import GPS, full_noise, left_out, squared_exponential, two_axes
+from tests.gp.dense import GPS, full_noise, left_out, matern32, squared_exponential, two_axes
 from tests.tolerances import assert_close
 
 
@@ -80,7 +80,7 @@ def test_gradients_to_first_order_and_no_further():
     expected = (dense_density(0.1 + step) - dense_density(0.1 - step)) / (2 * step)
     assert slope.item() == pytest.approx(expected, rel=1e-6)
     with pytest.raises(kx.DerivativeOrderError):
-        jax.grad(jax.grad(density))(jnp.asarray(0.1))
+        jax.eval_shape(jax.grad(jax.grad(density)), jnp.asarray(0.1))
 
 
 def test_coefficients_that_are_integrated_out_are_left_out_too():
@@ -90,7 +90,7 @@ def test_coefficients_that_are_integrated_out_are_left_out_too():
     mean = kx.MarginalMean(kx.LinearMean(0))
     gp = kx.GridGP((kx.Matern32(0.4), kx.RBF(0.7)), (x, z), noise=0.2, mean=mean)
     means, variances = gp.condition(y).leave_one_out()
-    covariance = np.asarray(gp.covariance().to_dense())
+    covariance = np.kron(matern32(x, x, 0.4), squared_exponential(z, z, 0.7)) + 0.2 * np.eye(20)
     line = np.stack([np.ones(20), np.repeat((x - 0.5) / 0.5, 4)], axis=1)
     for cell in (0, 7, 19):
         rest = np.arange(20) != cell

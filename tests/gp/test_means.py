@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from tests.everyday import full
 from tests.gp.dense import SPACE, TIME, two_axes
 from tests.tolerances import assert_close
 
@@ -37,14 +38,17 @@ def test_a_number_is_a_constant_mean_that_trains(number):
 @pytest.mark.parametrize(
     ("mean", "expected"),
     [
-        (kx.ConstantMean(-2.0), np.full((5, 4), -2.0)),
-        (3, np.full((5, 4), 3.0)),
-        (np.arange(20.0).reshape(5, 4), np.arange(20.0).reshape(5, 4)),
-        (np.arange(5)[:, None], np.arange(5)[:, None] * np.ones((5, 4))),
-        (jnp.arange(4.0), np.arange(4.0) * np.ones((5, 4))),
-        (wave, np.sin(TIME)[:, None] * SPACE),
+        full(kx.ConstantMean(-2.0), np.full((5, 4), -2.0), id="ConstantMean"),
+        pytest.param(3, np.full((5, 4), 3.0), id="int"),
+        full(np.arange(20.0).reshape(5, 4), np.arange(20.0).reshape(5, 4), id="array"),
+        pytest.param(
+            np.arange(5)[:, None],
+            np.arange(5)[:, None] * np.ones((5, 4)),
+            id="column of integers",
+        ),
+        full(jnp.arange(4.0), np.arange(4.0) * np.ones((5, 4)), id="row"),
+        pytest.param(wave, np.sin(TIME)[:, None] * SPACE, id="callable"),
     ],
-    ids=["ConstantMean", "int", "array", "column of integers", "row", "callable"],
 )
 def test_a_mean_shifts_the_data_and_the_prediction(mean, expected):
     gp, plain = gp_with(mean), gp_with(None)

@@ -53,10 +53,19 @@ def data(name, gaps=True):
     return np.where(SEEN, y, np.nan) if gaps else y
 
 
-def nearest_normal(likelihood, y, seen):
+# Most tests are of this model and these data, so that they share what is compiled.
+POISSON, GAPPY = model(kx.Poisson(EXPOSURE)), data("Poisson")
+
+
+@pytest.fixture(scope="module")
+def post():
+    return POISSON.condition(GAPPY)
+
+
+def nearest_normal(likelihood, y, seen, prior=PRIOR, centre=0.5):
     """The normal distribution nearest to the posterior, by plain minimisation over `m` and `W`."""
-    n, y = len(PRIOR), jnp.asarray(y.ravel())
-    inverse = np.linalg.inv(PRIOR)
+    n, y = len(prior), jnp.asarray(y.ravel())
+    inverse = np.linalg.inv(prior)
     if likelihood.cell_fields and likelihood.exposure is not None:
         likelihood = kx.Poisson(likelihood.exposure.ravel())
 
@@ -64,7 +73,7 @@ def nearest_normal(likelihood, y, seen):
         weights, log_precision = raw[:n], raw[n:]
         precision = np.where(seen, np.exp(log_precision), 0.0)
         covariance = np.linalg.inv(inverse + np.diag(precision))
-        return 0.5 + PRIOR @ weights, covariance, weights, precision
+        return centre + prior @ weights, covariance, weights, precision
 
     expected = jax.jit(lambda m, v: likelihood.expected(y, m, v))
     slopes = jax.jit(lambda m, v: likelihood.expected_derivatives(y, m, v))
@@ -73,10 +82,10 @@ def nearest_normal(likelihood, y, seen):
         mean, covariance, weights, precision = parts(raw)
         variance = np.diag(covariance)
         fit = np.where(seen, expected(mean, variance), 0.0).sum()
-        divergence = np.trace(inverse @ covariance) + weights @ PRIOR @ weights - n
-        divergence += np.linalg.slogdet(PRIOR)[1] - np.linalg.slogdet(covariance)[1]
+        divergence = np.trace(inverse @ covariance) + weights @ prior @ weights - n
+        divergence += np.linalg.slogdet(prior)[1] - np.linalg.slogdet(covariance)[1]
         slope, bend = (np.where(seen, x, 0.0) for x in slopes(mean, variance))
-        by_weights = PRIOR @ (slope - weights)
+        by_weights = prior @ (slope - weights)
         by_precision = 0.5 * np.square(covariance) @ (bend - precision) * precision
         return divergence / 2 - fit, -np.concatenate([by_weights, by_precision])
 
@@ -92,10 +101,6 @@ def nearest_normal(likelihood, y, seen):
         itertools.product(["Poisson", "Bernoulli"], WAYS, [False, True]),
         [
             ("Poisson", "dense", True),
-            ("Bernoulli", "dense", False),
-            ("Bernoulli", "filtered", True),
-            ("Poisson", "filtered", False),
-            ("Poisson", "iterative", True),
         ],
     ),
 )
@@ -112,7 +117,7 @@ def test_the_nearest_normal_distribution(name, way, gaps):
     np.testing.assert_allclose(post.variance().ravel(), variance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("name", everyday(LIKELIHOODS, ["Student"]))
 def test_the_mode_of_laplace(name):
     likelihood, y = LIKELIHOODS[name][0], LIKELIHOODS[name][1]
     post = model(likelihood, approximation="laplace").condition(y)
@@ -130,10 +135,9 @@ def test_the_mode_of_laplace(name):
             ("Student", "dense", "laplace"),
         ],
         [
-            ("Poisson", "dense", "laplace"),
             ("Poisson", "filtered", "variational"),
             ("Poisson", "iterative", "variational"),
-            ("Student", "dense", "variational"),
+            ("Student", "dense", "laplace"),
         ],
     ),
 )
@@ -145,7 +149,10 @@ def test_the_gradient_is_that_of_the_converged_evidence(name, way, approximation
     value_and_grad = jax.jit(
         jax.value_and_grad(lambda raw: build(raw).checked_log_likelihood(grid))
     )
-    gradient, h = value_and_grad(raw)[1], 1e-4
+    (value, gradient), h = value_and_grad(raw), 1e-4
+    if (name, approximation) == ("Poisson", "variational"):
+        *_, bound = nearest_normal(likelihood, COUNTS, SEEN.ravel())
+        np.testing.assert_allclose(value, bound, rtol=1e-8)
     largest = max(abs(float(g)) for g in gradient.values())
     for path in raw:
         above, below = (value_and_grad({**raw, path: raw[path] + s})[0] for s in (h, -h))
@@ -160,59 +167,68 @@ def test_gaps_of_a_wide_prior_leave_the_gradient_alone():
     y = np.where(SEEN, np.exp(FIELD.reshape(5, 4)), np.nan)
     grid = gp.check_data(y)
 
-    def value(a):
+    @jax.jit
+    @jax.value_and_grad
+    def at(a):
         return evidence(kx.replace(gp, {"likelihood.concentration": a}), grid)
 
-    found, h = jax.grad(value)(jnp.asarray(2.0)), 1e-4
-    difference = (value(jnp.asarray(2.0 + h)) - value(jnp.asarray(2.0 - h))) / (2 * h)
-    np.testing.assert_allclose(found, difference, rtol=1e-4)
+    h = 1e-4
+    (below, _), (_, found), (above, _) = (at(2.0 + step) for step in (-h, 0.0, h))
+    np.testing.assert_allclose(found, (above - below) / (2 * h), rtol=1e-4)
+
+
+FROZEN = ("mean.value", "kernels[1].lengthscale")
 
 
 def test_equal_counts_of_unequal_exposures_can_be_fitted():
     ones = np.ones((5, 4))
-    kx.fit(model(kx.Poisson(EXPOSURE)), ones, num_steps=1, progress=False)
+    kx.fit(POISSON, np.where(SEEN, ones, np.nan), freeze=FROZEN, num_steps=60, progress=False)
     with pytest.raises(ValueError, match=r"must vary.*got 1.0 in every cell"):
         kx.fit(model(kx.Poisson()), ones, num_steps=1, progress=False)
 
 
 def test_a_second_derivative_raises():
-    gp, y = model(kx.Poisson(EXPOSURE)), jnp.asarray(COUNTS)
+    def value(variance):
+        return evidence(kx.replace(POISSON, {"variance": variance}), jnp.asarray(COUNTS))
+
     with pytest.raises(kx.DerivativeOrderError, match="finite differences"):
-        jax.hessian(lambda s: evidence(kx.replace(gp, {"variance": s}), y))(jnp.asarray(0.7))
+        jax.eval_shape(jax.hessian(value), jnp.asarray(0.7))
 
 
-def test_the_check_finds_the_true_evidence_and_where_the_approximation_is_bad():
-    """The truth by importance sampling from the approximation itself, with many draws."""
-    gp = model(kx.Poisson(EXPOSURE))
-    post = gp.condition(COUNTS)
-    found = post.check_approximation(jax.random.key(0), num_draws=2000)
+def sampled_evidence(post):
+    """By importance sampling from the approximation itself, with many draws."""
     covariance = np.linalg.inv(np.linalg.inv(PRIOR) + np.diag(post.sites.precision.ravel()))
     mean = np.asarray(post.mean()).ravel()
     q = scipy.stats.multivariate_normal(mean, (covariance + covariance.T) / 2)
     f = q.rvs(40_000, random_state=np.random.default_rng(0))
     prior = scipy.stats.multivariate_normal(np.full(20, 0.5), PRIOR)
-    rate = EXPOSURE.ravel() * np.exp(f)
-    logs = scipy.stats.poisson.logpmf(COUNTS.ravel(), rate).sum(axis=1)
+    rate = (EXPOSURE.ravel() * np.exp(f))[:, SEEN.ravel()]
+    logs = scipy.stats.poisson.logpmf(COUNTS[SEEN], rate).sum(axis=1)
     logs += prior.logpdf(f) - q.logpdf(f)
-    truth = scipy.special.logsumexp(logs) - np.log(len(f))
+    return scipy.special.logsumexp(logs) - np.log(len(f))
+
+
+@pytest.mark.parametrize("approximation", everyday(["variational", "laplace"], ["variational"]))
+def test_the_check_finds_the_true_evidence(post, approximation):
+    gp, truth = model(kx.Poisson(EXPOSURE), approximation=approximation), sampled_evidence(post)
+    found = gp.condition(GAPPY).check_approximation(jax.random.key(0), num_draws=2000)
     assert abs(found.evidence - truth) < 0.01
-    assert abs(gp.log_marginal_likelihood(COUNTS) - truth) < found.correction + 0.01
-    assert found.is_close
-    assert "The approximation is close." in repr(found)
-    laplace = model(kx.Poisson(EXPOSURE), approximation="laplace")
-    off = laplace.condition(COUNTS).check_approximation(jax.random.key(0), num_draws=2000)
-    assert abs(off.evidence - truth) < 0.01
-    first = off.evidence - off.correction
-    np.testing.assert_allclose(first, laplace.log_marginal_likelihood(COUNTS), rtol=1e-9)
+    first, value = found.evidence - found.correction, gp.log_marginal_likelihood(GAPPY)
+    np.testing.assert_allclose(first, value, rtol=1e-9)
+    if approximation == "variational":
+        assert abs(value - truth) < found.correction + 0.01
+        assert found.is_close
+        assert "The approximation is close." in repr(found)
+
+
+def test_the_check_finds_where_the_approximation_is_bad():
     post = model(kx.StudentT(df=1.5, scale=0.1)).condition(OUTLIERS)
     found = post.check_approximation(jax.random.key(0), num_draws=1000)
     assert not found.is_close
     assert "NUTS" in repr(found)
 
 
-def test_responses_are_those_of_draws():
-    gp = model(kx.Poisson(EXPOSURE))
-    post = gp.condition(data("Poisson"))
+def test_responses_are_those_of_draws(post):
     found = post.response(quantiles=(0.1, 0.9))
     assert found.name == "rate"
     f = np.asarray(post.sample(jax.random.key(0), sample_shape=4000))
@@ -231,8 +247,7 @@ def test_responses_are_those_of_draws():
     np.testing.assert_array_less(below, 0.92)
 
 
-def test_new_places_ask_for_their_exposure_by_name():
-    post = model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+def test_new_places_ask_for_their_exposure_by_name(post):
     new = {"axes": (None, [4.0, 5.0])}
     with pytest.raises(TypeError, match=r"`exposure` at the new places.*Pass exposure="):
         post.response(**new)
@@ -240,19 +255,18 @@ def test_new_places_ask_for_their_exposure_by_name():
         post.response(**new, exposures=1.0)
     with pytest.raises(ValueError, match=r"`exposure`.*\(5, 2\).*\(3,\)"):
         post.response(**new, exposure=np.ones(3))
-    one = post.response(**new, exposure=1.0)
-    ten = post.response(**new, exposure=10)
+    one = post.response(**new, quantiles=(), exposure=1.0)
+    ten = post.response(**new, quantiles=(), exposure=10)
     np.testing.assert_allclose(one.mean, ten.mean)
     np.testing.assert_allclose(one.observation_mean * 10, ten.observation_mean)
-    at = post.response(points=[[1.0, 4.0]], exposure=1.0)
+    at = post.response(points=[[1.0, 4.0]], quantiles=(), exposure=1.0)
     np.testing.assert_allclose(at.mean[0], one.mean[1, 0], rtol=1e-6)
     with pytest.raises(TypeError, match=r"post.response\(\)"):
         post.variance(include_noise=True)
 
 
-def test_observations_left_out_are_those_of_the_cavity():
+def test_observations_left_out_are_those_of_the_cavity(post):
     """Beside the posterior with the sites of all other cells."""
-    post = model(kx.Poisson(EXPOSURE)).condition(data("Poisson"))
     found = post.leave_one_out()
     precision, target = (np.asarray(x).ravel() for x in (post.sites.precision, post.sites.target))
     for cell in (0, 7, 19):
@@ -274,25 +288,25 @@ def test_observations_left_out_are_those_of_the_cavity():
     assert ((places > 0) & (places < 1)).sum() == SEEN.sum()
 
 
-def test_cavities_that_are_not_known_are_refused():
+def test_cavities_that_are_not_known_are_refused(post):
     """As where draws make a variance larger than that of its site alone."""
-    sites = model(kx.Poisson(EXPOSURE)).condition(COUNTS).sites
     with pytest.raises(kx.ConvergenceError, match=r"at 1 cells.*num_draws"):
-        check_cavities(sites, jnp.ones((5, 4)).at[0, 0].set(-2.0))
+        check_cavities(post.sites, jnp.ones((5, 4)).at[0, 0].set(-2.0))
 
 
 def test_the_way_is_measured_at_the_sites():
     """A plan of iterations that is open asks the data, whichever verb comes first."""
     axes = (np.arange(54.0), np.arange(70.0))
     gp = kx.GridGP((kx.RBF(5.0), kx.RBF(5.0)), axes, likelihood=kx.Poisson())
+    assert "the first use measures" in gp.describe()
     counts = jnp.ones((54, 70))
     both = gp.measuring(jnp.stack([counts, counts]))
     assert both.measured is not None
     assert both.measured == gp.measuring(counts).measured
+    assert "measured:" in both.describe()
 
 
-def test_densities_of_new_observations():
-    post = model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+def test_densities_of_new_observations(post):
     single = post.log_prob(COUNTS, pointwise=True)
     assert single.shape == (5, 4)
     one = {"axes": (SPACE[:1], TIME[:1]), "exposure": 1.0}
@@ -303,32 +317,38 @@ def test_densities_of_new_observations():
 
 
 def test_a_fit_finds_the_maximum_and_its_errors():
-    gp = model(kx.Poisson(EXPOSURE)).initialise(COUNTS.astype(int))
-    freeze = ("mean.value", "kernels[1].lengthscale")
-    result = kx.fit(gp, COUNTS.astype(int), freeze=freeze, progress=False)
+    counts = np.ma.MaskedArray(COUNTS.astype(int), ~SEEN)
+    gp = POISSON.initialise(counts)
+    result = kx.fit(gp, counts, freeze=FROZEN, num_steps=60, progress=False)
     assert result.converged, result.reason
-    raw, build = kx.unconstrain(result.model, freeze=freeze)
-    gradient = jax.grad(lambda raw: build(raw).log_marginal_likelihood(COUNTS))(raw)
+    raw, build = kx.unconstrain(result.model, freeze=FROZEN)
+    gradient = jax.jit(jax.grad(lambda raw: build(raw).log_marginal_likelihood(GAPPY)))(raw)
     assert max(abs(float(g)) for g in gradient.values()) < 1e-3
     table = repr(result.summary())
     assert "standard error" in table
 
 
-def test_nuts_over_parameters_alone():
-    """The evidence is a factor of a NumPyro model, with its gradient."""
+def test_the_evidence_is_a_factor_of_a_numpyro_model():
+    """With its gradient, by which NUTS draws the parameters alone."""
+    prior = dist.LogNormal(0.0, 1.0)
 
     def program():
-        scale = numpyro.sample("scale", dist.LogNormal(0.0, 1.0))
-        gp = kx.replace(model(kx.Poisson(EXPOSURE)), {"variance": scale})
-        numpyro.factor("y", gp.log_marginal_likelihood(COUNTS))
+        scale = numpyro.sample("scale", prior)
+        gp = kx.replace(POISSON, {"variance": scale})
+        numpyro.factor("y", gp.log_marginal_likelihood(GAPPY))
 
-    kernel = numpyro.infer.NUTS(program, max_tree_depth=3)
-    mcmc = numpyro.infer.MCMC(kernel, num_warmup=10, num_samples=10, progress_bar=False)
-    with jax.numpy_dtype_promotion("standard"):
-        mcmc.run(jax.random.key(0))
-    assert np.isfinite(mcmc.get_samples()["scale"]).all()
+    @jax.jit
+    @jax.value_and_grad
+    def density(scale):
+        return numpyro.infer.util.log_density(program, (), {}, {"scale": scale})[0]
+
+    h = 1e-4
+    (below, _), (value, slope), (above, _) = (density(0.7 + step) for step in (-h, 0.0, h))
+    expected = POISSON.log_marginal_likelihood(GAPPY) + prior.log_prob(0.7)
+    np.testing.assert_allclose(value, expected, rtol=1e-9)
+    np.testing.assert_allclose(slope, (above - below) / (2 * h), rtol=1e-4)
     with pytest.raises(NotImplementedError, match=r"numpyro.factor"):
-        model(kx.Poisson()).numpyro_dist()
+        POISSON.numpyro_dist()
 
 
 def test_coefficients_that_are_integrated_out():
@@ -336,74 +356,69 @@ def test_coefficients_that_are_integrated_out():
     kernels = (0.7 * kx.Matern52(2.0), kx.Matern32(3.0))
     mean = kx.MarginalMean(kx.ConstantMean(0.0), variance=4.0)
     gp = kx.GridGP(kernels, (SPACE, TIME), mean=mean, likelihood=kx.Poisson(EXPOSURE))
-    post = gp.condition(COUNTS)
+    wide = nearest_normal(kx.Poisson(EXPOSURE), COUNTS, SEEN.ravel(), PRIOR + 4.0, 0.0)
+    post, sd = gp.condition(GAPPY), np.sqrt(wide[1])
+    np.testing.assert_allclose((post.mean().ravel() - wide[0]) / sd, 0, atol=1e-5)
+    np.testing.assert_allclose(post.variance().ravel(), wide[1], rtol=1e-5)
+    np.testing.assert_allclose(gp.log_marginal_likelihood(GAPPY), wide[2], rtol=1e-8)
     terms = {"field": kernels, "level": (kx.Constant(4.0), kx.Constant(1.0))}
     other = kx.GridGP(terms=terms, axes=(SPACE, TIME), likelihood=kx.Poisson(EXPOSURE))
-    like = other.condition(COUNTS)
-    np.testing.assert_allclose(post.mean(), like.mean(), atol=1e-4)
-    np.testing.assert_allclose(post.variance(), like.variance(), rtol=1e-3)
-    np.testing.assert_allclose(
-        gp.log_marginal_likelihood(COUNTS), other.log_marginal_likelihood(COUNTS), rtol=1e-7
-    )
-    parts = like.terms["field"].mean() + like.terms["level"].mean()
-    np.testing.assert_allclose(parts, like.mean(), rtol=1e-5)
+    field = PRIOR @ np.linalg.solve(PRIOR + 4.0, wide[0])
+    found = other.condition(GAPPY).terms["field"].mean()
+    np.testing.assert_allclose((found.ravel() - field) / sd, 0, atol=1e-5)
 
 
 def test_single_precision():
     kernels = (0.7 * kx.Matern52(np.float32(2.0)), kx.Matern32(np.float32(3.0)))
     gp = kx.GridGP(kernels, (SPACE, TIME), mean=np.float32(0.5), likelihood=kx.Poisson(EXPOSURE))
     assert gp.dtype == np.float32
-    np.testing.assert_allclose(  # counts with gaps are numbers of double precision
-        gp.log_marginal_likelihood(data("Poisson")),
-        model(kx.Poisson(EXPOSURE)).log_marginal_likelihood(data("Poisson")),
-        rtol=1e-5,
-    )
-    post, wide = gp.condition(COUNTS.astype(int)), model(kx.Poisson(EXPOSURE)).condition(COUNTS)
+    assert gp.check_data(COUNTS.astype(int)).dtype == np.float32
+    # Counts with gaps are numbers of double precision.
+    wide, post = POISSON.condition(GAPPY), gp.condition(GAPPY)
     assert post.mean().dtype == np.float32
     np.testing.assert_allclose(post.mean(), wide.mean(), atol=2e-3)
     np.testing.assert_allclose(post.variance(), wide.variance(), rtol=5e-3)
-    found = gp.log_marginal_likelihood(COUNTS.astype(int))
-    truth = model(kx.Poisson(EXPOSURE)).log_marginal_likelihood(COUNTS)
-    np.testing.assert_allclose(found, truth, rtol=1e-5)
+    truth = POISSON.log_marginal_likelihood(GAPPY)
+    np.testing.assert_allclose(gp.log_marginal_likelihood(GAPPY), truth, rtol=1e-5)
 
 
-def test_the_evidence_has_the_certificate_of_its_density():
-    for name, way in (("Student", "dense"), ("Poisson", "iterative")):
-        gp = model(LIKELIHOODS[name][0], **WAYS[way])
-        found = gp.log_marginal_likelihood_estimate(data(name))
-        np.testing.assert_allclose(found.value, gp.log_marginal_likelihood(data(name)), rtol=1e-9)
-        assert (found.error > 0) == (way == "iterative")
+@pytest.mark.parametrize("way", everyday(WAYS, ["dense"]))
+def test_the_evidence_has_the_certificate_of_its_density(way):
+    gp = model(kx.Poisson(EXPOSURE), **WAYS[way])
+    found = gp.log_marginal_likelihood_estimate(GAPPY)
+    np.testing.assert_allclose(found.value, gp.log_marginal_likelihood(GAPPY), rtol=1e-9)
+    assert (found.error > 0) == (way == "iterative")
 
 
-def test_a_search_that_does_not_converge_says_so(monkeypatch, uncompiled):
+class Counts(kx.Poisson):
+    """A class of its own, so that its programs are compiled anew and serve nobody else."""
+
+
+def test_a_search_that_does_not_converge_says_so(monkeypatch):
     monkeypatch.setattr(kronax.gp.sites.search, "MOST_STEPS", 1)
-    gp = model(kx.Poisson(2 * EXPOSURE))
+    gp = model(Counts(2 * EXPOSURE))
     with pytest.raises(kx.ConvergenceError, match=r"gp.initialise\(y\)"):
         gp.log_marginal_likelihood(COUNTS)
     with pytest.raises(kx.ConvergenceError, match="after 1 of"):
         gp.condition(COUNTS)
 
 
-def test_what_serves_normal_data_alone_says_so():
+def test_what_serves_normal_data_alone_says_so(post):
     with pytest.raises(NotImplementedError, match="likelihood"):
-        model(kx.Poisson(EXPOSURE)).condition(COUNTS).diagnostics()
+        post.diagnostics()
 
 
 def test_many_data_sets_have_one_evidence_each():
-    gp, both = model(kx.Poisson(EXPOSURE)), np.stack([COUNTS, COUNTS[::-1]])
-    found = gp.log_marginal_likelihood(both)
+    both = np.stack([GAPPY, np.where(SEEN, COUNTS[::-1], np.nan)])
+    found = POISSON.log_marginal_likelihood(both)
     assert found.shape == (2,)
-    np.testing.assert_allclose(found[0], gp.log_marginal_likelihood(COUNTS), rtol=1e-9)
+    np.testing.assert_allclose(found[0], POISSON.log_marginal_likelihood(GAPPY), rtol=1e-9)
 
 
 def test_counts_may_come_in_any_form():
     """Whole numbers, and gaps as NaN, a masked array or `observed`."""
-    gp = model(kx.Poisson(EXPOSURE))
-    whole = gp.log_marginal_likelihood(COUNTS)
-    np.testing.assert_allclose(gp.log_marginal_likelihood(COUNTS.astype(int)), whole)
-    gappy = gp.log_marginal_likelihood(data("Poisson"))
+    gappy = POISSON.log_marginal_likelihood(GAPPY)
     masked = np.ma.MaskedArray(COUNTS.astype(int), ~SEEN)
-    np.testing.assert_allclose(gp.log_marginal_likelihood(masked), gappy)
+    np.testing.assert_allclose(POISSON.log_marginal_likelihood(masked), gappy)
     told = model(kx.Poisson(EXPOSURE), observed=SEEN)
-    inside = jax.jit(told.log_marginal_likelihood)(jnp.asarray(COUNTS))
-    np.testing.assert_allclose(inside, gappy)
+    np.testing.assert_allclose(told.log_marginal_likelihood(COUNTS.astype(int)), gappy)

@@ -75,10 +75,9 @@ def test_a_series_shows_observations_or_the_function(post):
     np.testing.assert_allclose(lines["mean"][:, 1], post.mean()[:, 2], rtol=1e-6)
     assert "data" not in lines
     assert ax.get_ylabel() == "latent function of deaths in a year"
-    ahead = {"coordinates": [2003.0, 2004.0], "given": {"exposure": 10.0}}
-    ax = kx.plot_series(post, "year", at={"age": 2.0}, **ahead)
-    found = post.response({"age": [2.0], "year": [2003.0, 2004.0]}, exposure=10.0)
-    np.testing.assert_allclose(ax.lines[0].get_ydata(), found.observation_mean[0], rtol=1e-6)
+    ax = kx.plot_series(post, "age", at={"year": 2003.0}, given={"exposure": 10.0})
+    found = post.response({"year": [2003.0]}, exposure=10.0)
+    np.testing.assert_allclose(ax.lines[0].get_ydata(), found.observation_mean[:, 0], rtol=1e-6)
     with pytest.raises(TypeError, match="`exposure` at the new places"):
         kx.plot_series(post, "year", coordinates=[2003.0])
     with pytest.raises(ValueError, match="include_noise=True"):
@@ -106,18 +105,6 @@ def test_exposures_with_names_are_not_taken_by_position():
     for make in (kx.Poisson, lambda given: kx.CensoredNormal(1.0, lower=given)):
         with pytest.raises(TypeError, match="DataArray over 'age', 'year'"):
             make(people)
-
-
-def test_a_fit_measures_whether_iterations_serve():
-    """Where the plan leaves it open, at the sites of the data."""
-    axes = {"a": np.arange(54.0), "b": np.arange(70.0)}
-    kernels = {"a": kx.RBF(5.0), "b": kx.RBF(5.0)}
-    gp = kx.GridGP(kernels, axes, likelihood=kx.Poisson(), gaps="auto")
-    y = np.random.default_rng(0).poisson(np.ones((54, 70)))
-    assert "the first use measures" in gp.describe()
-    measured = gp.measuring(gp.check_data(y))
-    assert measured.likelihood is not None
-    assert "measured:" in measured.describe()
 
 
 def test_a_report_has_data_and_mean_on_one_scale(post):
