@@ -67,7 +67,11 @@ def _mv(matrix: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _solve(matrix: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return np.linalg.solve(matrix, b[..., None])[..., 0]
+    """One factorisation of a matrix for all leading axes of `b` that it has not."""
+    num_leading = b.ndim - (matrix.ndim - 1)
+    columns = np.moveaxis(b.reshape(-1, *b.shape[num_leading:]), 0, -1)
+    x = np.moveaxis(np.linalg.solve(matrix, columns), -1, 0)
+    return x.reshape(*b.shape[:num_leading], *x.shape[1:])
 
 
 def solve(matrix: Jet, b: Jet) -> Jet:
@@ -87,12 +91,14 @@ def inv_quad(matrix: Jet, b: Jet) -> Jet:
 def logdet(matrix: Jet) -> Jet:
     """`d log|det S| = tr(S⁻¹ dS)` and `d(S⁻¹) = −S⁻¹ dS S⁻¹`."""
     s, ds, dds = matrix
-    relative = np.linalg.solve(s, ds)
-    curvature = np.einsum("k...ij,l...ji->kl...", relative, relative)
+    inverse = np.linalg.inv(s)
+    relative = inverse @ ds
+    transposed = np.swapaxes(relative, -1, -2)
+    curvature = np.sum(relative[:, None] * transposed[None, :], axis=(-2, -1))
     return Jet(
         np.linalg.slogdet(s)[1],
         np.trace(relative, axis1=-2, axis2=-1),
-        np.trace(np.linalg.solve(s, dds), axis1=-2, axis2=-1) - curvature,
+        np.sum(inverse.swapaxes(-1, -2) * dds, axis=(-2, -1)) - curvature,
     )
 
 

@@ -131,9 +131,7 @@ FIRST_EVERY_DAY = [
     "iterations",
     "a filter",
     "a mean integrated out",
-    "counts",
     "mean",
-    "variance",
 ]
 SECOND_EVERY_DAY = ["solve", "normal_logpdf", "log_prob without noise", "whole grids"]
 

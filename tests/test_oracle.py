@@ -11,6 +11,7 @@ import scipy.stats
 
 from tests import oracle
 from tests.cases import CASES, Case
+from tests.everyday import full
 from tests.tolerances import assert_close
 
 
@@ -41,7 +42,9 @@ def dense_outputs(jets, theta):
     }
 
 
-@pytest.mark.parametrize("name", ["two axes", "full Kronecker noise", "noise-free, general"])
+@pytest.mark.parametrize(
+    "name", [full("two axes"), "full Kronecker noise", full("noise-free, general")]
+)
 def test_against_automatic_differentiation(name):
     case: Case = CASES[name]
     matrix, y, mean = case.dense

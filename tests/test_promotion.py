@@ -1,4 +1,4 @@
-"""The core works where implicit promotion of ranks is forbidden."""
+"""The core works where implicit promotion of ranks is forbidden, as it is in all of these tests."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ GAPS = np.where(np.arange(35).reshape(7, 5) % 11 == 3, np.nan, Y)
 
 @pytest.mark.parametrize(
     ("y", "gaps"),
-    [(Y, "auto"), full(Y, "iterative"), full(GAPS, "auto"), (GAPS, "iterative")],
+    [(Y, "auto"), full(Y, "iterative"), full(GAPS, "auto"), full(GAPS, "iterative")],
     ids=["complete-auto", "complete-iterative", "gaps-auto", "gaps-iterative"],
 )
 def test_a_process_runs(y, gaps):

@@ -126,21 +126,42 @@ def _largest(text):
 
 def _programs():
     for name in GENERAL:
-        yield pytest.param(name, "product", (G, H), id=f"{name}-product")
-    for k, (name, matrix) in enumerate((n, m) for n in DEFINITE for m in ("product", "noise")):
-        yield pytest.param(name, matrix, (A, B), id=f"{name}-{matrix}-{k}")
+        yield name, "product", (G, H)
+    for name in DEFINITE:
+        for matrix in ("product", "noise"):
+            yield name, matrix, (A, B)
     for name in ("solve columns", "slogdet", "products", "trace and diagonal", "inverse"):
         for matrix in ("noise", "two"):
-            yield pytest.param(name, matrix, (A, B), id=f"{name}-{matrix}")
+            yield name, matrix, (A, B)
     for name in ("density", "cho_solve"):
-        yield pytest.param(name, "two", (A, B), id=f"{name}-two")
+        yield name, "two", (A, B)
     for matrix in ("identity outside", "diagonal noise"):
-        yield pytest.param("density", matrix, (A, B), id=f"density-{matrix}")
-    yield pytest.param("solve", "einsum", (G, H), id="solve-einsum")
-    yield pytest.param("density", "three", (A, B), id="density-three")
+        yield "density", matrix, (A, B)
+    yield "solve", "einsum", (G, H)
+    yield "density", "three", (A, B)
 
 
-@pytest.mark.parametrize(("name", "matrix", "factors"), list(_programs()))
+# What needs a definite matrix has one kind of it a day; sums of two are the densities' and one
+# solve's; what is a solve and a product more is left out.
+FURTHER = {
+    *((name, "product") for name in ("solve", "solve columns", "inverse on the right")),
+    ("quadratic form", "product"),
+    *((name, ("product", "noise")[k % 2]) for k, name in enumerate(DEFINITE)),
+    *(("slogdet", matrix) for matrix in ("noise", "two")),
+    ("inverse", "two"),
+    ("cho_solve", "two"),
+}
+PROGRAMS = [
+    pytest.param(
+        *case,
+        id=f"{case[0]}-{case[1]}",
+        marks=[pytest.mark.full] if case[:2] in FURTHER else [],
+    )
+    for case in _programs()
+]
+
+
+@pytest.mark.parametrize(("name", "matrix", "factors"), PROGRAMS)
 def test_structured_programs_give_the_dense_values_and_gradients(name, matrix, factors):
     done = {**GENERAL, **DEFINITE}[name]
 
@@ -149,20 +170,20 @@ def test_structured_programs_give_the_dense_values_and_gradients(name, matrix, f
 
     fast = kx.rewrite(program, strict=True)
 
-    def total(function):
-        def one(a, b):
-            leaves = jax.tree.leaves(function(a, b))
+    def with_slopes(function):
+        def total(a, b):
+            value = function(a, b)
+            leaves = jax.tree.leaves(value)
             weights = [jnp.cos(jnp.arange(leaf.size) + 1.0) for leaf in leaves]
-            return sum(w @ leaf.reshape(-1) for w, leaf in zip(weights, leaves, strict=True))
+            return sum(w @ x.reshape(-1) for w, x in zip(weights, leaves, strict=True)), value
 
-        return one
+        return jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
 
     factors = tuple(jnp.asarray(f) for f in factors)
     # Symmetric matrices are moved symmetrically: entries on both sides of the diagonal at once.
-    ours = jax.jit(lambda a, b: (fast(a, b), jax.grad(total(fast), (0, 1))(a, b)))
-    value, gradient = ours(*factors)
-    truth = jax.jit(lambda a, b: (program(a, b), jax.grad(total(program), (0, 1))(a, b)))
-    expected, slope = truth(*factors)
+    ours = with_slopes(fast)
+    (_, value), gradient = ours(*factors)
+    (_, expected), slope = with_slopes(program)(*factors)
     jax.tree.map(assert_close, value, expected)
     for got, want in zip(gradient, slope, strict=True):
         symmetric = name in DEFINITE or matrix != "product"
@@ -340,8 +361,9 @@ def test_products_inside_of_bodies(program):
     def total(function):
         return lambda a: sum(x.sum() for x in jax.tree.leaves(function(a, factors[1])))
 
-    jax.tree.map(assert_close, fast(*factors), program(*factors))
-    assert_close(jax.grad(total(fast))(factors[0]), jax.grad(total(program))(factors[0]), 1)
+    expected, slope = jax.jit(lambda *f: (program(*f), jax.grad(total(program))(f[0])))(*factors)
+    jax.tree.map(assert_close, fast(*factors), expected)
+    assert_close(jax.jit(jax.grad(total(fast)))(factors[0]), slope, 1)
 
 
 def test_transforms_on_either_side():
@@ -449,7 +471,7 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("seed", everyday(range(500), range(16)))
+@pytest.mark.parametrize("seed", everyday(range(500), range(5)))
 def test_random_compositions_give_the_dense_values(seed):
     rng = np.random.default_rng(seed)
     start, size = STARTS[rng.choice(list(STARTS))]
@@ -466,7 +488,7 @@ def test_random_compositions_give_the_dense_values(seed):
         return end(matrix, y)
 
     value, _ = _quiet(kx.rewrite(program), a, b, c, y)
-    assert_close(value, program(a, b, c, y))
+    assert_close(value, jax.jit(program)(a, b, c, y))
 
 
 @pytest.mark.parametrize("density", [_density, _sci_density, _pyro_density])

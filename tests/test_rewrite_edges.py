@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from tests.everyday import everyday, full
 from tests.tolerances import assert_close
 
 M, N = 5, 8
@@ -106,7 +107,7 @@ def test_a_matrix_that_is_solved_need_not_be_definite():
 
     args = G, H
     both = jax.jit(jax.value_and_grad(kx.rewrite(program, strict=True), (0, 1)))
-    expected = jax.value_and_grad(program, (0, 1))(*args)
+    expected = jax.jit(jax.value_and_grad(program, (0, 1)))(*args)
     jax.tree.map(lambda got, want: assert_close(got, want, order=1), both(*args), expected)
 
 
@@ -124,15 +125,22 @@ def _what_lu_gives(k):
     return solved, jnp.linalg.slogdet(k), jnp.trace(inverse)
 
 
-def _total(function):
-    def one(*args):
-        leaves = jax.tree.leaves(function(*args)[:2])
-        return sum(jnp.cos(jnp.arange(x.size) + 1.0) @ x.reshape(-1) for x in leaves)
+def _with_slopes(function, *argnums):
+    """What a program gives, and the slopes of a sum of the first two parts, by one trace."""
 
-    return one
+    def total(*args):
+        value = function(*args)
+        leaves = jax.tree.leaves(value[:2])
+        return sum(jnp.cos(jnp.arange(x.size) + 1.0) @ x.reshape(-1) for x in leaves), value
+
+    def both(*args):
+        (_, value), slopes = jax.value_and_grad(total, argnums, has_aux=True)(*args)
+        return value, slopes
+
+    return jax.jit(both)
 
 
-@pytest.mark.parametrize("k", range(3), ids=["noise", "two", "Kronecker sum"])
+@pytest.mark.parametrize("k", everyday(range(3), [0]), ids=["noise", "two", "Kronecker sum"])
 def test_sums_of_which_lu_is_taken_need_be_neither_symmetric_nor_definite(k):
     """Under `jit` as well, where nothing says that they are not; derivatives included."""
 
@@ -140,10 +148,7 @@ def test_sums_of_which_lu_is_taken_need_be_neither_symmetric_nor_definite(k):
         return _what_lu_gives(list(_sums(a, b))[k])
 
     fast = kx.rewrite(program, strict=True)
-    both, truth = (
-        jax.jit(lambda a, b, f=f: (f(a, b), jax.grad(_total(f), (0, 1))(a, b)))
-        for f in (fast, program)
-    )
+    both, truth = (_with_slopes(f, 0, 1) for f in (fast, program))
     unsymmetric, indefinite = (G, H), (G + G.T, H + H.T)
     for args in (unsymmetric, indefinite, (A, H), (A, B)):
         (value, slope), (expected, expected_slope) = both(*args), truth(*args)
@@ -152,10 +157,18 @@ def test_sums_of_which_lu_is_taken_need_be_neither_symmetric_nor_definite(k):
         for got, want in zip(slope, expected_slope, strict=True):
             assert_close(turned(got), turned(want), order=1)
     if k == 0:
-        jax.tree.map(assert_close, fast(G, H), program(G, H))
-        several = jnp.stack([A, G]), jnp.stack([B, H])
-        mapped, expected = (jax.jit(jax.vmap(f))(*several) for f in (fast, program))
-        jax.tree.map(assert_close, mapped, expected)
+        jax.tree.map(assert_close, fast(G, H), truth(G, H)[0])
+
+
+def test_sums_of_which_lu_is_taken_are_mapped():
+    def program(a, b):
+        k = jnp.kron(a, b) + 0.3 * EYE
+        return jnp.linalg.solve(k, X), jnp.linalg.slogdet(k)
+
+    several = jnp.stack([A, G]), jnp.stack([B, H])
+    fast = kx.rewrite(program, strict=True)
+    mapped, expected = (jax.jit(jax.vmap(f))(*several) for f in (fast, program))
+    jax.tree.map(assert_close, mapped, expected)
 
 
 def test_both_products_of_a_sum_may_be_singular():
@@ -168,11 +181,8 @@ def test_both_products_of_a_sum_may_be_singular():
     kept = jnp.asarray([1.0, 1, 0, 0, 0])
     first, second = (G @ jnp.diag(own) @ A for own in (kept, 1 - kept))
     args = first, H, second, H.T
-    fast, every = kx.rewrite(program, strict=True), (0, 1, 2, 3)
-    both, truth = (
-        jax.jit(lambda *args, f=f: (f(*args), jax.grad(_total(f), every)(*args)))
-        for f in (fast, program)
-    )
+    fast = kx.rewrite(program, strict=True)
+    both, truth = (_with_slopes(f, 0, 1, 2, 3) for f in (fast, program))
     expected = truth(*args)
     for got, want in zip(both(*args), expected, strict=True):
         jax.tree.map(lambda x, y: assert_close(x, y, order=1), got, want)
@@ -187,7 +197,7 @@ def test_sums_of_single_precision_stay_so():
         return jnp.linalg.solve(one[0] - one[1], Y.astype(a.dtype)), jnp.linalg.det(one[0] - one[1])
 
     found = kx.rewrite(program, strict=True)(G.astype("float32"), H.astype("float32"))
-    for got, want in zip(found, program(G, H), strict=True):
+    for got, want in zip(found, jax.jit(program)(G, H), strict=True):
         assert got.dtype == jnp.float32
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3 * jnp.abs(want).max())
 
@@ -200,9 +210,9 @@ def test_matrices_without_a_basis_of_eigenvectors():
         return jnp.linalg.solve(k, X), jnp.linalg.slogdet(k)
 
     fast = kx.rewrite(program, strict=True)
-    found = jax.jit(lambda a, b: (fast(a, b), jax.grad(_total(fast), (0, 1))(a, b)))(A, jordan)
-    assert_close(found[0][0], program(A, jordan)[0])
-    for got, want in zip(found[1], jax.grad(_total(program), (0, 1))(A, jordan), strict=True):
+    found, expected = (_with_slopes(f, 0, 1)(A, jordan) for f in (fast, program))
+    assert_close(found[0][0], expected[0][0])
+    for got, want in zip(found[1], expected[1], strict=True):
         assert_close(got, want, order=1)
 
 
@@ -226,7 +236,7 @@ def test_one_factor_may_have_a_triangle_that_cholesky_does_not_read():
         jax.tree.map(assert_close, found, program(skew, B))
 
 
-@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("lower", [full(True), False])
 def test_the_triangle_of_a_product_need_not_be_the_product_of_triangles(lower):
     third = jnp.asarray(RNG.normal(size=(2, 2))) + 3 * jnp.eye(2)
     y = jnp.concatenate([Y, Y])
@@ -237,10 +247,7 @@ def test_the_triangle_of_a_product_need_not_be_the_product_of_triangles(lower):
         return one, jsp.linalg.solve_triangular(k, X.repeat(2, 0), lower=lower, trans=1)
 
     fast = kx.rewrite(program, strict=True)
-    both, truth = (
-        jax.jit(lambda *args, f=f: (f(*args), jax.grad(_total(f), (0, 1, 2))(*args)))
-        for f in (fast, program)
-    )
+    both, truth = (_with_slopes(f, 0, 1, 2) for f in (fast, program))
     general = G + 3 * jnp.eye(M), H + 5 * jnp.eye(N), third
     triangular = tuple(map(jnp.tril if lower else jnp.triu, general))
     for args in (general, triangular, (general[0], *triangular[1:])):

@@ -20,8 +20,8 @@ MODES = {
     "forward over forward": (jax.jacfwd, jax.jacfwd),
     "reverse over reverse": (jax.jacrev, jax.jacrev),
 }
-# `normal_logpdf` is the same primitive with both weights at once: its Hessians are compared on
-# the representative cases, its gradients on all.
+# `normal_logpdf` is the primitive of `logdet` and `inv_quad` with both weights at once: alone these
+# are compared on representative cases.
 SECOND_ORDER = ("solve", "logdet", "inv_quad")
 FUSED = ("solve", "normal_logpdf")
 # Compiling is most of the cost here, and unoptimised code gives the same numbers; the other files
@@ -57,8 +57,15 @@ def two_orders(derivative, function, theta):
 
 
 def three_orders(modes, function, theta):
+    """The value and both derivatives, traced once."""
     outer, inner = MODES[modes]
-    return *two_orders(inner, function, theta), outer(inner(function))(theta)
+
+    def first(theta):
+        value, slope = two_orders(inner, function, theta)
+        return slope, (value, slope)
+
+    bend, orders = outer(first, has_aux=True)(theta)
+    return *orders, bend
 
 
 @partial(jax.jit, static_argnames=("layout", "names", "modes"), compiler_options=QUICK)

@@ -75,7 +75,12 @@ def test_a_signal_over_noise_of_1e10(box):
     assert np.all(found.rounding[known] > 1e-11)
 
 
-STRATA = [Shape(1, (7, 6), 4, 4), full(Shape(1, (3, 4, 4), 12, 16)), Shape(2, (5, 6), 12, 8)]
+# Sums of products are everyday in `test_terms.py`.
+STRATA = [
+    Shape(1, (7, 6), 4, 4),
+    full(Shape(1, (3, 4, 4), 12, 16)),
+    full(Shape(2, (5, 6), 12, 8)),
+]
 
 
 @pytest.mark.slow
@@ -100,23 +105,29 @@ def test_a_gradient_is_as_good_as_its_value():
         first = jnp.exp(p[0]) * kx.Matern52(0.2 * jnp.exp(p[1]))(x, x)
         return kx.KroneckerPlusDiagonal(kx.Kronecker(first, second), jnp.exp(p[2]) * variances)
 
-    y = operator(jnp.zeros(3)).draw(jax.random.key(1), ())
-    found = kx.gradient_estimate(lambda p: kx.iterative_logpdf(y, 0.0, operator(p)), jnp.zeros(3))
+    def first_of(p):
+        return operator(p).factors[0].to_dense()
+
+    zero = jnp.zeros(3)
+    y, first, slope = jax.jit(
+        lambda p: (operator(p).draw(jax.random.key(1), ()), first_of(p), jax.jacfwd(first_of)(p))
+    )(zero)
+    estimated = jax.jit(
+        lambda p: kx.gradient_estimate(lambda p: kx.iterative_logpdf(y, 0.0, operator(p)), p)
+    )
+    found = estimated(zero)
     case = Case(
-        np.asarray(operator(jnp.zeros(3)).factors[0].to_dense()),
+        np.asarray(first),
         np.asarray(second),
         variances,
         np.asarray(y),
     )
     by_matrix, _ = dense_slopes(case)
-    slope = jax.jacfwd(lambda p: operator(p).factors[0].to_dense())(jnp.zeros(3))
     by_first = np.einsum("abcd,bd->ac", by_matrix.reshape(n, m, n, m), case.second)
     truth = [np.sum(by_first * slope[:, :, k]) for k in (0, 1)]
     truth.append(np.sum(np.diagonal(by_matrix) * variances.ravel()))
     assert abs(found.estimate.value - dense_logpdf(case)) <= found.estimate.error < 1e-3
     assert np.all(np.abs(found.value - np.array(truth)) <= found.error)
     assert np.all(found.error < 3e-3)
-    ahead, behind = (
-        kx.iterative_logpdf(y, 0.0, operator(jnp.array([0.0, h, 0.0]))).value for h in (1e-4, -1e-4)
-    )
+    ahead, behind = (estimated(jnp.array([0.0, h, 0.0])).estimate.value for h in (1e-4, -1e-4))
     np.testing.assert_allclose((ahead - behind) / 2e-4, found.value[1], atol=2 * found.error[1])

@@ -15,7 +15,7 @@ from kronax.linalg.operators.gap_geometry import Fibres, Gaps, Mask
 from kronax.linalg.spectral.conditional_variances import Places
 from tests.cases import CASES, covariance, rbf
 from tests.everyday import everyday, full
-from tests.linalg.contracted import FUSED, QUICK, two_orders, weights_of
+from tests.linalg.contracted import FUSED, QUICK, three_orders, two_orders, weights_of
 from tests.linalg.gapped import (
     expected,
     first_order,
@@ -55,14 +55,11 @@ def run_first_order(case, mask, method):
 
 jitted = partial(jax.jit, compiler_options=QUICK)
 METHODS = ("gaps", "merged")
-# Every mask, and each method with and without what is shared along an axis.
+# Scattered gaps alone are in the tests of every kind of factor, slabs in those of structure.
 MASKED = [
-    ("scattered", "gaps"),
     ("shared by the first axis", "gaps"),
     ("shared by the middle axis", "merged"),
     ("scattered and slabs", "merged"),
-    ("slabs at the edges", "gaps"),
-    ("two left", "gaps"),
 ]
 
 
@@ -87,14 +84,9 @@ GAPPED = (
     "batched full noise",
     "batched with a noise of each",
 )
-# Every kind of factor and every form of noise; the first two are one program.
+# Dense factors are in the tests of masks, full noise in those of Hessians, thin ones below.
 KINDS = (
-    "exchangeable, rho = 0",
-    "near-singular",
-    "all diagonal",
     "one factor of each structure",
-    "low rank beside dense",
-    "full Kronecker noise",
     "noise-free",
     "batched with a noise of each",
 )
@@ -106,7 +98,7 @@ def test_every_kind_of_factor(name):
     run_first_order(case, scattered(case.grid), "gaps")
 
 
-@pytest.mark.parametrize("method", ["gaps", "merged"])
+@pytest.mark.parametrize("method", [full("gaps"), "merged"])
 def test_the_parts_of_a_density(method):
     case = CASES["full Kronecker noise, three axes"]
     mask = MASKS["shared by the middle axis"]
@@ -124,9 +116,10 @@ def test_every_kind_of_factor_merged(name):
 @pytest.mark.parametrize(
     ("name", "method", "modes"),
     [
-        ("exchangeable, rho = 0", "gaps", "reverse over reverse"),
+        # Reverse over reverse is that of derivatives inside a scan, below.
+        full("exchangeable, rho = 0", "gaps", "reverse over reverse"),
         ("full Kronecker noise", "gaps", "reverse over forward"),
-        # The last combination of modes follows below.
+        # Forward over reverse follows at the end.
         full("exchangeable, rho = 0", "gaps", "forward over reverse"),
         full("one factor of each structure", "gaps", "reverse over reverse"),
         full("batched with a noise of each", "gaps", "forward over reverse"),
@@ -140,47 +133,6 @@ def test_hessians(name, method, modes):
         case.layout, mask, method, FUSED, modes, case.leaves, weights_of(case), case.theta
     )
     compare(result, expected(case, mask))
-
-
-@pytest.mark.parametrize("name", ["three axes", full("full Kronecker noise, three axes")])
-def test_orders_by_merging_where_the_gaps_are_many(name, monkeypatch, uncompiled):
-    """The other definition of the derivatives, taken where all columns would not fit."""
-    monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
-    case = CASES[name]
-    mask = mask_of(GRID, [(ALL, 0, 1), (ALL, 1, 3)])
-    arguments = (case.leaves, weights_of(case), case.theta)
-    truth = expected(case, mask)
-    names, modes = ("normal_logpdf",), "forward over reverse"
-    compare(second_order(case.layout, mask, "gaps", names, modes, *arguments), truth)
-    compare(first_order(case.layout, mask, "gaps", ("inverse_diagonal",), *arguments), truth)
-
-
-def test_loops_over_groups_and_halves(monkeypatch, uncompiled):
-    """What large problems do: one piece, row and column at a time, triangles by halves."""
-    for module in (schur, variances, rules):
-        monkeypatch.setattr(module, "CHUNK", 1)
-    monkeypatch.setattr(schur, "INVERTED_SIZE", 1)
-    case = CASES["three axes"]
-    mask = mask_of(GRID, [(0, 0, 2), (0, 1, 2), (1, 0, 1), (2, 0, 3), (2, 1, 3)])
-    assert all(len(fibres.table) > 1 for fibres in mask.gaps.fibres)
-    run_first_order(case, mask, "gaps")
-    arguments = (case.leaves, weights_of(case), case.theta)
-    names, modes = ("normal_logpdf",), "forward over reverse"
-    found = second_order(case.layout, mask, "gaps", names, modes, *arguments)
-    compare(found, expected(case, mask))
-
-
-def test_an_order_that_does_not_fit_raises(monkeypatch, uncompiled):
-    monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
-    monkeypatch.setattr(rules, "MOST_MERGED", 3)
-    part = kx.Masked(kx.Kronecker(covariance(5), covariance(4)) + 0.3, scattered((5, 4)))
-
-    def density(scale):
-        return kx.logdet(scale * part)
-
-    assert np.isfinite(jax.grad(density)(1.0))
-    with pytest.raises(kx.DerivativeOrderError, match="a matrix of 16 observed cells; at most 0"):
-        jax.hessian(density)(1.0)
 
 
 def test_a_smooth_kernel_on_a_regular_grid():
@@ -210,10 +162,11 @@ def test_what_data_explain_elsewhere(name, method):
     rows = [rng.normal(size=(n + 1, n)) for n in GRID]
     whole = np.kron(np.kron(rows[0], rows[1]), rows[2])
     truth = np.diag(whole @ dense_inverse(part) @ whole.T).reshape([n + 1 for n in GRID])
-    assert_close(part.decomposed().explained(rows), truth)
+    found = jitted(lambda rows: part.decomposed().explained(rows))(rows)
+    assert_close(found, truth)
 
 
-@pytest.mark.parametrize("method", ["gaps", "merged"])
+@pytest.mark.parametrize("method", ["gaps", full("merged")])
 def test_derivative_of_what_data_explain_elsewhere(method):
     """In rows and factors at once, against the dense formula."""
     base = [covariance(n) for n in (4, 3)]
@@ -274,27 +227,35 @@ def test_variance_of_the_signal(case, name, method):
     part = kx.Masked(CASES[case].operator, MASKS[name], method=method)
     signal = np.asarray(part.op.kronecker.to_dense())
     truth = np.diag(signal - signal @ dense_inverse(part) @ signal).reshape(GRID)
-    assert_close(part.decomposed().posterior_diagonal(), truth)
+    assert_close(jitted(lambda: part.decomposed().posterior_diagonal())(), truth)
 
 
-@pytest.mark.parametrize("method", ["gaps", "merged"])
+@pytest.mark.parametrize("method", ["gaps", full("merged")])
 def test_operator(method):
     case = CASES["three axes"]
     part = kx.Masked(case.operator, MASKS["scattered and slabs"], method=method)
     cells = part.observed.ravel()
     matrix = np.where(cells[:, None] & cells, np.asarray(case.operator.to_dense()), 0)
     y = np.random.default_rng(0).normal(size=GRID)
-    assert_close(part.to_dense(), matrix)
-    assert_close(part.mv(y.ravel()), matrix @ y.ravel())
-    assert_close(part @ y.reshape(24, 1), matrix @ y.reshape(24, 1))
-    assert_close(part.diagonal().ravel(), np.diag(matrix))
-    assert_close((2.0 * part).to_dense(), 2 * matrix)
-    assert_close((part + 0.5).to_dense(), matrix + 0.5 * np.diag(cells))
-    assert part.T is part
     gapped = np.where(part.observed, y, np.nan)
     truth = dense_inverse(part) @ np.where(cells, y.ravel(), 0)
-    assert_close(kx.solve(part, gapped.ravel()), truth)
-    assert_close((kx.inverse(part) @ y.reshape(24, 1))[:, 0], truth)
+
+    @jitted
+    def found(y, gapped):
+        return (
+            (part.to_dense(), matrix),
+            (part.mv(y.ravel()), matrix @ y.ravel()),
+            (part @ y.reshape(24, 1), matrix @ y.reshape(24, 1)),
+            (part.diagonal().ravel(), np.diag(matrix)),
+            ((2.0 * part).to_dense(), 2 * matrix),
+            ((part + 0.5).to_dense(), matrix + 0.5 * np.diag(cells)),
+            (kx.solve(part, gapped.ravel()), truth),
+            ((kx.inverse(part) @ y.reshape(24, 1))[:, 0], truth),
+        )
+
+    for ours, theirs in found(y, gapped):
+        assert_close(ours, np.asarray(theirs))
+    assert part.T is part
     assert np.all(np.asarray(kx.solve(part, gapped))[~part.observed] == 0)
 
 
@@ -307,21 +268,23 @@ def test_draws():
     assert np.all(np.asarray(draws)[:, ~part.observed] == 0)
 
 
-@pytest.mark.parametrize("method", ["gaps", "merged"])
+@pytest.mark.parametrize("method", ["gaps", full("merged")])
 def test_a_decomposed_operator_needs_no_decomposition(method):
     case = CASES["three axes"]
     mask = MASKS["shared by the first axis"]
     op, y, _ = case.inputs
     held = kx.decompose(kx.Masked(op, mask, method=method))
-    assert_close(kx.normal_logpdf(y, 0.0, held), kx.normal_logpdf(y, 0.0, kx.Masked(op, mask)))
-    for function in (kx.logdet, kx.inverse_diagonal, partial(kx.solve, b=y)):
-        assert num_eigh(function, held) == 0
+    # One trace for each: what it holds is part of a function's structure.
+    density = jitted(jax.value_and_grad(lambda k: kx.normal_logpdf(y, 0.0, k)))
+    (value, slope), (truth, true_slope) = density(held), density(kx.Masked(op, mask))
+    assert_close(value, truth)
+    assert_close(slope.op.noise, true_slope.op.noise, 1)
+
+    def everything(k):
+        return kx.logdet(k), kx.inverse_diagonal(k), kx.solve(k, b=y)
+
+    assert num_eigh(everything, held) == 0
     assert num_eigh(kx.logdet, kx.Masked(op, mask, method=method)) > 0
-    slope, truth = (
-        jax.grad(lambda k: kx.normal_logpdf(y, 0.0, k))(k).op.noise
-        for k in (held, kx.Masked(op, mask))
-    )
-    assert_close(slope, truth, 1)
 
 
 # --- transformations ---------------------------------------------------------------------------
@@ -341,16 +304,22 @@ DATA = np.random.default_rng(3).normal(size=(5, 4, 3))
 
 
 def test_batches_of_data_and_of_operators():
-    alone = np.array([total(THETA, y, HOLES) for y in DATA])
-    assert_close(total(THETA, DATA, HOLES), alone)
-    assert_close(jax.vmap(lambda y: total(THETA, y, HOLES))(DATA), alone)
+    single = jitted(jax.value_and_grad(partial(total, mask=HOLES)))
+    alone, slopes = zip(*(single(THETA, y) for y in DATA), strict=True)
     thetas = THETA[None] * jnp.linspace(0.8, 1.2, 3)[:, None]
-    gradient = jitted(jax.grad(lambda t, y: total(t, y, HOLES)))
-    together = jitted(jax.vmap(jax.grad(lambda t, y: total(t, y, HOLES))))(thetas, DATA[:3])
-    for t, y, row in zip(thetas, DATA, together, strict=False):
-        assert_close(row, gradient(t, y), 1)
-    mapped = jitted(jax.grad(lambda t: jnp.sum(jax.vmap(lambda y: total(t, y, HOLES))(DATA))))
-    assert_close(mapped(THETA), sum(gradient(THETA, y) for y in DATA), 1)
+
+    @jitted
+    def together(thetas, data):
+        mapped = lambda t: jax.vmap(lambda y: total(t, y, HOLES))(data)  # noqa: E731
+        slopes = jax.vmap(jax.grad(partial(total, mask=HOLES)))(thetas, data[:3])
+        return total(THETA, data, HOLES), mapped(THETA), jax.jacrev(mapped)(THETA), slopes
+
+    batched, mapped, mapped_slopes, with_operators = together(thetas, DATA)
+    assert_close(batched, np.array(alone))
+    assert_close(mapped, np.array(alone))
+    assert_close(mapped_slopes, np.array(slopes), 1)
+    for t, y, row in zip(thetas, DATA, with_operators, strict=False):
+        assert_close(row, single(t, y)[1], 1)
 
 
 def in_scan(f, theta):
@@ -361,7 +330,7 @@ def in_checkpoint(f, theta):
     return jax.checkpoint(f)(theta)
 
 
-@pytest.mark.parametrize("wrapper", [in_scan, in_checkpoint])
+@pytest.mark.parametrize("wrapper", [in_scan, full(in_checkpoint)])
 def test_derivatives_inside(wrapper):
     """Against the dense density; older versions of JAX lose rules inside loops."""
     places = np.flatnonzero(HOLES.array.ravel())
@@ -375,9 +344,8 @@ def test_derivatives_inside(wrapper):
         return -0.5 * (r @ jnp.linalg.solve(matrix, r) + jnp.linalg.slogdet(matrix)[1])
 
     ours = partial(wrapper, lambda t: total(t, DATA[0], HOLES))
-    (gradient, hessian), (true_gradient, true_hessian) = (
-        jitted(lambda t, f=f: (jax.grad(f)(t), jax.jacrev(jax.grad(f))(t)))(THETA)
-        for f in (ours, dense)
+    (_, gradient, hessian), (_, true_gradient, true_hessian) = (
+        jitted(partial(three_orders, "reverse over reverse", f))(THETA) for f in (ours, dense)
     )
     assert_close(gradient, true_gradient, 1)
     assert_close(hessian, true_hessian, 2)
@@ -388,23 +356,18 @@ def test_single_precision():
     mask = mask_of((30, 25), [(3, 4), (10, slice(5, 9)), (20, 20), (ALL, 24)])
     y = np.random.default_rng(0).normal(size=(30, 25))
 
-    def value(dtype, scale):
+    def value(scale):
+        dtype = scale.dtype
         matrices = [rbf(n).astype(dtype) for n in (30, 25)]
-        op = jnp.asarray(scale, dtype) * kx.Kronecker(*matrices) + jnp.asarray(0.1, dtype)
-        part = kx.Masked(op, mask)
+        part = kx.Masked(scale * kx.Kronecker(*matrices) + jnp.asarray(0.1, dtype), mask)
         density = kx.normal_logpdf(y.astype(dtype), 0.0, part)
         assert density.dtype == dtype
         return density
 
-    for function, order in ((value, 0), (jax.grad(value, argnums=1), 1)):
-        single, double = (
-            function(dtype, scale)
-            for dtype, scale in (
-                (np.float32, np.float32(1.3)),
-                (np.float64, float(np.float32(1.3))),
-            )
-        )
-        assert_close(single, np.asarray(double), order, np.float32)
+    orders = jitted(jax.value_and_grad(value))
+    single, double = (orders(jnp.asarray(np.float32(1.3), d)) for d in (np.float32, np.float64))
+    for order in range(2):
+        assert_close(single[order], np.asarray(double[order]), order, np.float32)
 
 
 # --- the plan ----------------------------------------------------------------------------------
@@ -470,8 +433,8 @@ def test_structure_survives_where_it_can():
     kinds = [type(f) for f in inner.factors]
     assert kinds == [kx.Toeplitz, kx.Toeplitz, kx.Toeplitz, kx.Diagonal]
     cells = part.observed.ravel()
-    truth = np.asarray(part.op.to_dense())[cells][:, cells]
-    assert_close(inner.to_dense(), truth)
+    whole, found = jitted(lambda: (part.op.to_dense(), inner.to_dense()))()
+    assert_close(found, np.asarray(whole)[cells][:, cells])
 
 
 # --- bad input ---------------------------------------------------------------------------------
@@ -532,3 +495,59 @@ def test_a_variance_per_cell_has_a_density_where_it_is_called_eagerly():
     r = y.ravel()[cells]
     expected = -0.5 * (r @ np.linalg.solve(matrix, r) + np.linalg.slogdet(2 * np.pi * matrix)[1])
     np.testing.assert_allclose(kx.normal_logpdf(y, 0.0, part), expected, rtol=1e-10)
+
+
+# --- with constants of other sizes; last, since compiled programs are lost -----------------------
+
+
+MERGED = [
+    ("two axes", mask_of((4, 3), [(1, 1), (3, 0)])),
+    full("three axes", mask_of(GRID, [(ALL, 0, 1), (ALL, 1, 3)])),
+    full("full Kronecker noise, three axes", mask_of(GRID, [(ALL, 0, 1), (ALL, 1, 3)])),
+]
+
+
+@pytest.mark.parametrize(("name", "mask"), MERGED)
+def test_orders_by_merging_where_the_gaps_are_many(name, mask, monkeypatch, uncompiled):
+    """The other definition of the derivatives, taken where all columns would not fit."""
+    monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
+    case = CASES[name]
+    arguments = (case.leaves, weights_of(case), case.theta)
+    truth = expected(case, mask)
+    names, modes = ("normal_logpdf",), "forward over reverse"
+    compare(second_order(case.layout, mask, "gaps", names, modes, *arguments), truth)
+    compare(first_order(case.layout, mask, "gaps", ("inverse_diagonal",), *arguments), truth)
+
+
+LOOPS = [
+    ("two axes", mask_of((4, 3), [(0, 2), (1, 2), (1, 0), (3, 1)])),
+    full("three axes", mask_of(GRID, [(0, 0, 2), (0, 1, 2), (1, 0, 1), (2, 0, 3), (2, 1, 3)])),
+]
+
+
+@pytest.mark.parametrize(("name", "mask"), LOOPS)
+def test_loops_over_groups_and_halves(name, mask, monkeypatch, uncompiled):
+    """What large problems do: one piece, row and column at a time, triangles by halves."""
+    for module in (schur, variances, rules):
+        monkeypatch.setattr(module, "CHUNK", 1)
+    monkeypatch.setattr(schur, "INVERTED_SIZE", 1)
+    case = CASES[name]
+    assert all(len(fibres.table) > 1 for fibres in mask.gaps.fibres)
+    arguments = (case.leaves, weights_of(case), case.theta)
+    truth = expected(case, mask)
+    names, modes = ("normal_logpdf",), "forward over reverse"
+    compare(second_order(case.layout, mask, "gaps", names, modes, *arguments), truth)
+    compare(first_order(case.layout, mask, "gaps", ("inverse_diagonal",), *arguments), truth)
+
+
+def test_an_order_that_does_not_fit_raises(monkeypatch, uncompiled):
+    monkeypatch.setattr(rules, "MOST_COLUMNS", 0)
+    monkeypatch.setattr(rules, "MOST_MERGED", 3)
+    part = kx.Masked(kx.Kronecker(covariance(5), covariance(4)) + 0.3, scattered((5, 4)))
+
+    def density(scale):
+        return kx.logdet(scale * part)
+
+    assert np.isfinite(jax.grad(density)(1.0))
+    with pytest.raises(kx.DerivativeOrderError, match="a matrix of 16 observed cells; at most 0"):
+        jax.hessian(density)(1.0)

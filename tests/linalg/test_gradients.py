@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests.cases import CASES, each_case
+from tests.cases import CASES, gradient_cases
+from tests.everyday import full
 from tests.linalg.contracted import QUICK, compare, expected, outputs, two_orders, weights_of
 from tests.tolerances import assert_close
 
@@ -16,7 +17,7 @@ def first_order(layout, names, leaves, weights, theta):
     return two_orders(jax.jacrev, partial(outputs, layout, names, leaves, weights), theta)
 
 
-@each_case
+@gradient_cases
 def test_gradients(name):
     case = CASES[name]
     # A density needs a covariance; general factors have none.
@@ -24,7 +25,10 @@ def test_gradients(name):
     compare(first_order(case.layout, names, case.leaves, weights_of(case), case.theta), case)
 
 
-@pytest.mark.parametrize("name", ["two axes", "full Kronecker noise", "batched full noise"])
+FORWARD = [full("two axes"), full("full Kronecker noise"), "batched full noise"]
+
+
+@pytest.mark.parametrize("name", FORWARD)
 def test_forward_mode_of_the_inverse_diagonal(name):
     case = CASES[name]
     function = partial(outputs, case.layout, ("inverse_diagonal",), case.leaves, weights_of(case))

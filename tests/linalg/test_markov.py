@@ -15,6 +15,7 @@ from kronax.linalg.markov.kalman import AbstractKalman
 from kronax.linalg.markov.lanes import KalmanLanes
 from kronax.linalg.operators.gap_geometry import Mask
 from kronax.linalg.spectral.conditional_variances import Places
+from tests.everyday import full
 
 TIMES = np.sort(np.random.default_rng(0).uniform(0, 10, 9))
 TIMES[4] = TIMES[3]  # measured twice
@@ -45,39 +46,49 @@ NOISE = {
 }
 
 
+SUM = lambda ell: kx.Matern52(ell) + 0.5 * kx.Matern12(2 * ell)  # noqa: E731
+
+
 @pytest.mark.parametrize(
-    ("kernel", "noise"),
+    ("kernel", "noise", "order"),
     [
-        (lambda ell: kx.Matern32(ell), "a number"),
-        pytest.param(
-            lambda ell: kx.Matern52(ell) + 0.5 * kx.Matern12(2 * ell),
-            "correlated between places",
-            marks=pytest.mark.full,
-        ),
-        pytest.param(
-            lambda ell: kx.Matern32(ell), "a variance per place and time", marks=pytest.mark.full
-        ),
+        # Hessians along a Markov axis are those of `test_hessians.py` every day.
+        (kx.Matern32, "a number", 1),
+        full(kx.Matern32, "a number", 2),
+        full(SUM, "correlated between places", 2),
+        full(kx.Matern32, "a variance per place and time", 2),
     ],
-    ids=["Matérn-3/2", "sum", "noise per place"],
+    ids=["Matérn-3/2", "Hessian", "sum", "noise per place"],
 )
-def test_density_to_second_order(kernel, noise):
+def test_density_to_second_order(kernel, noise, order):
     y = jnp.asarray(np.random.default_rng(1).normal(size=(9, 4)))
 
-    def density(theta, markov):
-        time = (factor if markov else dense)(kernel(theta[0]))
-        op = kx.Kronecker(time, theta[1] * rbf(X, X, theta[2]))
+    def density(theta):
+        op = kx.Kronecker(factor(kernel(theta[0])), theta[1] * rbf(X, X, theta[2]))
         if noise == "a number":
             return kx.normal_logpdf(y, 0.0, op + theta[3])
         return kx.normal_logpdf(y, 0.0, kx.KroneckerPlusNoise(op, NOISE[noise](theta[3])))
 
-    def orders(markov):
-        def all_three(theta):
-            value = lambda t: density(t, markov)  # noqa: E731
-            return value(theta), jax.grad(value)(theta), jax.hessian(value)(theta)
+    def by_matrix(theta):
+        along = kernel(theta[0])(jnp.asarray(TIMES), jnp.asarray(TIMES))
+        own = NOISE[noise](theta[3])
+        own = own * jnp.eye(36) if noise == "a number" else own.to_dense()
+        matrix = jnp.kron(along, theta[1] * rbf(X, X, theta[2])) + own
+        quadratic = y.ravel() @ jnp.linalg.solve(matrix, y.ravel())
+        return -0.5 * (quadratic + jnp.linalg.slogdet(2 * jnp.pi * matrix)[1])
 
-        return jax.jit(all_three)(jnp.array([1.3, 2.0, 0.5, 0.3]))
+    def orders(function):
+        def slope(theta):
+            value, slope = jax.value_and_grad(function)(theta)
+            return slope, (value, slope)
 
-    for got, wanted in zip(orders(True), orders(False), strict=True):
+        theta = jnp.array([1.3, 2.0, 0.5, 0.3])
+        if order == 1:
+            return jax.jit(slope)(theta)[1]
+        hessian, both = jax.jit(jax.jacfwd(slope, has_aux=True))(theta)
+        return *both, hessian
+
+    for got, wanted in zip(orders(density), orders(by_matrix), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-9, atol=1e-9 * np.abs(wanted).max())
 
 
@@ -88,7 +99,7 @@ def masks():
     return {"any cells": some, "whole times": times, "none": np.ones((4, 9), bool)}
 
 
-@pytest.mark.parametrize("gaps", ["any cells", "whole times", "none"])
+@pytest.mark.parametrize("gaps", ["any cells", full("whole times"), full("none")])
 def test_what_is_asked_of_a_decomposition(gaps):
     kernel = kx.Matern32(1.3)
     mask = Mask.of(masks()[gaps], (4, 9))
@@ -190,7 +201,13 @@ def test_looking_back_over_many_places_is_stable():
     seen[10:25, 3:9] = seen[40:, :4] = False
     space = kx.Matern32(0.3).state_space(jnp.asarray(times[1]))
     op = kx.Kronecker(kx.Markov(space, n), kx.Dense(kx.Matern32(0.5)(places, places))) + noise
-    ours = decomposition_of(MarkovAtObserved(op, Mask.of(seen, seen.shape)))
+
+    @jax.jit
+    def ours(op):
+        found = decomposition_of(MarkovAtObserved(op, Mask.of(seen, seen.shape)))
+        return found.posterior_diagonal(), found.inverse_diagonal()
+
+    posterior, inverse_diagonal = ours(op)
     along, across = (
         (1 + s) * np.exp(-s)
         for s in (np.sqrt(3) * np.abs(x[:, None] - x) / c for x, c in ((times, 0.3), (places, 0.5)))
@@ -199,10 +216,10 @@ def test_looking_back_over_many_places_is_stable():
     inverse = np.linalg.inv(signal[seen.ravel()][:, seen.ravel()] + noise * np.eye(seen.sum()))
     rows = signal[:, seen.ravel()]
     expected = np.diag(signal) - np.sum(rows @ inverse * rows, axis=1)
-    np.testing.assert_allclose(ours.posterior_diagonal().ravel(), expected, rtol=1e-6)
+    np.testing.assert_allclose(posterior.ravel(), expected, rtol=1e-6)
     diagonal = np.zeros(seen.shape)
     diagonal[seen] = np.diag(inverse)
-    np.testing.assert_allclose(ours.inverse_diagonal(), diagonal, rtol=1e-6)
+    np.testing.assert_allclose(inverse_diagonal, diagonal, rtol=1e-6)
 
 
 def test_float32_does_not_drift_along_a_long_axis():
@@ -231,7 +248,7 @@ def dense_of_places(state):
     return jnp.kron(jnp.array(along) + jnp.diag(nugget), state.places)
 
 
-@pytest.mark.parametrize("regular", [True, False])
+@pytest.mark.parametrize("regular", [full(True), False])
 def test_gradient_of_all_places_in_everything(regular, monkeypatch):
     """In every matrix of the process and its nugget, with gaps; a long axis is cut into blocks."""
     monkeypatch.setattr(full_state_value, "LONG", 9 if regular else 3)

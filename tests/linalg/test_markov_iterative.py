@@ -164,8 +164,8 @@ def test_the_log_density_has_its_error_and_derivatives(case):
 
 
 def test_the_reference_is_the_filter():
-    op = operator(draw_case("an outage").variances, jnp.asarray(START))
-    held = prepared(op, TIGHT)
+    variances = draw_case("an outage").variances
+    held = jax.eval_shape(lambda: prepared(operator(variances, jnp.asarray(START)), TIGHT))
     assert isinstance(held, MarkovPreconditioner)
     assert held.reference.axis == 1
 

@@ -12,7 +12,7 @@ import pytest
 from jax import lax
 
 from tests.cases import CASES
-from tests.everyday import everyday
+from tests.everyday import everyday, full
 from tests.linalg.contracted import (
     FUSED,
     QUICK,
@@ -101,20 +101,24 @@ INSIDE = [
         (REPEATED, ALL if wrapper in LOOPS else FUSED, wrapper, "forward over reverse")
         for wrapper in WRAPPERS
     ),
+    (REPEATED, FUSED, "in_scan", "reverse over reverse"),
     *(("exchangeable, rho = 0", FUSED, wrapper, "reverse over reverse") for wrapper in LOOPS),
     ("noise-free, one axis", SECOND_ORDER, "in_scan", "reverse over reverse"),
 ]
-# A nested `jit` holds one; a map and a checkpoint are everyday in the other combination of modes.
-FURTHER = (
-    ("in_jit", "forward over reverse"),
-    ("in_map", "forward over reverse"),
-    ("in_checkpoint", "reverse over reverse"),
+# A scan of a `vmap` holds both, and every compiled function holds a `jit`; maps and counted loops
+# are scans.
+EVERYDAY = (
+    (REPEATED, "in_cond", "forward over reverse"),
+    (REPEATED, "in_checkpoint", "forward over reverse"),
+    (REPEATED, "in_scan_of_vmap", "forward over reverse"),
+    (REPEATED, "in_scan", "reverse over reverse"),
+    ("noise-free, one axis", "in_scan", "reverse over reverse"),
 )
 
 
 @pytest.mark.parametrize(
     ("name", "names", "wrapper", "modes"),
-    everyday(INSIDE, [case for case in INSIDE if case[2:] not in FURTHER]),
+    everyday(INSIDE, [case for case in INSIDE if (case[0], *case[2:]) in EVERYDAY]),
 )
 def test_inside(name, names, wrapper, modes):
     total, truth, theta = total_of(name, names)
@@ -124,7 +128,7 @@ def test_inside(name, names, wrapper, modes):
         assert_close(ours, np.asarray(expected_order), order)
 
 
-@pytest.mark.parametrize("name", ["exchangeable, rho = 0", "full Kronecker noise"])
+@pytest.mark.parametrize("name", [full("exchangeable, rho = 0"), "full Kronecker noise"])
 def test_vmap_over_different_operators(name):
     """A batch of operators by `vmap`, each against the same operator alone."""
     total, _, theta = total_of(name, FUSED)

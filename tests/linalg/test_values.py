@@ -1,6 +1,7 @@
 """Values of every function on every case, called as a user does: concrete, in both layouts."""
 
 from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,8 @@ import pytest
 
 import kronax as kx
 from tests import oracle
-from tests.cases import CASES, each_case, few_cases
+from tests.cases import CASES, few_cases, solve_cases
+from tests.everyday import everyday, full
 from tests.linalg.contracted import QUICK
 from tests.tolerances import assert_close
 
@@ -18,7 +20,7 @@ def grid_shaped(case, flat):
     return np.reshape(flat, (*np.shape(flat)[:-1], *case.grid))
 
 
-@each_case
+@solve_cases
 def test_functions_of_a_vector(name):
     case = CASES[name]
     op, y, _ = case.inputs
@@ -30,6 +32,11 @@ def test_functions_of_a_vector(name):
     assert_close(op.mv(y), grid_shaped(case, (matrix.value @ flat.value[..., None])[..., 0]))
 
 
+@partial(jax.jit, compiler_options=QUICK)
+def entries_of(op):
+    return op.to_dense(), op.T.to_dense(), op.diagonal(), op.trace()
+
+
 @few_cases
 def test_functions_of_the_operator_alone(name):
     case = CASES[name]
@@ -37,11 +44,12 @@ def test_functions_of_the_operator_alone(name):
     assert op.shape == dense.shape
     assert op.grid_shape == case.grid
     assert op.batch_shape == dense.shape[:-2]
-    assert_close(op.to_dense(), dense)
-    assert_close(op.T.to_dense(), np.swapaxes(dense, -1, -2))
-    diagonal = np.diagonal(dense, axis1=-2, axis2=-1)
-    assert_close(op.diagonal(), grid_shaped(case, diagonal))
-    assert_close(op.trace(), diagonal.sum(-1))
+    matrix, transposed, diagonal, trace = entries_of(op)
+    assert_close(matrix, dense)
+    assert_close(transposed, np.swapaxes(dense, -1, -2))
+    truth = np.diagonal(dense, axis1=-2, axis2=-1)
+    assert_close(diagonal, grid_shaped(case, truth))
+    assert_close(trace, truth.sum(-1))
     assert_close(kx.logdet(op), np.linalg.slogdet(dense)[1])
     assert_close(
         kx.inverse_diagonal(op),
@@ -77,7 +85,16 @@ def all_values(layout, leaves, theta):
     return values
 
 
-@few_cases
+# In half the precision: structure, a filter, a sum, and what is batched.
+SINGLE = (
+    "one factor of each structure",
+    "Markov, full noise beside it",
+    "batched Kronecker sum",
+    "batched user-defined factor",
+)
+
+
+@pytest.mark.parametrize("name", everyday(CASES, SINGLE))
 def test_float32(name):
     case = CASES[name].astype("float32")
     matrix, y, mean = case.dense
@@ -105,8 +122,12 @@ def test_float32(name):
             )
 
 
-@pytest.mark.parametrize("shape", [(2, 3), (5, 2, 3), (3, 5, 2, 3), (3, 1, 2, 3), (7, 3, 5, 2, 3)])
-@pytest.mark.parametrize("name", ["batched (3, 1) against (5,)", "batched, noise-free"])
+SHAPES = [(2, 3), (5, 2, 3), (3, 5, 2, 3), (3, 1, 2, 3), (7, 3, 5, 2, 3)]
+BATCHED = ("batched (3, 1) against (5,)", "batched, noise-free")
+BROADCAST = [(BATCHED[0], SHAPES[3]), (BATCHED[0], SHAPES[4]), (BATCHED[1], SHAPES[1])]
+
+
+@pytest.mark.parametrize(("name", "shape"), everyday(product(BATCHED, SHAPES), BROADCAST))
 def test_batches_of_vectors_broadcast_against_the_operator(name, shape):
     op, dense = CASES[name].operator, CASES[name].dense[0].value
     b = np.random.default_rng(0).normal(size=shape)
@@ -115,11 +136,13 @@ def test_batches_of_vectors_broadcast_against_the_operator(name, shape):
     assert_close(kx.solve(op, b), x.reshape(*x.shape[:-1], 2, 3))
     assert_close(kx.solve(op, flat), x)
     assert_close(kx.inv_quad(op, b), np.sum(flat * x, axis=-1))
-    product = (dense @ flat[..., None])[..., 0]
-    assert_close(op.mv(b), product.reshape(*product.shape[:-1], 2, 3))
+    moved = (dense @ flat[..., None])[..., 0]
+    assert_close(op.mv(b), moved.reshape(*moved.shape[:-1], 2, 3))
 
 
-@pytest.mark.parametrize("name", ["two axes", "full Kronecker noise", "noise-free, general"])
+@pytest.mark.parametrize(
+    "name", [full("two axes"), "full Kronecker noise", full("noise-free, general")]
+)
 def test_batches_of_vectors_with_one_operator(name):
     op, dense = CASES[name].operator, CASES[name].dense[0].value
     b = np.random.default_rng(0).normal(size=(5, 2, 4, 3))
@@ -169,7 +192,9 @@ def test_functions_take_a_bare_factor():
     assert_close(kx.logdet(factor + 0.1), np.linalg.slogdet(dense + 0.1 * np.eye(5))[1])
 
 
-@pytest.mark.parametrize("name", ["two axes", "noise-free, general", "full Kronecker noise"])
+@pytest.mark.parametrize(
+    "name", [full("two axes"), "noise-free, general", full("full Kronecker noise")]
+)
 def test_inverse_solves_columns(name):
     op, dense = CASES[name].operator, CASES[name].dense[0].value
     columns = np.random.default_rng(0).normal(size=(12, 5))
