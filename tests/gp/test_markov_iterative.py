@@ -1,5 +1,6 @@
 """A process with many gaps along a Markov axis by iterations equals the exact filter."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ def process(gaps, **options):
     kernels = {"time": 2.0 * kx.Matern32(4.0) + kx.Matern12(0.7), "place": kx.Matern32(2.0)}
     axes = {"time": TIMES, "place": PLACES}
     structure = {"time": "markov"}
-    return kx.GridGP(kernels, axes, noise=0.1, structure=structure, gaps=gaps, **options)
+    options = {"noise": 0.1, **options}
+    return kx.GridGP(kernels, axes, structure=structure, gaps=gaps, **options)
 
 
 def signal(rows, columns):
@@ -63,6 +65,19 @@ def test_means_and_variances(post, data, axes):
     off = np.abs(np.asarray(estimate.value) - truth)
     assert np.mean(off <= 3 * np.asarray(estimate.standard_error) + 1e-9) > 0.95
     assert np.max(np.asarray(estimate.standard_error) / truth) < 0.15
+
+
+@pytest.mark.parametrize("axes", [None, NEW])
+def test_variances_have_no_derivatives_in_the_noise(data, axes):
+    """Not even at new places, where only what the data explain depends on it."""
+
+    def variances(share):
+        noise = share * np.full(data.shape, 0.1)
+        gp = process("iterative", iteration=ITERATION, noise=noise)
+        return gp.condition(data).variance(axes).sum()
+
+    with pytest.raises(kx.DerivativeOrderError, match="values only"):
+        jax.eval_shape(jax.grad(variances), 1.0)
 
 
 def test_long_axes_are_filtered_unasked():

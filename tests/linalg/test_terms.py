@@ -497,6 +497,29 @@ def test_a_second_derivative_of_an_estimate_is_refused():
         jax.eval_shape(jax.grad(variances), 1.0)
 
 
+@pytest.mark.parametrize("num_terms", [1, 2])
+def test_a_large_variance_is_as_good_as_a_gap(num_terms):
+    """Where its square is beyond float32, and where its inverse is."""
+    case = draw_case(np.random.default_rng(19), (5, 6), share=0.1, num_terms=num_terms)
+    case.variances[2, 3], case.y[2, 3] = np.inf, 0
+    truth = np.diagonal(dense_slopes(case)[0]).reshape(5, 6)
+    signals = [[np.float32(f) for f in pair] for pair in case.factors]
+
+    @jax.jit
+    @jax.value_and_grad
+    def density(variances):
+        op = kx.KroneckerPlusDiagonal(tuple(kx.Kronecker(*pair) for pair in signals), variances)
+        return kx.iterative_logpdf(np.float32(case.y), 0.0, op).value
+
+    for large in (1e20, 1e30, 3e38):
+        variances = case.variances.copy()
+        variances[2, 3] = large
+        value, slopes = density(np.float32(variances))
+        known = (np.log(2 * np.pi) + np.log(large)) / 2
+        np.testing.assert_allclose(value, dense_logpdf(case) - known, rtol=1e-4)
+        assert_close_to(slopes, truth, 1e-3)
+
+
 def test_traced_bad_variances_give_nan():
     case = draw_case(np.random.default_rng(18), num_terms=3)
     bad = np.where(case.variances == case.variances[0, 0], -1.0, case.variances)

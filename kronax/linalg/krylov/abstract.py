@@ -385,6 +385,14 @@ class AbstractOneProduct(AbstractPreconditioner):
         return lax.while_loop(going, again, start)[:3]
 
 
+def noise_logdet(op: KroneckerPlusDiagonal) -> Array:
+    """The logarithms of the variances of the observed cells, added up.
+
+    Not those of the precisions, which are zero where a variance is close to overflow.
+    """
+    return jnp.sum(jnp.where(op.observed, jnp.log(jnp.where(op.observed, op.variances, 1)), 0))
+
+
 def ratio(a: Array, b: Array) -> Array:
     """`a / b`, and `a` where `b` is not positive."""
     return a / jnp.where(b > 0, b, 1)

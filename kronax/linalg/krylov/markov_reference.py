@@ -42,6 +42,7 @@ from kronax.linalg.krylov.abstract import (
     AbstractReference,
     PosteriorDraws,
     ProbedLogdet,
+    noise_logdet,
 )
 from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.markov.factor import Markov
@@ -249,12 +250,11 @@ class MarkovPreconditioner(AbstractOneProduct):
 
     def known_logdet(self, op: KroneckerPlusDiagonal) -> Array:
         """`log det (I + w K) − Σ log W + tr (C − I)`."""
-        held, precisions, observed = self.reference, op.precisions, op.observed
-        logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
-        most = precisions.size / held.factor.size * jnp.sum(jnp.log(held.whole))
+        held = self.reference
+        most = op.variances.size / held.factor.size * jnp.sum(jnp.log(held.whole))
         kronecker: Any = op.kronecker
         even = KalmanLanes(whole_grid(kronecker, held.whole, held.axis))
-        return even.logdet() + most - logs + held.known_logdet
+        return even.logdet() + most + noise_logdet(op) + held.known_logdet
 
     def probed(self, white: Array, krylov: Krylov) -> ProbedLogdet:
         """From probes at the cells that lack something.

@@ -33,6 +33,7 @@ from kronax.linalg.krylov.variances import (
     iterative_posterior_variances,
     places_estimate,
     posterior_estimate,
+    values_only,
 )
 from kronax.linalg.markov.lanes import markov_axis
 from kronax.linalg.operators.kronecker import Kronecker
@@ -192,8 +193,9 @@ class Iterations(AbstractSignalPlusNoise):
         return markov_axis(self.op.op) is not None
 
     def filtered(self) -> MarkovPreconditioner:
-        """The iterations from that even grid."""
-        held = prepared(self.op.op, self.op.iteration)
+        """The iterations from that even grid: of values only."""
+        # They hold the operator constant: without this its derivatives would be zero.
+        held = prepared(values_only(self.op.op), self.op.iteration)
         assert isinstance(held, MarkovPreconditioner)
         return held
 

@@ -40,6 +40,7 @@ from kronax.linalg.krylov.abstract import (
     AbstractOneProduct,
     PosteriorDraws,
     ProbedLogdet,
+    noise_logdet,
 )
 from kronax.linalg.krylov.conjugate_gradients import Krylov
 from kronax.linalg.krylov.preconditioner import Reference, remainder_squares
@@ -200,11 +201,10 @@ class SpectralPreconditioner(AbstractOneProduct):
 
     def known_logdet(self, op: KroneckerPlusDiagonal) -> Array:
         """`log det (I + wK) − Σ log W + tr (C − I)`, and the box."""
-        held, precisions, observed = self.reference, op.precisions, op.observed
+        held, precisions = self.reference, op.precisions
         noise, even = held.noise, self._even(op)
         variances = noise - noise**2 * even.inverse_diagonal()
-        logs = jnp.sum(jnp.where(observed, jnp.log(jnp.where(observed, precisions, 1)), 0))
-        whole = even.logdet() - precisions.size * jnp.log(noise) - logs
+        whole = even.logdet() - precisions.size * jnp.log(noise) + noise_logdet(op)
         return whole + jnp.sum((precisions - 1 / noise) * variances) + held.known_logdet
 
     def _even(self, op: KroneckerPlusDiagonal) -> Spectral | LowRank:

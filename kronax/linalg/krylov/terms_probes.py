@@ -218,7 +218,8 @@ def _derivative(
         twice=probes.twice,
         shares=jnp.stack([share, in_cells]),
         slopes=slopes,
-        variations=-(held.variances**2)[None] * own,
+        # One after the other: the square of a large variance overflows.
+        variations=-noise * (noise * own),
         compared=held.compared,
         exact=ExactDerivative.of(held.compared, held.precisions),
         probed=probed,
@@ -238,15 +239,14 @@ def _reference_logdet(
     """`log det A_r`: what is known, what probes say of the rest, and their largest residual."""
     compared, precisions = held.compared, held.precisions
     whole = jnp.sum(jnp.log1p(compared.spectrum / compared.noise))
-    logs = jnp.sum(
-        jnp.where(precisions == 0, 0, jnp.log(jnp.where(precisions == 0, 1, precisions)))
-    )
+    # Gaps have no variance here.
+    noise = jnp.sum(jnp.log(jnp.where(held.variances == 0, 1, held.variances)))
     trace = jnp.sum(compared.excess * compared.diagonal_of(compared.filter**2))
     shape = (iteration.num_probes, *precisions.shape)
     key = jax.random.fold_in(jax.random.key(iteration.seed), 1)
     white = compared.to_spectrum(random_signs(key, shape, precisions.dtype))
     krylov = compared.iterate(white, iteration)
-    known = whole - logs + trace + compared.known_logdet
+    known = whole + noise + trace + compared.known_logdet
     return known, jnp.max(krylov.relative_residual), probed_logdet(compared, white, krylov)
 
 
