@@ -32,8 +32,8 @@ RETURNED = {
 
 # Executed when the site is built as well.
 CELLS = {"{code-cell}": "python"}
-# Pages of more than ten seconds: CI runs them beside the build of the site.
-LONG = {"fitting.md", "guide.md", "missing.md", "nongaussian.md", "numpyro.md"}
+# What every day runs; CI runs the other pages beside the build of the site.
+EVERYDAY = {"README.md", "index.md", "guide.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 
@@ -99,7 +99,7 @@ def test_shown_output_is_compared_by_words_and_numbers(shown, printed, same):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.name, marks=[pytest.mark.full] * (page.name in LONG))
+        pytest.param(page, id=page.name, marks=[pytest.mark.full] * (page.name not in EVERYDAY))
         for page in PAGES
         if any(block[1] == "python" for block in blocks(page))
     ],
