@@ -214,7 +214,14 @@ def test_solves_have_second_derivatives():
     b = y.ravel()[cells]
     jet = oracle.Jet(matrix, by_scale[None], np.zeros((1, 1, *matrix.shape)))
     truth = oracle.inv_quad(jet, oracle.constant(b, 1))
-    slope, bend = jax.jit(jax.value_and_grad(jax.grad(quadratic)))(1.0)
+
+    @jax.jit
+    def slopes(scale):
+        forward = jax.jacfwd(quadratic)(scale)  # many directions at once
+        return forward, *jax.value_and_grad(jax.grad(quadratic))(scale)
+
+    forward, slope, bend = slopes(1.0)
+    assert_close(forward, truth.first[0], 1)
     assert_close(slope, truth.first[0], 1)
     assert_close(bend, truth.second[0, 0], 2)
 

@@ -141,7 +141,8 @@ def _checked_weights(
     """Warns where concrete values lose them, and raises where there are none."""
     warn_of_ratio(eigenvalues, "Means, variances and draws may be wrong")
     if found.estimate is not None:
-        checked = decomposition_of(operator).settled(found.estimate, "the posterior")
+        way = decomposition_of(operator)
+        checked = way.settled(found.estimate, "the posterior", is_marked=True)
         return Weights(checked.value, found.regression, checked)
     explain(gp, y, found.value)
     return found

@@ -113,6 +113,9 @@ class AbstractSignalPlusNoise(AbstractDecomposition):
         """`logpdf`."""
         return exact_estimate(self.logpdf(residual))
 
-    def settled(self, estimate: Estimate, what: str) -> Estimate:
-        """The estimate, unless iterations failed that are to raise; NaN then if it is traced."""
+    def settled(self, estimate: Estimate, what: str, *, is_marked: bool = False) -> Estimate:
+        """The estimate, unless iterations failed that are to raise; NaN then if it is traced.
+
+        `weights` and `solve` are NaN by themselves: their estimates come marked.
+        """
         return estimate

@@ -209,14 +209,26 @@ class Solved(NamedTuple):
     certificate: Certificate
 
 
-def settled(estimate: Estimate, iteration: Iteration, what: str, has_box: bool = True) -> Estimate:
-    """The estimate, unless it did not converge and that was to raise."""
+def settled(
+    estimate: Estimate,
+    iteration: Iteration,
+    what: str,
+    has_box: bool = True,
+    *,
+    is_marked: bool = False,
+) -> Estimate:
+    """The estimate, unless it did not converge and that was to raise.
+
+    A traced value is NaN then; one that `is_marked` is so already.
+    """
     if iteration.on_failure == "flag":
         return estimate
     longer = LONGER.format(or_a_box("max_steps", has_box))
     if not is_concrete(estimate.converged):
         message = f"The iterations of {what} must reach their tolerance, and did not. {longer}"
         estimate = raising_if(lambda: ~estimate.converged, estimate, message)
+        if is_marked:
+            return estimate
         # A factor, so that derivatives are NaN as well.
         one = jnp.ones((), estimate.value.dtype)
         doubt = where(estimate.converged, one, jnp.nan)

@@ -63,7 +63,7 @@ def solve_grid(op: Solvable, b: Array) -> Array:
 def signal_weights(op: DataCovariance, b: Array) -> Array:
     """`op⁻¹ b` in the grid layout, to be multiplied by covariances of the signal."""
     found = decomposition_of(op)
-    return found.settled(found.weights(b), "the posterior").value
+    return found.settled(found.weights(b), "the posterior", is_marked=True).value
 
 
 class Inverse(AbstractOperator):

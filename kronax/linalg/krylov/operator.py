@@ -124,13 +124,13 @@ class Iterations(AbstractSignalPlusNoise):
         """Whether `box_size` has a say; see `has_box`."""
         return has_box(self.op.op)
 
-    def settled(self, estimate: Estimate, what: str) -> Estimate:
+    def settled(self, estimate: Estimate, what: str, *, is_marked: bool = False) -> Estimate:
         """As the settings of the iterations ask for."""
-        return settled(estimate, self.op.iteration, what, self.has_box)
+        return settled(estimate, self.op.iteration, what, self.has_box, is_marked=is_marked)
 
     def solve(self, b: Array) -> Array:
         """See `kx.iterative_solve`."""
-        return self.settled(self.solved(b), "the solve").value
+        return self.settled(self.solved(b), "the solve", is_marked=True).value
 
     def logdet(self) -> Array:
         """See `kx.iterative_logdet`."""

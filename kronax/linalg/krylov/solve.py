@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from kronax.linalg.arrays.precision import where
 from kronax.linalg.estimates.certificates import (
     DEFAULT,
     Certificate,
@@ -58,7 +59,7 @@ def iterative_solve(
     grid, flat = op.vector(b, "b")
     estimate = solve_estimate(op, grid, iteration)
     refuse_if_failed(estimate, op)
-    estimate = settled(estimate, iteration, "the solve", has_box(op))
+    estimate = settled(estimate, iteration, "the solve", has_box(op), is_marked=True)
     if not flat:
         return estimate
     flattened = estimate.value.reshape(*grid.shape[: grid.ndim - len(op.grid_shape)], -1)
@@ -95,7 +96,10 @@ def prepared(op: KroneckerPlusDiagonal, iteration: Iteration) -> AbstractPrecond
 def solve_estimate(
     op: KroneckerPlusDiagonal, b: Array, iteration: Iteration, weights: bool = False
 ) -> Estimate:
-    """`iterative_solve` for checked vectors in the grid layout, whether it converged or not.
+    """`iterative_solve` for checked vectors in the grid layout; NaN, or not, if it failed.
+
+    What is to raise is marked by NaN in here: JAX has the certificate depend on every direction of
+    a Jacobian, so that a value must not depend on it.
 
     With `weights` it is made for products with covariances of the signal, and the error is that of
     such a product in posterior standard deviations, at most.
@@ -104,10 +108,13 @@ def solve_estimate(
 
     def run_columns(_: Any, v: Array) -> tuple[Array, Certificate]:
         solved = held.solve(v, refine=not weights)
-        if not weights or not isinstance(held, AbstractOneProduct):
-            return solved.solution, solved.certificate
-        error = jnp.sqrt(jnp.max(solved.errors))
-        return solved.weights, solved.certificate._replace(error=error)
+        found, certificate = solved.solution, solved.certificate
+        if weights and isinstance(held, AbstractOneProduct):
+            found = solved.weights
+            certificate = certificate._replace(error=jnp.sqrt(jnp.max(solved.errors)))
+        if iteration.on_failure == "raise":
+            found = where(certificate.converged, found, jnp.nan)
+        return found, certificate
 
     def mv(x: Array) -> Array:
         # The identity at the gaps, where everything else is zero.
