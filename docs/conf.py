@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
+# Of the shell that builds the site: notebooks would show no pictures with a backend without a screen.
+os.environ.pop("MPLBACKEND", None)
 sys.path.insert(0, str(DOCS / "_extensions"))
 
 import names  # noqa: E402
