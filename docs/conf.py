@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-# Of the shell that builds the site: notebooks would show no pictures with a backend without a screen.
+# Of the shell that builds: without a screen, its notebooks would show no pictures.
 os.environ.pop("MPLBACKEND", None)
 sys.path.insert(0, str(DOCS / "_extensions"))
 
