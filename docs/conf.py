@@ -10,8 +10,6 @@ import tomllib
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
-# Of the shell that builds: without a screen, its notebooks would show no pictures.
-os.environ.pop("MPLBACKEND", None)
 sys.path.insert(0, str(DOCS / "_extensions"))
 
 import names  # noqa: E402
@@ -58,6 +56,8 @@ nb_execution_show_tb = True
 nb_merge_streams = True
 # Pages stand still: no bars of progress, nor the warning that a notebook could show better ones.
 os.environ |= {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}
+# Of the shell that builds: without a screen, its notebooks would show no pictures.
+os.environ.pop("MPLBACKEND", None)
 if tags.has("pages"):
     nb_execution_mode = "off"
 elif tags.has("everyday"):
