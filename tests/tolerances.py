@@ -27,3 +27,14 @@ def assert_close(actual, expected, order: int = 0, dtype=None) -> None:
     share = 0.1 if rtol < 1e-5 else 1.0
     scale = np.abs(expected).max(initial=0.0)
     np.testing.assert_allclose(actual, expected, rtol=rtol, atol=share * rtol * scale)
+
+
+def assert_within_error(estimate, truth, share: float) -> None:
+    """Estimates keep what they promise, and promise no more than a share of the truth."""
+    assert np.all(estimate.converged)
+    value, error = (np.asarray(a, float) for a in (estimate.value, estimate.error))
+    ratio = np.abs(value - truth) / error
+    assert np.mean(ratio <= 1) >= 0.95
+    # Nor is the error an empty promise: it is as small as a 99 % interval of what is seen.
+    assert 0.1 < np.median(ratio) < 0.5
+    assert np.median(error / np.abs(truth)) < share
