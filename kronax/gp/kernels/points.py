@@ -26,6 +26,7 @@ class Points(eqx.Module):
             see these.
         origin: what was taken off, per dimension; `None` where that is traced.
         cells: of new points, which old one each is, -1 for none; `None` if none is or nobody knows.
+        is_apart: whether it is known of new points that none is an old one.
     """
 
     raw: Array
@@ -33,6 +34,7 @@ class Points(eqx.Module):
     places: Array | None
     origin: int | float | tuple[int | float, ...] | None = eqx.field(static=True)
     cells: Int[Array, " n"] | None = None
+    is_apart: bool = eqx.field(static=True, default=False)
 
     @property
     def size(self) -> int:
@@ -58,7 +60,7 @@ class Points(eqx.Module):
     @property
     def alone(self) -> "Points":
         """The points without knowledge of others."""
-        return dataclasses.replace(self, cells=None)
+        return dataclasses.replace(self, cells=None, is_apart=False)
 
     def found_in(self, known: "Points") -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
         """Which of the `n` known points each one is, and whether it is one.
@@ -67,6 +69,8 @@ class Points(eqx.Module):
         """
         if self.cells is not None:
             return self.cells, self.cells >= 0
+        if self.is_apart:
+            return jnp.zeros(self.size, np.int32), jnp.zeros(self.size, bool)
         if self.centred.ndim == 1:
             # Behind a barrier: XLA would sort constants while it compiles, at a crawl.
             old = lax.optimization_barrier(known.centred)
