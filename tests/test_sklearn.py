@@ -108,7 +108,7 @@ def test_it_works_in_pipelines_and_cross_validation():
     whole = TransformedTargetRegressor(inner, transformer=StandardScaler())
     folds = KFold(2, shuffle=True, random_state=0)
     assert cross_val_score(whole, GRID, VALUES, cv=folds).shape == (2,)
-    search = GridSearchCV(model, {"noise": [0.01, 10.0]}, cv=2).fit(GRID, VALUES)
+    search = GridSearchCV(model, {"noise": [0.01, 10.0]}, cv=folds).fit(GRID, VALUES)
     assert search.best_params_["noise"] in (0.01, 10.0)
 
 

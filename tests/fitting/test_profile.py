@@ -304,7 +304,11 @@ def test_a_profile_ends_where_the_loss_is_no_number():
         (lambda r: profile(r, "noise", [0.05, 0.3]).interval(1.0), ValueError, r"got 1\.0"),
         (lambda r: profile(bowl_fit(), "b"), ValueError, r"b has shape \(2,\).*as in b\[0\]"),
         (lambda r: profile(bowl_fit(), "b[2]"), ValueError, r"b has shape \(2,\)"),
-        (lambda r: profile(bowl_fit(freeze=("b",)), "b[0]"), ValueError, "b.* was not: it is frozen"),
+        (
+            lambda r: profile(bowl_fit(freeze=("b",)), "b[0]"),
+            ValueError,
+            "b.* was not: it is frozen",
+        ),
         (
             lambda r: profile(
                 kx.fit(
