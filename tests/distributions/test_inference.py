@@ -116,11 +116,14 @@ def test_a_plate_over_the_axes_of_a_grid_is_noticed(flatten):
         with numpyro.plate("rows", size):
             numpyro.sample("y", kx.KroneckerNormal(LOC, (A, B), flatten=flatten), obs=y)
 
+    def density(y, size):
+        return jax.eval_shape(lambda: log_density(model, (y, size), {}, {})[0])
+
     y = Y.ravel() if flatten else Y
     with pytest.warns(UserWarning, match=r"counts 3 times.*A grid is one event: leave out a plate"):
-        log_density(model, (y, 3), {}, {})
-    log_density(model, (y, 1), {}, {})
-    log_density(model, (np.stack([y, y, y]), 3), {}, {})
+        density(y, 3)
+    density(y, 1)
+    density(np.stack([y, y, y]), 3)
 
 
 def latent_mean(noise):
