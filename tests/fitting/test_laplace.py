@@ -137,7 +137,7 @@ def test_priors_move_the_fit_to_the_maximum_a_posteriori(gp_result):
         return value + prior.log_prob(noise)
 
     assert jax.jit(jax.grad(density))(gp.noise).item() == pytest.approx(0, abs=1e-2)
-    assert result.laplace().standard_errors["noise"] < gp_result.laplace().standard_errors["noise"]
+    assert quick(result).standard_errors["noise"] < gp_result.laplace().standard_errors["noise"]
 
 
 def test_the_summary_has_standard_errors_and_intervals(gp_result):

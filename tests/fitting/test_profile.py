@@ -101,24 +101,30 @@ def test_the_models_are_those_at_each_value(fitted):
 
 
 class Bowl(eqx.Module):
-    """A quadratic loss: its profiles are parabolas."""
+    """One of several losses, by a whole number, so that all share their programs."""
 
     a: jax.Array = kx.parameter(constraints.real)
     b: jax.Array = kx.parameter(constraints.real)
+    kind: jax.Array
 
 
+# The first has parabolas for profiles; the last is no number beyond a = 2.
+QUADRATIC, BOUNDED, QUARTIC, ENDING = range(4)
 PRECISION = np.array([[4.0, 1.0, -0.5], [1.0, 2.0, 0.3], [-0.5, 0.3, 1.0]])
 CENTRE = np.array([1.0, -2.0, 0.5])
 
 
-def quadratic(bowl):
-    offset = jnp.concatenate([bowl.a[None], bowl.b]) - CENTRE
-    return offset @ PRECISION @ offset / 2
+def bowl_loss(m):
+    offset = jnp.concatenate([m.a[None], m.b]) - CENTRE
+    quadratic, rest = offset @ PRECISION @ offset / 2, m.b @ m.b
+    ending = jnp.where((m.kind == ENDING) & (m.a > 2), jnp.nan, 1.0) * quadratic
+    bounded, quartic = jnp.tanh(m.a - 1) ** 2 + rest, (m.a - 2) ** 4 + rest
+    return jnp.stack([quadratic, bounded, quartic, ending])[m.kind]
 
 
-def bowl_fit(**options):
-    start = Bowl(jnp.zeros(()), jnp.zeros(2))
-    return kx.fit(start, loss=quadratic, progress=False, **options)
+def bowl_fit(kind=QUADRATIC, start=0.0, **options):
+    model = Bowl(jnp.asarray(start), jnp.full(2, start), jnp.asarray(kind))
+    return kx.fit(model, loss=bowl_loss, progress=False, **options)
 
 
 @pytest.mark.parametrize(("path", "place"), [full("a", 0), ("b[1]", 2)])
@@ -179,20 +185,8 @@ def test_shared_parameters_are_held_together_in_any_domain():
     np.testing.assert_allclose(found.rise([0.5, 1.5]), [0.75, 0.75], rtol=1e-2)
 
 
-def bounded(m):
-    return jnp.tanh(m.a - 1) ** 2 + m.b @ m.b
-
-
-def quartic(m):
-    return (m.a - 2) ** 4 + m.b @ m.b
-
-
-def ones_fit(loss, **options):
-    return kx.fit(Bowl(jnp.ones(()), jnp.ones(2)), loss=loss, progress=False, **options)
-
-
 def test_what_the_data_do_not_bound_is_said():
-    found = profile(ones_fit(bounded), "a")
+    found = profile(bowl_fit(BOUNDED, 1.0), "a")
     assert found.values[[0, -1]] == pytest.approx([1 - 6 / np.sqrt(2), 1 + 6 / np.sqrt(2)])
     with pytest.raises(ValueError, match=r"rise by 1\.92 .*; down to -3\.243 it rises by 0\.999"):
         found.interval()
@@ -205,7 +199,7 @@ def test_what_the_data_do_not_bound_is_said():
 @pytest.mark.parametrize("tolerance", everyday([1e-3, 1e-9], [1e-3]))
 def test_steps_adapt_to_a_loss_that_is_no_parabola(tolerance):
     """At a flat optimum the standard error is far too long, or there is none."""
-    found = profile(ones_fit(quartic, tolerance=tolerance), "a", tolerance=1e-9)
+    found = profile(bowl_fit(QUARTIC, 1.0, tolerance=tolerance), "a", tolerance=1e-9)
     roots = np.sqrt(2 * (found.losses - found.losses.min()))
     assert np.diff(roots).max() <= 1
     assert roots[[0, -1]].min() >= 3
@@ -278,10 +272,7 @@ def test_ctrl_c_ends_it(monkeypatch):
 
 
 def test_a_profile_ends_where_the_loss_is_no_number():
-    def loss(m):
-        return jnp.where(m.a > 2, jnp.nan, 1.0) * quadratic(m)
-
-    result = kx.fit(Bowl(jnp.zeros(()), jnp.zeros(2)), loss=loss, progress=False)
+    result = bowl_fit(ENDING)
     found = profile(result, "a")
     assert found.values.max() <= 2
     assert found.values.min() < -0.5

@@ -230,9 +230,10 @@ def test_float32_stays_float32():
     gp = jax.tree.map(lambda a: a.astype(np.float32), two_axes().gp)
     post = gp.condition(two_axes().y.astype(np.float32))
     new = NEW["two axes"]
-    for value in (post.mean(new), post.variance(new), post.sample(jax.random.key(0), new)):
-        assert value.dtype == np.float32
-    assert_close(post.mean(new), two_axes().posterior(new)[0], dtype="float32")
+    mean = post.mean(new)
+    others = jax.eval_shape(lambda: (post.variance(new), post.sample(jax.random.key(0), new)))
+    assert {value.dtype for value in (mean, *others)} == {np.dtype("float32")}
+    assert_close(mean, two_axes().posterior(new)[0], dtype="float32")
 
 
 def unnamed():

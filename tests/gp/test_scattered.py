@@ -77,7 +77,7 @@ def test_rows_may_hold_labels_dates_and_places_beside_numbers():
     gp = kx.GridGP(kernels, (dates, ["ash", "elm", "oak"], PLACES[:2], SPACE), noise=0.1)
     post = gp.condition(RNG.normal(size=gp.grid_shape))
     rows = [[dates[1], "elm", tuple(PLACES[1]), -0.2], [dates[3], "ash", tuple(PLACES[0]), 0.1]]
-    expected = post.mean()[np.array([1, 3]), np.array([1, 0]), np.array([1, 0]), np.array([1, 2])]
+    expected = np.asarray(post.mean())[[1, 3], [1, 0], [1, 0], [1, 2]]
     assert_close(post.mean(points=rows), expected)
     assert_close(post.mean(points=tuple(map(list, zip(*rows, strict=True)))), expected)
     with pytest.raises(TypeError, match=r"became text\. Pass points as a nested list of rows, or"):

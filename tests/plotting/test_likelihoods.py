@@ -75,8 +75,9 @@ def test_a_series_shows_observations_or_the_function(post):
     np.testing.assert_allclose(lines["mean"][:, 1], post.mean()[:, 2], rtol=1e-6)
     assert "data" not in lines
     assert ax.get_ylabel() == "latent function of deaths in a year"
-    ax = kx.plot_series(post, "age", at={"year": 2003.0}, given={"exposure": 10.0})
-    found = post.response({"year": [2003.0]}, exposure=10.0)
+    new = {"at": {"year": 2003.0}, "level": 0.8}
+    ax = kx.plot_series(post, "age", **new, given={"exposure": 10.0})
+    found = post.response({"year": [2003.0]}, (0.1, 0.9), exposure=10.0)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), found.observation_mean[:, 0], rtol=1e-6)
     with pytest.raises(TypeError, match="`exposure` at the new places"):
         kx.plot_series(post, "year", coordinates=[2003.0])
