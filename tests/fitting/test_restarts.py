@@ -41,12 +41,11 @@ def alone():
 
 def test_restarts_find_the_lower_valley():
     options = {"loss": two_valleys, "progress": False}
-    stuck = kx.fit(Point(1.5), **options)
-    assert stuck.model.a.item() == pytest.approx(0.96, abs=0.01)
+    stuck = np.roots([4, 0, -4, 0.3]).max()  # where the slope is zero near 1
     found = kx.fit(Point(1.5), **options, restarts=6, key=jax.random.key(1))
     assert found.model.a.item() == pytest.approx(-1.035, abs=0.01)
     assert len(found.restarts) == 7
-    assert found.restarts[0].loss == pytest.approx(stuck.loss)
+    assert found.restarts[0].loss == pytest.approx((stuck**2 - 1) ** 2 + 0.3 * stuck)
     assert found.loss == min(r.loss for r in found.restarts)
     assert 0 < found.restarts.num_best < 7
     assert f"best of 7 starts; {found.restarts.num_best} of them reached it" in found.summary()
@@ -83,7 +82,7 @@ def test_a_start_that_is_not_finite_is_one_lost_start():
         return jnp.sqrt(m.a) + 1 / m.a
 
     with pytest.raises(FloatingPointError, match="cannot start: the loss is nan"):
-        kx.fit(Point(-1.0), loss=loss, progress=False)
+        kx.fit(Point(-1.0), loss=loss, restarts=[Point(-2.0)], progress=False)
     found = kx.fit(Point(-1.0), loss=loss, restarts=[Point(2.0)], progress=False)
     assert found.converged
     assert found.model.a.item() == pytest.approx(2 ** (2 / 3), rel=1e-4)

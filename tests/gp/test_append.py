@@ -152,25 +152,24 @@ def test_correlated_noise_on_the_other_axis():
         post.append(Y[:20, :1], {"tree": ["ash"]})
 
 
+SHORT, LATER = np.linspace(0, 1, 20), np.arange(20, 24) / 19
+LINE = kx.MarginalMean(kx.LinearMean(0, centre=0.5, scale=0.5))
+
+
+def line(x, mean=LINE):
+    return kx.GridGP((kx.Matern32(0.4), kx.RBF(0.6)), (x, HEIGHT), 0.2, mean)
+
+
 def test_coefficients_that_are_integrated_out():
     """Centre and scale of a line stay, or its coefficients would be others."""
-    short = np.linspace(0, 1, 20)
-    line = kx.LinearMean(0, centre=0.5, scale=0.5)
-
-    def gp(x):
-        return kx.GridGP((kx.Matern32(0.4), kx.RBF(0.6)), (x, HEIGHT), 0.2, kx.MarginalMean(line))
-
-    x = np.arange(24) / 19
-    post = gp(short).condition(Y[:20]).append(Y[20:], [x[20:], None])
-    scratch = gp(x).condition(Y)
+    post = line(SHORT).condition(Y[:20]).append(Y[20:], [LATER, None])
+    scratch = line(np.arange(24) / 19).condition(Y)
     value, expected = ((one.weights, to_dense(one.operator)) for one in (post, scratch))
     for found, known in zip(value, expected, strict=True):
         np.testing.assert_allclose(found, known, rtol=1e-12, atol=1e-12)
     assert_close(post.regression.standard_errors, scratch.regression.standard_errors)
-    unbound = kx.GridGP(
-        (kx.Matern32(0.4), kx.RBF(0.6)), (short, HEIGHT), 0.2, kx.MarginalMean(kx.LinearMean(0))
-    )
-    bound = unbound.condition(Y[:20]).append(Y[20:], [x[20:], None])
+    unbound = line(SHORT, kx.MarginalMean(kx.LinearMean(0)))
+    bound = unbound.condition(Y[:20]).append(Y[20:], [LATER, None])
     assert_close(bound.regression.coefficients, post.regression.coefficients)
 
 
@@ -230,27 +229,25 @@ def test_batches_and_repeated_appends():
         post.append(Y[20:], {"year": YEARS[20:]})
 
 
-@pytest.mark.parametrize("mean", [full(0.5), kx.MarginalMean(kx.LinearMean("year"))])
+@pytest.mark.parametrize("mean", [full(0.5), LINE])
 def test_inside_jit(mean):
-    post = forest(YEARS[:20], mean=mean).condition(Y[:20])
-    expected = post.append(Y[20:], {"year": YEARS[20:]}).mean()
+    post = line(SHORT, mean).condition(Y[:20])
+    expected = post.append(Y[20:], [LATER, None]).mean()
 
     @eqx.filter_jit
     def found(post, first, second):
         """Of a posterior that is an argument, and of one that is made inside."""
-        inside = forest(YEARS[:20], mean=mean).condition(first)
-        return [one.append(second, {"year": YEARS[20:]}).mean() for one in (post, inside)]
+        inside = line(SHORT, mean).condition(first)
+        return [one.append(second, [LATER, None]).mean() for one in (post, inside)]
 
     for value in found(post, jnp.asarray(Y[:20]), jnp.asarray(Y[20:])):
         assert_close(value, expected)
 
 
 def test_traced_coordinates():
-    x = np.linspace(0, 1, 24)
-    gp = kx.GridGP((kx.Matern32(0.4), kx.RBF(0.6)), (x[:20], HEIGHT), noise=0.2)
-    post = gp.condition(Y[:20])
-    warped = jax.jit(lambda new: post.append(Y[20:], [new, None]).mean())(x[20:])
-    assert_close(warped, post.append(Y[20:], [x[20:], None]).mean())
+    post = line(SHORT).condition(Y[:20])
+    warped = jax.jit(lambda new: post.append(Y[20:], [new, None]).mean())(LATER)
+    assert_close(warped, post.append(Y[20:], [LATER, None]).mean())
 
 
 @pytest.mark.parametrize(

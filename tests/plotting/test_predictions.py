@@ -303,7 +303,7 @@ def test_coarse_data_stand_beside_a_finer_map(with_a_gap):
 @pytest.mark.parametrize("units", [full(("m", "m")), full(("m", "metres")), ("Kilometer", "km")])
 def test_lengths_in_one_unit_have_one_scale(units):
     kernels = {"x": kx.RBF(40.0), "y": kx.RBF(20.0)}
-    data = plane(units=units)
+    data = plane(True, units)
     post = kx.GridGP.from_xarray(data, kernels, 0.01).condition(data)
     assert kx.plot_maps(post)[0].get_aspect() == 1
 
