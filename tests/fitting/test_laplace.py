@@ -137,7 +137,7 @@ def test_priors_move_the_fit_to_the_maximum_a_posteriori(gp_result):
         return value + prior.log_prob(noise)
 
     assert jax.jit(jax.grad(density))(gp.noise).item() == pytest.approx(0, abs=1e-2)
-    assert result.laplace().standard_errors["noise"] < gp_result.laplace().standard_errors["noise"]
+    assert quick(result).standard_errors["noise"] < gp_result.laplace().standard_errors["noise"]
 
 
 def test_the_summary_has_standard_errors_and_intervals(gp_result):
@@ -163,7 +163,7 @@ def test_the_errors_of_a_summary_are_those_of_the_exact_hessian(gp_result, singl
     exact = gp_result.laplace()
     for found, share in (
         (quick(gp_result), 1e-7),
-        (quick(fit(y=Y, restarts=2)), 1e-4),  # another of its ends, as near to the optimum
+        (quick(fit(y=Y, restarts=3)), 1e-4),  # another of its ends, as near to the optimum
         (quick(fit(y=draws(2), independent=True)[0]), 1e-4),
         (quick(single_result), 5e-3),
     ):

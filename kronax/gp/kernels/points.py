@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from kronax.linalg.arrays.host import on_device
+
 
 class Points(eqx.Module):
     """The same points three times: a kernel takes the form that suits it.
@@ -42,7 +44,7 @@ class Points(eqx.Module):
         return self.raw.shape[0]
 
     def __getitem__(self, index: Any) -> "Points":
-        return jax.tree.map(lambda x: x[index], self)
+        return jax.tree.map(lambda x: _at(x, index), self)
 
     def columns(self, dims: int | tuple[int, ...]) -> "Points":
         """Some of the dimensions; a single number gives `(n,)` coordinates."""
@@ -81,6 +83,13 @@ class Points(eqx.Module):
         x, z = (p.centred.reshape(p.size, -1) for p in (self, known))
         same = jnp.all(x[:, None] == z[None], axis=-1)
         return jnp.argmax(same, axis=1), jnp.any(same, axis=1)
+
+
+def _at(x: Array, index: Any) -> Array:
+    """Some points, on the host where they have values: nothing is compiled for them."""
+    if any(isinstance(v, jax.core.Tracer) for v in (x, index)):
+        return x[index]
+    return on_device(np.asarray(x)[np.asarray(index) if isinstance(index, Array) else index])
 
 
 @jax.tree_util.register_pytree_node_class
