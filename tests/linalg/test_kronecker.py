@@ -29,6 +29,22 @@ def dense_of(matrices):
     return reduce(np.kron, matrices)
 
 
+# One program for an example, of which most have shapes of their own.
+@jax.jit
+def products(op, vectors):
+    return [op.mv(x) for x in vectors]
+
+
+@jax.jit
+def matrix_products(op, arrays):
+    return [op @ x for x in arrays]
+
+
+@jax.jit
+def denses(*ops):
+    return [op.to_dense() for op in ops]
+
+
 @given(SHAPES, BATCHES, st.booleans())
 def test_mv_is_the_dense_product_in_the_layout_given(shapes, batch, flat):
     matrices = matrices_of(shapes)
@@ -41,9 +57,12 @@ def test_mv_is_the_dense_product_in_the_layout_given(shapes, batch, flat):
     # A flat vector whose trailing sizes happen to be the grid's is a grid.
     given_flat = x.reshape(*batch, -1)
     reads_as_grid = given_flat.shape[-len(columns) :] == columns
+    layouts = [(x, product.reshape(*batch, *rows))]
     if flat and not reads_as_grid:
-        assert_close(op.mv(given_flat), product)
-    assert_close(op.mv(x), product.reshape(*batch, *rows))
+        layouts.append((given_flat, product))
+    vectors, truths = zip(*layouts, strict=True)
+    for found, truth in zip(products(op, vectors), truths, strict=True):
+        assert_close(found, truth)
 
 
 @given(SHAPES, st.sampled_from([(), (2,), (1,), (3, 2)]))
@@ -52,9 +71,9 @@ def test_matmul_is_numpys(shapes, lead):
     op, dense = kx.Kronecker(*matrices), dense_of(matrices)
     rng = np.random.default_rng(2)
     vector = rng.normal(size=dense.shape[1])
-    assert_close(op @ vector, dense @ vector)
     columns = rng.normal(size=(*lead, dense.shape[1], 3))
-    assert_close(op @ columns, dense @ columns)
+    for found, x in zip(matrix_products(op, (vector, columns)), (vector, columns), strict=True):
+        assert_close(found, dense @ x)
 
 
 @given(SHAPES, st.sampled_from([((3, 1), (5,)), ((2,), ()), ((), (4,)), ((1,), (3,))]))
@@ -85,20 +104,32 @@ def test_batched_factors_broadcast_as_in_numpy(shapes, batches):
 def test_transpose_and_multiples(shapes, scalar):
     matrices = matrices_of(shapes)
     op, dense = kx.Kronecker(*matrices), dense_of(matrices)
-    assert_close(op.T.to_dense(), dense.T)
-    for scaled in (scalar * op, op * scalar, np.float64(scalar) * op, jnp.asarray(scalar) * op):
-        assert isinstance(scaled, kx.Kronecker)
-        assert_close(scaled.to_dense(), scalar * dense)
-    assert_close((op / scalar).to_dense(), dense / scalar)
+
+    @jax.jit
+    def found(op):
+        multiples = (scalar * op, op * scalar, np.float64(scalar) * op, jnp.asarray(scalar) * op)
+        assert all(isinstance(scaled, kx.Kronecker) for scaled in multiples)
+        return denses(op.T, op / scalar), denses(*multiples)
+
+    (turned, divided), multiples = found(op)
+    assert_close(turned, dense.T)
+    assert_close(divided, dense / scalar)
+    for scaled in multiples:
+        assert_close(scaled, scalar * dense)
 
 
 @given(SHAPES)
 def test_a_product_of_operators_is_a_kronecker_product(shapes):
     matrices = matrices_of(shapes)
     op, dense = kx.Kronecker(*matrices), dense_of(matrices)
-    product = op.T @ op
-    assert isinstance(product, kx.Kronecker)
-    assert_close(product.to_dense(), dense.T @ dense)
+
+    @jax.jit
+    def found(op):
+        product = op.T @ op
+        assert isinstance(product, kx.Kronecker)
+        return product.to_dense()
+
+    assert_close(found(op), dense.T @ dense)
 
 
 @given(SHAPES, st.integers(0, 4), st.integers(0, 4))
@@ -109,7 +140,7 @@ def test_nested_products_flatten(shapes, start, stop):
         return
     nested = kx.Kronecker(*matrices[:start], kx.Kronecker(*inner), *matrices[stop:])
     assert len(nested.factors) == len(matrices)
-    assert_close(nested.to_dense(), dense_of(matrices))
+    assert_close(denses(nested)[0], dense_of(matrices))
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans(), BATCHES)
@@ -119,7 +150,7 @@ def test_solve_undoes_mv(sizes, noisy, batch):
     op = kx.Kronecker(*(r @ r.T + np.eye(len(r)) for r in roots))
     op = op + 0.5 if noisy else op
     x = rng.normal(size=(*batch, *sizes))
-    assert_close(kx.solve(op, op.mv(x)), x, 1)
+    assert_close(jax.jit(lambda op, x: kx.solve(op, op.mv(x)))(op, x), x, 1)
 
 
 def test_where_both_readings_fit_the_grid_reading_wins():

@@ -32,15 +32,21 @@ def test_everything_that_needs_no_decomposition(matrices):
     x = np.random.default_rng(0).normal(size=(2, *op.grid_shape))
     flat = x.reshape(2, -1)
     assert op.shape == dense.shape
-    assert_close(op.to_dense(), dense)
-    assert_close(op.mv(x), (flat @ dense.T).reshape(x.shape))
-    assert_close(op.mv(flat), flat @ dense.T)
-    assert_close(op @ flat.T, dense @ flat.T)
-    assert_close(op.T.to_dense(), dense.T)
-    assert_close((2.0 * op).to_dense(), 2 * dense)
-    assert_close(op.diagonal().ravel(), np.diag(dense))
-    assert_close(op.trace(), np.trace(dense))
-    assert_close(jax.jit(lambda op: op.mv(x))(op), op.mv(x))
+    denses, products, diagonal, trace = answers(op, x, flat)
+    for found, truth in zip(denses, (dense, dense.T, 2 * dense), strict=True):
+        assert_close(found, truth)
+    truths = (flat @ dense.T).reshape(x.shape), flat @ dense.T, dense @ flat.T
+    for found, truth in zip(products, truths, strict=True):
+        assert_close(found, truth)
+    assert_close(diagonal.ravel(), np.diag(dense))
+    assert_close(trace, np.trace(dense))
+
+
+@jax.jit
+def answers(op, x, flat):
+    """All that needs no decomposition."""
+    denses = [each.to_dense() for each in (op, op.T, 2.0 * op)]
+    return denses, (op.mv(x), op.mv(flat), op @ flat.T), op.diagonal(), op.trace()
 
 
 def test_batches_broadcast():
@@ -48,10 +54,12 @@ def test_batches_broadcast():
     dense = np.stack([[dense_sum(a[0], b) for b in RIGHT] for a in LEFT])
     x = np.random.default_rng(0).normal(size=(5, 4, 3))
     assert op.batch_shape == (3, 5)
-    assert_close(op.to_dense(), dense)
-    assert_close(op.diagonal().reshape(3, 5, 12), np.diagonal(dense, axis1=-2, axis2=-1))
-    assert_close(op.trace(), np.trace(dense, axis1=-2, axis2=-1))
-    assert_close(op.mv(x).reshape(3, 5, 12), np.einsum("abij,bj->abi", dense, x.reshape(5, 12)))
+    found = jax.jit(lambda op: (op.to_dense(), op.diagonal(), op.trace(), op.mv(x)))(op)
+    matrix, diagonal, trace, product = found
+    assert_close(matrix, dense)
+    assert_close(diagonal.reshape(3, 5, 12), np.diagonal(dense, axis1=-2, axis2=-1))
+    assert_close(trace, np.trace(dense, axis1=-2, axis2=-1))
+    assert_close(product.reshape(3, 5, 12), np.einsum("abij,bj->abi", dense, x.reshape(5, 12)))
 
 
 @pytest.mark.parametrize("noise", [0.1, 1, np.float64(0.1), jnp.array(0.1)])
@@ -75,11 +83,19 @@ def test_a_factor_plus_a_multiple_of_the_identity_keeps_its_blocks(kind):
     assert shifted.blocks().sizes == factor.blocks().sizes
     assert shifted.blocks().ndims == factor.blocks().ndims
     x = np.arange(6.0)
-    dense = factor.to_dense() + 0.1 * np.eye(6)
-    assert_close(shifted.to_dense(), dense)
-    assert_close(shifted.mv(x), dense @ x)
-    assert_close(shifted.diagonal(), jnp.diagonal(dense))
-    assert_close((2.0 * shifted.T).to_dense(), 2 * dense)
+
+    @jax.jit
+    def answers(factor, shifted):
+        doubled = 2.0 * shifted.T
+        matrices = factor.to_dense(), shifted.to_dense(), doubled.to_dense()
+        return matrices, shifted.mv(x), shifted.diagonal()
+
+    (dense, *others), product, diagonal = answers(factor, shifted)
+    dense = np.asarray(dense) + 0.1 * np.eye(6)
+    for found, truth in zip(others, (dense, 2 * dense), strict=True):
+        assert_close(found, truth)
+    assert_close(product, dense @ x)
+    assert_close(diagonal, np.diagonal(dense))
     product = kx.Kronecker(shifted, B)
     assert_close(kx.logdet(product), np.linalg.slogdet(np.kron(dense, B))[1])
 

@@ -159,7 +159,8 @@ def quick_results(count):
 
 @pytest.mark.parametrize(
     ("dtype", "count"),
-    [("float64", 60), ("float32", 60), full("float64", 200), full("float32", 200)],
+    # In float32 the exact densities below are everyday, and these of one product.
+    [("float64", 60), full("float32", 60), full("float64", 200), full("float32", 200)],
 )
 def test_log_densities_lie_within_their_error(dtype, count):
     cases, _, found = quick_results(count)
@@ -211,7 +212,7 @@ def test_noise_where_nothing_is_observed_has_no_slope():
 def test_a_box_makes_values_and_gradients_exact():
     """The gradient was off by 0.1 to 1 whatever the box held: probes said all of it.
 
-    Mapped over problems of which one is even.
+    Mapped over problems of which one is even; three factors have a structure.
     """
     rng = np.random.default_rng(19)
     cases = [
@@ -225,8 +226,9 @@ def test_a_box_makes_values_and_gradients_exact():
     def density(scales, case):
         def value(scales):
             *signal, noise, data = scales
-            pairs = zip(signal, case.factors, strict=True)
-            products = tuple(s * kx.Kronecker(*pair) for s, pair in pairs)
+            (a, b), (c, d) = case.factors
+            terms = (kx.Toeplitz(a[0]), kx.Toeplitz(b[0])), (kx.Toeplitz(c[0]), d)
+            products = tuple(s * kx.Kronecker(*pair) for s, pair in zip(signal, terms, strict=True))
             observed = jnp.isfinite(case.variances)
             variances = noise * jnp.where(observed, case.variances, 1)
             op = kx.KroneckerPlusDiagonal(products, variances, observed=observed)
@@ -246,7 +248,7 @@ def test_a_box_makes_values_and_gradients_exact():
     np.testing.assert_allclose(value, [dense_logpdf(case) for case in cases], rtol=1e-10)
     np.testing.assert_allclose(slopes, [dense(case) for case in cases], rtol=1e-6)
     differences = [
-        (density(one + s, stacked)[0] - density(one - s, stacked)[0]) / 2e-4
+        np.subtract(density(one + s, stacked)[0], density(one - s, stacked)[0]) / 2e-4
         for s in 1e-4 * np.eye(4)
     ]
     np.testing.assert_allclose(np.transpose(differences), slopes, rtol=1e-5)
@@ -441,24 +443,22 @@ def test_the_basis_is_that_of_the_marginal_covariances():
     assert_close(spectrum, values)
 
 
-def test_structured_factors():
+def test_structured_factors_keep_their_blocks():
+    """Their densities are among those of a box that makes them exact."""
     case = draw_case(np.random.default_rng(14), share=0.2, num_terms=3)
     (a, b), (c, d), (e, _) = case.factors
-    dense = case._replace(factors=((a, b), (c, d), (e, np.eye(9))))
 
-    def operator():
+    def bases():
         products = (
             kx.Kronecker(kx.Toeplitz(a[0]), kx.Toeplitz(b[0])),
             kx.Kronecker(kx.Toeplitz(c[0]), d),
             kx.Kronecker(kx.Toeplitz(e[0]), kx.ScaledIdentity(1.0, 9)),
         )
-        return kx.KroneckerPlusDiagonal(products, case.variances)
+        return common_bases(kx.KroneckerPlusDiagonal(products, case.variances).kronecker)
 
-    first, second = jax.eval_shape(lambda: common_bases(operator().kronecker))
+    first, second = jax.eval_shape(bases)
     assert len(first.sizes) == 2  # the even and the odd half
     assert len(second.sizes) == 1
-    estimate = jax.jit(lambda: kx.iterative_logpdf(case.y, 0.0, operator(), iteration=QUICK))()
-    assert abs(estimate.value - dense_logpdf(dense)) <= estimate.error
 
 
 def test_failure_is_never_silent():
@@ -474,24 +474,7 @@ def test_failure_is_never_silent():
         kx.iterative_solve(bad.operator(), jnp.stack([bad.y, bad.y]), iteration=SHORT)
 
 
-def test_a_second_derivative_of_an_estimate_is_refused():
-    case = draw_case(np.random.default_rng(17), (5, 6))
-
-    def value(scale):
-        op = case._replace(variances=scale * case.variances).operator()
-        return kx.iterative_logpdf(case.y, 0.0, op).value
-
-    with pytest.raises(kx.DerivativeOrderError):
-        jax.eval_shape(jax.grad(jax.grad(value)), 1.0)
-
-    def variances(scale):
-        return kx.iterative_posterior_variances(scale * case.operator()).value.sum()
-
-    with pytest.raises(kx.DerivativeOrderError, match="values only"):
-        jax.eval_shape(jax.grad(variances), 1.0)
-
-
-@pytest.mark.parametrize("num_terms", [1, 2])
+@pytest.mark.parametrize("num_terms", [full(1), 2])
 def test_a_large_variance_is_as_good_as_a_gap(num_terms):
     """Where its square is beyond float32, and where its inverse is."""
     case = draw_case(np.random.default_rng(19), (5, 6), share=0.1, num_terms=num_terms)
