@@ -165,51 +165,44 @@ def test_means(name):
     np.testing.assert_allclose(post.mean(points=PLACES) - LEVEL, expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("verb", [full("variance"), "covariance"])
-def test_scattered_variances(verb):
-    post, dense = conditioned()
-    expected = [dense.posterior((p[:1], p[1:]), dense.names)[1][0] for p in PLACES]
-    if verb == "variance":
-        found = post.variance_estimate(points=PLACES)
-        np.testing.assert_allclose(found.value, expected, atol=float(found.error) + 1e-9)
-    else:
-        covariance = post.covariance(points=PLACES).to_dense()
-        np.testing.assert_allclose(np.diagonal(covariance), expected, atol=1e-5)
+WHERE = ["a term on new coordinates", "all on the grid", "at points", "covariances at points"]
 
 
-@pytest.mark.parametrize("of", ["a term on new coordinates", full("all on the grid")])
-def test_variances(of):
+@pytest.mark.parametrize("where", everyday(WHERE, WHERE[:1]))
+def test_variances(where):
     post, dense = conditioned()
-    if of == "all on the grid":
+    if where == "all on the grid":
         _, expected = dense.posterior((TIME, SPACE), dense.names)
         found = post.variance_estimate()
         assert np.mean(np.abs(found.value.ravel() - expected) <= found.error.ravel()) >= 0.9
         assert np.median(found.standard_error.ravel() / expected) < 0.15
-    else:
+    elif where == "a term on new coordinates":
         _, expected = dense.posterior((AHEAD, SPACE), ("weather",))
         found = post.terms["weather"].variance_estimate(axes={"time": AHEAD})
         assert np.all(np.abs(found.value.ravel() - expected) <= 1.3 * found.error.ravel())
         np.testing.assert_allclose(found.value.ravel(), expected, rtol=0.6)
-
-
-@pytest.mark.parametrize("names", [("trend",), full(("trend", "weather"))])
-def test_draws_have_the_mean_and_variance_of_the_posterior(names):
-    post, dense = conditioned()
-    draws = np.asarray(post.sample(jax.random.key(0), sample_shape=(400,))) - LEVEL
-    first, *others = names
-    parts = {n: post.terms[n].sample(jax.random.key(0), sample_shape=(400,)) for n in names}
-    if others == ["weather"]:
-        np.testing.assert_allclose(sum(parts.values()), draws, atol=1e-9)
     else:
-        # What is left of the same draws of the whole is the other term.
-        parts["weather"] = draws - parts[first]
-    for terms, function in ((dense.names, draws), *(((n,), part) for n, part in parts.items())):
-        flat = np.reshape(function, (400, -1))
-        mean, variance = dense.posterior((TIME, SPACE), terms)
-        away = (flat.mean(0) - mean) / np.sqrt(variance / 400)
-        assert np.abs(away).max() < 4.5
-        np.testing.assert_allclose(flat.var(0), variance, rtol=0.5)
-        assert np.mean(flat.var(0) / variance) == pytest.approx(1, abs=0.1)
+        expected = [dense.posterior((p[:1], p[1:]), dense.names)[1][0] for p in PLACES]
+        found, tolerance = post.covariance(points=PLACES).to_dense().diagonal(), 1e-5
+        if where == "at points":
+            estimate = post.variance_estimate(points=PLACES)
+            found, tolerance = estimate.value, float(estimate.error) + 1e-9
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("terms", [False, full(True)])
+def test_draws_have_the_mean_and_variance_of_the_posterior(terms):
+    post, dense = conditioned()
+    draws = post.sample(jax.random.key(0), sample_shape=(400,))
+    if terms:
+        parts = (t.sample(jax.random.key(0), sample_shape=(400,)) for t in post.terms.values())
+        np.testing.assert_allclose(sum(parts) + LEVEL, draws, atol=1e-9)
+    draws = draws.reshape(400, -1)
+    mean, variance = dense.posterior((TIME, SPACE), dense.names)
+    away = (draws.mean(0) - LEVEL - mean) / np.sqrt(variance / 400)
+    assert np.abs(away).max() < 4.5
+    np.testing.assert_allclose(draws.var(0), variance, rtol=0.5)
+    assert np.mean(draws.var(0) / variance) == pytest.approx(1, abs=0.1)
 
 
 def test_prior_draws_and_the_covariance():

@@ -172,7 +172,9 @@ class Reference:
 @cache
 def conditioned(name):
     case, rng = CASES[name](), np.random.default_rng(1)
-    y = np.array(case.gp().sample(jax.random.key(2), include_noise=True))
+    whole = Reference(case, np.zeros([len(x) for x in case.axes])).matrix
+    y = np.linalg.cholesky(whole) @ rng.normal(size=len(whole))
+    y = y.reshape([len(x) for x in case.axes])
     y[rng.random(y.shape) < case.share_missing] = np.nan
     post = case.gp().condition(y)
     return case, y, post, Reference(case, y)
@@ -396,13 +398,19 @@ def open_plan(monkeypatch):
     monkeypatch.setattr(solver_choice, "MOST_DENSE", 0.0)
 
 
+def drawn(kernels, levels):
+    prior = np.kron(*(matern32(x, x, s) for x, s in zip((TIME, SPACE), kernels, strict=True)))
+    root = np.linalg.cholesky(prior + np.diag(levels.ravel()))
+    return (root @ np.random.default_rng(2).normal(size=levels.size)).reshape(levels.shape)
+
+
 def make_open(noise, kernels=(0.3, 0.3)):
     rows = [kx.Matern32(scale) for scale in kernels]
     rng = np.random.default_rng(5)
     levels = noise * np.exp(rng.normal(size=(15, 8)))
     settings = kx.Iteration(box_size=4, num_probes=8)
     gp = kx.GridGP(rows, (TIME, SPACE), noise=levels, iteration=settings)
-    y = np.array(gp.sample(jax.random.key(2), include_noise=True))
+    y = drawn(kernels, levels)
     y[rng.random(y.shape) < 0.3] = np.nan
     return gp, y
 
@@ -428,7 +436,6 @@ def test_the_noise_decides(open_plan):
     prior = np.kron(matern32(TIME, TIME, 0.3), matern32(SPACE, SPACE, 0.3))
     expected = log_likelihood(prior, low.noise_term(), y)
     assert low.log_marginal_likelihood(y) == pytest.approx(expected, rel=1e-9)
-    assert low.log_marginal_likelihood_estimate(y).error == 0
     # Under jit there is nothing to be measured.
     traced = jax.jit(lambda g: g.log_marginal_likelihood(jnp.nan_to_num(y)))
     assert "iter" in str(jax.make_jaxpr(traced)(low.observing(y)))
@@ -437,9 +444,8 @@ def test_the_noise_decides(open_plan):
 def test_a_fit_changes_its_mind(open_plan):
     """Data almost without noise, a start where iterations serve: the fit ends exactly."""
     gp, holed = make_open(1.0)
-    low = kx.replace(gp, {"noise.scale": 1e-7})
-    y = np.array(low.sample(jax.random.key(2), include_noise=True))
-    y[np.isnan(holed)] = np.nan
+    levels = np.asarray(kx.replace(gp, {"noise.scale": 1e-7}).noise_term())
+    y = np.where(np.isnan(holed), np.nan, drawn((0.3, 0.3), levels))
     start = kx.replace(gp, {"noise.scale": 1.0})
     result = kx.fit(start, y, num_steps=40, optimizer=optax.adam(0.5), progress=False)
     text = result.summary(standard_errors=False)
@@ -454,16 +460,15 @@ def test_a_fit_changes_its_mind(open_plan):
 
 
 def test_uncertain_variances_warn():
-    terms = {"a": (kx.RBF(0.3), kx.RBF(0.4)), "b": (kx.RBF(0.1), kx.Matern32(0.2))}
     gp = kx.GridGP(
-        terms=terms,
-        axes=(TIME, SPACE),
-        noise=0.1,
+        (kx.RBF(0.1), kx.Matern32(0.2)),
+        (TIME, SPACE),
+        noise=0.1 * np.exp(np.random.default_rng(3).normal(size=(15, 8))),
         gaps="iterative",
-        iteration=kx.Iteration(num_draws=4),
+        iteration=kx.Iteration(num_draws=4, box_size=4),
     )
     post = gp.condition(np.random.default_rng(4).normal(size=(15, 8)))
-    with pytest.warns(UserWarning, match=r"a tenth of the cells: .*num_draws=256"):
+    with pytest.warns(UserWarning, match=r"a tenth of the cells: .*num_draws=16\)"):
         post.variance([np.array([1.1, 1.2]), None])
     with warnings.catch_warnings():
         warnings.simplefilter("error")

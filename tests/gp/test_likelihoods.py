@@ -98,17 +98,19 @@ def answers_of(likelihood, y, f, nodes):
         cdf = None
     variance, start = jnp.full(f.shape, 0.3), likelihood.start(y)
     every = jnp.concatenate([jnp.stack([f, f + STEP, f - STEP]), nodes])
+    chosen = jnp.concatenate([jnp.stack([f, start, jnp.full(f.shape, 1.5)]), nodes])
+    logs = jax.vmap(lambda f: likelihood.log_density(y, f))(chosen)
     return {
-        "density": likelihood.log_density(y, f),
+        "density": logs[0],
         "moments": (likelihood.mean(f), likelihood.variance(f)),
         "cdf": cdf,
         "derivatives": jax.vmap(lambda f: likelihood.derivatives(y, f))(every),
-        "logs": jax.vmap(lambda f: likelihood.log_density(y, f))(nodes),
+        "logs": logs[3:],
         "expected_derivatives": likelihood.expected_derivatives(y, f, variance),
         "expected": likelihood.expected(y, f, variance),
         "start": start,
-        "at_start": likelihood.log_density(y, start).sum(),
-        "at_a_constant": likelihood.log_density(y, jnp.full(f.shape, 1.5)).sum(),
+        "at_start": logs[1].sum(),
+        "at_a_constant": logs[2].sum(),
     }
 
 

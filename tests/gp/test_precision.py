@@ -14,7 +14,7 @@ import kronax as kx
 from kronax.linalg.arrays.precision import FLOOR, LOST
 from kronax.linalg.functions.choice import decomposition_of
 from kronax.linalg.spectral.conditioning import largest_eigenvalue
-from tests.everyday import everyday
+from tests.everyday import everyday, full
 from tests.gp import dense
 
 X, Z = np.linspace(0, 1, 12), np.linspace(0, 1, 10)
@@ -226,12 +226,15 @@ def test_a_fit_of_a_simulator_ends_at_what_double_precision_carries():
     # What standard errors there are hold the noise where it is.
     names = result.laplace().names
     assert set(names) == {"kernels[0].lengthscale", "kernels[1].lengthscale", "variance"}
-    frozen = kx.fit(process(1e-9), y, freeze=("noise",), num_steps=2, progress=False)
-    assert frozen.model.noise == 1e-9
 
 
-def test_what_the_user_says_of_the_noise_goes_before_the_floor():
+@pytest.mark.parametrize("frozen", [False, full(True)])
+def test_what_the_user_says_of_the_noise_goes_before_the_floor(frozen):
     y, narrow = simulator(X, Z), constraints.interval(1e-3, 1.0)
+    if frozen:
+        result = kx.fit(process(1e-9), y, freeze=("noise",), num_steps=2, progress=False)
+        assert result.model.noise == 1e-9
+        return
     result = kx.fit(process(0.1), y, domains={"noise": narrow}, num_steps=30, progress=False)
     assert 1e-3 <= result.model.noise < 2e-3
     assert "floor" not in result.reason

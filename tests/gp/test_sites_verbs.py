@@ -59,6 +59,16 @@ def test_fields_of_a_likelihood_on_a_longer_grid():
         kx.Poisson().longer({"people": 2.0}, 1, sizes, in_front=False)
 
 
+def probability_below(post, counts):
+    """Of counts, and these themselves, by fine sums."""
+    x = np.linspace(-9, 9, 2001)[:, None, None]
+    weights = scipy.stats.norm.pdf(x)
+    mean, sd = np.asarray(post.mean()), np.sqrt(post.variance())
+    rate = EXPOSURE * np.exp(mean + np.asarray(sd) * x)
+    below = scipy.stats.poisson.cdf(counts, rate)
+    return (weights * below).sum(axis=0) / weights.sum()
+
+
 def test_a_batch_is_asked_as_its_data_sets_are():
     gp = kx.GridGP(
         {"place": 0.7 * kx.Matern52(2.0), "time": kx.Matern32(3.0)},
@@ -75,10 +85,12 @@ def test_a_batch_is_asked_as_its_data_sets_are():
     np.testing.assert_array_equal(posts[1].mean(), one.mean())
     found, alone = posts.response(), one.response()
     assert eqx.tree_equal(found.likelihood, alone.likelihood)  # one for all
-    names = "mean std quantiles observation_mean observation_std observation_quantiles"
-    for name in names.split():
+    for name in ["mean", "std", "quantiles", "observation_mean", "observation_std"]:
         whole, part = getattr(found, name), getattr(alone, name)
         np.testing.assert_array_equal(whole[..., 1, :, :], part)
+    for level, counts in zip(found.probabilities, found.observation_quantiles[:, 1], strict=True):
+        above, below = (probability_below(one, np.asarray(counts) - k) for k in (0, 1))
+        assert ((below < level) & (level <= above)).all()
     # One number, without a batch.
     per_unit, alone = (p.response(quantiles=(), exposure=1.0) for p in (posts, one))
     for name in ("observation_mean", "observation_std"):
