@@ -82,7 +82,6 @@ def calls(noise, dtype=np.float32):
     observed = np.ones(y.shape, bool)
     observed[3, 4] = observed[5, 5] = False
     gaps = np.where(observed, y, np.nan).astype(dtype)
-    op = gp.covariance()
     uneven = process(np.full(y.shape, noise, dtype), dtype, gaps="exact")
     return {
         "likelihood": lambda: gp.log_marginal_likelihood(y),
@@ -90,17 +89,17 @@ def calls(noise, dtype=np.float32):
         "condition": lambda: gp.condition(y),
         "condition with gaps": lambda: gp.condition(gaps),
         "uneven": lambda: uneven.condition(y),
-        "normal_logpdf": lambda: kx.normal_logpdf(y, 0.0, op),
-        "of a decomposed one": lambda: kx.normal_logpdf(y, 0.0, kx.decompose(op)),
-        "masked": lambda: kx.normal_logpdf(y, 0.0, kx.Masked(op, observed)),
+        "normal_logpdf": lambda: kx.normal_logpdf(y, 0.0, gp.covariance()),
+        "of a decomposed one": lambda: kx.normal_logpdf(y, 0.0, kx.decompose(gp.covariance())),
+        "masked": lambda: kx.normal_logpdf(y, 0.0, kx.Masked(gp.covariance(), observed)),
         "distribution": lambda: gp.numpyro_dist().log_prob(y),
         "with gaps": lambda: gp.observing(gaps).numpyro_dist().log_prob(gaps),
-        "solve": lambda: kx.solve(op, y),
-        "columns": lambda: kx.inverse(op) @ y.reshape(-1, 1),
-        "logdet": lambda: kx.logdet(kx.decompose(op)),
-        "inv_quad": lambda: kx.inv_quad(op, y),
-        "masked solve": lambda: kx.solve(kx.Masked(op, observed), y),
-        "masked logdet": lambda: kx.logdet(kx.Masked(op, observed)),
+        "solve": lambda: kx.solve(gp.covariance(), y),
+        "columns": lambda: kx.inverse(gp.covariance()) @ y.reshape(-1, 1),
+        "logdet": lambda: kx.logdet(kx.decompose(gp.covariance())),
+        "inv_quad": lambda: kx.inv_quad(gp.covariance(), y),
+        "masked solve": lambda: kx.solve(kx.Masked(gp.covariance(), observed), y),
+        "masked logdet": lambda: kx.logdet(kx.Masked(gp.covariance(), observed)),
         "log_prob": lambda: conditioned(gp, y).log_prob(y),
         "log_prob ahead": lambda: conditioned(gp, y).log_prob(y[:1], axes=[X[:1], None]),
         "log_prob at points": lambda: conditioned(gp, y).log_prob(y[0, :1], points=PLACE),
