@@ -34,7 +34,9 @@ def test_functions_of_a_vector(name):
     assert_close(kx.solve(op, y), grid_shaped(case, x))
     assert_close(kx.solve(op, flat.value), x)
     assert_close(kx.inv_quad(op, y), oracle.dot(flat.value, x))
-    assert_close(product_of(op, y), grid_shaped(case, (matrix.value @ flat.value[..., None])[..., 0]))
+    assert_close(
+        product_of(op, y), grid_shaped(case, (matrix.value @ flat.value[..., None])[..., 0])
+    )
 
 
 @partial(jax.jit, compiler_options=QUICK)
