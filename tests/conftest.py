@@ -34,7 +34,7 @@ settings.register_profile("full", settings.get_profile("everyday"), max_examples
 
 
 def pytest_configure(config):
-    settings.load_profile("everyday" if config.option.markexpr == "not full" else "full")
+    settings.load_profile("full" if config.option.markexpr in ("", "full") else "everyday")
 
 
 @pytest.hookimpl(tryfirst=True)

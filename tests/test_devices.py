@@ -241,7 +241,7 @@ def test_a_script_of_the_page_runs_as_it_stands(
     assert of_eight(scripts()[number]) == "True\n"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_script_for_several_processes_runs_as_it_stands(tmp_path: Path) -> None:
     """But for the port, which another program may have."""
     script = scripts()[2].replace("1234", free_port())

@@ -33,7 +33,7 @@ RETURNED = {
 # Executed when the site is built as well.
 CELLS = {"{code-cell}": "python"}
 # What every day runs; CI runs the other pages beside the build of the site.
-EVERYDAY = {"README.md", "index.md", "guide.md"}
+EVERYDAY = {"README.md", "index.md"}
 NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
 
 
@@ -99,7 +99,7 @@ def test_shown_output_is_compared_by_words_and_numbers(shown, printed, same):
 @pytest.mark.parametrize(
     "page",
     [
-        pytest.param(page, id=page.name, marks=[pytest.mark.full] * (page.name not in EVERYDAY))
+        pytest.param(page, id=page.name, marks=[pytest.mark.ci] * (page.name not in EVERYDAY))
         for page in PAGES
         if any(block[1] == "python" for block in blocks(page))
     ],

@@ -1,6 +1,6 @@
 """The roads of users, from a card of the landing page on: only what the pages say, as written.
 
-Every day the landing page is walked, as a script in the environment at hand. In the full run every
+CI walks the landing page, as a script in the environment at hand. In the full run every
 road has an environment of its own, made by the commands of its pages.
 """
 
@@ -88,6 +88,7 @@ def test_the_landing_page_has_the_four_cards_and_an_install_command():
     assert all(page.exists() for pages in cards().values() for page in pages)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("road", [None, *map(full, cards())], ids=["landing page", *cards()])
 def test_a_road_is_walked(road, fresh, tmp_path):
     if road is None:

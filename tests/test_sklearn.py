@@ -52,9 +52,12 @@ ROWS = {
 def test_both_layouts_are_the_dense_answer(case):
     X, y, chosen = ROWS[case]
     mean, cov = dense(X, y, NEW)
-    for layout in {"auto", "points", chosen}:
+    for layout in dict.fromkeys(("points", "auto", chosen)):
         model = GridRegressor(KERNELS, layout=layout, **HELD).fit(X, y)
         assert model.layout_ == (chosen if layout == "auto" else layout)
+        np.testing.assert_allclose(model.predict(NEW), mean, atol=1e-9)
+        if layout == "points" != chosen:  # whose variances are those of the other rows
+            continue
         got, std = model.predict(NEW, return_std=True)
         np.testing.assert_allclose(got, mean, atol=1e-9)
         np.testing.assert_allclose(std, np.sqrt(np.diag(cov)), atol=1e-8)
@@ -108,7 +111,7 @@ def test_it_works_in_pipelines_and_cross_validation():
     whole = TransformedTargetRegressor(inner, transformer=StandardScaler())
     folds = KFold(2, shuffle=True, random_state=0)
     assert cross_val_score(whole, GRID, VALUES, cv=folds).shape == (2,)
-    search = GridSearchCV(model, {"noise": [0.01, 10.0]}, cv=2).fit(GRID, VALUES)
+    search = GridSearchCV(model, {"noise": [0.01, 10.0]}, cv=folds).fit(GRID, VALUES)
     assert search.best_params_["noise"] in (0.01, 10.0)
 
 

@@ -88,6 +88,7 @@ def command_of(checker, written):
     return [*own, "--pythonpath", sys.executable]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("checker", ["mypy", full("pyright")])
 def test_a_checker_agrees(checker, written):
     """It has nothing against what is right, and something against each thing that is wrong."""

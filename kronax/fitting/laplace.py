@@ -39,6 +39,10 @@ STEP = 1 / 7
 # Standard errors by differences count where even the plain ones, whose error the extrapolated ones
 # have squared, are right to half a unit in the third digit, or as well as float32 has them.
 DIGITS = 5e-4
+# Where a loss bends sooner they are over this share of that, so often at most.
+SHORTER, MOST_ROUNDS = 1 / 4, 3
+# Standard deviations of the noise of gradients.
+NOISE = 3.0
 # Of more numbers the exact Hessian is no dearer, whose program then is the least of it.
 FEW_NUMBERS = 20
 
@@ -88,9 +92,11 @@ class LaplaceApproximation(eqx.Module):
     @property
     def standard_errors(self) -> dict[str, Array]:
         """In natural units, by path, to first order, as the delta method has it."""
-        deviations = self._deviations()
+        sds = self._deviations()
         return {
-            path: on_host(_error, _slope(transform, self.raw[path]), deviations[path])
+            path: on_host(
+                lambda slope, sd: abs(slope) * sd, _slope(transform, self.raw[path]), sds[path]
+            )
             for path, transform in self._transforms().items()
         }
 
@@ -107,7 +113,10 @@ class LaplaceApproximation(eqx.Module):
         for path, transform in self._transforms().items():
             step = z * deviations[path]
             ends = [natural_by(transform, on_host(f, self.raw[path], step)) for f in (sub, add)]
-            found[path] = (on_host(_lower, *ends), on_host(_upper, *ends))
+            found[path] = (
+                on_host(lambda a, b: numpy_of(a).minimum(a, b), *ends),
+                on_host(lambda a, b: numpy_of(a).maximum(a, b), *ends),
+            )
         return found
 
     def sample(self, key: PRNGKeyArray, num_samples: int) -> Any:
@@ -223,8 +232,8 @@ def _curvature(problem: Problem, raw: Raw) -> _Curvature:
     try:
         loss, hessian = _exact(problem, raw)
     except DerivativeOrderError:
-        value, matrix, _ = _differences(_gradients(problem, raw), raw, np.eye(_size(raw)))
-        return _Curvature(matrix, value, True)
+        found = _differences(_gradients(problem, raw), raw, np.eye(_size(raw)), _steps(raw))
+        return _Curvature(found.hessian, found.loss, True)
     return _Curvature(np.asarray(hessian, np.float64), float(loss), False)
 
 
@@ -245,25 +254,51 @@ def _quick_curvature(
         if fitted[0].has_floor and not _is_far_above_floor(problem):
             gradients = _transferred(gradients, fitted[0], at, problem)
             slope = _transfer(fitted[0], at, problem, _vector(at))
-    loss, matrix, error = _differences(gradients, at, np.asarray(slope, np.float64))
-    if problem.is_estimated or _share(matrix, error) <= max(DIGITS, _eps(raw) ** (1 / 3)):
-        return _Curvature(matrix, loss, problem.is_estimated)
+    steps = _steps(raw)
+    for _ in range(MOST_ROUNDS):
+        found = _differences(gradients, at, np.asarray(slope, np.float64), steps)
+        if problem.is_estimated or found.share() <= max(DIGITS, _eps(raw) ** (1 / 3)):
+            return _Curvature(found.hessian, found.loss, problem.is_estimated)
+        is_bent = np.diag(found.bent) > found.noise
+        if not is_bent.any():
+            break
+        steps = np.where(is_bent, SHORTER * steps, steps)
     return _curvature(problem, raw)
 
 
-def _differences(
-    gradients: Gradients, raw: Raw, slope: np.ndarray
-) -> tuple[float, np.ndarray, np.ndarray]:
-    """Loss, Hessian, and its error: what extrapolation leaves, and the noise of the gradient.
+class _Differences(NamedTuple):
+    """Loss and Hessian, and by which shares of `√(hᵢᵢ hⱼⱼ)` its entries are off.
 
-    A second-order error `e` of a scaled entry, which extrapolation takes out, leaves some `e²`;
-    noise is what the matrix lacks in symmetry, and of one number the whole of `e`.
+    A second-order error `e`, which extrapolation takes out, leaves some `e²`: `bent`. The standard
+    deviation of `noise` is told by what the matrix lacks in symmetry, and of one number the whole
+    of `e` is noise.
+    """
+
+    loss: float
+    hessian: np.ndarray
+    bent: np.ndarray
+    noise: float
+
+    def share(self) -> float:
+        """The largest share by which a standard error is off."""
+        if not np.isfinite(self.hessian).all() or np.linalg.eigvalsh(self.hessian)[0] <= 0:
+            return np.inf
+        scale = np.sqrt(np.diag(self.hessian))
+        covariance = np.abs(np.linalg.inv(self.hessian / np.outer(scale, scale)))
+        by_bends = np.diag(covariance @ self.bent @ covariance)
+        by_noise = NOISE * self.noise * np.sum(np.square(covariance), axis=1)
+        return float(np.max((by_bends + by_noise) / np.diag(covariance))) / 2
+
+
+def _differences(
+    gradients: Gradients, raw: Raw, slope: np.ndarray, steps: np.ndarray
+) -> _Differences:
+    """Of a gradient over `steps` and twice as far, extrapolated.
 
     `slope` is the derivative of the coordinates of the gradient by those of the points.
     """
-    vector = _vector(raw)
-    step, size = _eps(raw) ** STEP, vector.size
-    shifts = np.concatenate([k * step * np.eye(size) for k in (1, -1, 2, -2)])
+    vector, size = _vector(raw), len(steps)
+    shifts = np.concatenate([k * np.diag(steps) for k in (1, -1, 2, -2)])
     points = np.concatenate([vector[None], vector + shifts]).astype(vector.dtype)
     losses, found = gradients(points)
     by = np.split(found[1:].astype(np.float64), 4)
@@ -275,19 +310,15 @@ def _differences(
     scale = np.sqrt(np.abs(np.outer(np.diag(matrix), np.diag(matrix))))
     with np.errstate(divide="ignore", invalid="ignore"):
         taken_out = np.abs(far - near) / 3 / scale
-        lacking = np.abs(matrix - matrix.T) / scale
-    noise = np.max(lacking) if size > 1 else np.max(taken_out)
-    error = scale * (taken_out**2 + noise)
-    return float(losses[0]), (matrix + matrix.T) / 2, error
+        lacking = np.square(matrix - matrix.T)[np.triu_indices(size, 1)] / 2
+        lacking /= np.square(scale)[np.triu_indices(size, 1)]
+    noise = math.sqrt(np.mean(lacking)) if size > 1 else float(np.max(taken_out)) / NOISE
+    return _Differences(float(losses[0]), (matrix + matrix.T) / 2, taken_out**2, noise)
 
 
-def _share(hessian: np.ndarray, error: np.ndarray) -> float:
-    """The largest share by which a standard error is off if the Hessian is off by some error."""
-    if not np.isfinite(hessian).all() or np.linalg.eigvalsh(hessian)[0] <= 0:
-        return np.inf
-    covariance = np.linalg.inv(hessian)
-    moved = np.abs(covariance) @ error @ np.abs(covariance)
-    return float(np.max(np.diag(moved) / np.diag(covariance))) / 2
+def _steps(raw: Raw) -> np.ndarray:
+    """Over which differences begin, one for each number."""
+    return np.full(_size(raw), _eps(raw) ** STEP)
 
 
 def _gradients(problem: Problem, raw: Raw) -> Gradients:
@@ -356,18 +387,6 @@ def _eps(raw: Raw) -> float:
 
 def _vector(raw: Raw) -> np.ndarray:
     return Layout.of(raw).vectors({path: np.asarray(value) for path, value in raw.items()})
-
-
-def _error(slope: Any, deviation: Any) -> Any:
-    return abs(slope) * deviation
-
-
-def _lower(a: Any, b: Any) -> Any:
-    return numpy_of(a).minimum(a, b)
-
-
-def _upper(a: Any, b: Any) -> Any:
-    return numpy_of(a).maximum(a, b)
 
 
 def _slope(transform: Any, raw: Array) -> Array:

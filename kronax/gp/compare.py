@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -189,8 +188,9 @@ def _scores(name: str, model: Any, y: Any) -> _Scores:
     except (TypeError, ValueError) as problem:
         raise type(problem)(f"The model {name!r} does not take these data. {problem}") from problem
     found = gp.condition(grid).leave_one_out()
-    value = float(jnp.sum(gp.log_marginal_likelihood(grid)))
-    rmse = float(jnp.sqrt(jnp.nanmean(jnp.square(grid - found.mean))))
+    value = float(np.sum(np.asarray(gp.log_marginal_likelihood(grid))))
+    error = np.asarray(grid, np.float64) - np.asarray(found.mean, np.float64)
+    rmse = float(np.sqrt(np.nanmean(np.square(error))))
     # Sums over many cells are in float64, whatever the precision of the model. Cells are in C
     # order of the data, so that those of grids of other shapes belong together.
     densities = np.asarray(found.log_density(grid), np.float64)

@@ -258,7 +258,11 @@ def quantiles_of(q: Any, mean: Array, variance: Array) -> Array:
     """Those of normal distributions; several probabilities lead."""
     scores = _scores(q, mean.dtype)
     scores = scores.reshape(*scores.shape, *(1,) * mean.ndim)
-    mean, scores, deviation = same_rank(mean, scores, safe_sqrt(variance))
+    return _beyond(*same_rank(mean, scores, safe_sqrt(variance)))
+
+
+@jax.jit
+def _beyond(mean: Array, scores: Array, deviation: Array) -> Array:
     return mean + scores * deviation
 
 

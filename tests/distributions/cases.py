@@ -157,8 +157,6 @@ DIFFERENTIATED = (
     "t",
 )
 DIFFERENTIATED_EVERYDAY = (
-    "full noise",
-    "low rank",
     "repeated eigenvalues",
     "batched loc, noise and a factor",
     "t",
@@ -188,7 +186,6 @@ some_cases = pytest.mark.parametrize(
         CASES,
         [
             "full noise",
-            "low rank",
             "batched loc, noise and a factor",
             "t, Cholesky factors",
         ],

@@ -38,10 +38,15 @@ def divergence(p, q):
     return kl_divergence(p, q)
 
 
+@jax.jit
+def moments(d):
+    return d.mean, d.covariance_matrix
+
+
 def dense_divergence(p, q):
     batch = np.broadcast_shapes(p.batch_shape, q.batch_shape)
-    s_p, s_q = np.asarray(p.covariance_matrix), np.asarray(q.covariance_matrix)
-    shift = np.asarray(q.mean) - np.asarray(p.mean)
+    (m_p, s_p), (m_q, s_q) = (map(np.asarray, moments(d)) for d in (p, q))
+    shift = m_q - m_p
     shift = np.broadcast_to(shift, (*batch, 3, 4)).reshape(*batch, 12)
     solved = np.linalg.solve(s_q, shift[..., None])[..., 0]
     trace = np.trace(np.linalg.solve(s_q, s_p), axis1=-2, axis2=-1)
@@ -49,7 +54,7 @@ def dense_divergence(p, q):
     return 0.5 * (trace + np.sum(shift * solved, -1) - 12 + logdets)
 
 
-EVERYDAY = [pair for pair in PAIRS if pair[0] in {"full noise", "precision factors", "low rank"}]
+EVERYDAY = [pair for pair in PAIRS if pair[0] in {"precision factors", "low rank"}]
 
 
 @pytest.mark.parametrize(("p", "q"), everyday(PAIRS, EVERYDAY))

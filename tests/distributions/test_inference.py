@@ -89,12 +89,18 @@ def test_a_latent_site_and_a_plate_have_the_right_joint_density():
         numpyro.sample("y", dist.Normal(f, 0.5).to_event(3), obs=y)
 
     f, y = np.stack([Y, 2 * Y]), np.zeros((2, 3, 4))
-    joint, trace = log_density(nested, (), {"y": y}, {"f": jnp.asarray(f)})
-    assert trace["f"]["fn"].batch_shape == (2,)
+
+    @jax.jit
+    def joint_of(f):
+        value, trace = log_density(nested, (), {"y": y}, {"f": f})
+        assert trace["f"]["fn"].batch_shape == (2,)
+        return value
+
+    joint = joint_of(f)
     expected = scipy_log_prob(f, LOC, np.kron(A, B)).sum()
     expected += scipy.stats.norm(f, 0.5).logpdf(y).sum()
     assert_close(joint, expected)
-    prior = numpyro.infer.Predictive(nested, num_samples=3)(jax.random.key(0))
+    prior = jax.eval_shape(Predictive(nested, num_samples=3), jax.random.key(0))
     assert prior["f"].shape == (3, 2, 3, 4)
 
 
@@ -110,11 +116,14 @@ def test_a_plate_over_the_axes_of_a_grid_is_noticed(flatten):
         with numpyro.plate("rows", size):
             numpyro.sample("y", kx.KroneckerNormal(LOC, (A, B), flatten=flatten), obs=y)
 
+    def density(y, size):
+        return jax.eval_shape(lambda: log_density(model, (y, size), {}, {})[0])
+
     y = Y.ravel() if flatten else Y
     with pytest.warns(UserWarning, match=r"counts 3 times.*A grid is one event: leave out a plate"):
-        log_density(model, (y, 3), {}, {})
-    log_density(model, (y, 1), {}, {})
-    log_density(model, (np.stack([y, y, y]), 3), {}, {})
+        density(y, 3)
+    density(y, 1)
+    density(np.stack([y, y, y]), 3)
 
 
 def latent_mean(noise):
@@ -146,9 +155,13 @@ def test_a_latent_site_runs_under_nuts():
 def test_guides_find_the_mean_of_a_latent_field(guide):
     guide = getattr(autoguide, guide)(latent)
     svi = SVI(latent, guide, numpyro.optim.Adam(0.05), Trace_ELBO(num_particles=8))
+
+    @jax.jit
+    def fitted(key):
+        return guide.median(svi.run(key, 400, progress_bar=False, y=Y).params)["f"]
+
     with jax.numpy_dtype_promotion("standard"):
-        result = svi.run(jax.random.key(0), 400, progress_bar=False, y=Y)
-        found = guide.median(result.params)["f"]
+        found = fitted(jax.random.key(0))
     assert np.abs(np.ravel(found) - latent_mean(0.25)).max() < 0.2
 
 
@@ -158,9 +171,9 @@ def test_predictions_and_likelihoods_of_draws():
         numpyro.sample("y", kx.KroneckerNormal(shift, (A, B), 0.1), obs=y)
 
     shifts = {"shift": jnp.array([0.0, 0.5, 1.0])}
-    drawn = Predictive(model, posterior_samples=shifts)(jax.random.key(0))
+    drawn = jax.eval_shape(Predictive(model, posterior_samples=shifts), jax.random.key(0))
     assert drawn["y"].shape == (3, 3, 4)
-    values = log_likelihood(model, shifts, y=Y)["y"]
+    values = jax.jit(lambda shifts: log_likelihood(model, shifts, y=Y)["y"])(shifts)
     expected = [scipy_log_prob(Y, np.full(12, s), AB + 0.1 * np.eye(12)) for s in shifts["shift"]]
     assert_close(values, np.array(expected))
 
@@ -171,7 +184,7 @@ def test_masks_of_handlers_are_over_batches():
             numpyro.sample("y", kx.KroneckerNormal(LOC, (A, B)), obs=y)
 
     y = np.stack([Y, 2 * Y])
-    value, _ = log_density(model, (np.array([True, False]), y), {}, {})
+    value = jax.jit(lambda y: log_density(model, (np.array([True, False]), y), {}, {})[0])(y)
     assert_close(value, scipy_log_prob(Y, LOC, AB))
     for shape in ((3, 4), (2, 3, 4)):
         with pytest.raises(ValueError, match=r"kx\.MaskedKroneckerNormal"):
@@ -188,13 +201,17 @@ def test_a_chain_of_fields_in_a_scan():
 
         scan(step, jnp.zeros((3, 4)), y)
 
-    value, trace = log_density(chain, (y,), {}, {})
+    @jax.jit
+    def density(y):
+        value, trace = log_density(chain, (y,), {}, {})
+        assert trace["f"]["fn"].batch_shape == (3,)
+        return value
+
     means = np.concatenate([np.zeros((1, 3, 4)), 0.9 * y[:-1]])
     expected = sum(
         scipy_log_prob(now, mean, AB + 0.1 * np.eye(12)) for now, mean in zip(y, means, strict=True)
     )
-    assert_close(value, expected)
-    assert trace["f"]["fn"].batch_shape == (3,)
+    assert_close(density(y), expected)
 
     def prior():
         def step(last, _):
@@ -212,9 +229,9 @@ def test_a_t_field_is_sampled_and_observed():
         df = numpyro.sample("df", dist.Gamma(2.0, 0.1))
         numpyro.sample("y", kx.KroneckerStudentT(df + 2, LOC, (A, B), 0.1), obs=y)
 
-    drawn = Predictive(model, num_samples=3)(jax.random.key(0))
+    drawn = jax.eval_shape(Predictive(model, num_samples=3), jax.random.key(0))
     assert drawn["y"].shape == (3, 3, 4)
-    value, _ = log_density(model, (Y,), {}, {"df": 4.0})
+    value = jax.jit(lambda df: log_density(model, (Y,), {}, {"df": df})[0])(4.0)
     expected = scipy.stats.multivariate_t(LOC.ravel(), AB + 0.1 * np.eye(12), df=6).logpdf(
         Y.ravel()
     )

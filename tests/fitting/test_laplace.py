@@ -137,7 +137,7 @@ def test_priors_move_the_fit_to_the_maximum_a_posteriori(gp_result):
         return value + prior.log_prob(noise)
 
     assert jax.jit(jax.grad(density))(gp.noise).item() == pytest.approx(0, abs=1e-2)
-    assert result.laplace().standard_errors["noise"] < gp_result.laplace().standard_errors["noise"]
+    assert quick(result).standard_errors["noise"] < gp_result.laplace().standard_errors["noise"]
 
 
 def test_the_summary_has_standard_errors_and_intervals(gp_result):
@@ -163,7 +163,7 @@ def test_the_errors_of_a_summary_are_those_of_the_exact_hessian(gp_result, singl
     exact = gp_result.laplace()
     for found, share in (
         (quick(gp_result), 1e-7),
-        (quick(fit(y=Y, restarts=2)), 1e-4),  # another of its ends, as near to the optimum
+        (quick(fit(y=Y, restarts=3)), 1e-4),  # another of its ends, as near to the optimum
         (quick(fit(y=draws(2), independent=True)[0]), 1e-4),
         (quick(single_result), 5e-3),
     ):
@@ -200,9 +200,9 @@ def test_noise_above_its_floor_is_transferred(single_result):
     transferred = laplace._transferred(gradients, problem, raw, plain)
     moved = np.asarray(laplace._transfer(problem, raw, plain, vector))
     assert np.abs(moved - np.eye(4)).max() > 0.1
-    _, found, error = laplace._differences(transferred, raw, moved)
-    np.testing.assert_allclose(found, hessian, atol=1e-6)
-    assert error.max() < 1e-2
+    found = laplace._differences(transferred, raw, moved, laplace._steps(raw))
+    np.testing.assert_allclose(found.hessian, hessian, atol=1e-6)
+    assert found.share() < 1e-2
 
 
 @pytest.mark.parametrize("precision", ["gp_result", "single_result"])
@@ -221,6 +221,26 @@ def test_a_result_survives_a_pickle(gp_result):
     found = pickle.loads(pickle.dumps(gp_result))
     assert found.loop is None
     assert found.loss == gp_result.loss
+
+
+class Bowl(eqx.Module):
+    """Flat along `a`, with walls, and steeper along `b`."""
+
+    a: jax.Array = kx.parameter(constraints.real)
+    b: jax.Array = kx.parameter(constraints.real)
+
+
+def bowl(m):
+    return 5e-3 / 14**2 * (jnp.cosh(14 * m.a) - 1) + (m.b - 1) ** 2
+
+
+def test_differences_are_shorter_where_the_loss_bends_sooner(monkeypatch):
+    """A hundredth of a standard error of `a` is too far for float32's steps."""
+    result = kx.fit(Bowl(np.float32(0.01), np.float32(0.0)), loss=bowl, progress=False)
+    monkeypatch.setattr(laplace, "_exact", None)
+    found = quick(result).standard_errors
+    assert found["a"] == pytest.approx(5e-3**-0.5, rel=1e-2)
+    assert found["b"] == pytest.approx(2**-0.5, rel=1e-2)
 
 
 def test_where_differences_do_not_serve_the_hessian_is_exact():

@@ -159,6 +159,11 @@ def two_axes() -> DenseGP:
     )
 
 
+def by_time_and_hour(t, p, h):
+    """One function, so that equal models share their programs."""
+    return t[:, None, None] + h[None, None]
+
+
 def named() -> DenseGP:
     """Three named axes, one of them of places, a callable mean."""
     kernels = {
@@ -168,7 +173,7 @@ def named() -> DenseGP:
     }
     axes = {"time": TIME, "place": PLACES, "hour": HOURS}
     return DenseGP(
-        kx.GridGP(kernels, axes, noise=0.3, mean=lambda t, p, h: t[:, None, None] + h[None, None]),
+        kx.GridGP(kernels, axes, noise=0.3, mean=by_time_and_hour),
         kernels=(
             lambda x, z: periodic(x, z, 1.1, 0.8) + 0.7,
             lambda x, z: matern12(x, z, np.array([0.4, 0.9])),
@@ -177,7 +182,7 @@ def named() -> DenseGP:
         axes=tuple(axes.values()),
         noise=0.3,
         variance=1.5,
-        mean=lambda t, p, h: t[:, None, None] + h[None, None],
+        mean=by_time_and_hour,
     )
 
 

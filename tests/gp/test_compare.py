@@ -170,7 +170,7 @@ def test_float32_models():
 
 
 def with_mean(mean):
-    return kx.GridGP((kx.RBF(0.5), kx.RBF(0.5)), smooth().gp.axes, noise=0.1, mean=mean)
+    return kx.GridGP((kx.Matern52(0.5), kx.RBF(1.0)), smooth().gp.axes, noise=0.1, mean=mean)
 
 
 def test_restricted_likelihoods_are_ordered_among_their_own_kind():

@@ -5,6 +5,7 @@ from itertools import product
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import kronax as kx
@@ -40,6 +41,11 @@ NOISES = {"scalar": 0.01, "along the low-rank axis": {0: np.linspace(0.01, 0.02,
 ALONG = "along the low-rank axis"
 
 
+def dense_of(noise):
+    given = NOISES[noise]
+    return dense(given[0] if isinstance(given, dict) else given)
+
+
 def pair(noise):
     return [process(s, NOISES[noise]) for s in (("dense", "dense"), (20, None))]
 
@@ -55,28 +61,27 @@ def test_likelihood_and_its_gradient(noise):
 PLACES = {"old": None, "first": (NEW, None), "second": (None, NEW), "both": (NEW, NEW)}
 
 
-@pytest.mark.parametrize(
-    ("noise", "where"), everyday(product(NOISES, PLACES), [("scalar", "old"), (ALONG, "both")])
-)
+@pytest.mark.parametrize(("noise", "where"), everyday(product(NOISES, PLACES), [(ALONG, "both")]))
 def test_predictions(noise, where):
     axes = PLACES[where]
-    post, given = pair(noise)[1].condition(Y), NOISES[noise]
+    post = pair(noise)[1].condition(Y)
     new = [x if z is None else z for x, z in zip((X, Z), axes or (None, None), strict=True)]
-    truth = dense(given[0] if isinstance(given, dict) else given)
-    mean, covariance = truth.posterior(new, Y)
+    mean, covariance = dense_of(noise).posterior(new, Y)
     np.testing.assert_allclose(post.mean(axes), mean, atol=1e-6)
     variance = np.diagonal(covariance).reshape(mean.shape)
     np.testing.assert_allclose(post.variance(axes), variance, atol=1e-8)
 
 
 @pytest.mark.parametrize(
-    ("noise", "where"), everyday(product(NOISES, ["old", "first"]), [("scalar", "old")])
+    ("noise", "where"), everyday(product(NOISES, ["old", "first"]), [(ALONG, "old")])
 )
 def test_draws(noise, where):
     axes, post = PLACES[where], pair(noise)[1].condition(Y)
-    draws = post.sample(KEY, axes, 4000)
-    sd = np.sqrt(post.variance(axes))
-    assert np.abs((draws.mean(0) - post.mean(axes)) / sd).max() < 0.1
+    draws = np.asarray(post.sample(KEY, axes, 4000))
+    new = [x if z is None else z for x, z in zip((X, Z), axes or (None, None), strict=True)]
+    mean, covariance = dense_of(noise).posterior(new, Y)
+    sd = np.sqrt(np.diagonal(covariance)).reshape(mean.shape)
+    assert np.abs((draws.mean(0) - mean) / sd).max() < 0.1
     np.testing.assert_allclose(draws.std(0), sd, rtol=0.12)
 
 
@@ -126,7 +131,8 @@ def test_a_kernel_that_is_no_covariance_is_no_matter_of_rank():
 
 def test_a_fit_with_a_low_rank_axis_finds_the_same_optimum():
     dense, thin = (
-        kx.fit(gp, Y, num_steps=60, progress=False) for gp in (DENSE, process((20, None)))
+        kx.fit(gp, Y, num_steps=60, optimizer=optax.adam(0.05), progress=False)
+        for gp in (DENSE, process((20, None)))
     )
     np.testing.assert_allclose(thin.losses[-1], dense.losses[-1], rtol=1e-8)
 

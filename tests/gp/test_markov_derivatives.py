@@ -161,7 +161,7 @@ def truth(times, given, y, cells):
 
 
 CASES = [
-    (1e-10, False, 1),
+    full(1e-10, False, 1),
     (1e-10, True, 1),
     full(1e-6, False, 2),
     full(1e-10, False, 2),

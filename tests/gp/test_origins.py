@@ -58,7 +58,7 @@ AXES = {
 }
 
 
-EVERYDAY = "ten of them late", "unsigned nanoseconds", "integers above 2**53"
+EVERYDAY = "ten of them late", "unsigned nanoseconds"
 
 
 @pytest.mark.parametrize("name", everyday(AXES, EVERYDAY))
@@ -112,7 +112,8 @@ def random_axis(rng, kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "compared"), [(np.float32, 0), full(np.float64, 1), (np.int64, 2)]
+    ("kind", "compared"),
+    [(np.float32, None), full(np.float32, 0), full(np.float64, 1), (np.int64, 2)],
 )
 def test_random_origins(kind, compared):
     """All that a kernel sees, to the last bit, and so the likelihood, the mean and the variance."""

@@ -77,7 +77,7 @@ def test_rows_may_hold_labels_dates_and_places_beside_numbers():
     gp = kx.GridGP(kernels, (dates, ["ash", "elm", "oak"], PLACES[:2], SPACE), noise=0.1)
     post = gp.condition(RNG.normal(size=gp.grid_shape))
     rows = [[dates[1], "elm", tuple(PLACES[1]), -0.2], [dates[3], "ash", tuple(PLACES[0]), 0.1]]
-    expected = post.mean()[np.array([1, 3]), np.array([1, 0]), np.array([1, 0]), np.array([1, 2])]
+    expected = np.asarray(post.mean())[[1, 3], [1, 0], [1, 0], [1, 2]]
     assert_close(post.mean(points=rows), expected)
     assert_close(post.mean(points=tuple(map(list, zip(*rows, strict=True)))), expected)
     with pytest.raises(TypeError, match=r"became text\. Pass points as a nested list of rows, or"):
@@ -102,7 +102,8 @@ def test_a_batch_of_data_has_a_batch_of_means_at_points():
     assert means.shape == (2, 7)
     chosen = np.ravel_multi_index((np.arange(7),) * 2, (7, 7))
     assert_close(means[1], case.posterior(list(X.T), both[1])[0].ravel()[chosen])
-    assert post.sample(jax.random.key(0), points=X, sample_shape=(3,)).shape == (3, 2, 7)
+    drawn = jax.eval_shape(lambda: post.sample(jax.random.key(0), points=X, sample_shape=(3,)))
+    assert drawn.shape == (3, 2, 7)
 
 
 def test_more_points_than_a_chunk_holds_agree(monkeypatch):
@@ -171,7 +172,7 @@ def asked(op, vector, columns):
     ("where", "noisy"),
     everyday(
         [(where, noisy) for noisy in (False, True) for where in NEW],
-        [("the grid", True), ("one new axis", False), ("two new axes", False)],
+        [("the grid", True), ("two new axes", False)],
     ),
 )
 def test_the_covariance_is_an_operator(where, noisy):
@@ -264,7 +265,7 @@ ROUGH = {
 }
 
 
-@pytest.mark.parametrize("name", everyday(ROUGH, ["alone", "in a product", "on a circle"]))
+@pytest.mark.parametrize("name", everyday(ROUGH, ["alone", "on a circle"]))
 def test_there_is_no_derivative_at_a_kink(name):
     x = np.arange(6.0)
     axis = kx.circle(x, 6.0) if name == "on a circle" else x

@@ -2,6 +2,7 @@
 
 import itertools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +17,7 @@ import kronax as kx
 import kronax.gp.sites.search
 from kronax.gp.sites.evidence import evidence
 from kronax.gp.sites.leave_one_out import check_cavities
-from tests.everyday import everyday
+from tests.everyday import everyday, full
 from tests.gp import dense
 
 RNG = np.random.default_rng(1)
@@ -62,6 +63,12 @@ def post():
     return POISSON.condition(GAPPY)
 
 
+@eqx.filter_jit
+def averages(likelihood, y, mean, variance):
+    slope, bend = likelihood.expected_derivatives(y, mean, variance)
+    return likelihood.expected(y, mean, variance), slope, bend
+
+
 def nearest_normal(likelihood, y, seen, prior=PRIOR, centre=0.5):
     """The normal distribution nearest to the posterior, by plain minimisation over `m` and `W`."""
     n, y = len(prior), jnp.asarray(y.ravel())
@@ -75,16 +82,14 @@ def nearest_normal(likelihood, y, seen, prior=PRIOR, centre=0.5):
         covariance = np.linalg.inv(inverse + np.diag(precision))
         return centre + prior @ weights, covariance, weights, precision
 
-    expected = jax.jit(lambda m, v: likelihood.expected(y, m, v))
-    slopes = jax.jit(lambda m, v: likelihood.expected_derivatives(y, m, v))
-
     def loss(raw):
         mean, covariance, weights, precision = parts(raw)
         variance = np.diag(covariance)
-        fit = np.where(seen, expected(mean, variance), 0.0).sum()
+        expected, slope, bend = averages(likelihood, y, mean, variance)
+        fit = np.where(seen, expected, 0.0).sum()
         divergence = np.trace(inverse @ covariance) + weights @ prior @ weights - n
         divergence += np.linalg.slogdet(prior)[1] - np.linalg.slogdet(covariance)[1]
-        slope, bend = (np.where(seen, x, 0.0) for x in slopes(mean, variance))
+        slope, bend = (np.where(seen, x, 0.0) for x in (slope, bend))
         by_weights = prior @ (slope - weights)
         by_precision = 0.5 * np.square(covariance) @ (bend - precision) * precision
         return divergence / 2 - fit, -np.concatenate([by_weights, by_precision])
@@ -134,11 +139,7 @@ def test_the_mode_of_laplace(name):
             ("Student", "dense", "variational"),
             ("Student", "dense", "laplace"),
         ],
-        [
-            ("Poisson", "filtered", "variational"),
-            ("Poisson", "iterative", "variational"),
-            ("Student", "dense", "laplace"),
-        ],
+        [("Poisson", "iterative", "variational"), ("Poisson", "filtered", "laplace")],
     ),
 )
 def test_the_gradient_is_that_of_the_converged_evidence(name, way, approximation):
@@ -322,8 +323,10 @@ def test_a_fit_finds_the_maximum_and_its_errors():
     result = kx.fit(gp, counts, freeze=FROZEN, num_steps=60, progress=False)
     assert result.converged, result.reason
     raw, build = kx.unconstrain(result.model, freeze=FROZEN)
-    gradient = jax.jit(jax.grad(lambda raw: build(raw).log_marginal_likelihood(GAPPY)))(raw)
-    assert max(abs(float(g)) for g in gradient.values()) < 1e-3
+    value = lambda raw: float(build(raw).log_marginal_likelihood(GAPPY))  # noqa: E731
+    for path in raw:
+        above, below = (value({**raw, path: raw[path] + h}) for h in (1e-4, -1e-4))
+        assert abs(above - below) / 2e-4 < 1e-3
     table = repr(result.summary())
     assert "standard error" in table
 
@@ -394,13 +397,18 @@ class Counts(kx.Poisson):
     """A class of its own, so that its programs are compiled anew and serve nobody else."""
 
 
-def test_a_search_that_does_not_converge_says_so(monkeypatch):
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("log_marginal_likelihood", r"gp.initialise\(y\)"),
+        full("condition", "after 1 of"),
+    ],
+)
+def test_a_search_that_does_not_converge_says_so(verb, words, monkeypatch):
     monkeypatch.setattr(kronax.gp.sites.search, "MOST_STEPS", 1)
     gp = model(Counts(2 * EXPOSURE))
-    with pytest.raises(kx.ConvergenceError, match=r"gp.initialise\(y\)"):
-        gp.log_marginal_likelihood(COUNTS)
-    with pytest.raises(kx.ConvergenceError, match="after 1 of"):
-        gp.condition(COUNTS)
+    with pytest.raises(kx.ConvergenceError, match=words):
+        getattr(gp, verb)(COUNTS)
 
 
 def test_what_serves_normal_data_alone_says_so(post):

@@ -79,10 +79,10 @@ def test_a_batch_is_asked_as_its_data_sets_are():
     for name in names.split():
         whole, part = getattr(found, name), getattr(alone, name)
         np.testing.assert_array_equal(whole[..., 1, :, :], part)
-    per_unit = posts.response(exposure=1.0)  # one number, without a batch
-    np.testing.assert_array_equal(
-        per_unit.observation_quantiles[:, 1], one.response(exposure=1.0).observation_quantiles
-    )
+    # One number, without a batch.
+    per_unit, alone = (p.response(quantiles=(), exposure=1.0) for p in (posts, one))
+    for name in ("observation_mean", "observation_std"):
+        np.testing.assert_array_equal(getattr(per_unit, name)[1], getattr(alone, name))
     for name in ("mean", "variance"):
         whole = getattr(posts, name)()
         np.testing.assert_array_equal(whole, [getattr(p, name)() for p in posts])

@@ -401,3 +401,15 @@ def test_a_mean_at_the_data_has_the_derivatives_of_the_function():
         value, slope = jax.jvp(mean, (x,), (jnp.ones(2),))
         np.testing.assert_allclose(value, post.mean()[2:4, 3], rtol=1e-9)
         np.testing.assert_allclose(slope, post.mean_derivative(0)[2:4, 3], rtol=1e-6)
+
+
+def test_coordinates_apart_from_those_of_the_data_are_not_looked_up():
+    """Nothing is compiled of what is known before; what rounding makes the same is found."""
+    y = np.outer(np.sin(3 * AXES[0]), np.cos(2 * AXES[1])).astype("float32")
+    post = plain(1e-6, "float32").condition(y)
+    halfway = AXES[0][:-1] + np.diff(AXES[0]) / 2
+    program = str(jax.make_jaxpr(lambda post: post.mean([halfway, AXES[1]]))(post))
+    assert "sort" not in program
+    assert "gather" not in program
+    nearly = AXES[0].astype("float32").astype(float) + 1e-12
+    np.testing.assert_array_equal(post.mean([nearly, AXES[1]]), post.mean())

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+import optax
 import pytest
 from numpyro.distributions import constraints
 
@@ -46,7 +47,8 @@ def test_losses_above_the_best_and_gradient_norms(fitted):
 
 
 def test_starts_that_did_not_converge_are_open_marks():
-    result = kx.fit(Bowl(5.0, 1.0), loss=bowl, restarts=2, num_steps=1, progress=False)
+    options = {"optimizer": optax.sgd(0.01), "num_steps": 1, "progress": False}
+    result = kx.fit(Bowl(5.0, 1.0), loss=bowl, restarts=2, **options)
     (ax, _) = kx.plot_losses(result)
     assert [line.get_markerfacecolor() for line in ax.lines[1:]] == ["none"]
     assert ax.get_legend().get_texts()[0].get_text() == "end of a start, not converged"
@@ -67,7 +69,8 @@ def test_independent_fits_are_drawn_one_by_one():
     x = np.linspace(0, 1, 4)
     gp = kx.GridGP((kx.RBF(0.5),), (x,), noise=0.3)
     ys = np.random.default_rng(0).normal(size=(3, 4))
-    result = kx.fit(gp, ys, independent=True, num_steps=4, progress=False)
+    options = {"optimizer": optax.sgd(0.01), "num_steps": 4, "progress": False}
+    result = kx.fit(gp, ys, independent=True, **options)
     axes = kx.plot_losses(result)
     assert [len(ax.lines) for ax in axes] == [3, 3]
     above = result.losses[1] - np.nanmin(result.losses[1])

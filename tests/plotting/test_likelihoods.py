@@ -36,7 +36,7 @@ def test_a_dataset_is_of_the_function_which_has_no_units(post):
 
 
 def test_or_of_the_response_and_new_observations(post):
-    new, key = {"year": [2003.0, 2004.0]}, jax.random.key(0)
+    new, key = {"year": [2003.0]}, jax.random.key(0)
     options = {"quantiles": (0.1, 0.9), "response": True, "exposure": 7.0}
     ds = post.to_dataset(new, num_samples=3, key=key, **options)
     found = post.response(new, (0.1, 0.9), exposure=7.0)
@@ -45,7 +45,7 @@ def test_or_of_the_response_and_new_observations(post):
     np.testing.assert_allclose(ds["quantiles"], found.quantiles)
     np.testing.assert_allclose(ds["observation_standard_deviation"], found.observation_std)
     np.testing.assert_array_equal(ds["observation_quantiles"], found.observation_quantiles)
-    np.testing.assert_array_equal(ds["year"], [2003.0, 2004.0])
+    np.testing.assert_array_equal(ds["year"], [2003.0])
     draws = post.sample(key, new, 3, response=True, exposure=7.0)
     np.testing.assert_array_equal(ds["draws"], draws)
     assert ds["observation_mean"].attrs["units"] == "persons"
@@ -75,8 +75,9 @@ def test_a_series_shows_observations_or_the_function(post):
     np.testing.assert_allclose(lines["mean"][:, 1], post.mean()[:, 2], rtol=1e-6)
     assert "data" not in lines
     assert ax.get_ylabel() == "latent function of deaths in a year"
-    ax = kx.plot_series(post, "age", at={"year": 2003.0}, given={"exposure": 10.0})
-    found = post.response({"year": [2003.0]}, exposure=10.0)
+    new = {"at": {"year": 2003.0}, "level": 0.8}
+    ax = kx.plot_series(post, "age", **new, given={"exposure": 10.0})
+    found = post.response({"year": [2003.0]}, (0.1, 0.9), exposure=10.0)
     np.testing.assert_allclose(ax.lines[0].get_ydata(), found.observation_mean[:, 0], rtol=1e-6)
     with pytest.raises(TypeError, match="`exposure` at the new places"):
         kx.plot_series(post, "year", coordinates=[2003.0])

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+import optax
 import pandas as pd
 import pytest
 import xarray as xr
@@ -160,14 +161,10 @@ def test_a_fit_goes_on_saying_what_it_said(tmp_path):
     assert again.summary(standard_errors=False) == result.summary(standard_errors=False)
     assert eqx.tree_equal(again.model, result.model, typematch=True)
     assert (again.losses == result.losses).all()
-    expected = result.laplace().summary() if hasattr(result.laplace(), "summary") else None
-    found = again.laplace()
-    assert expected is None or found.summary() == expected
-    # One more step from there changes nothing.
-    assert (
-        kx.fit(again.model, Y, num_steps=1, progress=False).loss
-        <= kx.fit(gp, Y, num_steps=1, progress=False).loss
-    )
+    np.testing.assert_array_equal(again.laplace().covariance, result.laplace().covariance)
+    # And it is a start for another.
+    step = {"optimizer": optax.sgd(1e-3), "num_steps": 1, "progress": False}
+    assert kx.fit(again.model, Y, **step).loss <= kx.fit(gp, Y, **step).loss
 
 
 def test_a_loss_is_named_and_may_be_missing(tmp_path):

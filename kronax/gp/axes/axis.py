@@ -105,7 +105,9 @@ class Axis(eqx.Module):
             return found
         where, are_same = matched(self.offsets, old.offsets, np.zeros(()))
         if not are_same.any():
-            return found
+            new, known = (x.offsets.astype(dtype).reshape(x.size, -1) for x in (self, old))
+            is_apart = not matched(new, known, np.zeros(()))[1].any()
+            return dataclasses.replace(found, is_apart=is_apart)
         cells = on_device(np.where(are_same, where, -1).astype(np.int32))
         return dataclasses.replace(found, cells=cells)
 

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -63,9 +64,7 @@ class LeaveOneOut(HeldOut):
             TypeError: if `y` is a DataArray, whose dimensions may have another order.
         """
         error = self.error if y is None else jnp.subtract(*same_rank(on_cells(y), self.mean))
-        error, variance = same_rank(error, self.variance)
-        square = jnp.square(error) / variance
-        return -(square + jnp.log(variance) + math.log(2 * math.pi)) / 2
+        return _log_normal(*same_rank(error, self.variance))
 
     @property
     def mean_error(self) -> Float[Array, "..."] | None:
@@ -94,6 +93,12 @@ class LeaveOneOut(HeldOut):
             f"root mean square error {float(self.rmse):.4g}, "
             f"{float(self.coverage(0.95)):.1%} inside their 95% intervals"
         )
+
+
+@jax.jit
+def _log_normal(error: Array, variance: Array) -> Array:
+    square = jnp.square(error) / variance
+    return -(square + jnp.log(variance) + math.log(2 * math.pi)) / 2
 
 
 def leave_one_out(post: AbstractPosterior) -> LeaveOneOut:

@@ -11,6 +11,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Int
 
+from kronax.linalg.arrays.host import on_device
+
 
 class Points(eqx.Module):
     """The same points three times: a kernel takes the form that suits it.
@@ -26,6 +28,7 @@ class Points(eqx.Module):
             see these.
         origin: what was taken off, per dimension; `None` where that is traced.
         cells: of new points, which old one each is, -1 for none; `None` if none is or nobody knows.
+        is_apart: whether it is known of new points that none is an old one.
     """
 
     raw: Array
@@ -33,6 +36,7 @@ class Points(eqx.Module):
     places: Array | None
     origin: int | float | tuple[int | float, ...] | None = eqx.field(static=True)
     cells: Int[Array, " n"] | None = None
+    is_apart: bool = eqx.field(static=True, default=False)
 
     @property
     def size(self) -> int:
@@ -40,7 +44,7 @@ class Points(eqx.Module):
         return self.raw.shape[0]
 
     def __getitem__(self, index: Any) -> "Points":
-        return jax.tree.map(lambda x: x[index], self)
+        return jax.tree.map(lambda x: _at(x, index), self)
 
     def columns(self, dims: int | tuple[int, ...]) -> "Points":
         """Some of the dimensions; a single number gives `(n,)` coordinates."""
@@ -58,7 +62,7 @@ class Points(eqx.Module):
     @property
     def alone(self) -> "Points":
         """The points without knowledge of others."""
-        return dataclasses.replace(self, cells=None)
+        return dataclasses.replace(self, cells=None, is_apart=False)
 
     def found_in(self, known: "Points") -> tuple[Int[Array, " m"], Bool[Array, " m"]]:
         """Which of the `n` known points each one is, and whether it is one.
@@ -67,6 +71,8 @@ class Points(eqx.Module):
         """
         if self.cells is not None:
             return self.cells, self.cells >= 0
+        if self.is_apart:
+            return jnp.zeros(self.size, np.int32), jnp.zeros(self.size, bool)
         if self.centred.ndim == 1:
             # Behind a barrier: XLA would sort constants while it compiles, at a crawl.
             old = lax.optimization_barrier(known.centred)
@@ -77,6 +83,13 @@ class Points(eqx.Module):
         x, z = (p.centred.reshape(p.size, -1) for p in (self, known))
         same = jnp.all(x[:, None] == z[None], axis=-1)
         return jnp.argmax(same, axis=1), jnp.any(same, axis=1)
+
+
+def _at(x: Array, index: Any) -> Array:
+    """Some points, on the host where they have values: nothing is compiled for them."""
+    if any(isinstance(v, jax.core.Tracer) for v in (x, index)):
+        return x[index]
+    return on_device(np.asarray(x)[np.asarray(index) if isinstance(index, Array) else index])
 
 
 @jax.tree_util.register_pytree_node_class

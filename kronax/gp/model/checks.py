@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import numpy as np
+from jaxtyping import Array
 
 from kronax.gp.axes.axis import Axis
 from kronax.gp.axes.kernel_gradients import warn_of_nan_gradient
 from kronax.gp.axes.structure import Structure, check_kernel, check_rank, check_structure, choose
 from kronax.gp.kernels.base import Kernel
+from kronax.gp.kernels.points import Points
 from kronax.gp.means.covariates import covariates_of
+from kronax.gp.means.means import ZeroMean
 from kronax.gp.means.regression import MarginalMean
 from kronax.gp.model.process import AbstractProcess
 from kronax.linalg.arrays.checks import is_concrete
@@ -100,7 +104,8 @@ def check_design(gp: AbstractProcess) -> None:
     if not isinstance(gp.mean, MarginalMean) or not is_concrete(gp.axes):
         return
     with jax.ensure_compile_time_eval():  # concrete coordinates stay so inside jit
-        functions = gp.design_on((None,) * len(gp.axes))
+        mean = eqx.tree_at(lambda m: m.fixed, gp.mean, ZeroMean())  # which may be traced
+        functions = _functions(mean, gp.points_on((None,) * len(gp.axes)))
     if not is_concrete(functions):
         return
     grid = np.broadcast_to(np.asarray(functions), (len(functions), *gp.grid_shape))
@@ -118,6 +123,12 @@ def check_design(gp: AbstractProcess) -> None:
             "hold, such as the line that is in a PolynomialMean of the same axis, or a slope along "
             "an axis of one place."
         )
+
+
+@eqx.filter_jit
+def _functions(mean: MarginalMean, points: Sequence[Points]) -> Array:
+    """In one program, instead of one for every operation."""
+    return mean.design_at(*points)
 
 
 def check_covariates(gp: AbstractProcess, observed: Mask | None) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -86,7 +87,7 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariate
     if observed is not None or not isinstance(post.operator, KroneckerPlusNoise):
         return dataclasses.replace(further.condition(y), template=template)
     further.check_model()
-    operator = decompose_axis(further.covariance(), post.operator, slices.axis)
+    operator = decompose_axis(_covariance(further), post.operator, slices.axis)
     found = marginal_likelihood.weights(further, operator, y)
     made_of = fingerprint_of_tree((further, y))
     return dataclasses.replace(
@@ -100,6 +101,12 @@ def append(post: AbstractPosterior, y_new: Any, axes: Any, noise: Any, covariate
         estimate=None,
         made_of=made_of,
     )
+
+
+@eqx.filter_jit
+def _covariance(gp: AbstractProcess) -> Any:
+    """In one program, where kernels would be evaluated operation by operation."""
+    return gp.covariance()
 
 
 def append_observed(

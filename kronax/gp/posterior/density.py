@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -172,7 +173,7 @@ def places_on(
     """
     axes = tuple(axis or old for axis, old in zip(new, post.gp.axes, strict=True))
     shape = tuple(axis.size for axis in axes)
-    indices = jnp.meshgrid(*(jnp.arange(n) for n in shape), indexing="ij")
+    indices = np.meshgrid(*(np.arange(n) for n in shape), indexing="ij")
     check_number(indices[0].size)
     lines = [k.reshape(-1) for k in indices]
     each = (axis.points(post.gp.dtype)[k] for axis, k in zip(axes, lines, strict=True))

@@ -167,6 +167,8 @@ def at_data(post: AbstractPosterior, new: New, value: Array, y: Array, weights: 
     if not any(new):
         has_data, less, value = same_rank(has_data, less, value)
         return jnp.where(has_data, less, value)
+    if any(x is not None and x.is_apart for x in new):
+        return value
     has_data = jnp.broadcast_to(has_data, post.gp.grid_shape)
     for i, (x, axis) in enumerate(zip(new, post.gp.axes, strict=True), -len(new)):
         if x is None:
@@ -188,7 +190,7 @@ def at_data_among(
     post: AbstractPosterior, new: tuple[Points, ...], value: Array, y: Array, weights: Array
 ) -> Array:
     """The same at scattered places."""
-    if not decomposition_of(post.operator).is_exact:
+    if not decomposition_of(post.operator).is_exact or any(x.is_apart for x in new):
         return value
     less, has_data = _less_noise(post.gp, y, weights)
     axes = (axis.points(post.operator.dtype) for axis in post.gp.axes)

@@ -12,6 +12,7 @@ the rank, which is what parameters of a covariance of low rank do, and leaves th
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array
@@ -61,6 +62,7 @@ def symmetric_roots(blocks: SymmetricBlocks) -> SymmetricBlocks:
     return SymmetricBlocks(tuple(roots), blocks.ndims, blocks.sizes, blocks.transform)
 
 
+@jax.jit
 def safe_sqrt(x: Array) -> Array:
     """`√x`; NaN below zero, and of NaN.
 

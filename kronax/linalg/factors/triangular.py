@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from kronax.linalg.arrays import checks
+from kronax.linalg.arrays.host import numpy_of, on_host
 from kronax.linalg.arrays.mode_products import apply_along
 from kronax.linalg.factors.abstract_operator import AbstractOperator
 from kronax.linalg.factors.base import AbstractFactor
@@ -76,6 +77,10 @@ class LowerTriangular(AbstractFactor):
     def to_dense(self) -> Array:
         """The matrix."""
         return jnp.tril(self.matrix) if self.lower else jnp.triu(self.matrix)
+
+    def diagonal(self) -> Array:
+        """The diagonal, `(*batch, n)`."""
+        return on_host(lambda m: numpy_of(m).diagonal(m, axis1=-2, axis2=-1), self.matrix)
 
     def scaled(self, scalar: Array) -> "LowerTriangular":
         """`scalar * self`."""

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import numpy as np
 from jaxtyping import Array
 
@@ -11,6 +12,8 @@ from kronax.linalg.arrays.fingerprints import held
 from kronax.linalg.arrays.host import is_finite
 from kronax.linalg.arrays.precision import to_have_float64
 from kronax.linalg.factors.base import AbstractFactor
+from kronax.linalg.factors.dense import Dense
+from kronax.linalg.factors.eigenbases import SymmetricBlocks
 from kronax.linalg.operators.kronecker import Kronecker, KroneckerSum
 
 NOT_FINITE = (
@@ -97,6 +100,12 @@ def _blame_factor(factor: AbstractFactor, name: str, definite: bool) -> None:
         )
 
 
+@eqx.filter_jit
+def _blocks(factor: AbstractFactor) -> SymmetricBlocks:
+    """In one program, instead of one for every operation."""
+    return factor.blocks()
+
+
 def _numbers_of(factor: AbstractFactor) -> list[tuple[np.ndarray, int]]:
     """The blocks in double precision, and the number of axes of each without its batch.
 
@@ -106,7 +115,7 @@ def _numbers_of(factor: AbstractFactor) -> list[tuple[np.ndarray, int]]:
     if root is not None and np.isfinite(np.asarray(root)).all():
         columns = np.asarray(root, np.float64)
         return [(np.swapaxes(columns, -1, -2) @ columns, 2), (np.zeros(1), 1)]
-    blocks = factor.blocks()
+    blocks = factor.blocks() if isinstance(factor, Dense) else _blocks(factor)
     arrays = (np.asarray(a, np.float64) for a in blocks.arrays)
     return list(zip(arrays, blocks.ndims, strict=True))
 
