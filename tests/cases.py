@@ -599,11 +599,9 @@ DIFFERENTIATED = (
     "one axis",
     "two axes",
     "all diagonal",
-    "Toeplitz of sizes 1 and 2",
     "structured signal and noise",
     "low rank, diagonal beside full noise",
     "Markov, full noise beside it",
-    "batched Markov",
     "full Kronecker noise",
     "batched full noise",
     "noise-free, diagonal",
@@ -613,6 +611,8 @@ DIFFERENTIATED = (
 )
 SOLVED = (
     "two axes",
+    "Toeplitz of sizes 1 and 2",
+    "batched Markov",
     "low rank beside dense",
     "low-rank noise",
     "full Kronecker noise",

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kronax as kx
+from tests import oracle
 from tests.cases import CASES
 from tests.everyday import everyday, full
 from tests.tolerances import assert_close
@@ -41,19 +42,28 @@ def functions(op, y, mean, covariance):
 
 @pytest.mark.parametrize("name", everyday(NAMES, SOME))
 def test_the_same_values(name):
+    """Those of the dense matrix."""
     case = CASES[name]
     op, y, mean = case.inputs
     held = kx.decompose(op)
     assert held.decomposition is not None
-    calls = [function for _, function in functions(op, y, mean, case.covariance)]
-    calls.append(lambda op: op.to_dense())
-
-    @jax.jit
-    def pairs(held, op):
-        return [(function(held), function(op)) for function in calls]
-
-    for ours, truth in pairs(held, op):
-        assert_close(ours, np.asarray(truth))
+    calls = dict(functions(op, y, mean, case.covariance), dense=lambda op: op.to_dense())
+    found = jax.jit(lambda held: {label: call(held) for label, call in calls.items()})(held)
+    matrix, flat, flat_mean = case.dense
+    solved = oracle.solve(matrix, flat).value
+    truth = {
+        "solve": solved.reshape(y.shape),
+        "logdet": oracle.logdet(matrix).value,
+        "inv_quad": oracle.dot(flat.value, solved),
+        "inverse_diagonal": oracle.inverse_diagonal(matrix)[0].reshape(y.shape),
+        "inverse": solved.reshape(y.shape),
+        "dense": matrix.value,
+    }
+    if case.covariance:
+        truth["normal_logpdf"] = oracle.normal_logpdf(flat, flat_mean, matrix).value
+    assert found.keys() == truth.keys()
+    for label, known in truth.items():
+        assert_close(found[label], known)
 
 
 def primitives(jaxpr, found):

@@ -14,8 +14,11 @@ from tests.tolerances import assert_close
 def test_lower_precision_data_are_promoted():
     op = kx.Kronecker(np.eye(3), np.eye(2)) + 1.0
     b = np.ones((3, 2), np.float32)
-    for result in (kx.solve(op, b), kx.inv_quad(op, b), op.mv(b), op @ b.ravel()):
-        assert result.dtype == jnp.float64
+    results = jax.eval_shape(
+        lambda op: (kx.solve(op, b), kx.inv_quad(op, b), op.mv(b), op @ b.ravel()), op
+    )
+    assert all(result.dtype == jnp.float64 for result in results)
+    assert kx.solve(op, b).dtype == jnp.float64
 
 
 def test_float32_parameters_stay_float32():
@@ -23,18 +26,22 @@ def test_float32_parameters_stay_float32():
     b = np.ones((3, 2), np.float32)
     assert (2.0 * op).dtype == jnp.float32
     assert op.dtype == jnp.float32
-    results = (
-        kx.solve(op, b),
-        kx.logdet(op),
-        kx.inv_quad(op, b),
-        kx.normal_logpdf(b, 0.0, op),
-        kx.inverse_diagonal(op),
-        kx.sample_normal(jax.random.key(0), op),
-        op.mv(b),
-        kx.inverse(op) @ b.reshape(6, 1),
-        kx.decompose(op).decomposition[0].values,
+    results = jax.eval_shape(
+        lambda op: (
+            kx.solve(op, b),
+            kx.logdet(op),
+            kx.inv_quad(op, b),
+            kx.normal_logpdf(b, 0.0, op),
+            kx.inverse_diagonal(op),
+            kx.sample_normal(jax.random.key(0), op),
+            op.mv(b),
+            kx.inverse(op) @ b.reshape(6, 1),
+            kx.decompose(op).decomposition[0].values,
+        ),
+        op,
     )
     assert all(result.dtype == jnp.float32 for result in results)
+    assert kx.logdet(op).dtype == jnp.float32
 
 
 def test_python_numbers_take_the_default_dtype():
