@@ -17,6 +17,8 @@ from hypothesis import settings
 from jax._src.interpreters import mlir
 from jax._src.lib.mlir import ir
 
+from tests.programs import anew
+
 jax.config.update("jax_enable_x64", True)
 # A user may forbid that JAX adds axes by itself; kronax then works all the same.
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -96,6 +98,5 @@ def compiled_programs_are_released():
 @pytest.fixture
 def uncompiled():
     """For patches of code that is compiled: no program of before is used, and none is left."""
-    jax.clear_caches()
-    yield
-    jax.clear_caches()
+    with anew():
+        yield

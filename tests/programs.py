@@ -3,10 +3,12 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import jax
 
 COMPILED: list[str] = []
+VERSIONS = count(1)
 
 
 def _listen(event: str, _: float, **details: object) -> None:
@@ -18,15 +20,30 @@ jax.monitoring.register_event_duration_secs_listener(_listen)
 
 
 @contextmanager
+def anew() -> Iterator[None]:
+    """Inside no program of before is used, and outside none of those inside.
+
+    JAX keeps programs by its settings: one that says nothing to a CPU has a value of its own here.
+    """
+    name = "jax_xla_profile_version"
+    before = getattr(jax.config, name)
+    jax.config.update(name, next(VERSIONS))
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@contextmanager
 def programs() -> Iterator[list[str]]:
     """The names of the programs that are compiled inside, as in a process that has none yet."""
-    jax.clear_caches()
     found: list[str] = []
     before = len(COMPILED)
-    try:
-        yield found
-    finally:
-        found += COMPILED[before:]
+    with anew():
+        try:
+            yield found
+        finally:
+            found += COMPILED[before:]
 
 
 def num_eigh(function, *args) -> int:
