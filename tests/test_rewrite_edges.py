@@ -13,9 +13,10 @@ from tests.tolerances import assert_close
 M, N = 5, 8
 SIZE = M * N
 RNG = np.random.default_rng(31)
-G, H, Y = (jnp.asarray(RNG.normal(size=shape)) for shape in ((M, M), (N, N), SIZE))
-A, B = G @ G.T + jnp.eye(M), H @ H.T + jnp.eye(N)
-X, EYE = jnp.asarray(RNG.normal(size=(SIZE, 2))), jnp.eye(SIZE)
+G, H, Y = (RNG.normal(size=shape) for shape in ((M, M), (N, N), SIZE))
+A, B = (jnp.asarray(root @ root.T + np.eye(len(root))) for root in (G, H))
+X, EYE = RNG.normal(size=(SIZE, 2)), np.eye(SIZE)
+G, H, Y, X, EYE = map(jnp.asarray, (G, H, Y, X, EYE))
 
 
 def _once(a):
