@@ -76,8 +76,8 @@ def share_ir_contexts(most: int = 256) -> None:
 if jax.__version_info__ < (0, 12):
     share_ir_contexts()
 
-# Some 6000 programs, which take 2 GB; what Linux grants a process is 65 530.
-MOST_MEMORY_MAPS = 18_000
+# Some 9000 programs, which take 3 GB; what Linux grants a process is 65 530.
+MOST_MEMORY_MAPS = 27_000
 
 
 def num_memory_maps() -> float:

@@ -13,10 +13,9 @@ from jaxtyping import Array, PRNGKeyArray
 
 from kronax.domains import Model
 from kronax.fitting.checkpoint import Checkpoint
+from kronax.fitting.doubts import doubted, told_of_floor, warn_of_end, warn_of_start
 from kronax.fitting.driver import drive
-from kronax.fitting.floors import told_of_floor, warn_of_end, warn_of_start
 from kronax.fitting.lbfgs import LBFGS
-from kronax.fitting.plateaus import doubted
 from kronax.fitting.problem import Problem, default_tolerance, make_problem, precision
 from kronax.fitting.result import FitResult, Restart, RestartTable, model_at
 from kronax.fitting.starts import starting_points

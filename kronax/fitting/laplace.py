@@ -1,9 +1,8 @@
 """The Laplace approximation over the parameters of a fitted model."""
 
 import math
-from collections.abc import Callable
 from operator import add, sub
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -17,13 +16,13 @@ from scipy.special import ndtri
 
 from kronax.display import aligned
 from kronax.domains import natural_by
+from kronax.fitting.curvature import Curvature, exact_curvature, quick_curvature
 from kronax.fitting.problem import Problem, Raw, precision
-from kronax.fitting.steps import Layout, Loop, gradients_by
+from kronax.fitting.steps import Layout, Loop
 from kronax.linalg.arrays.checks import check_key, is_concrete
 from kronax.linalg.arrays.host import numpy_of, on_device, on_host
 from kronax.linalg.arrays.mode_products import matmul
 from kronax.linalg.arrays.precision import LOST, to_have_float64
-from kronax.linalg.arrays.primitives import DerivativeOrderError
 from kronax.parameter_table import ParameterTable, describe_domain
 from kronax.paths import named
 
@@ -32,22 +31,6 @@ FLAT = 0.5
 # A standard deviation of a logarithm by which a parameter counts as undetermined: a factor of 150.
 WIDE = 5.0
 NORMAL_975 = 1.959963984540054
-# Differences are over this power of the precision and twice as far, 6e-3 in float64 and 0.1 in
-# float32: gradients keep some four digits less than their precision, and losses in logarithms of
-# parameters bend over distances of about one.
-STEP = 1 / 7
-# Standard errors by differences count where even the plain ones, whose error the extrapolated ones
-# have squared, are right to half a unit in the third digit, or as well as float32 has them.
-DIGITS = 5e-4
-# Where a loss bends sooner they are over this share of that, so often at most.
-SHORTER, MOST_ROUNDS = 1 / 4, 3
-# Standard deviations of the noise of gradients.
-NOISE = 3.0
-# Of more numbers the exact Hessian is no dearer, whose program then is the least of it.
-FEW_NUMBERS = 20
-
-# Losses, `(num_points,)`, and their gradients, `(num_points, p)`, at points `(num_points, p)`.
-Gradients = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class LaplaceApproximation(eqx.Module):
@@ -181,18 +164,10 @@ class LaplaceApproximation(eqx.Module):
         return {p.path: biject_to(p.domain) for p in self.problem.table() if p.trainable}
 
 
-class _Curvature(NamedTuple):
-    """The Hessian, and the loss there; `by_differences` where it has no second derivatives."""
-
-    hessian: np.ndarray
-    loss: float
-    by_differences: bool
-
-
 def laplace(problem: Problem, model: Any, raw: Raw) -> LaplaceApproximation:
     """The approximation at the best point of a fit; noise at its floor is held there."""
     plain, at = problem.without_floor(model) if problem.has_floor else (problem, raw)
-    return _approximation(plain, at, _curvature(plain, at))
+    return _approximation(plain, at, exact_curvature(plain, at))
 
 
 def quick_laplace(
@@ -200,10 +175,10 @@ def quick_laplace(
 ) -> LaplaceApproximation:
     """The same to the digits that a table shows, where it can be had by the loop of the fit."""
     plain, at = problem.without_floor(model) if problem.has_floor else (problem, raw)
-    return _approximation(plain, at, _quick_curvature(plain, at, (problem, raw), loop))
+    return _approximation(plain, at, quick_curvature(plain, at, (problem, raw), loop))
 
 
-def _approximation(problem: Problem, raw: Raw, found: _Curvature) -> LaplaceApproximation:
+def _approximation(problem: Problem, raw: Raw, found: Curvature) -> LaplaceApproximation:
     names, hessian = tuple(_names(raw)), found.hessian
     dtype = precision(raw)
     _check_minimum(hessian, names, dtype, problem)
@@ -225,168 +200,6 @@ def _approximation(problem: Problem, raw: Raw, found: _Curvature) -> LaplaceAppr
         raw,
         found.by_differences,
     )
-
-
-def _curvature(problem: Problem, raw: Raw) -> _Curvature:
-    """The exact Hessian, or differences of the gradient if there is none."""
-    try:
-        loss, hessian = _exact(problem, raw)
-    except DerivativeOrderError:
-        found = _differences(_gradients(problem, raw), raw, np.eye(_size(raw)), _steps(raw))
-        return _Curvature(found.hessian, found.loss, True)
-    return _Curvature(np.asarray(hessian, np.float64), float(loss), False)
-
-
-def _quick_curvature(
-    problem: Problem, raw: Raw, fitted: tuple[Problem, Raw], loop: Loop | None
-) -> _Curvature:
-    """Differences of the gradient where they serve, and else the exact Hessian.
-
-    Their gradient is that of the loop which fitted the problem, so that nothing is compiled; its
-    noise above the floor is transferred to the noise itself.
-    """
-    if _size(raw) > FEW_NUMBERS:
-        return _curvature(problem, raw)
-    gradients, at = _gradients(problem, raw), raw
-    slope: Any = np.eye(_size(raw))
-    if loop is not None and raw.keys() == fitted[1].keys():
-        gradients, at = gradients_by(loop, *fitted), fitted[1]
-        if fitted[0].has_floor and not _is_far_above_floor(problem):
-            gradients = _transferred(gradients, fitted[0], at, problem)
-            slope = _transfer(fitted[0], at, problem, _vector(at))
-    steps = _steps(raw)
-    for _ in range(MOST_ROUNDS):
-        found = _differences(gradients, at, np.asarray(slope, np.float64), steps)
-        if problem.is_estimated or found.share() <= max(DIGITS, _eps(raw) ** (1 / 3)):
-            return _Curvature(found.hessian, found.loss, problem.is_estimated)
-        is_bent = np.diag(found.bent) > found.noise
-        if not is_bent.any():
-            break
-        steps = np.where(is_bent, SHORTER * steps, steps)
-    return _curvature(problem, raw)
-
-
-class _Differences(NamedTuple):
-    """Loss and Hessian, and by which shares of `√(hᵢᵢ hⱼⱼ)` its entries are off.
-
-    A second-order error `e`, which extrapolation takes out, leaves some `e²`: `bent`. The standard
-    deviation of `noise` is told by what the matrix lacks in symmetry, and of one number the whole
-    of `e` is noise.
-    """
-
-    loss: float
-    hessian: np.ndarray
-    bent: np.ndarray
-    noise: float
-
-    def share(self) -> float:
-        """The largest share by which a standard error is off."""
-        if not np.isfinite(self.hessian).all() or np.linalg.eigvalsh(self.hessian)[0] <= 0:
-            return np.inf
-        scale = np.sqrt(np.diag(self.hessian))
-        covariance = np.abs(np.linalg.inv(self.hessian / np.outer(scale, scale)))
-        by_bends = np.diag(covariance @ self.bent @ covariance)
-        by_noise = NOISE * self.noise * np.sum(np.square(covariance), axis=1)
-        return float(np.max((by_bends + by_noise) / np.diag(covariance))) / 2
-
-
-def _differences(
-    gradients: Gradients, raw: Raw, slope: np.ndarray, steps: np.ndarray
-) -> _Differences:
-    """Of a gradient over `steps` and twice as far, extrapolated.
-
-    `slope` is the derivative of the coordinates of the gradient by those of the points.
-    """
-    vector, size = _vector(raw), len(steps)
-    shifts = np.concatenate([k * np.diag(steps) for k in (1, -1, 2, -2)])
-    points = np.concatenate([vector[None], vector + shifts]).astype(vector.dtype)
-    losses, found = gradients(points)
-    by = np.split(found[1:].astype(np.float64), 4)
-    at = [np.diag(p).astype(np.float64) for p in np.split(points[1:], 4)]
-    near, far = (
-        np.linalg.solve(slope.T, (by[k] - by[k + 1]) / (at[k] - at[k + 1])[:, None]) for k in (0, 2)
-    )
-    matrix = (4 * near - far) / 3
-    scale = np.sqrt(np.abs(np.outer(np.diag(matrix), np.diag(matrix))))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        taken_out = np.abs(far - near) / 3 / scale
-        lacking = np.square(matrix - matrix.T)[np.triu_indices(size, 1)] / 2
-        lacking /= np.square(scale)[np.triu_indices(size, 1)]
-    noise = math.sqrt(np.mean(lacking)) if size > 1 else float(np.max(taken_out)) / NOISE
-    return _Differences(float(losses[0]), (matrix + matrix.T) / 2, taken_out**2, noise)
-
-
-def _steps(raw: Raw) -> np.ndarray:
-    """Over which differences begin, one for each number."""
-    return np.full(_size(raw), _eps(raw) ** STEP)
-
-
-def _gradients(problem: Problem, raw: Raw) -> Gradients:
-    """By a program of their own."""
-
-    def gradients(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = [_value_and_gradient(problem, raw, point) for point in points]
-        return np.array([v for v, _ in found]), np.stack([np.asarray(g) for _, g in found])
-
-    return gradients
-
-
-def _is_far_above_floor(problem: Problem) -> bool:
-    """Whether noise and what is above its floor are the same to six digits."""
-    noise = problem.noise_level(problem.model)
-    return bool(np.asarray(noise.least) <= 1e-6 * np.asarray(noise.level))
-
-
-def _transferred(gradients: Gradients, fitted: Problem, raw: Raw, plain: Problem) -> Gradients:
-    """Gradients by the noise, from those by what is above its floor."""
-
-    def transferred(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        losses, found = gradients(points)
-        slopes = np.stack([_transfer(fitted, raw, plain, p) for p in points])
-        found = np.linalg.solve(slopes.swapaxes(1, 2).astype(np.float64), found[..., None])
-        return losses, found[..., 0]
-
-    return transferred
-
-
-@eqx.filter_jit
-def _transfer(fitted: Problem, raw: Raw, plain: Problem, at: Any) -> Array:
-    """The derivative of the coordinates of one problem by those of another."""
-    unravel = ravel_pytree(raw)[1]
-
-    def other(vector: Array) -> Array:
-        return ravel_pytree(plain.raw_of(fitted.build(unravel(vector))))[0]
-
-    return jax.jacfwd(other)(at)
-
-
-@eqx.filter_jit
-def _value_and_gradient(problem: Problem, raw: Raw, at: Array) -> tuple[Array, Array]:
-    unravel = ravel_pytree(raw)[1]
-    return jax.value_and_grad(lambda v: problem.value(unravel(v)))(at)
-
-
-@eqx.filter_jit
-def _exact(problem: Problem, raw: Raw) -> tuple[Array, Array]:
-    """One product with a unit vector after another, so that memory does not grow with them."""
-    vector, unravel = ravel_pytree(raw)
-    (value, _), product = jax.linearize(
-        jax.value_and_grad(lambda v: problem.value(unravel(v))), vector
-    )
-    matrix = jax.lax.map(lambda v: product(v)[1], jnp.eye(vector.size, dtype=vector.dtype))
-    return value, (matrix + matrix.T) / 2
-
-
-def _size(raw: Raw) -> int:
-    return sum(value.size for value in raw.values())
-
-
-def _eps(raw: Raw) -> float:
-    return float(jnp.finfo(precision(raw)).eps)
-
-
-def _vector(raw: Raw) -> np.ndarray:
-    return Layout.of(raw).vectors({path: np.asarray(value) for path, value in raw.items()})
 
 
 def _slope(transform: Any, raw: Array) -> Array:

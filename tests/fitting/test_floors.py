@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import kronax as kx
-from kronax.fitting.floors import warn_of_end, warn_of_start
+from kronax.fitting.doubts import warn_of_end, warn_of_start
 from kronax.fitting.problem import Problem, make_problem
 from kronax.linalg.arrays.precision import FLOOR
 from tests.gp.dense import matern52, squared_exponential

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro.distributions import constraints
 
 import kronax as kx
-from kronax.fitting import laplace
+from kronax.fitting import curvature, laplace
 from tests.fitting.cases import draws, fit, make, natural
 
 Y = draws()[0]
@@ -199,10 +199,10 @@ def test_noise_above_its_floor_is_transferred(single_result):
         losses, found = zip(*map(loss, points), strict=True)
         return np.array(losses), np.stack(found)
 
-    transferred = laplace._transferred(gradients, problem, raw, plain)
-    moved = np.asarray(laplace._transfer(problem, raw, plain, vector))
+    transferred = curvature._transferred(gradients, problem, raw, plain)
+    moved = np.asarray(curvature._transfer(problem, raw, plain, vector))
     assert np.abs(moved - np.eye(4)).max() > 0.1
-    found = laplace._differences(transferred, raw, moved, laplace._steps(raw))
+    found = curvature._differences(transferred, raw, moved, curvature._steps(raw))
     np.testing.assert_allclose(found.hessian, hessian, atol=1e-6)
     assert found.share() < 1e-2
 
@@ -239,10 +239,28 @@ def bowl(m):
 def test_differences_are_shorter_where_the_loss_bends_sooner(monkeypatch):
     """A hundredth of a standard error of `a` is too far for float32's steps."""
     result = kx.fit(Bowl(np.float32(0.01), np.float32(0.0)), loss=bowl, progress=False)
-    monkeypatch.setattr(laplace, "_exact", None)
+    monkeypatch.setattr(curvature, "_exact", None)
     found = quick(result).standard_errors
     assert found["a"] == pytest.approx(5e-3**-0.5, rel=1e-2)
     assert found["b"] == pytest.approx(2**-0.5, rel=1e-2)
+
+
+@pytest.mark.parametrize("curvatures", [(1.0,), (1.0, 1e4), (1.0, 1e4, 1e4, 1e2)])
+def test_noise_of_the_gradient_counts_along_flat_directions(curvatures):
+    """It is the same along all of them, and so the largest share where the curvature is least."""
+    raw = {"a": np.zeros(len(curvatures))}
+    steps, hessian, rng = curvature._steps(raw), np.diag(curvatures), np.random.default_rng(0)
+
+    def gradients(points):
+        noise = 1e-3 * steps[0] * rng.normal(size=points.shape)
+        return np.zeros(len(points)), points @ hessian + noise
+
+    exceeded = 0
+    for _ in range(100):
+        found = curvature._differences(gradients, raw, np.eye(len(hessian)), steps)
+        errors = np.sqrt(np.diag(np.linalg.inv(found.hessian)) * curvatures) - 1
+        exceeded += np.abs(errors).max() > found.share()
+    assert exceeded <= 20
 
 
 def test_where_differences_do_not_serve_the_hessian_is_exact():
