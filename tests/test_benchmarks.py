@@ -46,6 +46,8 @@ for key, value in BEFORE.items():
     else:
         os.environ[key] = value
 
+pytestmark = pytest.mark.ci
+
 
 class Remote:
     """A candidate in another process, as far as `alternate` can see."""

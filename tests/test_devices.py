@@ -277,7 +277,7 @@ def check_members(found: list[Any], _: Path) -> None:
         assert "another process" in own["other"]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 @pytest.mark.parametrize("name", everyday(["numbers", "posteriors"], ["numbers"]))
 def test_two_processes_are_as_one(name: str, tmp_path: Path) -> None:
     found = []

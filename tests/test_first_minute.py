@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import json, sys
 import jax
@@ -27,6 +29,7 @@ print(json.dumps([found, events.count(cache + "hits"), events.count(cache + "mis
 """
 
 
+@pytest.mark.ci
 def test_a_second_process_finds_its_programs_in_the_cache(tmp_path):
     # The settings of this test alone.
     own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMP", "JAX_PERSIST"))}
