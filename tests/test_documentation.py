@@ -147,6 +147,7 @@ def test_a_public_name_has_a_docstring_with_an_example(name):
     assert bool(examples_of(name).examples) is not (name in RETURNED)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("double", [False, full(True)], ids=["default precision", "float64"])
 @pytest.mark.parametrize("name", OBJECTS)
 def test_the_examples_of_a_docstring_run(name, double):
