@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(config, items):
 
 # Tracing makes containers by the million and hardly a cycle: looked through as often as Python does
 # by default, they take an eighth of the time.
-gc.set_threshold(200_000, 20, 200)
+gc.set_threshold(200_000, 20, 20)
 
 
 def share_ir_contexts(most: int = 256) -> None:
