@@ -218,6 +218,7 @@ def rows_of(route):
 EVERYDAY = [
     ("one variance", "float32"),
     ("a few gaps", "float32"),
+    ("noise along an axis", "float64"),
     ("many gaps", "float64"),
 ]
 
